@@ -1,0 +1,84 @@
+"""ResNets for Keras, from a name in a notebook to a verified file on a phone.
+
+Every public name is imported on first use: `import reszoo` loads no TensorFlow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from reszoo.quiet import quiet_tensorflow
+
+if TYPE_CHECKING:
+    from reszoo_export.benchmark import benchmark as benchmark
+    from reszoo_export.export import export as export
+    from reszoo_export.manifest import Manifest as Manifest
+    from reszoo_export.runtime import Predictor as Predictor
+    from reszoo_export.verify import verify as verify
+
+    from reszoo.cards import Card as Card
+    from reszoo.errors import CheckpointError as CheckpointError
+    from reszoo.errors import DataError as DataError
+    from reszoo.errors import ExportError as ExportError
+    from reszoo.errors import ReszooError as ReszooError
+    from reszoo.errors import UnknownNameError as UnknownNameError
+    from reszoo.errors import UsageError as UsageError
+    from reszoo.errors import VerificationError as VerificationError
+    from reszoo.evaluation import Metrics as Metrics
+    from reszoo.evaluation import evaluate as evaluate
+    from reszoo.preprocessing import Preprocessing as Preprocessing
+    from reszoo.specs import list_models as list_models
+    from reszoo.training.recipes import Recipe as Recipe
+    from reszoo.training.trainer import TrainResult as TrainResult
+    from reszoo.training.trainer import train as train
+    from reszoo.zoo import build as build
+    from reszoo.zoo import get_card as card
+    from reszoo.zoo import load as load
+    from reszoo.zoo import save as save
+
+__version__ = "0.1.0"
+
+# Public name -> module and name in it. No module may have the name of a verb: its import
+# would put the module in the verb's place (hence cards.py, evaluation.py). The rows that point into `reszoo_export` are,
+# with cli.py, the only places where the zoo knows of its exporter.
+_LAZY = {
+    "Card": "reszoo.cards:Card",
+    "CheckpointError": "reszoo.errors:CheckpointError",
+    "DataError": "reszoo.errors:DataError",
+    "ExportError": "reszoo.errors:ExportError",
+    "Manifest": "reszoo_export.manifest:Manifest",
+    "Metrics": "reszoo.evaluation:Metrics",
+    "Predictor": "reszoo_export.runtime:Predictor",
+    "Preprocessing": "reszoo.preprocessing:Preprocessing",
+    "Recipe": "reszoo.training.recipes:Recipe",
+    "ReszooError": "reszoo.errors:ReszooError",
+    "TrainResult": "reszoo.training.trainer:TrainResult",
+    "UnknownNameError": "reszoo.errors:UnknownNameError",
+    "UsageError": "reszoo.errors:UsageError",
+    "VerificationError": "reszoo.errors:VerificationError",
+    "benchmark": "reszoo_export.benchmark:benchmark",
+    "build": "reszoo.zoo:build",
+    "card": "reszoo.zoo:get_card",
+    "evaluate": "reszoo.evaluation:evaluate",
+    "export": "reszoo_export.export:export",
+    "list_models": "reszoo.specs:list_models",
+    "load": "reszoo.zoo:load",
+    "save": "reszoo.zoo:save",
+    "train": "reszoo.training.trainer:train",
+    "verify": "reszoo_export.verify:verify",
+}
+
+__all__ = sorted([*_LAZY, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'reszoo' has no attribute {name!r}")
+    quiet_tensorflow()
+    module, attribute = _LAZY[name].split(":")
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,141 @@
+"""The card: what travels with weights wherever they go."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+from reszoo.errors import CheckpointError, UsageError
+from reszoo.preprocessing import Preprocessing, default_preprocessing
+from reszoo.specs import SPECS, Architecture, architecture_from_json
+
+# Raised when a field changes its meaning; readers refuse what they do not know.
+CARD_VERSION = 1
+_PACKAGES = ("reszoo", "tensorflow", "keras", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured number.
+
+    Attributes:
+        name: What was measured ("top1", "top5", "loss"); shares are in 0..1.
+        value: The number.
+        data: On what: data set, split and number of images.
+    """
+
+    name: str
+    value: float
+    data: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Labels, preprocessing and origin of a set of weights.
+
+    Attributes:
+        architecture: The net that the weights belong to.
+        labels: Class names in the order of the outputs; None if never told.
+        preprocessing: How pictures become inputs.
+        provenance: Where the weights come from: source, recipe, seed, licence...
+        metrics: What was measured with them.
+        versions: Versions of the libraries that wrote the card.
+    """
+
+    architecture: Architecture
+    labels: tuple[str, ...] | None
+    preprocessing: Preprocessing
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        classes = self.architecture.classes
+        if self.labels is not None and classes != len(self.labels):
+            raise UsageError(
+                "There must be one label a class. Received: "
+                f"{len(self.labels)} labels for {classes} classes."
+            )
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            twice = sorted({x for x in self.labels if self.labels.count(x) > 1})
+            raise UsageError(f"Labels must differ. Received twice: {', '.join(twice)}.")
+
+    def label(self, index: int) -> str:
+        """Return the name of a class, or its number where names were never told."""
+        return self.labels[index] if self.labels else str(index)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the card as plain JSON values."""
+        return {
+            "card_version": CARD_VERSION,
+            "architecture": self.architecture.to_json(),
+            "labels": list(self.labels) if self.labels is not None else None,
+            "preprocessing": self.preprocessing.to_json(),
+            "provenance": dict(self.provenance),
+            "metrics": [asdict(metric) for metric in self.metrics],
+            "versions": dict(self.versions),
+        }
+
+    def to_text(self) -> str:
+        """Return the card as one line of JSON, the same for the same card."""
+        return json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Card":
+        """Return what `to_json` wrote.
+
+        Raises:
+            CheckpointError: Another card version, or fields of another kind.
+        """
+        try:
+            version = content["card_version"]
+            if version != CARD_VERSION:
+                raise CheckpointError(
+                    f"This reszoo reads card version {CARD_VERSION}. Received: version "
+                    f"{version}; use the release that wrote the file, or a newer one."
+                )
+            labels = content["labels"]
+            return cls(
+                architecture=architecture_from_json(content["architecture"]),
+                labels=None if labels is None else tuple(map(str, labels)),
+                preprocessing=Preprocessing.from_json(content["preprocessing"]),
+                provenance=content["provenance"],
+                metrics=tuple(Metric(**metric) for metric in content["metrics"]),
+                versions=content["versions"],
+            )
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"The card cannot be read ({reason}).") from error
+
+    @classmethod
+    def from_text(cls, text: str) -> "Card":
+        """Return what `to_text` wrote (see `from_json`)."""
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise CheckpointError(f"The card is not JSON ({error}).") from error
+        return cls.from_json(content)
+
+
+def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:
+    """Return the card of a freshly built net, with its variant's preprocessing."""
+    height, width, channels = architecture.input_shape
+    record = default_preprocessing(
+        SPECS[architecture.spec], height if height == width else None
+    )
+    if channels != len(record.mean):
+        grey = (sum(record.mean) / 3,) * channels, (sum(record.std) / 3,) * channels
+        record = replace(record, mean=grey[0], std=grey[1])
+    return Card(
+        architecture=architecture,
+        labels=None if labels is None else tuple(labels),
+        preprocessing=record,
+        provenance={"source": "initialised, not trained"},
+        versions=library_versions(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a net computes."""
+    return {name: metadata.version(name) for name in _PACKAGES}

@@ -1,0 +1,1 @@
+"""Weight files: one reader a format, one map of names."""

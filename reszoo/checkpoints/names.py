@@ -1,0 +1,110 @@
+"""The one map between Keras layers and torch's tensors.
+
+Layers are named as torchvision names its modules, so a tensor's name is the
+layer's name and torch's name for the kind of weight. Layouts follow torch: a
+convolution is `(out, in, height, width)`, a linear layer `(out, in)`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from reszoo.errors import CheckpointError
+
+Tensors = dict[str, NDArray[Any]]
+# torch counts the batches seen; inference never reads it, strict loading asks for it.
+_COUNTER = "num_batches_tracked"
+_TORCH_NAMES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Slot:
+    name: str
+    variable: Any
+
+    def to_torch(self) -> NDArray[Any]:
+        value = keras.ops.convert_to_numpy(self.variable)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
+        return np.ascontiguousarray(value.transpose(axes) if axes else value)
+
+    def from_torch(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim)
+        return tensor.transpose(axes) if axes else tensor
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.variable.shape)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape))
+        return tuple(shape[axis] for axis in axes) if axes else shape
+
+
+def to_tensors(model: keras.Model) -> Tensors:
+    """Return a model's weights under torchvision's names and in its layouts."""
+    tensors: Tensors = {}
+    for slot in _slots(model):
+        tensors[slot.name] = slot.to_torch()
+        if slot.name.endswith("running_var"):
+            counter = slot.name.replace("running_var", _COUNTER)
+            tensors[counter] = np.zeros((), np.int64)
+    return tensors
+
+
+def lay_in(model: keras.Model, tensors: Tensors, source: str) -> None:
+    """Set a model's weights from tensors under torchvision's names.
+
+    Nothing is set unless everything fits.
+
+    Args:
+        model: A model from `reszoo.build`.
+        tensors: Weights as `to_tensors` returns them.
+        source: What the tensors came from, for messages.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape; the
+            message lists them.
+    """
+    slots = {slot.name: slot for slot in _slots(model)}
+    given = {name for name in tensors if not name.endswith(_COUNTER)}
+    shapes = [
+        f"{name} is {tensors[name].shape}, not {slots[name].torch_shape}"
+        for name in slots
+        if name in given and tensors[name].shape != slots[name].torch_shape
+    ]
+    problems = [
+        _listed("missing", [name for name in slots if name not in given]),
+        _listed("unexpected", sorted(given - set(slots))),
+        _listed("of another shape", shapes),
+    ]
+    if any(problems):
+        raise CheckpointError(
+            f"{source} does not hold the weights of {model.name}. "
+            f"{' '.join(filter(None, problems))} Nothing was loaded."
+        )
+    for name, slot in slots.items():
+        slot.variable.assign(slot.from_torch(tensors[name]))
+
+
+def _slots(model: keras.Model) -> Iterator[_Slot]:
+    for layer in model.layers:
+        for variable in layer.weights:
+            kind = variable.path.rsplit("/", 1)[-1]
+            yield _Slot(f"{layer.name}.{_TORCH_NAMES[kind]}", variable)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}."

@@ -1,0 +1,128 @@
+"""From examples to batches: the one `tf.data` pipeline.
+
+Images stay uint8 until they are inside the training step. What is drawn at random
+derives from (seed, epoch) for the order and (seed, epoch, index) for each image,
+so any epoch can be made again by itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from reszoo.data.augment import pad_crop_flip
+from reszoo.data.examples import Examples, open_image
+from reszoo.errors import DataError, ReszooError
+from reszoo.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    Attributes:
+        pad: Border of mean colour from which a crop is cut, in pixels.
+        flip: Whether half of the images are mirrored.
+    """
+
+    pad: int
+    flip: bool
+
+
+def evaluation_batches(
+    examples: Examples, record: Preprocessing, batch_size: int
+) -> tf.data.Dataset:
+    """Return every example once, in order.
+
+    Returns:
+        Batches of uint8 `(batch, eval_size, eval_size, 3)` and int64 `(batch,)`;
+        the last may be smaller.
+    """
+    indices = tf.data.Dataset.range(len(examples))
+    load = _loader(examples)
+
+    def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, label = load(index)
+        return record.prepare_tensor(image), label
+
+    images = indices.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def training_batches(
+    examples: Examples,
+    record: Preprocessing,
+    batch_size: int,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    epoch: int,
+) -> tf.data.Dataset:
+    """Return one epoch of shuffled, varied examples.
+
+    The rest that does not fill a batch is left out; another epoch leaves out
+    others.
+
+    Returns:
+        Batches of uint8 `(batch_size, train_size, train_size, 3)` and int64
+        `(batch_size,)`.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+    load = _loader(examples)
+    shown = _at_train_size(record)
+    fill = tf.constant(np.round(255 * np.asarray(record.mean)), tf.uint8)
+
+    def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image, label = load(index)
+        key = tf.stack([seed * 1_000_003 + epoch, index])
+        image = shown.prepare_tensor(image)
+        return pad_crop_flip(image, key, augmentation.pad, augmentation.flip, fill), label
+
+    batches = tf.data.Dataset.from_tensor_slices(order.astype(np.int64))
+    batches = batches.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    # A fixed batch size keeps the shape static: one trace of the training step.
+    batches = batches.batch(batch_size, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def find_unreadable(examples: Examples) -> ReszooError:
+    """Return an error that names the first image that cannot be decoded.
+
+    TensorFlow's own message tells the reason but not the file.
+    """
+    for path in examples.paths or ():
+        try:
+            open_image(path)
+            _decode(tf.constant(str(path)))
+        except DataError as error:
+            return error
+        except tf.errors.OpError as error:
+            reason = error.message.split("\n")[0]
+            return DataError(f"{path} is not a readable image ({reason}).")
+    return DataError("An image could not be decoded, yet each can be by itself.")
+
+
+def _loader(examples: Examples) -> Any:
+    labels = tf.constant(examples.labels)
+    if examples.images is not None:
+        images = tf.constant(examples.images)
+        return lambda index: (tf.gather(images, index), tf.gather(labels, index))
+    paths = tf.constant([str(path) for path in examples.paths or ()])
+    return lambda index: (_decode(tf.gather(paths, index)), tf.gather(labels, index))
+
+
+def _decode(path: tf.Tensor) -> tf.Tensor:
+    content = tf.io.read_file(path)
+    # INTEGER_ACCURATE is what Pillow uses; the default differs by a level or two.
+    return tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(content, 3, expand_animations=False),
+    )
+
+
+def _at_train_size(record: Preprocessing) -> Preprocessing:
+    from dataclasses import replace
+
+    return replace(record, eval_size=record.train_size)

@@ -1,0 +1,120 @@
+"""Write files and folders so that nobody ever sees half of one."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from reszoo.errors import ReszooError
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` at the end.
+
+    The content is flushed to the disk before the rename, so that after a power
+    cut `path` holds the old or the new file, never a mixture. When the body
+    fails, the temporary file is removed and `path` stays as it was.
+
+    Args:
+        path: The final name. Missing parent folders are made.
+
+    Raises:
+        ReszooError: The disk refused the write (full, read-only).
+    """
+    final = Path(path)
+    with _disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary_name(final)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(final)
+            _flush(final.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it takes that name at the end.
+
+    A folder that already has the name is moved aside first and removed last, so
+    that a failure at any point leaves the old or the new folder in full.
+
+    Args:
+        path: The final name. Missing parent folders are made.
+
+    Raises:
+        ReszooError: The disk refused the write (full, read-only).
+    """
+    final = Path(path)
+    with _disk_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary_name(final)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for written in temporary.rglob("*"):
+                _flush(written)
+            _swap_in(temporary, final)
+            _flush(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text to `path` in one step (see `atomic_file`)."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` as indented JSON to `path` in one step."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _temporary_name(final: Path) -> Path:
+    name = next(tempfile._get_candidate_names())  # type: ignore[attr-defined]
+    return final.with_name(f".{final.name}.{name}.tmp")
+
+
+def _swap_in(temporary: Path, final: Path) -> None:
+    if not final.exists():
+        temporary.rename(final)
+        return
+    aside = _temporary_name(final)
+    final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    # Not every file system lets a folder be flushed; its files are flushed anyway.
+    with suppress(PermissionError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise ReszooError(
+            f"{final} could not be written: {os.strerror(error.errno)}. "
+            "What was there before is unchanged; make room or choose another place."
+        ) from error

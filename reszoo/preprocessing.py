@@ -1,0 +1,194 @@
+"""The one definition of how a picture becomes the input of a net.
+
+A `Preprocessing` record is executed by TensorFlow in pipelines and by Pillow and
+NumPy where TensorFlow is not loaded. Both follow the same geometry functions and
+differ by one grey level at most. The rules are torchvision's: resize the short
+side with antialiasing, cut the centre, scale by mean and standard deviation.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from reszoo.errors import UnknownNameError, UsageError
+from reszoo.specs import ResNetSpec
+
+Pixels = NDArray[np.uint8]
+# From the torchvision and timm sources; they belong to RGB in 0..1.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_PILLOW = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How pictures were shown to a net in training, and how to show them again.
+
+    Attributes:
+        train_size: Side of the square training images, in pixels.
+        eval_size: Side of the square evaluation images, in pixels.
+        crop_pct: Share of the resized short side that the centre crop keeps, in
+            (0, 1]; the short side becomes `floor(eval_size / crop_pct)`.
+        interpolation: "bilinear" or "bicubic", always antialiased.
+        mean: Subtracted per channel, of RGB in 0..1.
+        std: Divided by, per channel, of RGB in 0..1.
+    """
+
+    train_size: int
+    eval_size: int
+    crop_pct: float
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in _PILLOW:
+            raise UnknownNameError("interpolation", self.interpolation, _PILLOW)
+        if not 0 < self.crop_pct <= 1 or min(self.train_size, self.eval_size) < 1:
+            raise UsageError(
+                "crop_pct must lie in (0, 1] and sizes be positive. Received: "
+                f"crop_pct={self.crop_pct}, train_size={self.train_size}, "
+                f"eval_size={self.eval_size}."
+            )
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise UsageError(
+                "mean and std must have one entry a channel, std above 0. Received: "
+                f"mean={self.mean}, std={self.std}."
+            )
+
+    @property
+    def resize_size(self) -> int:
+        """Length of the short side before the centre crop, in pixels."""
+        return math.floor(self.eval_size / self.crop_pct)
+
+    def normalise(self, pixels: Any) -> Any:
+        """Scale RGB in 0..255 as the net expects it.
+
+        Args:
+            pixels: float32 `(..., channels)`; a NumPy array or a tensor.
+
+        Returns:
+            The same kind and shape: `(pixels / 255 - mean) / std`.
+        """
+        std = np.asarray(self.std, np.float64)
+        scale = (1 / (255 * std)).astype(np.float32)
+        offset = (-np.asarray(self.mean, np.float64) / std).astype(np.float32)
+        return pixels * scale + offset
+
+    def prepare(self, image: Image.Image | Pixels) -> Pixels:
+        """Resize and crop one picture with Pillow.
+
+        Args:
+            image: A picture, or uint8 RGB of shape `(height, width, 3)`.
+
+        Returns:
+            uint8 RGB of shape `(eval_size, eval_size, 3)`.
+        """
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(np.asarray(image))
+        image = image.convert("RGB")
+        short = min(image.size)
+        width, height = (scaled_side(side, short, self.resize_size) for side in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), _PILLOW[self.interpolation])
+        left, top = crop_offset(width, self.eval_size), crop_offset(height, self.eval_size)
+        return np.asarray(image.crop((left, top, left + self.eval_size, top + self.eval_size)))
+
+    def prepare_tensor(self, image: Any) -> Any:
+        """Resize and crop one picture with TensorFlow, also inside `tf.data`.
+
+        Args:
+            image: uint8 tensor `(height, width, channels)` of any size.
+
+        Returns:
+            uint8 tensor `(eval_size, eval_size, channels)`.
+        """
+        import tensorflow as tf
+
+        height, width = tf.unstack(tf.shape(image)[:2])
+        short = tf.minimum(height, width)
+        height = scaled_side(height, short, self.resize_size)
+        width = scaled_side(width, short, self.resize_size)
+        image = resize_tensor(image, height, width, self.interpolation)
+        top, left = crop_offset(height, self.eval_size), crop_offset(width, self.eval_size)
+        return tf.image.crop_to_bounding_box(
+            image, top, left, self.eval_size, self.eval_size
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
+        """Return what `to_json` wrote; unknown or missing fields are a TypeError."""
+        triples = {name: tuple(content[name]) for name in ("mean", "std")}
+        known = {field.name for field in fields(cls)}
+        if set(content) != known:
+            raise TypeError(f"expected the fields {sorted(known)}")
+        return cls(**{**content, **triples})
+
+
+def default_preprocessing(spec: ResNetSpec, eval_size: int | None = None) -> Preprocessing:
+    """Return the record that a net trained from scratch gets.
+
+    ImageNet nets keep 7/8 of the resized picture, as torchvision's; CIFAR nets all.
+
+    Args:
+        spec: The variant.
+        eval_size: Side of the input, in pixels; the variant's by default.
+    """
+    side = eval_size or spec.image_size
+    return Preprocessing(
+        train_size=side,
+        eval_size=side,
+        crop_pct=0.875 if spec.stem == "imagenet" else 1.0,
+        interpolation="bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def scaled_side(side: Any, short: Any, target: int) -> Any:
+    """Scale one side so that the short one becomes `target`, rounding down.
+
+    Works on Python integers and on integer tensors alike, as `crop_offset` does.
+    """
+    return side * target // short
+
+
+def crop_offset(side: Any, crop: int) -> Any:
+    """Return where a centre crop begins; halves go to the even neighbour.
+
+    torchvision rounds with Python's `round`, which does the same.
+    """
+    half = (side - crop) // 2
+    return half + ((side - crop) % 2) * (half % 2)
+
+
+def resize_tensor(image: Any, height: Any, width: Any, interpolation: str) -> Any:
+    """Resize a uint8 tensor `(h, w, c)` with antialiasing, as Pillow does.
+
+    Pillow resizes horizontally, rounds to bytes, then vertically; following it
+    leaves a difference in one pixel of a thousand, a single pass in one of seven.
+    """
+    import tensorflow as tf
+
+    image = _resize_once(image, tf.shape(image)[0], width, interpolation)
+    return _resize_once(image, height, width, interpolation)
+
+
+def _resize_once(image: Any, height: Any, width: Any, interpolation: str) -> Any:
+    import tensorflow as tf
+
+    size = tf.stack([height, width])
+    pixels = tf.image.resize(image, size, interpolation, antialias=True)
+    # Pillow rounds halves up; tf.round would send them to the even neighbour.
+    return tf.cast(tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255), tf.uint8)

@@ -1,0 +1,164 @@
+"""From an `Architecture` to a functional `keras.Model`.
+
+Layers carry the names of torchvision's modules, so the layer names are the
+checkpoint format. Differences to the paper are torchvision's as well: the stride
+of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
+"""
+
+from typing import Any
+
+import keras
+
+from reszoo.layers import BatchNormalization, IdentityShortcut
+from reszoo.specs import SPECS, Architecture
+
+Tensor = Any
+_NHWC = {"data_format": "channels_last"}
+
+
+def build_resnet(
+    architecture: Architecture, *, folded: bool = False, name: str | None = None
+) -> keras.Model:
+    """Build the model that an architecture describes, with fresh weights.
+
+    Args:
+        architecture: Variant and options.
+        folded: Whether convolutions carry a bias and batch normalisation is left
+            out: the inference form, into which trained statistics are folded.
+        name: Name of the model; the variant's by default.
+
+    Returns:
+        A functional model from `(batch, height, width, channels)` to logits,
+        probabilities, pooled features, or feature maps.
+    """
+    return _Builder(architecture, folded).model(name or architecture.spec)
+
+
+def normalization_name(convolution: str) -> str:
+    """Return the name of the batch normalisation that follows a convolution."""
+    if convolution.endswith("downsample.0"):
+        return convolution[:-1] + "1"
+    return convolution.replace("conv", "bn")
+
+
+def convolution_names(model: keras.Model) -> list[str]:
+    """List the convolutions of a model from `build_resnet`, input first."""
+    return [
+        layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)
+    ]
+
+
+class _Builder:
+    def __init__(self, architecture: Architecture, folded: bool) -> None:
+        self.options = architecture
+        self.spec = SPECS[architecture.spec]
+        self.folded = folded
+
+    def model(self, name: str) -> keras.Model:
+        image = keras.Input(self.options.input_shape, name="image")
+        x = self.stem(image)
+        stages: dict[str, Tensor] = {}
+        for index in range(len(self.spec.depths)):
+            x = stages[f"layer{index + 1}"] = self.stage(x, index)
+        outputs = stages if self.options.features else self.top(x)
+        return keras.Model(image, outputs, name=name)
+
+    def stem(self, image: Tensor) -> Tensor:
+        if self.spec.stem == "cifar":
+            x = self.conv_bn(image, self.spec.widths[0], 3, 1, "conv1")
+            return _relu(x, "relu")
+        x = self.conv_bn(image, self.spec.widths[0], 7, 2, "conv1")
+        x = _relu(x, "relu")
+        # Zeros stand in for torch's minus infinity: after a ReLU no input is below.
+        x = keras.layers.ZeroPadding2D(1, name="maxpool.pad", **_NHWC)(x)
+        return keras.layers.MaxPooling2D(3, 2, name="maxpool", **_NHWC)(x)
+
+    def stage(self, x: Tensor, index: int) -> Tensor:
+        width = self.spec.widths[index]
+        for block in range(self.spec.depths[index]):
+            stride = 2 if index and not block else 1
+            x = self.block(x, width, stride, f"layer{index + 1}.{block}")
+        return x
+
+    def block(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
+        """Compute a[l+2] = g(z[l+2] + a[l]) (He et al. 2015, equation 1)."""
+        path = self.basic if self.spec.block == "basic" else self.bottleneck
+        z = path(x, width, stride, name)
+        if self.options.shortcut != "none":
+            shortcut = self.shortcut(x, z.shape[-1], stride, name)
+            z = keras.layers.Add(name=f"{name}.add")([z, shortcut])
+        return _relu(z, f"{name}.relu")
+
+    def basic(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
+        x = self.conv_bn(x, width, 3, stride, f"{name}.conv1")
+        x = _relu(x, f"{name}.relu1")
+        return self.conv_bn(x, width, 3, 1, f"{name}.conv2")
+
+    def bottleneck(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
+        first, second = (stride, 1) if self.options.stride_in == "1x1" else (1, stride)
+        x = self.conv_bn(x, width, 1, first, f"{name}.conv1")
+        x = _relu(x, f"{name}.relu1")
+        x = self.conv_bn(x, width, 3, second, f"{name}.conv2")
+        x = _relu(x, f"{name}.relu2")
+        return self.conv_bn(x, 4 * width, 1, 1, f"{name}.conv3")
+
+    def shortcut(self, x: Tensor, filters: int, stride: int, name: str) -> Tensor:
+        same_shape = stride == 1 and x.shape[-1] == filters
+        if self.options.shortcut == "projection-all" or (
+            self.options.shortcut == "projection" and not same_shape
+        ):
+            return self.conv_bn(x, filters, 1, stride, f"{name}.downsample.0")
+        if same_shape:
+            return x
+        return IdentityShortcut(filters, stride, name=f"{name}.shortcut")(x)
+
+    def conv_bn(
+        self, x: Tensor, filters: int, kernel: int, stride: int, name: str
+    ) -> Tensor:
+        # At stride 2 "same" pads by input size and on one side only, which moves
+        # the picture by a pixel against torch: 6 to 7 % of the logits.
+        padding = "same" if stride == 1 else "valid"
+        if stride > 1 and kernel > 1:
+            pad = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}.pad", **_NHWC)
+            x = pad(x)
+        x = keras.layers.Conv2D(
+            filters,
+            kernel,
+            stride,
+            padding=padding,
+            use_bias=self.folded,
+            # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision; one
+            # initializer per layer, for an instance repeats its draw.
+            kernel_initializer=keras.initializers.VarianceScaling(
+                2.0, mode="fan_out", distribution="untruncated_normal"
+            ),
+            name=name,
+            **_NHWC,
+        )(x)
+        return x if self.folded else BatchNormalization(name=normalization_name(name))(x)
+
+    def top(self, x: Tensor) -> Tensor:
+        pooling = "avg" if self.options.include_top else self.options.pooling
+        if pooling == "avg":
+            x = keras.layers.GlobalAveragePooling2D(name="avgpool", **_NHWC)(x)
+        elif pooling == "max":
+            x = keras.layers.GlobalMaxPooling2D(name="maxpool_global", **_NHWC)(x)
+        if not self.options.include_top:
+            return x
+        # float32 also under a mixed-precision policy: the loss needs the digits.
+        x = keras.layers.Dense(
+            self.options.classes,
+            # torch's default for a linear layer: uniform within 1 / sqrt(fan in).
+            kernel_initializer=keras.initializers.VarianceScaling(
+                1 / 3, mode="fan_in", distribution="uniform"
+            ),
+            dtype="float32",
+            name="fc",
+        )(x)
+        if self.options.classifier_activation == "softmax":
+            x = keras.layers.Softmax(dtype="float32", name="probabilities")(x)
+        return x
+
+
+def _relu(x: Tensor, name: str) -> Tensor:
+    return keras.layers.ReLU(name=name)(x)
