@@ -5,10 +5,13 @@ checkpoint format. Differences to the paper are torchvision's as well: the strid
 of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
 """
 
+import zlib
 from typing import Any
 
 import keras
+import numpy as np
 
+from reszoo.errors import UsageError
 from reszoo.layers import BatchNormalization, IdentityShortcut
 from reszoo.specs import SPECS, Architecture
 
@@ -17,7 +20,11 @@ _NHWC = {"data_format": "channels_last"}
 
 
 def build_resnet(
-    architecture: Architecture, *, folded: bool = False, name: str | None = None
+    architecture: Architecture,
+    *,
+    folded: bool = False,
+    seed: int | None = None,
+    name: str | None = None,
 ) -> keras.Model:
     """Build the model that an architecture describes, with fresh weights.
 
@@ -25,13 +32,14 @@ def build_resnet(
         architecture: Variant and options.
         folded: Whether convolutions carry a bias and batch normalisation is left
             out: the inference form, into which trained statistics are folded.
+        seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the model; the variant's by default.
 
     Returns:
         A functional model from `(batch, height, width, channels)` to logits,
         probabilities, pooled features, or feature maps.
     """
-    return _Builder(architecture, folded).model(name or architecture.spec)
+    return _Builder(architecture, folded, seed).model(name or architecture.spec)
 
 
 def normalization_name(convolution: str) -> str:
@@ -49,10 +57,13 @@ def convolution_names(model: keras.Model) -> list[str]:
 
 
 class _Builder:
-    def __init__(self, architecture: Architecture, folded: bool) -> None:
+    def __init__(
+        self, architecture: Architecture, folded: bool, seed: int | None
+    ) -> None:
         self.options = architecture
         self.spec = SPECS[architecture.spec]
         self.folded = folded
+        self.seed = seed
 
     def model(self, name: str) -> keras.Model:
         image = keras.Input(self.options.input_shape, name="image")
@@ -127,10 +138,9 @@ class _Builder:
             stride,
             padding=padding,
             use_bias=self.folded,
-            # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision; one
-            # initializer per layer, for an instance repeats its draw.
-            kernel_initializer=keras.initializers.VarianceScaling(
-                2.0, mode="fan_out", distribution="untruncated_normal"
+            # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision.
+            kernel_initializer=self.initializer(
+                name, 2.0, "fan_out", "untruncated_normal"
             ),
             name=name,
             **_NHWC,
@@ -149,15 +159,36 @@ class _Builder:
         x = keras.layers.Dense(
             self.options.classes,
             # torch's default for a linear layer: uniform within 1 / sqrt(fan in).
-            kernel_initializer=keras.initializers.VarianceScaling(
-                1 / 3, mode="fan_in", distribution="uniform"
-            ),
+            kernel_initializer=self.initializer("fc", 1 / 3, "fan_in", "uniform"),
             dtype="float32",
             name="fc",
         )(x)
         if self.options.classifier_activation == "softmax":
             x = keras.layers.Softmax(dtype="float32", name="probabilities")(x)
         return x
+
+    def initializer(
+        self, layer: str, scale: float, mode: str, distribution: str
+    ) -> keras.initializers.Initializer:
+        # One for each layer, with a seed of its own: an instance repeats its draw.
+        seed = None
+        if self.seed is not None:
+            entropy = np.random.SeedSequence((self.seed, zlib.crc32(layer.encode())))
+            seed = int(entropy.generate_state(1)[0] >> 1)
+        return keras.initializers.VarianceScaling(scale, mode, distribution, seed)
+
+
+def logits_model(model: keras.Model) -> keras.Model:
+    """Return a model that shares `model`'s layers and ends in its logits.
+
+    Raises:
+        UsageError: The model has no classifier.
+    """
+    if "fc" not in {layer.name for layer in model.layers}:
+        raise UsageError(
+            f"{model.name!r} has no classifier. Build it with include_top=True."
+        )
+    return keras.Model(model.inputs, model.get_layer("fc").output, name=model.name)
 
 
 def _relu(x: Tensor, name: str) -> Tensor:

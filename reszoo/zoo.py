@@ -31,6 +31,7 @@ def build(
     shortcut: str | None = None,
     stride_in: str | None = None,
     features: str | None = None,
+    seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
     """Build a net of the zoo.
@@ -58,6 +59,7 @@ def build(
             (default; torchvision's v1.5) or "1x1" (the paper, keras.applications).
         features: Without top: "pyramid" gives every stage, as a dict from
             "layer1" on.
+        seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the Keras model; the variant's by default.
 
     Returns:
@@ -85,7 +87,8 @@ def build(
     if weights is not None:
         return _build_from_file(variant, Path(weights), options, labels, name)
     described = architecture(variant, **_given(options))
-    return _attach(build_resnet(described, name=name), new_card(described, labels))
+    model = build_resnet(described, seed=seed, name=name)
+    return _attach(model, new_card(described, labels))
 
 
 def load(path: str | os.PathLike[str]) -> keras.Model:

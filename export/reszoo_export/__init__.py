@@ -1,1 +1,1 @@
-"""Exporter."""
+"""The exporter: from a checkpoint to files that provably answer like it."""

@@ -1,12 +1,14 @@
 """Examples: labelled images that are still on disk, or small enough for memory."""
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from reszoo.errors import DataError
 from reszoo.preprocessing import Pixels, Preprocessing
@@ -20,11 +22,13 @@ class Examples:
         labels: int64 `(n,)`, indices into the class names.
         paths: Image files.
         images: uint8 RGB `(n, height, width, 3)`.
+        orientations: With paths: how a camera was held, 1 (upright) to 8, `(n,)`.
     """
 
     labels: NDArray[np.int64]
     paths: tuple[Path, ...] | None = None
     images: Pixels | None = None
+    orientations: NDArray[np.int32] | None = None
 
     @classmethod
     def from_arrays(cls, images: Pixels, labels: Sequence[int]) -> "Examples":
@@ -33,19 +37,28 @@ class Examples:
 
     @classmethod
     def from_paths(cls, paths: Sequence[Path], labels: Sequence[int]) -> "Examples":
-        """Wrap image files and their labels."""
-        return cls(np.asarray(labels, np.int64), paths=tuple(paths))
+        """Wrap image files and their labels.
+
+        Raises:
+            DataError: A file is no image; names the path.
+        """
+        orientations = np.asarray([_orientation(path) for path in paths], np.int32)
+        labelled = np.asarray(labels, np.int64)
+        return cls(labelled, paths=tuple(paths), orientations=orientations)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: NDArray[np.int64]) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        labels = self.labels[indices]
-        if self.paths is None:
-            images = None if self.images is None else self.images[indices]
-            return Examples(labels, images=images)
-        return Examples(labels, paths=tuple(self.paths[i] for i in indices))
+        return Examples(
+            self.labels[indices],
+            paths=self.paths and tuple(self.paths[i] for i in indices),
+            images=None if self.images is None else self.images[indices],
+            orientations=(
+                None if self.orientations is None else self.orientations[indices]
+            ),
+        )
 
     def prepared(self, index: int, record: Preprocessing) -> Pixels:
         """Return one image, resized and cropped by Pillow.
@@ -67,19 +80,28 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         DataError: The file is missing, cut short or no image; names the path.
     """
+    with _readable(path), Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _orientation(path: Path) -> int:
+    with _readable(path), Image.open(path) as image:
+        held = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return held if held in range(1, 9) else 1
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        yield
     except FileNotFoundError as error:
         raise DataError(f"There is no image {path}.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no known image format"
         raise DataError(
-            f"{path} is not a readable image ({_reason(error)}). "
+            f"{path} is not a readable image ({reason}). "
             "Replace the file or take it out of the folder."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "no known image format"
-    return str(error) or type(error).__name__

@@ -5,7 +5,7 @@ derives from (seed, epoch) for the order and (seed, epoch, index) for each image
 so any epoch can be made again by itself.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,14 @@ def _loader(examples: Examples) -> Any:
         images = tf.constant(examples.images)
         return lambda index: (tf.gather(images, index), tf.gather(labels, index))
     paths = tf.constant([str(path) for path in examples.paths or ()])
-    return lambda index: (_decode(tf.gather(paths, index)), tf.gather(labels, index))
+    orientations = tf.constant(examples.orientations)
+
+    def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        image = _decode(tf.gather(paths, index))
+        image = _upright(image, tf.gather(orientations, index))
+        return image, tf.gather(labels, index)
+
+    return load
 
 
 def _decode(path: tf.Tensor) -> tf.Tensor:
@@ -122,7 +129,17 @@ def _decode(path: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _at_train_size(record: Preprocessing) -> Preprocessing:
-    from dataclasses import replace
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Undo how the camera was held; EXIF 2.3, section 4.6.4 A, Orientation."""
+    turned = tf.cond(
+        orientation > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
+    )
+    # Which sides are swapped, by orientation; 0 does not occur.
+    across = tf.gather([False, False, True, True, False, False, True, True, False], orientation)
+    down = tf.gather([False, False, False, True, True, False, False, True, True], orientation)
+    turned = tf.cond(across, lambda: tf.reverse(turned, [1]), lambda: turned)
+    return tf.cond(down, lambda: tf.reverse(turned, [0]), lambda: turned)
 
+
+def _at_train_size(record: Preprocessing) -> Preprocessing:
     return replace(record, eval_size=record.train_size)
