@@ -9,12 +9,6 @@ from typing import TYPE_CHECKING, Any
 from reszoo.quiet import quiet_tensorflow
 
 if TYPE_CHECKING:
-    from reszoo_export.benchmark import benchmark as benchmark
-    from reszoo_export.export import export as export
-    from reszoo_export.manifest import Manifest as Manifest
-    from reszoo_export.runtime import Predictor as Predictor
-    from reszoo_export.verify import verify as verify
-
     from reszoo.cards import Card as Card
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError
@@ -31,15 +25,21 @@ if TYPE_CHECKING:
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
     from reszoo.zoo import build as build
-    from reszoo.zoo import get_card as card
+    from reszoo.zoo import get_card as card  # noqa: F401
     from reszoo.zoo import load as load
     from reszoo.zoo import save as save
+    from reszoo_export.benchmark import benchmark as benchmark
+    from reszoo_export.export import export as export
+    from reszoo_export.manifest import Manifest as Manifest
+    from reszoo_export.runtime import Predictor as Predictor
+    from reszoo_export.verify import verify as verify
 
 __version__ = "0.1.0"
 
-# Public name -> module and name in it. No module may have the name of a verb: its import
-# would put the module in the verb's place (hence cards.py, evaluation.py). The rows that point into `reszoo_export` are,
-# with cli.py, the only places where the zoo knows of its exporter.
+# Public name -> module and name in it. No module may have the name of a verb, for its
+# import would put the module in the verb's place (hence cards.py, evaluation.py). The
+# rows that point into `reszoo_export` are, with cli.py, the only places where the zoo
+# knows of its exporter.
 _LAZY = {
     "Card": "reszoo.cards:Card",
     "CheckpointError": "reszoo.errors:CheckpointError",

@@ -92,7 +92,9 @@ def evaluate(
     check_classes(source, predictor.card.labels, "the model")
     parts = []
     with Progress("evaluating", len(examples)) as progress:
-        for batch in prepared_batches(examples, predictor.card.preprocessing, batch_size):
+        for batch in prepared_batches(
+            examples, predictor.card.preprocessing, batch_size
+        ):
             parts.append(predictor.predict_prepared(batch))
             progress.advance(len(batch))
     name = f"{source.name} ({split or source.judging_split})"

@@ -49,7 +49,10 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         statistics = (
             {}
             if training
-            else {"mean": self.moving_mean.value, "variance": self.moving_variance.value}
+            else {
+                "mean": self.moving_mean.value,
+                "variance": self.moving_variance.value,
+            }
         )
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,

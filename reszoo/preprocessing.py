@@ -95,11 +95,18 @@ class Preprocessing:
             image = Image.fromarray(np.asarray(image))
         image = image.convert("RGB")
         short = min(image.size)
-        width, height = (scaled_side(side, short, self.resize_size) for side in image.size)
+        width, height = (
+            scaled_side(side, short, self.resize_size) for side in image.size
+        )
         if (width, height) != image.size:
             image = image.resize((width, height), _PILLOW[self.interpolation])
-        left, top = crop_offset(width, self.eval_size), crop_offset(height, self.eval_size)
-        return np.asarray(image.crop((left, top, left + self.eval_size, top + self.eval_size)))
+        left, top = (
+            crop_offset(width, self.eval_size),
+            crop_offset(height, self.eval_size),
+        )
+        return np.asarray(
+            image.crop((left, top, left + self.eval_size, top + self.eval_size))
+        )
 
     def prepare_tensor(self, image: Any) -> Any:
         """Resize and crop one picture with TensorFlow, also inside `tf.data`.
@@ -117,7 +124,10 @@ class Preprocessing:
         height = scaled_side(height, short, self.resize_size)
         width = scaled_side(width, short, self.resize_size)
         image = resize_tensor(image, height, width, self.interpolation)
-        top, left = crop_offset(height, self.eval_size), crop_offset(width, self.eval_size)
+        top, left = (
+            crop_offset(height, self.eval_size),
+            crop_offset(width, self.eval_size),
+        )
         return tf.image.crop_to_bounding_box(
             image, top, left, self.eval_size, self.eval_size
         )
@@ -136,7 +146,9 @@ class Preprocessing:
         return cls(**{**content, **triples})
 
 
-def default_preprocessing(spec: ResNetSpec, eval_size: int | None = None) -> Preprocessing:
+def default_preprocessing(
+    spec: ResNetSpec, eval_size: int | None = None
+) -> Preprocessing:
     """Return the record that a net trained from scratch gets.
 
     ImageNet nets keep 7/8 of the resized picture, as torchvision's; CIFAR nets all.

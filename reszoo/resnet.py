@@ -145,7 +145,9 @@ class _Builder:
             name=name,
             **_NHWC,
         )(x)
-        return x if self.folded else BatchNormalization(name=normalization_name(name))(x)
+        return (
+            x if self.folded else BatchNormalization(name=normalization_name(name))(x)
+        )
 
     def top(self, x: Tensor) -> Tensor:
         pooling = "avg" if self.options.include_top else self.options.pooling

@@ -35,7 +35,7 @@ class _Slot:
     variable: Any
 
     def to_torch(self) -> NDArray[Any]:
-        value = keras.ops.convert_to_numpy(self.variable)
+        value = np.asarray(self.variable.value)
         axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
         return np.ascontiguousarray(value.transpose(axes) if axes else value)
 

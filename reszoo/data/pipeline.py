@@ -77,7 +77,9 @@ def training_batches(
         image, label = load(index)
         key = tf.stack([seed * 1_000_003 + epoch, index])
         image = shown.prepare_tensor(image)
-        return pad_crop_flip(image, key, augmentation.pad, augmentation.flip, fill), label
+        return pad_crop_flip(
+            image, key, augmentation.pad, augmentation.flip, fill
+        ), label
 
     batches = tf.data.Dataset.from_tensor_slices(order.astype(np.int64))
     batches = batches.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -135,8 +137,12 @@ def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         orientation > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
     )
     # Which sides are swapped, by orientation; 0 does not occur.
-    across = tf.gather([False, False, True, True, False, False, True, True, False], orientation)
-    down = tf.gather([False, False, False, True, True, False, False, True, True], orientation)
+    across = tf.gather(
+        [False, False, True, True, False, False, True, True, False], orientation
+    )
+    down = tf.gather(
+        [False, False, False, True, True, False, False, True, True], orientation
+    )
     turned = tf.cond(across, lambda: tf.reverse(turned, [1]), lambda: turned)
     return tf.cond(down, lambda: tf.reverse(turned, [0]), lambda: turned)
 

@@ -58,7 +58,9 @@ class Source:
 
 # A name that is not a folder -> how it is read.
 NAMED: dict[str, Callable[[int], Source]] = {
-    "digits": lambda seed: _from_arrays("digits", digits.read(), seed, mirror_safe=False)
+    "digits": lambda seed: _from_arrays(
+        "digits", digits.read(), seed, mirror_safe=False
+    )
 }
 _HELD_OUT = {"validation": 0.1, "test": 0.2}
 
@@ -93,7 +95,9 @@ def open_source(
     if not root.exists():
         raise UnknownNameError("folder or data set", str(data), NAMED)
     if not root.is_dir():
-        raise DataError(f"{root} is a file. Give a folder of class folders with images.")
+        raise DataError(
+            f"{root} is a file. Give a folder of class folders with images."
+        )
     names, splits = folder.read(root)
     if set(splits) == {"all"}:
         splits = {**splits, **_held_out(splits["all"], validation_split, seed)}
@@ -117,7 +121,10 @@ def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> N
     only_data = sorted(set(source.class_names) - set(labels))
     difference = "; ".join(
         f"only {where}: {', '.join(names)}"
-        for where, names in ((f"in {whose}", only_model), (f"in {source.name}", only_data))
+        for where, names in (
+            (f"in {whose}", only_model),
+            (f"in {source.name}", only_data),
+        )
         if names
     )
     raise DataError(

@@ -65,7 +65,9 @@ class TrainingStep:
     def _loss(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         classes = logits.shape[-1]
         smoothing = self._recipe.label_smoothing
-        target = tf.one_hot(labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes)
+        target = tf.one_hot(
+            labels, classes, 1 - smoothing + smoothing / classes, smoothing / classes
+        )
         return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(target, logits))
 
     def _penalty(self) -> tf.Tensor:

@@ -20,7 +20,7 @@ from reszoo.data.pipeline import (
     training_batches,
 )
 from reszoo.data.sources import Source, check_classes, open_source
-from reszoo.errors import ReszooError, UsageError
+from reszoo.errors import UsageError
 from reszoo.evaluation import Metrics, score
 from reszoo.files import write_json
 from reszoo.inference import inference_function
@@ -105,7 +105,12 @@ class _Run:
     def __init__(
         self, model: keras.Model, source: Source, recipe: Recipe, folder: Path | None
     ) -> None:
-        self.model, self.source, self.recipe, self.folder = model, source, recipe, folder
+        self.model, self.source, self.recipe, self.folder = (
+            model,
+            source,
+            recipe,
+            folder,
+        )
         self.card = self._labelled(get_card(model))
         self.examples = source.examples("train")
         self.steps = len(self.examples) // recipe.batch_size
@@ -170,7 +175,9 @@ class _Run:
                 asked = time.perf_counter()
                 images, labels = next(remaining)
                 waited += time.perf_counter() - asked
-                rate = self.recipe.learning_rate_at(epoch * self.steps + index, self.steps)
+                rate = self.recipe.learning_rate_at(
+                    epoch * self.steps + index, self.steps
+                )
                 batch_loss, hits = self.step(images, labels, rate)
                 loss, correct = loss + float(batch_loss), correct + int(hits)
                 progress.advance(note=f"loss {loss / (index + 1):.3f}")

@@ -1,0 +1,177 @@
+"""The manifest: what an export holds and what was measured of it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from reszoo.cards import Card
+from reszoo.errors import ExportError
+from reszoo.files import write_json
+
+MANIFEST_FILE = "manifest.json"
+# Raised when a field changes its meaning; readers refuse what they do not know.
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """How a file's answers compare with the model's.
+
+    Attributes:
+        runtime: What ran the file, with its version.
+        images: Number of real images compared.
+        synthetic: Number of made-up images compared besides.
+        max_difference: Largest difference of a probability on real images, or on
+            the made-up ones where there were no real ones.
+        mean_difference: The mean of the same.
+        agreement: Share of real images with the same top-1.
+        accuracy: Top-1 accuracy of the file, where labels were given.
+        model_accuracy: The same of the model.
+        problems: What is wrong with the file; nothing if it is verified.
+    """
+
+    runtime: str
+    images: int
+    synthetic: int
+    max_difference: float
+    mean_difference: float
+    agreement: float
+    accuracy: float | None
+    model_accuracy: float | None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """How long one image takes, measured where the export was made.
+
+    Attributes:
+        median_ms: Median, in milliseconds.
+        p90_ms: What nine of ten calls stay below.
+        runs: Number of calls measured, after warming up.
+        threads: Threads of the runtime.
+        processor: Its name.
+    """
+
+    median_ms: float
+    p90_ms: float
+    runs: int
+    threads: int
+    processor: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One exported file.
+
+    Attributes:
+        format: Its row of the table of formats.
+        file: Its name in the folder.
+        bytes: Its size; of a folder, that of all files in it.
+        sha256: Of its content; of a folder, of all names and contents in order.
+        inputs: Name, dtype and shape of each.
+        outputs: Name, dtype and shape of each.
+        verification: Compared with the model.
+        latency: Of one image.
+    """
+
+    format: str
+    file: str
+    bytes: int
+    sha256: str
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    verification: Verification
+    latency: Latency | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """An export: the card and its files.
+
+    Attributes:
+        folder: Where it lies; not written into the manifest.
+        card: Of the model that was exported.
+        files: One record a file.
+    """
+
+    folder: Path
+    card: Card
+    files: tuple[FileRecord, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, a sentence each, with the file's name in front."""
+        return [
+            f"{record.file}: {problem}"
+            for record in self.files
+            for problem in record.verification.problems
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as plain JSON values."""
+        return {
+            "manifest_version": MANIFEST_VERSION,
+            "card": self.card.to_json(),
+            "files": [asdict(record) for record in self.files],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into a folder, in one step."""
+        write_json(folder / MANIFEST_FILE, self.to_json())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an export.
+
+    Raises:
+        ExportError: The folder holds no export, or one of another version.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["manifest_version"]
+        if version != MANIFEST_VERSION:
+            raise ExportError(
+                f"This reszoo reads manifest version {MANIFEST_VERSION}. "
+                f"Received: version {version} in {path}."
+            )
+        return Manifest(
+            folder=folder,
+            card=Card.from_json(content["card"]),
+            files=tuple(_record(record) for record in content["files"]),
+        )
+    except FileNotFoundError as error:
+        raise ExportError(f"{folder} holds no export (no {MANIFEST_FILE}).") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{path} cannot be read ({error}).") from error
+
+
+def size_and_hash(path: Path) -> tuple[int, str]:
+    """Return the bytes and the sha256 of a file, or of a folder's content."""
+    digest, size = hashlib.sha256(), 0
+    inside = sorted(file for file in path.rglob("*") if file.is_file())
+    for file in inside or [path]:
+        content = file.read_bytes()
+        if inside:
+            digest.update(
+                f"{file.relative_to(path).as_posix()}\0{len(content)}\0".encode()
+            )
+        digest.update(content)
+        size += len(content)
+    return size, digest.hexdigest()
+
+
+def _record(content: Mapping[str, Any]) -> FileRecord:
+    found, latency = content["verification"], content["latency"]
+    verification = Verification(**{**found, "problems": tuple(found["problems"])})
+    return FileRecord(
+        **{
+            **content,
+            "verification": verification,
+            "latency": latency and Latency(**latency),
+        }
+    )

@@ -1,0 +1,60 @@
+"""Models, checkpoints and exports that several tests look at."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import reszoo
+
+FORMATS = "saved_model,tflite,tflite-int8,onnx"
+
+
+def randomise(model: Any, seed: int = 0) -> Any:
+    """Give a model weights and batch-norm statistics that are nowhere trivial."""
+    from reszoo.checkpoints.names import lay_in, to_tensors
+
+    draw = np.random.default_rng(seed)
+    tensors = to_tensors(model)
+    for name, tensor in tensors.items():
+        if name.endswith("running_var") or (tensor.ndim == 1 and "weight" in name):
+            tensors[name] = draw.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
+        elif tensor.ndim == 1:
+            tensors[name] = draw.normal(0, 0.2, tensor.shape).astype(np.float32)
+    lay_in(model, tensors, "random numbers")
+    return model
+
+
+def photos(root: Path, names: tuple[str, ...] = ("cat", "dog"), each: int = 6) -> Path:
+    """Make a folder of small PNG files whose classes differ in colour."""
+    draw = np.random.default_rng(0)
+    for index, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number in range(each):
+            pixels = draw.integers(0, 120, (40 + number, 52, 3), np.uint8)
+            pixels[..., index % 3] += 130
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A ResNet-20 after four epochs on the digits, with its run folder."""
+    output = tmp_path_factory.mktemp("run") / "digits"
+    return reszoo.train(
+        "resnet20", "digits", epochs=4, batch_size=32, learning_rate=0.05, output=output
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Every format of that ResNet-20."""
+    output = tmp_path_factory.mktemp("export") / "digits"
+    return reszoo.export(run.best, output, formats=FORMATS, calibration="digits")

@@ -1,0 +1,104 @@
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from reszoo.layers import BatchNormalization, IdentityShortcut
+
+
+def data(seed: int = 0) -> Any:
+    return np.random.default_rng(seed).normal(2, 3, (4, 5, 6, 7)).astype(np.float32)
+
+
+def twins() -> tuple[Any, Any]:
+    """The fused layer and Keras' own, with the same non-trivial weights."""
+    ours = BatchNormalization()
+    theirs = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+    draw = np.random.default_rng(1)
+    weights = [draw.uniform(0.5, 2, 7).astype(np.float32) for _ in range(4)]
+    for layer in (ours, theirs):
+        layer.build((None, 5, 6, 7))
+        layer.set_weights(weights)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_fused_kernel_answers_like_keras(training: bool) -> None:
+    ours, theirs = twins()
+    x = data()
+    np.testing.assert_allclose(
+        ours(x, training=training), theirs(x, training=training), atol=1e-5
+    )
+
+
+def test_gradients_are_those_of_keras() -> None:
+    gradients = []
+    for layer in twins():
+        x = tf.constant(data())
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(layer(x, training=True) ** 3)
+        sources = [x, layer.gamma.value, layer.beta.value]
+        gradients.append(tape.gradient(loss, sources))
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_moving_statistics_follow_torch() -> None:
+    ours, _ = twins()
+    mean, variance = ours.get_weights()[2:]
+    x = data()
+    ours(x, training=True)
+    expected_mean = 0.9 * mean + 0.1 * x.mean((0, 1, 2))
+    expected_variance = 0.9 * variance + 0.1 * x.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(ours.get_weights()[2], expected_mean, rtol=1e-5)
+    np.testing.assert_allclose(ours.get_weights()[3], expected_variance, rtol=1e-5)
+
+
+def test_a_frozen_layer_uses_and_keeps_its_statistics() -> None:
+    ours, theirs = twins()
+    ours.trainable = False
+    before = ours.get_weights()
+    np.testing.assert_allclose(
+        ours(data(), training=True), theirs(data(), training=False), atol=1e-5
+    )
+    for old, new in zip(before, ours.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_bfloat16_keeps_statistics_in_float32() -> None:
+    layer = BatchNormalization(dtype="mixed_bfloat16")
+    x = data()
+    y = layer(x, training=True)
+    assert y.dtype == tf.bfloat16
+    expected = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(tf.cast(y, tf.float32), expected, atol=0.03)
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * x.mean((0, 1, 2)), rtol=0.01)
+
+
+def test_a_mask_falls_back_to_keras() -> None:
+    ours, theirs = twins()
+    mask = np.random.default_rng(2).random((4, 5, 6)) > 0.5
+    answers = [layer(data(), training=True, mask=mask) for layer in (ours, theirs)]
+    np.testing.assert_allclose(*answers, atol=1e-5)
+
+
+def test_option_a_keeps_every_second_pixel_between_zero_channels() -> None:
+    x = np.arange(2 * 5 * 4 * 2, dtype=np.float32).reshape(2, 5, 4, 2)
+    y = np.asarray(IdentityShortcut(filters=6, stride=2)(x))
+    assert y.shape == (2, 3, 2, 6)
+    np.testing.assert_array_equal(y[..., 2:4], x[:, ::2, ::2])
+    assert not y[..., :2].any()
+    assert not y[..., 4:].any()
+
+
+def test_both_layers_survive_a_keras_file(tmp_path: Any) -> None:
+    image = keras.Input((8, 8, 2))
+    outputs = IdentityShortcut(4, 2)(BatchNormalization()(image))
+    model = keras.Model(image, outputs)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    x = np.random.default_rng(0).normal(size=(1, 8, 8, 2)).astype(np.float32)
+    np.testing.assert_array_equal(model(x), again(x))
