@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
     from reszoo.zoo import build as build
-    from reszoo.zoo import get_card as card  # noqa: F401
+    from reszoo.zoo import get_card
     from reszoo.zoo import load as load
     from reszoo.zoo import save as save
+
+    card = get_card
     from reszoo_export.benchmark import benchmark as benchmark
     from reszoo_export.export import export as export
     from reszoo_export.manifest import Manifest as Manifest

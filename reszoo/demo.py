@@ -1,7 +1,7 @@
 """The whole way in one go: train, export, verify, measure."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import reszoo
 from reszoo.progress import say
@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 FORMATS = ("saved_model", "tflite", "tflite-int8", "onnx")
 RUN = Path("runs/demo")
 # Small batches, for there are few images: some 1,000 steps in a minute or two.
-_CHANGES = {"epochs": 25, "batch_size": 32, "learning_rate": 0.05, "weight_decay": 1e-3}
+_CHANGES: dict[str, Any] = {
+    "epochs": 25,
+    "batch_size": 32,
+    "learning_rate": 0.05,
+    "weight_decay": 1e-3,
+}
 
 
 def run_demo(output: Path, run: Path = RUN) -> "Manifest":

@@ -5,14 +5,15 @@ from collections.abc import Callable
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from reszoo.preprocessing import Pixels, Preprocessing
 from reszoo.resnet import logits_model
 
+Answering = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
-def inference_function(
-    model: keras.Model, record: Preprocessing
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+
+def inference_function(model: keras.Model, record: Preprocessing) -> Answering:
     """Return a function from pixels to a model's answers.
 
     Normalisation is inside; batch normalisation uses the moving statistics and
@@ -23,23 +24,24 @@ def inference_function(
         record: How pixels are normalised.
 
     Returns:
-        A function from uint8 or float32 `(batch, height, width, 3)` in 0..255 to
-        float32 "logits" and "probabilities" of shape `(batch, classes)`.
+        A function from uint8 `(batch, height, width, 3)` to float32 "logits" and
+        "probabilities" of shape `(batch, classes)`.
     """
     logits_of = logits_model(model)
 
-    @tf.function(reduce_retracing=True)
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = record.normalise(tf.cast(image, tf.float32))
         logits = logits_of(pixels, training=False)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
-    return answer
+    pixels = tf.TensorSpec(logits_of.input_shape, tf.uint8)
+    traced: Answering = tf.function(answer, input_signature=[pixels])
+    return traced
 
 
 def probabilities(
     model: keras.Model, record: Preprocessing, images: Pixels, batch_size: int = 64
-) -> np.ndarray:
+) -> NDArray[np.float32]:
     """Return float32 `(n, classes)` for uint8 `(n, height, width, 3)`."""
     answer = inference_function(model, record)
     parts = [

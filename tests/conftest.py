@@ -13,7 +13,11 @@ FORMATS = "saved_model,tflite,tflite-int8,onnx"
 
 
 def randomise(model: Any, seed: int = 0) -> Any:
-    """Give a model weights and batch-norm statistics that are nowhere trivial."""
+    """Give a model weights and batch-norm statistics that are nowhere trivial.
+
+    The last scale of each block is small, as in trained nets; otherwise activations
+    grow with depth until every probability is 0 or 1.
+    """
     from reszoo.checkpoints.names import lay_in, to_tensors
 
     draw = np.random.default_rng(seed)
@@ -21,6 +25,8 @@ def randomise(model: Any, seed: int = 0) -> Any:
     for name, tensor in tensors.items():
         if name.endswith("running_var") or (tensor.ndim == 1 and "weight" in name):
             tensors[name] = draw.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
+            if name.endswith(("bn2.weight", "bn3.weight")):
+                tensors[name] *= 0.3
         elif tensor.ndim == 1:
             tensors[name] = draw.normal(0, 0.2, tensor.shape).astype(np.float32)
     lay_in(model, tensors, "random numbers")

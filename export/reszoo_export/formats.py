@@ -19,6 +19,9 @@ class Format:
         writer: Module and function that writes it.
         calibrated: Whether it needs calibration images.
         max_difference: Largest allowed difference of a probability.
+        max_log_difference: Largest allowed difference of a probability's logarithm,
+            relative to it where it is beyond 1; None where rounding is coarser. It
+            sees what hides behind answers that are all 0 or 1.
         undecided: Lead of the model's first class over the file's that counts as
             a tie, on which either answer agrees.
         min_agreement: Least share of images with the model's top-1, ties included.
@@ -32,6 +35,7 @@ class Format:
     writer: str
     calibrated: bool = False
     max_difference: float = 1e-4
+    max_log_difference: float | None = 1e-4
     undecided: float = 1e-4
     min_agreement: float = 1.0
     max_accuracy_drop: float = 0.0
@@ -48,11 +52,11 @@ class Format:
 # DELEGATE stands for what XNNPACK computes of the operators beside it.
 _TFLITE = {
     "ADD", "CONV_2D", "DELEGATE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN", "MUL",
-    "PAD", "SOFTMAX", "STRIDED_SLICE",
+    "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
 }  # fmt: skip
 _ONNX = {
     "Add", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Mul",
-    "Pad", "Relu", "Slice", "Softmax", "Squeeze", "Transpose",
+    "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
 }  # fmt: skip
 
 FORMATS = {
@@ -77,6 +81,7 @@ FORMATS = {
             calibrated=True,
             # Single probabilities move; what counts is the class.
             max_difference=1.0,
+            max_log_difference=None,
             undecided=0.1,
             min_agreement=0.97,
             max_accuracy_drop=0.01,

@@ -68,7 +68,8 @@ def _from_onnx(path: Path) -> str:
     import onnx
 
     model = onnx.load(path)
-    return {entry.key: entry.value for entry in model.metadata_props}[ONNX_KEY]
+    properties = {entry.key: str(entry.value) for entry in model.metadata_props}
+    return properties[ONNX_KEY]
 
 
 _READERS = {"": _from_saved_model, ".tflite": _from_tflite, ".onnx": _from_onnx}

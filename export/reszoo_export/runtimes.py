@@ -6,7 +6,7 @@ without TensorFlow.
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -64,7 +64,11 @@ class KerasRuntime:
         self.operators: Mapping[str, int] = {}
         shape = [None, *self.card.architecture.input_shape]
         self.inputs = [{"name": "image", "dtype": "uint8", "shape": shape}]
-        self.outputs: list[TensorInfo] = []
+        classes = [None, self.card.architecture.classes]
+        self.outputs = [
+            {"name": name, "dtype": "float32", "shape": classes}
+            for name in ("logits", "probabilities")
+        ]
         self._answer = inference_function(model, self.card.preprocessing)
 
     def run(self, images: Pixels) -> Answers:
@@ -87,7 +91,9 @@ class SavedModelRuntime:
         self._loaded = tf.saved_model.load(str(path))
         self._signature = self._loaded.signatures["serving_default"]
         graph = self._signature.graph
-        self.operators = Counter(operation.type for operation in graph.get_operations())
+        self.operators: Mapping[str, int] = Counter(
+            operation.type for operation in graph.get_operations()
+        )
         self.inputs = [_tf_info(spec) for spec in _image_specs(self._signature)]
         self.outputs = [
             {**_tf_info(tensor), "name": name}
@@ -123,7 +129,9 @@ class TFLiteRuntime:
         self.card = read_card(path)
         self.name = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
         details = self._interpreter._get_ops_details()
-        self.operators = Counter(detail["op_name"] for detail in details)
+        self.operators: Mapping[str, int] = Counter(
+            detail["op_name"] for detail in details
+        )
         self._runner = self._interpreter.get_signature_runner("serving_default")
         self.inputs = _litert_info(self._runner.get_input_details())
         self.outputs = _litert_info(self._runner.get_output_details())
@@ -163,7 +171,7 @@ class OnnxRuntime:
 
 
 # What a path looks like -> who opens it; a folder has no ending.
-_BY_SUFFIX = {
+_BY_SUFFIX: dict[str, Callable[[Path, int | None], Runtime]] = {
     "": SavedModelRuntime,
     ".tflite": TFLiteRuntime,
     ".onnx": OnnxRuntime,

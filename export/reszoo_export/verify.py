@@ -21,6 +21,8 @@ from reszoo_export.runtimes import Answers, Runtime, open_runtime
 
 # What float32 arithmetic in another order may move a probability.
 _BATCH_TOLERANCE = 1e-5
+# Probabilities below are equal: runtimes flush such numbers to zero differently.
+_LEAST = 1e-20
 
 
 def verify(folder: str | os.PathLike[str]) -> Manifest:
@@ -106,6 +108,12 @@ def _wrong_answers(
             f"a probability differs from the model's by {difference:.2g}; "
             f"at most {format_.max_difference:g} is allowed"
         )
+    apart = _log_difference(answers, reference.answers)
+    if format_.max_log_difference and apart > format_.max_log_difference:
+        problems.append(
+            f"the logarithm of a probability is off by {apart:.2g}; "
+            f"at most {format_.max_log_difference:g} is allowed"
+        )
     agreement = _agreement(answers, reference.answers, format_.undecided)[
         : found.images
     ]
@@ -119,7 +127,8 @@ def _wrong_answers(
         if drop > format_.max_accuracy_drop and not agreement.all():
             problems.append(
                 f"accuracy fell from {found.model_accuracy:.2%} "
-                f"to {found.accuracy:.2%}; at most {format_.max_accuracy_drop:.2%} may be lost"
+                f"to {found.accuracy:.2%}; at most "
+                f"{format_.max_accuracy_drop:.2%} may be lost"
             )
     return problems
 
@@ -146,6 +155,11 @@ def _batch_dependence(
     if moved <= _BATCH_TOLERANCE:
         return []
     return [f"an answer moves by {moved:.2g} with the other images of its batch"]
+
+
+def _log_difference(answers: Answers, expected: Answers) -> float:
+    ours, theirs = (np.log(np.maximum(each, _LEAST)) for each in (answers, expected))
+    return float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
 
 
 def _agreement(answers: Answers, expected: Answers, undecided: float) -> np.ndarray:

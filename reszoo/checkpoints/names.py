@@ -7,13 +7,15 @@ convolution is `(out, in, height, width)`, a linear layer `(out, in)`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import keras
 
 Tensors = dict[str, NDArray[Any]]
 # torch counts the batches seen; inference never reads it, strict loading asks for it.
@@ -50,7 +52,7 @@ class _Slot:
         return tuple(shape[axis] for axis in axes) if axes else shape
 
 
-def to_tensors(model: keras.Model) -> Tensors:
+def to_tensors(model: "keras.Model") -> Tensors:
     """Return a model's weights under torchvision's names and in its layouts."""
     tensors: Tensors = {}
     for slot in _slots(model):
@@ -61,7 +63,7 @@ def to_tensors(model: keras.Model) -> Tensors:
     return tensors
 
 
-def lay_in(model: keras.Model, tensors: Tensors, source: str) -> None:
+def lay_in(model: "keras.Model", tensors: Tensors, source: str) -> None:
     """Set a model's weights from tensors under torchvision's names.
 
     Nothing is set unless everything fits.
@@ -96,7 +98,7 @@ def lay_in(model: keras.Model, tensors: Tensors, source: str) -> None:
         slot.variable.assign(slot.from_torch(tensors[name]))
 
 
-def _slots(model: keras.Model) -> Iterator[_Slot]:
+def _slots(model: "keras.Model") -> Iterator[_Slot]:
     for layer in model.layers:
         for variable in layer.weights:
             kind = variable.path.rsplit("/", 1)[-1]

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from reszoo.cards import Card
 from reszoo.checkpoints.names import Tensors
@@ -23,7 +23,8 @@ _KEY = "reszoo_card"
 def write(path: str | os.PathLike[str], tensors: Tensors, card: Card) -> None:
     """Write tensors and card to `path` in one step."""
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: card.to_text()})
+        # Not save_file: it reports a full disk as an error of the format.
+        temporary.write_bytes(save(tensors, metadata={_KEY: card.to_text()}))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card]:

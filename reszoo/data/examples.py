@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from reszoo.errors import DataError
@@ -31,7 +31,7 @@ class Examples:
     orientations: NDArray[np.int32] | None = None
 
     @classmethod
-    def from_arrays(cls, images: Pixels, labels: Sequence[int]) -> "Examples":
+    def from_arrays(cls, images: Pixels, labels: ArrayLike) -> "Examples":
         """Wrap arrays: uint8 `(n, height, width, 3)` and `(n,)`."""
         return cls(np.asarray(labels, np.int64), images=images)
 

@@ -39,16 +39,19 @@ def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
         split_folders = {_SPLITS[f.name]: f for f in folders if f.name in _SPLITS}
     else:
         split_folders = {"all": root}
-    names: tuple[str, ...] | None = None
-    splits = {}
-    for split, folder in split_folders.items():
-        found = tuple(sorted(f.name for f in _visible_folders(folder)))
-        if names is not None and found != names:
-            odd = ", ".join(sorted(set(found) ^ set(names)))
-            raise DataError(f"The splits of {root} have different classes: {odd}.")
-        names = found
-        splits[split] = _examples(folder, names)
-    return names or (), splits
+    classes = {
+        split: tuple(sorted(f.name for f in _visible_folders(folder)))
+        for split, folder in split_folders.items()
+    }
+    names = next(iter(classes.values()))
+    odd = {name for found in classes.values() for name in set(found) ^ set(names)}
+    if odd:
+        raise DataError(
+            f"The splits of {root} have different classes. Not in all of them: "
+            f"{', '.join(sorted(odd))}."
+        )
+    examples = {split: _examples(split_folders[split], names) for split in classes}
+    return names, examples
 
 
 def _examples(folder: Path, names: tuple[str, ...]) -> Examples:

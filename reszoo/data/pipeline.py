@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from reszoo.data.augment import pad_crop_flip
 from reszoo.data.examples import Examples, open_image
-from reszoo.errors import DataError, ReszooError
+from reszoo.errors import DataError
 from reszoo.preprocessing import Preprocessing
 
 
@@ -88,8 +88,8 @@ def training_batches(
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def find_unreadable(examples: Examples) -> ReszooError:
-    """Return an error that names the first image that cannot be decoded.
+def find_unreadable(examples: Examples) -> DataError | None:
+    """Return an error that names the first image that cannot be decoded, if any.
 
     TensorFlow's own message tells the reason but not the file.
     """
@@ -102,7 +102,7 @@ def find_unreadable(examples: Examples) -> ReszooError:
         except tf.errors.OpError as error:
             reason = error.message.split("\n")[0]
             return DataError(f"{path} is not a readable image ({reason}).")
-    return DataError("An image could not be decoded, yet each can be by itself.")
+    return None
 
 
 def _loader(examples: Examples) -> Any:

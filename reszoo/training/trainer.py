@@ -13,6 +13,7 @@ import tensorflow as tf
 from reszoo.cards import Card, Metric, library_versions
 from reszoo.checkpoints.names import Tensors, lay_in, to_tensors
 from reszoo.checkpoints.safetensors import write as write_checkpoint
+from reszoo.data.examples import Examples
 from reszoo.data.pipeline import (
     Augmentation,
     evaluation_batches,
@@ -132,7 +133,8 @@ class _Run:
             for epoch in range(self.recipe.epochs):
                 self._epoch(epoch)
         except tf.errors.OpError as error:
-            raise find_unreadable(self._all_examples()) from error
+            everything = [find_unreadable(each) for each in self._shown()]
+            raise next(filter(None, everything), error) from error
         if self.folder:
             write_curves(self.folder / "curves.png", self.history, self._title())
         lay_in(self.model, self.best_tensors, "the best epoch")
@@ -150,8 +152,8 @@ class _Run:
         measured = self._validate()
         row = Epoch(
             epoch=epoch + 1,
-            validation_loss=measured and measured.loss,
-            validation_top1=measured and measured.top1,
+            validation_loss=measured.loss if measured else None,
+            validation_top1=measured.top1 if measured else None,
             **trained,
         )
         self.history.append(row)
@@ -261,8 +263,9 @@ class _Run:
     def _title(self) -> str:
         return f"{self.card.architecture.spec} on {self.source.name}"
 
-    def _all_examples(self) -> Any:
-        return self.source.examples("train")
+    def _shown(self) -> list[Examples]:
+        names = ("train", "validation")
+        return [self.source.splits[n] for n in names if n in self.source.splits]
 
 
 def _metrics(measured: Metrics) -> tuple[Metric, ...]:

@@ -1,0 +1,140 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reszoo
+from reszoo.cli import main
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line; return its exit code, output and error output."""
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["reszoo", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        written = capsys.readouterr()
+        return code, written.out, written.err
+
+    return run
+
+
+COMMANDS = ("list", "train", "evaluate", "predict", "export", "verify", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(call: Any, command: str) -> None:
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert "Usage: reszoo" in out
+    assert "--json" in out
+    assert command in call("--help")[1]
+
+
+def test_list_shows_the_table(call: Any) -> None:
+    code, out, _ = call("list", "*50")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[3:] if line.strip()] == [
+        "resnet50",
+        "plain50",
+    ]
+    listed = json.loads(call("list", "--json")[1])
+    assert [row["name"] for row in listed] == reszoo.list_models()
+
+
+def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:
+    output = tmp_path / "export"
+    code, out, err = call(
+        "export", run.best, "--output", output, "--formats", "tflite,onnx",
+        "--verify", "digits",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "model.tflite" in out
+    assert "359 held-out images" in out
+    code, out, _ = call("verify", output, "--json")
+    assert code == 0
+    assert [file["format"] for file in json.loads(out)["files"]] == ["tflite", "onnx"]
+    code, out, _ = call("evaluate", output / "model.onnx", "digits", "--json")
+    measured = json.loads(out)
+    assert code == 0
+    assert measured["images"] == 359
+    code, out, _ = call("evaluate", output / "model.onnx", "digits")
+    assert f"{measured['top1']:.2%}" in out
+    (output / "model.onnx").write_bytes(b"")
+    code, out, err = call("verify", output)
+    assert code == 1
+    assert "model.onnx" in err
+
+
+def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    code, out, err = call(
+        "train", folder, "--model", "resnet20", "--output", output,
+        "--epochs", 2, "--batch-size", 4,
+    )  # fmt: skip
+    assert code == 0
+    assert f"reszoo export {output / 'best.safetensors'}" in out
+    assert "epoch   2/2" in err
+    image = folder / "cat" / "0.png"
+    code, out, _ = call("predict", output / "best.safetensors", image, "--json")
+    assert code == 0
+    (answers,) = json.loads(out).values()
+    assert {answer["label"] for answer in answers} == {"cat", "dog"}
+    code, out, _ = call("predict", output / "best.safetensors", image, "--top", 1)
+    assert out.count("%") == 1
+    code, _, err = call("train", folder, "--model", "resnet20", "--output", output)
+    assert code == 2
+    assert "holds a run already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["list", "resnet5"], 2, "'resnet50' or"),
+        (["train", "digits", "--model", "resnet5", "--output", "x"], 2, "'resnet50'"),
+        (["train", "digitss", "--model", "resnet20", "--output", "x"], 2, "'digits'"),
+        (["train", "digits", "--model", "resnet20", "--output", "x", "--recipe", "ci"],
+         2, "no recipe 'ci'"),
+        (["train", "digits", "--output", "x"], 2, "Missing option '--model'"),
+        (["export", "none.safetensors", "--output", "x"], 1, "There is no checkpoint"),
+        (["export", "n", "--output", "x", "--formats", "onx"], 2, "mean 'onnx'"),
+        (["evaluate", "none.onnx", "digits"], 1, "There is no file none.onnx"),
+        (["predict", "none.onnx", "cat.jpg"], 1, "There is no file none.onnx"),
+        (["verify", "nowhere"], 1, "holds no export"),
+        (["trian"], 2, "No such command 'trian'"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_a_sentence(
+    call: Any, arguments: list[str], code: int, text: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    found, _, err = call(*arguments)
+    assert found == code
+    assert text in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_does_it_all(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import reszoo.demo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(reszoo.demo._CHANGES, "epochs", 3)
+    code, out, err = call("demo")
+    assert code == 0
+    assert "1/3" in err
+    for file in ("saved_model", "model.tflite", "model-int8.tflite", "model.onnx"):
+        assert file in out
+        assert (tmp_path / "saved_models" / "demo" / file).exists()
+    assert "reszoo verify saved_models/demo" in out
+    assert (tmp_path / "runs" / "demo" / "best.safetensors").exists()

@@ -1,0 +1,57 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reszoo
+from reszoo.evaluation import score
+
+
+def test_scores_are_what_a_hand_counts() -> None:
+    answers = np.array(
+        [
+            [0.7, 0.1, 0.05, 0.05, 0.04, 0.03, 0.03],
+            [0.3, 0.2, 0.2, 0.1, 0.1, 0.06, 0.04],
+            [0.3, 0.2, 0.15, 0.12, 0.11, 0.07, 0.05],
+        ],
+        np.float32,
+    )
+    found = score(answers, np.array([0, 3, 6]), "three")
+    assert found.top1 == pytest.approx(1 / 3)
+    assert found.top5 == pytest.approx(2 / 3)
+    assert found.loss == pytest.approx(-np.log([0.7, 0.1, 0.05]).mean(), rel=1e-5)
+    assert (found.images, found.data) == (3, "three")
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_a_constant_answer_earns_nothing(value: float) -> None:
+    answers = np.full((4, 8), value, np.float32)
+    found = score(answers, np.zeros(4, np.int64), "nothing")
+    assert (found.top1, found.top5) == (0, 0)
+
+
+def test_the_files_of_an_export_score_like_their_checkpoint(
+    run: Any, exported: Any
+) -> None:
+    expected = reszoo.evaluate(run.best, "digits")
+    assert expected.data == "digits (test)"
+    for record in exported.files:
+        found = reszoo.evaluate(exported.folder / record.file, "digits")
+        assert found.images == expected.images == 359
+        assert found.top1 == pytest.approx(record.verification.accuracy)
+        tolerance = 0.05 if "int8" in record.format else 1e-4
+        assert found.loss == pytest.approx(expected.loss, abs=tolerance)
+
+
+def test_a_split_can_be_chosen(run: Any) -> None:
+    found = reszoo.evaluate(run.model, "digits", split="validation")
+    assert found.images == 179
+    measured = {metric.name: metric.value for metric in reszoo.card(run.model).metrics}
+    # Training validates through TensorFlow's resizing, this through Pillow's.
+    assert found.top1 == pytest.approx(measured["top1"], abs=0.006)
+
+
+def test_other_classes_are_refused(run: Any, folder: Path) -> None:
+    with pytest.raises(reszoo.DataError, match="has other classes than the model"):
+        reszoo.evaluate(run.best, folder)

@@ -1,0 +1,363 @@
+"""Exported files: what they answer, what is inside, and what happens when not."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+from conftest import FORMATS as ALL
+from conftest import randomise
+
+import reszoo
+from reszoo.checkpoints.names import to_tensors
+from reszoo.data.sources import open_source
+from reszoo.evaluation import prepared_batches
+from reszoo.inference import probabilities
+from reszoo_export import onnx as onnx_writer
+from reszoo_export import quantization, serving, tflite
+from reszoo_export.formats import FORMATS
+from reszoo_export.quantization import draw_calibration, fingerprint
+from reszoo_export.runtimes import open_runtime
+
+
+@pytest.fixture(scope="module")
+def digits(run: Any) -> Any:
+    """The held-out digits as the net sees them, their labels, the model's answers."""
+    record = reszoo.card(run.model).preprocessing
+    examples = open_source("digits").examples("test")
+    images = np.concatenate(list(prepared_batches(examples, record, 64)))
+    return images, examples.labels, probabilities(run.model, record, images)
+
+
+def small(name: str = "resnet20", **options: Any) -> Any:
+    shape = {"input_shape": (32, 32, 3), "classes": ("a", "b", "c")}
+    return randomise(reszoo.build(name, **{**shape, **options}))
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_answers_like_the_model(
+    exported: Any, digits: Any, name: str
+) -> None:
+    images, labels, expected = digits
+    answers = open_runtime(exported.folder / FORMATS[name].file).run(images)
+    if "int8" in name:
+        accuracy, of_model = (
+            (a.argmax(-1) == labels).mean() for a in (answers, expected)
+        )
+        assert accuracy >= of_model - 0.01
+        assert (answers.argmax(-1) == expected.argmax(-1)).mean() >= 0.97
+    else:
+        np.testing.assert_allclose(answers, expected, atol=1e-4)
+        np.testing.assert_array_equal(answers.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet20", {"shortcut": "projection-all"}),
+        ("resnet20", {"classifier_activation": "softmax"}),
+        ("plain20", {}),
+        ("resnet18", {}),
+        ("resnet50", {}),
+        ("resnet50", {"stride_in": "1x1", "shortcut": "identity"}),
+    ],
+)
+def test_every_kind_of_net_exports(
+    tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    manifest = reszoo.export(small(name, **options), tmp_path / "export")
+    assert not manifest.problems
+    for record in manifest.files:
+        assert record.verification.max_difference < 1e-4
+
+
+def test_two_exports_have_the_same_bytes(
+    run: Any, exported: Any, tmp_path: Path
+) -> None:
+    """In another process, with other hashes, from another folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "reszoo", "export", run.best, "--output", "again",
+         "--formats", ALL, "--calibration", "digits", "--json"],
+        env={**os.environ, "PYTHONHASHSEED": "123"},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    again = {record["file"]: record for record in json.loads(done.stdout)["files"]}
+    for record in exported.files:
+        if record.format != "saved_model":
+            assert record.sha256 == again[record.file]["sha256"], record.file
+
+
+def test_folding_is_exact_and_touches_nothing() -> None:
+    model = small()
+    before = to_tensors(model)
+    folded = serving.make_serving(model)
+    x = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_allclose(folded.net(x), model(x, training=False), atol=1e-4)
+    kinds = {type(layer).__name__ for layer in folded.net.layers}
+    assert "BatchNormalization" not in kinds
+    after = to_tensors(model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_mixed_precision_model_exports_in_float32(tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = small()
+        manifest_of = reszoo.export
+        card = reszoo.card(model)
+        reszoo.save(model, tmp_path / "mixed.safetensors")
+        serving.make_serving(model)
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+    again = reszoo.load(tmp_path / "mixed.safetensors")
+    manifest = manifest_of(again, tmp_path / "export", formats="tflite")
+    assert manifest.card == card
+    assert "Flex" not in str(open_runtime(tmp_path / "export/model.tflite").operators)
+
+
+@pytest.mark.parametrize("name", [n for n, row in FORMATS.items() if row.batched])
+def test_answers_do_not_depend_on_batch_mates(
+    exported: Any, digits: Any, name: str
+) -> None:
+    images = digits[0][:7]
+    runtime = open_runtime(exported.folder / FORMATS[name].file)
+    alone = np.concatenate([runtime.run(image[None]) for image in images])
+    np.testing.assert_allclose(runtime.run(images), alone, atol=1e-5)
+
+
+def test_the_saved_model_needs_nothing_of_ours(exported: Any) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['reszoo'] = sys.modules['reszoo_export'] = None\n"
+        "import tensorflow as tf\n"
+        f"loaded = tf.saved_model.load({str(exported.folder / 'saved_model')!r})\n"
+        "serve = loaded.signatures['serving_default']\n"
+        "print(serve.structured_input_signature[1])\n"
+        "answers = serve(image=tf.zeros((3, 32, 32, 3), tf.uint8))\n"
+        "print({k: (v.shape, v.dtype.name) for k, v in sorted(answers.items())})\n"
+        "print(abs(float(tf.reduce_sum(answers['probabilities'])) - 3) < 1e-5)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    signature, outputs, sums = done.stdout.splitlines()[-3:]
+    assert "shape=(None, 32, 32, 3), dtype=tf.uint8, name='image'" in signature
+    for name in ("logits", "probabilities"):
+        assert f"'{name}': (TensorShape([3, 10]), 'float32')" in outputs
+    assert sums == "True"
+
+
+def test_the_onnx_file_keeps_its_promises(exported: Any) -> None:
+    model = onnx.load(exported.folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version <= 8
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    graph = model.graph
+    assert [value.name for value in graph.input] == ["image"]
+    assert sorted(value.name for value in graph.output) == ["logits", "probabilities"]
+    for value in (*graph.input, *graph.output):
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["Conv"] == 19
+    assert operators["Transpose"] == 1
+    assert "BatchNormalization" not in operators
+    assert {node.domain for node in graph.node} == {""}
+
+
+def test_the_tflite_files_keep_their_promises(exported: Any) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    types = {"model.tflite": np.float32, "model-int8.tflite": np.uint8}
+    for file, dtype in types.items():
+        interpreter = Interpreter(str(exported.folder / file))
+        (image,) = interpreter.get_input_details()
+        (answer,) = interpreter.get_output_details()
+        assert (image["dtype"], answer["dtype"]) == (dtype, np.float32)
+        assert list(image["shape_signature"]) == [1, 32, 32, 3]
+        operators = Counter(op["op_name"] for op in interpreter._get_ops_details())
+        assert operators["CONV_2D"] == 19
+        assert not [name for name in operators if "Flex" in name or "CUSTOM" in name]
+    # A byte must mean itself, whatever the calibration images hold.
+    assert image["quantization"] == (1.0, 0)
+    sizes = [(exported.folder / file).stat().st_size for file in types]
+    assert sizes[1] <= 0.35 * sizes[0]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_labels_of_any_kind_are_in_every_file(tmp_path: Path, name: str) -> None:
+    labels = ("10", "2", "Ünicode ✓", "with, comma", "UPPER case")
+    model = small(classes=labels)
+    row = FORMATS[name]
+    calibration = quantization.Calibration(
+        np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    )
+    row.write(serving.make_serving(model), tmp_path / row.file, calibration)
+    predictor = reszoo.Predictor(tmp_path / row.file)
+    assert predictor.labels == labels
+    assert predictor.card == reszoo.card(model)
+    if row.file.endswith(".tflite"):
+        with zipfile.ZipFile(tmp_path / row.file) as archive:
+            lines = archive.read("labels.txt").decode().splitlines()
+        assert lines == list(labels)
+
+
+def test_an_export_that_is_there_is_kept_unless_told_otherwise(
+    exported: Any, tmp_path: Path
+) -> None:
+    before = (exported.folder / "manifest.json").read_bytes()
+    with pytest.raises(
+        reszoo.UsageError, match=r"holds an export already.*--overwrite"
+    ):
+        reszoo.export(small(), exported.folder)
+    assert (exported.folder / "manifest.json").read_bytes() == before
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(reszoo.UsageError, match="is no export of reszoo"):
+        reszoo.export(small(), tmp_path, overwrite=True)
+    assert files(tmp_path) == {"thesis.txt"}
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
+    output = tmp_path / "export"
+    reszoo.export(small(), output, formats="tflite")
+    reszoo.export(small(), output, formats=["onnx"], overwrite=True)
+    assert files(output) == {
+        "model.onnx",
+        "manifest.json",
+        "reference.npz",
+        "labels.txt",
+    }
+    assert files(tmp_path) == {"export"}
+
+
+def test_a_file_that_does_not_match_is_not_left_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "export"
+    reszoo.export(small(), output, formats="onnx")
+    before = (output / "model.onnx").read_bytes()
+    convert = onnx_writer._convert
+
+    def swapped(graph: Any) -> Any:
+        """Write an ONNX file that takes BGR for RGB."""
+        record = graph.card.preprocessing
+        turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
+        card = replace(graph.card, preprocessing=turned)
+        return convert(serving.Serving(graph.net, card))
+
+    monkeypatch.setattr(onnx_writer, "_convert", swapped)
+    with pytest.raises(reszoo.VerificationError, match=r"model\.onnx: "):
+        reszoo.export(small(), output, formats="tflite,onnx", overwrite=True)
+    assert (output / "model.onnx").read_bytes() == before
+    assert files(tmp_path) == {"export", "export.failed"}
+    failed = files(tmp_path / "export.failed")
+    assert "model.onnx.failed" in failed
+    assert "model.onnx" not in failed
+    assert "model.tflite" in failed
+
+
+def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path) -> None:
+    output = tmp_path / "export"
+    reszoo.save(small(), tmp_path / "model.safetensors")
+    reszoo.export(small(), output, formats="onnx")
+    before = (output / "model.onnx").read_bytes()
+    script = (
+        "import resource, signal, sys, reszoo.cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))\n"
+        "sys.argv = ['reszoo', 'export', 'model.safetensors', '--output', 'export',\n"
+        "            '--formats', 'onnx', '--overwrite']\n"
+        "reszoo.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("reszoo: ")
+    assert "could not be written" in done.stderr
+    assert (output / "model.onnx").read_bytes() == before
+    assert files(tmp_path) == {"export", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"formats": "tflite-int9"}, "no format 'tflite-int9'.*'tflite-int8'"),
+        ({"formats": "onnx,onnx"}, "each once. Received: onnx, onnx"),
+        ({"formats": ""}, "at least one format"),
+        ({"formats": "tflite-int8"}, "needs calibration images: pass calibration"),
+    ],
+)
+def test_requests_that_cannot_be_meant_are_refused(
+    tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(reszoo.UsageError, match=text):
+        reszoo.export(small(), tmp_path / "export", **options)
+    assert files(tmp_path) == set()
+
+
+def test_only_a_square_classifier_exports(tmp_path: Path) -> None:
+    headless = reszoo.build("resnet20", include_top=False)
+    with pytest.raises(reszoo.UsageError, match="Only a model with a classifier"):
+        reszoo.export(headless, tmp_path / "export")
+    wide = reszoo.build("resnet20", input_shape=(32, 64, 3))
+    with pytest.raises(reszoo.UsageError, match="Received: a model of 32x64"):
+        reszoo.export(wide, tmp_path / "export")
+
+
+def test_calibration_is_balanced_distinct_and_unseen(run: Any) -> None:
+    source, card = open_source("digits"), reszoo.card(run.model)
+    train = source.examples("train")
+    avoid = np.stack([train.prepared(i, card.preprocessing) for i in range(200)])
+    drawn = draw_calibration(source, card, avoid)
+    marks = [fingerprint(image) for image in drawn.images]
+    assert len(marks) == len(set(marks)) == 300
+    assert not set(marks) & {fingerprint(image) for image in avoid}
+    again = draw_calibration(source, card, avoid)
+    np.testing.assert_array_equal(drawn.images, again.images)
+    answers = probabilities(run.model, card.preprocessing, drawn.images)
+    counts = Counter(answers.argmax(-1).tolist())
+    assert min(counts.values()) > 20
+
+
+def test_too_few_calibration_images_are_refused(tmp_path: Path, folder: Path) -> None:
+    model = small(classes=("cat", "dog"))
+    with pytest.raises(
+        reszoo.DataError, match=r"at least 100 distinct images. Received: [0-9]+;"
+    ):
+        reszoo.export(
+            model, tmp_path / "export", formats="tflite-int8", calibration=folder
+        )
+    assert "export" not in files(tmp_path)
+
+
+def test_int8_wants_calibration(tmp_path: Path) -> None:
+    with pytest.raises(reszoo.ExportError, match="needs calibration images"):
+        tflite.write_int8(serving.make_serving(small()), tmp_path / "x.tflite", None)
+
+
+def test_no_graph_holds_anything_of_training(exported: Any) -> None:
+    banned = ("Random", "AssignVariable", "FusedBatchNorm", "Moments", "Dropout")
+    loaded = tf.saved_model.load(str(exported.folder / "saved_model"))
+    graph = loaded.signatures["serving_default"].graph
+    names = [operation.type for operation in graph.get_operations()]
+    for function in graph._functions.values():
+        names += [node.op for node in function.cached_definition.node_def]
+    assert names.count("Conv2D") == 19
+    assert not [name for name in names if name.startswith(banned)]

@@ -1,0 +1,69 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from reszoo.errors import ReszooError
+from reszoo.files import atomic_file, atomic_folder, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.json"
+    write_json(path, {"a": "ü"})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": "ü"\n}\n'
+
+    def fail() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.read_text(encoding="utf-8").startswith("{")
+    assert names(path.parent) == ["file.json"]
+
+
+def test_a_full_disk_keeps_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, 1)
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(ReszooError, match="could not be written: No space left"):
+        write_json(path, 2)
+    assert path.read_text(encoding="utf-8") == "1\n"
+    assert names(tmp_path) == ["file.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    for content in ("one", "two"):
+        with atomic_folder(folder) as temporary:
+            (temporary / content).write_text(content)
+        assert names(folder) == [content]
+    rename = Path.rename
+
+    def refuse(source: Path, target: Path) -> Path:
+        if source.suffix == ".tmp" and target == folder and "two" not in names(source):
+            full_disk()
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with (
+        pytest.raises(ReszooError, match="No space left"),
+        atomic_folder(folder) as new,
+    ):
+        (new / "three").write_text("three")
+    assert names(folder) == ["two"]
+    assert names(tmp_path) == ["folder"]
