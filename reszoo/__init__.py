@@ -10,6 +10,7 @@ from reszoo.quiet import quiet_tensorflow
 
 if TYPE_CHECKING:
     from reszoo.cards import Card as Card
+    from reszoo.checkpoints.names import LoadReport as LoadReport
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError
     from reszoo.errors import ExportError as ExportError
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
     from reszoo.zoo import build as build
+    from reszoo.zoo import from_keras_applications as from_keras_applications
     from reszoo.zoo import get_card
     from reszoo.zoo import load as load
+    from reszoo.zoo import load_report as load_report
     from reszoo.zoo import save as save
 
     card = get_card
@@ -47,6 +50,7 @@ _LAZY = {
     "CheckpointError": "reszoo.errors:CheckpointError",
     "DataError": "reszoo.errors:DataError",
     "ExportError": "reszoo.errors:ExportError",
+    "LoadReport": "reszoo.checkpoints.names:LoadReport",
     "Manifest": "reszoo_export.manifest:Manifest",
     "Metrics": "reszoo.evaluation:Metrics",
     "Predictor": "reszoo_export.runtime:Predictor",
@@ -62,8 +66,10 @@ _LAZY = {
     "card": "reszoo.zoo:get_card",
     "evaluate": "reszoo.evaluation:evaluate",
     "export": "reszoo_export.export:export",
+    "from_keras_applications": "reszoo.zoo:from_keras_applications",
     "list_models": "reszoo.specs:list_models",
     "load": "reszoo.zoo:load",
+    "load_report": "reszoo.zoo:load_report",
     "save": "reszoo.zoo:save",
     "train": "reszoo.training.trainer:train",
     "verify": "reszoo_export.verify:verify",

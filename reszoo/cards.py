@@ -60,10 +60,29 @@ class Card:
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             twice = sorted({x for x in self.labels if self.labels.count(x) > 1})
             raise UsageError(f"Labels must differ. Received twice: {', '.join(twice)}.")
+        odd = [x for x in self.labels or () if not x or not x.isprintable()]
+        if odd:
+            raise UsageError(
+                "A label must be one line of printable text, for labels.txt holds one "
+                f"a line. Received: {', '.join(map(repr, odd))}."
+            )
 
     def label(self, index: int) -> str:
         """Return the name of a class, or its number where names were never told."""
         return self.labels[index] if self.labels else str(index)
+
+    def check_rgb(self) -> None:
+        """Refuse a net that does not take the RGB images of pipelines and files.
+
+        Raises:
+            UsageError: The net has another number of channels.
+        """
+        channels = self.architecture.input_shape[2]
+        if channels != 3:
+            raise UsageError(
+                "reszoo's own training, prediction and export work on RGB images. "
+                f"Received: a net of {channels} channel(s); call it as a Keras model."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the card as plain JSON values."""
@@ -79,7 +98,8 @@ class Card:
 
     def to_text(self) -> str:
         """Return the card as one line of JSON, the same for the same card."""
-        return json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True)
+        content = self.to_json()
+        return json.dumps(content, ensure_ascii=False, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, content: Any) -> "Card":

@@ -11,6 +11,7 @@ ReszooError               exit 1: something in the world is not as it must be
 
 import difflib
 from collections.abc import Iterable
+from itertools import takewhile
 
 
 class ReszooError(Exception):
@@ -36,7 +37,9 @@ class UnknownNameError(UsageError):
 
     def __init__(self, kind: str, received: object, choices: Iterable[str]) -> None:
         self.choices = tuple(choices)
-        near = difflib.get_close_matches(str(received).lower(), self.choices, n=3)
+        asked = str(received).lower()
+        near = difflib.get_close_matches(asked, self.choices, n=3)
+        near.sort(key=lambda name: -_same_start(asked, name))
         hint = f"Did you mean {_either(near)}? " if near else ""
         super().__init__(
             f"There is no {kind} {str(received)!r}. {hint}"
@@ -58,6 +61,11 @@ class ExportError(ReszooError):
 
 class VerificationError(ReszooError):
     """An exported file that does not answer like the model it came from."""
+
+
+def _same_start(one: str, other: str) -> int:
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return len(list(pairs))
 
 
 def _either(names: list[str]) -> str:

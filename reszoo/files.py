@@ -1,9 +1,11 @@
 """Write files and folders so that nobody ever sees half of one."""
 
+import glob
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,9 +28,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ReszooError: The disk refused the write (full, read-only).
     """
-    final = Path(path)
-    with _disk_errors(final):
+    final = Path(path).resolve()
+    with disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         temporary = _temporary_name(final)
         try:
             yield temporary
@@ -44,7 +47,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes that name at the end.
 
     A folder that already has the name is moved aside first and removed last, so
-    that a failure at any point leaves the old or the new folder in full.
+    that a failure at any point leaves the old or the new folder in full. (Only a
+    kill between two renames can leave the old one aside, as `.NAME.old`; the next
+    write to `path` brings it back first.)
 
     Args:
         path: The final name. Missing parent folders are made.
@@ -52,9 +57,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ReszooError: The disk refused the write (full, read-only).
     """
-    final = Path(path)
-    with _disk_errors(final):
+    final = Path(path).resolve()
+    with disk_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final)
         temporary = _temporary_name(final)
         temporary.mkdir()
         try:
@@ -75,19 +81,53 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write `content` as indented JSON to `path` in one step."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def _temporary_name(final: Path) -> Path:
-    name = next(tempfile._get_candidate_names())  # type: ignore[attr-defined]
-    return final.with_name(f".{final.name}.{name}.tmp")
+    writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return final.with_name(f".{final.name}.{writer}.tmp")
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed processes of this machine left, bring back what they moved."""
+    if _aside(final).exists() and not final.exists():
+        _aside(final).rename(final)
+    host = socket.gethostname()
+    for left in final.parent.glob(f".{glob.escape(f'{final.name}.{host}')}-*.tmp"):
+        pid = left.name.removeprefix(f".{final.name}.{host}-").split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            _remove(left)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _swap_in(temporary: Path, final: Path) -> None:
     if not final.exists():
         temporary.rename(final)
         return
-    aside = _temporary_name(final)
+    aside = _aside(final)
+    _remove(aside)
     final.rename(aside)
     try:
         temporary.rename(final)
@@ -108,7 +148,8 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(final: Path) -> Iterator[None]:
+def disk_errors(final: Path) -> Iterator[None]:
+    """Turn a refusal of the disk into a ReszooError that names `final`."""
     try:
         yield
     except OSError as error:
@@ -116,5 +157,6 @@ def _disk_errors(final: Path) -> Iterator[None]:
             raise
         raise ReszooError(
             f"{final} could not be written: {os.strerror(error.errno)}. "
-            "What was there before is unchanged; make room or choose another place."
+            "What was there before is unchanged; "
+            "make room on the disk or choose another place."
         ) from error

@@ -51,11 +51,12 @@ def quiet_converters() -> Iterator[None]:
     """Hold back what converters print, log and warn, unless the body fails."""
     with held_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)
 
 
 class _QuietFinder:

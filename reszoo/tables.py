@@ -15,10 +15,15 @@ def print_table(
 
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        table.add_column(
+            column,
+            justify="right" if index else "left",
+            no_wrap=bool(index),
+            overflow="fold",
+        )
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = Console(emoji=False)
     # In a pipe rich assumes 80 columns and would cut names off.
     console.width = max(console.width, 120)
     console.print(table, markup=False)
@@ -26,4 +31,4 @@ def print_table(
 
 def print_json(content: Any) -> None:
     """Print JSON on the output stream."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))

@@ -2,20 +2,25 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
 import keras
 
 from reszoo.cards import Card, new_card
-from reszoo.checkpoints import safetensors
-from reszoo.checkpoints.names import lay_in, to_tensors
-from reszoo.errors import CheckpointError, UsageError
+from reszoo.checkpoints import keras_applications, safetensors, timm_folder
+from reszoo.checkpoints.locate import locate
+from reszoo.checkpoints.names import LoadReport, Tensors, to_tensors
+from reszoo.errors import UsageError
+from reszoo.progress import say
 from reszoo.resnet import build_resnet
-from reszoo.specs import Architecture, architecture
+from reszoo.specs import architecture
+from reszoo.weights import Loaded, keras_applications_card, load_contents, load_weights
 
 _CARD = "_reszoo_card"
+_REPORT = "_reszoo_load_report"
+_COUNTERS = "_reszoo_counters"
 
 
 def build(
@@ -31,6 +36,7 @@ def build(
     shortcut: str | None = None,
     stride_in: str | None = None,
     features: str | None = None,
+    allow_noncommercial: bool = False,
     seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
@@ -41,15 +47,21 @@ def build(
 
     Args:
         variant: One of `reszoo.list_models()`, such as "resnet50" or "plain20".
-        weights: A checkpoint written by reszoo, or None for fresh weights.
+        weights: None for fresh weights; "imagenet" for the net's default among the
+            published ones; another of those by name, such as "timm/a1_in1k"
+            (`reszoo list --weights`); "hf://owner/repo"; a URL; or the path of a
+            `.safetensors`, a torch file, a `.h5` of keras.applications or a folder
+            of timm's.
         include_top: Whether to end in a classifier. Without it the output is the
             last stage, `(batch, height / 32, width / 32, channels)` for ImageNet
             nets and a quarter of each side for CIFAR nets.
         input_shape: `(height, width, channels)`; None leaves a side open. Defaults
             to the size the net was designed for, and without top to open sides.
+            Other channels than 3 adapt the weights of `conv1` as timm does.
         pooling: Without top: "avg" or "max" pools the last stage to
             `(batch, channels)`.
-        classes: Number of classes, or their names in order.
+        classes: Number of classes, or their names in order. Another number than
+            the weights have keeps the whole backbone and makes a fresh head.
         classifier_activation: None for logits, "softmax" for probabilities.
         shortcut: "identity" (the paper's option A: zero channels, no parameters),
             "projection" (B: a 1x1 convolution where the shape changes),
@@ -59,6 +71,7 @@ def build(
             (default; torchvision's v1.5) or "1x1" (the paper, keras.applications).
         features: Without top: "pyramid" gives every stage, as a dict from
             "layer1" on.
+        allow_noncommercial: Consent to weights whose licence forbids commercial use.
         seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the Keras model; the variant's by default.
 
@@ -73,59 +86,101 @@ def build(
         >>> reszoo.build("resnet18", classes=["cat", "dog"]).output_shape
         (None, 2)
     """
-    labels = None if classes is None or isinstance(classes, int) else list(classes)
+    count, labels = _counted(classes)
     options: dict[str, Any] = {
         "include_top": include_top,
         "input_shape": input_shape,
         "pooling": pooling,
-        "classes": classes if labels is None else len(labels),
+        "classes": count,
         "classifier_activation": classifier_activation,
         "shortcut": shortcut,
         "stride_in": stride_in,
         "features": features,
     }
-    if weights is not None:
-        return _build_from_file(variant, Path(weights), options, labels, name)
-    described = architecture(variant, **_given(options))
-    model = build_resnet(described, seed=seed, name=name)
-    return _attach(model, new_card(described, labels))
+    given = {key: value for key, value in options.items() if value is not None}
+    described = architecture(variant, **given)
+    if weights is None:
+        model = build_resnet(described, seed=seed, name=name)
+        return _attach(model, new_card(described, labels))
+    found = locate(weights, variant, allow_noncommercial=allow_noncommercial)
+    loaded = load_weights(found, variant, options, labels, seed=seed, name=name)
+    return _attach_loaded(loaded)
 
 
-def load(path: str | os.PathLike[str]) -> keras.Model:
+def load(path: str | os.PathLike[str], variant: str | None = None) -> keras.Model:
     """Open a checkpoint: the net, its weights and its card.
 
+    The net is told by the card, or by the tensors where another library wrote the
+    file. A torch file says nothing of preprocessing: ImageNet's is assumed.
+
     Args:
-        path: A `.safetensors` file that reszoo wrote.
+        path: A `.safetensors`, a torch file (`.pth`, `.pt`, `.bin`, `.th`), a `.h5`
+            of keras.applications, a folder of timm's, "hf://owner/repo" or a URL.
+        variant: The net that it must be. Needed only for tensors without a card
+            that fit two: plain nets, for example.
 
     Raises:
-        CheckpointError: The file is missing, damaged or not a reszoo checkpoint.
+        CheckpointError: The file is missing, damaged, or of no net of the zoo.
     """
-    tensors, found = safetensors.read(path)
-    model = build_resnet(found.architecture)
-    lay_in(model, tensors, str(path))
-    return _attach(model, found)
+    return _attach_loaded(load_weights(locate(path, variant), variant, {}, None))
 
 
 def save(
     model: keras.Model, path: str | os.PathLike[str], card: Card | None = None
 ) -> Path:
-    """Write a model's weights and card to one `.safetensors` file, in one step.
+    """Write a model's weights and card, in one step.
+
+    torchvision and timm load the file with `strict=True`.
 
     Args:
         model: A model from `build`, `load` or `train`.
-        path: The file; one that exists is replaced when the new one is complete.
+        path: A `.safetensors` file, or a folder (no ending) as timm has them, with
+            `model.safetensors` and `config.json`. A file that exists is replaced
+            when the new one is complete.
         card: What to write instead of the model's own card.
 
     Raises:
         UsageError: The path has another ending, or the model no card.
     """
-    file = Path(path)
-    if file.suffix != safetensors.SUFFIX:
+    target, written = Path(path), card or get_card(model)
+    counters: Tensors = getattr(model, _COUNTERS, {})
+    tensors = {**to_tensors(model), **counters}
+    if target.suffix == safetensors.SUFFIX:
+        safetensors.write(target, tensors, written)
+    elif not target.suffix:
+        timm_folder.write(target, tensors, written)
+    else:
         raise UsageError(
-            f"A checkpoint ends in {safetensors.SUFFIX}. Received: {str(path)!r}."
+            f"A checkpoint ends in {safetensors.SUFFIX}, or is a folder without an "
+            f"ending. Received: {str(path)!r}."
         )
-    safetensors.write(file, to_tensors(model), card or get_card(model))
-    return file
+    return target
+
+
+def from_keras_applications(model: keras.Model) -> keras.Model:
+    """Convert a ResNet50, 101 or 152 of `keras.applications` that is in memory.
+
+    The biases of its convolutions and its epsilon move into batch normalisation,
+    and BGR becomes RGB, so that the new net gives the same logits. It ends in
+    logits, whatever the old one ended in.
+
+    Args:
+        model: A v1 ResNet from `keras.applications`, with or without top.
+
+    Raises:
+        CheckpointError: Another kind of model.
+    """
+    layers = {
+        layer.name: {
+            weight.path.rsplit("/", 1)[-1]: keras.ops.convert_to_numpy(weight)
+            for weight in layer.weights
+        }
+        for layer in model.layers
+        if layer.weights
+    }
+    tensors = keras_applications.to_tensors(layers, model.name)
+    card = keras_applications_card(tensors, model.name, model.input_shape[1:])
+    return _attach_loaded(load_contents(tensors, card, model.name))
 
 
 def get_card(model: keras.Model) -> Card:
@@ -143,49 +198,43 @@ def get_card(model: keras.Model) -> Card:
     return cast(Card, found)
 
 
+def load_report(model: keras.Model) -> LoadReport | None:
+    """Return what became of the tensors of the file that a model was made from.
+
+    Returns:
+        The report, or None for a model with fresh weights.
+    """
+    return cast(LoadReport | None, getattr(model, _REPORT, None))
+
+
 def set_card(model: keras.Model, card: Card) -> None:
     """Replace a model's card, after training for example."""
     _attach(model, card)
 
 
-def _build_from_file(
-    variant: str,
-    file: Path,
-    options: dict[str, Any],
-    labels: list[str] | None,
-    name: str | None,
-) -> keras.Model:
-    tensors, found = safetensors.read(file)
-    saved = found.architecture
-    for argument in ("shortcut", "stride_in"):
-        if options[argument] not in (None, getattr(saved, argument)):
-            raise CheckpointError(
-                f"{file} was made with {argument}={getattr(saved, argument)!r}. "
-                f"Received: {argument}={options[argument]!r}; leave it out."
-            )
-    if variant != saved.spec:
-        raise CheckpointError(
-            f"{file} holds a {saved.spec}. Received: {variant!r}; "
-            f"build {saved.spec!r}, or use reszoo.load."
+def _counted(
+    classes: int | Sequence[str] | None,
+) -> tuple[int | None, tuple[str, ...] | None]:
+    """Tell a number of classes from their names."""
+    if isinstance(classes, str):
+        raise UsageError(
+            "classes must be a number, or a list of names. "
+            f"Received: classes={classes!r}; write [{classes!r}, ...]."
         )
-    kept = asdict(saved) if options["include_top"] else _headless(saved)
-    kept.pop("spec")
-    described = architecture(variant, **{**kept, **_given(options)})
-    model = build_resnet(described, name=name)
-    if not described.include_top:
-        tensors = {key: value for key, value in tensors.items() if key[:3] != "fc."}
-    lay_in(model, tensors, str(file))
-    own = (labels and tuple(labels)) or found.labels
-    shown = own if described.include_top else None
-    return _attach(model, replace(found, architecture=described, labels=shown))
+    if classes is None:
+        return None, None
+    if isinstance(classes, Integral):
+        return int(classes), None
+    labels = tuple(cast(Sequence[str], classes))
+    return len(labels), labels
 
 
-def _headless(saved: Architecture) -> dict[str, Any]:
-    return {**asdict(saved), "classes": None, "classifier_activation": None}
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
+def _attach_loaded(loaded: Loaded) -> keras.Model:
+    if loaded.report.head is not None:
+        say(str(loaded.report))
+    setattr(loaded.model, _REPORT, loaded.report)
+    setattr(loaded.model, _COUNTERS, loaded.counters)
+    return _attach(loaded.model, loaded.card)
 
 
 def _attach(model: keras.Model, card: Card) -> keras.Model:

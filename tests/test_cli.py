@@ -26,7 +26,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-COMMANDS = ("list", "train", "evaluate", "predict", "export", "verify", "demo")
+COMMANDS = (
+    "list", "train", "evaluate", "predict", "export", "verify", "convert", "demo",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,6 +49,34 @@ def test_list_shows_the_table(call: Any) -> None:
     ]
     listed = json.loads(call("list", "--json")[1])
     assert [row["name"] for row in listed] == reszoo.list_models()
+
+
+def test_list_shows_the_published_weights(call: Any) -> None:
+    code, out, _ = call("list", "resnet34", "--weights")
+    assert code == 0
+    assert "torchvision/IMAGENET1K_V1 *" in out
+    assert "timm/a1_in1k" in out
+    rows = json.loads(call("list", "resnet34", "--weights", "--json")[1])
+    assert [row["net"] for row in rows] == ["resnet34"] * 8
+
+
+def test_convert_writes_what_it_read(call: Any, run: Any, tmp_path: Path) -> None:
+    output = tmp_path / "copy.safetensors"
+    code, out, _ = call("convert", run.best, output)
+    assert code == 0
+    assert "resnet20" in out
+    assert output.read_bytes() == run.best.read_bytes()
+    code, _, err = call("convert", run.best, output)
+    assert code == 2
+    assert "--overwrite" in err
+    code, _, err = call("convert", run.best, tmp_path / "for-timm")
+    assert code == 2
+    assert "timm has no resnet20" in err
+    code, _, err = call(
+        "convert", run.best, output, "--model", "plain32", "--overwrite"
+    )
+    assert code == 1
+    assert "holds a resnet20" in err
 
 
 def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,22 @@ def test_a_full_disk_keeps_the_old_file(
         write_json(path, 2)
     assert path.read_text(encoding="utf-8") == "1\n"
     assert names(tmp_path) == ["file.json"]
+
+
+def test_what_killed_processes_left_is_swept_and_brought_back(tmp_path: Path) -> None:
+    folder, host = tmp_path / "folder", socket.gethostname()
+    gone = tmp_path / f".folder.{host}-999999999-abcd.tmp"
+    living = tmp_path / f".folder.{host}-{os.getpid()}-abcd.tmp"
+    foreign = tmp_path / ".folder.elsewhere-999999999-abcd.tmp"
+    for left in (gone, living, foreign):
+        left.mkdir()
+    aside = tmp_path / ".folder.old"
+    aside.mkdir()
+    (aside / "treasure").write_text("kept")
+    with pytest.raises(KeyError), atomic_folder(folder):
+        raise KeyError
+    assert names(folder) == ["treasure"]
+    assert sorted(names(tmp_path)) == sorted([living.name, foreign.name, "folder"])
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(

@@ -9,6 +9,8 @@ from PIL import Image
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
+from reszoo.data.pipeline import training_batches
+from reszoo.training import trainer
 from reszoo.training.recipes import RECIPES, find_recipe
 from reszoo.training.step import TrainingStep
 
@@ -28,6 +30,7 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     [
         ({"epoch": 3}, "no recipe field 'epoch'. Did you mean 'epochs'"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"epochs": 10.0}, r"Received: epochs=10\.0"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
         ({"learning_rate": -1}, "learning_rate must be above 0"),
         ({"seed": -1}, "seed must be a whole number"),
@@ -117,6 +120,76 @@ def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     one, two = (to_tensors(each.model) for each in runs)
     assert all(np.array_equal(one[name], two[name]) for name in one)
     assert runs[0].best is None
+
+
+def test_smoothed_labels_spread_a_share_over_all_classes() -> None:
+    recipe = find_recipe("cifar", label_smoothing=0.2, weight_decay=0.0)
+    shape = (8, 8, 3)
+    model, twin = (
+        randomise(reszoo.build("resnet20", classes=4, input_shape=shape, seed=0))
+        for _ in range(2)
+    )
+    record = reszoo.card(model).preprocessing
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    labels = np.array([0, 1, 2, 3, 1, 2])
+    logits = np.asarray(
+        twin(record.normalise(images.astype(np.float32)), training=True), np.float64
+    )
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    target = 0.8 * np.eye(4)[labels] + 0.2 / 4
+    loss, _ = TrainingStep(model, record, recipe)(images, labels, 0.1)
+    assert float(loss) == pytest.approx(-(target * logs).sum(-1).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("data", "flip", "mirrored"),
+    [("digits", None, False), ("folder", None, True), ("folder", False, False)],
+)
+def test_only_what_may_be_mirrored_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, data: str, flip: Any, mirrored: bool
+) -> None:
+    seen = []
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        seen.append(arguments[3])
+        return training_batches(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "training_batches", look)
+    reszoo.train(
+        "plain20",
+        folder if data == "folder" else data,
+        epochs=1,
+        batch_size=8 if data == "folder" else 1000,
+        flip=flip,
+    )
+    assert seen[0].flip is mirrored
+    assert seen[0].pad == 4
+
+
+def test_training_that_diverges_is_an_error(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(reszoo.ReszooError, match=r"diverged.*Lower learning_rate"):
+        reszoo.train(
+            "resnet20",
+            folder,
+            batch_size=4,
+            epochs=3,
+            warmup_epochs=0,
+            learning_rate=1e30,
+            output=tmp_path / "run",
+        )
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "recipe.json"])
+def test_any_file_of_a_run_keeps_its_folder(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(reszoo.UsageError, match=rf"holds a run already \({name}\)"):
+        reszoo.train("resnet20", folder, output=tmp_path)
+    with pytest.raises(reszoo.UsageError, match=r"is a file"):
+        reszoo.train("resnet20", folder, output=tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_a_run_that_is_there_is_kept_unless_told_otherwise(

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import keras
 
 Tensors = dict[str, NDArray[Any]]
+HEAD = ("fc.weight", "fc.bias")
 # torch counts the batches seen; inference never reads it, strict loading asks for it.
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 _TORCH_NAMES = {
     "kernel": "weight",
     "bias": "bias",
@@ -29,6 +30,46 @@ _TORCH_NAMES = {
     "moving_variance": "running_var",
 }
 _SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of the tensors of a file.
+
+    Attributes:
+        source: The file, or where it came from.
+        loaded: Names of the tensors that went into the model.
+        missing: Weights of the model that the file does not hold.
+        unexpected: Tensors of the file that the model has no place for.
+        wrong_shape: Tensors of another shape, with both shapes.
+        head: Set where the classifier is fresh: classes before and now.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: tuple[str, ...] = ()
+    head: tuple[int, int] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor found its place, a replaced head aside."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        problems = [
+            _listed("missing", self.missing),
+            _listed("unexpected", self.unexpected),
+            _listed("of another shape", self.wrong_shape),
+        ]
+        if not self.complete:
+            return f"{' '.join(filter(None, problems))} Nothing was loaded."
+        text = f"{len(self.loaded)} tensors loaded from {self.source}"
+        if self.head is None:
+            return text
+        before, now = self.head
+        return f"{text}: 100 % of the backbone; fresh head, {before} -> {now} classes"
 
 
 @dataclass(frozen=True)
@@ -58,12 +99,14 @@ def to_tensors(model: "keras.Model") -> Tensors:
     for slot in _slots(model):
         tensors[slot.name] = slot.to_torch()
         if slot.name.endswith("running_var"):
-            counter = slot.name.replace("running_var", _COUNTER)
+            counter = slot.name.replace("running_var", COUNTER)
             tensors[counter] = np.zeros((), np.int64)
     return tensors
 
 
-def lay_in(model: "keras.Model", tensors: Tensors, source: str) -> None:
+def lay_in(
+    model: "keras.Model", tensors: Tensors, source: str, *, fresh_head: bool = False
+) -> LoadReport:
     """Set a model's weights from tensors under torchvision's names.
 
     Nothing is set unless everything fits.
@@ -72,30 +115,43 @@ def lay_in(model: "keras.Model", tensors: Tensors, source: str) -> None:
         model: A model from `reszoo.build`.
         tensors: Weights as `to_tensors` returns them.
         source: What the tensors came from, for messages.
+        fresh_head: Whether the classifier keeps the weights that it has.
+
+    Returns:
+        What was loaded.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape; the
             message lists them.
     """
     slots = {slot.name: slot for slot in _slots(model)}
-    given = {name for name in tensors if not name.endswith(_COUNTER)}
-    shapes = [
-        f"{name} is {tensors[name].shape}, not {slots[name].torch_shape}"
-        for name in slots
-        if name in given and tensors[name].shape != slots[name].torch_shape
+    given = {name for name in tensors if not name.endswith(COUNTER)}
+    head = None
+    if fresh_head and HEAD[0] in given and HEAD[0] in slots:
+        head = (len(tensors[HEAD[0]]), slots[HEAD[0]].torch_shape[0])
+    if fresh_head:
+        slots = {name: slot for name, slot in slots.items() if name not in HEAD}
+        given -= set(HEAD)
+    wrong = [
+        f"{name} is {tensors[name].shape}, not {slot.torch_shape}"
+        for name, slot in slots.items()
+        if name in given and tensors[name].shape != slot.torch_shape
     ]
-    problems = [
-        _listed("missing", [name for name in slots if name not in given]),
-        _listed("unexpected", sorted(given - set(slots))),
-        _listed("of another shape", shapes),
-    ]
-    if any(problems):
+    report = LoadReport(
+        source=source,
+        loaded=tuple(name for name in slots if name in given),
+        missing=tuple(name for name in slots if name not in given),
+        unexpected=tuple(sorted(given - set(slots))),
+        wrong_shape=tuple(wrong),
+        head=head,
+    )
+    if not report.complete:
         raise CheckpointError(
-            f"{source} does not hold the weights of {model.name}. "
-            f"{' '.join(filter(None, problems))} Nothing was loaded."
+            f"{source} does not hold the weights of {model.name}. {report}"
         )
     for name, slot in slots.items():
         slot.variable.assign(slot.from_torch(tensors[name]))
+    return report
 
 
 def _slots(model: "keras.Model") -> Iterator[_Slot]:
@@ -105,7 +161,7 @@ def _slots(model: "keras.Model") -> Iterator[_Slot]:
             yield _Slot(f"{layer.name}.{_TORCH_NAMES[kind]}", variable)
 
 
-def _listed(what: str, names: list[str]) -> str:
+def _listed(what: str, names: tuple[str, ...]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""

@@ -1,12 +1,16 @@
-"""reszoo's own checkpoint: safetensors with the card in its metadata.
+"""safetensors files, reszoo's own with the card in their metadata.
 
 The file holds named arrays and one JSON text, no code. torchvision and timm load
 it with `strict=True`.
 """
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -18,37 +22,67 @@ from reszoo.files import atomic_file
 SUFFIX = ".safetensors"
 # A single key: the library writes several in a random order.
 _KEY = "reszoo_card"
+_DTYPES = {
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F64": "<f8",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
-def write(path: str | os.PathLike[str], tensors: Tensors, card: Card) -> None:
-    """Write tensors and card to `path` in one step."""
+def write(
+    path: str | os.PathLike[str], tensors: Tensors, card: Card | None = None
+) -> None:
+    """Write tensors, and a card if there is one, to `path` in one step."""
+    metadata = None if card is None else {_KEY: card.to_text()}
     with atomic_file(path) as temporary:
         # Not save_file: it reports a full disk as an error of the format.
-        temporary.write_bytes(save(tensors, metadata={_KEY: card.to_text()}))
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card]:
-    """Read the tensors and the card of a checkpoint.
+def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
+    """Read the tensors, and the card if reszoo wrote the file.
+
+    Returns:
+        Views of the file, which is mapped and not copied: reading takes no more
+        memory than the file is long.
 
     Raises:
-        CheckpointError: No such file, not safetensors, damaged, or without card.
+        CheckpointError: No such file, not safetensors, or damaged.
     """
     file = Path(path)
-    card = read_card(file)
+    # The library checks the header: sizes, offsets, overlaps, gaps.
     with _opened(file) as reader:
-        return {name: reader.get_tensor(name) for name in reader.keys()}, card  # noqa: SIM118
-
-
-def read_card(path: str | os.PathLike[str]) -> Card:
-    """Read the card of a checkpoint without its weights (see `read`)."""
-    with _opened(Path(path)) as reader:
         text = (reader.metadata() or {}).get(_KEY)
-    if text is None:
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    tensors = {}
+    if header:
+        data = np.memmap(file, np.uint8, "r", offset=8 + length)
+        tensors = {name: _view(data, info, name, file) for name, info in header.items()}
+    return tensors, None if text is None else Card.from_text(text)
+
+
+def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any]:
+    if info["dtype"] not in _DTYPES:
         raise CheckpointError(
-            f"{path} has no reszoo card, so its net and labels are unknown. "
-            "Only checkpoints that reszoo wrote can be opened."
+            f"{file} has {name} as {info['dtype']}. Known: {', '.join(_DTYPES)}."
         )
-    return Card.from_text(text)
+    start, end = info["data_offsets"]
+    raw = np.asarray(data[start:end])
+    if info["dtype"] == "BF16":
+        # No type of NumPy's own: the upper half of a float32, exactly.
+        wide = raw.view("<u2").astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(info["shape"])
+    return raw.view(_DTYPES[info["dtype"]]).reshape(info["shape"])
 
 
 def _opened(file: Path) -> safe_open:

@@ -46,7 +46,7 @@ class Recipe:
         at_least = {"epochs": 1, "batch_size": 2, "warmup_epochs": 0, "seed": 0}
         for field, least in at_least.items():
             value = getattr(self, field)
-            if value != int(value) or value < least:
+            if not isinstance(value, int) or value < least:
                 raise UsageError(
                     f"{field} must be a whole number of at least {least}. "
                     f"Received: {field}={value}."
@@ -94,7 +94,7 @@ RECIPES = {
 }
 
 
-def find_recipe(name: str | Recipe, **changes: Any) -> Recipe:
+def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields replaced.
 
     Args:
@@ -109,7 +109,7 @@ def find_recipe(name: str | Recipe, **changes: Any) -> Recipe:
         if name not in RECIPES:
             raise UnknownNameError("recipe", name, RECIPES)
         name = RECIPES[name]
-    known = [field.name for field in fields(Recipe)]
+    known = [field.name for field in fields(Recipe) if field.name != "name"]
     for field in changes:
         if field not in known:
             raise UnknownNameError("recipe field", field, known)

@@ -1,5 +1,6 @@
 """The training loop: from a net and images to a checkpoint."""
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from reszoo.data.pipeline import (
     training_batches,
 )
 from reszoo.data.sources import Source, check_classes, open_source
-from reszoo.errors import UsageError
+from reszoo.errors import ReszooError, UsageError
 from reszoo.evaluation import Metrics, score
 from reszoo.files import write_json
 from reszoo.inference import inference_function
@@ -31,7 +32,9 @@ from reszoo.training.report import Epoch, write_curves, write_history
 from reszoo.training.step import TrainingStep
 from reszoo.zoo import build, get_card, set_card
 
-_HISTORY = "history.csv"
+_HISTORY, _CURVES, _RECIPE = "history.csv", "curves.png", "recipe.json"
+_BEST, _LAST = "best.safetensors", "last.safetensors"
+_FILES = (_BEST, _LAST, _HISTORY, _CURVES, _RECIPE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +90,20 @@ def train(
     """
     plan = find_recipe(recipe, **fields)
     folder = None if output is None else _free_folder(Path(output), overwrite)
-    source = open_source(data, seed=plan.seed)
+    source = open_source(data)
     if isinstance(model, str):
         model = build(model, classes=source.class_names, seed=plan.seed)
     return _Run(model, source, plan, folder).result()
 
 
 def _free_folder(folder: Path, overwrite: bool) -> Path:
-    if (folder / _HISTORY).exists() and not overwrite:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. The output of a run is a folder.")
+    there = [name for name in _FILES if (folder / name).exists()]
+    if there and not overwrite:
         raise UsageError(
-            f"{folder} holds a run already. Choose another folder, "
-            "or pass overwrite=True (--overwrite) to replace it."
+            f"{folder} holds a run already ({', '.join(there)}). Choose another "
+            "folder, or pass overwrite=True (--overwrite) to replace it."
         )
     return folder
 
@@ -132,19 +138,23 @@ class _Run:
         try:
             for epoch in range(self.recipe.epochs):
                 self._epoch(epoch)
+        except KeyboardInterrupt:
+            if self.folder and self.history:
+                say(f"Stopped. {self.folder} keeps the epochs that were finished.")
+            raise
         except tf.errors.OpError as error:
             everything = [find_unreadable(each) for each in self._shown()]
             raise next(filter(None, everything), error) from error
         if self.folder:
-            write_curves(self.folder / "curves.png", self.history, self._title())
+            write_curves(self.folder / _CURVES, self.history, self._title())
         lay_in(self.model, self.best_tensors, "the best epoch")
         set_card(self.model, self.best_card)
         return TrainResult(
             model=self.model,
             recipe=self.recipe,
             history=tuple(self.history),
-            best=self.folder and self.folder / "best.safetensors",
-            last=self.folder and self.folder / "last.safetensors",
+            best=self.folder and self.folder / _BEST,
+            last=self.folder and self.folder / _LAST,
         )
 
     def _epoch(self, epoch: int) -> None:
@@ -182,6 +192,8 @@ class _Run:
                 )
                 batch_loss, hits = self.step(images, labels, rate)
                 loss, correct = loss + float(batch_loss), correct + int(hits)
+                if not math.isfinite(loss):
+                    raise self._diverged(epoch, index)
                 progress.advance(note=f"loss {loss / (index + 1):.3f}")
         seconds = time.perf_counter() - started
         seen = self.steps * self.recipe.batch_size
@@ -192,6 +204,14 @@ class _Run:
             "images_per_second": seen / seconds,
             "data_wait": waited / seconds,
         }
+
+    def _diverged(self, epoch: int, index: int) -> ReszooError:
+        kept = f" {self.folder} keeps the epochs before." if self.folder else ""
+        return ReszooError(
+            f"Training diverged: the loss is no number in epoch {epoch + 1}, step "
+            f"{index + 1}. Lower learning_rate (it is {self.recipe.learning_rate:g}) "
+            f"or raise warmup_epochs (it is {self.recipe.warmup_epochs}).{kept}"
+        )
 
     def _validate(self) -> Metrics | None:
         if "validation" not in self.source.splits:
@@ -213,8 +233,8 @@ class _Run:
         if not self.folder:
             return
         if improved:
-            write_checkpoint(self.folder / "best.safetensors", tensors, card)
-        write_checkpoint(self.folder / "last.safetensors", tensors, card)
+            write_checkpoint(self.folder / _BEST, tensors, card)
+        write_checkpoint(self.folder / _LAST, tensors, card)
         write_history(self.folder / _HISTORY, self.history)
 
     def _card_after(self, epoch: int, measured: Metrics | None) -> Card:
@@ -241,6 +261,7 @@ class _Run:
                 f"Received: {classes} outputs for the {len(names)} classes of "
                 f"{self.source.name}; build it with classes={len(names)}."
             )
+        card.check_rgb()
         check_classes(self.source, card.labels, "the model")
         return replace(card, labels=names)
 
@@ -257,8 +278,7 @@ class _Run:
             f"{len(self.source.class_names)} classes, {self.steps} steps an epoch"
         )
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "recipe.json", self.recipe.to_json())
+            write_json(self.folder / _RECIPE, self.recipe.to_json())
 
     def _title(self) -> str:
         return f"{self.card.architecture.spec} on {self.source.name}"

@@ -1,0 +1,107 @@
+"""Find the file that a `weights` argument stands for."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from reszoo.checkpoints import download, timm_folder
+from reszoo.checkpoints.published import (
+    PublishedWeights,
+    find_published,
+    published_names,
+)
+from reszoo.checkpoints.reading import SUFFIXES
+from reszoo.errors import CheckpointError, UnknownNameError, UsageError
+
+_PROVIDERS = ("torchvision/", "timm/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A weight file on this machine, and what is known of it.
+
+    Attributes:
+        path: The file.
+        source: Where it came from, for messages and provenance.
+        published: Its row in the table, if it has one.
+        config: timm's `config.json`, if one lies beside it.
+    """
+
+    path: Path
+    source: str
+    published: PublishedWeights | None = None
+    config: Path | None = None
+
+
+def locate(
+    weights: str | os.PathLike[str],
+    net: str | None = None,
+    *,
+    allow_noncommercial: bool = False,
+) -> Found:
+    """Find a weight file, downloading it into the cache where needed.
+
+    Names of published weights win over paths: a folder called `imagenet` is meant
+    by "./imagenet".
+
+    Args:
+        weights: "imagenet", a name such as "timm/a1_in1k", "hf://owner/repo", a
+            URL, or a path.
+        net: The net that published weights are wanted for.
+        allow_noncommercial: Consent to a licence that forbids commercial use.
+
+    Raises:
+        CheckpointError: The file is neither here nor to be had.
+        UsageError: The name is unknown, or the licence needs consent.
+    """
+    text = os.fspath(weights)
+    if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
+        return _published(text, net, allow_noncommercial)
+    address = download.parse_address(text)
+    if address.kind == "hub":
+        return _from_hub(address.where, address.revision, text)
+    if address.kind == "url":
+        return Found(path=download.fetch(text, None), source=text)
+    return _local(Path(text), net)
+
+
+def _published(name: str, net: str | None, consent: bool) -> Found:
+    if net is None:
+        raise UsageError(
+            f"{name!r} names weights of several nets. "
+            f'Say which net: reszoo.build("resnet50", weights={name!r}).'
+        )
+    row = find_published(net, name, allow_noncommercial=consent)
+    address = download.parse_address(row.address)
+    source = f"{row.net} {row.name}"
+    if address.kind == "hub":
+        found = _from_hub(address.where, address.revision, source)
+        return Found(path=found.path, source=source, published=row)
+    path = download.fetch(row.address, row.sha256)
+    return Found(path=path, source=source, published=row)
+
+
+def _from_hub(repo: str, revision: str | None, source: str) -> Found:
+    names = (timm_folder.WEIGHTS_FILE, timm_folder.PICKLED_FILE)
+    files = download.fetch_hub(repo, (*names, timm_folder.CONFIG_FILE), revision)
+    path = next((files[name] for name in names if name in files), None)
+    if path is None:
+        raise CheckpointError(
+            f"The repository {repo} has neither {' nor '.join(names)}."
+        )
+    config = files.get(timm_folder.CONFIG_FILE)
+    return Found(path=path, source=source, config=config)
+
+
+def _local(path: Path, net: str | None) -> Found:
+    if path.is_dir():
+        inside = path / timm_folder.WEIGHTS_FILE
+        if not inside.is_file():
+            raise CheckpointError(f"{path} holds no {timm_folder.WEIGHTS_FILE}.")
+        config = path / timm_folder.CONFIG_FILE
+        known = config if config.is_file() else None
+        return Found(path=inside, source=str(path), config=known)
+    if not path.exists() and path.suffix not in SUFFIXES:
+        known_names = ["imagenet", *published_names(net)] if net else ["imagenet"]
+        raise UnknownNameError("file or published weights", str(path), known_names)
+    return Found(path=path, source=str(path))

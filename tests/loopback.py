@@ -1,0 +1,208 @@
+"""A server on 127.0.0.1 that plays the web and the hub, and misbehaves when told."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_HUB_PATH = re.compile(r"/(\w+/\w+)/resolve/(\w+)/(.+)")
+
+
+@dataclass
+class Site:
+    """What the server holds, how it misbehaves, and what it was asked.
+
+    Attributes:
+        files: Path -> content. A file of the hub is at
+            "/owner/repo/resolve/main/file"; its tag is its SHA-256.
+        tag: ETag of files that are not of the hub.
+        ranges: Whether a part of a file can be asked for.
+        careless: Whether it sends parts of a file that is no longer the same.
+        cuts: After how many bytes each of the next answers breaks off.
+        statuses: Sent instead of the next answers.
+        announced: Added to the true length; None tells no length.
+        chunked: Whether to send chunks, without a length.
+        closes: Whether to say that each connection carries one answer.
+        lingers: Whether to keep the connection open all the same.
+        damaged: Index of a byte that is sent wrong.
+        redirects: Path -> where it moved to.
+        gate: Answers stop after `gate_at` bytes until it opens.
+        asked: Method, path and headers of every request.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    tag: str | None = '"v1"'
+    ranges: bool = True
+    careless: bool = False
+    cuts: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    announced: int | None = 0
+    chunked: bool = False
+    closes: bool = True
+    lingers: bool = False
+    damaged: int | None = None
+    redirects: dict[str, str] = field(default_factory=dict)
+    gate: threading.Event = field(default_factory=threading.Event)
+    gate_at: int = 0
+    asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    url: str = ""
+    stop: Any = None
+
+    def gets(self) -> list[dict[str, str]]:
+        """Return the headers of every download asked for."""
+        return [
+            headers
+            for method, path, headers in self.asked
+            if method == "GET" and not path.startswith("/api/")
+        ]
+
+    def put_on_hub(self, repo: str, **files: bytes) -> None:
+        """Add files; the last underscore of a name is its dot."""
+        for name, content in files.items():
+            path = f"/{repo}/resolve/main/{'.'.join(name.rsplit('_', 1))}"
+            self.files[path] = content
+
+
+class _Handler(BaseHTTPRequestHandler):
+    site: Site
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer(body_wanted=False)
+
+    def do_GET(self) -> None:
+        self._answer(body_wanted=True)
+
+    def _answer(self, body_wanted: bool) -> None:
+        site = self.site
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        site.asked.append((self.command, self.path, headers))
+        if body_wanted and site.statuses:
+            return self._head(site.statuses.pop(0))
+        if self.path in site.redirects:
+            return self._head(302, Location=site.redirects[self.path])
+        extra = self._hub_headers() if "/resolve/" in self.path else {}
+        body = site.files.get(self.path.replace(COMMIT, "main"))
+        if body is None or "X-Error-Code" in extra:
+            return self._head(404, **extra)
+        tag = extra.setdefault("ETag", site.tag or "")
+        start = self._start(headers, tag)
+        if start and start >= len(body):
+            return self._head(416)
+        if start:
+            extra["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        if site.announced is not None and not site.chunked:
+            extra["Content-Length"] = str(len(body) - start + site.announced)
+        if site.chunked:
+            extra["Transfer-Encoding"] = "chunked"
+        self._head(206 if start else 200, **extra)
+        return self._send(body, start) if body_wanted else None
+
+    def _head(self, status: int, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            if value:
+                self.send_header(name, value)
+        if self.site.closes:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+
+    def _start(self, headers: dict[str, str], tag: str) -> int:
+        asked = re.fullmatch(r"bytes=(\d+)-", headers.get("range", ""))
+        same = headers.get("if-range", tag) == tag or self.site.careless
+        return int(asked[1]) if asked and same and self.site.ranges else 0
+
+    def _send(self, body: bytes, start: int) -> None:
+        site = self.site
+        if site.damaged is not None:
+            wrong = bytes([body[site.damaged] ^ 1])
+            body = body[: site.damaged] + wrong + body[site.damaged + 1 :]
+        end = start + site.cuts.pop(0) if site.cuts else len(body)
+        gate = max(start, min(end, site.gate_at))
+        self._write(body[start:gate])
+        site.gate.wait(60)
+        self._write(body[gate:end])
+        if site.chunked and end >= len(body):
+            self.wfile.write(b"0\r\n\r\n")
+        if site.lingers:
+            self.rfile.read(1)  # until the client hangs up
+
+    def _write(self, part: bytes) -> None:
+        if self.site.chunked and part:
+            part = b"%x\r\n%s\r\n" % (len(part), part)
+        self.wfile.write(part)
+        self.wfile.flush()
+
+    def _hub_headers(self) -> dict[str, str]:
+        found = _HUB_PATH.fullmatch(self.path)
+        prefix = f"/{found[1]}/" if found else None
+        if prefix is None or not any(
+            path.startswith(prefix) for path in self.site.files
+        ):
+            return {"X-Error-Code": "RepoNotFound"}
+        if not found or found[2] not in ("main", COMMIT):
+            return {"X-Error-Code": "RevisionNotFound"}
+        body = self.site.files.get(f"{prefix}resolve/main/{found[3]}")
+        if body is None:
+            return {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+        tag = f'"{hashlib.sha256(body).hexdigest()}"'
+        return {"X-Repo-Commit": COMMIT, "ETag": tag, "X-Linked-Size": str(len(body))}
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        # Clients of these tests hang up and are killed.
+        pass
+
+
+@contextmanager
+def serve() -> Iterator[Site]:
+    """Yield a site that is open to requests; its gate is open."""
+    site = Site()
+    site.gate.set()
+    handler = type(
+        "Handler", (_Handler,), {"site": site, "protocol_version": "HTTP/1.1"}
+    )
+    server = _Server(("127.0.0.1", 0), handler)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}
+    )
+    site.url = f"http://127.0.0.1:{server.server_port}"
+    thread.start()
+
+    def stop() -> None:
+        site.gate.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    site.stop = stop
+    try:
+        yield site
+    finally:
+        if thread.is_alive():
+            stop()
+
+
+def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a Python process that prints "started" when it has imported all."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """Return what such a process printed, once it has succeeded."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out.removeprefix("started\n")
