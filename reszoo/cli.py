@@ -132,7 +132,7 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="train, validation, test or all.", show_default="test if any"
+            help="train, validation, test or all.", show_default="test, else validation"
         ),
     ] = None,
     threads: Threads = None,

@@ -29,7 +29,13 @@ def run_demo(output: Path, run: Path = RUN) -> "Manifest":
 
     Returns:
         The export's manifest.
+
+    Raises:
+        UsageError: The output folder holds something else than an export.
     """
+    from reszoo_export.export import free_folder
+
+    free_folder(output, overwrite=True)
     say("1/3  Train ResNet-20 on scikit-learn's scans of handwritten digits.")
     result = reszoo.train("resnet20", "digits", output=run, overwrite=True, **_CHANGES)
     metrics = reszoo.evaluate(result.model, "digits")

@@ -78,7 +78,7 @@ def evaluate(
             folder, a `.tflite` or a `.onnx` file.
         data: A folder of class folders, or a name such as "digits".
         split: "train", "validation", "test" or "all"; by default the test split,
-            else all images of a folder without splits, else validation.
+            else the validation split, which training held out.
         batch_size: Images at a time.
         threads: Threads of the runtime; its own default if None.
 

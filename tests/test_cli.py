@@ -168,3 +168,9 @@ def test_the_demo_does_it_all(
         assert (tmp_path / "saved_models" / "demo" / file).exists()
     assert "reszoo verify saved_models/demo" in out
     assert (tmp_path / "runs" / "demo" / "best.safetensors").exists()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.txt").write_text("mine")
+    code, _, err = call("demo", "--output", tmp_path / "photos")
+    assert code == 2
+    assert err.startswith("reszoo: ")
+    assert "is no export of reszoo" in err

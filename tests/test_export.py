@@ -27,6 +27,7 @@ from reszoo_export import onnx as onnx_writer
 from reszoo_export import quantization, serving, tflite
 from reszoo_export.formats import FORMATS
 from reszoo_export.quantization import draw_calibration, fingerprint
+from reszoo_export.reference import read_reference
 from reszoo_export.runtimes import open_runtime
 
 
@@ -117,17 +118,21 @@ def test_a_mixed_precision_model_exports_in_float32(tmp_path: Path) -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = small()
-        manifest_of = reszoo.export
-        card = reszoo.card(model)
-        reszoo.save(model, tmp_path / "mixed.safetensors")
-        serving.make_serving(model)
+        assert model.get_layer("conv1").compute_dtype == "bfloat16"
+        manifest = reszoo.export(model, tmp_path / "export")
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
     finally:
         keras.config.set_dtype_policy("float32")
-    again = reszoo.load(tmp_path / "mixed.safetensors")
-    manifest = manifest_of(again, tmp_path / "export", formats="tflite")
-    assert manifest.card == card
+    assert manifest.card == reszoo.card(model)
+    for record in manifest.files:
+        assert record.verification.max_difference < 1e-5
     assert "Flex" not in str(open_runtime(tmp_path / "export/model.tflite").operators)
+    # What the files were held against are the weights' answers in float32.
+    reszoo.save(model, tmp_path / "model.safetensors")
+    kept = read_reference(tmp_path / "export", manifest.card)
+    again = reszoo.load(tmp_path / "model.safetensors")
+    expected = probabilities(again, manifest.card.preprocessing, kept.images)
+    np.testing.assert_allclose(kept.answers, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [n for n, row in FORMATS.items() if row.batched])
@@ -227,9 +232,10 @@ def test_an_export_that_is_there_is_kept_unless_told_otherwise(
         reszoo.export(small(), exported.folder)
     assert (exported.folder / "manifest.json").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("years of work")
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
     with pytest.raises(reszoo.UsageError, match="is no export of reszoo"):
         reszoo.export(small(), tmp_path, overwrite=True)
-    assert files(tmp_path) == {"thesis.txt"}
+    assert files(tmp_path) == {"thesis.txt", "manifest.json"}
 
 
 def test_overwriting_replaces_the_whole_folder(tmp_path: Path) -> None:
@@ -269,6 +275,34 @@ def test_a_file_that_does_not_match_is_not_left_under_its_name(
     assert "model.onnx.failed" in failed
     assert "model.onnx" not in failed
     assert "model.tflite" in failed
+
+
+def test_only_a_failed_export_makes_room_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(graph: Any) -> Any:
+        return {**fold(graph), "fc.bias": np.full(3, 9, np.float32) * [0, 1, 2]}
+
+    fold = serving.fold
+    monkeypatch.setattr(serving, "fold", nothing)
+    mine = tmp_path / "x.failed"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for _ in range(2):
+        with pytest.raises(reszoo.VerificationError, match=r"kept in .*x\.failed-2\."):
+            reszoo.export(small(), tmp_path / "x", formats="saved_model")
+        assert files(tmp_path) == {"x.failed", "x.failed-2"}
+        assert files(mine) == {"thesis.txt"}
+        assert "saved_model.failed" in files(tmp_path / "x.failed-2")
+
+
+def test_what_is_exported_already_is_not_exported_again(
+    exported: Any, tmp_path: Path
+) -> None:
+    for name in ("model.onnx", "model.tflite", "saved_model", "."):
+        with pytest.raises(reszoo.UsageError, match="export takes a checkpoint or"):
+            reszoo.export(exported.folder / name, tmp_path / "export")
+    assert files(tmp_path) == set()
 
 
 def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import reszoo
 from reszoo.data.sources import open_source
+from reszoo_export.benchmark import measure
 from reszoo_export.formats import FORMATS
+from reszoo_export.runtimes import open_runtime
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +77,9 @@ def test_other_arrays_are_refused_with_what_was_expected(
 def test_what_cannot_be_opened_is_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(reszoo.CheckpointError, match="There is no file"):
         reszoo.Predictor(tmp_path / "model.onnx")
-    (tmp_path / "model.pt").write_bytes(b"")
-    with pytest.raises(reszoo.UsageError, match=r"no kind of model file 'model.pt'"):
-        reszoo.Predictor(tmp_path / "model.pt")
+    (tmp_path / "model.pb").write_bytes(b"")
+    with pytest.raises(reszoo.UsageError, match=r"no kind of model file 'model.pb'"):
+        reszoo.Predictor(tmp_path / "model.pb")
     with pytest.raises(reszoo.UsageError, match="threads must be at least 1"):
         reszoo.Predictor(run.best, threads=0)
     with pytest.raises(reszoo.UsageError, match="k must be at least 1"):
@@ -110,3 +114,102 @@ def test_files_for_devices_open_without_tensorflow(
 def test_a_model_that_was_never_told_names_answers_with_numbers() -> None:
     predictor = reszoo.Predictor(reszoo.build("resnet20", classes=3))
     assert predictor.labels == ("0", "1", "2")
+
+
+def test_a_folder_may_have_a_dot_in_its_name(
+    exported: Any, digit: Any, tmp_path: Path
+) -> None:
+    for name in ("sv.v2", "sv.onnx", "sv.pt"):
+        shutil.copytree(exported.folder / "saved_model", tmp_path / name)
+        assert reszoo.Predictor(tmp_path / name).top(digit[0])[0][0] == digit[2]
+
+
+def test_a_whole_export_tells_what_is_in_it(exported: Any) -> None:
+    with pytest.raises(
+        reszoo.UsageError,
+        match=r"whole export.*: saved_model, model\.tflite, model-int8\.tflite, model",
+    ):
+        reszoo.Predictor(exported.folder)
+
+
+def test_many_images_are_asked_about_32_at_a_time(run: Any, digit: Any) -> None:
+    predictor: Any = reszoo.Predictor(run.model)
+    size = predictor.card.preprocessing.eval_size
+    images = np.random.default_rng(0).integers(0, 256, (70, size, size, 3), np.uint8)
+    whole = predictor._runtime.run(images)
+    asked: list[int] = []
+    answer = predictor._runtime.run
+
+    def counting(some: Any) -> Any:
+        asked.append(len(some))
+        return answer(some)
+
+    predictor._runtime.run = counting
+    np.testing.assert_allclose(predictor.predict_prepared(images), whole, atol=1e-5)
+    assert asked == [32, 32, 6]
+
+
+def test_predicting_reads_an_onnx_file_once(
+    exported: Any, digit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Any] = []
+    load = onnx.load
+
+    def counted(path: Path) -> Any:
+        reads.append(path)
+        return load(path)
+
+    monkeypatch.setattr(onnx, "load", counted)
+    runtime = open_runtime(exported.folder / "model.onnx")
+    assert not reads
+    assert runtime.operators["Conv"] == 19
+    assert runtime.operators["Softmax"] == len(reads) == 1
+
+
+@pytest.mark.parametrize("file", ["model.tflite", "model.onnx"])
+def test_files_for_devices_keep_to_the_threads_given(
+    exported: Any, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+    from ai_edge_litert import interpreter
+
+    given: list[int] = []
+    session, litert = onnxruntime.InferenceSession, interpreter.Interpreter
+
+    def onnx_session(path: Any, options: Any, **others: Any) -> Any:
+        given.append(options.intra_op_num_threads)
+        return session(path, options, **others)
+
+    def litert_interpreter(path: str, num_threads: int) -> Any:
+        given.append(num_threads)
+        return litert(path, num_threads=num_threads)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", onnx_session)
+    monkeypatch.setattr(interpreter, "Interpreter", litert_interpreter)
+    path = exported.folder / file
+    for threads in (1, 3):
+        assert measure(open_runtime(path, threads)).threads == threads
+    assert given == [1, 3]
+    assert reszoo.benchmark(str(path), threads=1)[str(path)].threads == 1
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "saved_model"])
+def test_tensorflow_keeps_to_the_threads_given(
+    run: Any, exported: Any, file: str
+) -> None:
+    path = run.best if file == "checkpoint" else exported.folder / file
+    script = (
+        "import os, reszoo, tensorflow as tf\n"
+        f"(latency,) = reszoo.benchmark({str(path)!r}, threads=1).values()\n"
+        "print(latency.threads, tf.config.threading.get_intra_op_parallelism_threads())"
+        "\ntry:\n"
+        f"    reszoo.Predictor({str(path)!r}, threads=7)\n"
+        "except reszoo.UsageError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first == "1 1"
+    assert "only before its first operation. Received: threads=7" in second

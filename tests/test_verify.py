@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import randomise
 
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.inference import probabilities
-from reszoo_export import serving
+from reszoo_export import saved_model, serving, verify
 from reszoo_export.formats import FORMATS
-from reszoo_export.reference import make_reference, read_reference
+from reszoo_export.manifest import size_and_hash
+from reszoo_export.reference import Reference, make_reference, read_reference
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.verify import compare
 
 Change = Callable[[Any], Any]
+INT8 = FORMATS["tflite-int8"]
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_the_reference_fits_its_room_and_keeps_classes_even(run: Any) -> None:
 
 
 def test_the_kept_reference_is_the_models(run: Any, exported: Any) -> None:
-    kept = read_reference(exported.folder)
+    kept = read_reference(exported.folder, exported.card)
     record = reszoo.card(run.model).preprocessing
     np.testing.assert_allclose(
         kept.answers, probabilities(run.model, record, kept.images), atol=1e-6
@@ -160,7 +163,7 @@ def test_half_precision_does_not_pass_for_single(run: Any) -> None:
 
 def test_foreign_operators_and_lost_names_are_problems(exported: Any) -> None:
     runtime: Any = open_runtime(exported.folder / "model.onnx")
-    reference = read_reference(exported.folder)
+    reference = read_reference(exported.folder, exported.card)
     runtime.operators = {**runtime.operators, "com.microsoft.FusedConv": 1}
     runtime.inputs = [{"name": "input_1"}]
     problems = " ".join(compare(FORMATS["onnx"], runtime, reference).problems)
@@ -170,7 +173,7 @@ def test_foreign_operators_and_lost_names_are_problems(exported: Any) -> None:
 
 def test_answers_that_are_not_numbers_are_a_problem(exported: Any) -> None:
     runtime: Any = open_runtime(exported.folder / "model.onnx")
-    reference = read_reference(exported.folder)
+    reference = read_reference(exported.folder, exported.card)
     run = runtime.run
     runtime.run = lambda images: run(images) * np.float32("nan")
     assert (
@@ -181,8 +184,242 @@ def test_answers_that_are_not_numbers_are_a_problem(exported: Any) -> None:
 
 def test_a_batch_that_mixes_its_images_is_a_problem(exported: Any) -> None:
     runtime: Any = open_runtime(exported.folder / "model.onnx")
-    reference = read_reference(exported.folder)
+    reference = read_reference(exported.folder, exported.card)
     run = runtime.run
     runtime.run = lambda images: run(images) + np.float32(5e-5 * (len(images) == 1))
     problems = compare(FORMATS["onnx"], runtime, reference).problems
     assert "an answer moves by 5e-05 with the other images of its batch" in problems
+
+
+class Scripted:
+    """A runtime that gives image number n the n-th answer."""
+
+    name, threads, operators = "scripted", 1, dict[str, int]()
+    inputs, outputs = [{"name": "image"}], [{"name": "probabilities"}]
+
+    def __init__(self, answers: Any) -> None:
+        self.answers = answers
+        self.calls: list[int] = []
+
+    def run(self, images: Any) -> Any:
+        self.calls.append(len(images))
+        return self.answers[images[:, 0, 0] @ np.array([256, 1, 0])]
+
+
+def rows(first: Any, second: Any, top: float, share: float, classes: int = 10) -> Any:
+    """Probabilities: `top` for the first class, `share` of that for the second."""
+    rest = (1 - top * (1 + share)) / (classes - 2)
+    answers = np.full((len(first), classes), rest, np.float32)
+    answers[np.arange(len(first)), first] = top
+    answers[np.arange(len(first)), second] = top * share
+    return answers
+
+
+def complaints(answers: Any, expected: Any, labels: Any, row: Any = INT8) -> list[str]:
+    images = np.zeros((len(expected), 2, 2, 3), np.uint8)
+    images[:, 0, 0, :2] = np.array(np.divmod(np.arange(len(expected)), 256)).T
+    runtime: Any = Scripted(answers)
+    reference = Reference(images, expected, np.asarray(labels), 0)
+    found = compare(row, runtime, reference)
+    assert max(runtime.calls) <= 32
+    return list(found.problems)
+
+
+def flipped(share: float, count: int, *, right: bool) -> list[str]:
+    """Judge a file that takes the second class for the first on some images."""
+    first = np.arange(100) % 10
+    second, third = (first + 1) % 10, (first + 2) % 10
+    expected, answers = rows(first, second, 0.4, share), rows(first, second, 0.4, share)
+    answers[:count] = rows(second[:count], first[:count], 0.4, share)
+    return complaints(answers, expected, first if right else third)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("classes", "top"), [(3, 0.35), (10, 0.8), (1000, 0.09)])
+def test_one_and_the_same_answer_never_passes(
+    name: str, classes: int, top: float
+) -> None:
+    first = np.linspace(0, classes - 1, 120).astype(int)
+    expected = rows(first, (first + 1) % classes, top, 0.95 * (classes < 10), classes)
+    answers = np.zeros_like(expected)
+    answers[:, 0] = 1
+    for constant in (answers, np.repeat(expected[:1], 120, axis=0)):
+        found = " ".join(complaints(constant, expected, first, FORMATS[name]))
+        assert "100.00% of the images get one and the same class" in found
+        assert "the top-1 is exactly the model's on" in found
+        if "int8" in name:
+            assert "accuracy fell from 100.00%" in found
+
+
+def test_two_classes_that_are_nearly_even_excuse_nothing() -> None:
+    """The model is undecided about every image: each answer counts as a tie."""
+    first = np.arange(100) % 2
+    expected = np.where(first[:, None] == [0, 1], 0.52, 0.48).astype(np.float32)
+    found = " ".join(complaints(expected[:1].repeat(100, axis=0), expected, first))
+    assert "exactly the model's on 50.00%" in found
+    assert "accuracy fell from 100.00% to 50.00%" in found
+    assert "ties included" not in found
+
+
+def test_min_agreement_of_int8_holds() -> None:
+    assert flipped(0.88, 3, right=False) == []
+    (problem,) = flipped(0.88, 4, right=False)
+    assert "is the model's on 96.00% of the images, ties included; at least" in problem
+
+
+def test_ties_of_int8_count_as_agreement_up_to_the_floor() -> None:
+    assert flipped(0.92, 10, right=False) == []
+    (problem,) = flipped(0.92, 11, right=False)
+    assert "exactly the model's on 89.00% of the images; at least 90.00%" in problem
+
+
+def test_max_accuracy_drop_of_int8_holds_on_ties_as_well() -> None:
+    assert flipped(0.92, 1, right=True) == []
+    (problem,) = flipped(0.92, 2, right=True)
+    assert "accuracy fell from 100.00% to 98.00%; at most 1.00%" in problem
+
+
+def test_int8_may_move_only_so_much_probability() -> None:
+    first = np.arange(100) % 10
+    expected = rows(first, (first + 1) % 10, 0.8, 0)
+    for top, moved in ((0.66, None), (0.64, "16.00%")):
+        found = complaints(rows(first, (first + 1) % 10, top, 0), expected, first)
+        assert [problem[:6] for problem in found] == ([moved] if moved else [])
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_file", "seen"), [(79, 96, True), (79, 95, False), (80, 96, False)]
+)
+def test_a_file_that_prefers_one_class_more_than_its_model_is_seen(
+    of_model: int, of_file: int, seen: bool
+) -> None:
+    most = [np.where(np.arange(100) < n, 0, 1) for n in (of_model, of_file)]
+    expected, answers = (rows(first, 1 - first, 0.9, 0) for first in most)
+    found = str(complaints(answers, expected, most[0]))
+    assert ("one and the same class" in found) == seen
+
+
+def without_graph(folder: Path) -> None:
+    (folder / "saved_model.pb").unlink()
+
+
+def without_weights(folder: Path) -> None:
+    (data,) = folder.glob("variables/*.data-*")
+    data.write_bytes(data.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("damage", [without_graph, without_weights])
+def test_a_damaged_saved_model_is_an_error_of_ours(
+    copy: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(copy / "saved_model")
+    with pytest.raises(reszoo.VerificationError, match=r"saved_model: the file has ch"):
+        reszoo.verify(copy)
+    with pytest.raises(reszoo.CheckpointError, match="is not a whole SavedModel"):
+        reszoo.Predictor(copy / "saved_model")
+    # As if it had been damaged before it was hashed.
+    content = json.loads((copy / "manifest.json").read_text())
+    content["files"][0]["sha256"] = size_and_hash(copy / "saved_model")[1]
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(reszoo.VerificationError, match="is not a whole SavedModel"):
+        reszoo.verify(copy)
+
+
+def test_a_changed_file_is_not_opened(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def opening(path: Path) -> Any:
+        opened.append(path.name)
+        return open_runtime(path)
+
+    monkeypatch.setattr(verify, "open_runtime", opening)
+    with (copy / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(reszoo.VerificationError, match=r"1 check\(s\) failed"):
+        reszoo.verify(copy)
+    assert opened == ["saved_model", "model.tflite", "model-int8.tflite"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda content: content.update(files=[]), "it lists no files"),
+        (lambda content: content["files"][0].update(format="onnx2"), "format 'onnx2'"),
+        (
+            lambda content: content["files"][0].update(file="../saved_model"),
+            r"no saved_model file is called '\.\./saved_model'",
+        ),
+        (lambda content: content["beside"].pop("labels.txt"), "beside must name"),
+        (lambda content: content.update(card={}), "KeyError: 'card_version'"),
+        (lambda content: content.pop("beside"), "KeyError: 'beside'"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_cannot_be_meant_is_refused(
+    copy: Path, change: Change, text: str
+) -> None:
+    content = json.loads((copy / "manifest.json").read_text())
+    change(content)
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(reszoo.ExportError, match=rf"cannot be read.*{text}"):
+        reszoo.verify(copy)
+
+
+def test_a_reference_of_another_model_is_refused(exported: Any, copy: Path) -> None:
+    kept = read_reference(exported.folder, exported.card)
+    others = {
+        "size": replace(kept, images=kept.images[:, :30, :30]),
+        "classes": replace(kept, answers=kept.answers[:, :9]),
+        "count": replace(kept, answers=kept.answers[:-1]),
+        "labels": replace(kept, labels=kept.labels[:-1]),
+        "numbers": replace(kept, answers=kept.answers * np.float32("nan")),
+        "none": Reference(kept.images[:0], kept.answers[:0], kept.labels[:0], 0),
+    }
+    for other in others.values():
+        other.write(copy)
+        with pytest.raises(reszoo.ExportError, match="must hold uint8 images of 32x32"):
+            reszoo.verify(copy)
+
+
+def test_what_lies_beside_the_files_is_checked(exported: Any, copy: Path) -> None:
+    labels = copy / "labels.txt"
+    names = labels.read_text().split()
+    labels.write_text("\n".join(reversed(names)) + "\n")
+    with pytest.raises(reszoo.VerificationError, match=r"labels\.txt: the file has ch"):
+        reszoo.verify(copy)
+    labels.unlink()
+    kept = read_reference(exported.folder, exported.card)
+    replace(kept, images=kept.images[::-1], answers=kept.answers[::-1]).write(copy)
+    with pytest.raises(reszoo.VerificationError) as caught:
+        reszoo.verify(copy)
+    assert "labels.txt: There is no file" in str(caught.value)
+    assert "reference.npz: the file has changed" in str(caught.value)
+
+
+def test_a_file_that_does_not_run_is_an_error_of_ours(exported: Any) -> None:
+    runtime = open_runtime(exported.folder / "model.onnx")
+    reference = read_reference(exported.folder, exported.card)
+    small = replace(reference, images=reference.images[:, :30, :30])
+    with pytest.raises(reszoo.VerificationError, match=r"cannot run it \(Invalid"):
+        compare(FORMATS["onnx"], runtime, small)
+
+
+def test_a_foreign_operator_in_a_function_of_a_saved_model_is_a_problem(
+    tmp_path: Path,
+) -> None:
+    model = randomise(reszoo.build("resnet20", input_shape=(32, 32, 3), classes=4))
+    folded = serving.make_serving(model)
+
+    class Noisy:
+        variables = folded.net.variables
+        noise = staticmethod(tf.function(lambda: 0 * tf.random.uniform(())))
+
+        def __call__(self, x: Any, training: bool) -> Any:
+            return folded.net(x, training=training) + self.noise()
+
+    saved_model.write(replace(folded, net=Noisy()), tmp_path / "saved_model", None)
+    runtime = open_runtime(tmp_path / "saved_model")
+    reference = make_reference(model, folded.card, None)
+    (problem,) = compare(FORMATS["saved_model"], runtime, reference).problems
+    assert problem == "operators that are not allowed: RandomUniform"

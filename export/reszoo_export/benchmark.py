@@ -17,24 +17,27 @@ _SECONDS = 1.0
 
 
 def benchmark(
-    files: Sequence[str | os.PathLike[str]], *, threads: int | None = None
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    threads: int | None = None,
 ) -> dict[str, Latency]:
     """Measure the latency of some files, one image at a time.
 
     Args:
-        files: Checkpoints or exported files.
+        files: Checkpoints or exported files, or a single one.
         threads: Threads of the runtime; one for each core if None.
 
     Returns:
         The latency of each file, by its path as given.
     """
+    if isinstance(files, str | os.PathLike):
+        files = [files]
     return {
-        os.fspath(file): measure(open_runtime(Path(file), threads), threads)
-        for file in files
+        os.fspath(file): measure(open_runtime(Path(file), threads)) for file in files
     }
 
 
-def measure(runtime: Runtime, threads: int | None = None) -> Latency:
+def measure(runtime: Runtime) -> Latency:
     """Measure one opened file: the median over at most a second or 100 calls."""
     size = runtime.card.preprocessing.eval_size
     image = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8)
@@ -49,7 +52,7 @@ def measure(runtime: Runtime, threads: int | None = None) -> Latency:
         median_ms=1000 * float(np.median(times)),
         p90_ms=1000 * float(np.percentile(times, 90)),
         runs=len(times),
-        threads=threads or os.cpu_count() or 1,
+        threads=runtime.threads,
         processor=processor(),
     )
 

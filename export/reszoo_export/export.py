@@ -1,5 +1,6 @@
 """From a checkpoint to a folder of files, each proven before it counts."""
 
+import itertools
 import os
 import shutil
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from reszoo.cards import Card
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, write_text
@@ -14,11 +16,17 @@ from reszoo.progress import Progress
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure
 from reszoo_export.formats import Format, find_formats
-from reszoo_export.manifest import MANIFEST_FILE, FileRecord, Manifest, size_and_hash
+from reszoo_export.manifest import (
+    REFERENCE_FILE,
+    FileRecord,
+    Manifest,
+    is_export,
+    size_and_hash,
+)
 from reszoo_export.metadata import LABELS_FILE
 from reszoo_export.quantization import Calibration, draw_calibration
 from reszoo_export.reference import Reference, make_reference
-from reszoo_export.runtimes import open_runtime
+from reszoo_export.runtimes import kind_of, open_runtime
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.verify import compare, refuse_problems
 
@@ -38,8 +46,9 @@ def export(
 
     Each file is opened in its own runtime and compared with the model, on the
     judging split of `verify` and on made-up images. The folder gets its name only
-    when every file has passed; otherwise it becomes `<output>.failed`, the files
-    that failed end in `.failed`, and what was at `output` is untouched.
+    when every file has passed; otherwise it becomes `<output>.failed` (or the next
+    free `<output>.failed-2`, where that is no failed export), the files that failed
+    end in `.failed`, and what was at `output` is untouched.
 
     Args:
         model: A model from reszoo, or a checkpoint.
@@ -55,11 +64,12 @@ def export(
         What was written and measured, as in the folder's `manifest.json`.
 
     Raises:
-        UsageError: Unknown format, missing calibration, or an output that exists.
+        UsageError: Unknown format, missing calibration, an output that exists, or
+            an exported file in place of a model.
         VerificationError: A file does not answer like the model.
     """
     rows = find_formats(formats)
-    folder = _free_folder(Path(output), overwrite)
+    folder = free_folder(Path(output), overwrite)
     needing = [row.name for row in rows if row.calibrated]
     if needing and calibration is None:
         raise UsageError(
@@ -67,6 +77,7 @@ def export(
             "(--calibration DATA), the data the model was trained on."
         )
     if not isinstance(model, keras.Model):
+        _refuse_exported(Path(model))
         model = load(model)
     serving = make_serving(model)
     judge = calibration if verify is None else verify
@@ -94,11 +105,13 @@ def _write_all(
                     _write_one(row, temporary, serving, reference, calibration)
                 )
                 progress.advance()
-        manifest = Manifest(folder=folder, card=serving.card, files=tuple(records))
+        manifest = Manifest(
+            folder=folder,
+            card=serving.card,
+            files=tuple(records),
+            beside=_write_beside(temporary, serving.card, reference),
+        )
         manifest.write(temporary)
-        reference.shortened().write(temporary)
-        if serving.card.labels:
-            write_text(temporary / LABELS_FILE, "\n".join(serving.card.labels) + "\n")
         if manifest.problems:
             _set_aside(temporary, manifest)
     return manifest
@@ -134,17 +147,28 @@ def _write_one(
     )
 
 
+def _write_beside(folder: Path, card: Card, reference: Reference) -> dict[str, str]:
+    """Write what lies beside the files; return the sha256 of each."""
+    reference.shortened().write(folder)
+    names = [REFERENCE_FILE]
+    if card.labels:
+        write_text(folder / LABELS_FILE, "\n".join(card.labels) + "\n")
+        names.append(LABELS_FILE)
+    return {name: size_and_hash(folder / name)[1] for name in names}
+
+
 def _set_aside(folder: Path, manifest: Manifest) -> None:
     """Keep a failed export for inspection, under names that nobody takes for good."""
     for record in manifest.files:
         if record.verification.problems:
             path = folder / record.file
             path.rename(path.with_name(path.name + ".failed"))
-    failed = manifest.folder.with_name(manifest.folder.name + ".failed")
-    shutil.rmtree(failed, ignore_errors=True)
+    failed = _failed_name(manifest.folder)
+    if failed.exists():
+        shutil.rmtree(failed)
     folder.rename(failed)
     try:
-        refuse_problems(manifest)
+        refuse_problems(manifest.folder, manifest.problems)
     except VerificationError as error:
         raise VerificationError(
             f"{error}\nNothing was written to {manifest.folder}; "
@@ -152,10 +176,33 @@ def _set_aside(folder: Path, manifest: Manifest) -> None:
         ) from None
 
 
-def _free_folder(folder: Path, overwrite: bool) -> Path:
+def _failed_name(folder: Path) -> Path:
+    """Return the first name that is free, or held by a failed export of ours."""
+    for number in itertools.count(1):
+        place = folder.with_name(f"{folder.name}.failed" + f"-{number}" * (number > 1))
+        if not os.path.lexists(place) or (is_export(place) and not place.is_symlink()):
+            break
+    return place
+
+
+def _refuse_exported(path: Path) -> None:
+    inside = (path / "saved_model.pb").is_file() or is_export(path)
+    if kind_of(path) in {".tflite", ".onnx"} or inside:
+        raise UsageError(
+            f"export takes a checkpoint or a model from reszoo. Received: {path}, "
+            "which is exported already; give the checkpoint that it was made from."
+        )
+
+
+def free_folder(folder: Path, overwrite: bool) -> Path:
+    """Return a folder that an export may take, before any work is done for it.
+
+    Raises:
+        UsageError: It holds something else, or an export that is to be kept.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
-    if not (folder / MANIFEST_FILE).is_file():
+    if not is_export(folder):
         raise UsageError(
             f"{folder} exists and is no export of reszoo. Choose another folder."
         )

@@ -18,29 +18,36 @@ class Format:
         file: Name of the file or folder in an export.
         writer: Module and function that writes it.
         calibrated: Whether it needs calibration images.
-        max_difference: Largest allowed difference of a probability.
+        max_difference: Largest allowed difference of a probability; None where
+            `max_moved` says it.
         max_log_difference: Largest allowed difference of a probability's logarithm,
             relative to it where it is beyond 1; None where rounding is coarser. It
             sees what hides behind answers that are all 0 or 1.
-        undecided: Lead of the model's first class over the file's that counts as
-            a tie, on which either answer agrees.
+        max_moved: Most probability that may go to other classes, mean over the
+            images, in 0..1; None where `max_difference` says it.
+        tie: Where the model gives the file's class at least this share of its own
+            top probability, it is undecided and either answer agrees.
         min_agreement: Least share of images with the model's top-1, ties included.
-        max_accuracy_drop: Most that top-1 accuracy may fall, in 0..1.
+        min_same: Least share of images with the model's top-1, ties not included.
+        max_accuracy_drop: Most that top-1 accuracy may fall, in 0..1; None where
+            agreement leaves nothing to lose.
         batched: Whether one call takes several images.
-        operators: Every operator that may occur; None allows all.
+        operators: Every operator that may occur.
     """
 
     name: str
     file: str
     writer: str
     calibrated: bool = False
-    max_difference: float = 1e-4
+    max_difference: float | None = 1e-4
     max_log_difference: float | None = 1e-4
-    undecided: float = 1e-4
+    max_moved: float | None = None
+    tie: float = 0.999
     min_agreement: float = 1.0
-    max_accuracy_drop: float = 0.0
+    min_same: float = 0.9
+    max_accuracy_drop: float | None = None
     batched: bool = True
-    operators: frozenset[str] | None = None
+    operators: frozenset[str]
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
         """Write the file (see the writer)."""
@@ -49,6 +56,18 @@ class Format:
         writer(serving, path, calibration)
 
 
+# A file that gives one class to more of the images than the first, where the model
+# gives none to more than the second, has lost its input.
+ONE_CLASS = 0.95
+VARIED = 0.8
+# What float32 arithmetic in another order may move a probability.
+BATCH_TOLERANCE = 1e-5
+
+_SAVED_MODEL = {
+    "AddV2", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul", "MaxPool",
+    "Mean", "Mul", "NoOp", "Pad", "Placeholder", "ReadVariableOp", "Relu", "Reshape",
+    "Softmax", "Squeeze", "StatefulPartitionedCall", "StridedSlice",
+}  # fmt: skip
 # DELEGATE stands for what XNNPACK computes of the operators beside it.
 _TFLITE = {
     "ADD", "CONV_2D", "DELEGATE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN", "MUL",
@@ -66,6 +85,7 @@ FORMATS = {
             name="saved_model",
             file="saved_model",
             writer="reszoo_export.saved_model:write",
+            operators=frozenset(_SAVED_MODEL),
         ),
         Format(
             name="tflite",
@@ -80,9 +100,10 @@ FORMATS = {
             writer="reszoo_export.tflite:write_int8",
             calibrated=True,
             # Single probabilities move; what counts is the class.
-            max_difference=1.0,
+            max_difference=None,
             max_log_difference=None,
-            undecided=0.1,
+            max_moved=0.15,
+            tie=0.9,
             min_agreement=0.97,
             max_accuracy_drop=0.01,
             batched=False,

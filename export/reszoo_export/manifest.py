@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
-from reszoo.errors import ExportError
+from reszoo.errors import CheckpointError, ExportError
 from reszoo.files import write_json
+from reszoo_export.formats import FORMATS
+from reszoo_export.metadata import LABELS_FILE
 
 MANIFEST_FILE = "manifest.json"
 # Raised when a field changes its meaning; readers refuse what they do not know.
 MANIFEST_VERSION = 1
+REFERENCE_FILE = "reference.npz"
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +100,13 @@ class Manifest:
         folder: Where it lies; not written into the manifest.
         card: Of the model that was exported.
         files: One record a file.
+        beside: The sha256 of what lies beside them: labels and reference.
     """
 
     folder: Path
     card: Card
     files: tuple[FileRecord, ...]
+    beside: Mapping[str, str]
 
     @property
     def problems(self) -> list[str]:
@@ -117,18 +123,48 @@ class Manifest:
             "manifest_version": MANIFEST_VERSION,
             "card": self.card.to_json(),
             "files": [asdict(record) for record in self.files],
+            "beside": dict(self.beside),
         }
+
+    def checked(self) -> "Manifest":
+        """Return the manifest if it can be the manifest of an export.
+
+        Raises:
+            ValueError: It cannot; tells why.
+        """
+        if not self.files:
+            raise ValueError("it lists no files")
+        beside = {REFERENCE_FILE, *([LABELS_FILE] if self.card.labels else [])}
+        if set(self.beside) != beside:
+            raise ValueError(f"beside must name {', '.join(sorted(beside))}")
+        for record in self.files:
+            if record.format not in FORMATS:
+                raise ValueError(f"unknown format {record.format!r}")
+            # A name such as "../x" would lead out of the folder.
+            if record.file != FORMATS[record.format].file:
+                raise ValueError(f"no {record.format} file is called {record.file!r}")
+        return self
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into a folder, in one step."""
         write_json(folder / MANIFEST_FILE, self.to_json())
 
 
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder holds a manifest of ours, of any version."""
+    try:
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"manifest_version", "files"} <= set(content)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an export.
 
     Raises:
-        ExportError: The folder holds no export, or one of another version.
+        ExportError: The folder holds no export, one of another version, or a
+            manifest that names nothing, or something outside the folder.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -143,11 +179,13 @@ def read_manifest(folder: Path) -> Manifest:
             folder=folder,
             card=Card.from_json(content["card"]),
             files=tuple(_record(record) for record in content["files"]),
-        )
+            beside=content["beside"],
+        ).checked()
     except FileNotFoundError as error:
         raise ExportError(f"{folder} holds no export (no {MANIFEST_FILE}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ExportError(f"{path} cannot be read ({error}).") from error
+    except (CheckpointError, OSError, *_MALFORMED) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ExportError(f"{path} cannot be read ({reason}).") from error
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:

@@ -1,15 +1,16 @@
 """The card inside every exported file, so that a file alone tells its labels.
 
 ONNX files carry it in `metadata_props`, SavedModel folders in `assets.extra`, and
-TFLite files in a zip archive behind the flatbuffer, where MediaPipe also looks.
+TFLite files in a zip archive behind the flatbuffer.
 """
 
 import io
 import zipfile
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from reszoo.cards import Card
-from reszoo.checkpoints import safetensors
 from reszoo.errors import CheckpointError
 
 CARD_FILE = "card.json"
@@ -38,38 +39,36 @@ def append_zip(content: bytes, files: dict[str, str]) -> bytes:
     return archive.getvalue()
 
 
-def read_card(path: Path) -> Card:
-    """Read the card of a checkpoint or an exported file.
+def saved_model_card(path: Path) -> Card:
+    """Read the card of a SavedModel folder.
 
     Raises:
-        CheckpointError: The file has no card, or is damaged.
+        CheckpointError: It has no card, or is damaged (all three of these).
     """
-    if path.suffix == safetensors.SUFFIX:
-        return safetensors.read_card(path)
+    file = path / EXTRA_FOLDER / CARD_FILE
+    return _parsed(path, lambda: file.read_text(encoding="utf-8"))
+
+
+def tflite_card(path: Path) -> Card:
+    """Read the card of a `.tflite` file."""
+
+    def read() -> str:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(CARD_FILE).decode()
+
+    return _parsed(path, read)
+
+
+def onnx_card(path: Path, properties: Mapping[str, str]) -> Card:
+    """Read the card of a `.onnx` file from its `metadata_props`."""
+    return _parsed(path, lambda: properties[ONNX_KEY])
+
+
+def _parsed(path: Path, read: Callable[[], str]) -> Card:
     try:
-        return Card.from_text(_READERS[path.suffix](path))
-    except (KeyError, OSError, zipfile.BadZipFile) as error:
+        return Card.from_text(read())
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"{path} has no reszoo card inside, so its labels and preprocessing are "
             "unknown. Only files that reszoo exported can be opened."
         ) from error
-
-
-def _from_saved_model(path: Path) -> str:
-    return (path / EXTRA_FOLDER / CARD_FILE).read_text(encoding="utf-8")
-
-
-def _from_tflite(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(CARD_FILE).decode()
-
-
-def _from_onnx(path: Path) -> str:
-    import onnx
-
-    model = onnx.load(path)
-    properties = {entry.key: str(entry.value) for entry in model.metadata_props}
-    return properties[ONNX_KEY]
-
-
-_READERS = {"": _from_saved_model, ".tflite": _from_tflite, ".onnx": _from_onnx}

@@ -1,6 +1,7 @@
 """What every file is compared with: images and the model's own answers to them."""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from reszoo.evaluation import prepared_batches
 from reszoo.files import atomic_file
 from reszoo.inference import probabilities
 from reszoo.preprocessing import Pixels
+from reszoo_export.manifest import REFERENCE_FILE
 from reszoo_export.runtimes import Answers
+from reszoo_export.serving import float32_twin
 
-REFERENCE_FILE = "reference.npz"
 # Room for the images kept beside an export, before compression: 111 of 224 pixels.
 _KEPT_BYTES = 16 * 2**20
+# What NumPy and zipfile raise on damaged files.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ class Reference:
 def make_reference(model: keras.Model, card: Card, source: Source | None) -> Reference:
     """Ask a model about the judging split of a source, and about made-up images.
 
+    It answers in float32, also where it was built under mixed precision.
+
     Raises:
         DataError: The source has other classes, or an unreadable image.
     """
@@ -81,27 +90,57 @@ def make_reference(model: keras.Model, card: Card, source: Source | None) -> Ref
         )
     synthetic = synthetic_images(size)
     images = np.concatenate([images, synthetic])
-    answers = probabilities(model, card.preprocessing, images)
+    exact = float32_twin(model, card)
+    answers = probabilities(exact, card.preprocessing, images)
     return Reference(images, answers, labels, len(synthetic))
 
 
-def read_reference(folder: Path) -> Reference:
+def read_reference(folder: Path, card: Card) -> Reference:
     """Read the images and answers kept beside an export.
 
+    Args:
+        folder: The export.
+        card: Of the model: what images and answers must fit.
+
     Raises:
-        ExportError: They are missing or damaged.
+        ExportError: They are missing or damaged, or belong to another model.
     """
     path = folder / REFERENCE_FILE
     try:
         with np.load(path, allow_pickle=False) as content:
-            return Reference(
+            reference = Reference(
                 content["images"],
                 content["answers"],
                 content["labels"],
                 int(content["synthetic"]),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise ExportError(f"{path} cannot be read ({error}).") from error
+    _check_fit(reference, card, path)
+    return reference
+
+
+def _check_fit(reference: Reference, card: Card, path: Path) -> None:
+    images, answers, labels = reference.images, reference.answers, reference.labels
+    size, classes = card.preprocessing.eval_size, card.architecture.classes
+    real = len(images) - reference.synthetic if images.ndim else -1
+    fits = (
+        images.dtype == np.uint8
+        and images.shape[1:] == (size, size, 3)
+        and answers.dtype == np.float32
+        and answers.shape == (len(images), classes)
+        and np.isfinite(answers).all()
+        and labels.dtype == np.int64
+        and labels.shape == (real,)
+        and 0 <= real <= len(images) > 0
+    )
+    if not fits:
+        raise ExportError(
+            f"{path} must hold uint8 images of {size}x{size}, float32 answers for "
+            f"{classes} classes and a label for each real image. Received: images "
+            f"{images.dtype} {images.shape}, answers {answers.dtype} {answers.shape}, "
+            f"labels {labels.dtype} {labels.shape}, {reference.synthetic} made up."
+        )
 
 
 def synthetic_images(size: int) -> Pixels:

@@ -12,7 +12,7 @@ from reszoo.cards import Card
 from reszoo.data.examples import open_image
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Pixels
-from reszoo_export.runtimes import Answers, open_runtime
+from reszoo_export.runtimes import Answers, open_runtime, run_in_batches
 
 if TYPE_CHECKING:
     import keras
@@ -37,7 +37,8 @@ class Predictor:
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or has no card.
-        UsageError: The file's ending is unknown.
+        UsageError: The file's ending is unknown, it is a whole export, or TensorFlow
+            can no longer change its number of threads.
 
     Example:
         >>> reszoo.Predictor("model.tflite").top("cat.jpg", k=2)
@@ -54,6 +55,7 @@ class Predictor:
     ) -> None:
         self._runtime = open_runtime(path, threads)
         self.card = self._runtime.card
+        self.card.check_rgb()
         classes = self.card.architecture.classes or 0
         self.labels = tuple(self.card.label(index) for index in range(classes))
 
@@ -79,7 +81,7 @@ class Predictor:
 
     def predict_prepared(self, images: Pixels) -> Answers:
         """Answer for uint8 `(n, eval_size, eval_size, 3)` that is resized already."""
-        return self._runtime.run(images)
+        return run_in_batches(self._runtime, images)
 
     def top(self, image: Picture, k: int = 5) -> list[tuple[str, float]]:
         """Return the `k` most probable labels of one image, best first.

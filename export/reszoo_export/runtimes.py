@@ -7,6 +7,7 @@ without TensorFlow.
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,17 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.cards import Card
-from reszoo.checkpoints import safetensors
+from reszoo.checkpoints.reading import SUFFIXES as CHECKPOINTS
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.quiet import held_stderr, quiet_tensorflow
-from reszoo_export.metadata import read_card
+from reszoo_export.formats import FORMATS
+from reszoo_export.manifest import is_export
+from reszoo_export.metadata import onnx_card, saved_model_card, tflite_card
 
 if TYPE_CHECKING:
     import keras
 
 Answers = NDArray[np.float32]
 TensorInfo = dict[str, Any]
+# Images a call: the activations of 32 photos fit any machine that holds the net.
+_AT_ONCE = 32
 
 
 class Runtime(Protocol):
@@ -34,16 +39,21 @@ class Runtime(Protocol):
     Attributes:
         name: Of the runtime, with its version.
         card: The card inside the file.
-        operators: How often each operator occurs; empty where that is not told.
+        threads: How many compute one answer.
         inputs: Name, dtype and shape of each input.
         outputs: Name, dtype and shape of each output.
     """
 
     name: str
     card: Card
-    operators: Mapping[str, int]
+    threads: int
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
+
+    @property
+    def operators(self) -> Mapping[str, int]:
+        """How often each operator occurs; empty where that is not told."""
+        ...
 
     def run(self, images: Pixels) -> Answers:
         """Return probabilities `(n, classes)` for uint8 `(n, height, width, 3)`."""
@@ -61,6 +71,7 @@ class KerasRuntime:
 
         self.card = get_card(model)
         self.name = f"keras {keras.__version__}"
+        self.threads = _tensorflow_threads()
         self.operators: Mapping[str, int] = {}
         shape = [None, *self.card.architecture.input_shape]
         self.inputs = [{"name": "image", "dtype": "uint8", "shape": shape}]
@@ -83,22 +94,30 @@ class SavedModelRuntime:
     def __init__(self, path: Path, threads: int | None = None) -> None:
         import tensorflow as tf
 
-        if threads is not None:
-            _limit_tensorflow(threads)
-        self.card = read_card(path)
+        _limit_tensorflow(threads)
+        self.card = saved_model_card(path)
         self.name = f"tensorflow {tf.__version__}"
-        # The signature holds its variables weakly; the loaded object must stay.
-        self._loaded = tf.saved_model.load(str(path))
-        self._signature = self._loaded.signatures["serving_default"]
-        graph = self._signature.graph
-        self.operators: Mapping[str, int] = Counter(
-            operation.type for operation in graph.get_operations()
-        )
+        self.threads = _tensorflow_threads()
+        try:
+            # The signature holds its variables weakly; the loaded object must stay.
+            self._loaded = tf.saved_model.load(str(path))
+            self._signature = self._loaded.signatures["serving_default"]
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is not a whole SavedModel ({type(error).__name__}: {error})."
+            ) from error
         self.inputs = [_tf_info(spec) for spec in _image_specs(self._signature)]
         self.outputs = [
             {**_tf_info(tensor), "name": name}
             for name, tensor in sorted(self._signature.structured_outputs.items())
         ]
+
+    @cached_property
+    def operators(self) -> Mapping[str, int]:
+        """Those of the signature, and of all functions that it may call."""
+        graph = self._signature.graph.as_graph_def()
+        inside = [node for each in graph.library.function for node in each.node_def]
+        return Counter(node.op for node in (*graph.node, *inside))
 
     def run(self, images: Pixels) -> Answers:
         """See `Runtime.run`."""
@@ -114,19 +133,18 @@ class TFLiteRuntime:
     """A `.tflite` file, run by LiteRT."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.threads = threads or os.cpu_count() or 1
         with held_stderr():
             from ai_edge_litert.interpreter import Interpreter
 
             try:
-                self._interpreter = Interpreter(
-                    str(path), num_threads=threads or os.cpu_count()
-                )
-            except ValueError as error:
+                self._interpreter = Interpreter(str(path), num_threads=self.threads)
+                self._interpreter.allocate_tensors()
+            except (ValueError, RuntimeError) as error:
                 raise CheckpointError(
                     f"{path} is not a TFLite file ({error})."
                 ) from error
-            self._interpreter.allocate_tensors()
-        self.card = read_card(path)
+        self.card = tflite_card(path)
         self.name = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
         details = self._interpreter._get_ops_details()
         self.operators: Mapping[str, int] = Counter(
@@ -150,19 +168,29 @@ class OnnxRuntime:
     def __init__(self, path: Path, threads: int | None = None) -> None:
         import onnxruntime
 
+        self.threads = threads or os.cpu_count() or 1
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.intra_op_num_threads = self.threads
         try:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
-        self.card = read_card(path)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self.card = onnx_card(path, properties)
         self.name = f"onnxruntime {onnxruntime.__version__}"
-        self.operators = _onnx_operators(path)
+        self._path = path
         self.inputs = [_onnx_info(value) for value in self._session.get_inputs()]
         self.outputs = [_onnx_info(value) for value in self._session.get_outputs()]
+
+    @cached_property
+    def operators(self) -> Mapping[str, int]:
+        """Those of the file, which a session does not tell: read when asked for."""
+        import onnx
+
+        nodes = onnx.load(self._path).graph.node
+        return Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in nodes)
 
     def run(self, images: Pixels) -> Answers:
         """See `Runtime.run`."""
@@ -170,8 +198,19 @@ class OnnxRuntime:
         return answers
 
 
-# What a path looks like -> who opens it; a folder has no ending.
-_BY_SUFFIX: dict[str, Callable[[Path, int | None], Runtime]] = {
+def run_in_batches(runtime: Runtime, images: Pixels) -> Answers:
+    """Return `runtime.run(images)`, asking about at most 32 images at a time."""
+    starts = range(0, max(1, len(images)), _AT_ONCE)
+    return np.concatenate([runtime.run(images[at : at + _AT_ONCE]) for at in starts])
+
+
+def kind_of(path: Path) -> str:
+    """Return what kind of file a path stands for: its ending, "" for a folder."""
+    return "" if path.is_dir() else path.suffix
+
+
+# Kind of path -> who opens it.
+_BY_KIND: dict[str, Callable[[Path, int | None], Runtime]] = {
     "": SavedModelRuntime,
     ".tflite": TFLiteRuntime,
     ".onnx": OnnxRuntime,
@@ -189,31 +228,52 @@ def open_runtime(
 
     Raises:
         CheckpointError: There is no such file, or it is damaged.
-        UsageError: The ending is unknown, or threads are out of range.
+        UsageError: The ending is unknown, the folder is a whole export, threads are
+            out of range, or TensorFlow can no longer change their number.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: threads={threads}.")
     if not isinstance(model, str | os.PathLike):
+        _limit_tensorflow(threads)
         return KerasRuntime(model)
     path = Path(model)
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.")
     quiet_tensorflow()
-    if path.suffix == safetensors.SUFFIX:
+    kind = kind_of(path)
+    if kind in CHECKPOINTS:
         from reszoo.zoo import load
 
+        _limit_tensorflow(threads)
         return KerasRuntime(load(path))
-    suffix = "" if path.is_dir() else path.suffix
-    if suffix not in _BY_SUFFIX or (suffix == "" and not path.is_dir()):
-        known = [safetensors.SUFFIX, *filter(None, _BY_SUFFIX)]
+    if kind not in _BY_KIND or (not kind and not path.is_dir()):
+        known = [*CHECKPOINTS, *filter(None, _BY_KIND)]
         raise UnknownNameError("kind of model file", path.name, known)
-    return _BY_SUFFIX[suffix](path, threads)
+    if not kind:
+        _refuse_whole_export(path)
+    return _BY_KIND[kind](path, threads)
 
 
-def _limit_tensorflow(threads: int) -> None:
+def _refuse_whole_export(folder: Path) -> None:
+    if is_export(folder):
+        files = [row.file for row in FORMATS.values() if (folder / row.file).exists()]
+        raise UsageError(
+            f"{folder} is a whole export. Open one of the files in it: "
+            f"{', '.join(files)}."
+        )
+
+
+def _tensorflow_threads() -> int:
     import tensorflow as tf
 
-    if tf.config.threading.get_intra_op_parallelism_threads() == threads:
+    given: int = tf.config.threading.get_intra_op_parallelism_threads()
+    return given or os.cpu_count() or 1
+
+
+def _limit_tensorflow(threads: int | None) -> None:
+    import tensorflow as tf
+
+    if threads in (None, tf.config.threading.get_intra_op_parallelism_threads()):
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -248,10 +308,3 @@ def _litert_info(details: Mapping[str, Any]) -> list[TensorInfo]:
 def _onnx_info(value: Any) -> TensorInfo:
     dtype = {"tensor(float)": "float32"}.get(value.type, value.type[7:-1])
     return {"name": value.name, "dtype": dtype, "shape": list(value.shape)}
-
-
-def _onnx_operators(path: Path) -> Mapping[str, int]:
-    import onnx
-
-    nodes = onnx.load(path).graph.node
-    return Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in nodes)

@@ -37,10 +37,9 @@ class Serving:
     card: Card
 
     def spec(self, batch: int | None, dtype: tf.DType) -> tf.TensorSpec:
-        """Return the input's specification: `(batch, height, width, channels)`."""
+        """Return the input's specification: `(batch, height, width, 3)`."""
         size = self.card.preprocessing.eval_size
-        channels = self.card.architecture.input_shape[2]
-        return tf.TensorSpec((batch, size, size, channels), dtype, INPUT)
+        return tf.TensorSpec((batch, size, size, 3), dtype, INPUT)
 
     def function(
         self, *outputs: str, batch: int | None = None, dtype: tf.DType = tf.uint8
@@ -81,16 +80,32 @@ def make_serving(model: keras.Model) -> Serving:
     """
     card = get_card(model)
     _check_exportable(card)
-    size, channels = card.preprocessing.eval_size, card.architecture.input_shape[2]
+    size = card.preprocessing.eval_size
     architecture = replace(
-        card.architecture,
-        input_shape=(size, size, channels),
-        classifier_activation=None,
+        card.architecture, input_shape=(size, size, 3), classifier_activation=None
     )
     with _float32():
         net = build_resnet(architecture, folded=True)
     lay_in(net, fold(model), "the folded model")
     return Serving(net, card)
+
+
+def float32_twin(model: keras.Model, card: Card) -> keras.Model:
+    """Return a model that computes in float32: itself, or a twin with its weights.
+
+    What is exported is held against float32. The answers of a model built under
+    mixed precision differ from that by rounding which no file repeats.
+
+    Args:
+        model: A model from reszoo; batch normalisation stays as it is.
+        card: Of the model.
+    """
+    if {layer.compute_dtype for layer in model.layers} == {"float32"}:
+        return model
+    with _float32():
+        twin = build_resnet(card.architecture, name=model.name)
+    lay_in(twin, to_tensors(model), "the model")
+    return twin
 
 
 def fold(model: keras.Model) -> Tensors:
@@ -120,6 +135,7 @@ def _check_exportable(card: Card) -> None:
             "Only a model with a classifier can be exported. "
             f"{card.architecture.spec} was built with include_top=False."
         )
+    card.check_rgb()
     height, width, _ = card.architecture.input_shape
     size = card.preprocessing.eval_size
     if not {height, width} <= {None, size}:

@@ -5,7 +5,7 @@ from pathlib import Path
 from reszoo.data.examples import Examples
 from reszoo.errors import DataError
 
-# What both TensorFlow and Pillow decode.
+# What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
 _SPLITS = {
     "train": "train",
@@ -14,6 +14,7 @@ _SPLITS = {
     "validation": "validation",
     "test": "test",
 }
+_COUNTS = {1: "one image", 2: "two images"}
 
 
 def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
@@ -21,6 +22,9 @@ def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
 
     Classes are sorted by code point, files by path, so that every machine and
     every run agrees on the labels. Hidden files and folders are passed over.
+
+    Split folders may be written in capitals. A lone `train` beside no other split
+    folder, with images and no folders in it, is a class of that name.
 
     Args:
         root: `root/class/*.jpg` or `root/train/class/*.jpg`; deeper folders under
@@ -31,14 +35,14 @@ def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
         folders.
 
     Raises:
-        DataError: No images, fewer than two classes, a class without images, or
-            splits whose classes differ.
+        DataError: No images, fewer than two classes, a class without images (with
+            fewer than two, where there are no split folders), two folders for one
+            split, or splits whose classes differ.
     """
-    folders = _visible_folders(root)
-    if "train" in [folder.name for folder in folders]:
-        split_folders = {_SPLITS[f.name]: f for f in folders if f.name in _SPLITS}
-    else:
-        split_folders = {"all": root}
+    split_folders = _split_folders(root)
+    # A split that we are to draw needs an image on either side.
+    least = 1 if split_folders else 2
+    split_folders = split_folders or {"all": root}
     classes = {
         split: tuple(sorted(f.name for f in _visible_folders(folder)))
         for split, folder in split_folders.items()
@@ -50,11 +54,33 @@ def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
             f"The splits of {root} have different classes. Not in all of them: "
             f"{', '.join(sorted(odd))}."
         )
-    examples = {split: _examples(split_folders[split], names) for split in classes}
+    examples = {
+        split: _examples(folder, names, least)
+        for split, folder in split_folders.items()
+    }
     return names, examples
 
 
-def _examples(folder: Path, names: tuple[str, ...]) -> Examples:
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split; nothing where the folders are classes."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(_visible_folders(root)):
+        split = _SPLITS.get(folder.name.casefold())
+        if split:
+            found.setdefault(split, []).append(folder)
+    train = found.get("train", [])
+    if not train or (len(found) == 1 and all(map(_is_class, train))):
+        return {}
+    for split, folders in found.items():
+        if len(folders) > 1:
+            raise DataError(
+                f"{root} has more than one folder for its {split} split: "
+                f"{', '.join(folder.name for folder in folders)}. Keep one of them."
+            )
+    return {split: folder for split, (folder,) in found.items()}
+
+
+def _examples(folder: Path, names: tuple[str, ...], least: int) -> Examples:
     by_class = {name: _images(folder / name) for name in names}
     if not any(by_class.values()):
         raise DataError(
@@ -66,10 +92,10 @@ def _examples(folder: Path, names: tuple[str, ...]) -> Examples:
             f"{folder} has one class, {names[0]!r}. A classifier needs at least two "
             "class folders."
         )
-    bare = [name for name, paths in by_class.items() if len(paths) < 2]
+    bare = [name for name, paths in by_class.items() if len(paths) < least]
     if bare:
         raise DataError(
-            f"Every class needs at least two images. Too few in {folder}: "
+            f"Every class needs at least {_COUNTS[least]}. Too few in {folder}: "
             f"{', '.join(bare)}."
         )
     paths = [path for name in names for path in by_class[name]]
@@ -81,8 +107,16 @@ def _images(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(folder))
     )
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_class(folder: Path) -> bool:
+    return not _visible_folders(folder) and bool(_images(folder))
 
 
 def _visible_folders(folder: Path) -> list[Path]:

@@ -5,7 +5,9 @@ derives from (seed, epoch) for the order and (seed, epoch, index) for each image
 so any epoch can be made again by itself.
 """
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ import tensorflow as tf
 from reszoo.data.augment import pad_crop_flip
 from reszoo.data.examples import Examples, open_image
 from reszoo.errors import DataError
-from reszoo.preprocessing import Preprocessing
+from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.quiet import held_stderr
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,14 @@ def training_batches(
         `(batch_size,)`.
     """
     order = np.random.default_rng((seed, epoch)).permutation(len(examples))
+    epoch_key = _epoch_key(seed, epoch)
     load = _loader(examples)
     shown = _at_train_size(record)
     fill = tf.constant(np.round(255 * np.asarray(record.mean)), tf.uint8)
 
     def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image, label = load(index)
-        key = tf.stack([seed * 1_000_003 + epoch, index])
+        key = tf.stack([epoch_key, index])
         image = shown.prepare_tensor(image)
         return pad_crop_flip(
             image, key, augmentation.pad, augmentation.flip, fill
@@ -93,16 +97,36 @@ def find_unreadable(examples: Examples) -> DataError | None:
 
     TensorFlow's own message tells the reason but not the file.
     """
-    for path in examples.paths or ():
-        try:
-            open_image(path)
+    if examples.paths is None or examples.by_pillow is None:
+        return None
+    # TensorFlow writes to the error stream what it also raises.
+    with held_stderr():
+        problems = map(_problem, examples.paths, examples.by_pillow)
+        return next(filter(None, problems), None)
+
+
+def _problem(path: Path, by_pillow: bool) -> DataError | None:
+    try:
+        open_image(path)
+        if not by_pillow:
             _decode(tf.constant(str(path)))
-        except DataError as error:
-            return error
-        except tf.errors.OpError as error:
-            reason = error.message.split("\n")[0]
-            return DataError(f"{path} is not a readable image ({reason}).")
+    except DataError as error:
+        return error
+    except tf.errors.OpError as error:
+        # Before the reason stands the name of the operation, in double braces.
+        reason = error.message.split("\n")[0].split("}} ")[-1]
+        return DataError(
+            f"{path} is not a readable image ({reason}). "
+            "Replace the file or take it out of the folder."
+        )
     return None
+
+
+def _epoch_key(seed: int, epoch: int) -> int:
+    """Return a positive int64 for a seed of any size."""
+    return int(
+        np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1
+    )
 
 
 def _loader(examples: Examples) -> Any:
@@ -112,10 +136,15 @@ def _loader(examples: Examples) -> Any:
         return lambda index: (tf.gather(images, index), tf.gather(labels, index))
     paths = tf.constant([str(path) for path in examples.paths or ()])
     orientations = tf.constant(examples.orientations)
+    by_pillow = tf.constant(examples.by_pillow)
 
     def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = _decode(tf.gather(paths, index))
-        image = _upright(image, tf.gather(orientations, index))
+        path, held = tf.gather(paths, index), tf.gather(orientations, index)
+        image = tf.cond(
+            tf.gather(by_pillow, index),
+            lambda: _decode_by_pillow(path),
+            lambda: _upright(_decode(path), held),
+        )
         return image, tf.gather(labels, index)
 
     return load
@@ -127,8 +156,16 @@ def _decode(path: tf.Tensor) -> tf.Tensor:
     return tf.cond(
         tf.io.is_jpeg(content),
         lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_image(content, 3, expand_animations=False),
+        lambda: tf.io.decode_png(content, 3),
     )
+
+
+def _decode_by_pillow(path: tf.Tensor) -> tf.Tensor:
+    def pixels(name: bytes) -> Pixels:
+        return np.asarray(open_image(Path(os.fsdecode(name))))
+
+    image = tf.numpy_function(pixels, [path], tf.uint8)
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reszoo.data import digits, folder
 from reszoo.data.examples import Examples
-from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.errors import DataError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Source:
 
         Args:
             split: Its name. None takes what a model should be judged on: "test",
-                else "validation" where the source has one of its own, else all.
+                else "validation", else "train". "all" is taken only by name, as it
+                holds what a model was trained on.
 
         Raises:
             UnknownNameError: The source has no such split.
@@ -52,45 +53,38 @@ class Source:
     @property
     def judging_split(self) -> str:
         """Name of the split that `examples()` returns."""
-        own = ("test", "all", "validation")
-        return next((name for name in own if name in self.splits), "train")
+        unseen = ("test", "validation")
+        return next((name for name in unseen if name in self.splits), "train")
 
 
 # A name that is not a folder -> how it is read.
-NAMED: dict[str, Callable[[int], Source]] = {
-    "digits": lambda seed: _from_arrays(
-        "digits", digits.read(), seed, mirror_safe=False
-    )
+NAMED: dict[str, Callable[[], Source]] = {
+    "digits": lambda: _from_arrays("digits", digits.read(), mirror_safe=False)
 }
+# Shares of the images: of named arrays, and of a folder without split folders.
 _HELD_OUT = {"validation": 0.1, "test": 0.2}
+_HELD_OUT_OF_FOLDERS = 0.2
+# One seed for everybody: what was held out in training is held out in judging.
+_SPLIT_SEED = 0
 
 
-def open_source(
-    data: str | os.PathLike[str], *, validation_split: float = 0.2, seed: int = 0
-) -> Source:
+def open_source(data: str | os.PathLike[str]) -> Source:
     """Open a folder of images or a named data set.
 
     A folder holds `class/image.jpg`, or splits of that: `train/class/image.jpg`
     with `val` (or `validation`) and perhaps `test` beside it. Without split
-    folders a seeded share of every class becomes the validation split.
+    folders a fifth of every class becomes the validation split, the same fifth
+    whenever the same folder is opened.
 
     Args:
         data: The folder, or a name such as "digits".
-        validation_split: Share of the images held out, in (0, 1), where the
-            folder has no split folders of its own.
-        seed: Decides which images are held out.
 
     Raises:
         DataError: The folder has no images, one class, or an unreadable image.
         UsageError: The data is neither a folder nor a known name.
     """
-    if not 0 < validation_split < 1:
-        raise UsageError(
-            "validation_split must lie between 0 and 1. "
-            f"Received: validation_split={validation_split}."
-        )
     if str(data) in NAMED and not Path(data).exists():
-        return NAMED[str(data)](seed)
+        return NAMED[str(data)]()
     root = Path(data)
     if not root.exists():
         raise UnknownNameError("folder or data set", str(data), NAMED)
@@ -100,7 +94,7 @@ def open_source(
         )
     names, splits = folder.read(root)
     if set(splits) == {"all"}:
-        splits = {**splits, **_held_out(splits["all"], validation_split, seed)}
+        splits = {**splits, **_held_out(splits["all"])}
     return Source(str(root), names, splits)
 
 
@@ -134,13 +128,11 @@ def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> N
     )
 
 
-def _from_arrays(
-    name: str, read: digits.Arrays, seed: int, *, mirror_safe: bool
-) -> Source:
+def _from_arrays(name: str, read: digits.Arrays, *, mirror_safe: bool) -> Source:
     everything = Examples.from_arrays(read.images, read.labels)
-    test, rest = _split(everything.labels, _HELD_OUT["test"], seed)
+    test, rest = _split(everything.labels, _HELD_OUT["test"], _SPLIT_SEED)
     share = _HELD_OUT["validation"] / (1 - _HELD_OUT["test"])
-    validation, train = _split(everything.labels[rest], share, seed + 1)
+    validation, train = _split(everything.labels[rest], share, _SPLIT_SEED + 1)
     splits = {
         "train": everything.take(rest[train]),
         "validation": everything.take(rest[validation]),
@@ -149,8 +141,8 @@ def _from_arrays(
     return Source(name, read.class_names, splits, mirror_safe)
 
 
-def _held_out(everything: Examples, share: float, seed: int) -> dict[str, Examples]:
-    held, rest = _split(everything.labels, share, seed)
+def _held_out(everything: Examples) -> dict[str, Examples]:
+    held, rest = _split(everything.labels, _HELD_OUT_OF_FOLDERS, _SPLIT_SEED)
     return {"train": everything.take(rest), "validation": everything.take(held)}
 
 
