@@ -21,6 +21,7 @@ Pixels = NDArray[np.uint8]
 # From the torchvision and timm sources; they belong to RGB in 0..1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_SIXTEEN_BITS = ("I", "I;16", "I;16B")
 _PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -93,7 +94,7 @@ class Preprocessing:
         """
         if not isinstance(image, Image.Image):
             image = Image.fromarray(np.asarray(image))
-        image = image.convert("RGB")
+        image = to_rgb(image)
         short = min(image.size)
         width, height = (
             scaled_side(side, short, self.resize_size) for side in image.size
@@ -166,6 +167,15 @@ def default_preprocessing(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as RGB of 8 bits: of 16 bits a channel the upper eight."""
+    if image.mode in _SIXTEEN_BITS:
+        # Pillow's own conversion would clip at 255.
+        upper = np.clip(np.asarray(image) >> 8, 0, 255)
+        image = Image.fromarray(upper.astype(np.uint8))
+    return image.convert("RGB")
 
 
 def scaled_side(side: Any, short: Any, target: int) -> Any:

@@ -25,10 +25,11 @@ def quiet_tensorflow() -> None:
 
 
 @contextmanager
-def held_stderr() -> Iterator[None]:
+def held_stderr(show: bool = True) -> Iterator[None]:
     """Hold back what the process writes to its error stream, also from C++.
 
-    It is shown after all if the body fails.
+    Args:
+        show: Whether to show it after all if the body fails.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -37,8 +38,9 @@ def held_stderr() -> Iterator[None]:
         try:
             yield
         except Exception:
-            held.seek(0)
-            os.write(kept, held.read())
+            if show:
+                held.seek(0)
+                os.write(kept, held.read())
             raise
         finally:
             sys.stderr.flush()

@@ -73,7 +73,6 @@ def test_every_format_answers_like_the_model(
         ("resnet20", {"classifier_activation": "softmax"}),
         ("plain20", {}),
         ("resnet18", {}),
-        ("resnet50", {}),
         ("resnet50", {"stride_in": "1x1", "shortcut": "identity"}),
     ],
 )

@@ -111,3 +111,9 @@ def test_impossible_records_are_refused(changes: dict[str, Any], text: str) -> N
 def test_fresh_nets_are_shown_their_own_size() -> None:
     assert default_preprocessing(SPECS["resnet50"]).resize_size == 256
     assert default_preprocessing(SPECS["resnet20"]).resize_size == 32
+
+
+def test_a_picture_of_16_bits_keeps_its_upper_eight() -> None:
+    values = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    shown = record(crop_pct=1.0).prepare(Image.fromarray(values))
+    np.testing.assert_array_equal(shown[..., 0], values >> 8)

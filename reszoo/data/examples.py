@@ -13,13 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from reszoo.errors import DataError
-from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.preprocessing import Pixels, Preprocessing, to_rgb
 
 # Formats that TensorFlow decodes to Pillow's pixels, whatever their mode. It reads
 # the indices of a palette BMP as grey, gives a transparent GIF another background,
 # and refuses WebP with alpha or several frames.
 _ALIKE = ("JPEG", "MPO", "PNG")
-_SIXTEEN_BITS = ("I", "I;16", "I;16B")
 # Filters of warnings belong to the whole process, images are opened in threads.
 _FILTERS = threading.Lock()
 
@@ -101,12 +100,7 @@ def open_image(path: Path) -> Image.Image:
             that, nothing is printed about its size.
     """
     with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in _SIXTEEN_BITS:
-            # Pillow's own conversion would clip at 255.
-            upper = np.clip(np.asarray(upright) >> 8, 0, 255)
-            upright = Image.fromarray(upper.astype(np.uint8))
-        return upright.convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _header(path: Path) -> tuple[int, bool]:

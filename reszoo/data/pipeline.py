@@ -6,6 +6,7 @@ so any epoch can be made again by itself.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,19 @@ def training_batches(
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = batches.batch(batch_size, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def quietly(batches: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Yield batches; keep what TensorFlow prints before the first one to itself.
+
+    oneDNN reports there, as an error, that it has no kernel for turning bytes.
+    """
+    with held_stderr(show=False):
+        remaining = iter(batches)
+        first = next(remaining, None)
+    if first is not None:
+        yield first
+        yield from remaining
 
 
 def find_unreadable(examples: Examples) -> DataError | None:

@@ -19,6 +19,7 @@ from reszoo.data.pipeline import (
     Augmentation,
     evaluation_batches,
     find_unreadable,
+    quietly,
     training_batches,
 )
 from reszoo.data.sources import Source, check_classes, open_source
@@ -181,7 +182,7 @@ class _Run:
         )
         loss, correct, waited, rate = 0.0, 0, 0.0, 0.0
         started = time.perf_counter()
-        remaining = iter(batches)
+        remaining = quietly(batches)
         with Progress(f"epoch {epoch + 1}", self.steps) as progress:
             for index in range(self.steps):
                 asked = time.perf_counter()
