@@ -11,6 +11,7 @@ import typer
 
 import reszoo
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
+from reszoo.quiet import quiet_tensorflow
 from reszoo.specs import SPECS
 from reszoo.tables import print_json, print_table
 
@@ -50,6 +51,7 @@ Model = Annotated[
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 wrong usage."""
+    quiet_tensorflow()
     try:
         app(standalone_mode=True)
     except ReszooError as error:

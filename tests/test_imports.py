@@ -113,6 +113,19 @@ def test_tensorflow_says_nothing(folder: Path) -> None:
     assert done.stdout == ""
 
 
+def test_the_command_line_keeps_tensorflow_quiet(folder: Path) -> None:
+    """The demo loads the exporter first, then refuses a folder of photos."""
+    done = subprocess.run(
+        [sys.executable, "-m", "reszoo", "demo", "--output", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"reszoo: {folder} exists and is no export")
+
+
 def test_python_files_stay_readable() -> None:
     for name, file in modules().items():
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, name
