@@ -60,15 +60,23 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
     # The library checks the header: sizes, offsets, overlaps, gaps.
     with _opened(file) as reader:
         text = (reader.metadata() or {}).get(_KEY)
+    try:
+        tensors = _views(file)
+    # Where json and the library read a damaged header differently.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} has a damaged header ({error}).") from error
+    return tensors, None if text is None else Card.from_text(text)
+
+
+def _views(file: Path) -> Tensors:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(length))
     header.pop("__metadata__", None)
-    tensors = {}
-    if header:
-        data = np.memmap(file, np.uint8, "r", offset=8 + length)
-        tensors = {name: _view(data, info, name, file) for name, info in header.items()}
-    return tensors, None if text is None else Card.from_text(text)
+    if file.stat().st_size == 8 + length:
+        return {n: np.zeros(info["shape"], np.float32) for n, info in header.items()}
+    data = np.memmap(file, np.uint8, "r", offset=8 + length)
+    return {name: _view(data, info, name, file) for name, info in header.items()}
 
 
 def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any]:
