@@ -30,9 +30,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path).resolve()
     with disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        temporary = _temporary_name(final)
+        temporary = _prepared(final)
         try:
             yield temporary
             _flush(temporary)
@@ -59,9 +57,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path).resolve()
     with disk_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        temporary = _temporary_name(final)
+        temporary = _prepared(final)
         temporary.mkdir()
         try:
             yield temporary
@@ -85,7 +81,10 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     write_text(path, text + "\n")
 
 
-def _temporary_name(final: Path) -> Path:
+def _prepared(final: Path) -> Path:
+    """Make room for a write to `final`; return the name to write under."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final)
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return final.with_name(f".{final.name}.{writer}.tmp")
 
