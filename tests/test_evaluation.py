@@ -24,9 +24,13 @@ def test_scores_are_what_a_hand_counts() -> None:
     assert (found.images, found.data) == (3, "three")
 
 
-@pytest.mark.parametrize("value", [0.5, np.nan])
-def test_a_constant_answer_earns_nothing(value: float) -> None:
-    answers = np.full((4, 8), value, np.float32)
+def test_the_lower_index_wins_a_tie() -> None:
+    found = score(np.full((8, 8), 0.125, np.float32), np.arange(8), "ties")
+    assert (found.top1, found.top5) == (1 / 8, 5 / 8)
+
+
+def test_what_is_no_number_is_wrong() -> None:
+    answers = np.full((4, 8), np.nan, np.float32)
     found = score(answers, np.zeros(4, np.int64), "nothing")
     assert (found.top1, found.top5) == (0, 0)
 

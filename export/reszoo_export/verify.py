@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reszoo.errors import ReszooError, VerificationError
+from reszoo.evaluation import score
 from reszoo.progress import Progress
 from reszoo_export.formats import (
     BATCH_TOLERANCE,
@@ -96,8 +97,6 @@ def compare(format_: Format, runtime: Runtime, reference: Reference) -> Verifica
     judged = slice(0, real) if real else slice(None)
     difference = np.abs(answers - reference.answers)
     same = answers.argmax(-1) == reference.answers.argmax(-1)
-    hits = answers[:real].argmax(-1) == reference.labels
-    model_hits = reference.answers[:real].argmax(-1) == reference.labels
     found = Verification(
         runtime=runtime.name,
         images=real,
@@ -105,8 +104,8 @@ def compare(format_: Format, runtime: Runtime, reference: Reference) -> Verifica
         max_difference=float(difference[judged].max()),
         mean_difference=float(difference[judged].mean()),
         agreement=float(same[judged].mean()),
-        accuracy=float(hits.mean()) if real else None,
-        model_accuracy=float(model_hits.mean()) if real else None,
+        accuracy=_accuracy(answers, reference),
+        model_accuracy=_accuracy(reference.answers, reference),
     )
     problems = [
         *_wrong_answers(format_, found, answers, reference),
@@ -114,6 +113,13 @@ def compare(format_: Format, runtime: Runtime, reference: Reference) -> Verifica
         *_batch_dependence(format_, runtime, reference, answers),
     ]
     return replace(found, problems=tuple(problems))
+
+
+def _accuracy(answers: Answers, reference: Reference) -> float | None:
+    real = len(reference.labels)
+    if not real:
+        return None
+    return score(answers[:real], reference.labels, "the reference").top1
 
 
 def _wrong_answers(
