@@ -1,4 +1,4 @@
-"""Write TFLite files: for phones, in LiteRT and MediaPipe."""
+"""Write TFLite files: for phones, in LiteRT."""
 
 import tempfile
 from pathlib import Path
