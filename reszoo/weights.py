@@ -178,7 +178,6 @@ def _described(saved: Architecture, request: _Request, source: str) -> Architect
     options = request.options
     for argument in ("shortcut", "stride_in"):
         asked, kept = options.get(argument), getattr(saved, argument)
-        # Tensors of a basic block are the same whatever stride_in is called.
         if asked not in (None, kept):
             raise CheckpointError(
                 f"{source} was made with {argument}={kept!r}. "
