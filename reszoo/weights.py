@@ -66,6 +66,9 @@ def load_weights(
         UsageError: The options contradict the file or each other.
     """
     contents = read(found.path)
+    if contents.card is None and contents.stride_in is None:
+        # Bare tensors do not tell it, so the caller may.
+        contents = replace(contents, stride_in=options.get("stride_in"))
     saved = _saved_card(contents, found, variant)
     return load_contents(
         contents.tensors, saved, found.source, _Request(variant, options, labels),

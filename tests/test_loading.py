@@ -103,6 +103,23 @@ def test_a_bare_file_loads_and_a_contradicted_name_is_refused(file: Path) -> Non
         reszoo.build("resnet18", weights=file, shortcut="identity")
 
 
+def test_only_the_caller_knows_the_stride_of_bare_tensors(tmp_path: Path) -> None:
+    shape = (33, 33, 3)
+    tensors = tensors_of("resnet50", classes=4, stride_in="1x1", input_shape=shape)
+    file = bare(tmp_path / "v1.safetensors", tensors)
+    x = np.random.default_rng(2).normal(size=(1, *shape)).astype(np.float32)
+    for stride_in in ("1x1", "3x3"):
+        model = reszoo.build(
+            "resnet50", weights=file, stride_in=stride_in, input_shape=shape
+        )
+        expected = logits(x, tensors, stem="imagenet", stride_in=stride_in)
+        answer = np.asarray(model(x))
+        assert np.abs(answer - expected).max() <= 1e-5 * np.abs(expected).max()
+    ours = reszoo.save(model, tmp_path / "ours.safetensors")
+    with pytest.raises(reszoo.CheckpointError, match=r"made with stride_in='3x3'"):
+        reszoo.build("resnet50", weights=ours, stride_in="1x1")
+
+
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "bare": lambda tensors: tensors,
     "state_dict": lambda tensors: {"state_dict": tensors, "epoch": 3},
