@@ -32,15 +32,6 @@ class Loaded:
     counters: Tensors
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the caller of `build` asked for; None leaves it to the file."""
-
-    variant: str | None
-    options: dict[str, Any]
-    labels: tuple[str, ...] | None
-
-
 def load_weights(
     found: Found,
     variant: str | None,
@@ -71,29 +62,28 @@ def load_weights(
         contents = replace(contents, stride_in=options.get("stride_in"))
     saved = _saved_card(contents, found, variant)
     return load_contents(
-        contents.tensors, saved, found.source, _Request(variant, options, labels),
-        seed=seed, name=name,
-    )  # fmt: skip
+        contents.tensors, saved, found.source, options, labels, seed=seed, name=name
+    )
 
 
 def load_contents(
     tensors: Tensors,
     saved: Card,
     source: str,
-    request: _Request | None = None,
+    options: dict[str, Any] | None = None,
+    labels: tuple[str, ...] | None = None,
     *,
     seed: int | None = None,
     name: str | None = None,
 ) -> Loaded:
     """Build the net that a card describes, changed as asked, around tensors."""
-    request = request or _Request(None, {}, None)
-    described = _described(saved.architecture, request, source)
+    described = _described(saved.architecture, options or {}, source)
     fresh = described.include_top and described.classes != saved.architecture.classes
     model = build_resnet(described, seed=seed, name=name)
     counters = {key: value for key, value in tensors.items() if key.endswith(COUNTER)}
     tensors = _adapted(tensors, described)
     report = lay_in(model, tensors, source, fresh_head=fresh)
-    card = _changed_card(saved, described, request.labels, fresh)
+    card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
 
 
@@ -177,8 +167,9 @@ def _made_card(contents: Contents, found: Found, variant: str | None) -> Card:
     )
 
 
-def _described(saved: Architecture, request: _Request, source: str) -> Architecture:
-    options = request.options
+def _described(
+    saved: Architecture, options: dict[str, Any], source: str
+) -> Architecture:
     for argument in ("shortcut", "stride_in"):
         asked, kept = options.get(argument), getattr(saved, argument)
         if asked not in (None, kept):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import reszoo
+from reszoo.checkpoints import transfer
 
 FORMATS = "saved_model,tflite,tflite-int8,onnx"
 
@@ -43,6 +44,15 @@ def photos(root: Path, names: tuple[str, ...] = ("cat", "dog"), each: int = 6) -
             pixels[..., index % 3] += 130
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     return root
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of its own for downloads, which retry without waiting."""
+    monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0, 0.0))
+    return tmp_path / "home"
 
 
 @pytest.fixture

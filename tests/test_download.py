@@ -22,20 +22,13 @@ from reszoo.errors import CheckpointError, ReszooError, UsageError
 BODY = np.random.default_rng(0).bytes(300_000)
 HASH = hashlib.sha256(BODY).hexdigest()
 PATH = "/weights/net.safetensors"
+pytestmark = pytest.mark.usefixtures("home")
 FETCH = """
 import sys
 from reszoo.checkpoints.download import fetch
 print("started", flush=True)
 print(fetch(sys.argv[1], sys.argv[2]))
 """
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0, 0.0))
-    return tmp_path / "home"
 
 
 @pytest.fixture

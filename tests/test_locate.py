@@ -14,20 +14,12 @@ from safetensors.numpy import save
 from torch_writer import Writer, mapping
 
 import reszoo
-from reszoo.checkpoints import transfer
 from reszoo.checkpoints.names import to_tensors
 from reszoo.checkpoints.published import DEFAULTS, PUBLISHED, find_published
 from reszoo.data.imagenet import class_names
 
+pytestmark = pytest.mark.usefixtures("home")
 NET, NAME = "resnet18", "torchvision/IMAGENET1K_V1"
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0, 0.0))
-    return tmp_path / "home"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from reszoo_export.manifest import (
     is_export,
     size_and_hash,
 )
-from reszoo_export.metadata import LABELS_FILE
+from reszoo_export.metadata import LABELS_FILE, card_files
 from reszoo_export.quantization import Calibration, draw_calibration
 from reszoo_export.reference import Reference, make_reference
 from reszoo_export.runtimes import kind_of, open_runtime
@@ -80,12 +80,13 @@ def export(
         _refuse_exported(Path(model))
         model = load(model)
     serving = make_serving(model)
-    judge = calibration if verify is None else verify
-    reference = make_reference(model, serving.card, _opened(judge))
+    source = _opened(calibration)
+    judge = source if verify is None else _opened(verify)
+    reference = make_reference(model, serving.card, judge)
     ranges = None
-    if needing and calibration is not None:
+    if needing and source is not None:
         avoid = reference.images[: len(reference.labels)]
-        ranges = draw_calibration(open_source(calibration), serving.card, avoid)
+        ranges = draw_calibration(source, serving.card, avoid)
     return _write_all(rows, folder, serving, reference, ranges)
 
 
@@ -152,7 +153,7 @@ def _write_beside(folder: Path, card: Card, reference: Reference) -> dict[str, s
     reference.shortened().write(folder)
     names = [REFERENCE_FILE]
     if card.labels:
-        write_text(folder / LABELS_FILE, "\n".join(card.labels) + "\n")
+        write_text(folder / LABELS_FILE, card_files(card)[LABELS_FILE])
         names.append(LABELS_FILE)
     return {name: size_and_hash(folder / name)[1] for name in names}
 
