@@ -11,6 +11,9 @@ from reszoo.quiet import quiet_tensorflow
 if TYPE_CHECKING:
     from reszoo.cards import Card as Card
     from reszoo.checkpoints.names import LoadReport as LoadReport
+    from reszoo.data.scan import ScanReport as ScanReport
+    from reszoo.data.scan import scan as scan
+    from reszoo.data.sharding import write_shards as write_shards
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError
     from reszoo.errors import ExportError as ExportError
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from reszoo.evaluation import evaluate as evaluate
     from reszoo.preprocessing import Preprocessing as Preprocessing
     from reszoo.specs import list_models as list_models
+    from reszoo.training.fit import compile as compile
     from reszoo.training.recipes import Recipe as Recipe
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
@@ -57,6 +61,7 @@ _LAZY = {
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
     "Recipe": "reszoo.training.recipes:Recipe",
     "ReszooError": "reszoo.errors:ReszooError",
+    "ScanReport": "reszoo.data.scan_report:ScanReport",
     "TrainResult": "reszoo.training.trainer:TrainResult",
     "UnknownNameError": "reszoo.errors:UnknownNameError",
     "UsageError": "reszoo.errors:UsageError",
@@ -64,6 +69,7 @@ _LAZY = {
     "benchmark": "reszoo_export.benchmark:benchmark",
     "build": "reszoo.zoo:build",
     "card": "reszoo.zoo:get_card",
+    "compile": "reszoo.training.fit:compile",
     "evaluate": "reszoo.evaluation:evaluate",
     "export": "reszoo_export.export:export",
     "from_keras_applications": "reszoo.zoo:from_keras_applications",
@@ -71,8 +77,10 @@ _LAZY = {
     "load": "reszoo.zoo:load",
     "load_report": "reszoo.zoo:load_report",
     "save": "reszoo.zoo:save",
+    "scan": "reszoo.data.scan:scan",
     "train": "reszoo.training.trainer:train",
     "verify": "reszoo_export.verify:verify",
+    "write_shards": "reszoo.data.sharding:write_shards",
 }
 
 __all__ = sorted([*_LAZY, "__version__"])

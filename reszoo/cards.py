@@ -12,6 +12,7 @@ from reszoo.specs import SPECS, Architecture, architecture_from_json
 
 # Raised when a field changes its meaning; readers refuse what they do not know.
 CARD_VERSION = 1
+_FRESH = "initialised, not trained"
 _PACKAGES = ("reszoo", "tensorflow", "keras", "numpy")
 
 
@@ -66,6 +67,11 @@ class Card:
                 "A label must be one line of printable text, for labels.txt holds one "
                 f"a line. Received: {', '.join(map(repr, odd))}."
             )
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the weights are as they were drawn."""
+        return self.provenance.get("source") == _FRESH
 
     def label(self, index: int) -> str:
         """Return the name of a class, or its number where names were never told."""
@@ -151,7 +157,7 @@ def new_card(architecture: Architecture, labels: Sequence[str] | None = None) ->
         architecture=architecture,
         labels=None if labels is None else tuple(labels),
         preprocessing=record,
-        provenance={"source": "initialised, not trained"},
+        provenance={"source": _FRESH},
         versions=library_versions(),
     )
 

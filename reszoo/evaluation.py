@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import reszoo
 from reszoo.data.examples import Examples
-from reszoo.data.sources import check_classes, open_source
+from reszoo.data.sources import Data, check_classes, open_source
 from reszoo.preprocessing import Pixels, Preprocessing
 from reszoo.progress import Progress
 
@@ -65,11 +65,12 @@ def score(
 
 def evaluate(
     model: "keras.Model | str | os.PathLike[str]",
-    data: str | os.PathLike[str],
+    data: Data,
     *,
     split: str | None = None,
     batch_size: int = 64,
     threads: int | None = None,
+    bad_images: str | None = None,
 ) -> Metrics:
     """Measure a model, a checkpoint or an exported file on labelled images.
 
@@ -78,17 +79,20 @@ def evaluate(
     Args:
         model: A model from reszoo, a `.safetensors` checkpoint, a SavedModel
             folder, a `.tflite` or a `.onnx` file.
-        data: A folder of class folders, or a name such as "digits".
+        data: What `reszoo.train` takes: a folder of class folders, a `.csv` list,
+            shards, arrays, or a name such as "digits".
         split: "train", "validation", "test" or "all"; by default the test split,
             else the validation split, which training held out.
         batch_size: Images at a time.
         threads: Threads of the runtime; its own default if None.
+        bad_images: "skip" measures without unusable images, "recover" with what
+            there is of JPEGs that are cut short; otherwise they are errors.
 
     Raises:
         DataError: An image is unreadable or the classes are not the model's.
         UsageError: The split or the file's kind is unknown.
     """
-    source = open_source(data)
+    source = open_source(data, bad_images=bad_images)
     examples = source.examples(split)
     predictor = reszoo.Predictor(model, threads=threads)
     check_classes(source, predictor.card.labels, "the model")

@@ -1,5 +1,6 @@
-"""The two layers that Keras does not have as a ResNet needs them."""
+"""The layers that Keras does not have as a ResNet needs them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,12 +12,17 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
 
     Keras 3 computes batch normalisation from single operations; the fused kernel
     trains ResNet-50 faster on a CPU, most of all in bfloat16. On other backends,
-    and for what the kernel cannot do (masks, synchronised statistics, batch
-    renormalisation), Keras' own code runs.
+    and for what the kernel cannot do (masks, batch renormalisation), Keras' own
+    code runs.
 
-    With the kernel the moving variance follows the unbiased batch variance, as
-    in torch. Momentum and epsilon default to torch's as well (a Keras momentum
-    of 0.9 is torch's 0.1), for published weights rely on them.
+    The moving variance follows the unbiased batch variance, as in torch. Momentum
+    and epsilon default to torch's as well (a Keras momentum of 0.9 is torch's 0.1),
+    for published weights rely on them.
+
+    Under a `tf.distribute` strategy each device normalises by the statistics of its
+    own part of the batch, or with `synchronized` by those of the whole batch. The
+    moving statistics stay equal on all devices either way; Keras lets them drift
+    apart, and follows the biased variance when synchronised.
 
     Input and output shape: `(batch, height, width, channels)`.
     """
@@ -28,7 +34,10 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is None and self._kernel_fits(inputs):
-            return self._fused(inputs, training=bool(training) and self.trainable)
+            learns = bool(training) and self.trainable
+            if learns and self.synchronized and _devices() > 1:
+                return self._shared(inputs)
+            return self._fused(inputs, training=learns)
         return super().call(inputs, training=training, mask=mask)
 
     def _kernel_fits(self, inputs: Any) -> bool:
@@ -38,7 +47,6 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             and self.axis in (-1, 3)
             and self.scale
             and self.center
-            and not self.synchronized
             and not self.renorm
             and keras.backend.standardize_dtype(inputs.dtype) != "float64"
         )
@@ -63,12 +71,49 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             **statistics,
         )
         if training:
-            self._follow(self.moving_mean, mean)
-            self._follow(self.moving_variance, variance)
+            self._follow(*_mean_over_devices(mean, variance))
         return outputs
 
-    def _follow(self, moving: Any, batch: Any) -> None:
-        moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
+    def _shared(self, inputs: Any) -> Any:
+        """Normalise by the statistics of the batches of all devices together."""
+        import tensorflow as tf
+
+        values = tf.cast(inputs, tf.float32)
+        own, spread = tf.nn.moments(values, axes=(0, 1, 2))
+        # Not the mean of squares less the square of the mean, which loses digits
+        # where the mean is far from 0: here only the devices' means are subtracted.
+        mean, square, within = _mean_over_devices(own, own * own, spread)
+        variance = within + tf.maximum(square - mean * mean, 0.0)
+        count = tf.cast(tf.size(values) // values.shape[-1] * _devices(), tf.float32)
+        self._follow(mean, variance * count / (count - 1))
+        outputs = tf.nn.batch_normalization(
+            values, mean, variance, self.beta.value, self.gamma.value, self.epsilon
+        )
+        return tf.cast(outputs, inputs.dtype)
+
+    def _follow(self, mean: Any, variance: Any) -> None:
+        pairs = ((self.moving_mean, mean), (self.moving_variance, variance))
+        for moving, batch in pairs:
+            moving.assign(moving * self.momentum + batch * (1.0 - self.momentum))
+
+
+def _devices() -> int:
+    """Return over how many devices the batch at hand is spread."""
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    return int(context.num_replicas_in_sync) if context else 1
+
+
+def _mean_over_devices(*statistics: Any) -> Sequence[Any]:
+    """Return the means of tensors of one shape, in one reduction."""
+    import tensorflow as tf
+
+    if _devices() == 1:
+        return statistics
+    context = tf.distribute.get_replica_context()
+    stacked = context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.stack(statistics))
+    return tuple(tf.unstack(stacked))
 
 
 @keras.saving.register_keras_serializable(package="reszoo")
@@ -108,3 +153,44 @@ class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         return {**config, "filters": self.filters, "stride": self.stride}
+
+
+@keras.saving.register_keras_serializable(package="reszoo")
+class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
+    """Leave a block out for some images of a training batch (arXiv:1603.09382).
+
+    What is kept is scaled up, so that the mean stays what inference sees. The draw
+    is a function of a key: a run can be repeated and gone on with.
+
+    Args:
+        rate: Probability of leaving the block out, in [0, 1).
+        index: Number of the block, so that every block draws its own.
+
+    Input: `(batch, height, width, channels)` and an int64 key `(2,)`.
+    """
+
+    def __init__(self, rate: float, index: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.rate = rate
+        self.index = index
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        import tensorflow as tf
+
+        branch, key = inputs
+        if not training:
+            return branch
+        shape = tf.stack([tf.shape(branch)[0], 1, 1, 1])
+        folded = tf.random.fold_in(tf.cast(key, tf.int64), self.index)
+        draw = tf.random.stateless_uniform(shape, folded)
+        kept = tf.cast(draw >= self.rate, branch.dtype)
+        return branch * kept / (1 - self.rate)
+
+    def compute_output_shape(
+        self, input_shape: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...]:
+        return input_shape[0]
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "rate": self.rate, "index": self.index}

@@ -203,8 +203,13 @@ def resize_tensor(image: Any, height: Any, width: Any, interpolation: str) -> An
     """
     import tensorflow as tf
 
-    image = _resize_once(image, tf.shape(image)[0], width, interpolation)
-    return _resize_once(image, height, width, interpolation)
+    def resized() -> Any:
+        wide = _resize_once(image, tf.shape(image)[0], width, interpolation)
+        return _resize_once(wide, height, width, interpolation)
+
+    # Passing small pictures on as they are saves half of their time.
+    same = tf.reduce_all(tf.shape(image)[:2] == tf.stack([height, width]))
+    return tf.cond(same, lambda: image, resized)
 
 
 def _resize_once(image: Any, height: Any, width: Any, interpolation: str) -> Any:

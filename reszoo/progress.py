@@ -28,9 +28,10 @@ class Progress:
     Args:
         what: What is being done, as shown before the bar.
         total: Number of steps.
+        done: Steps done before.
     """
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
         console = Console(file=sys.stderr)
         self._bar = Bar(
             TextColumn("{task.description}"),
@@ -42,7 +43,7 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(what, total=total, note="")
+        self._task = self._bar.add_task(what, total=total, completed=done, note="")
 
     def __enter__(self) -> "Progress":
         self._bar.start()

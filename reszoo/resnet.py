@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from reszoo.errors import UsageError
-from reszoo.layers import BatchNormalization, IdentityShortcut
+from reszoo.layers import BatchNormalization, IdentityShortcut, StochasticDepth
 from reszoo.specs import SPECS, Architecture
 
 Tensor = Any
@@ -23,6 +23,9 @@ def build_resnet(
     architecture: Architecture,
     *,
     folded: bool = False,
+    zero_init_residual: bool = False,
+    stochastic_depth: float = 0.0,
+    synchronized: bool = False,
     seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
@@ -32,6 +35,12 @@ def build_resnet(
         architecture: Variant and options.
         folded: Whether convolutions carry a bias and batch normalisation is left
             out: the inference form, into which trained statistics are folded.
+        zero_init_residual: Whether the last scale of each block starts at zero, so
+            that the block is its shortcut (Goyal et al., arXiv:1706.02677, 5.1).
+        stochastic_depth: Probability that training leaves the last block out; it
+            falls linearly towards the first. Above 0 the model takes a second
+            input: an int64 key `(2,)` from which it draws.
+        synchronized: Whether devices share their batch statistics.
         seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the model; the variant's by default.
 
@@ -39,7 +48,11 @@ def build_resnet(
         A functional model from `(batch, height, width, channels)` to logits,
         probabilities, pooled features, or feature maps.
     """
-    return _Builder(architecture, folded, seed).model(name or architecture.spec)
+    builder = _Builder(architecture, folded, seed)
+    builder.zero_init_residual = zero_init_residual
+    builder.stochastic_depth = stochastic_depth
+    builder.synchronized = synchronized
+    return builder.model(name or architecture.spec)
 
 
 def normalization_name(convolution: str) -> str:
@@ -64,15 +77,22 @@ class _Builder:
         self.spec = SPECS[architecture.spec]
         self.folded = folded
         self.seed = seed
+        self.zero_init_residual = False
+        self.stochastic_depth = 0.0
+        self.synchronized = False
+        self.key: Tensor = None
 
     def model(self, name: str) -> keras.Model:
         image = keras.Input(self.options.input_shape, name="image")
+        if self.stochastic_depth:
+            self.key = keras.Input(batch_shape=(2,), dtype="int64", name="key")
         x = self.stem(image)
         stages: dict[str, Tensor] = {}
         for index in range(len(self.spec.depths)):
             x = stages[f"layer{index + 1}"] = self.stage(x, index)
         outputs = stages if self.options.features else self.top(x)
-        return keras.Model(image, outputs, name=name)
+        inputs = image if self.key is None else [image, self.key]
+        return keras.Model(inputs, outputs, name=name)
 
     def stem(self, image: Tensor) -> Tensor:
         if self.spec.stem == "cifar":
@@ -97,6 +117,7 @@ class _Builder:
         z = path(x, width, stride, name)
         if self.options.shortcut != "none":
             shortcut = self.shortcut(x, z.shape[-1], stride, name)
+            z = self.sometimes(z, name)
             z = keras.layers.Add(name=f"{name}.add")([z, shortcut])
         return _relu(z, f"{name}.relu")
 
@@ -123,6 +144,18 @@ class _Builder:
             return x
         return IdentityShortcut(filters, stride, name=f"{name}.shortcut")(x)
 
+    def sometimes(self, z: Tensor, name: str) -> Tensor:
+        names = [
+            f"layer{stage + 1}.{block}"
+            for stage, depth in enumerate(self.spec.depths)
+            for block in range(depth)
+        ]
+        index = names.index(name)
+        rate = self.stochastic_depth * index / max(1, len(names) - 1)
+        if not rate:
+            return z
+        return StochasticDepth(rate, index, name=f"{name}.drop")([z, self.key])
+
     def conv_bn(
         self, x: Tensor, filters: int, kernel: int, stride: int, name: str
     ) -> Tensor:
@@ -145,9 +178,16 @@ class _Builder:
             name=name,
             **_NHWC,
         )(x)
-        return (
-            x if self.folded else BatchNormalization(name=normalization_name(name))(x)
-        )
+        return x if self.folded else self.norm(x, normalization_name(name))
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        last = "bn2" if self.spec.block == "basic" else "bn3"
+        starts_at_zero = self.zero_init_residual and name.endswith(f".{last}")
+        return BatchNormalization(
+            gamma_initializer="zeros" if starts_at_zero else "ones",
+            synchronized=self.synchronized,
+            name=name,
+        )(x)
 
     def top(self, x: Tensor) -> Tensor:
         pooling = "avg" if self.options.include_top else self.options.pooling
@@ -190,7 +230,8 @@ def logits_model(model: keras.Model) -> keras.Model:
         raise UsageError(
             f"{model.name!r} has no classifier. Build it with include_top=True."
         )
-    return keras.Model(model.inputs, model.get_layer("fc").output, name=model.name)
+    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+    return keras.Model(inputs, model.get_layer("fc").output, name=model.name)
 
 
 def _relu(x: Tensor, name: str) -> Tensor:

@@ -36,6 +36,7 @@ def build(
     shortcut: str | None = None,
     stride_in: str | None = None,
     features: str | None = None,
+    zero_init_residual: bool = False,
     allow_noncommercial: bool = False,
     seed: int | None = None,
     name: str | None = None,
@@ -71,6 +72,8 @@ def build(
             (default; torchvision's v1.5) or "1x1" (the paper, keras.applications).
         features: Without top: "pyramid" gives every stage, as a dict from
             "layer1" on.
+        zero_init_residual: Whether the last scale of every block starts at zero, as
+            torchvision's argument of this name; for fresh weights.
         allow_noncommercial: Consent to weights whose licence forbids commercial use.
         seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the Keras model; the variant's by default.
@@ -100,8 +103,15 @@ def build(
     given = {key: value for key, value in options.items() if value is not None}
     described = architecture(variant, **given)
     if weights is None:
-        model = build_resnet(described, seed=seed, name=name)
+        model = build_resnet(
+            described, zero_init_residual=zero_init_residual, seed=seed, name=name
+        )
         return _attach(model, new_card(described, labels))
+    if zero_init_residual:
+        raise UsageError(
+            "zero_init_residual is for fresh weights. Received: "
+            f"zero_init_residual=True with weights={str(weights)!r}."
+        )
     found = locate(weights, variant, allow_noncommercial=allow_noncommercial)
     loaded = load_weights(found, variant, options, labels, seed=seed, name=name)
     return _attach_loaded(loaded)

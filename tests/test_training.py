@@ -1,94 +1,35 @@
+"""`reszoo.train` as a whole."""
+
 import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import photos, randomise
+from conftest import photos
 from PIL import Image
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
 from reszoo.data.pipeline import training_batches
-from reszoo.training import trainer
-from reszoo.training.recipes import RECIPES, find_recipe
-from reszoo.training.step import TrainingStep
+from reszoo.training import run as run_module
+
+FILES = {
+    "best.safetensors",
+    "last.safetensors",
+    "state.safetensors",
+    "history.csv",
+    "curves.png",
+    "recipe.json",
+    "report.html",
+    "tensorboard",
+}
+QUICK: dict[str, Any] = {"recipe": "cifar", "precision": "float32", "epochs": 1}
 
 
-def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    recipe = find_recipe("cifar", epochs=5, warmup_epochs=1, learning_rate=0.8)
-    rates = [recipe.learning_rate_at(step, 4) for step in range(20)]
-    np.testing.assert_allclose(rates[:4], [0.2, 0.4, 0.6, 0.8])
-    assert rates[4] == 0.8
-    assert rates[12] == pytest.approx(0.4)
-    assert 0 < rates[-1] < 0.01
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"epoch": 3}, "no recipe field 'epoch'. Did you mean 'epochs'"),
-        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
-        ({"epochs": 10.0}, r"Received: epochs=10\.0"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
-        ({"learning_rate": -1}, "learning_rate must be above 0"),
-        ({"seed": -1}, "seed must be a whole number"),
-    ],
-)
-def test_impossible_recipes_are_refused(changes: dict[str, Any], text: str) -> None:
-    with pytest.raises(reszoo.UsageError, match=text):
-        find_recipe("cifar", **changes)
-    with pytest.raises(reszoo.UsageError, match=r"no recipe 'cifra'.*'cifar'"):
-        find_recipe("cifra")
-
-
-def test_a_step_is_torchs_sgd_with_decay_on_kernels_only() -> None:
-    """Two Nesterov steps by hand: v = m v + g + decay w; w -= rate (g + decay w + m v).
-
-    The gradient of the loss by the bias of `fc` is the mean of probability minus
-    target, and it has no decay; that of its kernel multiplies by the features.
-    """
-    recipe = find_recipe("cifar", weight_decay=0.01, momentum=0.9)
-    model = randomise(reszoo.build("resnet20", classes=3, input_shape=(8, 8, 3)))
-    card = reszoo.card(model)
-    step = TrainingStep(model, card.preprocessing, recipe)
-    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-    labels = np.array([0, 1, 2, 1])
-    velocity = {"weight": np.zeros((3, 64)), "bias": np.zeros(3)}
-    features = reszoo.build(
-        "resnet20", include_top=False, pooling="avg", input_shape=(8, 8, 3)
-    )
-    for _ in range(2):
-        before = to_tensors(model)
-        for layer in features.layers:
-            layer.set_weights(model.get_layer(layer.name).get_weights())
-        pixels = card.preprocessing.normalise(images.astype(np.float32))
-        pooled = np.asarray(features(pixels, training=True), np.float64)
-        logits = pooled @ before["fc.weight"].T + before["fc.bias"]
-        soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        error = (soft - np.eye(3)[labels]) / 4
-        loss, hits = step(images, labels, 0.1)
-        expected_loss = -np.log(soft[np.arange(4), labels]).mean()
-        assert float(loss) == pytest.approx(expected_loss, rel=1e-4)
-        assert int(hits) == (logits.argmax(-1) == labels).sum()
-        after = to_tensors(model)
-        gradients = {
-            "weight": error.T @ pooled + 0.01 * before["fc.weight"],
-            "bias": error.sum(0),
-        }
-        for kind, gradient in gradients.items():
-            velocity[kind] = 0.9 * velocity[kind] + gradient
-            moved = 0.1 * (gradient + 0.9 * velocity[kind])
-            np.testing.assert_allclose(
-                after[f"fc.{kind}"], before[f"fc.{kind}"] - moved, atol=2e-5
-            )
-
-
-def test_a_run_leaves_checkpoints_history_and_curves(run: Any) -> None:
+def test_a_run_leaves_all_that_is_needed_to_go_on_and_to_look_at(run: Any) -> None:
     folder = run.best.parent
-    names = {"best.safetensors", "last.safetensors", "history.csv", "curves.png"}
-    assert {file.name for file in folder.iterdir()} == names | {"recipe.json"}
+    assert {file.name for file in folder.iterdir()} == FILES
     with (folder / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
@@ -96,6 +37,10 @@ def test_a_run_leaves_checkpoints_history_and_curves(run: Any) -> None:
     assert all(float(row["images_per_second"]) > 0 for row in rows)
     with Image.open(folder / "curves.png") as curves:
         assert len(set(curves.convert("RGB").get_flattened_data())) > 100
+    page = run.report.read_text(encoding="utf-8")
+    measured = reszoo.evaluate(run.model, "digits")
+    assert f"{measured.top1:.2%} of the 359 test images" in page
+    assert "reszoo train digits --model resnet20 --recipe cifar" in page
 
 
 def test_best_is_the_epoch_with_the_highest_validation_accuracy(run: Any) -> None:
@@ -113,7 +58,9 @@ def test_best_is_the_epoch_with_the_highest_validation_accuracy(run: Any) -> Non
 def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     root = photos(tmp_path / "p", ("red", "green"), each=20)
     runs = [
-        reszoo.train("resnet20", root, epochs=4, batch_size=8, learning_rate=0.02)
+        reszoo.train(
+            "resnet20", root, recipe="cifar", epochs=4, batch_size=8, learning_rate=0.02
+        )
         for _ in range(2)
     ]
     assert runs[0].history[-1].top1 > 0.9
@@ -122,23 +69,50 @@ def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     assert runs[0].best is None
 
 
-def test_smoothed_labels_spread_a_share_over_all_classes() -> None:
-    recipe = find_recipe("cifar", label_smoothing=0.2, weight_decay=0.0)
-    shape = (8, 8, 3)
-    model, twin = (
-        randomise(reszoo.build("resnet20", classes=4, input_shape=shape, seed=0))
-        for _ in range(2)
+def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photos(tmp_path / "p", ("red", "green", "blue"), each=20)
+    tuned = reszoo.train(
+        "resnet20",
+        root,
+        weights=run.best,
+        output=tmp_path / "run",
+        epochs=2,
+        batch_size=16,
+        head_epochs=2,
     )
-    record = reszoo.card(model).preprocessing
-    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
-    labels = np.array([0, 1, 2, 3, 1, 2])
-    logits = np.asarray(
-        twin(record.normalise(images.astype(np.float32)), training=True), np.float64
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        f"109 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
+        "10 -> 3 classes"
     )
-    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    target = 0.8 * np.eye(4)[labels] + 0.2 / 4
-    loss, _ = TrainingStep(model, record, recipe)(images, labels, 0.1)
-    assert float(loss) == pytest.approx(-(target * logs).sum(-1).mean(), rel=1e-4)
+    assert "4 epochs (2 of the head alone)" in lines[1]
+    assert lines[1].endswith("batch normalisation: 19 frozen, 0 live")
+    assert [row.phase for row in tuned.history] == ["head", "head", "all", "all"]
+    assert tuned.recipe.name == "finetune"
+    page = tuned.report.read_text(encoding="utf-8")
+    assert "probe" in page
+    before, after = to_tensors(reszoo.load(run.best)), to_tensors(tuned.model)
+    still = [n for n in before if np.array_equal(before[n], after[n])]
+    assert {name for name in after if "running" in name} <= set(still)
+    began_as = reszoo.card(tuned.model).provenance["began_as"]
+    assert began_as["data"] == "digits"
+
+
+def test_the_head_alone_leaves_the_backbone_as_it_is(run: Any, folder: Path) -> None:
+    probe = reszoo.train(
+        "resnet20",
+        folder,
+        recipe="linear-probe",
+        weights=run.best,
+        steps=2,
+        batch_size=4,
+    )
+    before, after = to_tensors(reszoo.load(run.best)), to_tensors(probe.model)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert [row.epoch for row in probe.history] == [1]
 
 
 @pytest.mark.parametrize(
@@ -151,15 +125,15 @@ def test_only_what_may_be_mirrored_is(
     seen = []
 
     def look(*arguments: Any, **options: Any) -> Any:
-        seen.append(arguments[3])
+        seen.append(arguments[2])
         return training_batches(*arguments, **options)
 
-    monkeypatch.setattr(trainer, "training_batches", look)
+    monkeypatch.setattr(run_module, "training_batches", look)
     reszoo.train(
         "plain20",
         folder if data == "folder" else data,
-        epochs=1,
-        batch_size=8 if data == "folder" else 1000,
+        steps=1,
+        batch_size=8,
         flip=flip,
     )
     assert seen[0].flip is mirrored
@@ -189,6 +163,8 @@ def test_any_file_of_a_run_keeps_its_folder(
         reszoo.train("resnet20", folder, output=tmp_path)
     with pytest.raises(reszoo.UsageError, match=r"is a file"):
         reszoo.train("resnet20", folder, output=tmp_path / name)
+    with pytest.raises(reszoo.UsageError, match="a run without a state"):
+        reszoo.train("resnet20", folder, output=tmp_path, resume=True)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -210,14 +186,66 @@ def test_requests_that_cannot_be_meant_are_refused(folder: Path) -> None:
     with pytest.raises(reszoo.DataError, match="only in the model: cow"):
         reszoo.train(other, folder, batch_size=4)
     headless = reszoo.build("resnet20", include_top=False)
-    record = reszoo.card(headless).preprocessing
-    with pytest.raises(reszoo.UsageError, match="has no classifier"):
-        TrainingStep(headless, record, RECIPES["cifar"])
+    with pytest.raises(reszoo.UsageError, match="outputs for the 2 classes"):
+        reszoo.train(headless, folder, batch_size=4)
+    with pytest.raises(reszoo.UsageError, match="goes with the name of a net"):
+        reszoo.train(other, folder, weights="imagenet")
+    with pytest.raises(reszoo.UsageError, match="give that folder as output="):
+        reszoo.train("resnet20", folder, resume=True)
 
 
-def test_a_truncated_image_ends_training_with_its_name(folder: Path) -> None:
-    bad = folder / "cat" / "bad.jpg"
-    Image.open(folder / "dog" / "0.png").save(bad)
-    bad.write_bytes(bad.read_bytes()[:-100])
-    with pytest.raises(reszoo.DataError, match=r"bad\.jpg is not a readable image"):
-        reszoo.train("resnet20", folder, batch_size=4, epochs=1)
+def spoil(folder: Path) -> set[str]:
+    """Add one of everything that is wrong with folders of photos; tell the unusable."""
+    picture = np.random.default_rng(0).integers(0, 256, (40, 52, 3), np.uint8)
+    image = Image.fromarray(picture)
+    image.save(folder / "dog" / "cut.jpg")
+    whole = (folder / "dog" / "cut.jpg").read_bytes()
+    (folder / "dog" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "dog" / "page.jpg").write_text("<html>not found</html>")
+    (folder / "dog" / "empty.jpg").touch()
+    image.save(folder / "dog" / "misnamed.jpg", format="PNG")
+    image.convert("CMYK").save(folder / "dog" / "print.jpg")
+    deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    deep.save(folder / "dog" / "deep.png")
+    image.save(
+        folder / "dog" / "moving.gif", save_all=True, append_images=[image.rotate(90)]
+    )
+    for held in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = held
+        image.save(folder / "dog" / f"held{held}.jpg", exif=exif)
+    return {str(folder / "dog" / name) for name in ("cut.jpg", "page.jpg", "empty.jpg")}
+
+
+def test_unusable_images_are_skipped_named_and_not_counted(
+    folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usable = 12 + 12
+    unusable = spoil(folder)
+    done = reszoo.train("resnet20", folder, batch_size=4, **QUICK)
+    lines = capsys.readouterr().err.splitlines()
+    skipped = {line.split(": ")[0].removeprefix("skipped ") for line in lines[:3]}
+    assert skipped == unusable
+    held_out = 1 + 4  # A fifth of 6 cats and of 21 dogs, two of those unusable or not.
+    count = int(lines[3].split(": ")[1].split(" images")[0])
+    assert usable - held_out - 1 <= count <= usable - held_out + 2
+    assert f"{count // 4} steps an epoch" in lines[3]
+    assert len(done.history) == 1
+
+
+def test_the_first_unusable_image_ends_training_if_so_told(
+    folder: Path, home: Path
+) -> None:
+    spoil(folder)
+    with pytest.raises(reszoo.DataError, match=r"cut\.jpg"):
+        reszoo.train("resnet20", folder, batch_size=4, bad_images="error", **QUICK)
+
+
+def test_truncated_photos_are_used_as_far_as_they_go_if_so_told(
+    folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(folder)
+    reszoo.train("resnet20", folder, batch_size=4, bad_images="recover", **QUICK)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "cut.jpg" in line] == []
+    assert len([line for line in lines if line.startswith("skipped")]) == 2

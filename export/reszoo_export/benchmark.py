@@ -1,13 +1,13 @@
 """How long an exported file takes for one image."""
 
 import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from reszoo.machine import processor
 from reszoo_export.manifest import Latency
 from reszoo_export.runtimes import Runtime, open_runtime
 
@@ -55,13 +55,3 @@ def measure(runtime: Runtime) -> Latency:
         threads=runtime.threads,
         processor=processor(),
     )
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

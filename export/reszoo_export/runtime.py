@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from reszoo.cards import Card
-from reszoo.data.examples import open_image
+from reszoo.data.image_files import open_image
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Pixels
 from reszoo_export.runtimes import Answers, open_runtime, run_in_batches

@@ -1,45 +1,55 @@
 """Examples: labelled images that are still on disk, or small enough for memory."""
 
-import struct
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from reszoo.errors import DataError
+from reszoo.data.image_files import (
+    Header,
+    decode_image,
+    open_image,
+    read_file,
+    read_header,
+)
+from reszoo.data.records import Records
 from reszoo.preprocessing import Pixels, Preprocessing, to_rgb
 
-# Formats that TensorFlow decodes to Pillow's pixels, whatever their mode. It reads
-# the indices of a palette BMP as grey, gives a transparent GIF another background,
-# and refuses WebP with alpha or several frames.
-_ALIKE = ("JPEG", "MPO", "PNG")
-# Filters of warnings belong to the whole process, images are opened in threads.
-_FILTERS = threading.Lock()
+# As NumPy's rows, headers take five bytes an image instead of a hundred.
+_HEADER = np.dtype([("orientation", np.int32), ("by_pillow", np.bool_)])
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and their labels; either `paths` or `images` is given.
+    """Images and their labels; one of `images`, `paths` and `records` is given.
 
     Attributes:
         labels: int64 `(n,)`, indices into the class names.
-        paths: Image files.
         images: uint8 RGB `(n, height, width, 3)`.
-        orientations: With paths: how a camera was held, 1 (upright) to 8, `(n,)`.
-        by_pillow: With paths: whether only Pillow decodes the file right, `(n,)`.
+        paths: Image files.
+        records: Encoded images inside larger files.
+        orientations: With paths and records: how a camera was held, 1 (upright) to
+            8, int32 `(n,)`.
+        by_pillow: With paths and records: whether only Pillow decodes the image
+            right, `(n,)`.
+        recover: Whether JPEGs that are cut short are decoded as far as they go.
     """
 
     labels: NDArray[np.int64]
-    paths: tuple[Path, ...] | None = None
     images: Pixels | None = None
+    paths: tuple[str, ...] | None = None
+    records: Records | None = None
     orientations: NDArray[np.int32] | None = None
     by_pillow: NDArray[np.bool_] | None = None
+    recover: bool = False
+
+    def __post_init__(self) -> None:
+        given = [self.images, self.paths, self.records]
+        if sum(content is not None for content in given) != 1:
+            raise TypeError("Examples need one of images, paths and records.")
 
     @classmethod
     def from_arrays(cls, images: Pixels, labels: ArrayLike) -> "Examples":
@@ -47,18 +57,21 @@ class Examples:
         return cls(np.asarray(labels, np.int64), images=images)
 
     @classmethod
-    def from_paths(cls, paths: Sequence[Path], labels: Sequence[int]) -> "Examples":
-        """Wrap image files and their labels.
+    def from_paths(
+        cls, paths: Sequence[str | Path], labels: Sequence[int]
+    ) -> "Examples":
+        """Wrap image files and their labels; their headers are read.
 
         Raises:
             DataError: A file is no image; names the path.
         """
-        headers = [_header(path) for path in paths]
+        names = tuple(map(str, paths))
+        orientations, by_pillow = columns(read_header(name, name) for name in names)
         return cls(
             np.asarray(labels, np.int64),
-            paths=tuple(paths),
-            orientations=np.asarray([held for held, _ in headers], np.int32),
-            by_pillow=np.asarray([odd for _, odd in headers], np.bool_),
+            paths=names,
+            orientations=orientations,
+            by_pillow=by_pillow,
         )
 
     def __len__(self) -> int:
@@ -66,15 +79,45 @@ class Examples:
 
     def take(self, indices: NDArray[np.int64]) -> "Examples":
         """Return the examples at `indices`, in that order."""
-        return Examples(
-            self.labels[indices],
-            paths=self.paths and tuple(self.paths[i] for i in indices),
+        held, odd, records = self.orientations, self.by_pillow, self.records
+        return replace(
+            self,
+            labels=self.labels[indices],
             images=None if self.images is None else self.images[indices],
-            orientations=(
-                None if self.orientations is None else self.orientations[indices]
-            ),
-            by_pillow=None if self.by_pillow is None else self.by_pillow[indices],
+            paths=self.paths and tuple(self.paths[i] for i in indices),
+            records=None if records is None else records.take(indices),
+            orientations=None if held is None else held[indices],
+            by_pillow=None if odd is None else odd[indices],
         )
+
+    def name(self, index: int) -> str:
+        """Return what messages call one image: its path, record or number."""
+        if self.paths is not None:
+            return self.paths[index]
+        return self.records.name(index) if self.records else f"image {index}"
+
+    def open(self, index: int) -> Image.Image:
+        """Open one image as upright RGB.
+
+        Raises:
+            DataError: It cannot be read; names it.
+        """
+        if self.paths is not None:
+            return open_image(self.paths[index], recover=self.recover)
+        if self.records is not None:
+            data = self.records.read(index)
+            return decode_image(data, self.name(index), recover=self.recover)
+        return to_rgb(Image.fromarray(np.asarray(self.images)[index]))
+
+    def encoded(self, index: int) -> bytes | None:
+        """Return one image's file as it is stored; None for arrays.
+
+        Raises:
+            DataError: It cannot be read; names it.
+        """
+        if self.paths is not None:
+            return read_file(self.paths[index])
+        return None if self.records is None else self.records.read(index)
 
     def prepared(self, index: int, record: Preprocessing) -> Pixels:
         """Return one image, resized and cropped by Pillow.
@@ -82,62 +125,10 @@ class Examples:
         Returns:
             uint8 RGB `(eval_size, eval_size, 3)`.
         """
-        if self.images is not None:
-            return record.prepare(self.images[index])
-        paths = self.paths or ()
-        return record.prepare(open_image(paths[index]))
+        return record.prepare(self.open(index))
 
 
-def open_image(path: Path) -> Image.Image:
-    """Open one image file as upright RGB.
-
-    A camera's rotation (EXIF) is applied, transparency dropped, the first frame of
-    several taken, and of 16 bits a channel the upper eight.
-
-    Raises:
-        DataError: The file is missing, cut short, no image, or has more pixels than
-            Pillow opens (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below
-            that, nothing is printed about its size.
-    """
-    with _opened(path) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
-
-
-def _header(path: Path) -> tuple[int, bool]:
-    """Return the orientation, and whether only Pillow decodes the file right."""
-    with _opened(path) as image:
-        held = image.getexif().get(ExifTags.Base.Orientation, 1)
-        by_pillow = image.format not in _ALIKE
-    return (held if held in range(1, 9) else 1), by_pillow
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    with _readable(path):
-        with _FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
-        with image:
-            yield image
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"There is no image {path}.") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path} has too many pixels ({error}). "
-            "Make it smaller or take it out of the folder."
-        ) from error
-    # Pillow's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "no known image format"
-        raise DataError(
-            f"{path} is not a readable image ({reason}). "
-            "Replace the file or take it out of the folder."
-        ) from error
+def columns(headers: Iterable[Header]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return the headers' orientations and whether Pillow must decode, `(n,)`."""
+    rows = np.fromiter(headers, _HEADER)
+    return rows["orientation"].copy(), rows["by_pillow"].copy()

@@ -1,24 +1,21 @@
 """Read a folder of class folders with images, with or without split folders."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from reszoo.data.examples import Examples
+import numpy as np
+
+from reszoo.data.listing import Files, Listing, check_counts, with_held_out
+from reszoo.data.splits import split_name
 from reszoo.errors import DataError
 
 # What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
-_SPLITS = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-_COUNTS = {1: "one image", 2: "two images"}
 
 
-def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
-    """List the classes and the examples of a folder.
+def read(root: Path) -> Listing:
+    """List the classes and the image files of a folder; open none.
 
     Classes are sorted by code point, files by path, so that every machine and
     every run agrees on the labels. Hidden files and folders are passed over.
@@ -29,10 +26,6 @@ def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
     Args:
         root: `root/class/*.jpg` or `root/train/class/*.jpg`; deeper folders under
             a class belong to it.
-
-    Returns:
-        Class names, and examples by split; a single split "all" without split
-        folders.
 
     Raises:
         DataError: No images, fewer than two classes, a class without images (with
@@ -54,18 +47,18 @@ def read(root: Path) -> tuple[tuple[str, ...], dict[str, Examples]]:
             f"The splits of {root} have different classes. Not in all of them: "
             f"{', '.join(sorted(odd))}."
         )
-    examples = {
-        split: _examples(folder, names, least)
-        for split, folder in split_folders.items()
+    files = {
+        split: _files(folder, names, least) for split, folder in split_folders.items()
     }
-    return names, examples
+    splits = with_held_out(files["all"]) if set(files) == {"all"} else files
+    return Listing(str(root), names, splits)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each split; nothing where the folders are classes."""
     found: dict[str, list[Path]] = {}
     for folder in sorted(_visible_folders(root)):
-        split = _SPLITS.get(folder.name.casefold())
+        split = split_name(folder.name)
         if split:
             found.setdefault(split, []).append(folder)
     train = found.get("train", [])
@@ -80,8 +73,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: folder for split, (folder,) in found.items()}
 
 
-def _examples(folder: Path, names: tuple[str, ...], least: int) -> Examples:
-    by_class = {name: _images(folder / name) for name in names}
+def _files(folder: Path, names: tuple[str, ...], least: int) -> Files:
+    by_class = {name: list(_images(str(folder / name))) for name in names}
     if not any(by_class.values()):
         raise DataError(
             f"{folder} has no images in class folders. Expected {folder}/CLASS/*.jpg "
@@ -92,31 +85,29 @@ def _examples(folder: Path, names: tuple[str, ...], least: int) -> Examples:
             f"{folder} has one class, {names[0]!r}. A classifier needs at least two "
             "class folders."
         )
-    bare = [name for name, paths in by_class.items() if len(paths) < least]
-    if bare:
-        raise DataError(
-            f"Every class needs at least {_COUNTS[least]}. Too few in {folder}: "
-            f"{', '.join(bare)}."
-        )
-    paths = [path for name in names for path in by_class[name]]
-    labels = [label for label, name in enumerate(names) for _ in by_class[name]]
-    return Examples.from_paths(paths, labels)
+    paths = tuple(path for name in names for path in by_class[name])
+    counts = [len(by_class[name]) for name in names]
+    labels = np.repeat(np.arange(len(names)), counts).astype(np.int64)
+    check_counts(labels, names, least, str(folder))
+    return Files(paths, labels)
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(folder))
-    )
+def _images(folder: str) -> Iterator[str]:
+    """Yield the image files under a folder, in the order of their paths' parts.
 
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    Strings, one folder at a time: a million `Path`s would fill a gigabyte.
+    """
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _images(entry.path)
+        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
+            yield entry.path
 
 
 def _is_class(folder: Path) -> bool:
-    return not _visible_folders(folder) and bool(_images(folder))
+    return not _visible_folders(folder) and any(_images(str(folder)))
 
 
 def _visible_folders(folder: Path) -> list[Path]:

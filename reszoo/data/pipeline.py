@@ -2,36 +2,58 @@
 
 Images stay uint8 until they are inside the training step. What is drawn at random
 derives from (seed, epoch) for the order and (seed, epoch, index) for each image,
-so any epoch can be made again by itself.
+so any batch of any epoch can be made again by itself.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
 
-from reszoo.data.augment import pad_crop_flip
-from reszoo.data.examples import Examples, open_image
-from reszoo.errors import DataError
-from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.data.augment import geometry
+from reszoo.data.augment.affine import Canvas
+from reszoo.data.augment.policy import find_policy
+from reszoo.data.decoding import Decoder
+from reszoo.data.examples import Examples
+from reszoo.data.order import epoch_key, epoch_order
+from reszoo.errors import DataError, UsageError
+from reszoo.preprocessing import Preprocessing
 from reszoo.quiet import held_stderr
 
+# Batches made ahead. Left to itself tf.data may keep ever more of them.
+_AHEAD = 2
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How training images are varied.
 
+    A resized crop comes first, then the policy, then erasing; shifting and mirroring
+    come last, for whole batches (a mirrored policy is the policy of a mirrored image:
+    all of them are symmetric).
+
     Attributes:
-        pad: Border of mean colour from which a crop is cut, in pixels.
+        crop: "resized" cuts a random window and resizes it to the training size;
+            "pad" and "none" resize as in evaluation, and "pad" then shifts.
+        pad: With "pad": greatest shift in pixels, which shows the mean colour.
+        scale: With "resized": share of the area, least and greatest.
+        ratio: With "resized": width over height, least and greatest.
         flip: Whether half of the images are mirrored.
+        policy: "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policy`.
+        erase: Share of the images of which a random box gets the mean colour.
+        repeats: How often a batch shows each of its images, varied differently.
     """
 
-    pad: int
-    flip: bool
+    crop: Literal["pad", "resized", "none"] = "none"
+    pad: int = 0
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+    policy: str | None = None
+    erase: float = 0.0
+    repeats: int = 1
 
 
 def evaluation_batches(
@@ -44,53 +66,94 @@ def evaluation_batches(
         the last may be smaller.
     """
     indices = tf.data.Dataset.range(len(examples))
-    load = _loader(examples)
+    decoder = Decoder(examples)
 
     def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, label = load(index)
-        return record.prepare_tensor(image), label
+        return record.prepare_tensor(decoder.image(index)), decoder.label(index)
 
     images = indices.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
-    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return images.batch(batch_size).prefetch(_AHEAD)
 
 
 def training_batches(
     examples: Examples,
     record: Preprocessing,
-    batch_size: int,
     augmentation: Augmentation,
     *,
+    batch_size: int,
     seed: int,
     epoch: int,
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Return one epoch of shuffled, varied examples.
+    """Return the shuffled, varied examples of one epoch.
 
     The rest that does not fill a batch is left out; another epoch leaves out
     others.
 
+    Args:
+        examples: All of them, on every worker.
+        record: How images are resized, and the mean colour.
+        augmentation: How they are varied.
+        batch_size: Of all workers together.
+        seed: Of the training, not negative.
+        epoch: From 0.
+        start: Batches to pass over, without decoding anything; those after it are
+            the same as without.
+        shard: Number of this worker and of all workers; worker i gets the i-th
+            part of every batch.
+
     Returns:
-        Batches of uint8 `(batch_size, train_size, train_size, 3)` and int64
-        `(batch_size,)`.
+        Batches of uint8 `(part, train_size, train_size, 3)` and int64 `(part,)`,
+        where `part` is `batch_size` over the number of workers.
+
+    Raises:
+        UsageError: The batch cannot be split among the workers or into repetitions.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(len(examples))
-    epoch_key = _epoch_key(seed, epoch)
-    load = _loader(examples)
-    shown = _at_train_size(record)
-    fill = tf.constant(np.round(255 * np.asarray(record.mean)), tf.uint8)
+    worker, workers = shard
+    if batch_size % workers:
+        raise UsageError(
+            "batch_size must be a multiple of the number of workers. "
+            f"Received: batch_size={batch_size} for {workers} workers."
+        )
+    repeats, part = augmentation.repeats, batch_size // workers
+    order = epoch_order(
+        len(examples), batch_size, seed=seed, epoch=epoch, repeats=repeats
+    )
+    indices, copies = (
+        slots[start:, worker * part : (worker + 1) * part].ravel() for slots in order
+    )
+    drawn_from = epoch_key(seed, epoch)
+    load = _loader(Decoder(examples), record, augmentation)
+    fill = _mean_colour(record)
+    places = indices * repeats + copies
+    draws = tf.random.stateless_uniform(
+        (len(examples) * repeats, 3), (drawn_from, -1)
+    ).numpy()[places]
 
-    def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, label = load(index)
-        key = tf.stack([epoch_key, index])
-        image = shown.prepare_tensor(image)
-        return pad_crop_flip(
-            image, key, augmentation.pad, augmentation.flip, fill
-        ), label
+    # Nothing in these is for AutoGraph, which takes longer than all of the tracing.
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def prepare(
+        index: tf.Tensor, place: tf.Tensor, label: tf.Tensor, draw: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return load(index, tf.stack([drawn_from, place])), label, draw
 
-    batches = tf.data.Dataset.from_tensor_slices(order.astype(np.int64))
-    batches = batches.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def finish(
+        images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if augmentation.crop == "pad" and augmentation.pad:
+            images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
+        if augmentation.flip:
+            images = geometry.mirror(images, draws[:, 2])
+        return images, labels
+
+    slots = (indices, places, examples.labels[indices], draws)
+    images = tf.data.Dataset.from_tensor_slices(slots)
+    images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
-    batches = batches.batch(batch_size, drop_remainder=True)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    batches = images.batch(part, drop_remainder=True)
+    return batches.map(finish).prefetch(_AHEAD)
 
 
 def quietly(batches: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
@@ -111,92 +174,71 @@ def find_unreadable(examples: Examples) -> DataError | None:
 
     TensorFlow's own message tells the reason but not the file.
     """
-    if examples.paths is None or examples.by_pillow is None:
+    if examples.images is not None:
         return None
+    decoder = Decoder(examples)
     # TensorFlow writes to the error stream what it also raises.
     with held_stderr():
-        problems = map(_problem, examples.paths, examples.by_pillow)
+        problems = (_problem(examples, decoder, i) for i in range(len(examples)))
         return next(filter(None, problems), None)
 
 
-def _problem(path: Path, by_pillow: bool) -> DataError | None:
+def _problem(examples: Examples, decoder: Decoder, index: int) -> DataError | None:
     try:
-        open_image(path)
-        if not by_pillow:
-            _decode(tf.constant(str(path)))
+        examples.open(index)
+        decoder.image(tf.constant(index, tf.int64))
     except DataError as error:
         return error
     except tf.errors.OpError as error:
         # Before the reason stands the name of the operation, in double braces.
         reason = error.message.split("\n")[0].split("}} ")[-1]
         return DataError(
-            f"{path} is not a readable image ({reason}). "
+            f"{examples.name(index)} is not a readable image ({reason}). "
             "Replace the file or take it out of the folder."
         )
     return None
 
 
-def _epoch_key(seed: int, epoch: int) -> int:
-    """Return a positive int64 for a seed of any size."""
-    return int(
-        np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0] >> 1
-    )
+def _loader(
+    decoder: Decoder, record: Preprocessing, augmentation: Augmentation
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return a function of an index and a key that makes one training image."""
+    shown = replace(record, eval_size=record.train_size)
+    policy = augmentation.policy and find_policy(augmentation.policy)
 
+    fill = _mean_colour(record)
 
-def _loader(examples: Examples) -> Any:
-    labels = tf.constant(examples.labels)
-    if examples.images is not None:
-        images = tf.constant(examples.images)
-        return lambda index: (tf.gather(images, index), tf.gather(labels, index))
-    paths = tf.constant([str(path) for path in examples.paths or ()])
-    orientations = tf.constant(examples.orientations)
-    by_pillow = tf.constant(examples.by_pillow)
-
-    def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        path, held = tf.gather(paths, index), tf.gather(orientations, index)
-        image = tf.cond(
-            tf.gather(by_pillow, index),
-            lambda: _decode_by_pillow(path),
-            lambda: _upright(_decode(path), held),
-        )
-        return image, tf.gather(labels, index)
+    def load(index: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+        # Each use has a stream of its own beside that of the image.
+        if augmentation.crop == "resized":
+            image = _resized_crop(decoder, index, key, record, augmentation)
+        else:
+            image = shown.prepare_tensor(decoder.image(index))
+        if policy:
+            own = tf.random.fold_in(key, 1)
+            image = policy(image, own, Canvas(fill, record.interpolation))
+        if augmentation.erase:
+            own = tf.random.fold_in(key, 2)
+            image = geometry.erase(image, own, augmentation.erase, fill)
+        return image
 
     return load
 
 
-def _decode(path: tf.Tensor) -> tf.Tensor:
-    content = tf.io.read_file(path)
-    # INTEGER_ACCURATE is what Pillow uses; the default differs by a level or two.
-    return tf.cond(
-        tf.io.is_jpeg(content),
-        lambda: tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"),
-        lambda: tf.io.decode_png(content, 3),
-    )
+def _mean_colour(record: Preprocessing) -> tf.Tensor:
+    return tf.constant(np.round(255 * np.asarray(record.mean)), tf.uint8)
 
 
-def _decode_by_pillow(path: tf.Tensor) -> tf.Tensor:
-    def pixels(name: bytes) -> Pixels:
-        return np.asarray(open_image(Path(os.fsdecode(name))))
+def _resized_crop(
+    decoder: Decoder,
+    index: tf.Tensor,
+    key: tf.Tensor,
+    record: Preprocessing,
+    augmentation: Augmentation,
+) -> tf.Tensor:
+    def choose(height: tf.Tensor, width: tf.Tensor) -> geometry.Window:
+        scale, ratio = augmentation.scale, augmentation.ratio
+        return geometry.random_window(height, width, key, scale, ratio)
 
-    image = tf.numpy_function(pixels, [path], tf.uint8)
-    return tf.ensure_shape(image, (None, None, 3))
-
-
-def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Undo how the camera was held; EXIF 2.3, section 4.6.4 A, Orientation."""
-    turned = tf.cond(
-        orientation > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
-    )
-    # Which sides are swapped, by orientation; 0 does not occur.
-    across = tf.gather(
-        [False, False, True, True, False, False, True, True, False], orientation
-    )
-    down = tf.gather(
-        [False, False, False, True, True, False, False, True, True], orientation
-    )
-    turned = tf.cond(across, lambda: tf.reverse(turned, [1]), lambda: turned)
-    return tf.cond(down, lambda: tf.reverse(turned, [0]), lambda: turned)
-
-
-def _at_train_size(record: Preprocessing) -> Preprocessing:
-    return replace(record, eval_size=record.train_size)
+    part = decoder.window(index, choose)
+    return geometry.resize(part, record.train_size, record.interpolation)

@@ -1,20 +1,37 @@
 """Sources: they list examples and class names, and load nothing heavy.
 
-A source is a folder of images or a name such as "digits". It offers its examples
-by split, and knows the names of the classes in the order of the labels.
+A source is a folder of images, a list of them, shards, arrays, or a name such as
+"digits". It offers its examples by split, and knows the names of the classes in the
+order of the labels.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from reszoo.data import digits, folder
+from reszoo.data import arrays, digits, folder, list_file, shards, tfds
+from reszoo.data.bad_images import (
+    Unusable,
+    check_policy,
+    open_listing,
+    screen_records,
+)
 from reszoo.data.examples import Examples
-from reszoo.errors import DataError, UnknownNameError
+from reszoo.data.fingerprint import fingerprint as fingerprint
+from reszoo.data.listing import Listing
+from reszoo.data.splits import hold_out_test
+from reszoo.errors import DataError, UnknownNameError, UsageError
+
+Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
+Data: TypeAlias = str | os.PathLike[str] | Pair | Mapping[str, Pair]
+_ACCEPTED = (
+    "Data is a folder of class folders, a .csv list of images, a folder of shards, "
+    '"tfds:NAME", "digits", or NumPy arrays: (images, labels), or such pairs by split.'
+)
 
 
 @dataclass(frozen=True)
@@ -23,16 +40,21 @@ class Source:
 
     Attributes:
         name: What it was opened as, for messages and cards.
-        class_names: Names in label order: sorted by code point.
+        class_names: Names in label order: sorted by code point; integer labels in
+            the order of the numbers.
         splits: Examples by name: "train", "validation", "test", or "all".
         mirror_safe: Whether a mirrored image still belongs to its class; a mirrored
             digit does not.
+        unusable: Images that were left out, and why.
+        root: The folder that paths are told against, if there is one.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Examples]
     mirror_safe: bool = True
+    unusable: tuple[Unusable, ...] = ()
+    root: str | None = None
 
     def examples(self, split: str | None = None) -> Examples:
         """Return the examples of one split.
@@ -58,44 +80,82 @@ class Source:
 
 
 # A name that is not a folder -> how it is read.
-NAMED: dict[str, Callable[[], Source]] = {
-    "digits": lambda: _from_arrays("digits", digits.read(), mirror_safe=False)
-}
-# Shares of the images: of named arrays, and of a folder without split folders.
-_HELD_OUT = {"validation": 0.1, "test": 0.2}
-_HELD_OUT_OF_FOLDERS = 0.2
-# One seed for everybody: what was held out in training is held out in judging.
-_SPLIT_SEED = 0
+NAMED: dict[str, Callable[[], Source]] = {"digits": lambda: _digits()}
 
 
-def open_source(data: str | os.PathLike[str]) -> Source:
-    """Open a folder of images or a named data set.
+def open_source(data: Data, *, bad_images: str | None = None) -> Source:
+    """Open labelled images of any kind.
 
-    A folder holds `class/image.jpg`, or splits of that: `train/class/image.jpg`
-    with `val` (or `validation`) and perhaps `test` beside it. Without split
-    folders a fifth of every class becomes the validation split, the same fifth
-    whenever the same folder is opened.
+    * A folder holds `class/image.jpg`, or splits of that: `train/class/image.jpg`
+      with `val` (or `validation`) and perhaps `test` beside it.
+    * A `.csv` file lists images: `path,label` or `path,label,split`, see
+      `reszoo.data.list_file.read`.
+    * Shards are a folder that `write_shards` (`reszoo shard`) wrote.
+    * `tfds:NAME`, `tfds:NAME/CONFIG:VERSION` is a data set that TensorFlow Datasets
+      has prepared on this machine.
+    * Arrays are `(images, labels)`, or `{"train": (images, labels), "test": ...}`.
+
+    Where a folder, a list or arrays have no splits, a fifth of every class becomes
+    the validation split, the same fifth whenever the same data is opened.
 
     Args:
-        data: The folder, or a name such as "digits".
+        data: One of those, or a name such as "digits".
+        bad_images: None reads the headers of files only, and refuses a bad one.
+            Otherwise every file of a folder or a list, and every image of TensorFlow
+            Datasets, is decoded once before anything else: "error" names the first
+            unusable image, "skip" leaves unusable ones out and lists them in
+            `Source.unusable`, "recover" does too but keeps JPEGs that are cut short.
 
     Raises:
-        DataError: The folder has no images, one class, or an unreadable image.
-        UsageError: The data is neither a folder nor a known name.
+        DataError: There are no images, one class, or an unusable image.
+        UsageError: The data is none of these kinds.
     """
-    if str(data) in NAMED and not Path(data).exists():
-        return NAMED[str(data)]()
-    root = Path(data)
+    check_policy(bad_images)
+    if isinstance(data, Mapping | tuple):
+        return Source("arrays", *arrays.read(data))
+    word = _word(data)
+    if word.startswith(tfds.PREFIX):
+        names, records = tfds.read(word, strict=bad_images is None)
+        splits, unusable = screen_records(records, bad_images, names)
+        return Source(word, names, splits, unusable=unusable)
+    if word in NAMED and not Path(word).exists():
+        return NAMED[word]()
+    if shards.is_sharded(word):
+        return _open_shards(Path(word))
+    listing = list_images(word)
+    splits, unusable = open_listing(listing, bad_images)
+    return Source(
+        str(Path(word)),
+        listing.class_names,
+        splits,
+        unusable=unusable,
+        root=listing.root,
+    )
+
+
+def list_images(data: str | os.PathLike[str]) -> Listing:
+    """List the image files of a folder or a list file; open none of them.
+
+    Args:
+        data: A folder of class folders, or a `.csv` file.
+
+    Raises:
+        DataError: There are no images or one class, or a line cannot be meant.
+        UsageError: The data is neither.
+    """
+    root = Path(_word(data))
     if not root.exists():
-        raise UnknownNameError("folder or data set", str(data), NAMED)
-    if not root.is_dir():
+        raise UnknownNameError("folder or data set", str(root), NAMED)
+    if shards.is_sharded(root):
+        raise UsageError(f"{root} holds shards, not image files.")
+    if root.is_dir():
+        return folder.read(root)
+    if root.suffix.lower() != ".csv":
         raise DataError(
-            f"{root} is a file. Give a folder of class folders with images."
+            f"{root} is a file. Give a folder of class folders with images, or a .csv "
+            "file with a line path,label for each."
         )
-    names, splits = folder.read(root)
-    if set(splits) == {"all"}:
-        splits = {**splits, **_held_out(splits["all"])}
-    return Source(str(root), names, splits)
+    return list_file.read(root)
 
 
 def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> None:
@@ -128,33 +188,32 @@ def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> N
     )
 
 
-def _from_arrays(name: str, read: digits.Arrays, *, mirror_safe: bool) -> Source:
-    everything = Examples.from_arrays(read.images, read.labels)
-    test, rest = _split(everything.labels, _HELD_OUT["test"], _SPLIT_SEED)
-    share = _HELD_OUT["validation"] / (1 - _HELD_OUT["test"])
-    validation, train = _split(everything.labels[rest], share, _SPLIT_SEED + 1)
+def _word(data: Any) -> str:
+    if isinstance(data, str | os.PathLike):
+        return str(os.fspath(data))
+    raise UsageError(
+        f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set of "
+        "your own, prepare the model with reszoo.compile(model, recipe)."
+    )
+
+
+def _open_shards(root: Path) -> Source:
+    # Their images need no policy: all of them were decoded when they were written.
+    found = shards.read(root)
+    return Source(
+        str(root),
+        found.class_names,
+        found.splits,
+        found.mirror_safe,
+        root=str(root),
+    )
+
+
+def _digits() -> Source:
+    scans = digits.read()
+    everything = Examples.from_arrays(scans.images, scans.labels)
     splits = {
-        "train": everything.take(rest[train]),
-        "validation": everything.take(rest[validation]),
-        "test": everything.take(test),
+        split: everything.take(indices)
+        for split, indices in hold_out_test(everything.labels).items()
     }
-    return Source(name, read.class_names, splits, mirror_safe)
-
-
-def _held_out(everything: Examples) -> dict[str, Examples]:
-    held, rest = _split(everything.labels, _HELD_OUT_OF_FOLDERS, _SPLIT_SEED)
-    return {"train": everything.take(rest), "validation": everything.take(held)}
-
-
-def _split(
-    labels: NDArray[np.int64], share: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw a share of every class; at least one image stays on either side."""
-    generator = np.random.default_rng(seed)
-    held = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held.append(members[:count])
-    first = np.sort(np.concatenate(held))
-    return first, np.setdiff1d(np.arange(len(labels)), first)
+    return Source("digits", scans.class_names, splits, mirror_safe=False)

@@ -1,116 +1,276 @@
 """Recipes: everything about a training run that is not the net or the data."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reszoo.errors import UnknownNameError, UsageError
+from reszoo.training.schedules import Schedule
+
+# Field -> least value, for whole numbers; None is allowed where the field has it.
+_AT_LEAST = {
+    "epochs": 1,
+    "steps": 1,
+    "batch_size": 2,
+    "accumulate": 1,
+    "head_epochs": 0,
+    "ema_every": 1,
+    "repeats": 1,
+    "seed": 0,
+    "train_size": 1,
+    "eval_size": 1,
+}
+# Field -> it lies in [0, limit).
+_BELOW = {
+    "momentum": 1.0,
+    "label_smoothing": 1.0,
+    "weight_decay": 1.0,
+    "pad": 0.5,
+    "ema": 1.0,
+    "bn_momentum": 1.0,
+    "stochastic_depth": 1.0,
+}
+_POLICY = re.compile(r"trivial|rand-m\d+(\.\d+)?(-mstd\d+(\.\d+)?)?")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a net is trained: stochastic gradient descent with Nesterov momentum.
-
-    The learning rate rises linearly during the warm-up, then falls along a half
-    cosine to zero (Loshchilov and Hutter, arXiv:1608.03983).
+    """How a net is trained.
 
     Attributes:
         name: Which row of `RECIPES` it came from.
         epochs: Times that every training image is seen.
-        batch_size: Images a step.
+        steps: Number of steps instead. With neither, the size of the training set
+            decides, as in BiT's HyperRule (arXiv:1912.11370, section 3.3).
+        batch_size: Images a step, over all devices.
+        accumulate: Parts in which a batch is worked through, to save memory. Batch
+            normalisation sees the parts.
+        optimizer: "sgd" (torch's form), "caffe-sgd" (the rate is inside the
+            velocity, as He et al. ran it) or "lamb" (timm's).
         learning_rate: Highest rate.
-        warmup_epochs: Epochs until the highest rate is reached.
         momentum: Of the gradient.
-        weight_decay: Coupled L2 as in torch's SGD, on kernels only: biases and
-            batch normalisation are left alone.
+        nesterov: Whether the step looks ahead along the velocity.
+        weight_decay: Coupled L2, as in torch's SGD; for LAMB inside the trust ratio.
+        decay_on: "kernels" leaves biases and batch normalisation alone,
+            "all-but-norm" batch normalisation; or "all".
+        schedule: How the rate changes: "cosine" falls along a half cosine to
+            `floor` (arXiv:1608.03983), "steps" by `factor` at each milestone,
+            "constant" not at all.
+        schedule_per: Whether the rate moves each "step" or each "epoch".
+        milestones: Of the schedule "steps", as shares of the training.
+        factor: Of the schedule "steps".
+        floor: Lowest rate of the cosine, as a share of `learning_rate`.
+        warmup_epochs: Epochs until the highest rate is reached; None is a twentieth
+            of the training.
+        warmup_start: Where the warm-up begins, as a share of `learning_rate`.
+        warmup_shape: "linear", or "constant" to stay where it begins.
+        warmup_prefix: Whether the cosine begins after the warm-up, or beneath it.
+        loss: "softmax" cross-entropy or "binary" cross-entropy of every class.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        pad: Border from which training crops are cut, as a share of the side.
+        ema: Decay of the averaged weights, which are then what is evaluated and
+            saved; None averages nothing.
+        ema_every: Steps between two updates of the average.
+        crop: Training crops: "pad" shifts by up to `pad`, "resized" cuts a random
+            part (`scale`, `ratio`) and resizes it, "none" shows what evaluation
+            does.
+        pad: Border from which crops are cut, as a share of the side.
+        scale: Least and largest share of the area of a resized crop.
+        ratio: Least and largest width over height of a resized crop.
         flip: Whether half of the images are mirrored; None asks the data, for a
             mirrored digit is no digit.
+        policy: "trivial" (TrivialAugmentWide), "rand-m7-mstd0.5" (timm's
+            RandAugment) or None.
+        erase: Probability that a part is erased.
+        mixup: Alpha of mixup; 0 is off. With both, each batch gets one of them.
+        cutmix: Alpha of cutmix; 0 is off.
+        repeats: Times that each image of a batch is shown (arXiv:1902.05509).
+        stochastic_depth: Probability of leaving the last block out; it falls
+            linearly towards the first (arXiv:1603.09382).
+        zero_init_residual: Whether each block starts as its shortcut alone; for
+            nets that `train` itself builds with fresh weights.
+        freeze: "backbone" trains the head alone, "stages:N" all but the stem and
+            the first N stages, None everything.
+        freeze_bn: Whether batch normalisation keeps its statistics and scales.
+            None lets the data decide: frozen for batches under 16 or fewer than
+            2,000 training images, else live with a momentum of
+            `max(1 - 10 / steps an epoch, 0.9)` (Kornblith et al. 2019).
+        bn_momentum: Of the moving statistics (Keras' convention); None is the
+            net's own, or that of `freeze_bn=None`.
+        sync_bn: Whether devices share their batch statistics.
+        head_epochs: Epochs before all others in which the head alone is trained, at
+            a constant rate and with frozen batch normalisation.
+        head_learning_rate: The rate of those.
+        precision: "bfloat16" computes in it and keeps float32 weights; "auto" does
+            so where the processor has it.
+        train_size: Side of the training images; None is the card's, as below.
+        eval_size: Side of the evaluation images.
+        crop_pct: Share that the centre crop keeps.
+        interpolation: "bilinear" or "bicubic".
         seed: Decides fresh weights, the order of images and their variation.
     """
 
     name: str
-    epochs: int
     batch_size: int
     learning_rate: float
-    warmup_epochs: int
-    momentum: float
-    weight_decay: float
-    label_smoothing: float
-    pad: float
+    epochs: int | None = None
+    steps: int | None = None
+    accumulate: int = 1
+    optimizer: Literal["sgd", "caffe-sgd", "lamb"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_on: Literal["kernels", "all-but-norm", "all"] = "kernels"
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    schedule_per: Literal["step", "epoch"] = "step"
+    milestones: tuple[float, ...] = ()
+    factor: float = 0.1
+    floor: float = 0.0
+    warmup_epochs: float | None = 0.0
+    warmup_start: float = 0.01
+    warmup_shape: Literal["linear", "constant"] = "linear"
+    warmup_prefix: bool = True
+    loss: Literal["softmax", "binary"] = "softmax"
+    label_smoothing: float = 0.0
+    ema: float | None = None
+    ema_every: int = 1
+    crop: Literal["pad", "resized", "none"] = "resized"
+    pad: float = 0.0
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool | None = None
+    policy: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    repeats: int = 1
+    stochastic_depth: float = 0.0
+    zero_init_residual: bool = False
+    freeze: str | None = None
+    freeze_bn: bool | None = False
+    bn_momentum: float | None = None
+    sync_bn: bool = False
+    head_epochs: int = 0
+    head_learning_rate: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    train_size: int | None = None
+    eval_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: Literal["bilinear", "bicubic"] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "batch_size": 2, "warmup_epochs": 0, "seed": 0}
-        for field, least in at_least.items():
+        self._check_choices()
+        self._check_numbers()
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError(
+                "A recipe has epochs or steps, not both. "
+                f"Received: epochs={self.epochs}, steps={self.steps}."
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                "accumulate must divide batch_size. Received: "
+                f"accumulate={self.accumulate}, batch_size={self.batch_size}."
+            )
+        self.rates(20.0)
+
+    def _check_choices(self) -> None:
+        for field, choices in _named_choices().items():
+            value, optional = getattr(self, field), NoneType in options_of(field)
+            if value not in choices and not (optional and value is None):
+                raise UnknownNameError(field, value, choices)
+        if self.policy is not None and not _POLICY.fullmatch(self.policy):
+            raise UsageError(
+                'policy must be "trivial" or "rand-mM" with a magnitude M, as in '
+                f'"rand-m7-mstd0.5". Received: policy={self.policy!r}.'
+            )
+        if self.freeze is not None and not re.fullmatch(
+            r"backbone|stages:[0-9]", self.freeze
+        ):
+            raise UsageError(
+                'freeze must be "backbone", "stages:N" with a number of stages, or '
+                f"None. Received: freeze={self.freeze!r}."
+            )
+
+    def _check_numbers(self) -> None:
+        for field, least in _AT_LEAST.items():
             value = getattr(self, field)
-            if not isinstance(value, int) or value < least:
+            if value is not None and (not isinstance(value, int) or value < least):
                 raise UsageError(
                     f"{field} must be a whole number of at least {least}. "
                     f"Received: {field}={value}."
                 )
-        below = {"momentum": 1, "label_smoothing": 1, "weight_decay": 1, "pad": 0.5}
-        for field, limit in below.items():
-            if not 0 <= getattr(self, field) < limit:
+        for field, limit in _BELOW.items():
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < limit:
                 raise UsageError(
-                    f"{field} must lie in [0, {limit}). "
+                    f"{field} must lie in [0, {limit:g}). Received: {field}={value}."
+                )
+        for field in ("learning_rate", "head_learning_rate"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UsageError(
+                    f"{field} must be above 0. "
                     f"Received: {field}={getattr(self, field)}."
                 )
-        if not 0 < self.learning_rate < math.inf:
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for field, most in (("scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, field)
+            if not 0 < low <= high <= most:
+                raise UsageError(
+                    f"{field} must be two numbers, the least first, above 0 and at "
+                    f"most {most:g}. Received: {field}={getattr(self, field)}."
+                )
+        if not 0 <= self.erase <= 1:
+            raise UsageError(f"erase must lie in [0, 1]. Received: erase={self.erase}.")
+        if min(self.mixup, self.cutmix) < 0:
             raise UsageError(
-                "learning_rate must be above 0. "
-                f"Received: learning_rate={self.learning_rate}."
+                "mixup and cutmix must not be negative. "
+                f"Received: mixup={self.mixup}, cutmix={self.cutmix}."
             )
 
-    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of one step, counted from 0 over all epochs."""
-        warmup = self.warmup_epochs * steps_per_epoch
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        share = (step - warmup) / max(1, self.epochs * steps_per_epoch - warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    def rates(self, epochs: float) -> Schedule:
+        """Return the schedule of the learning rate for a training of `epochs`.
+
+        Raises:
+            UsageError: A field of the schedule is out of its range.
+        """
+        warmup = self.warmup_epochs
+        return Schedule(
+            kind=self.schedule,
+            warmup=epochs / 20 if warmup is None else warmup,
+            warmup_start=self.warmup_start,
+            warmup_shape=self.warmup_shape,
+            warmup_prefix=self.warmup_prefix,
+            milestones=self.milestones,
+            factor=self.factor,
+            floor=self.floor,
+            per=self.schedule_per,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return asdict(self)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
 
-RECIPES = {
-    # From scratch, sized for a CPU: the crop-and-flip of He et al. 2015, section
-    # 4.2, at the same batch and rate, with a cosine in place of their 64,000 steps.
-    "cifar": Recipe(
-        name="cifar",
-        epochs=30,
-        batch_size=128,
-        learning_rate=0.1,
-        warmup_epochs=1,
-        momentum=0.9,
-        weight_decay=5e-4,
-        label_smoothing=0.0,
-        pad=1 / 8,
-    ),
-}
+def options_of(field: str) -> tuple[Any, ...]:
+    """Return the types, one of which a field's value has: `NoneType` among them."""
+    kind = get_type_hints(Recipe)[field]
+    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
 
 
-def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
-    """Return a recipe by name, with some of its fields replaced.
-
-    Args:
-        name: A row of `RECIPES`, or a recipe of your own.
-        **changes: Fields of `Recipe` and their new values.
-
-    Raises:
-        UnknownNameError: No such recipe or field.
-        UsageError: A value is out of its range.
-    """
-    if isinstance(name, str):
-        if name not in RECIPES:
-            raise UnknownNameError("recipe", name, RECIPES)
-        name = RECIPES[name]
-    known = [field.name for field in fields(Recipe) if field.name != "name"]
-    for field in changes:
-        if field not in known:
-            raise UnknownNameError("recipe field", field, known)
-    return replace(name, **changes)
+@cache
+def _named_choices() -> dict[str, tuple[str, ...]]:
+    """Return what the fields of a few fixed names may be, as their types tell."""
+    options = {name: options_of(name) for name in get_type_hints(Recipe)}
+    return {
+        name: get_args(kinds[0])
+        for name, kinds in options.items()
+        if get_origin(kinds[0]) is Literal
+    }

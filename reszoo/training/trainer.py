@@ -1,41 +1,38 @@
-"""The training loop: from a net and images to a checkpoint."""
+"""`reszoo.train`: from a net and images to a checkpoint and a report."""
 
-import math
 import os
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from reszoo.cards import Card, Metric, library_versions
-from reszoo.checkpoints.names import Tensors, lay_in, to_tensors
-from reszoo.checkpoints.safetensors import write as write_checkpoint
+from reszoo.cards import Card
+from reszoo.checkpoints.names import lay_in
 from reszoo.data.examples import Examples
-from reszoo.data.pipeline import (
-    Augmentation,
-    evaluation_batches,
-    find_unreadable,
-    quietly,
-    training_batches,
-)
-from reszoo.data.sources import Source, check_classes, open_source
-from reszoo.errors import ReszooError, UsageError
-from reszoo.evaluation import Metrics, score
+from reszoo.data.pipeline import find_unreadable
+from reszoo.data.sources import Source, check_classes, fingerprint, open_source
+from reszoo.errors import UsageError
 from reszoo.files import write_json
-from reszoo.inference import inference_function
-from reszoo.progress import Progress, say
-from reszoo.training.recipes import Recipe, find_recipe
-from reszoo.training.report import Epoch, write_curves, write_history
-from reszoo.training.step import TrainingStep
+from reszoo.progress import say
+from reszoo.training.command import repeating
+from reszoo.training.distribution import Devices, open_devices
+from reszoo.training.history import Epoch, write_curves
+from reszoo.training.net import precision
+from reszoo.training.phases import phases
+from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import Recipe
+from reszoo.training.run import BEST, HISTORY, LAST, TENSORBOARD, Run, Setting
+from reszoo.training.state import STATE, check_same, read_state
+from reszoo.training.stopping import Stopped, stopping
+from reszoo.training.summary import REPORT, write_summary
 from reszoo.zoo import build, get_card, set_card
 
-_HISTORY, _CURVES, _RECIPE = "history.csv", "curves.png", "recipe.json"
-_BEST, _LAST = "best.safetensors", "last.safetensors"
-_FILES = (_BEST, _LAST, _HISTORY, _CURVES, _RECIPE)
+_CURVES, _RECIPE = "curves.png", "recipe.json"
+_RESULTS = (BEST, LAST, HISTORY, _CURVES, REPORT)
+_FILES = (*_RESULTS, _RECIPE, STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +43,10 @@ class TrainResult:
         model: The model, with the weights of the best epoch and their card.
         recipe: As it was carried out.
         history: One row an epoch.
-        best: Checkpoint of the best epoch; None without an output folder.
-        last: Checkpoint of the last epoch; None without an output folder.
+        best: Checkpoint of the best epoch; None without an output folder, and on
+            workers other than the first.
+        last: Checkpoint of the last epoch, or None as well.
+        report: Page to look at, or None as well.
     """
 
     model: keras.Model
@@ -55,15 +54,21 @@ class TrainResult:
     history: tuple[Epoch, ...]
     best: Path | None
     last: Path | None
+    report: Path | None
 
 
 def train(
     model: keras.Model | str,
-    data: str | os.PathLike[str],
+    data: Any,
     *,
-    recipe: str | Recipe = "cifar",
+    recipe: str | Recipe | None = None,
+    weights: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
+    bad_images: str = "skip",
+    save_every: float = 300.0,
+    strategy: str | None = None,
     **fields: Any,
 ) -> TrainResult:
     """Train a model on labelled images.
@@ -72,225 +77,233 @@ def train(
     decides between equals); without a validation split the last one does.
 
     Args:
-        model: A model from `reszoo.build`, or a name to build one from, with the
-            classes of the data.
-        data: A folder of class folders, or a name such as "digits".
-        recipe: A row of `RECIPES`, or a recipe of your own.
-        output: Folder for `best.safetensors`, `last.safetensors`, `history.csv`,
-            `curves.png` and `recipe.json`; None writes nothing.
+        model: A model from reszoo, or a name to build one from, with the classes of
+            the data. Layers of a model that are not `trainable` stay as they are.
+        data: A folder of class folders, a CSV of path and label, a folder made by
+            `reszoo shard`, "tfds:NAME", a name such as "digits", or arrays:
+            `(images, labels)`, or a dict of these by split.
+        recipe: A row of `RECIPES`, or a recipe of your own. None is "finetune" for
+            weights that were trained before, and "cifar" for fresh ones.
+        weights: With a name: what the net starts from, as in `reszoo.build`.
+        output: Folder for checkpoints, state, history, curves, TensorBoard's logs
+            and `report.html`; None writes nothing.
+        resume: Whether to go on with the run in `output`, exactly as if it had never
+            stopped. Without a state there it begins.
         overwrite: Whether a run that is there already may be replaced.
+        bad_images: "skip" leaves unusable images out and names them, "error" ends
+            with the first, "recover" uses what there is of truncated JPEGs.
+        save_every: Seconds between two states within an epoch.
+        strategy: "mirrored" spreads every batch over the GPUs of this machine,
+            "multiworker" over the processes that the environment variable TF_CONFIG
+            names, each of which runs the same program. Batch size and order of images
+            stay what they are; batch normalisation sees parts unless `sync_bn=True`.
+            Worker 0 alone writes; `output` must be on a disk that all can read.
         **fields: Fields of the recipe to change, such as `epochs=10`.
 
     Raises:
         DataError: An image is unreadable, or the classes are not the model's.
-        UsageError: The request cannot be meant; the message tells why.
+        ReszooError: Another worker is gone, or did not come.
+        UsageError: The request cannot be meant, or a run cannot be resumed like
+            this; the message tells why.
 
     Example:
-        >>> run = reszoo.train("resnet20", "digits", epochs=20)
-        >>> reszoo.save(run.model, "digits.safetensors")
+        >>> run = reszoo.train("resnet18", "photos/", weights="imagenet")
+        >>> reszoo.save(run.model, "photos.safetensors")
     """
-    plan = find_recipe(recipe, **fields)
-    folder = None if output is None else _free_folder(Path(output), overwrite)
-    source = open_source(data)
+    plan = find_recipe(recipe or _usual(model, weights), **fields)
+    folder = None if output is None else Path(output)
+    _check_output(folder, resume=resume, overwrite=overwrite)
+    devices = open_devices(strategy)
+    with devices.together():
+        devices.check(plan.batch_size, plan.accumulate)
+        source = open_source(data, bad_images=bad_images)
+        _tell_unusable(source)
+        command = repeating(model, data, plan, weights, folder, bad_images, strategy)
+        net = _net(model, source, plan, weights)
+        run = Run(_setting(net, source, plan, folder, save_every, devices))
+        _begin(run, folder if resume else None)
+        _train(run)
+        result = _result(run, command)
+        devices.meet()
+        return result
+
+
+def _usual(model: keras.Model | str, weights: str | os.PathLike[str] | None) -> str:
     if isinstance(model, str):
-        model = build(model, classes=source.class_names, seed=plan.seed)
-    return _Run(model, source, plan, folder).result()
+        return "cifar" if weights is None else "finetune"
+    return "cifar" if get_card(model).is_fresh else "finetune"
 
 
-def _free_folder(folder: Path, overwrite: bool) -> Path:
+def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
+    if resume and (folder is None or overwrite):
+        raise UsageError(
+            "resume=True goes on with the run in the output folder: give that folder "
+            "as output=, without overwrite=True."
+        )
+    if folder is None:
+        return
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. The output of a run is a folder.")
     there = [name for name in _FILES if (folder / name).exists()]
-    if there and not overwrite:
+    if resume and there and STATE not in there:
         raise UsageError(
-            f"{folder} holds a run already ({', '.join(there)}). Choose another "
-            "folder, or pass overwrite=True (--overwrite) to replace it."
+            f"{folder} holds a run without a state ({', '.join(there)}), which cannot "
+            "be resumed. Choose another folder, or overwrite=True to begin again."
         )
-    return folder
+    if there and not overwrite and not resume:
+        raise UsageError(
+            f"{folder} holds a run already ({', '.join(there)}). Go on with it "
+            "(resume=True, --resume), replace it (overwrite=True, --overwrite), or "
+            "choose another folder."
+        )
 
 
-class _Run:
-    def __init__(
-        self, model: keras.Model, source: Source, recipe: Recipe, folder: Path | None
-    ) -> None:
-        self.model, self.source, self.recipe, self.folder = (
+def _tell_unusable(source: Source) -> None:
+    for path, reason in source.unusable:
+        say(f"skipped {path}: {reason}")
+
+
+def _net(
+    model: keras.Model | str,
+    source: Source,
+    recipe: Recipe,
+    weights: str | os.PathLike[str] | None,
+) -> keras.Model:
+    if isinstance(model, str):
+        return build(
             model,
-            source,
-            recipe,
-            folder,
+            weights=weights,
+            classes=source.class_names,
+            zero_init_residual=recipe.zero_init_residual and weights is None,
+            seed=recipe.seed,
         )
-        self.card = self._labelled(get_card(model))
-        self.examples = source.examples("train")
-        self.steps = len(self.examples) // recipe.batch_size
-        if not self.steps:
-            raise UsageError(
-                f"batch_size must be at most the number of training images. Received: "
-                f"batch_size={recipe.batch_size} for {len(self.examples)} images."
-            )
-        self.step = TrainingStep(model, self.card.preprocessing, recipe)
-        self.answer = inference_function(model, self.card.preprocessing)
-        self.history: list[Epoch] = []
-        self.best: tuple[float, float] | None = None
-        self.best_tensors: Tensors = {}
-        self.best_card = self.card
+    if weights is not None:
+        raise UsageError(
+            "weights= goes with the name of a net; a model has its weights already. "
+            f"Received: weights={str(weights)!r} and a model."
+        )
+    return model
 
-    def result(self) -> TrainResult:
-        self._announce()
+
+def _setting(
+    model: keras.Model,
+    source: Source,
+    recipe: Recipe,
+    folder: Path | None,
+    save_every: float,
+    devices: Devices,
+) -> Setting:
+    card = _labelled(get_card(model), source)
+    names = ("train_size", "eval_size", "crop_pct", "interpolation")
+    sizes = {name: getattr(recipe, name) for name in names}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    card = replace(card, preprocessing=replace(card.preprocessing, **given))
+    conditions = {
+        "net": card.architecture.to_json(),
+        "preprocessing": card.preprocessing.to_json(),
+        **{f"recipe's {name}": value for name, value in recipe.to_json().items()},
+        **{f"data's {name}": value for name, value in fingerprint(source).items()},
+        "precision": precision(recipe),
+        "devices": devices.count,
+    }
+    return Setting(
+        model=model,
+        card=card,
+        source=source,
+        recipe=recipe,
+        phases=phases(recipe, len(source.examples("train")), devices.count),
+        folder=folder if devices.is_chief else None,
+        save_every=save_every,
+        devices=devices,
+        conditions=conditions,
+    )
+
+
+def _labelled(card: Card, source: Source) -> Card:
+    classes, names = card.architecture.classes, source.class_names
+    if classes != len(names):
+        raise UsageError(
+            f"The model must have as many outputs as the data has classes. "
+            f"Received: {classes} outputs for the {len(names)} classes of "
+            f"{source.name}; build it with classes={len(names)}."
+        )
+    card.check_rgb()
+    check_classes(source, card.labels, "the model")
+    return replace(card, labels=names)
+
+
+def _begin(run: Run, resumed: Path | None) -> None:
+    setting = run.setting
+    folder = setting.folder
+    going_on = resumed is not None and (resumed / STATE).exists()
+    if resumed and going_on:
+        _, content = read_state(resumed / STATE)
+        check_same(content["conditions"], setting.conditions, resumed)
+        run.go_on(resumed)
+    run.check_agreement()
+    _announce(run)
+    if folder and not run.history:
+        # First of all a state, so that a kill at any moment leaves something to go on
+        # with; only then may what an older run left go.
+        if not going_on:
+            run.save()
+        for name in _RESULTS:
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / _RECIPE, setting.recipe.to_json())
+
+
+def _announce(run: Run) -> None:
+    setting, first = run.setting, run.setting.phases[-1]
+    head = setting.recipe.head_epochs
+    alone = f" ({head} of the head alone)" if head else ""
+    say(
+        f"{_title(setting)}: {len(run.examples):,} images, "
+        f"{len(setting.source.class_names)} classes, {first.steps_per_epoch} steps an "
+        f"epoch, {setting.epochs} epochs{alone}, {precision(setting.recipe)}; "
+        f"{run.engine.batch_norm}"
+    )
+    if run.finished:
+        say("The run is complete already.")
+    elif run.history or run.step_of_epoch:
+        say(f"Going on in epoch {len(run.history) + 1}, step {run.step_of_epoch + 1}.")
+
+
+def _train(run: Run) -> None:
+    folder = run.setting.folder
+    with stopping() as stop:
         try:
-            for epoch in range(self.recipe.epochs):
-                self._epoch(epoch)
-        except KeyboardInterrupt:
-            if self.folder and self.history:
-                say(f"Stopped. {self.folder} keeps the epochs that were finished.")
+            with run.setting.devices.together():
+                run.finish(stop)
+        except Stopped:
+            if folder:
+                say(f"Stopped. Go on with --resume (resume=True); {folder} has it all.")
             raise
         except tf.errors.OpError as error:
-            everything = [find_unreadable(each) for each in self._shown()]
+            everything = [find_unreadable(each) for each in _shown(run.setting.source)]
             raise next(filter(None, everything), error) from error
-        if self.folder:
-            write_curves(self.folder / _CURVES, self.history, self._title())
-        lay_in(self.model, self.best_tensors, "the best epoch")
-        set_card(self.model, self.best_card)
-        return TrainResult(
-            model=self.model,
-            recipe=self.recipe,
-            history=tuple(self.history),
-            best=self.folder and self.folder / _BEST,
-            last=self.folder and self.folder / _LAST,
-        )
-
-    def _epoch(self, epoch: int) -> None:
-        trained = self._train(epoch)
-        measured = self._validate()
-        row = Epoch(
-            epoch=epoch + 1,
-            validation_loss=measured.loss if measured else None,
-            validation_top1=measured.top1 if measured else None,
-            **trained,
-        )
-        self.history.append(row)
-        say(f"epoch {row.epoch:3d}/{self.recipe.epochs}  {row}")
-        self._keep(row, measured)
-
-    def _train(self, epoch: int) -> Mapping[str, Any]:
-        batches = training_batches(
-            self.examples,
-            self.card.preprocessing,
-            self.recipe.batch_size,
-            self._augmentation(),
-            seed=self.recipe.seed,
-            epoch=epoch,
-        )
-        loss, correct, waited, rate = 0.0, 0, 0.0, 0.0
-        started = time.perf_counter()
-        remaining = quietly(batches)
-        with Progress(f"epoch {epoch + 1}", self.steps) as progress:
-            for index in range(self.steps):
-                asked = time.perf_counter()
-                images, labels = next(remaining)
-                waited += time.perf_counter() - asked
-                rate = self.recipe.learning_rate_at(
-                    epoch * self.steps + index, self.steps
-                )
-                batch_loss, hits = self.step(images, labels, rate)
-                loss, correct = loss + float(batch_loss), correct + int(hits)
-                if not math.isfinite(loss):
-                    raise self._diverged(epoch, index)
-                progress.advance(note=f"loss {loss / (index + 1):.3f}")
-        seconds = time.perf_counter() - started
-        seen = self.steps * self.recipe.batch_size
-        return {
-            "loss": loss / self.steps,
-            "top1": correct / seen,
-            "learning_rate": rate,
-            "images_per_second": seen / seconds,
-            "data_wait": waited / seconds,
-        }
-
-    def _diverged(self, epoch: int, index: int) -> ReszooError:
-        kept = f" {self.folder} keeps the epochs before." if self.folder else ""
-        return ReszooError(
-            f"Training diverged: the loss is no number in epoch {epoch + 1}, step "
-            f"{index + 1}. Lower learning_rate (it is {self.recipe.learning_rate:g}) "
-            f"or raise warmup_epochs (it is {self.recipe.warmup_epochs}).{kept}"
-        )
-
-    def _validate(self) -> Metrics | None:
-        if "validation" not in self.source.splits:
-            return None
-        examples = self.source.examples("validation")
-        batches = evaluation_batches(
-            examples, self.card.preprocessing, self.recipe.batch_size
-        )
-        answers = [self.answer(images)["probabilities"] for images, _ in batches]
-        name = f"{self.source.name} (validation)"
-        return score(tf.concat(answers, axis=0).numpy(), examples.labels, name)
-
-    def _keep(self, row: Epoch, measured: Metrics | None) -> None:
-        tensors, card = to_tensors(self.model), self._card_after(row.epoch, measured)
-        merit = (measured.top1, -measured.loss) if measured else (0.0, row.epoch)
-        improved = self.best is None or merit > self.best
-        if improved:
-            self.best, self.best_tensors, self.best_card = merit, tensors, card
-        if not self.folder:
-            return
-        if improved:
-            write_checkpoint(self.folder / _BEST, tensors, card)
-        write_checkpoint(self.folder / _LAST, tensors, card)
-        write_history(self.folder / _HISTORY, self.history)
-
-    def _card_after(self, epoch: int, measured: Metrics | None) -> Card:
-        metrics = () if measured is None else _metrics(measured)
-        provenance = {
-            "source": "trained with reszoo",
-            "data": self.source.name,
-            "images": len(self.examples),
-            "recipe": self.recipe.to_json(),
-            "epoch": epoch,
-        }
-        return replace(
-            self.card,
-            provenance=provenance,
-            metrics=metrics,
-            versions=library_versions(),
-        )
-
-    def _labelled(self, card: Card) -> Card:
-        classes, names = card.architecture.classes, self.source.class_names
-        if classes != len(names):
-            raise UsageError(
-                f"The model must have as many outputs as the data has classes. "
-                f"Received: {classes} outputs for the {len(names)} classes of "
-                f"{self.source.name}; build it with classes={len(names)}."
-            )
-        card.check_rgb()
-        check_classes(self.source, card.labels, "the model")
-        return replace(card, labels=names)
-
-    def _augmentation(self) -> Augmentation:
-        flip = self.recipe.flip
-        return Augmentation(
-            pad=round(self.recipe.pad * self.card.preprocessing.train_size),
-            flip=self.source.mirror_safe if flip is None else flip,
-        )
-
-    def _announce(self) -> None:
-        say(
-            f"{self._title()}: {len(self.examples):,} images, "
-            f"{len(self.source.class_names)} classes, {self.steps} steps an epoch"
-        )
-        if self.folder:
-            write_json(self.folder / _RECIPE, self.recipe.to_json())
-
-    def _title(self) -> str:
-        return f"{self.card.architecture.spec} on {self.source.name}"
-
-    def _shown(self) -> list[Examples]:
-        names = ("train", "validation")
-        return [self.source.splits[n] for n in names if n in self.source.splits]
 
 
-def _metrics(measured: Metrics) -> tuple[Metric, ...]:
-    data = f"{measured.data}, {measured.images} images"
-    values = asdict(measured)
-    names = ("top1", "top5", "loss")
-    return tuple(Metric(name=name, value=values[name], data=data) for name in names)
+def _result(run: Run, command: list[str]) -> TrainResult:
+    setting, folder = run.setting, run.setting.folder
+    if folder:
+        write_curves(folder / _CURVES, run.history, _title(setting))
+        write_summary(run, command)
+    lay_in(setting.model, run.best_tensors, "the best epoch")
+    set_card(setting.model, run.best_card)
+    return TrainResult(
+        model=setting.model,
+        recipe=setting.recipe,
+        history=tuple(run.history),
+        best=folder and folder / BEST,
+        last=folder and folder / LAST,
+        report=folder and folder / REPORT,
+    )
+
+
+def _title(setting: Setting) -> str:
+    return f"{setting.card.architecture.spec} on {setting.source.name}"
+
+
+def _shown(source: Source) -> list[Examples]:
+    names = ("train", "validation")
+    return [source.splits[name] for name in names if name in source.splits]

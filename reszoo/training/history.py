@@ -15,16 +15,19 @@ class Epoch:
 
     Attributes:
         epoch: Counted from 1.
-        loss: Mean training cross-entropy, in nats.
+        phase: "head" while the head alone learns, else "all".
+        loss: Mean training loss, in nats.
         top1: Share of training images classified rightly, while training.
         validation_loss: The same on the validation split.
         validation_top1: The same on the validation split.
         learning_rate: At the last step.
         images_per_second: Training images, over the time of the training steps.
         data_wait: Share of that time spent waiting for images.
+        seconds: That the training steps took.
     """
 
     epoch: int
+    phase: str
     loss: float
     top1: float
     validation_loss: float | None
@@ -32,6 +35,7 @@ class Epoch:
     learning_rate: float
     images_per_second: float
     data_wait: float
+    seconds: float
 
     def __str__(self) -> str:
         parts = [f"loss {self.loss:.4f}", f"accuracy {self.top1:7.2%}"]

@@ -1,0 +1,25 @@
+"""The command line: parse, call one function, print.
+
+Nothing heavy is imported before a command has been understood.
+"""
+
+import sys
+
+# isort: off
+# Each module adds its commands to the application, in the order of `--help`.
+from reszoo.cli import zoo, data, training, answers, files  # noqa: F401
+from reszoo.cli.app import app
+
+# isort: on
+from reszoo.errors import ReszooError
+from reszoo.quiet import quiet_tensorflow
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 wrong usage."""
+    quiet_tensorflow()
+    try:
+        app(standalone_mode=True)
+    except ReszooError as error:
+        print(f"reszoo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

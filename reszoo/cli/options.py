@@ -1,0 +1,38 @@
+"""Options and arguments that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what the output folder holds.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads of the runtime.", show_default="one for each core"),
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of class folders with images (or train/, val/, test/ folders of "
+        "these), CSV of path and label, folder made by `reszoo shard`, tfds:NAME, or "
+        'the name "digits".',
+    ),
+]
+BadImages = Annotated[
+    str,
+    typer.Option(
+        help="skip: leave unusable images out and name them; error: end with the "
+        "first; recover: use what there is of truncated JPEGs."
+    ),
+]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="Checkpoint (.safetensors), SavedModel folder, .tflite or .onnx file.",
+    ),
+]

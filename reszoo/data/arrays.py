@@ -1,0 +1,137 @@
+"""Labelled images that are NumPy arrays already."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reszoo.data.examples import Examples
+from reszoo.data.listing import check_counts
+from reszoo.data.splits import SPLIT_WORDS, hold_out, split_name
+from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.preprocessing import Pixels
+
+
+class _Part(NamedTuple):
+    images: Pixels
+    labels: NDArray[Any]
+
+
+def read(data: Any) -> tuple[tuple[str, ...], dict[str, Examples]]:
+    """Check arrays and number their labels.
+
+    Images are uint8 `(n, height, width, 3)`, or grey without the 3 or with 1.
+    Labels `(n,)` are integers from 0, whose classes are called "0", "1", ..., or
+    strings, which are sorted by code point.
+
+    Args:
+        data: `(images, labels)`, of which a fifth of every class becomes the
+            validation split; or pairs by split, `{"train": (images, labels),
+            "test": (images, labels)}`.
+
+    Returns:
+        Class names, and examples by split.
+
+    Raises:
+        UsageError: Other shapes or types, or an unknown split.
+        DataError: Fewer than two classes, or one without images to train on.
+    """
+    given = _by_split(data) if isinstance(data, Mapping) else {"all": data}
+    parts = {split: _part(pair, split) for split, pair in given.items()}
+    names, numbers = _numbered({split: part.labels for split, part in parts.items()})
+    splits = {
+        split: Examples.from_arrays(part.images, numbers[split])
+        for split, part in parts.items()
+    }
+    if len(names) < 2:
+        raise DataError(
+            f"The labels name {len(names)} class. A classifier needs at least two."
+        )
+    if "train" in splits:
+        check_counts(numbers["train"], names, 1, "the train split")
+    if "all" in splits:
+        # A split that we are to draw needs an image on either side.
+        check_counts(numbers["all"], names, 2, "the arrays")
+        everything = splits["all"]
+        drawn = hold_out(everything.labels).items()
+        splits |= {split: everything.take(indices) for split, indices in drawn}
+    return names, splits
+
+
+def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word, pair in data.items():
+        split = split_name(word)
+        if split is None:
+            raise UnknownNameError("split", word, SPLIT_WORDS)
+        if split in found:
+            raise UsageError(
+                f"The arrays have two {split} splits: {', '.join(data)}. Keep one."
+            )
+        found[split] = pair
+    if not found:
+        raise UsageError('No arrays were given. Give {"train": (images, labels)}.')
+    return found
+
+
+def _part(pair: Any, split: str) -> _Part:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UsageError(
+            f"Arrays come as a pair (images, labels). Received for {split}: "
+            f"{type(pair).__name__}."
+        )
+    images, labels = _images(pair[0]), np.asarray(pair[1])
+    # Keras' own data sets have labels of shape (n, 1).
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iuU" or labels.shape != images.shape[:1]:
+        raise UsageError(
+            "Labels must be integers or strings, one an image, not one-hot. "
+            f"Received: {labels.dtype} {labels.shape} for {len(images)} images."
+        )
+    if not len(images):
+        raise UsageError(f"A split needs images. Received none for {split}.")
+    return _Part(images, labels)
+
+
+def _images(given: Any) -> Pixels:
+    if isinstance(given, tuple | list):
+        raise UsageError(
+            f"Images must be one array. Received: a {type(given).__name__}. Stack "
+            'images with np.stack; name splits: {"train": (x, y), "test": (x, y)}.'
+        )
+    images = np.asarray(given)
+    if images.dtype != np.uint8:
+        raise UsageError(
+            f"Images must be uint8 in 0..255. Received: {images.dtype}. From floats "
+            "in 0..1: np.round(images * 255).astype(np.uint8)."
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise UsageError(
+            "Images must have the shape (n, height, width, 3), or (n, height, width) "
+            f"if grey. Received: {np.shape(given)}."
+        )
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _numbered(
+    labels: Mapping[str, NDArray[Any]],
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """Return the class names and each split's labels as indices into them."""
+    kinds = {part.dtype.kind == "U" for part in labels.values()}
+    if len(kinds) > 1:
+        raise UsageError("The splits must all have integer labels, or all strings.")
+    everything = np.unique(np.concatenate(list(labels.values())))
+    if kinds == {True}:
+        # NumPy sorts strings by code point, as Python does.
+        names = tuple(map(str, everything))
+        return names, {s: np.searchsorted(everything, p) for s, p in labels.items()}
+    if everything[0] < 0:
+        raise UsageError(
+            f"Integer labels count from 0. Received: {everything[0]} among them."
+        )
+    names = tuple(map(str, range(int(everything[-1]) + 1)))
+    return names, {split: part.astype(np.int64) for split, part in labels.items()}

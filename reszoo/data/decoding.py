@@ -1,0 +1,190 @@
+"""From an example's number to its pixels, inside `tf.data` pipelines."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from reszoo.data.augment.geometry import Window
+from reszoo.data.examples import Examples
+from reszoo.data.image_files import JPEG_END
+from reszoo.preprocessing import Pixels
+
+# From the height and width of an upright picture to a part of it.
+Chooser = Callable[[tf.Tensor, tf.Tensor], Window]
+
+# What Pillow uses; TensorFlow's default differs by a level or two.
+_DCT = "INTEGER_ACCURATE"
+# Which sides are swapped, by orientation; 0 does not occur.
+_ACROSS = (False, False, True, True, False, False, True, True, False)
+_DOWN = (False, False, False, True, True, False, False, True, True)
+
+
+class Decoder:
+    """Decodes examples, by TensorFlow where it gives Pillow's pixels.
+
+    Labels and paths are copied into tensors once, here; arrays stay where they are.
+    All indices are int64 `()`.
+    """
+
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+        # Where there is a GPU, tensors would be copied there and back.
+        with tf.device("CPU:0"):
+            self._labels = tf.constant(examples.labels)
+            if examples.images is not None:
+                return
+            held, odd = examples.orientations, examples.by_pillow
+            self._orientations = tf.constant(held)
+            self._by_pillow = tf.constant(odd)
+            # What no example needs is left out of the graph: small pictures are
+            # decoded in the time of a few such branches.
+            self._turned = bool(np.any(held != 1))
+            self._some_by_pillow = bool(np.any(odd))
+            if examples.paths is not None:
+                self._paths = tf.constant([os.fsencode(p) for p in examples.paths])
+
+    def label(self, index: tf.Tensor) -> tf.Tensor:
+        """Return the label of one example: int64 `()`."""
+        return tf.gather(self._labels, index)
+
+    def image(self, index: tf.Tensor) -> tf.Tensor:
+        """Return one picture, upright: uint8 `(height, width, 3)`."""
+        if self._examples.images is not None:
+            return self._of_array(index, self._examples.images)
+        return self._unless_by_pillow(
+            index,
+            lambda: self._decode(self._content(index), self._held(index)),
+            lambda image: image,
+        )
+
+    def window(self, index: tf.Tensor, choose: Chooser) -> tf.Tensor:
+        """Return a part of one picture, upright; of a JPEG only that is decoded.
+
+        Where a JPEG has fewer colour samples than pixels, the colours of the outermost
+        two columns may differ from those of the whole picture, since they are
+        interpolated from what lies outside. All else is equal.
+
+        Args:
+            index: Of the example.
+            choose: Takes the height and width of the upright picture, int32 `()`, and
+                returns top, left, height and width of the part, alike.
+
+        Returns:
+            uint8 of that height and width, and 3 channels.
+        """
+        if self._examples.images is not None:
+            return _cut(self.image(index), choose)
+        return self._unless_by_pillow(
+            index,
+            lambda: self._decode_part(self._content(index), self._held(index), choose),
+            lambda image: _cut(image, choose),
+        )
+
+    def _unless_by_pillow(
+        self,
+        index: tf.Tensor,
+        decode: Callable[[], tf.Tensor],
+        part_of: Callable[[tf.Tensor], tf.Tensor],
+    ) -> tf.Tensor:
+        if not self._some_by_pillow:
+            return decode()
+        return tf.cond(
+            tf.gather(self._by_pillow, index),
+            lambda: part_of(self._decode_by_pillow(index)),
+            decode,
+        )
+
+    def _of_array(self, index: tf.Tensor, images: Pixels) -> tf.Tensor:
+        # As a tensor it would be copied once for every epoch's graph.
+        image = tf.numpy_function(lambda number: images[number], [index], tf.uint8)
+        return tf.ensure_shape(image, images.shape[1:])
+
+    def _held(self, index: tf.Tensor) -> tf.Tensor:
+        return tf.gather(self._orientations, index)
+
+    def _content(self, index: tf.Tensor) -> tf.Tensor:
+        records = self._examples.records
+        if records is None:
+            return tf.io.read_file(tf.gather(self._paths, index))
+        content = tf.numpy_function(
+            lambda number: records.read(int(number)), [index], tf.string
+        )
+        return tf.ensure_shape(content, ())
+
+    def _decode(self, content: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
+        image = tf.cond(
+            tf.io.is_jpeg(content),
+            lambda: tf.io.decode_jpeg(self._ended(content), 3, dct_method=_DCT),
+            lambda: tf.io.decode_png(content, 3),
+        )
+        return self._upright(image, held)
+
+    def _decode_part(
+        self, content: tf.Tensor, held: tf.Tensor, choose: Chooser
+    ) -> tf.Tensor:
+        def of_jpeg() -> tf.Tensor:
+            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
+            part = tf.image.decode_and_crop_jpeg(
+                self._ended(content),
+                tf.stack(_as_stored(choose, height, width, held)),
+                3,
+                dct_method=_DCT,
+            )
+            return self._upright(part, held)
+
+        return tf.cond(
+            tf.io.is_jpeg(content),
+            of_jpeg,
+            lambda: _cut(self._upright(tf.io.decode_png(content, 3), held), choose),
+        )
+
+    def _upright(self, image: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
+        return _upright(image, held) if self._turned else image
+
+    def _ended(self, jpeg: tf.Tensor) -> tf.Tensor:
+        """Return a JPEG that the decoder takes for whole, as `open_image` does.
+
+        With try_recover_truncated instead, rows around the break differ from Pillow's.
+        """
+        return jpeg + JPEG_END if self._examples.recover else jpeg
+
+    def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
+        def pixels(number: np.int64) -> Pixels:
+            return np.asarray(self._examples.open(int(number)))
+
+        image = tf.numpy_function(pixels, [index], tf.uint8)
+        return tf.ensure_shape(image, (None, None, 3))
+
+
+def _cut(image: tf.Tensor, choose: Chooser) -> tf.Tensor:
+    top, left, height, width = choose(*tf.unstack(tf.shape(image)[:2]))
+    return image[top : top + height, left : left + width]
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Undo how the camera was held; EXIF 2.3, section 4.6.4 A, Orientation."""
+    turned = tf.cond(
+        orientation > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
+    )
+    across, down = tf.gather(_ACROSS, orientation), tf.gather(_DOWN, orientation)
+    turned = tf.cond(across, lambda: tf.reverse(turned, [1]), lambda: turned)
+    return tf.cond(down, lambda: tf.reverse(turned, [0]), lambda: turned)
+
+
+def _as_stored(
+    choose: Chooser, height: tf.Tensor, width: tf.Tensor, orientation: tf.Tensor
+) -> Window:
+    """Choose a part of the upright picture and find it in the stored one."""
+    sides, lies = tf.stack([height, width]), orientation > 4
+    upright = tf.where(lies, sides[::-1], sides)
+    top, left, tall, wide = choose(upright[0], upright[1])
+    top = tf.where(tf.gather(_DOWN, orientation), upright[0] - top - tall, top)
+    left = tf.where(tf.gather(_ACROSS, orientation), upright[1] - left - wide, left)
+    return (
+        tf.where(lies, left, top),
+        tf.where(lies, top, left),
+        tf.where(lies, wide, tall),
+        tf.where(lies, tall, wide),
+    )

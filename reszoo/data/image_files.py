@@ -1,0 +1,158 @@
+"""Open one encoded image, from a file or from bytes, as Pillow sees it."""
+
+import os
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from reszoo.errors import DataError
+from reszoo.preprocessing import to_rgb
+
+# Formats that TensorFlow decodes to Pillow's pixels, whatever their mode. It reads
+# the indices of a palette BMP as grey, gives a transparent GIF another background,
+# and refuses WebP with alpha or several frames.
+_ALIKE = ("JPEG", "MPO", "PNG")
+# Filters of warnings belong to the whole process, images are opened in threads.
+_FILTERS = threading.Lock()
+# Start and end of a JPEG; ITU-T T.81, table B.1.
+_JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+
+
+class Header(NamedTuple):
+    """What has to be known of an image before it is decoded.
+
+    Attributes:
+        orientation: How a camera was held, 1 (upright) to 8; EXIF 2.3, 4.6.4 A.
+        by_pillow: Whether only Pillow decodes it right.
+    """
+
+    orientation: int
+    by_pillow: bool
+
+
+def open_image(path: str | os.PathLike[str], *, recover: bool = False) -> Image.Image:
+    """Open one image file as upright RGB.
+
+    A camera's rotation (EXIF) is applied, transparency dropped, the first frame of
+    several taken, and of 16 bits a channel the upper eight.
+
+    Args:
+        path: The file.
+        recover: Whether a JPEG that is cut short is decoded as far as it goes.
+
+    Raises:
+        DataError: The file is missing, cut short, no image, or has more pixels than
+            Pillow opens (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below
+            that, nothing is printed about its size.
+    """
+    name = os.fspath(path)
+    if recover:
+        return decode_image(read_file(name), name, recover=True)
+    with opened(name, name) as image:
+        return _upright_rgb(image)
+
+
+def decode_image(data: bytes, name: str, *, recover: bool = False) -> Image.Image:
+    """Open the bytes of an image file as upright RGB; see `open_image`.
+
+    Args:
+        data: The whole file.
+        name: What messages call it.
+        recover: Whether a JPEG that is cut short is decoded as far as it goes.
+
+    Raises:
+        DataError: No image, or not a whole one.
+    """
+    # Gives the pixels of Pillow's switch LOAD_TRUNCATED_IMAGES, but touches no other
+    # thread, and TensorFlow can do it too. A whole JPEG stays the same.
+    ended = recover and is_jpeg(data)
+    with opened(BytesIO(data + JPEG_END if ended else data), name) as image:
+        return _upright_rgb(image)
+
+
+def read_header(content: str | bytes, name: str) -> Header:
+    """Read the header of an image file.
+
+    Args:
+        content: Its path, or its bytes.
+        name: What messages call it.
+
+    Raises:
+        DataError: It is missing or no image.
+    """
+    source = content if isinstance(content, str) else BytesIO(content)
+    with opened(source, name) as image:
+        held = image.getexif().get(ExifTags.Base.Orientation, 1)
+        by_pillow = image.format not in _ALIKE
+    return Header(held if held in range(1, 9) else 1, by_pillow)
+
+
+def read_file(path: str) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        DataError: It is missing or cannot be read; names the path.
+    """
+    with _readable(path):
+        return Path(path).read_bytes()
+
+
+def is_jpeg(data: bytes) -> bool:
+    """Return whether bytes begin as a JPEG does."""
+    return data.startswith(_JPEG_START)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in a few words why Pillow refused an image."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known image format"
+    return str(error) or type(error).__name__
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def opened(source: str | BytesIO, name: str) -> Iterator[Image.Image]:
+    """Open an image with Pillow, undecoded and in silence about its size.
+
+    Args:
+        source: Its path, or its bytes.
+        name: What messages call it.
+
+    Raises:
+        DataError: Pillow refused it, here or in the body.
+    """
+    with _readable(name):
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(source)
+        with image:
+            yield image
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"There is no image {name}.") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name} has too many pixels ({error}). "
+            "Make it smaller or take it out of the folder."
+        ) from error
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise DataError(
+            f"{name} is not a readable image ({reason_of(error)}). "
+            "Replace the file or take it out of the folder."
+        ) from error

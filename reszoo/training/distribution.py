@@ -1,0 +1,310 @@
+"""The devices that a training is spread over.
+
+Every worker is a process of its own that runs the same program. They agree on
+everything by reductions over all of them; the first one, the chief, alone judges,
+tells and writes. A batch is cut into equal parts, in order: worker by worker, and
+within a worker device by device.
+"""
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from reszoo.errors import ReszooError, UnknownNameError, UsageError
+from reszoo.progress import say
+from reszoo.training.cluster import Cluster, read_cluster
+from reszoo.training.stopping import Stopped
+
+STRATEGIES = ("mirrored", "multiworker")
+# Seconds in which all workers have to be started.
+_PATIENCE = 300.0
+# What TensorFlow raises where another worker does not answer any more.
+_GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+)
+_DIGEST = 32
+
+
+class Devices:
+    """Some devices of one worker or of several; see `open_devices`.
+
+    Attributes:
+        count: Devices of all workers together.
+        worker: Number of this worker, from 0.
+        workers: How many there are.
+    """
+
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy | None = None,
+        worker: int = 0,
+        workers: int = 1,
+    ) -> None:
+        self._strategy = strategy
+        self.count = strategy.num_replicas_in_sync if strategy else 1
+        self.worker, self.workers = worker, workers
+        self._own = self.count // workers
+        self._reduced = tf.function(self.everywhere(self._own_numbers))
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this worker judges, tells and writes."""
+        return self.worker == 0
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Return a context in which new variables get a copy on every device."""
+        return self._strategy.scope() if self._strategy else nullcontext()
+
+    def check(self, batch_size: int, accumulate: int) -> None:
+        """Refuse a batch that cannot be cut into equal parts.
+
+        Raises:
+            UsageError: There is an image over.
+        """
+        if batch_size % (self.count * accumulate):
+            parts = f"{self.count} devices"
+            if accumulate > 1:
+                parts += f" times accumulate={accumulate}"
+            raise UsageError(
+                f"batch_size must be a multiple of {parts}, for each takes an equal "
+                f"part. Received: batch_size={batch_size}."
+            )
+
+    def everywhere(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls this one for each device, as in a step.
+
+        Within it, `part`, `mean` and `total` tell the devices apart. Its results must
+        be the same for all of them.
+        """
+        strategy = self._strategy
+        if strategy is None:
+            return function
+
+        def call(*arguments: Any) -> Any:
+            results = strategy.run(function, args=arguments)
+            return tf.nest.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], results
+            )
+
+        return call
+
+    def part(
+        self, images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Return what of this worker's batch this device gets, and a key of its own."""
+        if self._strategy is None:
+            return images, labels, key
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        size = images.shape[0] // self._own
+        start = number % self._own * size
+        # Cut where the batch lies: a device need not have all of it.
+        with tf.device("/device:CPU:0"):
+            images, labels = (each[start : start + size] for each in (images, labels))
+            return images, labels, tf.random.fold_in(key, number)
+
+    def mean(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Return the means over all devices."""
+        return self._reduce(tf.distribute.ReduceOp.MEAN, values)
+
+    def total(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Return the sums over all devices."""
+        return self._reduce(tf.distribute.ReduceOp.SUM, values)
+
+    def anyone(self, asks: bool) -> bool:
+        """Return whether any worker asks for something."""
+        return bool(self._over_workers([float(asks)])[0]) if self.workers > 1 else asks
+
+    def from_chief(self, numbers: Sequence[float]) -> list[float]:
+        """Return the chief's numbers, as many as this worker gave."""
+        if self.workers == 1:
+            return list(numbers)
+        mine = numbers if self.is_chief else [0.0] * len(numbers)
+        return [float(number) for number in self._over_workers(mine)]
+
+    def check_agreement(self, facts: Mapping[str, Any]) -> None:
+        """Refuse to begin where a worker was started otherwise than the chief.
+
+        Args:
+            facts: What must be the same, by name, as JSON values.
+
+        Raises:
+            UsageError: Something differs; the message tells what.
+        """
+        if self.workers == 1:
+            return
+        digests = np.zeros((self.workers, len(facts), _DIGEST))
+        digests[self.worker] = [_digest(value) for _, value in sorted(facts.items())]
+        everyone = self._over_workers(digests.ravel()).reshape(digests.shape)
+        odd = (everyone != everyone[:1]).any(-1)
+        if odd.any():
+            who = ", ".join(str(worker) for worker in np.flatnonzero(odd.any(1)))
+            names = np.array(sorted(facts))[odd.any(0)]
+            raise UsageError(
+                "All workers must be started alike. Other than with worker 0: "
+                f"{', '.join(names)}; on worker {who}."
+            )
+
+    def meet(self) -> None:
+        """Wait for all workers at the very end, so that none leaves too early."""
+        # Who has met may leave at once, before the others have heard of it.
+        with suppress(*_GONE):
+            self.anyone(False)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have all workers end where one of them fails, instead of waiting for it.
+
+        Raises:
+            ReszooError: Another worker is gone.
+        """
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as error:
+            if self.workers == 1:
+                raise
+            _abort(f"worker {self.worker} failed")
+            if not isinstance(error, _GONE):
+                raise
+            raise ReszooError(
+                "Another worker is gone: it ended, failed, or cannot be reached any "
+                "more; its own messages tell why. Start all workers again with "
+                "--resume (resume=True) to go on from the last state."
+            ) from error
+
+    def _reduce(
+        self, operation: tf.distribute.ReduceOp, values: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        if self._strategy is None:
+            return values
+        context = tf.distribute.get_replica_context()
+        return list(context.all_reduce(operation, values))
+
+    def _over_workers(self, numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(self._reduced(tf.constant(numbers, tf.float64)))
+
+    def _own_numbers(self, numbers: tf.Tensor) -> tf.Tensor:
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        mine = numbers if number % self._own == 0 else tf.zeros_like(numbers)
+        return self.total([tf.identity(mine)])[0]
+
+
+def open_devices(strategy: str | None, patience: float = _PATIENCE) -> Devices:
+    """Return the devices of a strategy, and wait for the other workers.
+
+    Args:
+        strategy: "mirrored" for all GPUs of this machine (or all virtual CPUs),
+            "multiworker" for the processes in TF_CONFIG, None for one device.
+        patience: Seconds to wait for the other workers.
+
+    Raises:
+        UnknownNameError: There is no such strategy.
+        UsageError: There is one device only, TF_CONFIG is missing or wrong, or
+            TensorFlow has been used before the workers were connected.
+        ReszooError: The other workers did not come.
+    """
+    if strategy is None:
+        return Devices()
+    if strategy not in STRATEGIES:
+        raise UnknownNameError("strategy", strategy, STRATEGIES)
+    if strategy == "mirrored":
+        return Devices(_mirrored())
+    cluster = read_cluster()
+    opened = _connected(cluster, patience)
+    return Devices(opened, cluster.worker, len(cluster.addresses))
+
+
+@cache
+def _mirrored() -> tf.distribute.Strategy:
+    """Make the strategy once: two of them in a process number their reductions alike.
+
+    With TensorFlow 2.21 the second then fails with "Shape mismatch in the collective".
+    """
+    kinds: tuple[Literal["GPU"], Literal["CPU"]] = ("GPU", "CPU")
+    found = (tf.config.list_logical_devices(kind) for kind in kinds)
+    devices = [device.name for device in next(filter(None, found))]
+    if len(devices) < 2:
+        raise UsageError(
+            'strategy="mirrored" needs two devices or more on this machine. Found: '
+            f"{', '.join(devices)}. Leave the strategy out."
+        )
+    return tf.distribute.MirroredStrategy(devices)
+
+
+@cache
+def _connected(cluster: Cluster, patience: float) -> tf.distribute.Strategy:
+    """Connect once: a process cannot leave its cluster, but it can train again."""
+    say(
+        f"This is worker {cluster.worker} of {len(cluster.addresses)} "
+        f"({cluster.addresses[cluster.worker]}); waiting for the others."
+    )
+    outcome: list[tf.distribute.Strategy | Exception] = []
+    # TensorFlow waits without end, deaf to Ctrl-C.
+    thread = threading.Thread(target=_connect, args=(outcome,), daemon=True)
+    thread.start()
+    _wait(thread, patience)
+    if not outcome:
+        raise ReszooError(
+            f"Not all workers came within {patience:g} seconds: "
+            f"{', '.join(cluster.addresses)}. Start all of them, where each can be "
+            "reached under its address."
+        )
+    (result,) = outcome
+    if isinstance(result, tf.distribute.Strategy):
+        return result
+    if isinstance(result, RuntimeError):
+        raise UsageError(
+            "Workers must be connected before TensorFlow is first used. Give "
+            "reszoo.train the name of a net (and weights=) instead of a model."
+        ) from result
+    raise ReszooError(f"The workers could not be connected: {result}.") from result
+
+
+def _connect(outcome: list[tf.distribute.Strategy | Exception]) -> None:
+    try:
+        outcome.append(tf.distribute.MultiWorkerMirroredStrategy())
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        outcome.append(error)
+
+
+def _wait(thread: threading.Thread, seconds: float) -> None:
+    """Wait for a thread that connects; let SIGTERM do again what it did before.
+
+    TensorFlow takes that signal over, to tell of preemption, and then goes on.
+    """
+    end = time.monotonic() + seconds
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(0.2)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _abort(reason: str) -> None:
+    """Make waiting workers fail; without it they notice only the end of the process.
+
+    TensorFlow 2.21 has no public function for it.
+    """
+    from tensorflow.python.eager import context
+
+    context.context().abort_collective_ops(tf.errors.UNAVAILABLE, reason)
+
+
+def _digest(value: Any) -> list[int]:
+    text = json.dumps(value, sort_keys=True)
+    return list(hashlib.sha256(text.encode()).digest())

@@ -1,0 +1,110 @@
+"""A recipe becomes phases: the head alone first, then the rest, with their lengths."""
+
+import math
+from dataclasses import dataclass, replace
+
+from reszoo.errors import UsageError
+from reszoo.training.recipes import Recipe
+from reszoo.training.schedules import Schedule
+
+# BiT's HyperRule (arXiv:1912.11370, section 3.3): training images -> steps. There a
+# step has 512 images; with our smaller ones large sets get ten epochs at least.
+_BIT_STEPS = ((20_000, 500), (500_000, 10_000), (math.inf, 20_000))
+_LEAST_EPOCHS = 10
+# Below these a batch says too little about a set, and a set about the world, for new
+# statistics to be better than those of pretraining.
+_SMALL_BATCH, _SMALL_SET = 16, 2_000
+_HEAD_SCHEDULE = Schedule(kind="constant")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training with one set of learning weights and one schedule.
+
+    Attributes:
+        name: "head" or "all".
+        recipe: What is carried out: `freeze_bn` and `bn_momentum` are settled.
+        first_epoch: Number of its first epoch over all phases, from 0.
+        epochs: How many it has.
+        steps_per_epoch: In full epochs.
+        steps: How many it has; the last epoch may be cut short.
+        schedule: Of the learning rate.
+    """
+
+    name: str
+    recipe: Recipe
+    first_epoch: int
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    schedule: Schedule
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of one step of this phase, counted from 0."""
+        multiple = self.schedule.rate(step, self.steps_per_epoch, self.steps)
+        return self.recipe.learning_rate * multiple
+
+    def steps_of(self, epoch: int) -> int:
+        """Return how many steps an epoch has, numbered over all phases."""
+        done = (epoch - self.first_epoch) * self.steps_per_epoch
+        return min(self.steps_per_epoch, self.steps - done)
+
+
+def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
+    """Divide a training into phases.
+
+    Args:
+        recipe: What was asked for.
+        images: Size of the training set.
+        devices: Over which each batch is spread.
+
+    Raises:
+        UsageError: There are fewer images than a batch has.
+    """
+    per_epoch = images // recipe.batch_size
+    if not per_epoch:
+        raise UsageError(
+            "batch_size must be at most the number of training images. Received: "
+            f"batch_size={recipe.batch_size} for {images} images."
+        )
+    settled = _settled(recipe, images, per_epoch, devices)
+    steps = _length(recipe, images, per_epoch)
+    schedule = recipe.rates(steps / per_epoch)
+    epochs = math.ceil(steps / per_epoch)
+    head = recipe.head_epochs
+    everything = Phase("all", settled, head, epochs, per_epoch, steps, schedule)
+    if not head:
+        return (everything,)
+    alone = replace(
+        settled,
+        freeze="backbone",
+        freeze_bn=True,
+        learning_rate=recipe.head_learning_rate,
+        ema=None,
+    )
+    first = Phase("head", alone, 0, head, per_epoch, head * per_epoch, _HEAD_SCHEDULE)
+    return first, everything
+
+
+def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.epochs is not None:
+        return recipe.epochs * per_epoch
+    steps = next(steps for most, steps in _BIT_STEPS if images < most)
+    return max(steps, _LEAST_EPOCHS * per_epoch)
+
+
+def _settled(recipe: Recipe, images: int, per_epoch: int, devices: int) -> Recipe:
+    """Decide what `freeze_bn=None` leaves to the data."""
+    if recipe.freeze_bn is not None:
+        return recipe
+    seen = recipe.batch_size // recipe.accumulate
+    if not recipe.sync_bn:
+        seen //= devices
+    if seen < _SMALL_BATCH or images < _SMALL_SET:
+        return replace(recipe, freeze_bn=True)
+    momentum = recipe.bn_momentum
+    if momentum is None:
+        momentum = max(1 - 10 / per_epoch, 0.9)
+    return replace(recipe, freeze_bn=False, bn_momentum=momentum)

@@ -1,0 +1,387 @@
+"""A training run: the loop over epochs, what it keeps, and how it goes on."""
+
+import hashlib
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from reszoo.cards import Card, Metric, library_versions
+from reszoo.checkpoints.names import Tensors
+from reszoo.checkpoints.safetensors import read as read_checkpoint
+from reszoo.checkpoints.safetensors import write as write_checkpoint
+from reszoo.data.pipeline import Augmentation, quietly, training_batches
+from reszoo.data.sources import Source
+from reszoo.errors import ReszooError
+from reszoo.evaluation import Metrics
+from reszoo.progress import Progress, say
+from reszoo.training.distribution import Devices
+from reszoo.training.engine import Engine
+from reszoo.training.history import Epoch, write_history
+from reszoo.training.judge import Judge
+from reszoo.training.net import twin
+from reszoo.training.phases import Phase
+from reszoo.training.recipes import Recipe
+from reszoo.training.state import STATE, read_state, restore, write_state
+from reszoo.training.stopping import Stop, Stopped
+from reszoo.training.tensorboard import EventLog
+
+HISTORY, TENSORBOARD = "history.csv", "tensorboard"
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+
+@dataclass
+class Tally:
+    """What an epoch has come to so far; a state holds it in the middle of one."""
+
+    steps: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def note(self, batch_size: int) -> str:
+        """Return what a progress bar shows."""
+        seen = self.steps * batch_size
+        return (
+            f"loss {self.loss / self.steps:.3f}  accuracy {self.correct / seen:.1%}  "
+            f"{seen / self.seconds:,.0f} images/s  "
+            f"data wait {self.waited / self.seconds:.0%}"
+        )
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far: the higher accuracy, then the lower loss, wins."""
+
+    epoch: int
+    merit: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything about a run that does not change while it goes on.
+
+    Attributes:
+        model: What the caller gave; untouched until the end.
+        card: Its card, with the data's labels and the recipe's image sizes.
+        source: The images.
+        recipe: What is carried out.
+        phases: The same, divided.
+        folder: Where the run is kept; None keeps nothing. Of several workers the
+            chief keeps it.
+        save_every: Seconds between two states in the middle of an epoch.
+        devices: Over which each batch is spread.
+        conditions: What must be the same when the run is resumed, as JSON values.
+    """
+
+    model: keras.Model
+    card: Card
+    source: Source
+    recipe: Recipe
+    phases: tuple[Phase, ...]
+    folder: Path | None
+    save_every: float
+    devices: Devices
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs over all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def phase_of(self, epoch: int) -> Phase:
+        """Return the phase of an epoch, counted from 0; the last one at the end."""
+        begun = [phase for phase in self.phases if phase.first_epoch <= epoch]
+        return begun[-1]
+
+
+class Run:
+    """Carry out a setting, from its beginning or from a state.
+
+    Attributes:
+        history: One row for each finished epoch.
+        best: The best of them.
+        best_tensors: Its weights, by torchvision's names.
+        best_card: Its card.
+        engine: The net in the present phase.
+        probe: Share of the judging split that the head alone got right, on the
+            backbone as it was; None without such a phase.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        record = setting.card.preprocessing
+        model, batch = setting.model, setting.recipe.batch_size
+        with setting.devices.scope():
+            self.net = twin(model, record, setting.recipe)
+        self.judge = Judge(model, record, setting.source, batch, setting.devices)
+        self._learning = {layer.name for layer in self.net.layers if layer.trainable}
+        self.examples = setting.source.examples("train")
+        self.history: list[Epoch] = []
+        self.best: Best | None = None
+        self.best_tensors: Tensors = {}
+        self.best_card = setting.card
+        self.probe: float | None = None
+        self._epoch, self._tally, self._saved = 0, Tally(), time.monotonic()
+        self.engine = self._new_engine()
+        self._log: EventLog | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self._epoch == self.setting.epochs
+
+    @property
+    def step_of_epoch(self) -> int:
+        """Steps done in the present epoch."""
+        return self._tally.steps
+
+    def go_on(self, folder: Path) -> None:
+        """Take the state of an interrupted run and the best weights it kept."""
+        tensors, content = read_state(folder / STATE)
+        self._epoch = content["epoch"]
+        self._tally = Tally(**content["tally"])
+        self.probe = content["probe"]
+        self.history = [Epoch(**row) for row in content["history"]]
+        if content["best"]:
+            epoch, merit = content["best"]
+            self.best = Best(epoch, (merit[0], merit[1]))
+            best_tensors, card = read_checkpoint(folder / BEST)
+            self.best_tensors, self.best_card = best_tensors, card or self.best_card
+        self.engine = self._new_engine()
+        restore(self.engine.variables(), tensors)
+
+    def check_agreement(self) -> None:
+        """Refuse to begin where another worker begins otherwise.
+
+        Raises:
+            UsageError: Something differs; the message tells what.
+        """
+        if self.setting.devices.workers == 1:
+            return
+        # The weights differ where each worker was given fresh ones of its own.
+        values = self.engine.variables().values()
+        digests = [hashlib.sha256(np.asarray(value)).hexdigest() for value in values]
+        begun = {"weights": digests, "epoch and step": [self._epoch, self._tally.steps]}
+        self.setting.devices.check_agreement({**self.setting.conditions, **begun})
+
+    def finish(self, stop: Stop) -> None:
+        """Train through the remaining epochs.
+
+        Raises:
+            Stopped: The run was asked to stop; its state is kept.
+        """
+        folder = self.setting.folder
+        if folder and not self.finished:
+            first = sum(p.steps for p in self.setting.phases if self._is_over(p))
+            self._log = EventLog(folder / TENSORBOARD, first + self._step_of_phase())
+        try:
+            while not self.finished:
+                self._train(stop)
+                self._close_epoch()
+        finally:
+            if self._log:
+                self._log.close()
+
+    def save(self) -> None:
+        """Write the state, if the run has a folder."""
+        self._saved = time.monotonic()
+        if not self.setting.folder:
+            return
+        content = {
+            "conditions": self.setting.conditions,
+            "epoch": self._epoch,
+            "tally": asdict(self._tally),
+            "history": [asdict(row) for row in self.history],
+            "probe": self.probe,
+            "best": self.best and [self.best.epoch, list(self.best.merit)],
+        }
+        write_state(self.setting.folder / STATE, self.engine.variables(), content)
+
+    def _is_over(self, phase: Phase) -> bool:
+        return phase.first_epoch + phase.epochs <= self._epoch
+
+    def _new_engine(self) -> Engine:
+        phase = self.setting.phase_of(self._epoch)
+        card = self.setting.card
+        spec, record = card.architecture.spec, card.preprocessing
+        devices = self.setting.devices
+        return Engine(self.net, self._learning, spec, record, phase, devices)
+
+    def _step_of_phase(self) -> int:
+        phase = self.engine.phase
+        epochs = self._epoch - phase.first_epoch
+        return epochs * phase.steps_per_epoch + self._tally.steps
+
+    def _train(self, stop: Stop) -> None:
+        tally, batch = self._tally, self.setting.recipe.batch_size
+        steps = self.engine.phase.steps_of(self._epoch)
+        batches = quietly(self._batches(start=tally.steps))
+        with Progress(f"epoch {self._epoch + 1}", steps, tally.steps) as progress:
+            while tally.steps < steps:
+                asked = time.perf_counter()
+                images, labels = next(batches)
+                got = time.perf_counter()
+                loss, hits = self.engine.train(
+                    images, labels, self._step_of_phase(), self._epoch
+                )
+                if not math.isfinite(loss):
+                    raise self._diverged()
+                tally.steps, tally.correct = tally.steps + 1, tally.correct + hits
+                tally.loss, tally.waited = tally.loss + loss, tally.waited + got - asked
+                tally.seconds += time.perf_counter() - asked
+                progress.advance(note=tally.note(batch))
+                self._between_steps(stop)
+
+    def _between_steps(self, stop: Stop) -> None:
+        devices = self.setting.devices
+        if devices.anyone(stop.asked is not None):
+            self.save()
+            devices.meet()
+            raise Stopped
+        if time.monotonic() - self._saved >= self.setting.save_every:
+            self.save()
+
+    def _batches(self, start: int) -> Any:
+        recipe, card = self.engine.phase.recipe, self.setting.card
+        return training_batches(
+            self.examples,
+            card.preprocessing,
+            augmentation(recipe, card, self.setting.source),
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            epoch=self._epoch,
+            start=start,
+            shard=(self.setting.devices.worker, self.setting.devices.workers),
+        )
+
+    def _close_epoch(self) -> None:
+        tensors = self.judge.take(self.engine.judged())
+        measured = self.judge.measure("validation")
+        if measured and not math.isfinite(measured.loss):
+            raise self._diverged()
+        row = self._row(measured)
+        self.history.append(row)
+        say(f"epoch {row.epoch:3d}/{self.setting.epochs}  {row}{self._left()}")
+        self._keep(row, measured, tensors)
+        self._log_epoch(row)
+        before = self.engine.phase
+        self._epoch, self._tally = self._epoch + 1, Tally()
+        if self.setting.phase_of(self._epoch) is not before:
+            self._close_head()
+            self.engine = self._new_engine()
+            say(f"Now all layers that may learn do; {self.engine.batch_norm}")
+        self.save()
+
+    def _close_head(self) -> None:
+        split = self.setting.source.judging_split
+        measured = None if split == "train" else self.judge.measure(split)
+        self.probe = measured.top1 if measured else None
+
+    def _row(self, measured: Metrics | None) -> Epoch:
+        tally, phase = self._tally, self.engine.phase
+        seen = tally.steps * phase.recipe.batch_size
+        return Epoch(
+            epoch=self._epoch + 1,
+            phase=phase.name,
+            loss=tally.loss / tally.steps,
+            top1=tally.correct / seen,
+            validation_loss=measured.loss if measured else None,
+            validation_top1=measured.top1 if measured else None,
+            learning_rate=phase.learning_rate(self._step_of_phase() - 1),
+            images_per_second=seen / tally.seconds,
+            data_wait=tally.waited / tally.seconds,
+            seconds=tally.seconds,
+        )
+
+    def _keep(self, row: Epoch, measured: Metrics | None, tensors: Tensors) -> None:
+        card = self._card_after(row.epoch, measured)
+        merit = (measured.top1, -measured.loss) if measured else (0.0, float(row.epoch))
+        improved = self.best is None or merit > self.best.merit
+        if improved:
+            self.best, self.best_tensors = Best(row.epoch, merit), tensors
+            self.best_card = card
+        folder = self.setting.folder
+        if not folder:
+            return
+        if improved:
+            write_checkpoint(folder / BEST, tensors, card)
+        write_checkpoint(folder / LAST, tensors, card)
+        write_history(folder / HISTORY, self.history)
+
+    def _card_after(self, epoch: int, measured: Metrics | None) -> Card:
+        provenance = {
+            "source": "trained with reszoo",
+            "data": self.setting.source.name,
+            "images": len(self.examples),
+            "recipe": self.setting.recipe.to_json(),
+            "epoch": epoch,
+        }
+        if not self.setting.card.is_fresh:
+            provenance["began_as"] = dict(self.setting.card.provenance)
+        return replace(
+            self.setting.card,
+            provenance=provenance,
+            metrics=() if measured is None else as_metrics(measured),
+            versions=library_versions(),
+        )
+
+    def _log_epoch(self, row: Epoch) -> None:
+        if not self._log:
+            return
+        names = {
+            "train/loss": row.loss,
+            "train/top1": row.top1,
+            "validation/loss": row.validation_loss,
+            "validation/top1": row.validation_top1,
+            "learning_rate": row.learning_rate,
+            "speed/images_per_second": row.images_per_second,
+            "speed/data_wait": row.data_wait,
+        }
+        values = {tag: value for tag, value in names.items() if value is not None}
+        before = sum(p.steps for p in self.setting.phases if self._is_over(p))
+        self._log.scalars(before + self._step_of_phase() - 1, values)
+
+    def _left(self) -> str:
+        tally = self._tally
+        steps = sum(phase.steps for phase in self.setting.phases)
+        done = sum(p.steps for p in self.setting.phases if self._is_over(p))
+        left = (steps - done - self._step_of_phase()) * tally.seconds / tally.steps
+        return f"  {left / 60:.0f} min left" if left >= 60 else ""
+
+    def _diverged(self) -> ReszooError:
+        folder, recipe = self.setting.folder, self.engine.phase.recipe
+        kept = f" {folder} keeps the epochs before." if folder else ""
+        return ReszooError(
+            f"Training diverged: the loss is no number after {self._tally.steps} "
+            f"steps of epoch {self._epoch + 1}. Lower learning_rate (it is "
+            f"{recipe.learning_rate:g}) or raise warmup_epochs (it is "
+            f"{self.engine.phase.schedule.warmup:g}).{kept}"
+        )
+
+
+def augmentation(recipe: Recipe, card: Card, source: Source) -> Augmentation:
+    """Return how a recipe varies the images of a source."""
+    return Augmentation(
+        crop=recipe.crop,
+        pad=round(recipe.pad * card.preprocessing.train_size),
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        flip=source.mirror_safe if recipe.flip is None else recipe.flip,
+        policy=recipe.policy,
+        erase=recipe.erase,
+        repeats=recipe.repeats,
+    )
+
+
+def as_metrics(measured: Metrics) -> tuple[Metric, ...]:
+    """Return a measurement as a card has it."""
+    data = f"{measured.data}, {measured.images} images"
+    values = asdict(measured)
+    names = ("top1", "top5", "loss")
+    return tuple(Metric(name=name, value=values[name], data=data) for name in names)

@@ -1,0 +1,242 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reszoo
+from reszoo.training.cluster import Cluster, read_cluster
+from reszoo.training.distribution import Devices, open_devices
+
+PROGRAM = Path(__file__).with_name("distributed.py")
+# Seconds; a survivor has to notice much sooner, which is measured by itself.
+LIMIT = 240
+KEPT = {"ema": 0.9}
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
+def cluster(index: int, ports: list[int]) -> str:
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    task = {"type": "worker", "index": index}
+    return json.dumps({"cluster": {"worker": addresses}, "task": task})
+
+
+def start(folder: Path, jobs: list[dict[str, Any]], **more: str) -> Any:
+    return subprocess.Popen(
+        [sys.executable, str(PROGRAM), str(folder), json.dumps(jobs)],
+        env={**os.environ, "PYTHONPATH": str(PROGRAM.parents[1]), **more},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def carry_out(folder: Path, jobs: list[dict[str, Any]], workers: int) -> list[int]:
+    """Have one or two processes carry out jobs; return how they ended."""
+    ports = [free_port() for _ in range(workers)]
+    envs = [{"TF_CONFIG": cluster(i, ports)} for i in range(workers)]
+    started = [start(folder, jobs, **env) for env in (envs if workers > 1 else [{}])]
+    try:
+        said = [process.communicate(timeout=LIMIT)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    codes = [int(process.returncode) for process in started]
+    assert codes[0] == 0, said[0][-3000:]
+    return codes
+
+
+def job(name: str, strategy: str | None, sends: Any = None, **options: Any) -> Any:
+    return {"name": name, "strategy": strategy, "signal": sends, "options": options}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process with two virtual devices."""
+    folder = tmp_path_factory.mktemp("machine")
+    jobs = [
+        job("one", None),
+        job("synced", "mirrored", sync_bn=True),
+        job("apart", "mirrored", accumulate=2, mixup=0.2, **KEPT),
+        job("odd", "mirrored", batch_size=15),
+    ]
+    carry_out(folder, jobs, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two worker processes; the second is killed at the end, and both start again."""
+    folder = tmp_path_factory.mktemp("pair")
+    kill, stop = ({"step": 5, "name": name} for name in ("SIGKILL", "SIGTERM"))
+    several = "multiworker"
+    jobs = [
+        job("synced", several, sync_bn=True),
+        job("whole", several, output="whole", **KEPT),
+        job("stopped", several, stop, output="cut", **KEPT),
+        job("killed", several, kill, output="cut", resume=True, save_every=0, **KEPT),
+    ]
+    assert carry_out(folder, jobs, workers=2)[1] == -9
+    again = [
+        job("risen", several, output="cut", resume=True, **KEPT),
+        job("unlike", several, seeds=[1, 2]),
+    ]
+    carry_out(folder, again, workers=2)
+    return folder
+
+
+def read(folder: Path, name: str, worker: int = 0) -> dict[str, Any]:
+    return dict(np.load(folder / f"{name}.{worker}.npz"))
+
+
+def weights(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if "." in name}
+
+
+def assert_equal_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert len(weights(one)) == len(weights(other)) > 100
+    for name, value in weights(one).items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def assert_same_course(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one["losses"].shape == other["losses"].shape == (16,)
+    np.testing.assert_allclose(one["losses"], other["losses"], atol=1e-3, rtol=0)
+    np.testing.assert_allclose(one["history"], other["history"], atol=2e-3, rtol=0)
+
+
+def test_two_devices_with_shared_statistics_do_what_one_does(machine: Path) -> None:
+    synced = read(machine, "synced")
+    assert_same_course(read(machine, "one"), synced)
+    assert synced["losses"][-4:].mean() < 0.6 * synced["losses"][:2].mean()
+
+
+def test_all_copies_of_a_variable_stay_equal(machine: Path) -> None:
+    for name in ("synced", "apart"):
+        found = read(machine, name)
+        assert found["copies"] > 100
+        assert found["spread"] == 0
+    apart, one = read(machine, "apart"), read(machine, "one")
+    assert abs(apart["losses"][0] - one["losses"][0]) > 1e-3
+
+
+def test_two_workers_with_shared_statistics_do_what_one_does(
+    machine: Path, pair: Path
+) -> None:
+    assert_same_course(read(machine, "one"), read(pair, "synced"))
+
+
+@pytest.mark.parametrize("name", ["synced", "whole"])
+def test_all_workers_end_with_equal_weights_and_statistics(
+    pair: Path, name: str
+) -> None:
+    one, other = read(pair, name), read(pair, name, worker=1)
+    assert_equal_weights(one, other)
+    np.testing.assert_array_equal(one["losses"], other["losses"])
+    np.testing.assert_array_equal(one["history"], other["history"])
+
+
+def test_a_signal_to_one_worker_stops_all_of_them(pair: Path) -> None:
+    for worker in (0, 1):
+        stopped = read(pair, "stopped", worker)
+        assert str(stopped["error"]).startswith("Stopped")
+        assert len(stopped["losses"]) == 5
+
+
+def test_a_killed_worker_ends_the_others_with_an_error(pair: Path) -> None:
+    survivor = read(pair, "killed")
+    assert "Another worker is gone" in str(survivor["error"])
+    assert "Start all workers again with --resume" in str(survivor["error"])
+    assert survivor["last_step_to_end"] < 60
+
+
+def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not(pair: Path) -> None:
+    whole = read(pair, "whole")
+    parts = [read(pair, name)["losses"] for name in ("stopped", "killed", "risen")]
+    np.testing.assert_array_equal(whole["losses"][:5], parts[0])
+    np.testing.assert_array_equal(whole["losses"][5:10], parts[1])
+    np.testing.assert_array_equal(whole["losses"][-len(parts[2]) :], parts[2])
+    for worker in (0, 1):
+        assert_equal_weights(whole, read(pair, "risen", worker))
+
+
+def test_workers_that_were_started_unlike_are_refused(pair: Path) -> None:
+    for worker in (0, 1):
+        error = str(read(pair, "unlike", worker)["error"])
+        assert "UsageError: All workers must be started alike" in error
+        assert "recipe's seed, weights; on worker 1" in error
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(machine: Path) -> None:
+    error = str(read(machine, "odd")["error"])
+    assert "UsageError: batch_size must be a multiple of 2 devices" in error
+
+
+def test_one_device_is_no_strategy() -> None:
+    with pytest.raises(reszoo.UsageError, match=r"two devices or more.*Found: /device"):
+        open_devices("mirrored")
+    with pytest.raises(reszoo.UnknownNameError, match="Did you mean 'mirrored'"):
+        open_devices("miror")
+    assert open_devices(None).count == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"cluster": {}}',
+        cluster(2, [1, 2]),
+        cluster(0, [1]),
+        cluster(0, [1, 1]),
+        cluster(0, [1, 2]).replace("worker", "ps"),
+        cluster(0, [1, 2]).replace("127.0.0.1:1", "127.0.0.1"),
+    ],
+)
+def test_a_malformed_cluster_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(reszoo.UsageError, match="TF_CONFIG must name two workers"):
+        open_devices("multiworker")
+
+
+def test_the_cluster_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", cluster(1, [7, 8]))
+    assert read_cluster() == Cluster(("127.0.0.1:7", "127.0.0.1:8"), 1)
+    monkeypatch.delenv("TF_CONFIG")
+    with pytest.raises(reszoo.UsageError, match="needs the environment variable"):
+        open_devices("multiworker")
+
+
+def test_workers_that_do_not_come_are_named(tmp_path: Path) -> None:
+    code = (
+        "from reszoo.training.distribution import open_devices\n"
+        "open_devices('multiworker', patience=1)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TF_CONFIG": cluster(0, [free_port(), free_port()])},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Not all workers came within 1 seconds: 127.0.0.1:" in ended.stderr
+
+
+def test_accumulated_parts_must_fit_too() -> None:
+    with pytest.raises(reszoo.UsageError, match="1 devices times accumulate=3"):
+        Devices().check(16, 3)

@@ -1,0 +1,222 @@
+"""Optimizers, rates and averages held against torch's, timm's and Caffe's."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from reszoo.errors import UnknownNameError, UsageError
+from reszoo.training.optimizers import DECAYED, Average, Lamb, Optimizer, Sgd, decay_of
+from reszoo.training.schedules import Schedule, ema_decay_at, rescaled_decay
+
+STEPS, EPOCH = 50, 5
+NAMES = ("conv/kernel", "fc/kernel", "fc/bias", "bn/gamma", "asleep/kernel")
+DECAYS = [0.05 if name.endswith("kernel") else 0.0 for name in NAMES]
+RULES: dict[str, Any] = {
+    "sgd": Sgd(),
+    "sgd-nesterov": Sgd(nesterov=True),
+    "caffe": Sgd(rate_inside=True),
+    "caffe-nesterov": Sgd(rate_inside=True, nesterov=True),
+    "lamb": Lamb(),
+    "lamb-other": Lamb(beta1=0.8, beta2=0.99, epsilon=1e-3, max_norm=None),
+}
+
+
+@pytest.fixture(scope="module")
+def golden() -> Any:
+    file = Path(__file__).parent / "golden" / "trajectories.npz"
+    with np.load(file) as content:
+        return dict(content)
+
+
+def variables(golden: Any) -> list[Any]:
+    return [tf.Variable(golden[f"start/{name}"], name=name) for name in NAMES]
+
+
+def gradients(golden: Any, step: int) -> list[Any]:
+    return [tf.constant(golden[f"gradients/{name}"][step]) for name in NAMES]
+
+
+def assert_on_path(golden: Any, label: str, step: int, found: list[Any]) -> None:
+    """Nowhere further off than a few roundings of the largest number."""
+    for name, value in zip(NAMES, found, strict=True):
+        expected = golden[f"{label}/{name}"][step]
+        most = 1e-6 * max(1e-3, np.abs(expected).max())
+        assert np.abs(value.numpy() - expected).max() <= most, (label, name, step)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "tf.function"])
+@pytest.mark.parametrize("label", RULES)
+def test_every_step_is_where_torch_and_caffe_are(
+    label: str, compiled: bool, golden: Any
+) -> None:
+    weights = variables(golden)
+    optimizer = Optimizer(RULES[label], weights, DECAYS)
+    apply: Any = tf.function(optimizer.apply) if compiled else optimizer.apply
+    for step in range(STEPS):
+        rate = tf.constant(golden["rates"][step], tf.float32)
+        apply(gradients(golden, step), rate)
+        assert_on_path(golden, label, step, weights)
+    if compiled:
+        assert apply.experimental_get_tracing_count() == 1
+
+
+def test_the_state_is_all_that_is_needed_to_go_on(golden: Any) -> None:
+    """Under a strategy too: within `run`, in its scope, and outside of both."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    weights = variables(golden)
+    optimizer = Optimizer(Lamb(), weights, DECAYS)
+
+    for step in range(20):
+        optimizer.apply(gradients(golden, step), golden["rates"][step])
+    with strategy.scope():
+        again = [
+            tf.Variable(weight.numpy(), name=weight.name[:-2]) for weight in weights
+        ]
+        second = Optimizer(Lamb(), again, DECAYS)
+    assert list(second.state()) == list(optimizer.state())
+    assert "square/fc/bias" in second.state()
+    for name, variable in second.state().items():
+        variable.assign(optimizer.state()[name].numpy())
+    replicated = tf.function(lambda *args: strategy.run(second.apply, args))
+    for step in range(20, 25):
+        rate = tf.constant(golden["rates"][step], tf.float32)
+        replicated(gradients(golden, step), rate)
+        assert_on_path(golden, "lamb", step, again)
+    with strategy.scope():
+        second.apply(gradients(golden, 25), golden["rates"][25])
+    second.apply(gradients(golden, 26), golden["rates"][26])
+    assert_on_path(golden, "lamb", 26, again)
+    assert second.iterations.numpy() == 27
+    with strategy.scope(), pytest.raises(UsageError, match=r"`strategy\.scope\(\)`"):
+        optimizer.apply(gradients(golden, 27), 0.1)
+
+
+def test_the_average_is_torchvisions(golden: Any) -> None:
+    weights = variables(golden)
+    for weight, name in zip(weights, NAMES, strict=True):
+        weight.assign(tf.zeros_like(golden[f"start/{name}"]))
+    average = Average(weights)
+    update = tf.function(average.update)
+    decay = rescaled_decay(0.999, every=2, batch_size=1024, epochs=10)
+    assert decay == pytest.approx(1 - 0.001 * 1024 * 2 / 10, rel=1e-12)
+    for step in range(STEPS):
+        for weight, name in zip(weights, NAMES, strict=True):
+            weight.assign(golden[f"sgd/{name}"][step])
+        now = ema_decay_at(step, EPOCH, decay, every=2, warmup=1)
+        if now is not None:
+            update(tf.constant(now, tf.float64))
+        assert_on_path(golden, "average", step, list(average.copies))
+    assert list(average.state()) == [f"average/{name}" for name in NAMES]
+    assert update.experimental_get_tracing_count() == 1
+
+
+def test_an_average_of_a_long_memory_is_not_blurred() -> None:
+    """In float32, 1 - 0.99999 would be 0.14 % too large."""
+    weight = tf.Variable([0.0], name="w")
+    average = Average([weight])
+    weight.assign([1.0])
+    average.update(0.99999)
+    np.testing.assert_allclose(average.copies[0], [1e-5], rtol=1e-6)
+    with pytest.raises(ValueError, match="float64"):
+        average.update(tf.constant(0.99999))
+
+
+def test_averages_follow_when_they_are_asked_to() -> None:
+    assert [ema_decay_at(step, 10, 0.9) for step in range(3)] == [0.0, 0.9, 0.9]
+    every_4 = [ema_decay_at(step, 6, 0.9, every=4) for step in range(12)]
+    assert [step for step in range(12) if every_4[step] is not None] == [0, 4, 6, 10]
+    assert rescaled_decay(0.9, every=32, batch_size=1024, epochs=1) == 0.0
+
+
+def timm_schedule(**fields: Any) -> Schedule:
+    return Schedule(warmup_start=1e-6 / 0.5, floor=1e-5 / 0.5, **fields)
+
+
+SCHEDULES = {
+    "torchvision": Schedule(warmup=5, floor=0.004, per="epoch"),
+    "multistep": Schedule(kind="steps", milestones=(0.5, 0.58), per="epoch"),
+    "timm": timm_schedule(warmup=5, warmup_prefix=False, per="epoch"),
+    "timm-prefix": timm_schedule(warmup=5, per="epoch"),
+    "timm-updates": timm_schedule(warmup=1, warmup_prefix=False),
+}
+
+
+@pytest.mark.parametrize("label", SCHEDULES)
+def test_rates_are_torchs_and_timms(label: str, golden: Any) -> None:
+    schedule, expected = SCHEDULES[label], golden[f"schedule/{label}"]
+    if schedule.per == "step":
+        found = [schedule.rate(step, EPOCH, STEPS) for step in range(len(expected))]
+    else:
+        steps = [schedule.rate(step, 3, 3 * STEPS) for step in range(3 * len(expected))]
+        assert steps[0::3] == steps[1::3] == steps[2::3]
+        found = steps[::3]
+    np.testing.assert_allclose(0.5 * np.array(found), expected, rtol=1e-12)
+
+
+def test_rates_per_step_and_without_a_slope() -> None:
+    warm = Schedule(kind="constant", warmup=0.5, warmup_start=0.2)
+    rates = [warm.rate(step, 8, 40) for step in range(6)]
+    np.testing.assert_allclose(rates, [0.2, 0.4, 0.6, 0.8, 1, 1])
+    flat = Schedule(
+        kind="steps", milestones=(0.5, 0.75), warmup=1, warmup_shape="constant"
+    )
+    found = [flat.rate(step, 2, 8) for step in range(8)]
+    np.testing.assert_allclose(found, [0.01, 0.01, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"kind": "cosin"}, "no schedule's kind 'cosin'. Did you mean 'cosine'"),
+        ({"per": "batch"}, "no schedule's per 'batch'"),
+        ({"warmup": -1}, r"warmup must lie in \[0, inf\]. Received: warmup=-1"),
+        ({"floor": 1.5}, r"floor must lie in \[0, 1\]"),
+        ({"kind": "steps"}, "needs at least one"),
+        ({"milestones": (0.5,)}, 'milestones belong to kind="steps"'),
+        ({"kind": "steps", "milestones": (0.5, 0.3)}, "each above the one before"),
+        ({"kind": "steps", "milestones": (30, 60)}, r"shares of the run, in \(0, 1\)"),
+    ],
+)
+def test_impossible_schedules_are_refused(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        Schedule(**fields)
+
+
+def test_decay_is_for_the_weights_that_were_named() -> None:
+    layers = [
+        keras.layers.Dense(2, name="fc"),
+        keras.layers.BatchNormalization(name="bn"),
+    ]
+    model = keras.Sequential([keras.layers.Input((3,)), *layers])
+    weights = model.trainable_variables
+    decayed = {
+        which: [
+            v.path.split("/")[-1] for v in weights if decay_of(v.path, v.ndim, which)
+        ]
+        for which in DECAYED
+    }
+    assert decayed["kernels"] == ["kernel"]
+    assert decayed["all-but-norm"] == ["kernel", "bias"]
+    assert decayed["all"] == ["kernel", "bias", "gamma", "beta"]
+    with pytest.raises(UnknownNameError, match="no choice of decayed weights 'kernel'"):
+        decay_of("fc/kernel", 2, "kernel")
+    optimizer = Optimizer(Sgd(), weights, [0.0] * 4)
+    assert list(optimizer.state())[1] == f"velocity/{weights[0].path}"
+    optimizer.apply([tf.ones_like(v.value) for v in weights], 1.0)
+    np.testing.assert_array_equal(model.get_layer("bn").gamma, [0, 0])
+
+
+def test_variables_that_cannot_be_told_apart_or_moved_are_refused() -> None:
+    one, two = tf.Variable([1.0], name="w"), tf.Variable([1.0], name="w")
+    with pytest.raises(UsageError, match="Received two of the name 'w'"):
+        Average([one, two])
+    with pytest.raises(UsageError, match=r"must be float32\. Received: 'n' of int64"):
+        Average([tf.Variable(1, dtype=tf.int64, name="n")])
+    with pytest.raises(UsageError, match="2 decays and 1 variables"):
+        Optimizer(Sgd(), [one], [0.0, 0.0])
+    with pytest.raises(UsageError, match=r"Without one: w\. Leave frozen ones out"):
+        Optimizer(Sgd(), [one], [0.0]).apply([None], 0.1)
