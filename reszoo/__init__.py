@@ -11,8 +11,8 @@ from reszoo.quiet import quiet_tensorflow
 if TYPE_CHECKING:
     from reszoo.cards import Card as Card
     from reszoo.checkpoints.names import LoadReport as LoadReport
-    from reszoo.data.scan import ScanReport as ScanReport
     from reszoo.data.scan import scan as scan
+    from reszoo.data.scan_report import ScanReport as ScanReport
     from reszoo.data.sharding import write_shards as write_shards
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError

@@ -47,7 +47,8 @@ def load_weights(
         found: The file.
         variant: The net that it must be; None takes it from the file.
         options: Options of `build`; None leaves one to the file. Another number of
-            classes means a fresh head, other channels an adapted `conv1`.
+            classes, or other names, means a fresh head, other channels an adapted
+            `conv1`.
         labels: Names of the classes, if they were given.
         seed: Decides the weights of a fresh head.
         name: Of the Keras model.
@@ -78,7 +79,8 @@ def load_contents(
 ) -> Loaded:
     """Build the net that a card describes, changed as asked, around tensors."""
     described = _described(saved.architecture, options or {}, source)
-    fresh = described.include_top and described.classes != saved.architecture.classes
+    other = described.classes != saved.architecture.classes
+    fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
     counters = {key: value for key, value in tensors.items() if key.endswith(COUNTER)}
     tensors = _adapted(tensors, described)
@@ -199,15 +201,22 @@ def _adapted(tensors: Tensors, described: Architecture) -> Tensors:
     return fitted
 
 
+def _renamed(saved: Card, labels: tuple[str, ...] | None, source: str) -> bool:
+    """Tell whether the classes asked for are others than those of the weights."""
+    if not labels or saved.labels in (None, labels):
+        return False
+    if set(labels) == set(saved.labels or ()):
+        raise UsageError(
+            f"{source} has the same classes in another order: "
+            f"{', '.join(saved.labels or ())}. Give them in that order, or leave "
+            "classes out."
+        )
+    return True
+
+
 def _changed_card(
     saved: Card, described: Architecture, labels: tuple[str, ...] | None, fresh: bool
 ) -> Card:
-    if labels and not fresh and saved.labels not in (None, labels):
-        raise UsageError(
-            "As many classes as the file has, but other names: it is not clear whether "
-            "a fresh head is meant. Leave classes out to keep the head, or load "
-            "with another number of classes first."
-        )
     kept = None if fresh or not described.include_top else saved.labels
     record = _for_channels(saved.preprocessing, described.input_shape[2])
     height, width, _ = described.input_shape

@@ -62,7 +62,8 @@ def build(
         pooling: Without top: "avg" or "max" pools the last stage to
             `(batch, channels)`.
         classes: Number of classes, or their names in order. Another number than
-            the weights have keeps the whole backbone and makes a fresh head.
+            the weights have, or other names, keep the whole backbone and make a
+            fresh head.
         classifier_activation: None for logits, "softmax" for probabilities.
         shortcut: "identity" (the paper's option A: zero channels, no parameters),
             "projection" (B: a 1x1 convolution where the shape changes),

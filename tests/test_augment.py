@@ -177,8 +177,12 @@ def test_where_no_window_fits_the_central_one_is_taken() -> None:
 
 def test_a_window_is_resized_as_by_pillow() -> None:
     for interpolation, resampling in RESAMPLING.items():
-        shown = geometry.resize(tf.constant(PIXELS), 24, interpolation)
-        assert difference(shown, PICTURE.resize((24, 24), resampling)).max() <= 1
+        # Both smaller, both larger, and one of each.
+        for side in (24, 60, 47):
+            shown = geometry.resize(tf.constant(PIXELS), side, interpolation)
+            off = difference(shown, PICTURE.resize((side, side), resampling))
+            assert off.max() <= 1
+            assert (off > 0).mean() < 0.25
 
 
 def test_a_batch_is_shifted_as_drawn() -> None:

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.training.cluster import Cluster, read_cluster
+from reszoo.training.cluster import Cluster, gather, read_cluster
 from reszoo.training.distribution import Devices, open_devices
 
 PROGRAM = Path(__file__).with_name("distributed.py")
@@ -220,21 +221,32 @@ def test_the_cluster_comes_from_the_environment(
         open_devices("multiworker")
 
 
-def test_workers_that_do_not_come_are_named(tmp_path: Path) -> None:
-    code = (
-        "from reszoo.training.distribution import open_devices\n"
-        "open_devices('multiworker', patience=1)"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TF_CONFIG": cluster(0, [free_port(), free_port()])},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    assert ended.returncode == 1
-    assert "Not all workers came within 1 seconds: 127.0.0.1:" in ended.stderr
+def together(workers: list[int], patience: float) -> list[BaseException | None]:
+    """Let some workers of three gather, each in a thread; return their errors."""
+    addresses = tuple(f"127.0.0.1:{free_port()}" for _ in range(3))
+    with ThreadPoolExecutor() as pool:
+        waiting = [
+            pool.submit(gather, Cluster(addresses, worker), patience)
+            for worker in workers
+        ]
+        return [each.exception() for each in waiting]
+
+
+def test_workers_wait_for_each_other() -> None:
+    assert together([2, 1, 0], patience=20) == [None, None, None]
+
+
+def test_workers_that_do_not_come_are_named() -> None:
+    for error in together([0, 2], patience=0.5):
+        assert isinstance(error, reszoo.ReszooError)
+        assert "Not all workers came within 0.5 seconds. Missing: 127" in str(error)
+
+
+def test_a_port_in_use_is_told() -> None:
+    with socket.create_server(("", 0)) as taken:
+        addresses = (f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:1")
+        with pytest.raises(reszoo.ReszooError, match="Worker 0 cannot open its port"):
+            gather(Cluster(addresses, 0), 1)
 
 
 def test_accumulated_parts_must_fit_too() -> None:

@@ -10,6 +10,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
+from reszoo.training.distribution import Devices
 from reszoo.training.engine import Engine
 from reszoo.training.freezing import freeze
 from reszoo.training.net import twin
@@ -31,7 +32,9 @@ def moved(name: str, **fields: Any) -> set[str]:
     recipe = find_recipe("cifar", batch_size=2, precision="float32", **fields)
     (phase,) = phases(recipe, 2)
     net = twin(model, record, recipe)
-    engine = Engine(net, {layer.name for layer in net.layers}, name, record, phase)
+    engine = Engine(
+        net, {layer.name for layer in net.layers}, name, record, phase, Devices()
+    )
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     before = to_tensors(net)
     engine.train(tf.constant(images), tf.constant([0, 1], tf.int64), 0, 0)

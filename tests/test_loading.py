@@ -246,8 +246,16 @@ def test_the_same_number_of_classes_keeps_the_head(file: Path, tmp_path: Path) -
         to_tensors(model)["fc.weight"], load_file(file)["fc.weight"]
     )
     ours = reszoo.save(model, tmp_path / "ours.safetensors")
-    with pytest.raises(reszoo.UsageError, match=r"As many classes .* but other names"):
-        reszoo.build("resnet18", weights=ours, classes=tuple("ghijkl"))
+    with pytest.raises(reszoo.UsageError, match=r"same classes in another order: a, b"):
+        reszoo.build("resnet18", weights=ours, classes=tuple("fedcba"))
+    other = reszoo.build("resnet18", weights=ours, classes=tuple("ghijkl"))
+    report = reszoo.load_report(other)
+    assert report is not None
+    assert report.head == (6, 6)
+    assert reszoo.card(other).labels == tuple("ghijkl")
+    assert not np.array_equal(
+        to_tensors(other)["fc.weight"], to_tensors(model)["fc.weight"]
+    )
 
 
 def test_a_file_without_a_head_gets_one_only_on_request(

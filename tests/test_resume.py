@@ -18,7 +18,7 @@ import pytest
 import reszoo
 from reszoo.checkpoints.names import to_tensors
 from reszoo.evaluation import Metrics
-from reszoo.training import run as running
+from reszoo.training import chronicle
 from reszoo.training.engine import Engine
 from reszoo.training.judge import Judge
 from reszoo.training.state import STATE, read_state
@@ -109,6 +109,11 @@ def timeless(history: Any) -> list[dict[str, Any]]:
     return [{n: v for n, v in row.items() if n not in _TIMES} for row in rows]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {f.name: f.read_bytes() for f in files if f.name != "report.html"}
+
+
 def assert_equal(one: Path, two: Path) -> None:
     ours, content = read_state(one / STATE)
     theirs, expected = read_state(two / STATE)
@@ -129,7 +134,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     assert read_state(output / STATE)[1]["tally"]["steps"] == 1
     # At the end of the first epoch and phase, with some of its files written.
     patch = pytest.MonkeyPatch()
-    patch.setattr(running, "write_history", die)
+    patch.setattr(chronicle, "write_history", die)
     with pytest.raises(Killed):
         train(output, **_SGD)
     patch.undo()
@@ -159,7 +164,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     whole: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = shutil.copytree(whole.best.parent, tmp_path / "run")
-    before = {p: p.read_bytes() for p in output.rglob("*") if "report" not in p.name}
+    before = contents(output)
     patch = at_step(1, die)
     result = train(output, **_SGD)
     patch.undo()
@@ -167,8 +172,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert result.history == whole.history
     ours, theirs = to_tensors(result.model), to_tensors(whole.model)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    after = {p: p.read_bytes() for p in output.rglob("*") if "report" not in p.name}
-    assert after == before
+    assert contents(output) == before
 
 
 def test_the_best_epoch_outlives_worse_ones_after_a_kill(

@@ -10,6 +10,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
+from reszoo.training.distribution import Devices
 from reszoo.training.engine import Engine
 from reszoo.training.losses import binary_loss, softmax_loss
 from reszoo.training.net import precision, twin
@@ -203,7 +204,7 @@ def test_the_average_follows_every_weight_and_statistic() -> None:
     (phase,) = phases(recipe, 16)
     net = twin(model, record, recipe)
     engine = Engine(
-        net, {layer.name for layer in net.layers}, "resnet20", record, phase
+        net, {layer.name for layer in net.layers}, "resnet20", record, phase, Devices()
     )
     expected = None
     for step in range(4):

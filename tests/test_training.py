@@ -91,7 +91,7 @@ def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
     assert lines[1].endswith("batch normalisation: 19 frozen, 0 live")
     assert [row.phase for row in tuned.history] == ["head", "head", "all", "all"]
     assert tuned.recipe.name == "finetune"
-    page = tuned.report.read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "probe" in page
     before, after = to_tensors(reszoo.load(run.best)), to_tensors(tuned.model)
     still = [n for n in before if np.array_equal(before[n], after[n])]

@@ -59,7 +59,7 @@ def shard(
     for path, reason in result.unusable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     print(
-        f"{result.images:,} images in {len(result.files)} files, "
+        f"{sum(result.images.values()):,} images in {result.files:,} files, "
         f"{result.bytes / 1e6:,.1f} MB ({result.copied:,} copied as they were)"
     )
     print(f"Next: reszoo train {output} --model resnet18 --output runs/{output.name}")

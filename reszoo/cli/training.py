@@ -68,6 +68,14 @@ def train(
     save_every: Annotated[
         float, typer.Option(help="Seconds between two states within an epoch.")
     ] = 300.0,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="mirrored: spread each batch over this machine's GPUs; multiworker: "
+            "over the processes that TF_CONFIG names, each running this command.",
+            show_default="one device",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -94,11 +102,15 @@ def train(
         overwrite=overwrite,
         bad_images=bad_images,
         save_every=save_every,
+        strategy=strategy,
         **given,
     )
     card = reszoo.card(result.model)
     if as_json:
         print_json({"best": str(result.best), "card": card.to_json()})
+        return
+    if result.best is None:
+        # Of several workers the first one tells.
         return
     print(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
     print(f"Look at: {result.report}")

@@ -7,10 +7,11 @@ so any batch of any epoch can be made again by itself.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from reszoo.data.augment import geometry
 from reszoo.data.augment.affine import Canvas
@@ -84,12 +85,14 @@ def training_batches(
     seed: int,
     epoch: int,
     start: int = 0,
+    epochs: int = 1,
     shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
-    """Return the shuffled, varied examples of one epoch.
+    """Return the shuffled, varied examples of one epoch, or of several in a row.
 
     The rest that does not fill a batch is left out; another epoch leaves out
-    others.
+    others. Several epochs are one data set, for each data set is traced anew, which
+    takes seconds and memory.
 
     Args:
         examples: All of them, on every worker.
@@ -100,6 +103,7 @@ def training_batches(
         epoch: From 0.
         start: Batches to pass over, without decoding anything; those after it are
             the same as without.
+        epochs: How many; `start` concerns the first.
         shard: Number of this worker and of all workers; worker i gets the i-th
             part of every batch.
 
@@ -117,26 +121,29 @@ def training_batches(
             f"Received: batch_size={batch_size} for {workers} workers."
         )
     repeats, part = augmentation.repeats, batch_size // workers
-    order = epoch_order(
-        len(examples), batch_size, seed=seed, epoch=epoch, repeats=repeats
-    )
-    indices, copies = (
-        slots[start:, worker * part : (worker + 1) * part].ravel() for slots in order
-    )
-    drawn_from = epoch_key(seed, epoch)
     load = _loader(Decoder(examples), record, augmentation)
     fill = _mean_colour(record)
-    places = indices * repeats + copies
-    draws = tf.random.stateless_uniform(
-        (len(examples) * repeats, 3), (drawn_from, -1)
-    ).numpy()[places]
+
+    def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
+        """Tell what stands where in an epoch: index, key, label, draws."""
+        indices, copies = (
+            slots[first:, worker * part : (worker + 1) * part].ravel()
+            for slots in epoch_order(
+                len(examples), batch_size, seed=seed, epoch=int(number), repeats=repeats
+            )
+        )
+        drawn_from, places = epoch_key(seed, int(number)), indices * repeats + copies
+        keys = np.stack([np.full_like(places, drawn_from), places], axis=1)
+        draw = np.random.default_rng((drawn_from, 1))
+        draws = draw.random((len(examples) * repeats, 3), np.float32)[places]
+        return [indices, keys, examples.labels[indices], draws]
 
     # Nothing in these is for AutoGraph, which takes longer than all of the tracing.
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def prepare(
-        index: tf.Tensor, place: tf.Tensor, label: tf.Tensor, draw: tf.Tensor
+        index: tf.Tensor, key: tf.Tensor, label: tf.Tensor, draw: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return load(index, tf.stack([drawn_from, place])), label, draw
+        return load(index, key), label, draw
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def finish(
@@ -148,12 +155,24 @@ def training_batches(
             images = geometry.mirror(images, draws[:, 2])
         return images, labels
 
-    slots = (indices, places, examples.labels[indices], draws)
-    images = tf.data.Dataset.from_tensor_slices(slots)
+    numbers = np.arange(epoch, epoch + epochs)
+    starts = np.where(numbers == epoch, start, 0)
+    images = tf.data.Dataset.from_tensor_slices((numbers, starts))
+    images = images.flat_map(lambda *which: _sliced(slots_of, which))
     images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = images.batch(part, drop_remainder=True)
     return batches.map(finish).prefetch(_AHEAD)
+
+
+def _sliced(
+    slots_of: Callable[..., Any], which: tuple[tf.Tensor, tf.Tensor]
+) -> tf.data.Dataset:
+    kinds = (tf.int64, tf.int64, tf.int64, tf.float32)
+    shapes = ((None,), (None, 2), (None,), (None, 3))
+    slots = tf.numpy_function(slots_of, which, kinds)
+    known = [tf.ensure_shape(*pair) for pair in zip(slots, shapes, strict=True)]
+    return tf.data.Dataset.from_tensor_slices(tuple(known))
 
 
 def quietly(batches: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.progress import say
-from reszoo.training.cluster import Cluster, read_cluster
+from reszoo.training.cluster import Cluster, gather, read_cluster
 from reszoo.training.stopping import Stopped
 
 STRATEGIES = ("mirrored", "multiworker")
@@ -254,45 +253,20 @@ def _connected(cluster: Cluster, patience: float) -> tf.distribute.Strategy:
         f"This is worker {cluster.worker} of {len(cluster.addresses)} "
         f"({cluster.addresses[cluster.worker]}); waiting for the others."
     )
-    outcome: list[tf.distribute.Strategy | Exception] = []
-    # TensorFlow waits without end, deaf to Ctrl-C.
-    thread = threading.Thread(target=_connect, args=(outcome,), daemon=True)
-    thread.start()
-    _wait(thread, patience)
-    if not outcome:
-        raise ReszooError(
-            f"Not all workers came within {patience:g} seconds: "
-            f"{', '.join(cluster.addresses)}. Start all of them, where each can be "
-            "reached under its address."
-        )
-    (result,) = outcome
-    if isinstance(result, tf.distribute.Strategy):
-        return result
-    if isinstance(result, RuntimeError):
+    gather(cluster, patience)
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
         raise UsageError(
             "Workers must be connected before TensorFlow is first used. Give "
             "reszoo.train the name of a net (and weights=) instead of a model."
-        ) from result
-    raise ReszooError(f"The workers could not be connected: {result}.") from result
-
-
-def _connect(outcome: list[tf.distribute.Strategy | Exception]) -> None:
-    try:
-        outcome.append(tf.distribute.MultiWorkerMirroredStrategy())
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        outcome.append(error)
-
-
-def _wait(thread: threading.Thread, seconds: float) -> None:
-    """Wait for a thread that connects; let SIGTERM do again what it did before.
-
-    TensorFlow takes that signal over, to tell of preemption, and then goes on.
-    """
-    end = time.monotonic() + seconds
-    while thread.is_alive() and time.monotonic() < end:
-        thread.join(0.2)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        ) from error
+    except (tf.errors.OpError, ValueError) as error:
+        raise ReszooError(f"The workers could not be connected: {error}.") from error
+    # TensorFlow takes this signal over, to tell of preemption, and then goes on.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return strategy
 
 
 def _abort(reason: str) -> None:

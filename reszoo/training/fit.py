@@ -13,6 +13,7 @@ from reszoo.training.freezing import freeze
 from reszoo.training.losses import LOSSES
 from reszoo.training.net import set_momentum
 from reszoo.training.optimizers import Rule
+from reszoo.training.phases import moving_momentum
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import Recipe
 from reszoo.training.step import decay, rule_of
@@ -87,8 +88,7 @@ def compile(
     plan = find_recipe(recipe, **{**fields, "epochs": epochs})
     spec = get_card(model).architecture.spec
     counted = freeze(model, spec, plan.freeze, plan.freeze_bn is not False)
-    if plan.bn_momentum is not None:
-        set_momentum(model, plan.bn_momentum)
+    set_momentum(model, moving_momentum(plan, steps_per_epoch))
     rates = _rates(plan, steps_per_epoch, epochs)
     model.compile(
         optimizer=RuleOptimizer(rule_of(plan), rates, plan),

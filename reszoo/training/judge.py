@@ -42,6 +42,8 @@ class Judge:
         self._record, self._source, self._batch_size = record, source, batch_size
         self._devices = devices
         self._answer = inference_function(self._net, record)
+        # A data set for each split, since each is traced anew.
+        self._batches: dict[int, tf.data.Dataset] = {}
 
     def take(self, values: Sequence[tf.Variable]) -> Tensors:
         """Take over weights, in the order of the net's variables; return them."""
@@ -69,6 +71,9 @@ class Judge:
 
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
-        batches = evaluation_batches(examples, self._record, self._batch_size)
+        batches = self._batches.setdefault(
+            id(examples),
+            evaluation_batches(examples, self._record, self._batch_size),
+        )
         answers = [self._answer(images)["probabilities"] for images, _ in batches]
         return np.asarray(tf.concat(answers, axis=0))

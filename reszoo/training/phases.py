@@ -96,15 +96,19 @@ def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
 
 
 def _settled(recipe: Recipe, images: int, per_epoch: int, devices: int) -> Recipe:
-    """Decide what `freeze_bn=None` leaves to the data."""
-    if recipe.freeze_bn is not None:
-        return recipe
-    seen = recipe.batch_size // recipe.accumulate
-    if not recipe.sync_bn:
-        seen //= devices
-    if seen < _SMALL_BATCH or images < _SMALL_SET:
-        return replace(recipe, freeze_bn=True)
-    momentum = recipe.bn_momentum
-    if momentum is None:
-        momentum = max(1 - 10 / per_epoch, 0.9)
-    return replace(recipe, freeze_bn=False, bn_momentum=momentum)
+    """Decide what `freeze_bn=None` and `bn_momentum=None` leave to the data."""
+    frozen = recipe.freeze_bn
+    if frozen is None:
+        seen = recipe.batch_size // recipe.accumulate
+        if not recipe.sync_bn:
+            seen //= devices
+        frozen = seen < _SMALL_BATCH or images < _SMALL_SET
+    momentum = moving_momentum(recipe, per_epoch)
+    return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)
+
+
+def moving_momentum(recipe: Recipe, steps_per_epoch: int) -> float:
+    """Return how slowly batch normalisation's statistics follow (Keras' convention)."""
+    if recipe.bn_momentum is not None:
+        return recipe.bn_momentum
+    return max(1 - 10 / steps_per_epoch, 0.9)

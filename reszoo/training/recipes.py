@@ -95,10 +95,9 @@ class Recipe:
             the first N stages, None everything.
         freeze_bn: Whether batch normalisation keeps its statistics and scales.
             None lets the data decide: frozen for batches under 16 or fewer than
-            2,000 training images, else live with a momentum of
-            `max(1 - 10 / steps an epoch, 0.9)` (Kornblith et al. 2019).
-        bn_momentum: Of the moving statistics (Keras' convention); None is the
-            net's own, or that of `freeze_bn=None`.
+            2,000 training images.
+        bn_momentum: Of the moving statistics (Keras' convention; torch's 0.1 is 0.9
+            here). None is `max(1 - 10 / steps an epoch, 0.9)` (Kornblith et al. 2019).
         sync_bn: Whether devices share their batch statistics.
         head_epochs: Epochs before all others in which the head alone is trained, at
             a constant rate and with frozen batch normalisation.

@@ -3,35 +3,35 @@
 import hashlib
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import keras
 import numpy as np
+import tensorflow as tf
 
-from reszoo.cards import Card, Metric, library_versions
-from reszoo.checkpoints.names import Tensors
-from reszoo.checkpoints.safetensors import read as read_checkpoint
-from reszoo.checkpoints.safetensors import write as write_checkpoint
-from reszoo.data.pipeline import Augmentation, quietly, training_batches
-from reszoo.data.sources import Source
+from reszoo.data.pipeline import quietly, training_batches
 from reszoo.errors import ReszooError
 from reszoo.evaluation import Metrics
 from reszoo.progress import Progress, say
-from reszoo.training.distribution import Devices
+from reszoo.training.chronicle import Chronicle
 from reszoo.training.engine import Engine
-from reszoo.training.history import Epoch, write_history
+from reszoo.training.history import Epoch
 from reszoo.training.judge import Judge
 from reszoo.training.net import twin
 from reszoo.training.phases import Phase
-from reszoo.training.recipes import Recipe
+from reszoo.training.setting import Setting
 from reszoo.training.state import STATE, read_state, restore, write_state
 from reszoo.training.stopping import Stop, Stopped
 from reszoo.training.tensorboard import EventLog
 
-HISTORY, TENSORBOARD = "history.csv", "tensorboard"
-BEST, LAST = "best.safetensors", "last.safetensors"
+TENSORBOARD = "tensorboard"
+# Share of the time spent waiting for images from which something should be done.
+_MUCH_WAITING = 0.2
+_WAITING = (
+    "Much of the time went into waiting for images. `reszoo shard` makes large photos "
+    "small once and for all; more processor cores decode faster."
+)
 
 
 @dataclass
@@ -54,60 +54,11 @@ class Tally:
         )
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best epoch so far: the higher accuracy, then the lower loss, wins."""
-
-    epoch: int
-    merit: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Everything about a run that does not change while it goes on.
-
-    Attributes:
-        model: What the caller gave; untouched until the end.
-        card: Its card, with the data's labels and the recipe's image sizes.
-        source: The images.
-        recipe: What is carried out.
-        phases: The same, divided.
-        folder: Where the run is kept; None keeps nothing. Of several workers the
-            chief keeps it.
-        save_every: Seconds between two states in the middle of an epoch.
-        devices: Over which each batch is spread.
-        conditions: What must be the same when the run is resumed, as JSON values.
-    """
-
-    model: keras.Model
-    card: Card
-    source: Source
-    recipe: Recipe
-    phases: tuple[Phase, ...]
-    folder: Path | None
-    save_every: float
-    devices: Devices
-    conditions: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def epochs(self) -> int:
-        """Number of epochs over all phases."""
-        return sum(phase.epochs for phase in self.phases)
-
-    def phase_of(self, epoch: int) -> Phase:
-        """Return the phase of an epoch, counted from 0; the last one at the end."""
-        begun = [phase for phase in self.phases if phase.first_epoch <= epoch]
-        return begun[-1]
-
-
 class Run:
     """Carry out a setting, from its beginning or from a state.
 
     Attributes:
-        history: One row for each finished epoch.
-        best: The best of them.
-        best_tensors: Its weights, by torchvision's names.
-        best_card: Its card.
+        chronicle: The finished epochs, and the best weights.
         engine: The net in the present phase.
         probe: Share of the judging split that the head alone got right, on the
             backbone as it was; None without such a phase.
@@ -122,14 +73,13 @@ class Run:
         self.judge = Judge(model, record, setting.source, batch, setting.devices)
         self._learning = {layer.name for layer in self.net.layers if layer.trainable}
         self.examples = setting.source.examples("train")
-        self.history: list[Epoch] = []
-        self.best: Best | None = None
-        self.best_tensors: Tensors = {}
-        self.best_card = setting.card
+        self.chronicle = Chronicle(setting)
         self.probe: float | None = None
         self._epoch, self._tally, self._saved = 0, Tally(), time.monotonic()
         self.engine = self._new_engine()
         self._log: EventLog | None = None
+        self._hinted = False
+        self._batches: Iterator[tuple[tf.Tensor, tf.Tensor]] | None = None
 
     @property
     def finished(self) -> bool:
@@ -147,12 +97,7 @@ class Run:
         self._epoch = content["epoch"]
         self._tally = Tally(**content["tally"])
         self.probe = content["probe"]
-        self.history = [Epoch(**row) for row in content["history"]]
-        if content["best"]:
-            epoch, merit = content["best"]
-            self.best = Best(epoch, (merit[0], merit[1]))
-            best_tensors, card = read_checkpoint(folder / BEST)
-            self.best_tensors, self.best_card = best_tensors, card or self.best_card
+        self.chronicle.take(content, folder)
         self.engine = self._new_engine()
         restore(self.engine.variables(), tensors)
 
@@ -166,7 +111,9 @@ class Run:
             return
         # The weights differ where each worker was given fresh ones of its own.
         values = self.engine.variables().values()
-        digests = [hashlib.sha256(np.asarray(value)).hexdigest() for value in values]
+        digests = [
+            hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for value in values
+        ]
         begun = {"weights": digests, "epoch and step": [self._epoch, self._tally.steps]}
         self.setting.devices.check_agreement({**self.setting.conditions, **begun})
 
@@ -197,9 +144,8 @@ class Run:
             "conditions": self.setting.conditions,
             "epoch": self._epoch,
             "tally": asdict(self._tally),
-            "history": [asdict(row) for row in self.history],
             "probe": self.probe,
-            "best": self.best and [self.best.epoch, list(self.best.merit)],
+            **self.chronicle.to_json(),
         }
         write_state(self.setting.folder / STATE, self.engine.variables(), content)
 
@@ -221,11 +167,12 @@ class Run:
     def _train(self, stop: Stop) -> None:
         tally, batch = self._tally, self.setting.recipe.batch_size
         steps = self.engine.phase.steps_of(self._epoch)
-        batches = quietly(self._batches(start=tally.steps))
+        if self._batches is None:
+            self._batches = quietly(self._remaining())
         with Progress(f"epoch {self._epoch + 1}", steps, tally.steps) as progress:
             while tally.steps < steps:
                 asked = time.perf_counter()
-                images, labels = next(batches)
+                images, labels = next(self._batches)
                 got = time.perf_counter()
                 loss, hits = self.engine.train(
                     images, labels, self._step_of_phase(), self._epoch
@@ -247,16 +194,17 @@ class Run:
         if time.monotonic() - self._saved >= self.setting.save_every:
             self.save()
 
-    def _batches(self, start: int) -> Any:
-        recipe, card = self.engine.phase.recipe, self.setting.card
+    def _remaining(self) -> tf.data.Dataset:
+        recipe, record = self.engine.phase.recipe, self.setting.card.preprocessing
         return training_batches(
             self.examples,
-            card.preprocessing,
-            augmentation(recipe, card, self.setting.source),
+            record,
+            self.setting.augmentation,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             epoch=self._epoch,
-            start=start,
+            start=self._tally.steps,
+            epochs=self.setting.epochs - self._epoch,
             shard=(self.setting.devices.worker, self.setting.devices.workers),
         )
 
@@ -266,9 +214,11 @@ class Run:
         if measured and not math.isfinite(measured.loss):
             raise self._diverged()
         row = self._row(measured)
-        self.history.append(row)
         say(f"epoch {row.epoch:3d}/{self.setting.epochs}  {row}{self._left()}")
-        self._keep(row, measured, tensors)
+        if row.data_wait > _MUCH_WAITING and not self._hinted:
+            say(_WAITING)
+            self._hinted = True
+        self.chronicle.add(row, measured, tensors)
         self._log_epoch(row)
         before = self.engine.phase
         self._epoch, self._tally = self._epoch + 1, Tally()
@@ -297,38 +247,6 @@ class Run:
             images_per_second=seen / tally.seconds,
             data_wait=tally.waited / tally.seconds,
             seconds=tally.seconds,
-        )
-
-    def _keep(self, row: Epoch, measured: Metrics | None, tensors: Tensors) -> None:
-        card = self._card_after(row.epoch, measured)
-        merit = (measured.top1, -measured.loss) if measured else (0.0, float(row.epoch))
-        improved = self.best is None or merit > self.best.merit
-        if improved:
-            self.best, self.best_tensors = Best(row.epoch, merit), tensors
-            self.best_card = card
-        folder = self.setting.folder
-        if not folder:
-            return
-        if improved:
-            write_checkpoint(folder / BEST, tensors, card)
-        write_checkpoint(folder / LAST, tensors, card)
-        write_history(folder / HISTORY, self.history)
-
-    def _card_after(self, epoch: int, measured: Metrics | None) -> Card:
-        provenance = {
-            "source": "trained with reszoo",
-            "data": self.setting.source.name,
-            "images": len(self.examples),
-            "recipe": self.setting.recipe.to_json(),
-            "epoch": epoch,
-        }
-        if not self.setting.card.is_fresh:
-            provenance["began_as"] = dict(self.setting.card.provenance)
-        return replace(
-            self.setting.card,
-            provenance=provenance,
-            metrics=() if measured is None else as_metrics(measured),
-            versions=library_versions(),
         )
 
     def _log_epoch(self, row: Epoch) -> None:
@@ -363,25 +281,3 @@ class Run:
             f"{recipe.learning_rate:g}) or raise warmup_epochs (it is "
             f"{self.engine.phase.schedule.warmup:g}).{kept}"
         )
-
-
-def augmentation(recipe: Recipe, card: Card, source: Source) -> Augmentation:
-    """Return how a recipe varies the images of a source."""
-    return Augmentation(
-        crop=recipe.crop,
-        pad=round(recipe.pad * card.preprocessing.train_size),
-        scale=recipe.scale,
-        ratio=recipe.ratio,
-        flip=source.mirror_safe if recipe.flip is None else recipe.flip,
-        policy=recipe.policy,
-        erase=recipe.erase,
-        repeats=recipe.repeats,
-    )
-
-
-def as_metrics(measured: Metrics) -> tuple[Metric, ...]:
-    """Return a measurement as a card has it."""
-    data = f"{measured.data}, {measured.images} images"
-    values = asdict(measured)
-    names = ("top1", "top5", "loss")
-    return tuple(Metric(name=name, value=values[name], data=data) for name in names)

@@ -28,7 +28,7 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
     """
     setting = run.setting
     folder, recipe = setting.folder, setting.recipe
-    if folder is None or run.best is None:
+    if folder is None or run.chronicle.best is None:
         return
     try:
         defaults = find_recipe(recipe.name).to_json()
@@ -41,18 +41,18 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
         data=setting.source.name,
         class_names=setting.source.class_names,
         training_images=len(run.examples),
-        history=run.history,
-        best_epoch=run.best.epoch,
+        history=run.chronicle.history,
+        best_epoch=run.chronicle.best.epoch,
         judged=_judged(run),
         recipe=recipe.to_json(),
         defaults=defaults,
-        batch_norm=tuple(run.engine.batch_norm),
+        batch_norm=run.engine.batch_norm,
         skipped=setting.source.unusable,
         repeat=command,
         export=export,
         versions=library_versions(),
         processor=processor(),
-        seconds=sum(row.seconds for row in run.history),
+        seconds=sum(row.seconds for row in run.chronicle.history),
     )
     write_report(folder / REPORT, report)
 
@@ -62,7 +62,7 @@ def _judged(run: "Run") -> Judged | None:
     if split == "train":
         return None
     examples = run.setting.source.examples(split)
-    run.judge.lay_in(run.best_tensors)
+    run.judge.lay_in(run.chronicle.best_tensors)
     return Judged(
         split=split,
         labels=examples.labels,

@@ -17,6 +17,7 @@ from reszoo.data.sources import Source, check_classes, fingerprint, open_source
 from reszoo.errors import UsageError
 from reszoo.files import write_json
 from reszoo.progress import say
+from reszoo.training.chronicle import BEST, HISTORY, LAST
 from reszoo.training.command import repeating
 from reszoo.training.distribution import Devices, open_devices
 from reszoo.training.history import Epoch, write_curves
@@ -24,7 +25,8 @@ from reszoo.training.net import precision
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import Recipe
-from reszoo.training.run import BEST, HISTORY, LAST, TENSORBOARD, Run, Setting
+from reszoo.training.run import TENSORBOARD, Run
+from reszoo.training.setting import Setting
 from reszoo.training.state import STATE, check_same, read_state
 from reszoo.training.stopping import Stopped, stopping
 from reszoo.training.summary import REPORT, write_summary
@@ -242,11 +244,12 @@ def _begin(run: Run, resumed: Path | None) -> None:
         run.go_on(resumed)
     run.check_agreement()
     _announce(run)
-    if folder and not run.history:
+    if folder and not run.chronicle.history:
         # First of all a state, so that a kill at any moment leaves something to go on
         # with; only then may what an older run left go.
         if not going_on:
             run.save()
+            shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
         for name in _RESULTS:
             (folder / name).unlink(missing_ok=True)
         write_json(folder / _RECIPE, setting.recipe.to_json())
@@ -264,8 +267,9 @@ def _announce(run: Run) -> None:
     )
     if run.finished:
         say("The run is complete already.")
-    elif run.history or run.step_of_epoch:
-        say(f"Going on in epoch {len(run.history) + 1}, step {run.step_of_epoch + 1}.")
+    elif run.chronicle.history or run.step_of_epoch:
+        epoch, step = len(run.chronicle.history) + 1, run.step_of_epoch + 1
+        say(f"Going on in epoch {epoch}, step {step}.")
 
 
 def _train(run: Run) -> None:
@@ -286,14 +290,14 @@ def _train(run: Run) -> None:
 def _result(run: Run, command: list[str]) -> TrainResult:
     setting, folder = run.setting, run.setting.folder
     if folder:
-        write_curves(folder / _CURVES, run.history, _title(setting))
+        write_curves(folder / _CURVES, run.chronicle.history, _title(setting))
         write_summary(run, command)
-    lay_in(setting.model, run.best_tensors, "the best epoch")
-    set_card(setting.model, run.best_card)
+    lay_in(setting.model, run.chronicle.best_tensors, "the best epoch")
+    set_card(setting.model, run.chronicle.best_card)
     return TrainResult(
         model=setting.model,
         recipe=setting.recipe,
-        history=tuple(run.history),
+        history=tuple(run.chronicle.history),
         best=folder and folder / BEST,
         last=folder and folder / LAST,
         report=folder and folder / REPORT,

@@ -60,16 +60,31 @@ def random_window(
 def resize(image: tf.Tensor, side: int, interpolation: str) -> tf.Tensor:
     """Resize a window to a square, antialiased.
 
-    In one pass: it takes half the time of `preprocessing.resize_tensor`, which
-    follows Pillow's rounding between two passes, and differs by a grey level.
+    Without Pillow's rounding between its two passes, which
+    `preprocessing.resize_tensor` follows: one pixel of five differs, by a grey level.
 
     Args:
         image: uint8 `(height, width, 3)`.
         side: Height and width afterwards, in pixels.
         interpolation: "bilinear" or "bicubic".
     """
-    pixels = tf.image.resize(image, (side, side), interpolation, antialias=True)
-    return tf.cast(tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255), tf.uint8)
+    low = _resize_down(image, side, interpolation)
+    turned = _resize_down(tf.transpose(low, (1, 0, 2)), side, interpolation)
+    pixels = tf.transpose(turned, (1, 0, 2))
+    return tf.cast(tf.clip_by_value(pixels, 0, 255) + 0.5, tf.uint8)
+
+
+def _resize_down(image: tf.Tensor, side: int, interpolation: str) -> tf.Tensor:
+    """Resize the height alone; float32.
+
+    TensorFlow's kernel (ScaleAndTranslate) mixes all channels of a pixel at once, but
+    pixels one by one. So each row becomes the channels of a single pixel: both
+    directions together then take a quarter of the time.
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    rows = tf.reshape(image, (height, 1, width * 3))
+    mixed = tf.image.resize(rows, (side, 1), interpolation, antialias=True)
+    return tf.reshape(mixed, (side, width, 3))
 
 
 def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.Tensor:

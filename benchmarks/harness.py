@@ -1,0 +1,365 @@
+"""Contenders beside each other: fresh processes, interleaved, compared pair by pair.
+
+A contender is a command that prints one JSON line: `samples`, which are rates (more is
+better), and whatever else it has to tell. `sampled` measures it, `emit` prints it. The
+processor's own roof, a large matrix product, is measured in the same rounds.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+THREADS = 2
+ROOF_SIDE = 2048
+_RESAMPLES = 2000
+_NAMES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
+# What one process printed.
+Run = dict[str, Any]
+Runs = dict[str, list[Run]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those that are compared.
+
+    Attributes:
+        name: How the table calls it.
+        command: What starts it.
+        unit: Of its samples.
+    """
+
+    name: str
+    command: Sequence[str]
+    unit: str = "images/s"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """How many times as fast as another one a contender is said to be, at least."""
+
+    ours: str
+    theirs: str
+    least: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ours over theirs: the median over pairs, and the middle 95 % of resamples."""
+
+    ours: str
+    theirs: str
+    median: float
+    low: float
+    high: float
+
+    def verdict(self, least: float) -> str:
+        """Tell whether a claim holds, or that the spread is too wide to tell."""
+        unsure = self.low <= 1 <= self.high
+        if unsure and self.high - self.low > abs(least - 1):
+            return "no verdict"
+        return "met" if self.median >= least else "missed"
+
+
+class Clock:
+    """Takes the time of equal steps, and what the process and its children use."""
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[float, float]] = []
+
+    def tick(self, *_: object) -> None:
+        """End one step and begin the next."""
+        self._marks.append((time.perf_counter(), processor_seconds()))
+
+    def told(self, items: int, warm_up: int) -> Run:
+        """Return the rates, processor milliseconds an item, and megabytes.
+
+        Args:
+            items: Of a step.
+            warm_up: Steps that do not count, one or more.
+        """
+        wall, used = np.diff(np.array(self._marks[warm_up - 1 :]), axis=0).T
+        return {
+            "samples": (items / wall).tolist(),
+            "cpu_ms": 1000 * used.sum() / (items * len(used)),
+            # How much of the processors it had: little where others are at work.
+            "share": used.sum() / (wall.sum() * THREADS),
+            "megabytes": megabytes(),
+        }
+
+
+def sampled(
+    step: Callable[[], object], *, items: int, warm_up: int, samples: int
+) -> Run:
+    """Carry out equal steps and return what `Clock.told` does."""
+    clock = Clock()
+    for _ in range(warm_up + samples):
+        step()
+        clock.tick()
+    return clock.told(items, warm_up)
+
+
+def megabytes() -> float:
+    """Return what the family holds; a page shared by n processes counts 1/n."""
+    lines = [
+        line
+        for process in _family()
+        for line in (process / "smaps_rollup").read_text().splitlines()
+    ]
+    return sum(int(each.split()[1]) for each in lines if each.startswith("Pss:")) / 1024
+
+
+def processor_seconds() -> float:
+    """Return the processor time that the family has used."""
+    ticks = [sum(map(int, _status(process)[11:13])) for process in _family()]
+    return sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+
+def _family() -> list[Path]:
+    """Return the folders in /proc of this process and its children."""
+    own = os.getpid()
+    all_of_them = Path("/proc").glob("[0-9]*")
+    return [p for p in all_of_them if own in (int(p.name), int(_status(p)[1]))]
+
+
+def _status(process: Path) -> list[str]:
+    # The name, in parentheses, may hold anything (proc(5)); processes come and go.
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["0"] * 50
+
+
+def emit(run: Run, **facts: object) -> None:
+    """Print the line that a contender owes: a run, and what else is to be told."""
+    print(json.dumps({**run, **facts}), flush=True)
+
+
+def roof(kind: str) -> Contender:
+    """Return the contender that shows what the processor can do.
+
+    Args:
+        kind: "float32" or "bfloat16".
+    """
+    command = (sys.executable, __file__, "--roof", kind)
+    return Contender(f"roof {kind}", command, "GFLOP/s")
+
+
+def order(count: int, turn: int) -> list[int]:
+    """Return who comes when: forwards in even rounds, backwards in odd ones."""
+    forwards = list(range(count))
+    return forwards if turn % 2 == 0 else forwards[::-1]
+
+
+def measure(contenders: Sequence[Contender], rounds: int) -> Runs:
+    """Run every contender once a round, each time in a fresh process.
+
+    Raises:
+        SystemExit: One failed; its last words are in the message.
+    """
+    runs: Runs = {contender.name: [] for contender in contenders}
+    for turn in range(rounds):
+        for index in order(len(contenders), turn):
+            contender = contenders[index]
+            with _few_processors():
+                run = _run(contender)
+            runs[contender.name].append(run)
+            middle = np.median(run["samples"])
+            line = f"  round {turn + 1}: {contender.name}: {middle:.1f}"
+            print(line, file=sys.stderr, flush=True)
+    return runs
+
+
+def _run(contender: Contender) -> Run:
+    done = subprocess.run(
+        contender.command,
+        capture_output=True,
+        text=True,
+        env=os.environ | dict.fromkeys(_NAMES, str(THREADS)),
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{contender.name} failed:\n{done.stderr[-2000:]}")
+    run: Run = json.loads(lines[-1])
+    return run
+
+
+@contextmanager
+def _few_processors() -> Iterator[None]:
+    """Let what is started see `THREADS` processors, where the system can.
+
+    tf.data and DataLoader count processors; variables do not limit them.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:THREADS])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def compare(runs: Runs, ours: str, theirs: str, seed: int = 0) -> Ratio:
+    """Return the ratio of the medians of each pair of runs.
+
+    The interval is of a bootstrap that draws pairs, and samples within each.
+    """
+    draw = np.random.default_rng(seed)
+    pairs = [
+        (np.asarray(one["samples"]), np.asarray(other["samples"]))
+        for one, other in zip(runs[ours], runs[theirs], strict=True)
+    ]
+    drawn = [
+        np.median(
+            [
+                _middle(draw.choice(pairs[i][0], len(pairs[i][0])))
+                / _middle(draw.choice(pairs[i][1], len(pairs[i][1])))
+                for i in draw.integers(0, len(pairs), len(pairs))
+            ]
+        )
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    median = np.median([_middle(one) / _middle(other) for one, other in pairs])
+    return Ratio(ours, theirs, float(median), float(low), float(high))
+
+
+def _middle(samples: Any) -> float:
+    return float(np.median(samples))
+
+
+def summary(
+    contenders: Sequence[Contender],
+    runs: Runs,
+    claims: Sequence[Claim],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return all there is to tell, as plain JSON values.
+
+    Args:
+        contenders: As measured.
+        runs: From `measure`.
+        claims: What is to be judged.
+        notes: Anything else, such as who was left out.
+    """
+    ratios = [(compare(runs, c.ours, c.theirs), c) for c in claims]
+    return {
+        "machine": machine(),
+        "threads": THREADS,
+        "notes": list(notes),
+        "contenders": {
+            each.name: {"unit": each.unit, **_told(runs[each.name])}
+            for each in contenders
+        },
+        "ratios": [
+            {**asdict(ratio), "claim": claim.least, "verdict": told}
+            for ratio, claim in ratios
+            if (told := ratio.verdict(claim.least))
+        ],
+    }
+
+
+def _told(runs: Sequence[Run]) -> dict[str, Any]:
+    samples = np.concatenate([run["samples"] for run in runs])
+    low, median, high = np.percentile(samples, [10, 50, 90])
+    numbers = {
+        name: float(np.median([run[name] for run in runs]))
+        for name, value in runs[0].items()
+        if isinstance(value, int | float)
+    }
+    return {
+        "median": float(median),
+        "p10": float(low),
+        "p90": float(high),
+        **numbers,
+        "runs": list(runs),
+    }
+
+
+def machine() -> dict[str, str]:
+    """Return the processor, the system and Python's version."""
+    from reszoo.machine import processor
+
+    return {
+        "processor": f"{processor()} x {os.cpu_count()}",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def show(told: Mapping[str, Any]) -> None:
+    """Print a summary as tables."""
+    about = told["machine"]
+    print(f"{about['processor']}, {told['threads']} threads, {about['system']}")
+    for name, row in told["contenders"].items():
+        if versions := row["runs"][0].get("versions"):
+            print(f"  {name}: {', '.join(f'{k} {v}' for k, v in versions.items())}")
+    print(f"\n{'':34}{'median':>9}{'p10':>9}{'p90':>9}")
+    known = ("unit", "median", "p10", "p90", "runs")
+    for name, row in told["contenders"].items():
+        numbers = "".join(f"{row[each]:9.1f}" for each in ("median", "p10", "p90"))
+        others = (f"{k} {v:.4g}" for k, v in row.items() if k not in known)
+        print(f"{name:34}{numbers} {row['unit']}  {', '.join(others)}")
+    print()
+    for row in told["ratios"]:
+        span = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        claim = f">= {row['claim']:g}: {row['verdict']}"
+        print(f"{row['ours']} / {row['theirs']}: {span}  {claim}")
+    for note in told["notes"]:
+        print(note)
+
+
+def report(told: Mapping[str, Any], file: Path | None) -> None:
+    """Print a summary, and write it where a file is named."""
+    show(told)
+    if file:
+        from reszoo.files import write_json
+
+        write_json(file, told)
+
+
+def parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, help="file for all that was measured")
+    made.add_argument("--rounds", type=int, default=rounds, help="processes of each")
+    made.add_argument("--peers", help="python of an environment with torch")
+    made.add_argument("--process", nargs="+", help=argparse.SUPPRESS)
+    return made
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Return the versions of installed packages."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in names}
+
+
+def _measure_roof(kind: str) -> None:
+    import tensorflow as tf
+
+    side = ROOF_SIDE
+    one = tf.cast(tf.random.stateless_uniform((side, side), (0, 0)), kind)
+    product = tf.function(lambda x: tf.reduce_sum(tf.matmul(x, x)))
+    run = sampled(lambda: float(product(one)), items=1, warm_up=3, samples=15)
+    run["samples"] = [2 * side**3 * rate / 1e9 for rate in run["samples"]]
+    emit(run, versions=versions("tensorflow"))
+
+
+if __name__ == "__main__":
+    _measure_roof(sys.argv[2])

@@ -1,0 +1,242 @@
+"""How many images a second are trained on? reszoo beside Keras' `fit` and torch.
+
+Run: python benchmarks/training.py [--models resnet50] [--peers PYTHON] [--json FILE]
+
+Synthetic uint8 images in memory, the same net, SGD with momentum, 2 threads. "keras" is
+`compile` and `fit` with their defaults (XLA where Keras chooses it): ResNet-50 from
+keras.applications, the others reszoo's layers with Keras' own BatchNormalization.
+torch runs torchvision's nets in channels_last, bfloat16 by autocast. Each process also
+checks that its loss is finite and falls.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+from harness import Claim, Contender
+
+RATE, MOMENTUM, CLASSES, LABELS, WARM_UP = 0.01, 0.9, 1000, 10, 2
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is trained on.
+
+    Attributes:
+        side: Of the images, in pixels.
+        batch: Images a step.
+        steps: A sample.
+        samples: A process.
+        torch: Whether torchvision has the net.
+    """
+
+    side: int
+    batch: int
+    steps: int
+    samples: int
+    torch: bool = True
+
+
+LOADS = {
+    "resnet50": Load(224, 16, 1, 4),
+    "resnet18": Load(224, 16, 2, 8),
+    "resnet20": Load(32, 128, 8, 10, torch=False),
+}
+
+
+def batch_of(load: Load) -> tuple[Any, Any]:
+    """Return uint8 images `(batch, side, side, 3)` and a few different labels."""
+    draw = np.random.default_rng(0)
+    shape = (load.batch, load.side, load.side, 3)
+    labels = draw.integers(0, LABELS, load.batch)
+    return draw.integers(0, 256, shape, np.uint8), labels.astype(np.int64)
+
+
+def falling(losses: list[float]) -> None:
+    """End the process where the loss is not finite or does not fall."""
+    if not np.isfinite(losses).all() or losses[-1] >= losses[0]:
+        raise SystemExit(f"The loss must be finite and fall. Received: {losses}")
+
+
+def timed(step: Callable[[], float], load: Load, *packages: str) -> None:
+    """Measure a loop of steps, each of which returns its loss."""
+    losses: list[float] = []
+
+    def sample() -> None:
+        losses.extend(step() for _ in range(load.steps))
+
+    images = load.batch * load.steps
+    run = harness.sampled(sample, items=images, warm_up=WARM_UP, samples=load.samples)
+    falling(losses)
+    harness.emit(run, losses=losses, versions=harness.versions(*packages))
+
+
+def train_reszoo(name: str, load: Load, precision: str) -> None:
+    """Train as `reszoo.train` does."""
+    import tensorflow as tf
+
+    import reszoo
+    from reszoo.training.distribution import Devices
+    from reszoo.training.engine import Engine
+    from reszoo.training.net import twin
+    from reszoo.training.phases import phases
+    from reszoo.training.recipe_table import find_recipe
+
+    recipe = find_recipe(
+        "torchvision-v1",
+        batch_size=load.batch,
+        learning_rate=RATE,
+        momentum=MOMENTUM,
+        precision=precision,
+        schedule="constant",
+        milestones=(),
+        epochs=1,
+    )
+    model = reszoo.build(name, classes=CLASSES, seed=0)
+    record = reszoo.card(model).preprocessing
+    net = twin(model, record, recipe)
+    (phase,) = phases(recipe, 1000 * load.batch)
+    learning = {layer.name for layer in net.layers}
+    engine = Engine(net, learning, name, record, phase, Devices())
+    images, labels = map(tf.constant, batch_of(load))
+    timed(lambda: engine.train(images, labels, 0, 0)[0], load, "tensorflow", "keras")
+
+
+def train_keras(name: str, load: Load, precision: str) -> None:
+    """Train with `fit`; a sample is an epoch of a few steps."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    if precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    model, from_logits = _keras_model(name)
+    model.compile(
+        keras.optimizers.SGD(RATE, momentum=MOMENTUM),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+    )
+    batches = tf.data.Dataset.from_tensor_slices(batch_of(load)).repeat()
+    batches = batches.batch(load.batch, drop_remainder=True)
+    batches = batches.map(lambda x, y: (tf.cast(x, tf.float32) / 127.5 - 1, y))
+    clock = harness.Clock()
+    history = model.fit(
+        batches.prefetch(2),
+        epochs=WARM_UP + load.samples,
+        steps_per_epoch=load.steps,
+        verbose=0,
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=clock.tick)],
+    )
+    losses = [float(loss) for loss in history.history["loss"]]
+    falling(losses)
+    harness.emit(
+        clock.told(load.batch * load.steps, WARM_UP),
+        losses=losses,
+        versions=harness.versions("tensorflow", "keras"),
+    )
+
+
+def _keras_model(name: str) -> tuple[Any, bool]:
+    """Return a model, and whether it ends in logits."""
+    import keras
+
+    if name == "resnet50":
+        return keras.applications.ResNet50(weights=None, classes=CLASSES), False
+    import reszoo
+    from reszoo.layers import BatchNormalization
+
+    def plain(layer: Any) -> Any:
+        config = layer.get_config()
+        if isinstance(layer, BatchNormalization):
+            return keras.layers.BatchNormalization.from_config(config)
+        return type(layer).from_config(config)
+
+    model = reszoo.build(name, classes=CLASSES, seed=0)
+    return keras.models.clone_model(model, clone_function=plain), True
+
+
+def train_torch(name: str, load: Load, precision: str) -> None:
+    """Train in channels_last."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from torch_peers import import_torchvision
+
+    torchvision = import_torchvision()
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(harness.THREADS)
+    layout = {"memory_format": torch.channels_last}
+    model = getattr(torchvision.models, name)(num_classes=CLASSES).to(**layout)
+    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
+    images, labels = map(torch.from_numpy, batch_of(load))
+    images = images.permute(0, 3, 1, 2)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+    def step() -> float:
+        pixels = (images.float() / 255 - mean) / std
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(pixels.contiguous(**layout))
+            loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    timed(step, load, "torch", "torchvision")
+
+
+TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}
+
+
+def contenders(names: list[str], peers: str | None) -> list[Contender]:
+    """Return every library in both precisions, for every net."""
+    found = [harness.roof("float32"), harness.roof("bfloat16")]
+    for name in names:
+        for precision in ("float32", "bfloat16"):
+            for library in TRAINERS:
+                if library == "torch" and not (peers and LOADS[name].torch):
+                    continue
+                python = peers if library == "torch" and peers else sys.executable
+                words = (python, __file__, "--process", library, name, precision)
+                found.append(Contender(f"{name} {library} {precision}", words))
+    return found
+
+
+def claims(names: list[str], there: set[str]) -> list[Claim]:
+    """Return what the project promises, of those that take part."""
+    found = []
+    for name in names:
+        ours, plain = f"{name} reszoo bfloat16", f"{name} reszoo float32"
+        found += [
+            Claim(ours, f"{name} keras float32", 2.0),
+            Claim(ours, f"{name} keras bfloat16", 1.0),
+            Claim(plain, f"{name} keras float32", 1.0),
+            Claim(ours, f"{name} torch bfloat16", 1.0),
+            Claim(plain, f"{name} torch float32", 1.0),
+        ]
+    return [claim for claim in found if claim.theirs in there]
+
+
+def main() -> None:
+    """Compare them."""
+    parser = harness.parser(__doc__ or "", rounds=4)
+    parser.add_argument("--models", nargs="+", choices=LOADS, default=list(LOADS))
+    given = parser.parse_args()
+    if given.process:
+        library, name, precision = given.process
+        TRAINERS[library](name, LOADS[name], precision)
+        return
+    taking_part = contenders(given.models, given.peers)
+    notes = [] if given.peers else ["torch was left out: name its --peers PYTHON."]
+    runs = harness.measure(taking_part, given.rounds)
+    promised = claims(given.models, set(runs))
+    told = harness.summary(taking_part, runs, promised, notes)
+    harness.report(told, given.json)
+
+
+if __name__ == "__main__":
+    main()
