@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/reszoo demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -30,19 +30,18 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10, help="of the pretraining")
+    parser.add_argument("--weights", type=Path, help="trained on the first five before")
     given = parser.parse_args()
     classes = sorted(folder.name for folder in (given.data / "train").iterdir())
     given.output.mkdir(parents=True, exist_ok=True)
     first = _write_list(given.output / "first.csv", given.data, classes[:5], None)
-    pretrained = reszoo.train(
-        _NET,
-        first,
-        recipe="cifar",
-        epochs=given.epochs,
-        output=given.output / "pretrained",
-        resume=True,
-    )
-    rows = [_compare(given, classes[5:], pretrained.best, seed) for seed in _SEEDS]
+    weights = given.weights
+    if weights is None:
+        folder = given.output / "pretrained"
+        weights = reszoo.train(
+            _NET, first, epochs=given.epochs, output=folder, resume=True
+        ).best
+    rows = [_compare(given, classes[5:], weights, seed) for seed in _SEEDS]
     _tell(rows)
     (given.output / "transfer.json").write_text(json.dumps(rows, indent=2))
 

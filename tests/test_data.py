@@ -3,6 +3,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import photos
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 import reszoo
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import open_image
+from reszoo.data.mirroring import is_of_characters
 from reszoo.data.pipeline import find_unreadable
 from reszoo.data.sources import check_classes, open_source
 
@@ -163,3 +165,81 @@ def test_the_digits_are_scikit_learns() -> None:
     assert images.shape[1:] == (8, 8, 3)
     assert (images.min(), images.max()) == (0, 255)
     assert not source.mirror_safe
+
+
+def test_a_folder_may_be_for_measuring_only(tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        photos(tmp_path / split, each=1)
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert source.judging_split == "test"
+    assert set(source.splits) == {"validation", "test"}
+    with pytest.raises(reszoo.DataError, match="has no train split to learn from"):
+        source.examples("train")
+    with pytest.raises(reszoo.DataError, match="has no train split to learn from"):
+        reszoo.train("resnet20", tmp_path, epochs=1)
+
+
+def test_classes_may_be_called_val_and_test(tmp_path: Path) -> None:
+    root = photos(tmp_path, ("test", "val"), each=2)
+    assert open_source(root).class_names == ("test", "val")
+
+
+@pytest.mark.parametrize("name", ["cat\n", "grey\u00a0cat", "caf\udce9"])
+def test_a_class_folder_without_a_printable_name_is_named(
+    tmp_path: Path, name: str
+) -> None:
+    root = photos(tmp_path, ("dog", name))
+    with pytest.raises(reszoo.DataError, match="Rename ") as caught:
+        open_source(root)
+    assert str(caught.value).endswith(f"Rename {str(root / name)!r}.")
+
+
+def test_links_to_folders_are_followed(folder: Path, tmp_path: Path) -> None:
+    more = photos(tmp_path / "more", each=3)
+    (folder / "cat" / "more").symlink_to(more / "cat")
+    (folder / "dog" / "gone").symlink_to(more / "nowhere")
+    found = paths(open_source(folder), "all")
+    assert str(folder / "cat" / "more" / "2.png") in found
+    assert len(found) == 15
+
+
+@pytest.mark.parametrize("target", ["cat/deep", "cat", "."])
+def test_a_link_that_goes_round_is_named(folder: Path, target: str) -> None:
+    (folder / "cat" / "deep").mkdir()
+    (folder / "cat" / "deep" / "round").symlink_to(folder / target)
+    with pytest.raises(reszoo.DataError, match=r"cat/deep/round is a link to .*Remove"):
+        open_source(folder)
+
+
+def test_links_that_lead_to_each_other_are_named(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder / "cat" / "out").symlink_to(outside)
+    (outside / "back").symlink_to(folder / "cat")
+    with pytest.raises(reszoo.DataError, match=r"cat/out/back is a link to"):
+        open_source(folder)
+    (folder / "cat" / "out").unlink()
+    (folder / "cat" / "self").symlink_to("self")
+    assert len(open_source(folder).examples("all")) == 12
+
+
+def test_digits_by_name_are_not_mirrored(tmp_path: Path) -> None:
+    ten = tuple("0123456789")
+    assert not open_source(photos(tmp_path / "ten", ten, each=2)).mirror_safe
+    assert open_source(photos(tmp_path / "two", ("0", "1"), each=2)).mirror_safe
+    for name in ("mnist", "svhn_cropped:3.1.0", "emnist/letters", "KMNIST"):
+        assert is_of_characters(name)
+    for name in ("fashion_mnist", "cifar10"):
+        assert not is_of_characters(name)
+
+
+def test_ten_integer_labels_are_digits_where_images_are_grey() -> None:
+    labels = np.arange(30) % 10
+    colour = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8)
+    grey, words = colour[..., 0], labels.astype(str)
+    assert not open_source((grey, labels)).mirror_safe
+    assert not open_source((np.stack([grey] * 3, -1), labels)).mirror_safe
+    assert not open_source((colour, words)).mirror_safe
+    assert open_source((colour, labels)).mirror_safe
+    assert open_source((grey, labels % 9)).mirror_safe

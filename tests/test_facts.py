@@ -91,6 +91,7 @@ def test_a_picture_is_the_same_however_held_and_losslessly_stored(
     assert [facts.orientation for facts in found] == [*STORED, *STORED, 1, 1]
     assert {(facts.width, facts.height) for facts in found} == {(64, 48)}
     assert len({facts.digest for facts in found}) == 1
+    assert decoded(str(tmp_path / "y.tiff"), recover=False) == found[0].digest
     changed = PIXELS.copy()
     changed[9, 9, 1] ^= 1
     (tmp_path / "z.png").write_bytes(encoded(Image.fromarray(changed), "PNG"))

@@ -1,18 +1,23 @@
 """`reszoo.compile`: recipes inside Keras' own `fit`."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import randomise
 
 import reszoo
+from reszoo.cards import Metric
 from reszoo.checkpoints.names import to_tensors
 from reszoo.training.net import twin
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.step import TrainingStep
+from reszoo.zoo import set_card
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 LABELS = np.arange(12) % 3
@@ -36,12 +41,11 @@ def test_fit_takes_the_steps_that_train_takes(optimizer: str) -> None:
         "learning_rate": 0.02,
         "weight_decay": 0.01,
         "label_smoothing": 0.1,
-        "batch_size": 4,
     }
     model, other = small(), small()
     reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2, **fields)
     fit(model, epochs=2)
-    recipe = find_recipe("cifar", epochs=2, precision="float32", **fields)
+    recipe = find_recipe("cifar", epochs=2, precision="float32", batch_size=4, **fields)
     record = reszoo.card(other).preprocessing
     net = twin(other, record, recipe)
     step, (phase,) = TrainingStep(net, record, recipe), phases(recipe, 12)
@@ -57,7 +61,7 @@ def test_fit_takes_the_steps_that_train_takes(optimizer: str) -> None:
 def test_what_is_frozen_after_compile_stays_in_fit() -> None:
     """Keras alone would go on with the step that it traced before."""
     model = small()
-    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=3, batch_size=4)
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=3)
     fit(model)
     first = to_tensors(model)
     for layer in model.layers:
@@ -86,6 +90,102 @@ def test_compile_freezes_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
     assert not [name for name in changed if "bn" in name]
 
 
+def test_compile_again_thaws_what_compile_froze_and_nothing_else() -> None:
+    model = small()
+    model.get_layer("layer1.0.conv1").trainable = False
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1, freeze="backbone")
+    assert learning(model) == {"fc"}
+    recipe = find_recipe("cifar", precision="float32")
+    all_but_one = {layer.name for layer in model.layers if layer.weights}
+    all_but_one -= {"layer1.0.conv1"}
+    assert learning(twin(model, reszoo.card(model).preprocessing, recipe)) == (
+        all_but_one
+    )
+    with pytest.raises(reszoo.UsageError, match="resnet20 has 3 stages"):
+        reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1, freeze="stages:4")
+    assert learning(model) == {"fc"}
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1)
+    assert learning(model) == all_but_one
+
+
+def learning(model: Any) -> set[str]:
+    return {layer.name for layer in model.layers if layer.trainable and layer.weights}
+
+
+def test_the_card_tells_of_compile_and_of_no_metrics() -> None:
+    model = small()
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2, learning_rate=0.02)
+    card = reszoo.card(model)
+    assert not card.is_fresh
+    told = card.provenance["recipe"]
+    assert (told["name"], told["epochs"], told["learning_rate"]) == ("cifar", 2, 0.02)
+    # The recipe's crop is not carried out, so nothing is said of it.
+    assert "crop" not in told
+    assert "began_as" not in card.provenance
+    known = {"source": "somewhere", "licence": "mit"}
+    top1 = (Metric(name="top1", value=0.5, data="some"),)
+    set_card(model, replace(card, provenance=known, metrics=top1))
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1)
+    assert reszoo.card(model).provenance["began_as"] == known
+    assert reszoo.card(model).metrics == ()
+
+
+def test_a_keras_file_goes_on_as_the_model_does(tmp_path: Path) -> None:
+    model = small()
+    # LAMB, for its step depends on all that it keeps: two means and the step's number.
+    fields: dict[str, Any] = {"optimizer": "lamb", "label_smoothing": 0.1}
+    reszoo.compile(
+        model, "cifar", steps_per_epoch=3, epochs=2, freeze="backbone", **fields
+    )
+    fit(model)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    pixels = reszoo.card(model).preprocessing.normalise(IMAGES.astype(np.float32))
+    for each in (model, again):
+        each.fit(pixels, LABELS, batch_size=4, shuffle=False, verbose=0)
+    for one, two in zip(model.variables, again.variables, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6, err_msg=one.path)
+    assert int(again.optimizer.iterations.value) == 6
+
+
+def test_a_clone_takes_the_same_setting() -> None:
+    model = small()
+    reszoo.compile(model, "he2015-cifar", steps_per_epoch=3, epochs=2)
+    clone = keras.models.clone_model(model)
+    clone.compile_from_config(model.get_compile_config())
+    assert clone.optimizer.get_config() == model.optimizer.get_config()
+    assert clone.loss.get_config() == model.loss.get_config()
+    rates = [float(clone.optimizer._learning_rate(step)) for step in (0, 3, 5, 9)]
+    np.testing.assert_allclose(rates, [0.1, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+ONLY_TRAIN = (
+    "accumulate batch_size crop crop_pct cutmix ema ema_every erase eval_size flip "
+    "head_epochs head_learning_rate interpolation mixup pad policy precision ratio "
+    "repeats scale seed steps stochastic_depth sync_bn train_size zero_init_residual"
+)
+
+
 def test_what_only_train_can_do_is_refused() -> None:
-    with pytest.raises(reszoo.UsageError, match="cannot carry out ema, mixup"):
-        reszoo.compile(small(), steps_per_epoch=3, epochs=1, mixup=0.2, ema=0.9)
+    model = small()
+    for name in ONLY_TRAIN.split():
+        with pytest.raises(reszoo.UsageError, match=f"cannot carry out {name};"):
+            reszoo.compile(model, steps_per_epoch=3, epochs=1, **{name: 1})
+    with pytest.raises(reszoo.UsageError, match="data set decides the size of a b"):
+        reszoo.compile(model, steps_per_epoch=3, epochs=1, batch_size=4)
+    assert reszoo.card(model).is_fresh
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [
+        ({"classifier_activation": "softmax", "classes": 3}, "activation='softmax'"),
+        ({"include_top": False}, "include_top=False"),
+    ],
+)
+def test_a_model_without_logits_is_refused(
+    options: dict[str, Any], received: str
+) -> None:
+    model = reszoo.build("resnet20", input_shape=(8, 8, 3), **options)
+    with pytest.raises(reszoo.UsageError, match=f"ends in logits.*{received}"):
+        reszoo.compile(model, steps_per_epoch=3, epochs=1)

@@ -1,7 +1,7 @@
 """Optimizers, rates and averages held against torch's, timm's and Caffe's."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -193,17 +193,18 @@ def test_decay_is_for_the_weights_that_were_named() -> None:
     ]
     model = keras.Sequential([keras.layers.Input((3,)), *layers])
     weights = model.trainable_variables
+    choices: Any = DECAYED
     decayed = {
         which: [
             v.path.split("/")[-1] for v in weights if decay_of(v.path, v.ndim, which)
         ]
-        for which in DECAYED
+        for which in choices
     }
     assert decayed["kernels"] == ["kernel"]
     assert decayed["all-but-norm"] == ["kernel", "bias"]
     assert decayed["all"] == ["kernel", "bias", "gamma", "beta"]
     with pytest.raises(UnknownNameError, match="no choice of decayed weights 'kernel'"):
-        decay_of("fc/kernel", 2, "kernel")
+        decay_of("fc/kernel", 2, cast(Any, "kernel"))
     optimizer = Optimizer(Sgd(), weights, [0.0] * 4)
     assert list(optimizer.state())[1] == f"velocity/{weights[0].path}"
     optimizer.apply([tf.ones_like(v.value) for v in weights], 1.0)

@@ -1,16 +1,23 @@
 """Recipes as data, and how they become phases."""
 
+import ast
 import itertools
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 
 import reszoo
+from reszoo.data.augment.names import strength_of
 from reszoo.training.command import _written, repeating
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import FIELDS, RECIPES, find_recipe, parse_field
+from reszoo.training.recipes import DEFAULTS, NEEDS
+from reszoo.training.schedules import Schedule
 
 # From the papers and scripts named in the table: epochs, batch, rate, decay.
 PUBLISHED = {
@@ -114,26 +121,150 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"epoch": 3}, "no recipe field 'epoch'. Did you mean 'epochs'"),
         ({"name": "mine"}, "no recipe field 'name'"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1"),
-        ({"epochs": 10.0}, r"Received: epochs=10\.0"),
+        (
+            {"epochs": 10.0},
+            r"epochs must be a whole number \(or None\).*: epochs=10\.0",
+        ),
+        ({"epochs": True}, r"epochs must be a whole number \(or None\).*: epochs=True"),
+        ({"epochs": np.float64(3)}, "epochs must be a whole number"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number. .*='0.1'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number"),
+        ({"weight_decay": "x"}, "weight_decay must be a number. .*: weight_decay='x'"),
+        ({"momentum": None}, "momentum must be a number. Received: momentum=None"),
+        ({"nesterov": 3}, "nesterov must be True or False. Received: nesterov=3"),
+        (
+            {"flip": "no"},
+            r"flip must be True or False \(or None\). Received: flip='no'",
+        ),
+        ({"freeze_bn": "no"}, r"freeze_bn must be True or False \(or None\)"),
+        ({"freeze": 3}, r"freeze must be a text \(or None\). Received: freeze=3"),
+        ({"scale": 0.25}, r"scale must be 2 numbers. Received: scale=0\.25"),
+        ({"scale": (0.1, 0.2, 0.3)}, r"scale must be 2 numbers.*=\(0\.1, 0\.2, 0\.3\)"),
+        ({"scale": ("a", 1)}, r"scale must be 2 numbers. Received: scale=\('a', 1\)"),
+        ({"milestones": 0.5}, r"milestones must be numbers. .*: milestones=0\.5"),
         ({"epochs": 2, "steps": 5}, "epochs or steps, not both"),
         ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
         ({"learning_rate": -1}, "learning_rate must be above 0"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"optimizer": "adam"}, "no optimizer 'adam'. Known: sgd, caffe-sgd, lamb"),
         ({"interpolation": "area"}, "no interpolation 'area'"),
-        ({"policy": "rand"}, "policy must be"),
+        ({"policy": "rand"}, "policy is 'trivial' or 'rand-mM-mstdS'.*: 'rand'"),
+        ({"policy": "rand-m30"}, "M and S from 0 to 10.*'rand-m30'"),
+        ({"policy": "rand-m7-mstd11"}, "M and S from 0 to 10.*'rand-m7-mstd11'"),
         ({"freeze": "stage:2"}, 'freeze must be "backbone", "stages:N"'),
         ({"scale": (0.5, 0.2)}, "scale must be two numbers, the least first"),
         ({"erase": 1.5}, r"erase must lie in \[0, 1\]"),
         ({"mixup": -0.1}, "mixup and cutmix must not be negative"),
         ({"accumulate": 3}, "accumulate must divide batch_size"),
-        ({"milestones": (0.5,)}, "milestones belong to"),
+        ({"milestones": (0.5,)}, 'milestones has an effect with schedule="steps" only'),
+        ({"schedule": "steps"}, 'schedule="steps" needs milestones'),
+        ({"factor": 0.5}, "factor has an effect with"),
+        (
+            {"scale": (0.5, 1)},
+            r"scale=\(0\.5, 1\.0\) with crop='pad'. Leave",
+        ),
+        ({"crop": "none", "pad": 0.1}, 'pad has an effect with crop="pad" only'),
+        ({"epochs": 3, "warmup_epochs": 5}, "warmup_epochs=5 for 3 epochs. Give a sm"),
+        (
+            {"epochs": 3, "warmup_epochs": 3},
+            "warmup_epochs must be less than the",
+        ),
         ({"schedule": "steps", "milestones": (0.5, 0.2)}, "milestones must be shares"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(reszoo.UsageError, match=text):
         find_recipe("cifar", **changes)
+
+
+def test_numbers_of_numpy_and_lists_become_plain_ones() -> None:
+    given = {
+        "epochs": np.int64(3),
+        "learning_rate": np.float32(0.5),
+        "weight_decay": 0,
+        "nesterov": np.True_,
+        "crop": "resized",
+        "scale": [np.float64(0.5), 1],
+        "ratio": np.array([0.5, 2.0]),
+    }
+    recipe = find_recipe("cifar", **given)
+    values = [getattr(recipe, field) for field in given]
+    assert values == [3, 0.5, 0.0, True, "resized", (0.5, 1.0), (0.5, 2.0)]
+    kinds = [type(value) for value in values]
+    assert kinds == [int, float, float, bool, str, tuple, tuple]
+    assert {type(part) for part in (*recipe.scale, *recipe.ratio)} == {float}
+
+
+def test_policies_have_the_names_of_timm() -> None:
+    assert strength_of("trivial") is None
+    assert strength_of("rand-m7-mstd0.5-inc1") == strength_of("rand-m7-mstd0.5")
+    assert strength_of("rand-m7-mstd0.5") == (7, 0.5)
+    assert strength_of("rand-m10") == (10, 0)
+    assert find_recipe("rsb-a2", policy="rand-m7-mstd0.5-inc1").policy is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("torchvision-v1", {"schedule": "cosine"}, {"milestones": ()}),
+        ("he2015-cifar", {"schedule": "constant"}, {"milestones": ()}),
+        ("rsb-a2", {"schedule": "constant"}, {"floor": 0, "warmup_prefix": True}),
+        ("cifar", {"crop": "resized"}, {"pad": 0}),
+        ("finetune", {"crop": "pad", "pad": 0.1}, {"scale": (0.08, 1), "pad": 0.1}),
+        ("torchvision-v2", {"epochs": 3}, {"warmup_epochs": None}),
+        ("torchvision-v2", {"epochs": 6}, {"warmup_epochs": 5}),
+        ("cifar", {"steps": 2}, {"warmup_epochs": None}),
+        ("he2015-cifar", {"steps": 2}, {"warmup_epochs": 0}),
+    ],
+)
+def test_what_belongs_to_the_old_value_of_a_field_goes_with_it(
+    name: str, changes: dict[str, Any], told: dict[str, Any]
+) -> None:
+    recipe = find_recipe(name, **changes)
+    assert {field: getattr(recipe, field) for field in told} == told
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "text"),
+    [
+        ("he2015-cifar", {"schedule": "cosine", "milestones": (0.5,)}, "milestones"),
+        ("rsb-a2", {"schedule": "constant", "floor": 0.1}, "floor"),
+        ("finetune", {"crop": "resized", "pad": 0.1}, "pad"),
+    ],
+)
+def test_what_cannot_act_is_refused_where_it_is_given_as_well(
+    name: str, changes: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(reszoo.UsageError, match=f"^{text} has an effect with"):
+        find_recipe(name, **changes)
+
+
+def test_every_choice_can_replace_the_one_of_every_recipe() -> None:
+    for (field, _), name in itertools.product(NEEDS.values(), RECIPES):
+        for value in get_args(get_type_hints(reszoo.Recipe)[field]):
+            needed = {"milestones": (0.5,)} if value == "steps" else {}
+            recipe = find_recipe(name, **{field: value}, **needed)
+            idle = [f for f, (o, v) in NEEDS.items() if getattr(recipe, o) != v]
+            assert all(getattr(recipe, f) == DEFAULTS[f] for f in idle)
+
+
+def test_a_warm_up_as_long_as_a_training_in_steps_is_refused() -> None:
+    recipe = find_recipe("cifar", steps=10, batch_size=10, warmup_epochs=2)
+    assert phases(recipe, 40)[0].learning_rate(9) == pytest.approx(0.05)
+    with pytest.raises(reszoo.UsageError, match=r"warmup_epochs=2 for 2 epochs"):
+        phases(recipe, 50)
+
+
+def test_schedules_and_recipes_have_the_same_names() -> None:
+    ours, theirs = get_type_hints(reszoo.Recipe), get_type_hints(Schedule)
+    pairs = (("schedule", "kind"), ("schedule_per", "per"), ("warmup_shape",) * 2)
+    for one, other in pairs:
+        assert get_args(ours[one]) == get_args(theirs[other]) != ()
+
+
+def test_recipes_need_no_tensorflow() -> None:
+    code = "import reszoo.training.command, sys; assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_mistyped_recipe_is_answered_with_the_nearest() -> None:
@@ -153,11 +284,8 @@ def test_every_field_can_be_written_on_the_command_line(name: str) -> None:
     command = repeating("resnet20", "photos", recipe, None, None, "skip")
     assert command[-1] == name
     for field in FIELDS:
-        value = recipe.to_json()[field]
-        assert parse_field(f"{field}={_written(value)}") == (
-            field,
-            getattr(recipe, field),
-        )
+        value = getattr(recipe, field)
+        assert parse_field(f"{field}={_written(value)}") == (field, value)
     assert find_recipe(recipe, **{f: getattr(recipe, f) for f in FIELDS}) == recipe
 
 
@@ -170,6 +298,8 @@ def test_every_field_can_be_written_on_the_command_line(name: str) -> None:
         ("ema=much", "ema must be a number"),
         ("flip=maybe", "flip must be yes or no"),
         ("scale=a,b", "scale must be numbers with commas between"),
+        ("scale=0.25", r"scale must be 2 numbers. Received: scale=\(0\.25,\)"),
+        ("ema=nan", "ema must be a number"),
     ],
 )
 def test_fields_of_another_kind_are_refused(text: str, message: str) -> None:
@@ -188,19 +318,57 @@ def test_recipes_are_plain_json() -> None:
 def test_a_run_tells_the_command_that_repeats_it() -> None:
     recipe = find_recipe("finetune", epochs=3, flip=False, scale=(0.5, 1.0), ema=0.99)
     told = repeating("resnet18", "my photos", recipe, "imagenet", Path("out"), "error")
-    assert told[:6] == [
-        "reszoo",
-        "train",
-        "my photos",
-        "--model",
-        "resnet18",
-        "--weights",
-    ]
+    assert told[:5] == ["reszoo", "train", "my photos", "--model", "resnet18"]
     fields = dict(
         parse_field(text) for flag, text in itertools.pairwise(told) if flag == "--set"
     )
     assert find_recipe(told[told.index("--recipe") + 1], **fields) == recipe
     assert told[told.index("--weights") + 1] == "imagenet"
     assert told[-4:] == ["--bad-images", "error", "--output", "out"]
-    in_memory = repeating(object(), "photos", recipe, None, None, "skip")
-    assert "reszoo.train(model, 'photos', recipe='finetune', epochs=3" in in_memory[2]
+
+
+def test_a_change_that_carries_others_along_is_told_in_full() -> None:
+    recipe = replace(RECIPES["cifar"], epochs=None, steps=9_000)
+    told = repeating("resnet18", "photos", recipe, None, None, "skip")
+    fields = dict(
+        parse_field(text) for flag, text in itertools.pairwise(told) if flag == "--set"
+    )
+    assert fields == {"epochs": None, "steps": 9_000, "warmup_epochs": 1}
+    assert find_recipe("cifar", **fields) == recipe
+
+
+def call_of(told: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the arguments of the one call in a command of Python."""
+    assert told[:2] == ["python", "-c"]
+    call = ast.parse(told[2]).body[-1].value  # type: ignore[attr-defined]
+    named = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    return [ast.unparse(word) for word in call.args], named
+
+
+def test_what_is_in_memory_is_repeated_in_python_with_everything_given() -> None:
+    recipe = find_recipe("finetune", epochs=3, scale=(0.5, 1))
+    output = Path("my run")
+    told = repeating("resnet18", {}, recipe, Path("a.h5"), output, "error", "mirrored")
+    assert call_of(told) == (
+        ["'resnet18'", "data"],
+        {
+            "recipe": "'finetune'",
+            "epochs": "3",
+            "scale": "(0.5, 1.0)",
+            "weights": "'a.h5'",
+            "bad_images": "'error'",
+            "strategy": "'mirrored'",
+            "output": "'my run'",
+        },
+    )
+    plain = repeating(object(), Path("photos"), RECIPES["cifar"], None, None, "skip")
+    assert call_of(plain) == (["model", "'photos'"], {"recipe": "'cifar'"})
+
+
+def test_a_recipe_of_ones_own_is_repeated_as_it_is() -> None:
+    own = replace(RECIPES["he2015-cifar"], name="mine", seed=3)
+    words, named = call_of(repeating("resnet20", "digits", own, None, None, "skip"))
+    assert words == ["'resnet20'", "'digits'"]
+    assert set(named) == {"recipe"}
+    assert eval(named["recipe"], {"reszoo": reszoo}) == own
+    assert "nesterov" not in named["recipe"]

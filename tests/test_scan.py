@@ -82,6 +82,16 @@ def test_a_drawn_split_is_checked_for_leaks_too(folder: Path, home: Path) -> Non
     assert group.splits == 2
 
 
+def test_pictures_that_are_not_read_are_listed(folder: Path, home: Path) -> None:
+    unread = folder / "cat" / "0.heic"
+    unread.touch()
+    report = scan(folder)
+    assert not report.ok
+    (facts,) = report.unusable
+    assert facts.path == str(unread)
+    assert "  cat/0.heic: files ending in .heic are not read" in str(report)
+
+
 def test_a_report_lists_and_counts_what_is_wrong(tmp_path: Path, home: Path) -> None:
     root = splits(tmp_path / "p")
     for name, (content, _) in ZOO.items():

@@ -79,6 +79,7 @@ def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
         ('cat/0.png,cat\ncat/1.png,"cat\n', "line 2 is no CSV"),
         ("cat/0.png,cat\n", "lists the one class 'cat'"),
         ("path,label\n", "lists no images"),
+        ('cat/0.png,"a\nb"\n', r"line 2 has a label that is not printable, 'a\\nb'"),
         ("cat/0.png,a\ncat/1.png,b\n", r"at least two images\. .*list\.csv: a, b"),
         ("cat/0.png,a,train\ncat/1.png,b,test\n", r"one image\. .*list\.csv: b"),
     ],
@@ -157,6 +158,60 @@ def test_the_first_unusable_image_is_named(spoiled: tuple[Path, Source]) -> None
         open_source(spoiled[0])
     with pytest.raises(reszoo.UsageError, match=r"no policy .*Did you mean 'skip'"):
         open_source(spoiled[0], bad_images="skipp")
+
+
+def test_pictures_of_formats_that_are_not_read_are_named(
+    folder: Path, home: Path
+) -> None:
+    for name in ("a.HEIC", "b.svg", "notes.txt"):
+        (folder / "cat" / name).touch()
+    told = "files ending in .heic are not read; convert them to PNG or JPEG"
+    source = open_source(folder, bad_images="skip")
+    assert source.unusable[0] == (str(folder / "cat" / "a.HEIC"), told)
+    assert [Path(path).name for path, _ in source.unusable] == ["a.HEIC", "b.svg"]
+    assert len(source.splits["all"]) == 12
+    with pytest.raises(reszoo.DataError, match=r"a\.HEIC cannot be used \(files end"):
+        open_source(folder, bad_images="error")
+    for number in range(6):
+        (folder / "dog" / f"{number}.png").rename(folder / "dog" / f"{number}.heic")
+    with pytest.raises(reszoo.DataError, match=r"not read: \.heic, \.svg\): dog"):
+        open_source(folder)
+
+
+def test_every_ending_of_tiff_and_jpeg_is_read(folder: Path, home: Path) -> None:
+    picture = Image.open(folder / "cat" / "0.png")
+    for number, ending in enumerate(("tif", "TIFF", "jpe", "jfif")):
+        kind = "TIFF" if number < 2 else "JPEG"
+        picture.save(folder / "cat" / f"x.{ending}", kind)
+    assert len(open_source(folder, bad_images="error").splits["all"]) == 16
+    depth = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    for pixels in (depth, depth.astype(np.int32)):
+        Image.fromarray(pixels).save(folder / "cat" / "deep.tif")
+        with pytest.raises(reszoo.DataError, match=r"deep\.tif.*32 bits a channel"):
+            open_source(folder)
+        with pytest.raises(reszoo.DataError, match=r"deep\.tif.*32 bits a channel"):
+            open_source(folder, bad_images="error")
+
+
+def test_pictures_in_two_splits_or_classes_are_warned_of(
+    tmp_path: Path, home: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            pixels = draw.integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / name / "0.png")
+    assert open_source(tmp_path, bad_images="skip").warnings == ()
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "val/cat/a.png")
+    shutil.copy(tmp_path / "train/dog/0.png", tmp_path / "val/dog/b.png")
+    shutil.copy(tmp_path / "test/cat/0.png", tmp_path / "test/dog/c.png")
+    assert open_source(tmp_path).warnings == ()
+    classes, splits = open_source(tmp_path, bad_images="error").warnings
+    same = "test/cat/0.png = test/dog/c.png"
+    assert classes == f"1 picture is in more than one class, e.g. {same}"
+    same = "train/cat/0.png = val/cat/a.png"
+    assert splits == f"2 pictures are in both train and validation, e.g. {same}"
 
 
 def test_a_class_or_split_that_loses_all_its_images_is_named(

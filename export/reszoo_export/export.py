@@ -40,6 +40,7 @@ def export(
     formats: Sequence[str] | str = ("saved_model", "tflite", "onnx"),
     calibration: Data | None = None,
     verify: Data | None = None,
+    bad_images: str | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model as files that answer like it, and prove that they do.
@@ -58,6 +59,8 @@ def export(
             "digits"; the training split is used.
         verify: Images to compare on; `calibration` if None. Without either, only
             made-up images are compared.
+        bad_images: "skip" does without unusable images of the data, "recover" uses
+            what there is of truncated JPEGs; None or "error" ends with the first.
         overwrite: Whether an export that is there already may be replaced.
 
     Returns:
@@ -80,8 +83,8 @@ def export(
         _refuse_exported(Path(model))
         model = load(model)
     serving = make_serving(model)
-    source = _opened(calibration)
-    judge = source if verify is None else _opened(verify)
+    source = _opened(calibration, bad_images)
+    judge = source if verify is None else _opened(verify, bad_images)
     reference = make_reference(model, serving.card, judge)
     ranges = None
     if needing and source is not None:
@@ -215,5 +218,5 @@ def free_folder(folder: Path, overwrite: bool) -> Path:
     return folder
 
 
-def _opened(data: Data | None) -> Source | None:
-    return None if data is None else open_source(data)
+def _opened(data: Data | None, bad_images: str | None) -> Source | None:
+    return None if data is None else open_source(data, bad_images=bad_images)

@@ -1,5 +1,6 @@
 """`reszoo scan` and `reszoo shard`: images before training."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -62,4 +63,6 @@ def shard(
         f"{sum(result.images.values()):,} images in {result.files:,} files, "
         f"{result.bytes / 1e6:,.1f} MB ({result.copied:,} copied as they were)"
     )
-    print(f"Next: reszoo train {output} --model resnet18 --output runs/{output.name}")
+    runs = f"runs/{output.name}"
+    following = ["reszoo", "train", str(output), "--model", "resnet18"]
+    print(f"Next: {shlex.join([*following, '--output', runs])}")

@@ -7,7 +7,7 @@ import typer
 
 import reszoo
 from reszoo.cli.app import app
-from reszoo.cli.options import Json, Overwrite
+from reszoo.cli.options import BadImages, Json, Overwrite
 from reszoo.tables import print_json, print_table
 
 
@@ -35,6 +35,7 @@ def export(
             show_default="calibration's",
         ),
     ] = None,
+    bad_images: BadImages = "error",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -49,6 +50,7 @@ def export(
         formats=formats,
         calibration=calibration,
         verify=verify,
+        bad_images=bad_images,
         overwrite=overwrite,
     )
     _print_manifest(manifest, as_json)

@@ -1,5 +1,6 @@
 """`reszoo train`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,4 +115,4 @@ def train(
         return
     print(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
     print(f"Look at: {result.report}")
-    print(f"Next: reszoo export {result.best} --output export --verify {data}")
+    print(f"Next: {shlex.join(result.export_command)}")

@@ -1,6 +1,6 @@
 """Labelled images that are NumPy arrays already."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
 from reszoo.data.listing import check_counts
+from reszoo.data.mirroring import are_digits, are_grey
 from reszoo.data.splits import SPLIT_WORDS, hold_out, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
@@ -18,7 +19,7 @@ class _Part(NamedTuple):
     labels: NDArray[Any]
 
 
-def read(data: Any) -> tuple[tuple[str, ...], dict[str, Examples]]:
+def read(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
     """Check arrays and number their labels.
 
     Images are uint8 `(n, height, width, 3)`, or grey without the 3 or with 1.
@@ -31,7 +32,9 @@ def read(data: Any) -> tuple[tuple[str, ...], dict[str, Examples]]:
             "test": (images, labels)}`.
 
     Returns:
-        Class names, and examples by split.
+        Class names, examples by split, and whether images may be mirrored: not where
+        strings name the ten digits, nor where ten integer labels come with grey
+        images, as those of MNIST do.
 
     Raises:
         UsageError: Other shapes or types, or an unknown split.
@@ -56,7 +59,14 @@ def read(data: Any) -> tuple[tuple[str, ...], dict[str, Examples]]:
         everything = splits["all"]
         drawn = hold_out(everything.labels).items()
         splits |= {split: everything.take(indices) for split, indices in drawn}
-    return names, splits
+    return names, splits, not _may_be_digits(names, parts.values())
+
+
+def _may_be_digits(names: Sequence[str], parts: Iterable[_Part]) -> bool:
+    # Numbers as labels may count anything: CIFAR-10 has them too, but in colour.
+    return are_digits(names) and all(
+        part.labels.dtype.kind == "U" or are_grey(part.images) for part in parts
+    )
 
 
 def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:

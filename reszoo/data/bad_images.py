@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reszoo.data.examine import examine
 from reszoo.data.examples import Examples, columns
+from reszoo.data.facts import FactTable
 from reszoo.data.image_files import Header, decode_image, read_header, reason_of
-from reszoo.data.listing import Listing, check_counts
+from reszoo.data.leaks import leak_warnings
+from reszoo.data.listing import Listing, check_counts, why_unread
 from reszoo.data.records import Records
 from reszoo.errors import DataError, UnknownNameError
 from reszoo.progress import Progress
@@ -40,9 +43,15 @@ def check_policy(policy: str | None) -> None:
         raise UnknownNameError("policy for bad images", policy, POLICIES)
 
 
-def open_listing(
-    listing: Listing, policy: str | None
-) -> tuple[Splits, tuple[Unusable, ...]]:
+class Opened(NamedTuple):
+    """Examples by split, what was left out, and pictures in two splits or classes."""
+
+    splits: Splits
+    unusable: tuple[Unusable, ...]
+    warnings: tuple[str, ...]
+
+
+def open_listing(listing: Listing, policy: str | None) -> Opened:
     """Turn listed files into examples, by a policy.
 
     Splits were drawn before, so that what is skipped moves no image from one split
@@ -50,10 +59,8 @@ def open_listing(
 
     Args:
         listing: Image files by split.
-        policy: A row of `POLICIES`; None reads headers only, and refuses a bad one.
-
-    Returns:
-        The examples by split, and what was left out.
+        policy: A row of `POLICIES`; None reads headers only, and refuses a bad one;
+            it looks for no copies, and passes over pictures that are not read.
 
     Raises:
         DataError: An image cannot be used and the policy does not allow for that,
@@ -61,7 +68,16 @@ def open_listing(
     """
     paths = listing.paths
     problems: dict[str, str] = {}
-    headers = _headers(paths) if policy is None else _examined(paths, policy, problems)
+    warnings: tuple[str, ...] = ()
+    headers: Iterator[Header]
+    if policy is None:
+        headers = (read_header(path, path) for path in paths)
+    else:
+        for path in listing.unread:
+            _note(problems, path, why_unread(path), policy)
+        table = examine(paths)
+        headers = _examined(table, policy, problems)
+        warnings = leak_warnings(listing, table)
     orientations, by_pillow = columns(headers)
     position = {path: index for index, path in enumerate(paths)}
     splits = {}
@@ -73,7 +89,8 @@ def open_listing(
             orientations=orientations[indices],
             by_pillow=by_pillow[indices],
         )
-    return _without(splits, problems, policy, listing.class_names)
+    kept, unusable = _without(splits, problems, policy, listing.class_names)
+    return Opened(kept, unusable, warnings)
 
 
 def screen_records(
@@ -95,19 +112,12 @@ def screen_records(
     return _without(splits, problems, policy, class_names)
 
 
-def _headers(paths: tuple[str, ...]) -> Iterator[Header]:
-    return (read_header(path, path) for path in paths)
-
-
 def _examined(
-    paths: tuple[str, ...], policy: str, problems: dict[str, str]
+    table: FactTable, policy: str, problems: dict[str, str]
 ) -> Iterator[Header]:
-    # It decodes as training does and so loads TensorFlow.
-    from reszoo.data.examine import examine
-
-    for path, facts in zip(paths, examine(paths), strict=True):
+    for facts in table:
         if facts.problem and not (policy == "recover" and facts.recoverable):
-            _note(problems, path, facts.problem, policy)
+            _note(problems, facts.path, facts.problem, policy)
         yield Header(facts.orientation, facts.by_pillow)
 
 

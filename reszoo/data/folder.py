@@ -1,27 +1,34 @@
 """Read a folder of class folders with images, with or without split folders."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from reszoo.data.listing import Files, Listing, check_counts, with_held_out
 from reszoo.data.splits import split_name
+from reszoo.data.walk import files_under
 from reszoo.errors import DataError
 
 # What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp")
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+SUFFIXES = (*_JPEG, ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+# Pictures that not every Pillow decodes, or none. Other files are no images.
+_UNREAD = (
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".exr"),
+    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
 
 
 def read(root: Path) -> Listing:
     """List the classes and the image files of a folder; open none.
 
     Classes are sorted by code point, files by path, so that every machine and
-    every run agrees on the labels. Hidden files and folders are passed over.
+    every run agrees on the labels. Hidden files and folders are passed over, links
+    are followed.
 
     Split folders may be written in capitals. A lone `train` beside no other split
-    folder, with images and no folders in it, is a class of that name.
+    folder, with images and no folders in it, is a class of that name; so are `val`
+    and `test` without `train`, unless both are there and hold folders.
 
     Args:
         root: `root/class/*.jpg` or `root/train/class/*.jpg`; deeper folders under
@@ -30,7 +37,8 @@ def read(root: Path) -> Listing:
     Raises:
         DataError: No images, fewer than two classes, a class without images (with
             fewer than two, where there are no split folders), two folders for one
-            split, or splits whose classes differ.
+            split, splits whose classes differ, a class whose name is not one line
+            of printable text, or a link to a folder that it lies in.
     """
     split_folders = _split_folders(root)
     # A split that we are to draw needs an image on either side.
@@ -41,17 +49,20 @@ def read(root: Path) -> Listing:
         for split, folder in split_folders.items()
     }
     names = next(iter(classes.values()))
+    for split, folder in split_folders.items():
+        _check_names(folder, classes[split])
     odd = {name for found in classes.values() for name in set(found) ^ set(names)}
     if odd:
         raise DataError(
             f"The splits of {root} have different classes. Not in all of them: "
             f"{', '.join(sorted(odd))}."
         )
-    files = {
-        split: _files(folder, names, least) for split, folder in split_folders.items()
-    }
+    files, unread = {}, []
+    for split, folder in split_folders.items():
+        files[split], others = _files(folder, names, least)
+        unread.extend(others)
     splits = with_held_out(files["all"]) if set(files) == {"all"} else files
-    return Listing(str(root), names, splits)
+    return Listing(str(root), names, splits, tuple(unread))
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -61,8 +72,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
         split = split_name(folder.name)
         if split:
             found.setdefault(split, []).append(folder)
-    train = found.get("train", [])
-    if not train or (len(found) == 1 and all(map(_is_class, train))):
+    if not _are_splits(found):
         return {}
     for split, folders in found.items():
         if len(folders) > 1:
@@ -73,12 +83,33 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return {split: folder for split, (folder,) in found.items()}
 
 
-def _files(folder: Path, names: tuple[str, ...], least: int) -> Files:
-    by_class = {name: list(_images(str(folder / name))) for name in names}
+def _are_splits(found: dict[str, list[Path]]) -> bool:
+    """Tell split folders from classes that are called "train", "val" or "test"."""
+    if "train" not in found:
+        folders = [folder for same in found.values() for folder in same]
+        return len(found) > 1 and all(map(_visible_folders, folders))
+    return len(found) > 1 or not all(map(_is_class, found["train"]))
+
+
+def _check_names(folder: Path, names: tuple[str, ...]) -> None:
+    odd = [str(folder / name) for name in names if not name.isprintable()]
+    if odd:
+        raise DataError(
+            "A class folder must have a name of printable text, for it becomes a "
+            f"label. Rename {', '.join(map(repr, odd))}."
+        )
+
+
+def _files(folder: Path, names: tuple[str, ...], least: int) -> tuple[Files, list[str]]:
+    """List the images of one split, and its pictures that are not read."""
+    by_class, unread = {}, []
+    for name in names:
+        by_class[name], others = _pictures(str(folder / name))
+        unread.extend(others)
     if not any(by_class.values()):
         raise DataError(
             f"{folder} has no images in class folders. Expected {folder}/CLASS/*.jpg "
-            f"({', '.join(SUFFIXES)})."
+            f"({', '.join(SUFFIXES)}){_passed_over(unread)}."
         )
     if len(names) < 2:
         raise DataError(
@@ -88,26 +119,31 @@ def _files(folder: Path, names: tuple[str, ...], least: int) -> Files:
     paths = tuple(path for name in names for path in by_class[name])
     counts = [len(by_class[name]) for name in names]
     labels = np.repeat(np.arange(len(names)), counts).astype(np.int64)
-    check_counts(labels, names, least, str(folder))
-    return Files(paths, labels)
+    check_counts(labels, names, least, f"{folder}{_passed_over(unread)}")
+    return Files(paths, labels), unread
 
 
-def _images(folder: str) -> Iterator[str]:
-    """Yield the image files under a folder, in the order of their paths' parts.
+def _passed_over(unread: list[str]) -> str:
+    endings = sorted({Path(path).suffix.lower() for path in unread})
+    if not endings:
+        return ""
+    return f" (files there that are not read: {', '.join(endings)})"
 
-    Strings, one folder at a time: a million `Path`s would fill a gigabyte.
-    """
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in sorted(visible, key=lambda entry: entry.name):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _images(entry.path)
-        elif entry.name.lower().endswith(SUFFIXES) and not entry.is_dir():
-            yield entry.path
+
+def _pictures(folder: str) -> tuple[list[str], list[str]]:
+    """Return the images under a folder, and the pictures that are not read."""
+    images, unread = [], []
+    for path in files_under(folder):
+        ending = path.lower()
+        if ending.endswith(SUFFIXES):
+            images.append(path)
+        elif ending.endswith(_UNREAD):
+            unread.append(path)
+    return images, unread
 
 
 def _is_class(folder: Path) -> bool:
-    return not _visible_folders(folder) and any(_images(str(folder)))
+    return not _visible_folders(folder) and any(map(any, _pictures(str(folder))))
 
 
 def _visible_folders(folder: Path) -> list[Path]:

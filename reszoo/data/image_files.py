@@ -136,7 +136,14 @@ def opened(source: str | BytesIO, name: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(source)
         with image:
+            _check_depth(image)
             yield image
+
+
+def _check_depth(image: Image.Image) -> None:
+    # Mode I is a PNG of 16 bits or a TIFF of 32.
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("32 bits a channel, of which none says what is white")
 
 
 @contextmanager

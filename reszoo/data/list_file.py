@@ -129,6 +129,8 @@ def _check_text(file: Path, line: int, row: _Row) -> None:
         raise _wrong(file, line, "is not UTF-8") from error
     if not row.path or not row.label:
         raise _wrong(file, line, f"has no {'label' if row.path else 'path'}")
+    if not row.label.isprintable():
+        raise _wrong(file, line, f"has a label that is not printable, {row.label!r}")
 
 
 def _check_first(file: Path, line: int, row: _Row) -> None:

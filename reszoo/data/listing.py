@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +32,13 @@ class Listing:
         splits: Files by name: "train", "validation", "test". Where the data has no
             splits, "train" and "validation" were drawn from "all", which is listed
             too.
+        unread: Pictures of formats that are not read.
     """
 
     root: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Files]
+    unread: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -44,6 +47,12 @@ class Listing:
             return self.splits["all"].paths
         every = chain.from_iterable(files.paths for files in self.splits.values())
         return tuple(dict.fromkeys(every))
+
+
+def why_unread(path: str) -> str:
+    """Return why a picture of `Listing.unread` cannot be used."""
+    ending = Path(path).suffix.lower()
+    return f"files ending in {ending} are not read; convert them to PNG or JPEG"
 
 
 def with_held_out(files: Files) -> dict[str, Files]:

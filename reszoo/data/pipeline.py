@@ -226,6 +226,9 @@ def _loader(
     policy = augmentation.policy and find_policy(augmentation.policy)
 
     fill = _mean_colour(record)
+    # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
+    trivial = augmentation.policy == "trivial"
+    canvas = Canvas(tf.zeros_like(fill) if trivial else fill, record.interpolation)
 
     def load(index: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
         # Each use has a stream of its own beside that of the image.
@@ -235,7 +238,7 @@ def _loader(
             image = shown.prepare_tensor(decoder.image(index))
         if policy:
             own = tf.random.fold_in(key, 1)
-            image = policy(image, own, Canvas(fill, record.interpolation))
+            image = policy(image, own, canvas)
         if augmentation.erase:
             own = tf.random.fold_in(key, 2)
             image = geometry.erase(image, own, augmentation.erase, fill)

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.data.copies import Entries
 from reszoo.data.examine import examine
-from reszoo.data.facts import FactTable, Rows
-from reszoo.data.listing import Listing
-from reszoo.data.scan_report import Group, Place, ScanReport
+from reszoo.data.facts import Facts, FactTable, Rows
+from reszoo.data.listing import Listing, why_unread
+from reszoo.data.scan_report import ScanReport
 from reszoo.data.sources import NAMED, list_images
 from reszoo.errors import UsageError
 
@@ -46,14 +47,14 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
 
 
 def _report(data: str, listing: Listing, table: FactTable) -> ScanReport:
-    entries = _Entries(listing, table)
+    entries = Entries(listing, table)
     groups = list(entries.groups())
     return ScanReport(
         data=data,
         root=listing.root,
         class_names=listing.class_names,
         counts=entries.counts(),
-        unusable=tuple(table[int(i)] for i in np.flatnonzero(~table.usable)),
+        unusable=tuple(_unusable(listing, table)),
         warnings=_warnings(table),
         leaks=tuple(group for group in groups if group.splits > 1),
         conflicts=tuple(group for group in groups if group.labels > 1),
@@ -65,58 +66,11 @@ def _report(data: str, listing: Listing, table: FactTable) -> ScanReport:
     )
 
 
-class _Entries:
-    """The images of all splits in one row: where each is, and its label."""
-
-    def __init__(self, listing: Listing, table: FactTable) -> None:
-        # Where splits were drawn, "all" lists the same images once more.
-        drawn = {name: f for name, f in listing.splits.items() if name != "all"}
-        splits = drawn or listing.splits
-        position = {path: index for index, path in enumerate(table.paths)}
-        self._classes, self._splits = listing.class_names, tuple(splits)
-        self._table = table
-        self._at = np.asarray(
-            [position[path] for files in splits.values() for path in files.paths],
-            np.int64,
-        )
-        sizes = [len(files.paths) for files in splits.values()]
-        self._split = np.repeat(np.arange(len(sizes)), sizes)
-        self._label = np.concatenate([files.labels for files in splits.values()])
-
-    def counts(self) -> dict[str, tuple[int, ...]]:
-        """Return the number of usable images a class, by split."""
-        usable = self._table.usable[self._at]
-        counts = {}
-        for number, name in enumerate(self._splits):
-            labels = self._label[usable & (self._split == number)]
-            found = np.bincount(labels, minlength=len(self._classes))
-            counts[name] = tuple(found.tolist())
-        return counts
-
-    def groups(self) -> Iterator[Group]:
-        """Yield the pictures that occur more than once."""
-        usable = np.flatnonzero(self._table.usable[self._at])
-        digests = self._table.rows["digest"][self._at[usable]]
-        # A stable sort: within a group, the order of the listing.
-        order = np.lexsort(digests.T)
-        digests = digests[order]
-        ends = np.flatnonzero((digests[1:] != digests[:-1]).any(1)) + 1
-        starts = np.concatenate([[0], ends])
-        lengths = np.diff(np.append(starts, len(order)))
-        groups = [
-            usable[order[start : start + length]]
-            for start, length in zip(starts, lengths, strict=True)
-            if length > 1
-        ]
-        for members in sorted(groups, key=lambda group: int(group[0])):
-            yield Group(tuple(self._place(int(member)) for member in members))
-
-    def _place(self, entry: int) -> Place:
-        return Place(
-            self._table.paths[self._at[entry]],
-            self._splits[self._split[entry]],
-            self._classes[self._label[entry]],
-        )
+def _unusable(listing: Listing, table: FactTable) -> Iterator[Facts]:
+    for index in np.flatnonzero(~table.usable):
+        yield table[int(index)]
+    for path in listing.unread:
+        yield Facts(path=path, problem=why_unread(path))
 
 
 def _warnings(table: FactTable) -> dict[str, tuple[str, ...]]:

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
+from reszoo.data.copies import Group
 from reszoo.data.facts import Facts
 
 # Kind of warning -> what it means. Such images are used.
@@ -21,30 +22,6 @@ KINDS = {
 }
 # Paths that are shown of a kind, and places of one picture, and classes of a split.
 _PATHS, _PLACES, _CLASSES = 10, 3, 6
-
-
-class Place(NamedTuple):
-    """One occurrence of a picture: its file, split and class."""
-
-    path: str
-    split: str
-    label: str
-
-
-class Group(NamedTuple):
-    """The occurrences of one picture: files with the same pixels."""
-
-    places: tuple[Place, ...]
-
-    @property
-    def splits(self) -> int:
-        """Number of splits that it is in."""
-        return len({place.split for place in self.places})
-
-    @property
-    def labels(self) -> int:
-        """Number of classes that it is in."""
-        return len({place.label for place in self.places})
 
 
 @dataclass(frozen=True, kw_only=True)

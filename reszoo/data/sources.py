@@ -23,6 +23,7 @@ from reszoo.data.bad_images import (
 from reszoo.data.examples import Examples
 from reszoo.data.fingerprint import fingerprint as fingerprint
 from reszoo.data.listing import Listing
+from reszoo.data.mirroring import are_digits, is_of_characters
 from reszoo.data.splits import hold_out_test
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
@@ -43,10 +44,15 @@ class Source:
         class_names: Names in label order: sorted by code point; integer labels in
             the order of the numbers.
         splits: Examples by name: "train", "validation", "test", or "all".
-        mirror_safe: Whether a mirrored image still belongs to its class; a mirrored
-            digit does not.
+        mirror_safe: Whether a mirrored image still belongs to its class. False where
+            the classes are named "0" to "9", for a mirrored digit is none; for data
+            sets of TensorFlow Datasets with digits or letters (MNIST, SVHN); and for
+            arrays with the integer labels 0 to 9 whose images are grey. In colour,
+            such arrays may be CIFAR-10 or SVHN: True.
         unusable: Images that were left out, and why.
         root: The folder that paths are told against, if there is one.
+        warnings: A line for every two splits that share pictures, and one for
+            pictures in two classes; of folders and lists whose files were decoded.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Source:
     mirror_safe: bool = True
     unusable: tuple[Unusable, ...] = ()
     root: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def examples(self, split: str | None = None) -> Examples:
         """Return the examples of one split.
@@ -65,9 +72,16 @@ class Source:
                 holds what a model was trained on.
 
         Raises:
+            DataError: The source has nothing to train on.
             UnknownNameError: The source has no such split.
         """
         name = split or self.judging_split
+        if name == "train" and name not in self.splits:
+            raise DataError(
+                f"{self.name} has no train split to learn from, only "
+                f"{', '.join(self.splits)}. Training needs one, as a folder train "
+                "beside those, or data without splits."
+            )
         if name not in self.splits:
             raise UnknownNameError(f"split of {self.name}", name, self.splits)
         return self.splits[name]
@@ -87,7 +101,8 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     """Open labelled images of any kind.
 
     * A folder holds `class/image.jpg`, or splits of that: `train/class/image.jpg`
-      with `val` (or `validation`) and perhaps `test` beside it.
+      with `val` (or `validation`) and perhaps `test` beside it. `val` and `test`
+      without `train` can be measured on.
     * A `.csv` file lists images: `path,label` or `path,label,split`, see
       `reszoo.data.list_file.read`.
     * Shards are a folder that `write_shards` (`reszoo shard`) wrote.
@@ -105,6 +120,7 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
             Datasets, is decoded once before anything else: "error" names the first
             unusable image, "skip" leaves unusable ones out and lists them in
             `Source.unusable`, "recover" does too but keeps JPEGs that are cut short.
+            Pictures in a folder whose format is not read (HEIC) are unusable.
 
     Raises:
         DataError: There are no images, one class, or an unusable image.
@@ -117,19 +133,24 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     if word.startswith(tfds.PREFIX):
         names, records = tfds.read(word, strict=bad_images is None)
         splits, unusable = screen_records(records, bad_images, names)
-        return Source(word, names, splits, unusable=unusable)
+        safe = not (
+            are_digits(names) or is_of_characters(word.removeprefix(tfds.PREFIX))
+        )
+        return Source(word, names, splits, safe, unusable)
     if word in NAMED and not Path(word).exists():
         return NAMED[word]()
     if shards.is_sharded(word):
         return _open_shards(Path(word))
     listing = list_images(word)
-    splits, unusable = open_listing(listing, bad_images)
+    opened = open_listing(listing, bad_images)
     return Source(
         str(Path(word)),
         listing.class_names,
-        splits,
-        unusable=unusable,
-        root=listing.root,
+        opened.splits,
+        not are_digits(listing.class_names),
+        opened.unusable,
+        listing.root,
+        opened.warnings,
     )
 
 

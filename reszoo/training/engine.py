@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.distribution import Devices
 from reszoo.training.freezing import BatchNormCount, freeze
@@ -48,6 +49,11 @@ class Engine:
         if recipe.bn_momentum is not None:
             set_momentum(net, recipe.bn_momentum)
         with devices.scope():
+            if not net.trainable_variables:
+                raise UsageError(
+                    "Nothing is left to train, for every layer is frozen. Set "
+                    "layer.trainable = True on some, at least on the head."
+                )
             self._step = TrainingStep(net, record, recipe, devices)
             self._average = None if recipe.ema is None else Average(net.variables)
         average = self._average
@@ -81,14 +87,12 @@ class Engine:
         found |= self._step.optimizer.state()
         return found | (dict(self._average.state()) if self._average else {})
 
-    def judged(self) -> list[tf.Variable]:
-        """Return what is evaluated: the average where there is one, else the net.
-
-        In the order of the net's variables.
-        """
-        if self._average:
-            return list(self._average.copies)
-        return [each.value for each in self.net.variables]
+    def judged(self) -> dict[str, tf.Variable]:
+        """Return what is evaluated, by path: the average, or the net without one."""
+        variables = self.net.variables
+        values = (each.value for each in variables)
+        found = self._average.copies if self._average else values
+        return dict(zip((each.path for each in variables), found, strict=True))
 
     def _update_average(self, step: int) -> None:
         recipe = self.phase.recipe

@@ -1,47 +1,48 @@
 """`reszoo.compile`: a recipe for people who call `fit` themselves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
+from reszoo.cards import Card, library_versions
 from reszoo.errors import UsageError
 from reszoo.progress import say
+from reszoo.training.fit_objects import RecipeLoss, RuleOptimizer
 from reszoo.training.freezing import freeze
-from reszoo.training.losses import LOSSES
 from reszoo.training.net import set_momentum
-from reszoo.training.optimizers import Rule
 from reszoo.training.phases import moving_momentum
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipe_table import FIELDS, find_recipe
 from reszoo.training.recipes import Recipe
-from reszoo.training.step import decay, rule_of
-from reszoo.zoo import get_card
+from reszoo.zoo import get_card, set_card
 
+_CARRIED_OUT = {
+    "bn_momentum",
+    "decay_on",
+    "epochs",
+    "factor",
+    "floor",
+    "freeze",
+    "freeze_bn",
+    "label_smoothing",
+    "learning_rate",
+    "loss",
+    "milestones",
+    "momentum",
+    "nesterov",
+    "optimizer",
+    "schedule",
+    "schedule_per",
+    "warmup_epochs",
+    "warmup_prefix",
+    "warmup_shape",
+    "warmup_start",
+    "weight_decay",
+}
 # What `fit` cannot be told through `compile`: it is done to the images, to the net,
-# or around the loop.
-_ONLY_TRAIN = (
-    "accumulate",
-    "crop",
-    "cutmix",
-    "ema",
-    "ema_every",
-    "erase",
-    "head_epochs",
-    "head_learning_rate",
-    "mixup",
-    "pad",
-    "policy",
-    "precision",
-    "ratio",
-    "repeats",
-    "scale",
-    "stochastic_depth",
-    "sync_bn",
-    "train_size",
-    "zero_init_residual",
-)
+# or around the loop. By difference, so that a new field is refused until it works.
+_ONLY_TRAIN = tuple(name for name in FIELDS if name not in _CARRIED_OUT)
 
 
 def compile(
@@ -58,7 +59,13 @@ def compile(
     loss, what is frozen and the momentum of batch normalisation are the recipe's.
     Augmentation, averages, the phase of the head and half precision are not: they
     belong to `reszoo.train`. Changing `layer.trainable` afterwards has effect at the
-    next `fit`.
+    next `fit`. Layers that were frozen by hand stay so; what an earlier `compile`
+    froze is thawed first. The card then tells of this recipe and of no metrics.
+
+    `model.save("x.keras")` keeps the optimizer and its state, but no card: that is
+    what `reszoo.save` writes. A new program needs `import reszoo.training.fit` before
+    `keras.models.load_model("x.keras")`, and Keras' own rule holds for what it opens:
+    a change of `layer.trainable` has effect after compiling again.
 
     Args:
         model: A model from reszoo that ends in logits. Its inputs are normalised
@@ -72,110 +79,63 @@ def compile(
         The same model, compiled; labels are int `(batch,)`.
 
     Raises:
-        UsageError: A field that only `reszoo.train` carries out.
+        UsageError: A field that only `reszoo.train` carries out, or a model that does
+            not end in logits.
 
     Example:
         >>> model = reszoo.build("resnet18", weights="imagenet", classes=5)
         >>> reszoo.compile(model, steps_per_epoch=100, epochs=5)
         >>> model.fit(batches, epochs=5)
     """
-    beyond = sorted(set(fields) & set(_ONLY_TRAIN))
-    if beyond:
-        raise UsageError(
-            f"compile cannot carry out {', '.join(beyond)}; reszoo.train does. Leave "
-            "them out, or call reszoo.train(model, data, ...)."
-        )
-    plan = find_recipe(recipe, **{**fields, "epochs": epochs})
-    spec = get_card(model).architecture.spec
-    counted = freeze(model, spec, plan.freeze, plan.freeze_bn is not False)
+    _refuse(model, fields)
+    plan, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
+    counted = freeze(
+        model, card.architecture.spec, plan.freeze, plan.freeze_bn is not False
+    )
     set_momentum(model, moving_momentum(plan, steps_per_epoch))
-    rates = _rates(plan, steps_per_epoch, epochs)
     model.compile(
-        optimizer=RuleOptimizer(rule_of(plan), rates, plan),
-        loss=_loss(plan),
+        optimizer=RuleOptimizer(plan, steps_per_epoch),
+        loss=RecipeLoss(plan.loss, plan.label_smoothing),
         metrics=["accuracy"],
         jit_compile=False,
     )
     _heed_trainable(model)
+    set_card(model, _card_for_fit(card, plan, steps_per_epoch))
     say(str(counted))
     return model
 
 
-def _rates(recipe: Recipe, steps_per_epoch: int, epochs: int) -> list[float]:
-    schedule, total = recipe.rates(epochs), steps_per_epoch * epochs
-    return [
-        recipe.learning_rate * schedule.rate(step, steps_per_epoch, total)
-        for step in range(total + 1)
-    ]
-
-
-def _loss(recipe: Recipe) -> Callable[[Any, Any], Any]:
-    of_logits = LOSSES[recipe.loss]
-
-    def loss(labels: Any, logits: Any) -> Any:
-        classes = logits.shape[-1]
-        target = tf.one_hot(tf.reshape(tf.cast(labels, tf.int64), (-1,)), classes)
-        return of_logits(logits, target, recipe.label_smoothing)
-
-    return loss
-
-
-class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """A rule of reszoo as `fit` wants it: a Keras optimizer.
-
-    Args:
-        rule: How a weight moves.
-        rates: Learning rate of each step; the last one stays.
-        recipe: Which weights decay, and how much.
-    """
-
-    def __init__(self, rule: Rule, rates: Sequence[float], recipe: Recipe) -> None:
-        super().__init__(learning_rate=_Rates(rates), name=recipe.optimizer)
-        self._rule, self._recipe = rule, recipe
-        self._kept: list[list[Any]] = []
-        self._decays: list[float] = []
-
-    def build(self, variables: Sequence[Any]) -> None:
-        """Make what the rule keeps for each variable."""
-        if self.built:
-            return
-        super().build(variables)
-        self._decays = [decay(variable, self._recipe) for variable in variables]
-        self._kept = [
-            [
-                self.add_variable_from_reference(variable, name=slot)
-                for slot in self._rule.slots
-            ]
-            for variable in variables
-        ]
-
-    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-        """Take one step."""
-        return super().apply(self._rule.prepare(grads), trainable_variables)
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Move one variable."""
-        index = self._get_variable_index(variable)
-        self._rule.move(
-            variable,
-            [slot.value for slot in self._kept[index]],
-            gradient,
-            tf.cast(learning_rate, tf.float32),
-            self._decays[index],
-            tf.cast(self.iterations.value, tf.int64) + 1,
+def _refuse(model: keras.Model, fields: Iterable[str]) -> None:
+    beyond = sorted(set(fields) & set(_ONLY_TRAIN))
+    if beyond:
+        batches = " Your data set decides the size of a batch."
+        raise UsageError(
+            f"compile cannot carry out {', '.join(beyond)}; reszoo.train does."
+            f"{batches if 'batch_size' in beyond else ''} Leave "
+            "them out, or call reszoo.train(model, data, ...)."
+        )
+    built = get_card(model).architecture
+    if not built.include_top or built.classifier_activation is not None:
+        raise UsageError(
+            "compile needs a model that ends in logits, for the loss is theirs. "
+            f"Received: include_top={built.include_top}, "
+            f"classifier_activation={built.classifier_activation!r}; build it with "
+            "include_top=True, classifier_activation=None."
         )
 
 
-class _Rates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    def __init__(self, rates: Sequence[float]) -> None:
-        self._rates = np.asarray(rates, np.float32)
-
-    def __call__(self, step: Any) -> Any:
-        last = len(self._rates) - 1
-        return tf.gather(self._rates, tf.minimum(tf.cast(step, tf.int32), last))
-
-    def get_config(self) -> dict[str, Any]:
-        return {"rates": self._rates.tolist()}
+def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
+    """Return a card that claims neither fresh weights nor what was measured before."""
+    content = recipe.to_json().items()
+    provenance: dict[str, Any] = {
+        "source": "compiled with reszoo for fit",
+        "recipe": {name: value for name, value in content if name not in _ONLY_TRAIN},
+        "steps_per_epoch": steps_per_epoch,
+    }
+    if not card.is_fresh:
+        provenance["began_as"] = dict(card.provenance)
+    versions = library_versions()
+    return replace(card, provenance=provenance, metrics=(), versions=versions)
 
 
 def _heed_trainable(model: keras.Model) -> None:

@@ -11,6 +11,9 @@ import keras
 from reszoo.errors import UsageError
 from reszoo.specs import SPECS
 
+# On a model: which layers `freeze` froze that learnt before.
+_FROZEN = "_reszoo_frozen"
+
 
 class BatchNormCount(NamedTuple):
     """How many batch normalisations keep what they know, and how many learn."""
@@ -25,7 +28,10 @@ class BatchNormCount(NamedTuple):
 def freeze(
     model: keras.Model, spec: str, setting: str | None, batch_norm: bool
 ) -> BatchNormCount:
-    """Set which layers of a model learn. Layers that are frozen already stay so.
+    """Set which layers of a model learn.
+
+    What an earlier call froze is thawed first. Layers that were frozen otherwise, by
+    the user's hand for example, stay so.
 
     Args:
         model: A model from `build_resnet`.
@@ -41,14 +47,25 @@ def freeze(
         UsageError: The net has no such number of stages.
     """
     names = frozen_parts(spec, setting)
+    learning = learning_layers(model)
     norms = []
     for layer in model.layers:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        if layer.name.startswith(names) or (batch_norm and is_norm):
-            layer.trainable = False
+        stays = layer.name.startswith(names) or (batch_norm and is_norm)
+        layer.trainable = layer.name in learning and not stays
         if is_norm:
             norms.append(layer.trainable)
+    frozen = {layer.name for layer in model.layers if not layer.trainable}
+    setattr(model, _FROZEN, frozenset(learning & frozen))
     return BatchNormCount(frozen=norms.count(False), live=norms.count(True))
+
+
+def learning_layers(model: keras.Model) -> set[str]:
+    """Return the names of the layers that learn, or would but for `freeze`."""
+    ours: frozenset[str] = getattr(model, _FROZEN, frozenset())
+    return {
+        layer.name for layer in model.layers if layer.trainable or layer.name in ours
+    }
 
 
 def frozen_parts(spec: str, setting: str | None) -> tuple[str, ...]:

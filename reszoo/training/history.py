@@ -18,7 +18,8 @@ class Epoch:
         phase: "head" while the head alone learns, else "all".
         loss: Mean training loss, in nats.
         top1: Share of training images classified rightly, while training.
-        validation_loss: The same on the validation split.
+        validation_loss: Mean cross-entropy on the validation split, in nats, whatever
+            the training loss is.
         validation_top1: The same on the validation split.
         learning_rate: At the last step.
         images_per_second: Training images, over the time of the training steps.

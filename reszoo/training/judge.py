@@ -1,6 +1,6 @@
 """Measure a net while it trains, and take its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import keras
@@ -17,6 +17,8 @@ from reszoo.inference import inference_function
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.distribution import Devices
 from reszoo.training.net import judged_twin
+
+_AT_ONCE = 64
 
 
 class Judge:
@@ -39,16 +41,19 @@ class Judge:
         devices: Devices,
     ) -> None:
         self._net = judged_twin(model, record)
-        self._record, self._source, self._batch_size = record, source, batch_size
+        self._record, self._source = record, source
+        # Training may work through a large batch in parts.
+        self._batch_size = min(batch_size, _AT_ONCE)
         self._devices = devices
         self._answer = inference_function(self._net, record)
         # A data set for each split, since each is traced anew.
         self._batches: dict[int, tf.data.Dataset] = {}
 
-    def take(self, values: Sequence[tf.Variable]) -> Tensors:
-        """Take over weights, in the order of the net's variables; return them."""
-        for variable, value in zip(self._net.variables, values, strict=True):
-            variable.assign(value)
+    def take(self, values: Mapping[str, tf.Variable]) -> Tensors:
+        """Take over weights by the path of each variable; return them."""
+        # Not by place: layers between change the order that Keras gives them.
+        for variable in self._net.variables:
+            variable.assign(values[variable.path])
         return to_tensors(self._net)
 
     def lay_in(self, tensors: Tensors) -> None:

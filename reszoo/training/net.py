@@ -19,6 +19,7 @@ from reszoo.layers import BatchNormalization
 from reszoo.machine import processor_flags
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet, logits_model
+from reszoo.training.freezing import learning_layers
 from reszoo.training.recipes import Recipe
 from reszoo.zoo import get_card
 
@@ -35,7 +36,8 @@ def twin(model: keras.Model, record: Preprocessing, recipe: Recipe) -> keras.Mod
         recipe: Precision, stochastic depth and shared statistics.
 
     Returns:
-        A model with the same layer names, weights and `trainable` flags.
+        A model with the same layer names, weights and `trainable` flags. Layers that
+        only `reszoo.compile` froze learn.
 
     Raises:
         UsageError: The model has no classifier, or the processor no bfloat16.
@@ -52,9 +54,10 @@ def twin(model: keras.Model, record: Preprocessing, recipe: Recipe) -> keras.Mod
             name=model.name,
         )
     lay_in(copy, to_tensors(model), model.name)
+    learning = learning_layers(model)
     for layer in model.layers:
         if layer.weights:
-            copy.get_layer(layer.name).trainable = layer.trainable
+            copy.get_layer(layer.name).trainable = layer.name in learning
     return logits_model(copy)
 
 

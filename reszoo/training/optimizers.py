@@ -7,18 +7,19 @@ plain `tf.Variable`s, made once, so that a run can save and restore all of them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import keras
 import tensorflow as tf
 
 from reszoo.errors import UnknownNameError, UsageError
+from reszoo.training.choices import Decayed
 
-DECAYED = ("kernels", "all-but-norm", "all")
+DECAYED: tuple[str, ...] = get_args(Decayed)
 """Which weights can be decayed: see `decay_of`."""
 
 
-def decay_of(path: str, ndim: int, which: str = "kernels") -> bool:
+def decay_of(path: str, ndim: int, which: Decayed = "kernels") -> bool:
     """Tell whether a trainable weight is decayed.
 
     Args:

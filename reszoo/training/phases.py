@@ -14,6 +14,8 @@ _LEAST_EPOCHS = 10
 # Below these a batch says too little about a set, and a set about the world, for new
 # statistics to be better than those of pretraining.
 _SMALL_BATCH, _SMALL_SET = 16, 2_000
+# Of a small set, epochs are put together to as many steps before the net is measured.
+_STEPS_TOLD = 25
 _HEAD_SCHEDULE = Schedule(kind="constant")
 
 
@@ -29,6 +31,7 @@ class Phase:
         steps_per_epoch: In full epochs.
         steps: How many it has; the last epoch may be cut short.
         schedule: Of the learning rate.
+        row: Epochs after which the net is measured and written.
     """
 
     name: str
@@ -38,6 +41,12 @@ class Phase:
     steps_per_epoch: int
     steps: int
     schedule: Schedule
+    row: int = 1
+
+    def closes_row(self, epoch: int) -> bool:
+        """Return whether the net is measured after an epoch over all phases."""
+        done = epoch + 1 - self.first_epoch
+        return done % self.row == 0 or done == self.epochs
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of one step of this phase, counted from 0."""
@@ -69,10 +78,14 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
         )
     settled = _settled(recipe, images, per_epoch, devices)
     steps = _length(recipe, images, per_epoch)
+    told = 1 if _told(recipe) else max(1, math.ceil(_STEPS_TOLD / per_epoch))
     schedule = recipe.rates(steps / per_epoch)
     epochs = math.ceil(steps / per_epoch)
     head = recipe.head_epochs
-    everything = Phase("all", settled, head, epochs, per_epoch, steps, schedule)
+    if head and not _told(recipe):
+        # Of a small set two epochs are few steps.
+        head = max(head, math.ceil(steps / 10 / per_epoch))
+    everything = Phase("all", settled, head, epochs, per_epoch, steps, schedule, told)
     if not head:
         return (everything,)
     alone = replace(
@@ -82,8 +95,13 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
         learning_rate=recipe.head_learning_rate,
         ema=None,
     )
-    first = Phase("head", alone, 0, head, per_epoch, head * per_epoch, _HEAD_SCHEDULE)
+    length = head * per_epoch
+    first = Phase("head", alone, 0, head, per_epoch, length, _HEAD_SCHEDULE, told)
     return first, everything
+
+
+def _told(recipe: Recipe) -> bool:
+    return recipe.steps is not None or recipe.epochs is not None
 
 
 def _length(recipe: Recipe, images: int, per_epoch: int) -> int:

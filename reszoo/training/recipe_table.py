@@ -1,11 +1,13 @@
 """The recipes by name, each with its source."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
+from numbers import Real
 from types import NoneType
 from typing import Any, get_origin
 
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.recipes import Recipe, options_of
+from reszoo.training.field_types import fitted
+from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, options_of
 from reszoo.training.schedules import rescaled_decay
 
 _V2_EMA = rescaled_decay(0.99998, every=32, batch_size=1024, epochs=600)
@@ -167,13 +169,17 @@ _STRIKES_BACK = (
     ),
 )
 RECIPES = {recipe.name: recipe for recipe in (*_TABLE, *_STRIKES_BACK)}
-FIELDS = tuple(field.name for field in fields(Recipe) if field.name != "name")
+FIELDS = tuple(name for name in DEFAULTS if name != "name")
 
 
 def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields replaced.
 
-    A new number of `epochs` takes the place of `steps`, and the other way round.
+    What belongs to the old value of a field goes with it, unless it is given as well:
+    a new number of `epochs` takes the place of `steps`, and the other way round; a
+    fixed warm-up becomes a twentieth of a training that is no longer than it, or that
+    is told in steps where the recipe's was in epochs; a new `crop` or `schedule`
+    returns what only the old one used (`recipes.NEEDS`) to its default.
 
     Args:
         name: A row of `RECIPES`, or a recipe of your own.
@@ -181,7 +187,7 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
 
     Raises:
         UnknownNameError: No such recipe or field.
-        UsageError: A value is out of its range.
+        UsageError: A value is of another type, out of its range or without effect.
     """
     if isinstance(name, str):
         if name not in RECIPES:
@@ -190,10 +196,33 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     for field in changes:
         if field not in FIELDS:
             raise UnknownNameError("recipe field", field, FIELDS)
+    return replace(name, **{**_outdated(name, changes), **changes})
+
+
+def _outdated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return what a recipe's fields become by the change of others."""
+    outdated = {
+        field: DEFAULTS[field]
+        for field, (other, value) in NEEDS.items()
+        if changes.get(other, value) != value
+    }
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
-        if changes.get(one) is not None and other not in changes:
-            changes = {**changes, other: None}
-    return replace(name, **changes)
+        if changes.get(one) is not None:
+            outdated[other] = None
+    if _outlasts(recipe.warmup_epochs, recipe, changes):
+        outdated["warmup_epochs"] = None
+    return outdated
+
+
+def _outlasts(warmup: float | None, recipe: Recipe, changes: dict[str, Any]) -> bool:
+    """Tell whether a warm-up may last as long as the training that is asked for."""
+    epochs, steps = changes.get("epochs"), changes.get("steps")
+    if not warmup:
+        return False
+    if isinstance(epochs, Real):
+        return warmup >= epochs
+    # How many epochs those are is for the data to tell.
+    return steps is not None and recipe.steps is None
 
 
 def parse_field(text: str) -> tuple[str, Any]:
@@ -212,7 +241,8 @@ def parse_field(text: str) -> tuple[str, Any]:
         raise UsageError(f"A field is set as NAME=VALUE. Received: {text!r}.")
     if name not in FIELDS:
         raise UnknownNameError("recipe field", name, FIELDS)
-    return name, _parsed(name, options_of(name), value.strip())
+    options = options_of(name)
+    return name, fitted(name, _parsed(name, options, value.strip()), options)
 
 
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}

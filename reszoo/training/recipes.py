@@ -2,12 +2,15 @@
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.data.augment.names import strength_of
+from reszoo.errors import UsageError
+from reszoo.training.choices import Decayed, ScheduleKind, SchedulePer, WarmupShape
+from reszoo.training.field_types import fitted
 from reszoo.training.schedules import Schedule
 
 # Field -> least value, for whole numbers; None is allowed where the field has it.
@@ -33,7 +36,16 @@ _BELOW = {
     "bn_momentum": 1.0,
     "stochastic_depth": 1.0,
 }
-_POLICY = re.compile(r"trivial|rand-m\d+(\.\d+)?(-mstd\d+(\.\d+)?)?")
+NEEDS = {
+    "pad": ("crop", "pad"),
+    "scale": ("crop", "resized"),
+    "ratio": ("crop", "resized"),
+    "milestones": ("schedule", "steps"),
+    "factor": ("schedule", "steps"),
+    "floor": ("schedule", "cosine"),
+    "warmup_prefix": ("schedule", "cosine"),
+}
+"""Field -> another one and the value of that, without which it has no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +133,15 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
-    decay_on: Literal["kernels", "all-but-norm", "all"] = "kernels"
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    schedule_per: Literal["step", "epoch"] = "step"
+    decay_on: Decayed = "kernels"
+    schedule: ScheduleKind = "cosine"
+    schedule_per: SchedulePer = "step"
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
     floor: float = 0.0
     warmup_epochs: float | None = 0.0
     warmup_start: float = 0.01
-    warmup_shape: Literal["linear", "constant"] = "linear"
+    warmup_shape: WarmupShape = "linear"
     warmup_prefix: bool = True
     loss: Literal["softmax", "binary"] = "softmax"
     label_smoothing: float = 0.0
@@ -161,8 +173,12 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self._check_choices()
+        for name in _types():
+            value = fitted(name, getattr(self, name), options_of(name))
+            object.__setattr__(self, name, value)
+        self._check_names()
         self._check_numbers()
+        self._check_effects()
         if self.epochs is not None and self.steps is not None:
             raise UsageError(
                 "A recipe has epochs or steps, not both. "
@@ -173,18 +189,13 @@ class Recipe:
                 "accumulate must divide batch_size. Received: "
                 f"accumulate={self.accumulate}, batch_size={self.batch_size}."
             )
-        self.rates(20.0)
+        self._schedule(self.warmup_epochs or 0.0)
+        if self.epochs is not None:
+            self.rates(self.epochs)
 
-    def _check_choices(self) -> None:
-        for field, choices in _named_choices().items():
-            value, optional = getattr(self, field), NoneType in options_of(field)
-            if value not in choices and not (optional and value is None):
-                raise UnknownNameError(field, value, choices)
-        if self.policy is not None and not _POLICY.fullmatch(self.policy):
-            raise UsageError(
-                'policy must be "trivial" or "rand-mM" with a magnitude M, as in '
-                f'"rand-m7-mstd0.5". Received: policy={self.policy!r}.'
-            )
+    def _check_names(self) -> None:
+        if self.policy is not None:
+            strength_of(self.policy)
         if self.freeze is not None and not re.fullmatch(
             r"backbone|stages:[0-9]", self.freeze
         ):
@@ -196,7 +207,7 @@ class Recipe:
     def _check_numbers(self) -> None:
         for field, least in _AT_LEAST.items():
             value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and value < least:
                 raise UsageError(
                     f"{field} must be a whole number of at least {least}. "
                     f"Received: {field}={value}."
@@ -208,7 +219,7 @@ class Recipe:
                     f"{field} must lie in [0, {limit:g}). Received: {field}={value}."
                 )
         for field in ("learning_rate", "head_learning_rate"):
-            if not 0 < getattr(self, field) < math.inf:
+            if getattr(self, field) <= 0:
                 raise UsageError(
                     f"{field} must be above 0. "
                     f"Received: {field}={getattr(self, field)}."
@@ -231,16 +242,41 @@ class Recipe:
                 f"Received: mixup={self.mixup}, cutmix={self.cutmix}."
             )
 
+    def _check_effects(self) -> None:
+        for field, (other, value) in NEEDS.items():
+            received, there = getattr(self, field), getattr(self, other)
+            if there != value and received != DEFAULTS[field]:
+                raise UsageError(
+                    f'{field} has an effect with {other}="{value}" only. Received: '
+                    f"{field}={received} with {other}={there!r}. Leave one of them out."
+                )
+        if self.schedule == "steps" and not self.milestones:
+            raise UsageError(
+                'schedule="steps" needs milestones, the shares of the training after '
+                "which the rate falls, such as milestones=(0.5, 0.75). "
+                "Received: milestones=()."
+            )
+
     def rates(self, epochs: float) -> Schedule:
         """Return the schedule of the learning rate for a training of `epochs`.
 
         Raises:
-            UsageError: A field of the schedule is out of its range.
+            UsageError: The warm-up is not shorter than the training.
         """
-        warmup = self.warmup_epochs
+        warmup = epochs / 20 if self.warmup_epochs is None else self.warmup_epochs
+        if warmup >= epochs:
+            raise UsageError(
+                "warmup_epochs must be less than the epochs of the training, which "
+                f"else never reaches its learning rate. Received: warmup_epochs="
+                f"{warmup:g} for {epochs:g} epochs. Give a smaller number, or None for "
+                "a twentieth of the training, or train longer."
+            )
+        return self._schedule(warmup)
+
+    def _schedule(self, warmup: float) -> Schedule:
         return Schedule(
             kind=self.schedule,
-            warmup=epochs / 20 if warmup is None else warmup,
+            warmup=warmup,
             warmup_start=self.warmup_start,
             warmup_shape=self.warmup_shape,
             warmup_prefix=self.warmup_prefix,
@@ -260,16 +296,14 @@ class Recipe:
 
 def options_of(field: str) -> tuple[Any, ...]:
     """Return the types, one of which a field's value has: `NoneType` among them."""
-    kind = get_type_hints(Recipe)[field]
+    kind = _types()[field]
     return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
 
 
 @cache
-def _named_choices() -> dict[str, tuple[str, ...]]:
-    """Return what the fields of a few fixed names may be, as their types tell."""
-    options = {name: options_of(name) for name in get_type_hints(Recipe)}
-    return {
-        name: get_args(kinds[0])
-        for name, kinds in options.items()
-        if get_origin(kinds[0]) is Literal
-    }
+def _types() -> dict[str, Any]:
+    return get_type_hints(Recipe)
+
+
+DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+"""Field -> what it is when it is left out."""

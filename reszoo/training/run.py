@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +36,34 @@ _WAITING = (
 
 @dataclass
 class Tally:
-    """What an epoch has come to so far; a state holds it in the middle of one."""
+    """What a row of the history has come to so far; a state holds it.
+
+    Attributes:
+        steps: Done in the present epoch.
+        before: Done in earlier epochs of the same row.
+        loss: Sum over all of these steps.
+        correct: Images classified rightly.
+        seconds: That the steps took.
+        waited: Of that, for images.
+    """
 
     steps: int = 0
+    before: int = 0
     loss: float = 0.0
     correct: int = 0
     seconds: float = 0.0
     waited: float = 0.0
 
+    @property
+    def total(self) -> int:
+        """Steps of the row."""
+        return self.before + self.steps
+
     def note(self, batch_size: int) -> str:
         """Return what a progress bar shows."""
-        seen = self.steps * batch_size
+        seen = self.total * batch_size
         return (
-            f"loss {self.loss / self.steps:.3f}  accuracy {self.correct / seen:.1%}  "
+            f"loss {self.loss / self.total:.3f}  accuracy {self.correct / seen:.1%}  "
             f"{seen / self.seconds:,.0f} images/s  "
             f"data wait {self.waited / self.seconds:.0%}"
         )
@@ -209,6 +224,10 @@ class Run:
         )
 
     def _close_epoch(self) -> None:
+        if not self.engine.phase.closes_row(self._epoch):
+            self._epoch += 1
+            self._tally = replace(self._tally, before=self._tally.total, steps=0)
+            return
         tensors = self.judge.take(self.engine.judged())
         measured = self.judge.measure("validation")
         if measured and not math.isfinite(measured.loss):
@@ -223,23 +242,24 @@ class Run:
         before = self.engine.phase
         self._epoch, self._tally = self._epoch + 1, Tally()
         if self.setting.phase_of(self._epoch) is not before:
-            self._close_head()
+            self._close_head(row)
             self.engine = self._new_engine()
             say(f"Now all layers that may learn do; {self.engine.batch_norm}")
         self.save()
 
-    def _close_head(self) -> None:
-        split = self.setting.source.judging_split
-        measured = None if split == "train" else self.judge.measure(split)
-        self.probe = measured.top1 if measured else None
+    def _close_head(self, row: Epoch) -> None:
+        self.probe = row.validation_top1
+        if self.setting.source.judging_split == "test":
+            measured = self.judge.measure("test")
+            self.probe = measured.top1 if measured else None
 
     def _row(self, measured: Metrics | None) -> Epoch:
         tally, phase = self._tally, self.engine.phase
-        seen = tally.steps * phase.recipe.batch_size
+        seen = tally.total * phase.recipe.batch_size
         return Epoch(
             epoch=self._epoch + 1,
             phase=phase.name,
-            loss=tally.loss / tally.steps,
+            loss=tally.loss / tally.total,
             top1=tally.correct / seen,
             validation_loss=measured.loss if measured else None,
             validation_top1=measured.top1 if measured else None,
@@ -269,7 +289,7 @@ class Run:
         tally = self._tally
         steps = sum(phase.steps for phase in self.setting.phases)
         done = sum(p.steps for p in self.setting.phases if self._is_over(p))
-        left = (steps - done - self._step_of_phase()) * tally.seconds / tally.steps
+        left = (steps - done - self._step_of_phase()) * tally.seconds / tally.total
         return f"  {left / 60:.0f} min left" if left >= 60 else ""
 
     def _diverged(self) -> ReszooError:

@@ -6,11 +6,10 @@ Pure functions of the step, counted from 0, so that a resumed run needs no state
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 from reszoo.errors import UnknownNameError, UsageError
-
-KINDS = ("cosine", "steps", "constant")
+from reszoo.training.choices import ScheduleKind, SchedulePer, WarmupShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +50,23 @@ class Schedule:
         UsageError: A value is out of its range, or belongs to another kind.
     """
 
-    kind: str = "cosine"
+    kind: ScheduleKind = "cosine"
     warmup: float = 0.0
     warmup_start: float = 0.01
-    warmup_shape: Literal["linear", "constant"] = "linear"
+    warmup_shape: WarmupShape = "linear"
     warmup_prefix: bool = True
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
     floor: float = 0.0
-    per: Literal["step", "epoch"] = "step"
+    per: SchedulePer = "step"
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("kind", KINDS),
-            ("warmup_shape", ("linear", "constant")),
-            ("per", ("step", "epoch")),
+        for name, choice in (
+            ("kind", ScheduleKind),
+            ("warmup_shape", WarmupShape),
+            ("per", SchedulePer),
         ):
+            known = get_args(choice)
             if getattr(self, name) not in known:
                 raise UnknownNameError(f"schedule's {name}", getattr(self, name), known)
         for name, most in (

@@ -1,11 +1,14 @@
 """Judge a finished run once more and put it on a page."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reszoo.cards import library_versions
+from reszoo.data.sources import Source
 from reszoo.errors import UnknownNameError
 from reszoo.machine import processor
+from reszoo.training.chronicle import BEST
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.report_judged import Judged
 from reszoo.training.report_page import RunReport, write_report
@@ -34,8 +37,6 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
         defaults = find_recipe(recipe.name).to_json()
     except UnknownNameError:
         defaults = {}
-    export = ["reszoo", "export", str(folder / "best.safetensors")]
-    export += ["--output", str(folder / "export"), "--verify", setting.source.name]
     report = RunReport(
         net=setting.card.architecture.spec,
         data=setting.source.name,
@@ -49,12 +50,26 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
         batch_norm=run.engine.batch_norm,
         skipped=setting.source.unusable,
         repeat=command,
-        export=export,
+        export=export_command(folder, setting.source),
         versions=library_versions(),
         processor=processor(),
         seconds=sum(row.seconds for row in run.chronicle.history),
     )
     write_report(folder / REPORT, report)
+
+
+def export_command(folder: Path, source: Source) -> list[str]:
+    """Return the arguments that export a run's best weights.
+
+    Images in memory cannot be named; then made-up ones are compared.
+    """
+    command = ["reszoo", "export", str(folder / BEST)]
+    command += ["--output", str(folder / "export")]
+    if source.root is not None or source.name != "arrays":
+        command += ["--verify", source.name]
+    if source.unusable:
+        command += ["--bad-images", "skip"]
+    return command
 
 
 def _judged(run: "Run") -> Judged | None:

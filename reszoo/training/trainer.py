@@ -14,9 +14,10 @@ from reszoo.checkpoints.names import lay_in
 from reszoo.data.examples import Examples
 from reszoo.data.pipeline import find_unreadable
 from reszoo.data.sources import Source, check_classes, fingerprint, open_source
-from reszoo.errors import UsageError
+from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
 from reszoo.progress import say
+from reszoo.specs import spec as find_spec
 from reszoo.training.chronicle import BEST, HISTORY, LAST
 from reszoo.training.command import repeating
 from reszoo.training.distribution import Devices, open_devices
@@ -29,7 +30,7 @@ from reszoo.training.run import TENSORBOARD, Run
 from reszoo.training.setting import Setting
 from reszoo.training.state import STATE, check_same, read_state
 from reszoo.training.stopping import Stopped, stopping
-from reszoo.training.summary import REPORT, write_summary
+from reszoo.training.summary import REPORT, export_command, write_summary
 from reszoo.zoo import build, get_card, set_card
 
 _CURVES, _RECIPE = "curves.png", "recipe.json"
@@ -49,6 +50,7 @@ class TrainResult:
             workers other than the first.
         last: Checkpoint of the last epoch, or None as well.
         report: Page to look at, or None as well.
+        export_command: Arguments of the command line that exports the best weights.
     """
 
     model: keras.Model
@@ -57,6 +59,7 @@ class TrainResult:
     best: Path | None
     last: Path | None
     report: Path | None
+    export_command: tuple[str, ...] = ()
 
 
 def train(
@@ -118,8 +121,11 @@ def train(
     devices = open_devices(strategy)
     with devices.together():
         devices.check(plan.batch_size, plan.accumulate)
+        if isinstance(model, str):
+            find_spec(model)
         source = open_source(data, bad_images=bad_images)
-        _tell_unusable(source)
+        _check_place(folder, data)
+        _tell_about(source)
         command = repeating(model, data, plan, weights, folder, bad_images, strategy)
         net = _net(model, source, plan, weights)
         run = Run(_setting(net, source, plan, folder, save_every, devices))
@@ -160,9 +166,11 @@ def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         )
 
 
-def _tell_unusable(source: Source) -> None:
+def _tell_about(source: Source) -> None:
     for path, reason in source.unusable:
         say(f"skipped {path}: {reason}")
+    for warning in source.warnings:
+        say(f"Note: {warning}")
 
 
 def _net(
@@ -175,6 +183,7 @@ def _net(
         return build(
             model,
             weights=weights,
+            input_shape=_shape(recipe),
             classes=source.class_names,
             zero_init_residual=recipe.zero_init_residual and weights is None,
             seed=recipe.seed,
@@ -200,8 +209,10 @@ def _setting(
     sizes = {name: getattr(recipe, name) for name in names}
     given = {name: value for name, value in sizes.items() if value is not None}
     card = replace(card, preprocessing=replace(card.preprocessing, **given))
+    _check_size(card)
     conditions = {
         "net": card.architecture.to_json(),
+        "first weights": None if card.is_fresh else dict(card.provenance),
         "preprocessing": card.preprocessing.to_json(),
         **{f"recipe's {name}": value for name, value in recipe.to_json().items()},
         **{f"data's {name}": value for name, value in fingerprint(source).items()},
@@ -223,6 +234,11 @@ def _setting(
 
 def _labelled(card: Card, source: Source) -> Card:
     classes, names = card.architecture.classes, source.class_names
+    if not card.architecture.include_top:
+        raise UsageError(
+            "Training needs a net with a classifier. Received: a net without; build it "
+            f"with classes={len(names)} (include_top=True)."
+        )
     if classes != len(names):
         raise UsageError(
             f"The model must have as many outputs as the data has classes. "
@@ -232,6 +248,35 @@ def _labelled(card: Card, source: Source) -> Card:
     card.check_rgb()
     check_classes(source, card.labels, "the model")
     return replace(card, labels=names)
+
+
+def _shape(recipe: Recipe) -> tuple[int, int, int] | None:
+    side = recipe.eval_size
+    return None if side is None else (side, side, 3)
+
+
+def _check_size(card: Card) -> None:
+    """Refuse to judge a net at another size than it was built for."""
+    height, width, _ = card.architecture.input_shape
+    side = card.preprocessing.eval_size
+    if {height, width} - {None, side}:
+        raise UsageError(
+            f"The net was built for images of {height} x {width}, the recipe evaluates "
+            f"at {side} x {side}. Build it with input_shape=({side}, {side}, 3), or "
+            f"set eval_size={height}."
+        )
+
+
+def _check_place(folder: Path | None, data: Any) -> None:
+    """Refuse an output that would become a class of the data."""
+    if folder is None or not isinstance(data, str | os.PathLike):
+        return
+    root = Path(data).resolve()
+    if root.is_dir() and folder.resolve().is_relative_to(root):
+        raise UsageError(
+            f"The output folder must not lie inside the data, where it would be taken "
+            f"for a class. Received: {folder} inside {data}."
+        )
 
 
 def _begin(run: Run, resumed: Path | None) -> None:
@@ -256,20 +301,25 @@ def _begin(run: Run, resumed: Path | None) -> None:
 
 
 def _announce(run: Run) -> None:
-    setting, first = run.setting, run.setting.phases[-1]
-    head = setting.recipe.head_epochs
-    alone = f" ({head} of the head alone)" if head else ""
+    setting = run.setting
+    mirrored = ", mirrored at random" if setting.augmentation.flip else ""
     say(
-        f"{_title(setting)}: {len(run.examples):,} images, "
-        f"{len(setting.source.class_names)} classes, {first.steps_per_epoch} steps an "
-        f"epoch, {setting.epochs} epochs{alone}, {precision(setting.recipe)}; "
-        f"{run.engine.batch_norm}"
+        f"{_title(setting)}: {len(run.examples):,} images{mirrored}, "
+        f"{len(setting.source.class_names)} classes, {_length(setting)}, "
+        f"{precision(setting.recipe)}; {run.engine.batch_norm}"
     )
     if run.finished:
         say("The run is complete already.")
     elif run.chronicle.history or run.step_of_epoch:
         epoch, step = len(run.chronicle.history) + 1, run.step_of_epoch + 1
         say(f"Going on in epoch {epoch}, step {step}.")
+
+
+def _length(setting: Setting) -> str:
+    steps = sum(phase.steps for phase in setting.phases)
+    head = setting.phases[0].epochs if len(setting.phases) > 1 else 0
+    alone = f" ({head} of the head alone)" if head else ""
+    return f"{steps:,} steps in {setting.epochs} epochs{alone}"
 
 
 def _train(run: Run) -> None:
@@ -282,6 +332,14 @@ def _train(run: Run) -> None:
             if folder:
                 say(f"Stopped. Go on with --resume (resume=True); {folder} has it all.")
             raise
+        except tf.errors.ResourceExhaustedError as error:
+            recipe = run.setting.recipe
+            raise ReszooError(
+                "There is not enough memory for a batch. Received: batch_size="
+                f"{recipe.batch_size}, accumulate={recipe.accumulate}; set "
+                f"accumulate={2 * recipe.accumulate} for the same steps with less, or "
+                f"batch_size={recipe.batch_size // 2}."
+            ) from error
         except tf.errors.OpError as error:
             everything = [find_unreadable(each) for each in _shown(run.setting.source)]
             raise next(filter(None, everything), error) from error
@@ -301,6 +359,9 @@ def _result(run: Run, command: list[str]) -> TrainResult:
         best=folder and folder / BEST,
         last=folder and folder / LAST,
         report=folder and folder / REPORT,
+        export_command=(
+            tuple(export_command(folder, setting.source)) if folder else ()
+        ),
     )
 
 

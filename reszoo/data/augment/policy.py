@@ -1,6 +1,5 @@
 """Policies: which operations are drawn, how often and how strongly."""
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -10,24 +9,19 @@ import tensorflow as tf
 
 from reszoo.data.augment import affine, colour
 from reszoo.data.augment.affine import Canvas
-from reszoo.errors import UsageError
+from reszoo.data.augment.names import GREATEST, strength_of
 
 Policy = Callable[[tf.Tensor, tf.Tensor, Canvas], tf.Tensor]
 
-# timm's RandAugment: two of the operations, each left out half of the time, and
-# levels from 0 to 10.
-_LAYERS, _GREATEST = 2, 10.0
-_RAND = re.compile(r"rand-m(\d+(?:\.\d+)?)(?:-mstd(\d+(?:\.\d+)?))?(?:-inc1)?")
+# timm's RandAugment: two of the operations, each left out half of the time.
+_LAYERS = 2
 
 
 def find_policy(name: str) -> Policy:
     """Return a policy by name.
 
     Args:
-        name: "trivial" (torchvision's TrivialAugmentWide), or "rand-mM-mstdS": timm's
-            RandAugment of magnitude M, which varies with standard deviation S, by
-            default 0. It always has the operations that grow with the magnitude;
-            timm's "-inc1" for them may be left out, as papers do.
+        name: "trivial", or "rand-mM-mstdS"; see `names.strength_of`.
 
     Returns:
         A function of an image, a key and a canvas that returns an image.
@@ -35,15 +29,10 @@ def find_policy(name: str) -> Policy:
     Raises:
         UsageError: There is no such policy.
     """
-    if name == "trivial":
+    strength = strength_of(name)
+    if strength is None:
         return trivial_augment
-    match = _RAND.fullmatch(name)
-    if match is None or float(match[1]) > _GREATEST:
-        raise UsageError(
-            "An augmentation policy is 'trivial' or 'rand-mM-mstdS' with M from 0 to "
-            f"10, such as 'rand-m7-mstd0.5'. Received: {name!r}."
-        )
-    magnitude, deviation = float(match[1]), float(match[2] or 0)
+    magnitude, deviation = strength
     return lambda image, key, canvas: rand_augment(
         image, key, canvas, magnitude=magnitude, deviation=deviation
     )
@@ -90,9 +79,9 @@ def rand_augment(
     def layer(number: tf.Tensor, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         choice, sign, left_out = tf.unstack(_draw(keys[2 * number], len(RAND), 2, 2))
         normal = tf.random.stateless_normal((), keys[2 * number + 1], dtype=tf.float64)
-        level = tf.clip_by_value(magnitude + deviation * normal, 0, _GREATEST)
+        level = tf.clip_by_value(magnitude + deviation * normal, 0, GREATEST)
         sign = tf.cast(1 - 2 * sign, level.dtype)
-        values = partial(_rand_value, level / _GREATEST, sign)
+        values = partial(_rand_value, level / GREATEST, sign)
         varied = partial(_apply, tuple(RAND), choice, image, values, canvas)
         return number + 1, tf.cond(left_out > 0, lambda: image, varied)
 
