@@ -23,6 +23,8 @@ import numpy as np
 THREADS = 2
 ROOF_SIDE = 2048
 _RESAMPLES = 2000
+# Least share of the processors that a large matrix product has where nobody else works.
+_QUIET = 0.85
 _NAMES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
 # What one process printed.
@@ -259,7 +261,7 @@ def summary(
     return {
         "machine": machine(),
         "threads": THREADS,
-        "notes": list(notes),
+        "notes": [*notes, *_warnings(runs)],
         "contenders": {
             each.name: {"unit": each.unit, **_told(runs[each.name])}
             for each in contenders
@@ -270,6 +272,15 @@ def summary(
             if (told := ratio.verdict(claim.least))
         ],
     }
+
+
+def _warnings(runs: Runs) -> list[str]:
+    """Tell of the rounds in which others kept the processors from the roof."""
+    had = [run["share"] for run in runs.get("roof float32", []) if "share" in run]
+    if not had or min(had) >= _QUIET:
+        return []
+    share = f"the roof had {min(had):.0%} of the processors"
+    return [f"The machine was busy ({share}): measure again, these do not count."]
 
 
 def _told(runs: Sequence[Run]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
         "seed": 1,
     }
     # At a higher rate a difference in rounding grows tenfold in a few steps.
-    options |= {"learning_rate": 0.001, "precision": "float32"}
+    options |= {"learning_rate": 0.001, "label_smoothing": 0.0, "precision": "float32"}
     options |= {"train_size": 16, "eval_size": 16, **job.get("options", {})}
     if "output" in options:
         options["output"] = folder / options["output"]

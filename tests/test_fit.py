@@ -169,8 +169,9 @@ ONLY_TRAIN = (
 def test_what_only_train_can_do_is_refused() -> None:
     model = small()
     for name in ONLY_TRAIN.split():
+        field: dict[str, Any] = {name: 1}
         with pytest.raises(reszoo.UsageError, match=f"cannot carry out {name};"):
-            reszoo.compile(model, steps_per_epoch=3, epochs=1, **{name: 1})
+            reszoo.compile(model, steps_per_epoch=3, epochs=1, **field)
     with pytest.raises(reszoo.UsageError, match="data set decides the size of a b"):
         reszoo.compile(model, steps_per_epoch=3, epochs=1, batch_size=4)
     assert reszoo.card(model).is_fresh

@@ -83,3 +83,12 @@ def test_a_contender_that_fails_is_named(harness: Any) -> None:
     words = (sys.executable, "-c", "raise SystemExit('out of luck')")
     with pytest.raises(SystemExit, match=r"(?s)X failed:.*out of luck"):
         harness.measure([harness.Contender("X", words)], rounds=1)
+
+
+def test_a_busy_machine_is_told(harness: Any) -> None:
+    roof = harness.roof("float32")
+    for share, notes in ((0.97, 0), (0.6, 1)):
+        runs = {roof.name: [{"samples": [9.0], "share": share}]}
+        told = harness.summary([roof], runs, [])["notes"]
+        assert len(told) == notes
+        assert all("busy (the roof had 60% of" in note for note in told)

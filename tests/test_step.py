@@ -25,7 +25,7 @@ LABELS = np.array([0, 1, 2, 1])
 
 
 def recipe_of(**fields: Any) -> Recipe:
-    defaults = {"precision": "float32", "nesterov": True, "batch_size": 4}
+    defaults = {"precision": "float32", "batch_size": 4, "label_smoothing": 0.0}
     return find_recipe("cifar", **{**defaults, **fields})
 
 

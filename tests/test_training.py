@@ -86,7 +86,7 @@ def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
     )
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        f"109 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
+        f"95 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
         "10 -> 3 classes"
     )
     assert "12 steps in 4 epochs (2 of the head alone)" in lines[1]
