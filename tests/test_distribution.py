@@ -118,7 +118,7 @@ def assert_same_course(one: dict[str, Any], other: dict[str, Any]) -> None:
 def test_two_devices_with_shared_statistics_do_what_one_does(machine: Path) -> None:
     synced = read(machine, "synced")
     assert_same_course(read(machine, "one"), synced)
-    assert synced["losses"][-4:].mean() < 0.6 * synced["losses"][:2].mean()
+    assert synced["losses"][-4:].mean() < 0.75 * synced["losses"][:2].mean()
 
 
 def test_all_copies_of_a_variable_stay_equal(machine: Path) -> None:
