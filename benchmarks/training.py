@@ -100,8 +100,7 @@ def train_reszoo(name: str, load: Load, precision: str) -> None:
     record = reszoo.card(model).preprocessing
     net = twin(model, record, recipe)
     (phase,) = phases(recipe, 1000 * load.batch)
-    learning = {layer.name for layer in net.layers}
-    engine = Engine(net, learning, name, record, phase, Devices())
+    engine = Engine(net, name, record, phase, Devices())
     images, labels = map(tf.constant, batch_of(load))
     timed(lambda: engine.train(images, labels, 0, 0)[0], load, "tensorflow", "keras")
 

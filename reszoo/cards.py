@@ -73,6 +73,24 @@ class Card:
         """Whether the weights are as they were drawn."""
         return self.provenance.get("source") == _FRESH
 
+    def after(
+        self, provenance: Mapping[str, Any], metrics: Sequence[Metric] = ()
+    ) -> "Card":
+        """Return the card of weights that were moved on from these.
+
+        Args:
+            provenance: Where the new ones come from; what these came from is added
+                as "began_as", unless they were fresh.
+            metrics: What was measured with the new ones.
+        """
+        before = {} if self.is_fresh else {"began_as": dict(self.provenance)}
+        return replace(
+            self,
+            provenance={**provenance, **before},
+            metrics=tuple(metrics),
+            versions=library_versions(),
+        )
+
     def label(self, index: int) -> str:
         """Return the name of a class, or its number where names were never told."""
         return self.labels[index] if self.labels else str(index)

@@ -32,9 +32,7 @@ def moved(name: str, **fields: Any) -> set[str]:
     recipe = find_recipe("cifar", batch_size=2, precision="float32", **fields)
     (phase,) = phases(recipe, 2)
     net = twin(model, record, recipe)
-    engine = Engine(
-        net, {layer.name for layer in net.layers}, name, record, phase, Devices()
-    )
+    engine = Engine(net, name, record, phase, Devices())
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     before = to_tensors(net)
     engine.train(tf.constant(images), tf.constant([0, 1], tf.int64), 0, 0)

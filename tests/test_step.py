@@ -203,9 +203,7 @@ def test_the_average_follows_every_weight_and_statistic() -> None:
     recipe = recipe_of(ema=0.75, epochs=1, warmup_epochs=0)
     (phase,) = phases(recipe, 16)
     net = twin(model, record, recipe)
-    engine = Engine(
-        net, {layer.name for layer in net.layers}, "resnet20", record, phase, Devices()
-    )
+    engine = Engine(net, "resnet20", record, phase, Devices())
     expected = None
     for step in range(4):
         engine.train(tf.constant(IMAGES), tf.constant(LABELS), step, 0)

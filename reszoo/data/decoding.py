@@ -114,12 +114,8 @@ class Decoder:
         return tf.ensure_shape(content, ())
 
     def _decode(self, content: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
-        image = tf.cond(
-            tf.io.is_jpeg(content),
-            lambda: tf.io.decode_jpeg(self._ended(content), 3, dct_method=_DCT),
-            lambda: tf.io.decode_png(content, 3),
-        )
-        return self._upright(image, held)
+        turned = held if self._turned else None
+        return decode(content, turned, recover=self._examples.recover)
 
     def _decode_part(
         self, content: tf.Tensor, held: tf.Tensor, choose: Chooser
@@ -127,7 +123,7 @@ class Decoder:
         def of_jpeg() -> tf.Tensor:
             height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
             part = tf.image.decode_and_crop_jpeg(
-                self._ended(content),
+                _ended(content, recover=self._examples.recover),
                 tf.stack(_as_stored(choose, height, width, held)),
                 3,
                 dct_method=_DCT,
@@ -143,19 +139,44 @@ class Decoder:
     def _upright(self, image: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
         return _upright(image, held) if self._turned else image
 
-    def _ended(self, jpeg: tf.Tensor) -> tf.Tensor:
-        """Return a JPEG that the decoder takes for whole, as `open_image` does.
-
-        With try_recover_truncated instead, rows around the break differ from Pillow's.
-        """
-        return jpeg + JPEG_END if self._examples.recover else jpeg
-
     def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
         def pixels(number: np.int64) -> Pixels:
             return np.asarray(self._examples.open(int(number)))
 
         image = tf.numpy_function(pixels, [index], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode(
+    content: tf.Tensor | bytes,
+    orientation: tf.Tensor | int | None = None,
+    *,
+    recover: bool = False,
+) -> tf.Tensor:
+    """Decode a JPEG or PNG that needs no Pillow, eagerly or in a pipeline.
+
+    Args:
+        content: The file.
+        orientation: How the camera was held, 1 to 8; None for upright.
+        recover: Whether a JPEG that is cut short is decoded as far as it goes.
+
+    Returns:
+        uint8 RGB `(height, width, 3)`.
+    """
+    image = tf.cond(
+        tf.io.is_jpeg(content),
+        lambda: tf.io.decode_jpeg(_ended(content, recover=recover), 3, dct_method=_DCT),
+        lambda: tf.io.decode_png(content, 3),
+    )
+    return image if orientation is None else _upright(image, orientation)
+
+
+def _ended(jpeg: tf.Tensor | bytes, *, recover: bool) -> tf.Tensor | bytes:
+    """Return a JPEG that the decoder takes for whole, as `open_image` does.
+
+    With try_recover_truncated instead, rows around the break differ from Pillow's.
+    """
+    return jpeg + JPEG_END if recover else jpeg
 
 
 def _cut(image: tf.Tensor, choose: Chooser) -> tf.Tensor:

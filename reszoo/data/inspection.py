@@ -10,10 +10,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, UnidentifiedImageError
 
-from reszoo.data.decoding import _DCT, _upright
+from reszoo.data.decoding import decode
 from reszoo.data.facts import Facts
 from reszoo.data.image_files import (
-    JPEG_END,
     Header,
     decode_image,
     is_jpeg,
@@ -94,20 +93,14 @@ def _decode(content: bytes, path: str, header: Header) -> Any:
     """Return the upright picture, uint8 RGB `(height, width, 3)`."""
     if header.by_pillow:
         return np.asarray(decode_image(content, path))
-    if is_jpeg(content):
-        pixels = tf.io.decode_jpeg(content, 3, dct_method=_DCT)
-    else:
-        pixels = tf.io.decode_png(content, 3)
-    if header.orientation > 1:
-        # Not on a graphics card, which several threads would have to share.
-        with tf.device("CPU:0"):
-            pixels = _upright(pixels, header.orientation)
-    return pixels
+    # Not on a graphics card, which several threads would have to share.
+    with tf.device("CPU:0"):
+        return decode(content, header.orientation if header.orientation > 1 else None)
 
 
 def _recovers(content: bytes) -> bool:
     try:
-        tf.io.decode_jpeg(content + JPEG_END, 3, dct_method=_DCT)
+        decode(content, recover=True)
     except tf.errors.InvalidArgumentError:
         return False
     return True

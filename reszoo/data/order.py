@@ -36,6 +36,33 @@ def epoch_order(
     return kept[0].astype(np.int64), kept[1].astype(np.int64)
 
 
+def epoch_slots(
+    count: int, batch_size: int, *, seed: int, epoch: int, repeats: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Tell what stands in each place of the batches of one epoch.
+
+    Args:
+        count: Number of examples.
+        batch_size: Of all devices together.
+        seed: Of the training, not negative.
+        epoch: From 0.
+        repeats: How often a batch shows each of its images.
+
+    Returns:
+        Indices of examples, int64 `(steps, batch_size)`; keys for their variations,
+        int64 `(steps, batch_size, 2)`; and numbers from [0, 1) for what is done to
+        whole batches, float32 `(steps, batch_size, 3)`. Keys and numbers belong to
+        an image and its repetition, not to the place.
+    """
+    indices, copies = epoch_order(
+        count, batch_size, seed=seed, epoch=epoch, repeats=repeats
+    )
+    key, variants = epoch_key(seed, epoch), indices * repeats + copies
+    keys = np.stack([np.full_like(variants, key), variants], axis=-1)
+    draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
+    return indices, keys, draws[variants]
+
+
 def epoch_key(seed: int, epoch: int) -> int:
     """Return a number for the random variations of an epoch, below 2**63.
 

@@ -18,7 +18,7 @@ from reszoo.data.augment.affine import Canvas
 from reszoo.data.augment.policy import find_policy
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
-from reszoo.data.order import epoch_key, epoch_order
+from reszoo.data.order import epoch_slots
 from reszoo.errors import DataError, UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.quiet import held_stderr
@@ -122,38 +122,27 @@ def training_batches(
         )
     repeats, part = augmentation.repeats, batch_size // workers
     load = _loader(Decoder(examples), record, augmentation)
-    fill = _mean_colour(record)
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
         """Tell what stands where in an epoch: index, key, label, draws."""
-        indices, copies = (
-            slots[first:, worker * part : (worker + 1) * part].ravel()
-            for slots in epoch_order(
-                len(examples), batch_size, seed=seed, epoch=int(number), repeats=repeats
-            )
+        indices, keys, draws = epoch_slots(
+            len(examples), batch_size, seed=seed, epoch=int(number), repeats=repeats
         )
-        drawn_from, places = epoch_key(seed, int(number)), indices * repeats + copies
-        keys = np.stack([np.full_like(places, drawn_from), places], axis=1)
-        draw = np.random.default_rng((drawn_from, 1))
-        draws = draw.random((len(examples) * repeats, 3), np.float32)[places]
-        return [indices, keys, examples.labels[indices], draws]
+        mine = np.s_[first:, worker * part : (worker + 1) * part]
+        indices, keys, draws = indices[mine], keys[mine], draws[mine]
+        return [
+            indices.ravel(),
+            keys.reshape(-1, keys.shape[-1]),
+            examples.labels[indices].ravel(),
+            draws.reshape(-1, draws.shape[-1]),
+        ]
 
-    # Nothing in these is for AutoGraph, which takes longer than all of the tracing.
+    # Nothing in it is for AutoGraph, which takes longer than all of the tracing.
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def prepare(
         index: tf.Tensor, key: tf.Tensor, label: tf.Tensor, draw: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return load(index, key), label, draw
-
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def finish(
-        images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        if augmentation.crop == "pad" and augmentation.pad:
-            images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
-        if augmentation.flip:
-            images = geometry.mirror(images, draws[:, 2])
-        return images, labels
 
     numbers = np.arange(epoch, epoch + epochs)
     starts = np.where(numbers == epoch, start, 0)
@@ -162,6 +151,7 @@ def training_batches(
     images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = images.batch(part, drop_remainder=True)
+    finish = tf.autograph.experimental.do_not_convert(_finisher(record, augmentation))
     return batches.map(finish).prefetch(_AHEAD)
 
 
@@ -173,6 +163,24 @@ def _sliced(
     slots = tf.numpy_function(slots_of, which, kinds)
     known = [tf.ensure_shape(*pair) for pair in zip(slots, shapes, strict=True)]
     return tf.data.Dataset.from_tensor_slices(tuple(known))
+
+
+def _finisher(
+    record: Preprocessing, augmentation: Augmentation
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Return a function that shifts and mirrors the images of a whole batch."""
+    fill = _mean_colour(record)
+
+    def finish(
+        images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if augmentation.crop == "pad" and augmentation.pad:
+            images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
+        if augmentation.flip:
+            images = geometry.mirror(images, draws[:, 2])
+        return images, labels
+
+    return finish
 
 
 def quietly(batches: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:

@@ -1,11 +1,11 @@
 """What a run keeps of its epochs: the history and the best weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reszoo.cards import Card, Metric, library_versions
+from reszoo.cards import Card, Metric
 from reszoo.checkpoints.names import Tensors
 from reszoo.checkpoints.safetensors import read, write
 from reszoo.evaluation import Metrics
@@ -83,14 +83,7 @@ class Chronicle:
             "recipe": setting.recipe.to_json(),
             "epoch": epoch,
         }
-        if not setting.card.is_fresh:
-            provenance["began_as"] = dict(setting.card.provenance)
-        return replace(
-            setting.card,
-            provenance=provenance,
-            metrics=() if measured is None else _as_metrics(measured),
-            versions=library_versions(),
-        )
+        return setting.card.after(provenance, _as_metrics(measured) if measured else ())
 
 
 def _as_metrics(measured: Metrics) -> tuple[Metric, ...]:

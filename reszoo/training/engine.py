@@ -20,7 +20,6 @@ class Engine:
 
     Args:
         net: From `twin`; what learns is set here.
-        learning: Which of its layers may learn at all.
         spec: Its variant.
         record: How pixels are normalised.
         phase: What is carried out.
@@ -33,7 +32,6 @@ class Engine:
     def __init__(
         self,
         net: keras.Model,
-        learning: set[str],
         spec: str,
         record: Preprocessing,
         phase: Phase,
@@ -41,8 +39,6 @@ class Engine:
     ) -> None:
         self.net, self.phase = net, phase
         recipe = phase.recipe
-        for layer in net.layers:
-            layer.trainable = layer.name in learning
         self.batch_norm: BatchNormCount = freeze(
             net, spec, recipe.freeze, bool(recipe.freeze_bn)
         )

@@ -1,12 +1,11 @@
 """`reszoo.compile`: a recipe for people who call `fit` themselves."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import keras
 
-from reszoo.cards import Card, library_versions
+from reszoo.cards import Card
 from reszoo.errors import UsageError
 from reszoo.progress import say
 from reszoo.training.fit_objects import RecipeLoss, RuleOptimizer
@@ -132,10 +131,7 @@ def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
         "recipe": {name: value for name, value in content if name not in _ONLY_TRAIN},
         "steps_per_epoch": steps_per_epoch,
     }
-    if not card.is_fresh:
-        provenance["began_as"] = dict(card.provenance)
-    versions = library_versions()
-    return replace(card, provenance=provenance, metrics=(), versions=versions)
+    return card.after(provenance)
 
 
 def _heed_trainable(model: keras.Model) -> None:

@@ -51,7 +51,7 @@ class RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "RecipeRates":
         """Return what `get_config` described."""
-        return cls(_recipe(config["recipe"]), config["steps_per_epoch"])
+        return cls(Recipe(**config["recipe"]), config["steps_per_epoch"])
 
 
 @_registered
@@ -117,7 +117,7 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     ) -> "RuleOptimizer":
         """Return what `get_config` described."""
         del custom_objects
-        recipe = _recipe(config["recipe"])
+        recipe = Recipe(**config["recipe"])
         return cls(recipe, config["steps_per_epoch"], config["name"])
 
     # By name, for Keras' numbering breaks off where the reader made fewer variables:
@@ -172,11 +172,3 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
         """Return the arguments as JSON values."""
         own = {"loss": self._loss, "label_smoothing": self._label_smoothing}
         return {**super().get_config(), **own}
-
-
-def _recipe(content: Mapping[str, Any]) -> Recipe:
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list | tuple) else value
-        for name, value in content.items()
-    }
-    return Recipe(**values)

@@ -76,9 +76,11 @@ class Judge:
 
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
-        batches = self._batches.setdefault(
-            id(examples),
-            evaluation_batches(examples, self._record, self._batch_size),
-        )
-        answers = [self._answer(images)["probabilities"] for images, _ in batches]
+        if id(examples) not in self._batches:
+            batches = evaluation_batches(examples, self._record, self._batch_size)
+            self._batches[id(examples)] = batches
+        answers = [
+            self._answer(images)["probabilities"]
+            for images, _ in self._batches[id(examples)]
+        ]
         return np.asarray(tf.concat(answers, axis=0))

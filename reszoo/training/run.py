@@ -19,9 +19,8 @@ from reszoo.training.engine import Engine
 from reszoo.training.history import Epoch
 from reszoo.training.judge import Judge
 from reszoo.training.net import twin
-from reszoo.training.phases import Phase
 from reszoo.training.setting import Setting
-from reszoo.training.state import STATE, read_state, restore, write_state
+from reszoo.training.state import STATE, State, restore, write_state
 from reszoo.training.stopping import Stop, Stopped
 from reszoo.training.tensorboard import EventLog
 
@@ -86,7 +85,6 @@ class Run:
         with setting.devices.scope():
             self.net = twin(model, record, setting.recipe)
         self.judge = Judge(model, record, setting.source, batch, setting.devices)
-        self._learning = {layer.name for layer in self.net.layers if layer.trainable}
         self.examples = setting.source.examples("train")
         self.chronicle = Chronicle(setting)
         self.probe: float | None = None
@@ -102,13 +100,13 @@ class Run:
         return self._epoch == self.setting.epochs
 
     @property
-    def step_of_epoch(self) -> int:
-        """Steps done in the present epoch."""
-        return self._tally.steps
+    def position(self) -> tuple[int, int]:
+        """Epochs done, and steps done in the present one."""
+        return self._epoch, self._tally.steps
 
-    def go_on(self, folder: Path) -> None:
+    def go_on(self, state: State, folder: Path) -> None:
         """Take the state of an interrupted run and the best weights it kept."""
-        tensors, content = read_state(folder / STATE)
+        tensors, content = state
         self._epoch = content["epoch"]
         self._tally = Tally(**content["tally"])
         self.probe = content["probe"]
@@ -129,7 +127,7 @@ class Run:
         digests = [
             hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for value in values
         ]
-        begun = {"weights": digests, "epoch and step": [self._epoch, self._tally.steps]}
+        begun = {"weights": digests, "epoch and step": list(self.position)}
         self.setting.devices.check_agreement({**self.setting.conditions, **begun})
 
     def finish(self, stop: Stop) -> None:
@@ -140,8 +138,7 @@ class Run:
         """
         folder = self.setting.folder
         if folder and not self.finished:
-            first = sum(p.steps for p in self.setting.phases if self._is_over(p))
-            self._log = EventLog(folder / TENSORBOARD, first + self._step_of_phase())
+            self._log = EventLog(folder / TENSORBOARD, self._steps_done())
         try:
             while not self.finished:
                 self._train(stop)
@@ -164,20 +161,22 @@ class Run:
         }
         write_state(self.setting.folder / STATE, self.engine.variables(), content)
 
-    def _is_over(self, phase: Phase) -> bool:
-        return phase.first_epoch + phase.epochs <= self._epoch
-
     def _new_engine(self) -> Engine:
         phase = self.setting.phase_of(self._epoch)
         card = self.setting.card
         spec, record = card.architecture.spec, card.preprocessing
         devices = self.setting.devices
-        return Engine(self.net, self._learning, spec, record, phase, devices)
+        return Engine(self.net, spec, record, phase, devices)
 
     def _step_of_phase(self) -> int:
         phase = self.engine.phase
         epochs = self._epoch - phase.first_epoch
         return epochs * phase.steps_per_epoch + self._tally.steps
+
+    def _steps_done(self) -> int:
+        phase = self.engine.phase
+        before = (p for p in self.setting.phases if p.first_epoch < phase.first_epoch)
+        return sum(p.steps for p in before) + self._step_of_phase()
 
     def _train(self, stop: Stop) -> None:
         tally, batch = self._tally, self.setting.recipe.batch_size
@@ -282,14 +281,12 @@ class Run:
             "speed/data_wait": row.data_wait,
         }
         values = {tag: value for tag, value in names.items() if value is not None}
-        before = sum(p.steps for p in self.setting.phases if self._is_over(p))
-        self._log.scalars(before + self._step_of_phase() - 1, values)
+        self._log.scalars(self._steps_done() - 1, values)
 
     def _left(self) -> str:
         tally = self._tally
         steps = sum(phase.steps for phase in self.setting.phases)
-        done = sum(p.steps for p in self.setting.phases if self._is_over(p))
-        left = (steps - done - self._step_of_phase()) * tally.seconds / tally.total
+        left = (steps - self._steps_done()) * tally.seconds / tally.total
         return f"  {left / 60:.0f} min left" if left >= 60 else ""
 
     def _diverged(self) -> ReszooError:

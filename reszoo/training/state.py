@@ -21,6 +21,8 @@ from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import atomic_file
 
 STATE = "state.safetensors"
+# Arrays by the names of their variables, and the content.
+State = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 # Raised when the content changes its meaning.
 _VERSION = 1
 _KEY = "reszoo_state"
@@ -41,7 +43,7 @@ def write_state(
         temporary.write_bytes(save(tensors, metadata={_KEY: text}))
 
 
-def read_state(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def read_state(path: Path) -> State:
     """Return the arrays and the content that `write_state` wrote.
 
     Raises:

@@ -28,7 +28,7 @@ from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import Recipe
 from reszoo.training.run import TENSORBOARD, Run
 from reszoo.training.setting import Setting
-from reszoo.training.state import STATE, check_same, read_state
+from reszoo.training.state import STATE, State, check_same, read_state
 from reszoo.training.stopping import Stopped, stopping
 from reszoo.training.summary import REPORT, export_command, write_summary
 from reszoo.zoo import build, get_card, set_card
@@ -128,8 +128,12 @@ def train(
         _tell_about(source)
         command = repeating(model, data, plan, weights, folder, bad_images, strategy)
         net = _net(model, source, plan, weights)
-        run = Run(_setting(net, source, plan, folder, save_every, devices))
-        _begin(run, folder if resume else None)
+        setting = _setting(net, source, plan, folder, save_every, devices)
+        state = _interrupted(folder if resume else None, setting)
+        run = Run(setting)
+        if folder and state:
+            run.go_on(state, folder)
+        _begin(run, going_on=state is not None)
         _train(run)
         result = _result(run, command)
         devices.meet()
@@ -279,14 +283,18 @@ def _check_place(folder: Path | None, data: Any) -> None:
         )
 
 
-def _begin(run: Run, resumed: Path | None) -> None:
+def _interrupted(folder: Path | None, setting: Setting) -> State | None:
+    """Return the state to go on from, if there is one, and refuse another run's."""
+    if folder is None or not (folder / STATE).exists():
+        return None
+    tensors, content = read_state(folder / STATE)
+    check_same(content["conditions"], setting.conditions, folder)
+    return tensors, content
+
+
+def _begin(run: Run, *, going_on: bool) -> None:
     setting = run.setting
     folder = setting.folder
-    going_on = resumed is not None and (resumed / STATE).exists()
-    if resumed and going_on:
-        _, content = read_state(resumed / STATE)
-        check_same(content["conditions"], setting.conditions, resumed)
-        run.go_on(resumed)
     run.check_agreement()
     _announce(run)
     if folder and not run.chronicle.history:
@@ -310,9 +318,9 @@ def _announce(run: Run) -> None:
     )
     if run.finished:
         say("The run is complete already.")
-    elif run.chronicle.history or run.step_of_epoch:
-        epoch, step = len(run.chronicle.history) + 1, run.step_of_epoch + 1
-        say(f"Going on in epoch {epoch}, step {step}.")
+    elif any(run.position):
+        epoch, step = run.position
+        say(f"Going on in epoch {epoch + 1}, step {step + 1}.")
 
 
 def _length(setting: Setting) -> str:
@@ -341,8 +349,8 @@ def _train(run: Run) -> None:
                 f"batch_size={recipe.batch_size // 2}."
             ) from error
         except tf.errors.OpError as error:
-            everything = [find_unreadable(each) for each in _shown(run.setting.source)]
-            raise next(filter(None, everything), error) from error
+            problems = map(find_unreadable, _shown(run.setting.source))
+            raise next(filter(None, problems), error) from error
 
 
 def _result(run: Run, command: list[str]) -> TrainResult:
