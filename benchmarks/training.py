@@ -19,7 +19,7 @@ import harness
 import numpy as np
 from harness import Claim, Contender
 
-RATE, MOMENTUM, CLASSES, LABELS, WARM_UP = 0.01, 0.9, 1000, 10, 2
+RATE, MOMENTUM, CLASSES, LABELS, WARM_UP = 0.001, 0.9, 1000, 10, 2
 
 
 @dataclass(frozen=True)

@@ -86,9 +86,11 @@ def test_the_border_of_a_training_image_has_the_mean_colour() -> None:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_training_mirrors_only_where_told_to(flip: bool) -> None:
+@pytest.mark.parametrize("crop", ["none", "resized"])
+def test_training_mirrors_only_where_told_to(crop: Any, flip: bool) -> None:
     examples = numbered(16)
-    ((shown, labels),) = batches_of(examples, Augmentation(flip=flip), 16)
+    whole = Augmentation(crop=crop, scale=(1, 1), ratio=(1, 1), flip=flip)
+    ((shown, labels),) = batches_of(examples, whole, 16)
     assert examples.images is not None
     pairs = list(zip(shown, examples.images[labels], strict=True))
     mirrored = [np.array_equal(seen, image[:, ::-1]) for seen, image in pairs]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reszoo.data.augment import geometry
 from reszoo.data.augment.affine import Canvas
 from reszoo.data.augment.policy import find_policy
-from reszoo.data.decoding import Decoder
+from reszoo.data.decoding import Chooser, Decoder
 from reszoo.data.examples import Examples
 from reszoo.data.order import epoch_slots
 from reszoo.errors import DataError, UsageError
@@ -31,9 +31,9 @@ _AHEAD = 2
 class Augmentation:
     """How training images are varied.
 
-    A resized crop comes first, then the policy, then erasing; shifting and mirroring
-    come last, for whole batches (a mirrored policy is the policy of a mirrored image:
-    all of them are symmetric).
+    A resized crop and its mirroring come first, then the policy, then erasing.
+    Without resized crops, shifting and mirroring come last, for whole batches (a
+    mirrored policy is the policy of a mirrored image: all of them are symmetric).
 
     Attributes:
         crop: "resized" cuts a random window and resizes it to the training size;
@@ -142,7 +142,7 @@ def training_batches(
     def prepare(
         index: tf.Tensor, key: tf.Tensor, label: tf.Tensor, draw: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return load(index, key), label, draw
+        return load(index, key, draw), label, draw
 
     numbers = np.arange(epoch, epoch + epochs)
     starts = np.where(numbers == epoch, start, 0)
@@ -168,7 +168,7 @@ def _sliced(
 def _finisher(
     record: Preprocessing, augmentation: Augmentation
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Return a function that shifts and mirrors the images of a whole batch."""
+    """Return a function that does what is cheapest for a whole batch at once."""
     fill = _mean_colour(record)
 
     def finish(
@@ -176,7 +176,7 @@ def _finisher(
     ) -> tuple[tf.Tensor, tf.Tensor]:
         if augmentation.crop == "pad" and augmentation.pad:
             images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
-        if augmentation.flip:
+        if augmentation.flip and augmentation.crop != "resized":
             images = geometry.mirror(images, draws[:, 2])
         return images, labels
 
@@ -228,8 +228,8 @@ def _problem(examples: Examples, decoder: Decoder, index: int) -> DataError | No
 
 def _loader(
     decoder: Decoder, record: Preprocessing, augmentation: Augmentation
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Return a function of an index and a key that makes one training image."""
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Return a function of an index, a key and draws that makes a training image."""
     shown = replace(record, eval_size=record.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
 
@@ -238,10 +238,13 @@ def _loader(
     trivial = augmentation.policy == "trivial"
     canvas = Canvas(tf.zeros_like(fill) if trivial else fill, record.interpolation)
 
-    def load(index: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    def load(index: tf.Tensor, key: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
         # Each use has a stream of its own beside that of the image.
         if augmentation.crop == "resized":
-            image = _resized_crop(decoder, index, key, record, augmentation)
+            mirrored = (draw[2] < 0.5) & augmentation.flip
+            part = decoder.window(index, _chooser(key, augmentation))
+            size, kind = record.train_size, record.interpolation
+            image = geometry.resize(part, size, kind, mirrored)
         else:
             image = shown.prepare_tensor(decoder.image(index))
         if policy:
@@ -259,16 +262,9 @@ def _mean_colour(record: Preprocessing) -> tf.Tensor:
     return tf.constant(np.round(255 * np.asarray(record.mean)), tf.uint8)
 
 
-def _resized_crop(
-    decoder: Decoder,
-    index: tf.Tensor,
-    key: tf.Tensor,
-    record: Preprocessing,
-    augmentation: Augmentation,
-) -> tf.Tensor:
+def _chooser(key: tf.Tensor, augmentation: Augmentation) -> Chooser:
     def choose(height: tf.Tensor, width: tf.Tensor) -> geometry.Window:
         scale, ratio = augmentation.scale, augmentation.ratio
         return geometry.random_window(height, width, key, scale, ratio)
 
-    part = decoder.window(index, choose)
-    return geometry.resize(part, record.train_size, record.interpolation)
+    return choose
