@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -18,6 +19,7 @@ from reszoo.training.phases import phases
 from reszoo.training.recipe_table import FIELDS, RECIPES, find_recipe, parse_field
 from reszoo.training.recipes import DEFAULTS, NEEDS
 from reszoo.training.schedules import Schedule
+from reszoo.training.setting import Setting
 
 # From the papers and scripts named in the table: epochs, batch, rate, decay.
 PUBLISHED = {
@@ -244,7 +246,11 @@ def test_every_choice_can_replace_the_one_of_every_recipe() -> None:
         for value in get_args(get_type_hints(reszoo.Recipe)[field]):
             needed = {"milestones": (0.5,)} if value == "steps" else {}
             recipe = find_recipe(name, **{field: value}, **needed)
-            idle = [f for f, (o, v) in NEEDS.items() if getattr(recipe, o) != v]
+            idle = [
+                f
+                for f, (o, v) in NEEDS.items()
+                if getattr(recipe, o) not in (v, "auto")
+            ]
             assert all(getattr(recipe, f) == DEFAULTS[f] for f in idle)
 
 
@@ -372,3 +378,33 @@ def test_a_recipe_of_ones_own_is_repeated_as_it_is() -> None:
     assert set(named) == {"recipe"}
     assert eval(named["recipe"], {"reszoo": reszoo}) == own
     assert "nesterov" not in named["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("side", "changes", "crop"),
+    [
+        (32, {}, "pad"),
+        (95, {}, "pad"),
+        (96, {}, "resized"),
+        (32, {"crop": "resized"}, "resized"),
+        (224, {"crop": "pad", "pad": 0.1}, "pad"),
+    ],
+)
+def test_small_pictures_are_shifted_and_large_ones_cropped(
+    side: int, changes: dict[str, Any], crop: str
+) -> None:
+    setting = Setting(
+        model=None,
+        card=SimpleNamespace(preprocessing=SimpleNamespace(train_size=side)),  # type: ignore[arg-type]
+        source=SimpleNamespace(mirror_safe=True),  # type: ignore[arg-type]
+        recipe=find_recipe("finetune", **changes),
+        phases=(),
+        folder=None,
+        save_every=0,
+        devices=None,  # type: ignore[arg-type]
+    )
+    assert setting.augmentation.crop == crop
+    if crop == "pad":
+        assert setting.augmentation.pad == round(setting.recipe.pad * side) > 0
+    else:
+        assert setting.augmentation.scale == (0.25, 1)

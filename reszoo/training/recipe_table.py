@@ -15,15 +15,18 @@ _V2_EMA = rescaled_decay(0.99998, every=32, batch_size=1024, epochs=600)
 _TABLE = (
     # Two phases after the survey of fine-tuning in Kornblith et al. 2019
     # (arXiv:1805.08974), BiT (arXiv:1912.11370) and LP-FT (arXiv:2202.10054): the
-    # head first, so that its random gradient never reaches the backbone.
+    # head first, so that its random gradient never reaches the backbone. Rate and
+    # crops are what benchmarks/transfer.py likes best.
     Recipe(
         name="finetune",
         batch_size=32,
-        learning_rate=0.003,
+        learning_rate=0.01,
         nesterov=True,
         weight_decay=1e-4,
         warmup_epochs=None,
         label_smoothing=0.1,
+        crop="auto",
+        pad=1 / 8,
         scale=(0.25, 1.0),
         freeze_bn=None,
         head_epochs=2,

@@ -87,7 +87,7 @@ class Recipe:
         ema_every: Steps between two updates of the average.
         crop: Training crops: "pad" shifts by up to `pad`, "resized" cuts a random
             part (`scale`, `ratio`) and resizes it, "none" shows what evaluation
-            does.
+            does. "auto" is "pad" for nets of less than 96 pixels, else "resized".
         pad: Border from which crops are cut, as a share of the side.
         scale: Least and largest share of the area of a resized crop.
         ratio: Least and largest width over height of a resized crop.
@@ -147,7 +147,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: float | None = None
     ema_every: int = 1
-    crop: Literal["pad", "resized", "none"] = "resized"
+    crop: Literal["auto", "pad", "resized", "none"] = "resized"
     pad: float = 0.0
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -245,7 +245,7 @@ class Recipe:
     def _check_effects(self) -> None:
         for field, (other, value) in NEEDS.items():
             received, there = getattr(self, field), getattr(self, other)
-            if there != value and received != DEFAULTS[field]:
+            if there not in (value, "auto") and received != DEFAULTS[field]:
                 raise UsageError(
                     f'{field} has an effect with {other}="{value}" only. Received: '
                     f"{field}={received} with {other}={there!r}. Leave one of them out."

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -12,6 +12,10 @@ from reszoo.data.sources import Source
 from reszoo.training.distribution import Devices
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
+
+# Where BiT's HyperRule (arXiv:1912.11370, section 3.3) also parts small pictures from
+# large ones: a quarter of a small one, made large, shows little of it.
+_SMALL = 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,12 @@ class Setting:
     @property
     def augmentation(self) -> Augmentation:
         """How training images are varied."""
-        recipe = self.recipe
+        recipe, side = self.recipe, self.card.preprocessing.train_size
         flip = self.source.mirror_safe if recipe.flip is None else recipe.flip
+        kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
         return Augmentation(
-            crop=recipe.crop,
-            pad=round(recipe.pad * self.card.preprocessing.train_size),
+            crop=kind if recipe.crop == "auto" else recipe.crop,
+            pad=round(recipe.pad * side),
             scale=recipe.scale,
             ratio=recipe.ratio,
             flip=flip,
