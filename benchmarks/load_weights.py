@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import reszoo
-from reszoo_export.benchmark import processor
+from reszoo.machine import processor
 
 ROUNDS = 4
 

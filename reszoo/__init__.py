@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from reszoo.zoo import save as save
 
     card = get_card
+    from reszoo_export.benchmark import Measurement as Measurement
     from reszoo_export.benchmark import benchmark as benchmark
+    from reszoo_export.describe import inspect as inspect
+    from reszoo_export.description import FileDescription as FileDescription
     from reszoo_export.export import export as export
     from reszoo_export.manifest import Manifest as Manifest
     from reszoo_export.runtime import Predictor as Predictor
@@ -54,8 +57,10 @@ _LAZY = {
     "CheckpointError": "reszoo.errors:CheckpointError",
     "DataError": "reszoo.errors:DataError",
     "ExportError": "reszoo.errors:ExportError",
+    "FileDescription": "reszoo_export.description:FileDescription",
     "LoadReport": "reszoo.checkpoints.names:LoadReport",
     "Manifest": "reszoo_export.manifest:Manifest",
+    "Measurement": "reszoo_export.benchmark:Measurement",
     "Metrics": "reszoo.evaluation:Metrics",
     "Predictor": "reszoo_export.runtime:Predictor",
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
@@ -73,6 +78,7 @@ _LAZY = {
     "evaluate": "reszoo.evaluation:evaluate",
     "export": "reszoo_export.export:export",
     "from_keras_applications": "reszoo.zoo:from_keras_applications",
+    "inspect": "reszoo_export.describe:inspect",
     "list_models": "reszoo.specs:list_models",
     "load": "reszoo.zoo:load",
     "load_report": "reszoo.zoo:load_report",

@@ -9,7 +9,7 @@ from reszoo.progress import say
 if TYPE_CHECKING:
     from reszoo_export.manifest import Manifest
 
-FORMATS = ("saved_model", "tflite", "tflite-int8", "onnx")
+FORMATS = ("saved_model", "tflite", "tflite-int8", "onnx", "onnx-int8")
 RUN = Path("runs/demo")
 # Small batches, for there are few images: some 1,000 steps in a minute or two.
 _CHANGES: dict[str, Any] = {

@@ -10,7 +10,7 @@ from PIL import Image
 import reszoo
 from reszoo.checkpoints import transfer
 
-FORMATS = "saved_model,tflite,tflite-int8,onnx"
+FORMATS = "all"
 
 
 def randomise(model: Any, seed: int = 0) -> Any:

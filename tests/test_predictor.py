@@ -7,13 +7,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import FORMATS as EXPORTED
 from PIL import Image
 
 import reszoo
+from reszoo.checkpoints.names import to_tensors
 from reszoo.data.sources import open_source
 from reszoo_export.benchmark import measure
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, find_formats
+from reszoo_export.interface import softmax
+from reszoo_export.options import ExportOptions
 from reszoo_export.runtimes import open_runtime
+from reszoo_export.serving import make_serving
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return path, images[7], str(examples.labels[7])
 
 
-@pytest.fixture(params=["checkpoint", *FORMATS])
+@pytest.fixture(params=["checkpoint", *(row.name for row in find_formats(EXPORTED))])
 def predictor(request: pytest.FixtureRequest, run: Any, exported: Any) -> Any:
     if request.param == "checkpoint":
         return reszoo.Predictor(run.best)
@@ -59,19 +64,83 @@ def test_several_images_are_answered_in_order(predictor: Any, digit: Any) -> Non
     assert predictor.predict([]).shape == (0, 10)
 
 
+def array(*shape: int, value: float = 1, dtype: Any = np.float32) -> Any:
+    return np.full(shape, value, dtype)
+
+
 @pytest.mark.parametrize(
-    ("image", "received"),
+    ("image", "received", "remedy"),
     [
-        (np.ones((8, 8, 3), np.float32), r"float32 \(8, 8, 3\) in 1..1"),
-        (np.ones((8, 8), np.uint8), r"uint8 \(8, 8\)"),
-        (np.ones((3, 8, 8), np.uint8), r"uint8 \(3, 8, 8\)"),
+        (array(8, 8, 3), r"float32 \(8, 8, 3\) in 1..1", r"pass \(255 \* array\)"),
+        (array(8, 8, 3, value=-1.5), r"in -1.5..-1.5", "normalised already"),
+        (array(8, 8, 3, value=200), r"in 200..200", r"array.round\(\).astype"),
+        (array(8, 8, 3, value=256, dtype=np.int32), r"int32.*in 256", "scale it"),
+        (array(8, 8, 3, value=np.nan), r"float32.*in nan..nan", "whole numbers"),
+        (array(8, 8, dtype=np.uint8), r"uint8 \(8, 8\)", "level three times"),
+        (array(8, 8, 1, dtype=np.uint8), r"\(8, 8, 1\)", "level three times"),
+        (array(8, 8, 4, dtype=np.uint8), r"\(8, 8, 4\)", "drop the transparency"),
+        (array(3, 8, 8, dtype=np.uint8), r"\(3, 8, 8\)", r"transpose\(1, 2, 0\)"),
+        (array(2, 3, 8, 8, dtype=np.uint8), r"\(3, 8, 8\)", r"transpose\(1, 2, 0\)"),
+        (array(0, 8, 3, dtype=np.uint8), r"\(0, 8, 3\);", "has no pixels"),
+        (array(2, dtype=np.uint8), r"uint8 \(2,\)", "no picture"),
+        ([None], r"object \(\)", "no picture"),
     ],
 )
-def test_other_arrays_are_refused_with_what_was_expected(
-    run: Any, image: Any, received: str
+def test_other_arrays_are_refused_with_how_to_mend_them(
+    run: Any, image: Any, received: str, remedy: str
 ) -> None:
-    with pytest.raises(reszoo.UsageError, match=f"must be uint8 RGB.*{received}"):
+    told = f"must be uint8 RGB in 0..255.*Received: .*{received}.*{remedy}"
+    with pytest.raises(reszoo.UsageError, match=told):
         reszoo.Predictor(run.model).predict(image)
+
+
+def test_a_picture_without_a_white_is_refused(run: Any) -> None:
+    with pytest.raises(reszoo.UsageError, match=r"what is white. Received: mode 'F'"):
+        reszoo.Predictor(run.model).predict(Image.new("F", (8, 8)))
+
+
+def test_prepared_images_have_the_size_of_the_file(run: Any) -> None:
+    predictor = reszoo.Predictor(run.model)
+    with pytest.raises(
+        reszoo.UsageError,
+        match=r"shape \(n, 32, 32, 3\). Received: uint8 \(2, 8, 8, 3\)",
+    ):
+        predictor.predict_prepared(array(2, 8, 8, 3, dtype=np.uint8))
+    with pytest.raises(reszoo.UsageError, match=r"Received: float32 \(2, 32, 32, 3\)"):
+        predictor.predict_prepared(array(2, 32, 32, 3))
+
+
+def test_files_of_features_give_what_the_classifier_sees(
+    run: Any, digit: Any, tmp_path: Path
+) -> None:
+    made = make_serving(run.model, ExportOptions(outputs="features"))
+    path = tmp_path / "model.onnx"
+    FORMATS["onnx"].write(made, path, None)
+    predictor = reszoo.Predictor(path)
+    assert (predictor.answers, predictor.labels) == ("features", ())
+    features = predictor.features([digit[1], digit[0]])
+    assert features.shape == (2, 64)
+    head = to_tensors(run.model)
+    logits = features @ head["fc.weight"].T + head["fc.bias"]
+    answers = reszoo.Predictor(run.model)
+    np.testing.assert_allclose(
+        softmax(logits), answers.predict([digit[1], digit[0]]), atol=1e-5
+    )
+    assert predictor.features([]).shape == (0, 64)
+    asked: list[Any] = [
+        lambda: predictor.predict(digit[0]),
+        lambda: predictor.top(digit[0]),
+        lambda: reszoo.evaluate(path, "digits"),
+    ]
+    for ask in asked:
+        with pytest.raises(
+            reszoo.UsageError, match=r"gives features.*Use features, or"
+        ):
+            ask()
+    with pytest.raises(
+        reszoo.UsageError, match=r"gives probabilities. Asked for: feat"
+    ):
+        answers.features(digit[0])
 
 
 def test_what_cannot_be_opened_is_refused(run: Any, tmp_path: Path) -> None:
@@ -127,7 +196,7 @@ def test_a_folder_may_have_a_dot_in_its_name(
 def test_a_whole_export_tells_what_is_in_it(exported: Any) -> None:
     with pytest.raises(
         reszoo.UsageError,
-        match=r"whole export.*: saved_model, model\.tflite, model-int8\.tflite, model",
+        match=r"whole export.*: saved_model, model\.tflite, .*model\.onnx",
     ):
         reszoo.Predictor(exported.folder)
 
@@ -186,11 +255,10 @@ def test_files_for_devices_keep_to_the_threads_given(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", onnx_session)
     monkeypatch.setattr(interpreter, "Interpreter", litert_interpreter)
-    path = exported.folder / file
     for threads in (1, 3):
-        assert measure(open_runtime(path, threads)).threads == threads
+        runtime = open_runtime(exported.folder / file, threads)
+        assert measure(runtime).threads == threads
     assert given == [1, 3]
-    assert reszoo.benchmark(str(path), threads=1)[str(path)].threads == 1
 
 
 @pytest.mark.parametrize("file", ["checkpoint", "saved_model"])
@@ -200,8 +268,8 @@ def test_tensorflow_keeps_to_the_threads_given(
     path = run.best if file == "checkpoint" else exported.folder / file
     script = (
         "import os, reszoo, tensorflow as tf\n"
-        f"(latency,) = reszoo.benchmark({str(path)!r}, threads=1).values()\n"
-        "print(latency.threads, tf.config.threading.get_intra_op_parallelism_threads())"
+        f"runtime = reszoo.Predictor({str(path)!r}, threads=1)._runtime\n"
+        "print(runtime.threads, tf.config.threading.get_intra_op_parallelism_threads())"
         "\ntry:\n"
         f"    reszoo.Predictor({str(path)!r}, threads=7)\n"
         "except reszoo.UsageError as error:\n"

@@ -7,24 +7,10 @@ import pytest
 
 from reszoo_export.formats import FORMATS
 from reszoo_export.reference import Reference
-from reszoo_export.verify import compare
+from reszoo_export.rules import wrong_features, wrong_probabilities
+from reszoo_export.tolerances import FLOAT16, FLOAT32
 
 INT8 = FORMATS["tflite-int8"]
-
-
-class Scripted:
-    """A runtime that gives image number n the n-th answer."""
-
-    name, threads, operators = "scripted", 1, dict[str, int]()
-    inputs, outputs = [{"name": "image"}], [{"name": "probabilities"}]
-
-    def __init__(self, answers: Any) -> None:
-        self.answers = answers
-        self.calls: list[int] = []
-
-    def run(self, images: Any) -> Any:
-        self.calls.append(len(images))
-        return self.answers[images[:, 0, 0] @ np.array([256, 1, 0])]
 
 
 def rows(first: Any, second: Any, top: float, share: float, classes: int = 10) -> Any:
@@ -38,21 +24,17 @@ def rows(first: Any, second: Any, top: float, share: float, classes: int = 10) -
 
 def complaints(answers: Any, expected: Any, labels: Any, row: Any = INT8) -> list[str]:
     images = np.zeros((len(expected), 2, 2, 3), np.uint8)
-    images[:, 0, 0, :2] = np.array(np.divmod(np.arange(len(expected)), 256)).T
-    runtime: Any = Scripted(answers)
     reference = Reference(images, expected, np.asarray(labels), 0)
-    found = compare(row, runtime, reference)
-    assert max(runtime.calls) <= 32
-    return list(found.problems)
+    return wrong_probabilities(row.tolerance, answers, reference)
 
 
 def flipped(share: float, count: int, *, right: bool) -> list[str]:
     """Judge a file that takes the second class for the first on some images."""
     first = np.arange(100) % 10
-    second, third = (first + 1) % 10, (first + 2) % 10
+    second, neither = (first + 1) % 10, np.arange(100) // 10
     expected, answers = rows(first, second, 0.4, share), rows(first, second, 0.4, share)
     answers[:count] = rows(second[:count], first[:count], 0.4, share)
-    return complaints(answers, expected, first if right else third)
+    return complaints(answers, expected, first if right else neither)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -105,7 +87,81 @@ def test_int8_may_move_only_so_much_probability() -> None:
     expected = rows(first, (first + 1) % 10, 0.8, 0)
     for top, moved in ((0.66, None), (0.64, "16.00%")):
         found = complaints(rows(first, (first + 1) % 10, top, 0), expected, first)
-        assert [problem[:6] for problem in found] == ([moved] if moved else [])
+        told = [problem for problem in found if "moved to other classes" in problem]
+        assert [problem[:6] for problem in told] == ([moved] if moved else [])
+
+
+@pytest.mark.parametrize(("top", "drift"), [(0.71, None), (0.69, "-11.00%")])
+def test_int8_may_lose_only_so_much_confidence(top: float, drift: str | None) -> None:
+    first = np.arange(100) % 10
+    expected = rows(first, (first + 1) % 10, 0.8, 0)
+    found = complaints(rows(first, (first + 1) % 10, top, 0), expected, first)
+    assert found == (
+        [f"the mean confidence moved by {drift}; at most 10.00% may"] if drift else []
+    )
+
+
+def test_flat_answers_are_judged_by_what_tells_them_apart() -> None:
+    """All answers lie within 0.002: no absolute rule sees that they became one."""
+    expected = rows(np.arange(20) % 10, (np.arange(20) + 1) % 10, 0.101, 0.99)
+    blurred = (expected + 2 * expected.mean(axis=0)) / 3
+    images, labels = np.zeros((20, 2, 2, 3), np.uint8), np.zeros(0, np.int64)
+    reference = Reference(images, expected, labels, 20)
+    (problem,) = wrong_probabilities(INT8.tolerance, blurred, reference)
+    assert "67% of what tells the images apart is lost; at most 50%" in problem
+    closer = (2 * expected + expected.mean(axis=0)) / 3
+    assert wrong_probabilities(INT8.tolerance, closer, reference) == []
+
+
+def undecided(lead: float, tolerance: Any) -> list[str]:
+    """Judge a file that takes the model's second class where it leads by `lead`."""
+    expected = np.array([[0.4, 0.4 - lead, 0.2 + lead]] * 20, np.float32)
+    answers = expected.copy()
+    answers[0] = answers[0, [1, 0, 2]]
+    images, labels = np.zeros((20, 2, 2, 3), np.uint8), np.zeros(20, np.int64)
+    reference = Reference(images, expected, labels, 0)
+    found = wrong_probabilities(tolerance, answers, reference)
+    return [problem for problem in found if "ties included" in problem]
+
+
+def test_only_a_small_lead_excuses_floating_point() -> None:
+    assert not undecided(0.9e-4, FLOAT32)
+    assert "on 95.00% of the images, ties" in undecided(1.1e-4, FLOAT32)[0]
+    assert not undecided(4.9e-3, FLOAT16)
+    assert undecided(5.1e-3, FLOAT16)
+
+
+def test_labels_in_another_order_are_told_from_bad_answers() -> None:
+    shown = np.arange(100) % 10
+    turned = (shown + 3) % 10
+    expected = rows(turned, (turned + 1) % 10, 0.8, 0)
+    (problem,) = complaints(expected, expected, shown)
+    assert "the labels seem to be in another order: accuracy is 0.00%" in problem
+    assert "would be 100.00% if class 0 were 7" in problem
+    poor = rows(np.arange(100) // 10, (shown + 1) % 10, 0.8, 0)
+    assert complaints(poor, poor, shown) == []
+    assert complaints(expected, expected, turned) == []
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "noise", "told"),
+    [
+        (FLOAT32, 1e-5, None),
+        (FLOAT32, 1e-3, "of the largest one; at most 0.0001 is allowed"),
+        (INT8.tolerance, 0.1, None),
+        (INT8.tolerance, 1.0, "at least 0.97 is needed"),
+    ],
+)
+def test_features_are_judged_by_size_and_direction(
+    tolerance: Any, noise: float, told: str | None
+) -> None:
+    draw = np.random.default_rng(0)
+    expected = draw.uniform(0, 2, (20, 64)).astype(np.float32)
+    answers = (expected + noise * draw.normal(size=(20, 64))).astype(np.float32)
+    images, labels = np.zeros((20, 2, 2, 3), np.uint8), np.zeros(0, np.int64)
+    found = wrong_features(tolerance, answers, Reference(images, expected, labels, 20))
+    assert [told in problem for problem in found if told] == [True] * bool(told)
+    assert bool(found) == bool(told)
 
 
 @pytest.mark.parametrize(

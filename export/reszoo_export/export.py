@@ -4,31 +4,40 @@ import itertools
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import keras
 
-from reszoo.cards import Card
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, write_text
+from reszoo.preprocessing import Preprocessing
 from reszoo.progress import Progress
 from reszoo.zoo import load
-from reszoo_export.benchmark import measure
+from reszoo_export.benchmark import measure_files
+from reszoo_export.divergence import first_divergence
 from reszoo_export.formats import Format, find_formats
+from reszoo_export.judging import Judgement, judge
 from reszoo_export.manifest import (
     REFERENCE_FILE,
     FileRecord,
     Manifest,
+    Verification,
     is_export,
     size_and_hash,
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
+from reszoo_export.options import ExportOptions, Outputs, check_options
+from reszoo_export.original import original_answers
 from reszoo_export.quantization import Calibration, draw_calibration
 from reszoo_export.reference import Reference, make_reference
-from reszoo_export.runtimes import kind_of, open_runtime
+from reszoo_export.report import write_report
+from reszoo_export.runtimes import kind_of
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.verify import compare, refuse_problems
+from reszoo_export.snippets import write_snippets
+from reszoo_export.verify import refuse_problems
 
 Data = str | os.PathLike[str]
 
@@ -41,6 +50,14 @@ def export(
     calibration: Data | None = None,
     verify: Data | None = None,
     bad_images: str | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch: int | Literal["dynamic"] | None = None,
+    input_size: int | None = None,
+    layout: Literal["nhwc", "nchw"] = "nhwc",
+    integer_io: bool = False,
+    outputs: Outputs | None = None,
+    version: int = 1,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model as files that answer like it, and prove that they do.
@@ -52,7 +69,9 @@ def export(
     end in `.failed`, and what was at `output` is untouched.
 
     Args:
-        model: A model from reszoo, or a checkpoint.
+        model: A model from reszoo, a checkpoint, or a plain Keras model that is a
+            ResNet: of `keras.applications`, or of reszoo after `fit`, with the head
+            they came with or one of your own.
         output: The folder to make.
         formats: Names of formats; `reszoo export --help` lists them.
         calibration: Images for the formats with int8, a folder or a name such as
@@ -61,6 +80,20 @@ def export(
             made-up images are compared.
         bad_images: "skip" does without unusable images of the data, "recover" uses
             what there is of truncated JPEGs; None or "error" ends with the first.
+        labels: Names of the classes in order, where the model has none.
+        preprocessing: How pictures were shown to a plain Keras model, where that
+            does not follow from what it is.
+        batch: Images a call: a number fixes it, "dynamic" leaves it open; None is one
+            for TFLite and open for the others.
+        input_size: Height and width of the image in pixels, if not those that the
+            model was trained for.
+        layout: Axes of the image, "nhwc" or "nchw" (ONNX only).
+        integer_io: Whether int8 TFLite takes uint8 pixels and gives uint8
+            probabilities in steps of 1/256.
+        outputs: The only answer to give: "probabilities", "logits", or "features",
+            what the classifier would see. None is probabilities for TFLite,
+            probabilities and logits for the others.
+        version: Number of the SavedModel's folder, as TF Serving counts them.
         overwrite: Whether an export that is there already may be replaced.
 
     Returns:
@@ -72,93 +105,135 @@ def export(
         VerificationError: A file does not answer like the model.
     """
     rows = find_formats(formats)
+    options = ExportOptions(
+        batch=batch,
+        input_size=input_size,
+        layout=layout,
+        integer_io=integer_io,
+        outputs=outputs,
+        version=version,
+    )
+    check_options(rows, options)
     folder = free_folder(Path(output), overwrite)
+    if calibration is None:
+        _refuse_without_calibration(rows)
+    if not isinstance(model, keras.Model):
+        _refuse_exported(Path(model))
+        model = load(model)
+    serving = make_serving(model, options, labels, preprocessing)
+    source = _opened(calibration, bad_images)
+    judging = source if verify is None else _opened(verify, bad_images)
+    answers = original_answers(model, serving)
+    reference = make_reference(answers, serving.card, judging)
+    drawn = None
+    if source is not None and any(row.calibrated for row in rows):
+        avoid = reference.images[: len(reference.labels)]
+        drawn = draw_calibration(source, serving.card, avoid)
+    return _Export(folder, serving, reference, drawn).make(rows)
+
+
+def _refuse_without_calibration(rows: Sequence[Format]) -> None:
     needing = [row.name for row in rows if row.calibrated]
-    if needing and calibration is None:
+    if needing:
         raise UsageError(
             f"{', '.join(needing)} needs calibration images: pass calibration=DATA "
             "(--calibration DATA), the data the model was trained on."
         )
-    if not isinstance(model, keras.Model):
-        _refuse_exported(Path(model))
-        model = load(model)
-    serving = make_serving(model)
-    source = _opened(calibration, bad_images)
-    judge = source if verify is None else _opened(verify, bad_images)
-    reference = make_reference(model, serving.card, judge)
-    ranges = None
-    if needing and source is not None:
-        avoid = reference.images[: len(reference.labels)]
-        ranges = draw_calibration(source, serving.card, avoid)
-    return _write_all(rows, folder, serving, reference, ranges)
 
 
-def _write_all(
-    rows: list[Format],
-    folder: Path,
-    serving: Serving,
-    reference: Reference,
-    calibration: Calibration | None,
-) -> Manifest:
-    with atomic_folder(folder) as temporary:
-        records = []
-        with Progress("exporting", len(rows)) as progress:
-            for row in rows:
-                progress.advance(0, row.name)
-                records.append(
-                    _write_one(row, temporary, serving, reference, calibration)
-                )
-                progress.advance()
-        manifest = Manifest(
-            folder=folder,
-            card=serving.card,
-            files=tuple(records),
-            beside=_write_beside(temporary, serving.card, reference),
+@dataclass(frozen=True)
+class _Export:
+    """One export in the making."""
+
+    folder: Path
+    serving: Serving
+    reference: Reference
+    calibration: Calibration | None
+
+    def make(self, rows: list[Format]) -> Manifest:
+        with atomic_folder(self.folder) as temporary:
+            with Progress("exporting", len(rows)) as progress:
+                records = []
+                for row in rows:
+                    progress.advance(0, row.name)
+                    records.append(self._write(row, temporary))
+                    progress.advance()
+            manifest = Manifest(
+                folder=self.folder,
+                card=self.serving.card,
+                options=self.serving.options,
+                files=tuple(records),
+                beside=self._write_beside(temporary),
+            )
+            if manifest.problems:
+                manifest.write(temporary)
+                _set_aside(temporary, manifest)
+            manifest = _measured(manifest, temporary)
+            write_snippets(temporary, manifest)
+            write_report(temporary, manifest, self.reference)
+            manifest.write(temporary)
+        return manifest
+
+    def _write(self, row: Format, folder: Path) -> FileRecord:
+        path = folder / row.file
+        try:
+            row.write(self.serving, path, self.calibration)
+        except (ReszooError, OSError):
+            raise
+        except Exception as error:
+            raise ExportError(
+                f"{row.name} could not be written ({type(error).__name__}: {error})."
+            ) from error
+        size, digest = size_and_hash(path)
+        found = self._judge(row, path)
+        return FileRecord(
+            format=row.name,
+            file=row.file,
+            bytes=size,
+            sha256=digest,
+            inputs=found.inputs,
+            outputs=found.outputs,
+            verification=self._explained(row, path, found.verification),
         )
-        manifest.write(temporary)
-        if manifest.problems:
-            _set_aside(temporary, manifest)
-    return manifest
+
+    def _judge(self, row: Format, path: Path) -> Judgement:
+        card, options = self.serving.card, self.serving.options
+        try:
+            return judge(row, path, self.reference, options, card)
+        except VerificationError as error:
+            raise VerificationError(f"{row.file}: {error}") from error
+
+    def _explained(self, row: Format, path: Path, found: Verification) -> Verification:
+        """Add to what is wrong with a file where inside it began."""
+        if not found.problems:
+            return found
+        places = [each.image for each in found.worst] or slice(None)
+        images = self.reference.images[places]
+        layer = first_divergence(path, row, self.serving, images)
+        if layer is None:
+            return found
+        told = f"the first layer whose output is not the model's: {layer}"
+        return replace(found, problems=(*found.problems, told))
+
+    def _write_beside(self, folder: Path) -> dict[str, str]:
+        """Write what lies beside the files; return the sha256 of each."""
+        card = self.serving.card
+        self.reference.shortened().write(folder)
+        names = [REFERENCE_FILE]
+        if card.labels:
+            write_text(folder / LABELS_FILE, card_files(card)[LABELS_FILE])
+            names.append(LABELS_FILE)
+        return {name: size_and_hash(folder / name)[1] for name in names}
 
 
-def _write_one(
-    row: Format,
-    folder: Path,
-    serving: Serving,
-    reference: Reference,
-    calibration: Calibration | None,
-) -> FileRecord:
-    path = folder / row.file
-    try:
-        row.write(serving, path, calibration)
-    except (ReszooError, OSError):
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"{row.name} could not be written ({type(error).__name__}: {error})."
-        ) from error
-    runtime = open_runtime(path)
-    size, digest = size_and_hash(path)
-    return FileRecord(
-        format=row.name,
-        file=row.file,
-        bytes=size,
-        sha256=digest,
-        inputs=runtime.inputs,
-        outputs=runtime.outputs,
-        verification=compare(row, runtime, reference),
-        latency=measure(runtime),
-    )
-
-
-def _write_beside(folder: Path, card: Card, reference: Reference) -> dict[str, str]:
-    """Write what lies beside the files; return the sha256 of each."""
-    reference.shortened().write(folder)
-    names = [REFERENCE_FILE]
-    if card.labels:
-        write_text(folder / LABELS_FILE, card_files(card)[LABELS_FILE])
-        names.append(LABELS_FILE)
-    return {name: size_and_hash(folder / name)[1] for name in names}
+def _measured(manifest: Manifest, folder: Path) -> Manifest:
+    paths = [folder / record.file for record in manifest.files]
+    found = measure_files(paths)
+    files = [
+        replace(record, latency=found[path])
+        for record, path in zip(manifest.files, paths, strict=True)
+    ]
+    return replace(manifest, files=tuple(files))
 
 
 def _set_aside(folder: Path, manifest: Manifest) -> None:

@@ -4,9 +4,12 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reszoo.errors import UnknownNameError, UsageError
+from reszoo_export.tolerances import DYNAMIC, FLOAT16, FLOAT32, INT8, INT16X8, Tolerance
+
+RuntimeKind = Literal["saved_model", "tflite", "onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,36 +20,26 @@ class Format:
         name: What `--formats` calls it.
         file: Name of the file or folder in an export.
         writer: Module and function that writes it.
+        runtime: What opens it: the family of formats.
+        precision: Of its arithmetic: "float32", "float16", "dynamic" (int8 weights,
+            ranges of activations measured while running), "int8" or "int16x8".
         calibrated: Whether it needs calibration images.
-        max_difference: Largest allowed difference of a probability; None where
-            `max_moved` says it.
-        max_log_difference: Largest allowed difference of a probability's logarithm,
-            relative to it where it is beyond 1; None where rounding is coarser. It
-            sees what hides behind answers that are all 0 or 1.
-        max_moved: Most probability that may go to other classes, mean over the
-            images, in 0..1; None where `max_difference` says it.
-        tie: Where the model gives the file's class at least this share of its own
-            top probability, it is undecided and either answer agrees.
-        min_agreement: Least share of images with the model's top-1, ties included.
-        min_same: Least share of images with the model's top-1, ties not included.
-        max_accuracy_drop: Most that top-1 accuracy may fall, in 0..1; None where
-            agreement leaves nothing to lose.
-        batched: Whether one call takes several images.
+        tolerance: How far its answers may lie from the model's.
+        most_images: How many real images are enough to judge it by, where its runtime
+            is slow; None for all.
+        groups: The words of `--formats` that include it, beside "all".
         operators: Every operator that may occur.
     """
 
     name: str
     file: str
     writer: str
+    runtime: RuntimeKind
+    precision: str = "float32"
     calibrated: bool = False
-    max_difference: float | None = 1e-4
-    max_log_difference: float | None = 1e-4
-    max_moved: float | None = None
-    tie: float = 0.999
-    min_agreement: float = 1.0
-    min_same: float = 0.9
-    max_accuracy_drop: float | None = None
-    batched: bool = True
+    tolerance: Tolerance = FLOAT32
+    most_images: int | None = None
+    groups: frozenset[str] = frozenset()
     operators: frozenset[str]
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
@@ -56,16 +49,9 @@ class Format:
         writer(serving, path, calibration)
 
 
-# A file that gives one class to more of the images than the first, where the model
-# gives none to more than the second, has lost its input.
-ONE_CLASS = 0.95
-VARIED = 0.8
-# What float32 arithmetic in another order may move a probability.
-BATCH_TOLERANCE = 1e-5
-
 _SAVED_MODEL = {
     "AddV2", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul", "MaxPool",
-    "Mean", "Mul", "NoOp", "Pad", "Placeholder", "ReadVariableOp", "Relu", "Reshape",
+    "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder", "Relu", "Reshape",
     "Softmax", "Squeeze", "StatefulPartitionedCall", "StridedSlice",
 }  # fmt: skip
 # DELEGATE stands for what XNNPACK computes of the operators beside it.
@@ -73,9 +59,11 @@ _TFLITE = {
     "ADD", "CONV_2D", "DELEGATE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN", "MUL",
     "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
 }  # fmt: skip
+# PADV2 pads with what stands for zero.
+_QUANTISED = _TFLITE | {"QUANTIZE", "DEQUANTIZE", "PADV2"}
 _ONNX = {
-    "Add", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool", "Mul",
-    "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
+    "Add", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "Mul", "Pad",
+    "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
 }  # fmt: skip
 
 FORMATS = {
@@ -85,45 +73,100 @@ FORMATS = {
             name="saved_model",
             file="saved_model",
             writer="reszoo_export.saved_model:write",
+            runtime="saved_model",
+            groups=frozenset({"server"}),
             operators=frozenset(_SAVED_MODEL),
         ),
         Format(
             name="tflite",
             file="model.tflite",
             writer="reszoo_export.tflite:write",
-            batched=False,
+            runtime="tflite",
+            groups=frozenset({"mobile"}),
+            operators=frozenset(_TFLITE),
+        ),
+        Format(
+            name="tflite-fp16",
+            file="model-fp16.tflite",
+            writer="reszoo_export.tflite:write_fp16",
+            runtime="tflite",
+            precision="float16",
+            tolerance=FLOAT16,
+            groups=frozenset({"mobile"}),
+            operators=frozenset(_TFLITE | {"DEQUANTIZE"}),
+        ),
+        Format(
+            name="tflite-dynamic",
+            file="model-dynamic.tflite",
+            writer="reszoo_export.tflite:write_dynamic",
+            runtime="tflite",
+            precision="dynamic",
+            tolerance=DYNAMIC,
             operators=frozenset(_TFLITE),
         ),
         Format(
             name="tflite-int8",
             file="model-int8.tflite",
-            writer="reszoo_export.tflite:write_int8",
+            writer="reszoo_export.tflite_int8:write",
+            runtime="tflite",
+            precision="int8",
             calibrated=True,
-            # Single probabilities move; what counts is the class.
-            max_difference=None,
-            max_log_difference=None,
-            max_moved=0.15,
-            tie=0.9,
-            min_agreement=0.97,
-            max_accuracy_drop=0.01,
-            batched=False,
-            operators=frozenset(_TFLITE | {"QUANTIZE", "DEQUANTIZE"}),
+            tolerance=INT8,
+            groups=frozenset({"mobile"}),
+            operators=frozenset(_QUANTISED),
+        ),
+        Format(
+            name="tflite-int16x8",
+            file="model-int16x8.tflite",
+            writer="reszoo_export.tflite_int8:write_int16x8",
+            runtime="tflite",
+            precision="int16x8",
+            calibrated=True,
+            tolerance=INT16X8,
+            # LiteRT has no fast kernels for it: some 400 times the time of int8.
+            most_images=100,
+            operators=frozenset(_QUANTISED),
         ),
         Format(
             name="onnx",
             file="model.onnx",
             writer="reszoo_export.onnx:write",
+            runtime="onnx",
+            groups=frozenset({"server", "web"}),
             operators=frozenset(_ONNX),
+        ),
+        Format(
+            name="onnx-fp16",
+            file="model-fp16.onnx",
+            writer="reszoo_export.onnx_fp16:write",
+            runtime="onnx",
+            precision="float16",
+            tolerance=FLOAT16,
+            groups=frozenset({"web"}),
+            operators=frozenset(_ONNX),
+        ),
+        Format(
+            name="onnx-int8",
+            file="model-int8.onnx",
+            writer="reszoo_export.onnx_int8:write",
+            runtime="onnx",
+            precision="int8",
+            calibrated=True,
+            tolerance=INT8,
+            groups=frozenset({"server", "web"}),
+            operators=frozenset(_ONNX | {"QuantizeLinear", "DequantizeLinear"}),
         ),
     )
 }
+GROUPS = ("all", "mobile", "server", "web")
 
 
 def find_formats(names: Sequence[str] | str) -> list[Format]:
     """Return the table's rows for some names.
 
     Args:
-        names: Names, or one text with commas between them.
+        names: Names or groups of formats, or one text with commas between them.
+            "all", "mobile", "server" and "web" stand for several.
 
     Raises:
         UnknownNameError: A name is not in the table; tells the nearest.
@@ -132,11 +175,18 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
     for name in names:
-        if name not in FORMATS:
-            raise UnknownNameError("format", name, FORMATS)
+        if name not in FORMATS and name not in GROUPS:
+            raise UnknownNameError("format", name, [*FORMATS, *GROUPS])
     if not names or len(set(names)) != len(names):
         raise UsageError(
             "formats must name at least one format, each once. "
             f"Received: {', '.join(names) or 'none'}."
         )
-    return [FORMATS[name] for name in names]
+    wanted = {row for name in names for row in _members(name)}
+    return [FORMATS[name] for name in FORMATS if name in wanted]
+
+
+def _members(name: str) -> list[str]:
+    if name in FORMATS:
+        return [name]
+    return [row.name for row in FORMATS.values() if name == "all" or name in row.groups]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,63 @@ from reszoo.cards import Card
 from reszoo.errors import CheckpointError, ExportError
 from reszoo.files import write_json
 from reszoo_export.formats import FORMATS
+from reszoo_export.latency import Latency
 from reszoo_export.metadata import LABELS_FILE
+from reszoo_export.options import ExportOptions
 
 MANIFEST_FILE = "manifest.json"
 # Raised when a field changes its meaning; readers refuse what they do not know.
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 REFERENCE_FILE = "reference.npz"
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """An image about which a file and its model differ much.
+
+    Attributes:
+        image: Its place in the reference that was compared.
+        model_label: The model's most probable class.
+        model_probability: Of that class, in 0..1.
+        file_label: The file's most probable class.
+        file_probability: Of that class, in 0..1.
+        difference: The largest difference of a probability.
+    """
+
+    image: int
+    model_label: str
+    model_probability: float
+    file_label: str
+    file_probability: float
+    difference: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """How a file's answers compare with the model's.
 
+    All numbers but `synthetic_difference` are of the real images, or of the made-up
+    ones where there were no real ones. Of a file that gives features, differences
+    are relative to the largest feature, the agreement is the mean cosine, and what
+    needs classes is None.
+
     Attributes:
         runtime: What ran the file, with its version.
         images: Number of real images compared.
         synthetic: Number of made-up images compared besides.
-        max_difference: Largest difference of a probability on real images, or on
-            the made-up ones where there were no real ones.
+        max_difference: Largest difference of a probability.
         mean_difference: The mean of the same.
-        agreement: Share of real images with the same top-1.
+        synthetic_difference: Largest difference on the made-up images.
+        agreement: Share of images with the same top-1.
+        top5_agreement: Share of the model's five most probable classes that are
+            the file's as well, mean over the images.
+        drift: How much more confident the file is, mean over the images: the
+            probability of its top-1 less that of the model's.
+        confidence_difference: The mean size of that change.
         accuracy: Top-1 accuracy of the file, where labels were given.
         model_accuracy: The same of the model.
+        worst: The images with the largest differences, the largest first.
         problems: What is wrong with the file; nothing if it is verified.
     """
 
@@ -42,29 +76,22 @@ class Verification:
     synthetic: int
     max_difference: float
     mean_difference: float
+    synthetic_difference: float
     agreement: float
+    top5_agreement: float | None
+    drift: float | None
+    confidence_difference: float | None
     accuracy: float | None
     model_accuracy: float | None
+    worst: tuple[Disagreement, ...] = ()
     problems: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """How long one image takes, measured where the export was made.
-
-    Attributes:
-        median_ms: Median, in milliseconds.
-        p90_ms: What nine of ten calls stay below.
-        runs: Number of calls measured, after warming up.
-        threads: Threads of the runtime.
-        processor: Its name.
-    """
-
-    median_ms: float
-    p90_ms: float
-    runs: int
-    threads: int
-    processor: str
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Verification":
+        """Return what `dataclasses.asdict` made, after a trip through JSON."""
+        worst = tuple(Disagreement(**each) for each in content["worst"])
+        problems = tuple(map(str, content["problems"]))
+        return cls(**{**content, "worst": worst, "problems": problems})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +128,14 @@ class Manifest:
         card: Of the model that was exported.
         files: One record a file.
         beside: The sha256 of what lies beside them: labels and reference.
+        options: What was asked of the files beside their formats.
     """
 
     folder: Path
     card: Card
     files: tuple[FileRecord, ...]
     beside: Mapping[str, str]
+    options: ExportOptions = field(default_factory=ExportOptions)
 
     @property
     def problems(self) -> list[str]:
@@ -122,6 +151,7 @@ class Manifest:
         return {
             "manifest_version": MANIFEST_VERSION,
             "card": self.card.to_json(),
+            "options": asdict(self.options),
             "files": [asdict(record) for record in self.files],
             "beside": dict(self.beside),
         }
@@ -173,13 +203,15 @@ def read_manifest(folder: Path) -> Manifest:
         if version != MANIFEST_VERSION:
             raise ExportError(
                 f"This reszoo reads manifest version {MANIFEST_VERSION}. "
-                f"Received: version {version} in {path}."
+                f"Received: version {version} in {path}; export the checkpoint again, "
+                "or use the release that made the export."
             )
         return Manifest(
             folder=folder,
             card=Card.from_json(content["card"]),
             files=tuple(_record(record) for record in content["files"]),
             beside=content["beside"],
+            options=ExportOptions(**content["options"]),
         ).checked()
     except FileNotFoundError as error:
         raise ExportError(f"{folder} holds no export (no {MANIFEST_FILE}).") from error
@@ -204,12 +236,11 @@ def size_and_hash(path: Path) -> tuple[int, str]:
 
 
 def _record(content: Mapping[str, Any]) -> FileRecord:
-    found, latency = content["verification"], content["latency"]
-    verification = Verification(**{**found, "problems": tuple(found["problems"])})
+    latency = content["latency"]
     return FileRecord(
         **{
             **content,
-            "verification": verification,
+            "verification": Verification.from_json(content["verification"]),
             "latency": latency and Latency(**latency),
         }
     )

@@ -1,10 +1,12 @@
 """The card inside every exported file, so that a file alone tells its labels.
 
 ONNX files carry it in `metadata_props`, SavedModel folders in `assets.extra`, and
-TFLite files in a zip archive behind the flatbuffer.
+TFLite files in a zip archive behind the flatbuffer (and once more in the form that
+other tools know, see `tflite_metadata`).
 """
 
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -37,6 +39,44 @@ def append_zip(content: bytes, files: dict[str, str]) -> bytes:
         for name, text in files.items():
             target.writestr(zipfile.ZipInfo(name, _DATE), text.encode())
     return archive.getvalue()
+
+
+def onnx_properties(card: Card) -> dict[str, str]:
+    """Return the `metadata_props` of an ONNX file, in order.
+
+    The card is there for reszoo, the rest for people and for other programs.
+    """
+    record = card.preprocessing
+    size = record.eval_size
+    properties = {
+        ONNX_KEY: card.to_text(),
+        "description": summary(card),
+        "input": f"image: RGB, 0 to 255, {size}x{size} pixels",
+        "license": licence(card),
+        "preprocessing": (
+            f"resize the short side to {record.resize_size} pixels "
+            f"({record.interpolation}, antialiased), cut {size}x{size} from the centre"
+        ),
+    }
+    if card.labels:
+        properties["labels"] = json.dumps(card.labels, ensure_ascii=False)
+    return {key: properties[key] for key in sorted(properties) if properties[key]}
+
+
+def summary(card: Card) -> str:
+    """Return a sentence for people on what a model is."""
+    source = card.provenance.get("source", "of unknown origin")
+    classes = card.architecture.classes
+    does = f"an image classifier for {classes} classes" if classes else "image features"
+    return (
+        f"{card.architecture.spec}, {does} ({source}). Normalisation is inside: "
+        "feed RGB from 0 to 255."
+    )
+
+
+def licence(card: Card) -> str:
+    """Return the licence of a card's weights, "" where it was never told."""
+    return str(card.provenance.get("licence") or "")
 
 
 def saved_model_card(path: Path) -> Card:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.quiet import quiet_converters
-from reszoo_export.metadata import ONNX_KEY
+from reszoo_export.metadata import onnx_properties
+from reszoo_export.onnx_graph import lay_in, tidy
 from reszoo_export.quantization import Calibration
 from reszoo_export.serving import INPUT, Serving
 
@@ -20,38 +21,90 @@ _CATCH_ERRORS = "TF2ONNX_CATCH_ERRORS"
 
 
 def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write a float32 file: uint8 NHWC in, `logits` and `probabilities` out.
+    """Write a float32 file: uint8 pixels in, `logits` and `probabilities` out.
 
     Args:
         serving: What to write.
         path: The file to make.
         calibration: Not used; floating point needs none.
     """
+    write_model(convert(serving), serving, path)
+
+
+def convert(serving: Serving) -> Any:
+    """Return the float32 net as an `onnx.ModelProto`, without its card.
+
+    Nodes and what they give are called as the layers, weights as torchvision calls
+    them (`layer1.0.conv1.weight`), with batch normalisation folded into them.
+
+    Args:
+        serving: What to convert.
+    """
+    weights = {
+        f"{layer.name}.weight": layer.kernel
+        for layer in serving.net.layers
+        if hasattr(layer, "kernel")
+    }
+    model = _converted(serving, weights)
+    lay_in(model.graph, {name: each.numpy() for name, each in weights.items()})
+    tidy(model.graph, {layer.name for layer in serving.net.layers})
+    _name_batch(model, serving)
+    return model
+
+
+def write_model(model: Any, serving: Serving, path: Path) -> None:
+    """Check a model and write it with its card.
+
+    Args:
+        model: An `onnx.ModelProto`, as `convert` makes it; it is changed.
+        serving: What it was made from.
+        path: The file to make.
+
+    Raises:
+        onnx.checker.ValidationError: It is no valid model.
+    """
     import onnx
 
-    model = _convert(serving)
-    _name_batch(model)
-    _rename_inside(model)
     for opset in [entry for entry in model.opset_import if entry.domain]:
-        model.opset_import.remove(opset)  # Declared by tf2onnx, never used.
+        model.opset_import.remove(opset)  # Declared by converters, never used.
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "reszoo", _version()
     model.graph.name = serving.card.architecture.spec
     model.graph.ClearField("doc_string")  # Names a process-wide counter.
-    entry = model.metadata_props.add()
-    entry.key, entry.value = ONNX_KEY, serving.card.to_text()
+    del model.metadata_props[:]
+    for key, value in onnx_properties(serving.card).items():
+        model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _convert(serving: Serving) -> Any:
+def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
+    """Convert with the large weights as further inputs.
+
+    As constants they would be copied by every step of TensorFlow's freezing and by
+    every pass of tf2onnx's optimizers, which is most of the time of a conversion.
+    """
+    import keras
+    import tensorflow as tf
+
+    names = serving.outputs(["logits", "probabilities"])
+    answer = serving.function(*names).python_function
+
+    def stateless(image: Any, *values: Any) -> Any:
+        with keras.StatelessScope(zip(weights.values(), values, strict=True)):
+            return answer(image)
+
+    image = serving.spec(serving.batch(None), tf.uint8)
+    channels_first = serving.options.layout == "nchw"
+    specs = [tf.TensorSpec(each.shape, name=name) for name, each in weights.items()]
     with quiet_converters(), _without_safety_copies():
         import tf2onnx
 
         model, _ = tf2onnx.convert.from_function(
-            serving.function("logits", "probabilities"),
-            input_signature=[serving.spec(None, _uint8())],
+            tf.function(stateless, autograph=False),
+            input_signature=[image, *specs],
             opset=OPSET,
+            inputs_as_nchw=[f"{INPUT}:0"] if channels_first else None,
         )
     return model
 
@@ -61,7 +114,7 @@ def _without_safety_copies() -> Iterator[None]:
     """Keep tf2onnx from copying the whole graph before every optimizer's pass.
 
     It does so to go on when a pass fails (tf2onnx 1.17, `optimizer.optimize_graph`);
-    we prefer the error, and ResNet-50 in about half the time.
+    we prefer the error, and the time.
     """
     before = os.environ.get(_CATCH_ERRORS)
     os.environ[_CATCH_ERRORS] = "FALSE"
@@ -74,46 +127,15 @@ def _without_safety_copies() -> Iterator[None]:
             os.environ[_CATCH_ERRORS] = before
 
 
-def _uint8() -> Any:
-    import tensorflow as tf
-
-    return tf.uint8
-
-
-def _name_batch(model: Any) -> None:
-    """Call the open first axis of inputs and outputs `batch`."""
-    for value in (*model.graph.input, *model.graph.output):
-        axis = value.type.tensor_type.shape.dim[0]
-        axis.ClearField("dim_value")
-        axis.dim_param = BATCH
+def _name_batch(model: Any, serving: Serving) -> None:
+    """Call the first axis of inputs and outputs `batch` where it is open."""
+    if serving.batch(None) is None:
+        for value in (*model.graph.input, *model.graph.output):
+            axis = value.type.tensor_type.shape.dim[0]
+            axis.ClearField("dim_value")
+            axis.dim_param = BATCH
     # What the converter inferred inside names the axis otherwise.
     del model.graph.value_info[:]
-
-
-def _rename_inside(model: Any) -> None:
-    """Number and order by first use what the converter named from counters.
-
-    Otherwise a second export of the same weights has other bytes.
-    """
-    kept = {INPUT, *(output.name for output in model.graph.output)}
-    names: dict[str, str] = {"": ""}
-
-    def renamed(name: str, prefix: str) -> str:
-        if name in kept:
-            return name
-        return names.setdefault(name, f"{prefix}_{len(names)}")
-
-    for node in model.graph.node:
-        node.input[:] = [renamed(name, "tensor") for name in node.input]
-        node.output[:] = [renamed(name, "tensor") for name in node.output]
-    for index, node in enumerate(model.graph.node):
-        node.name = f"{node.op_type}_{index}"
-    for initializer in model.graph.initializer:
-        initializer.name = renamed(initializer.name, "tensor")
-    order = {name: index for index, name in enumerate(names.values())}
-    initializers = sorted(model.graph.initializer, key=lambda each: order[each.name])
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(initializers)
 
 
 def _version() -> str:

@@ -2,10 +2,10 @@
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,14 +14,14 @@ from reszoo.data.sources import Source, check_classes
 from reszoo.errors import ExportError
 from reszoo.evaluation import prepared_batches
 from reszoo.files import atomic_file
-from reszoo.inference import probabilities
 from reszoo.preprocessing import Pixels
+from reszoo_export.interface import Answers, Kind
 from reszoo_export.manifest import REFERENCE_FILE
-from reszoo_export.runtimes import Answers
-from reszoo_export.serving import float32_twin
+from reszoo_export.synthetic import synthetic_images
 
 # Room for the images kept beside an export, before compression: 111 of 224 pixels.
 _KEPT_BYTES = 16 * 2**20
+_ARRAYS = ("images", "answers", "labels")
 # What NumPy and zipfile raise on damaged files.
 _UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError,
@@ -35,7 +35,8 @@ class Reference:
 
     Attributes:
         images: uint8 `(n, height, width, 3)`; the last `synthetic` are made up.
-        answers: The model's probabilities, `(n, classes)`.
+        answers: The model's probabilities `(n, classes)`, or its features
+            `(n, width)` where files give those.
         labels: int64 `(n - synthetic,)`, what the real images show.
         synthetic: Number of made-up images at the end.
     """
@@ -47,13 +48,27 @@ class Reference:
 
     def shortened(self) -> "Reference":
         """Return as many of the real images as may be kept, and all made-up ones."""
-        room = max(1, _KEPT_BYTES // self.images[0].nbytes - self.synthetic)
+        room = _KEPT_BYTES // self.images[0].nbytes - self.synthetic
+        return self.part(self.spread(max(1, room)))
+
+    def spread(self, most: int | None) -> NDArray[np.int64]:
+        """Return the places of at most so many real images and of all made-up ones.
+
+        They are evenly spread, for examples are sorted by class.
+
+        Args:
+            most: Real images; None for all.
+        """
         real = len(self.labels)
-        # Evenly spread, for the examples are sorted by class.
-        kept = np.unique(np.linspace(0, real - 1, min(room, real)).astype(int))
-        chosen = np.concatenate([kept, np.arange(real, len(self.images))]).astype(int)
+        count = real if most is None else min(most, real)
+        kept = np.unique(np.linspace(0, real - 1, count).astype(np.int64))
+        return np.concatenate([kept, np.arange(real, len(self.images))])
+
+    def part(self, places: NDArray[np.int64]) -> "Reference":
+        """Return the images at some places, of which the made-up ones are last."""
+        labels = self.labels[places[places < len(self.labels)]]
         return Reference(
-            self.images[chosen], self.answers[chosen], self.labels[kept], self.synthetic
+            self.images[places], self.answers[places], labels, self.synthetic
         )
 
     def write(self, folder: Path) -> None:
@@ -70,11 +85,34 @@ class Reference:
                 synthetic=self.synthetic,
             )
 
+    def hand_over(self, folder: Path) -> None:
+        """Write what another process reads with `taken_over`, without compression."""
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
 
-def make_reference(model: keras.Model, card: Card, source: Source | None) -> Reference:
+
+def taken_over(folder: Path) -> Reference:
+    """Return what `Reference.hand_over` wrote; pages are read when they are used."""
+    images, answers, labels = (
+        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in _ARRAYS
+    )
+    return Reference(images, answers, labels, len(images) - len(labels))
+
+
+def make_reference(
+    answer: Callable[[Pixels], Answers],
+    card: Card,
+    source: Source | None,
+) -> Reference:
     """Ask a model about the judging split of a source, and about made-up images.
 
-    It answers in float32, also where it was built under mixed precision.
+    Args:
+        answer: The model (see `original_answers`), from uint8 `(n, eval_size,
+            eval_size, 3)` to float32 probabilities `(n, classes)`, or to the
+            features that files shall give.
+        card: Of the model: labels, and how pictures become images.
+        source: Labelled pictures; None compares made-up images only.
 
     Raises:
         DataError: The source has other classes, or an unreadable image.
@@ -90,17 +128,16 @@ def make_reference(model: keras.Model, card: Card, source: Source | None) -> Ref
         )
     synthetic = synthetic_images(size)
     images = np.concatenate([images, synthetic])
-    exact = float32_twin(model, card)
-    answers = probabilities(exact, card.preprocessing, images)
-    return Reference(images, answers, labels, len(synthetic))
+    return Reference(images, answer(images), labels, len(synthetic))
 
 
-def read_reference(folder: Path, card: Card) -> Reference:
+def read_reference(folder: Path, card: Card, kind: Kind = "probabilities") -> Reference:
     """Read the images and answers kept beside an export.
 
     Args:
         folder: The export.
         card: Of the model: what images and answers must fit.
+        kind: What the answers are.
 
     Raises:
         ExportError: They are missing or damaged, or belong to another model.
@@ -116,19 +153,22 @@ def read_reference(folder: Path, card: Card) -> Reference:
             )
     except _UNREADABLE as error:
         raise ExportError(f"{path} cannot be read ({error}).") from error
-    _check_fit(reference, card, path)
+    classes = card.architecture.classes if kind == "probabilities" else None
+    _check_fit(reference, card.preprocessing.eval_size, classes, path)
     return reference
 
 
-def _check_fit(reference: Reference, card: Card, path: Path) -> None:
+def _check_fit(
+    reference: Reference, size: int, classes: int | None, path: Path
+) -> None:
     images, answers, labels = reference.images, reference.answers, reference.labels
-    size, classes = card.preprocessing.eval_size, card.architecture.classes
     real = len(images) - reference.synthetic if images.ndim else -1
     fits = (
         images.dtype == np.uint8
         and images.shape[1:] == (size, size, 3)
         and answers.dtype == np.float32
-        and answers.shape == (len(images), classes)
+        and answers.ndim == 2
+        and answers.shape == (len(images), classes or answers.shape[1])
         and np.isfinite(answers).all()
         and labels.dtype == np.int64
         and labels.shape == (real,)
@@ -137,24 +177,8 @@ def _check_fit(reference: Reference, card: Card, path: Path) -> None:
     if not fits:
         raise ExportError(
             f"{path} must hold uint8 images of {size}x{size}, float32 answers for "
-            f"{classes} classes and a label for each real image. Received: images "
-            f"{images.dtype} {images.shape}, answers {answers.dtype} {answers.shape}, "
-            f"labels {labels.dtype} {labels.shape}, {reference.synthetic} made up."
+            f"{classes or 'any number of'} classes and a label for each real image. "
+            f"Received: images {images.dtype} {images.shape}, answers {answers.dtype} "
+            f"{answers.shape}, labels {labels.dtype} {labels.shape}, "
+            f"{reference.synthetic} made up."
         )
-
-
-def synthetic_images(size: int) -> Pixels:
-    """Make images on which sloppy exports differ: flat, saturated, busy.
-
-    Returns:
-        uint8 `(6, size, size, 3)`: black, white, red (tells RGB from BGR), a
-        checkerboard, a ramp (tells the padding's side) and noise.
-    """
-    rows, columns = np.mgrid[:size, :size]
-    ramp = (rows * 255 // max(1, size - 1)).astype(np.uint8)
-    board = np.where((rows + columns) % 2, 255, 0).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
-    flat = np.zeros((size, size, 3), np.uint8)
-    red = flat + np.array([255, 0, 0], np.uint8)
-    grey = [np.repeat(plane[..., None], 3, axis=-1) for plane in (board, ramp)]
-    return np.stack([flat, flat + np.uint8(255), red, *grey, noise])

@@ -2,22 +2,27 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from reszoo.cards import Card
-from reszoo.data.image_files import open_image
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Pixels
+from reszoo_export.interface import Kind
+from reszoo_export.pictures import Picture, each_picture, upright
 from reszoo_export.runtimes import Answers, open_runtime, run_in_batches
 
 if TYPE_CHECKING:
     import keras
 
-Picture = str | os.PathLike[str] | Image.Image | Pixels
+# Kind of answers -> what to do where they are wanted of a file that gives others.
+_INSTEAD = {
+    "probabilities": "Use predict, or export the checkpoint again with "
+    "outputs='features'.",
+    "features": "Use features, or open the checkpoint or a file that was exported "
+    "without outputs='features'.",
+}
 
 
 class Predictor:
@@ -33,7 +38,8 @@ class Predictor:
     Attributes:
         card: The card inside the file.
         labels: Class names in the order of the answers; numbers where the model
-            was never told names.
+            was never told names, nothing where the file gives features.
+        answers: What the file gives, "probabilities" or "features".
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or has no card.
@@ -47,6 +53,7 @@ class Predictor:
 
     card: Card
     labels: tuple[str, ...]
+    answers: Kind
 
     def __init__(
         self,
@@ -56,31 +63,58 @@ class Predictor:
         self._runtime = open_runtime(path, threads)
         self.card = self._runtime.card
         self.card.check_rgb()
-        classes = self.card.architecture.classes or 0
-        self.labels = tuple(self.card.label(index) for index in range(classes))
+        self.answers = self._runtime.answers
+        named = self.answers == "probabilities"
+        classes = self.card.architecture.classes if named else 0
+        self.labels = tuple(self.card.label(index) for index in range(classes or 0))
 
     def predict(self, images: Picture | Sequence[Picture]) -> Answers:
         """Answer for one image or several.
 
         Args:
-            images: A uint8 RGB array `(height, width, 3)` or a batch of them, a
-                path, a PIL image, or a list of any of these.
+            images: A uint8 RGB array `(height, width, 3)` in 0..255 or a batch of
+                them, a path, a PIL image, or a list of any of these.
 
         Returns:
             Probabilities, float32 `(n, classes)`.
 
         Raises:
-            UsageError: An array is not uint8 RGB.
+            UsageError: An array is not uint8 RGB, or the file gives features.
             DataError: A path is no readable image.
         """
-        record = self.card.preprocessing
-        pictures = [record.prepare(_upright(picture)) for picture in _several(images)]
-        if not pictures:
-            return np.zeros((0, len(self.labels)), np.float32)
-        return self.predict_prepared(np.stack(pictures))
+        self._check_answers("probabilities")
+        return run_in_batches(self._runtime, self._prepared(images))
+
+    def features(self, images: Picture | Sequence[Picture]) -> Answers:
+        """Return what the classifier would see, of a file exported to give that.
+
+        Args:
+            images: As for `predict`.
+
+        Returns:
+            Features, float32 `(n, width)`.
+
+        Raises:
+            UsageError: An array is not uint8 RGB, or the file gives probabilities.
+            DataError: A path is no readable image.
+        """
+        self._check_answers("features")
+        return run_in_batches(self._runtime, self._prepared(images))
 
     def predict_prepared(self, images: Pixels) -> Answers:
-        """Answer for uint8 `(n, eval_size, eval_size, 3)` that is resized already."""
+        """Answer for uint8 `(n, eval_size, eval_size, 3)` that is resized already.
+
+        Raises:
+            UsageError: They are of another dtype or shape, or the file gives
+                features.
+        """
+        self._check_answers("probabilities")
+        size = self.card.preprocessing.eval_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise UsageError(
+                f"Prepared images must be uint8 of shape (n, {size}, {size}, 3). "
+                f"Received: {images.dtype} {images.shape}; predict takes any size."
+            )
         return run_in_batches(self._runtime, images)
 
     def top(self, image: Picture, k: int = 5) -> list[tuple[str, float]]:
@@ -101,26 +135,15 @@ class Predictor:
         best = np.argsort(-answers[0], kind="stable")[:k]
         return [(self.labels[index], float(answers[0][index])) for index in best]
 
+    def _check_answers(self, wanted: Kind) -> None:
+        if self.answers != wanted:
+            raise UsageError(
+                f"This file gives {self.answers}. Asked for: {wanted}. "
+                f"{_INSTEAD[self.answers]}"
+            )
 
-def _several(images: Picture | Sequence[Picture]) -> list[Picture]:
-    if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return [images]
-    return list(images)
-
-
-def _upright(picture: Picture) -> Image.Image | Pixels:
-    if isinstance(picture, str | os.PathLike):
-        return open_image(Path(picture))
-    if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture)
-    array = np.asarray(picture)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
-        low, high = (array.min(), array.max()) if array.size else (0, 0)
-        raise UsageError(
-            "An image array must be uint8 RGB in 0..255 of shape (height, width, 3). "
-            f"Received: {array.dtype} {array.shape} in {low:g}..{high:g}; "
-            "normalisation happens inside."
-        )
-    return array
+    def _prepared(self, images: Picture | Sequence[Picture]) -> Pixels:
+        record = self.card.preprocessing
+        size = record.eval_size
+        pictures = [record.prepare(upright(each)) for each in each_picture(images)]
+        return np.array(pictures, np.uint8).reshape(-1, size, size, 3)

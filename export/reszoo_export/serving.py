@@ -6,22 +6,29 @@ exporters can trace a training graph; onnx export of such a model is wrong witho
 an error.)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from reszoo.cards import Card
-from reszoo.checkpoints.names import Tensors, lay_in, to_tensors
+from reszoo.checkpoints.names import HEAD, lay_in, to_tensors
 from reszoo.errors import UsageError
-from reszoo.resnet import build_resnet, convolution_names, normalization_name
+from reszoo.preprocessing import Preprocessing
+from reszoo.resnet import build_resnet
+from reszoo.specs import SPECS
 from reszoo.zoo import get_card
+from reszoo_export.folding import fold
+from reszoo_export.keras_models import is_from_reszoo, read_keras_model
+from reszoo_export.options import ExportOptions
 
 INPUT = "image"
+FEATURES = "features"
+# What `reszoo.compile` writes into a card, with the recipe.
+_COMPILED = "compiled with reszoo for fit"
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,33 @@ class Serving:
     """A folded float32 net and its card, ready to be traced.
 
     Attributes:
-        net: Normalised pixels in, logits out; no batch normalisation.
-        card: Of the model that it was made from.
+        net: Normalised pixels in, logits out, or features where the options ask for
+            them; no batch normalisation.
+        card: Of the exported function: of its image size, and without labels where
+            it gives features.
+        options: How the function looks from outside.
+        bgr: Whether the model that it was made from takes BGR less Caffe's means, as
+            those of `keras.applications` do; the function takes RGB all the same.
     """
 
     net: keras.Model
     card: Card
+    options: ExportOptions = field(default_factory=ExportOptions)
+    bgr: bool = False
+
+    def outputs(self, default: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the outputs: the one asked for, or a format's own."""
+        return (self.options.outputs,) if self.options.outputs else tuple(default)
+
+    def batch(self, default: int | None) -> int | None:
+        """Return the number of images a call, None where it is open.
+
+        Args:
+            default: What the format has where nothing was asked for.
+        """
+        if self.options.batch == "dynamic":
+            return None
+        return default if self.options.batch is None else self.options.batch
 
     def spec(self, batch: int | None, dtype: tf.DType) -> tf.TensorSpec:
         """Return the input's specification: `(batch, height, width, 3)`."""
@@ -47,7 +75,8 @@ class Serving:
         """Return a `tf.function` from pixels in 0..255 to the outputs named.
 
         Args:
-            *outputs: "logits", "probabilities" or both.
+            *outputs: "logits", "probabilities" or both; "features" for a net without
+                a classifier.
             batch: A fixed batch size; None leaves it open.
             dtype: Of the pixels: `tf.uint8` or `tf.float32`.
         """
@@ -59,90 +88,185 @@ class Serving:
     ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = self.card.preprocessing.normalise(tf.cast(image, tf.float32))
-            logits = self.net(pixels, training=False)
+            answer = self.net(pixels, training=False)
+            if not self.card.architecture.include_top:
+                return {FEATURES: tf.identity(answer, FEATURES)}
             answers = {
-                "logits": tf.identity(logits, "logits"),
-                "probabilities": tf.nn.softmax(logits, name="probabilities"),
+                "logits": tf.identity(answer, "logits"),
+                "probabilities": tf.nn.softmax(answer, name="probabilities"),
             }
             return {name: answers[name] for name in outputs}
 
         return serve
 
 
-def make_serving(model: keras.Model) -> Serving:
+def make_serving(
+    model: keras.Model,
+    options: ExportOptions | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Serving:
     """Make the serving form of a model; the model itself is not touched.
 
     Args:
-        model: A model from reszoo, with a classifier and square input.
+        model: A model from reszoo, or a plain Keras model that is a ResNet: of
+            `keras.applications`, or of reszoo under a head of your own.
+        options: How the function looks from outside; None for each format's own.
+        labels: Names of the classes in order, where the card lacks or misses them.
+        preprocessing: How pictures were shown to the model, where that is not what
+            its card or kind tells.
 
     Raises:
-        UsageError: The model has no classifier, or another input than its card.
+        UsageError: The model is no ResNet that is understood, has no classifier and
+            no features were asked for, or cannot take images of the size asked for.
     """
-    card = get_card(model)
-    _check_exportable(card)
-    size = card.preprocessing.eval_size
-    architecture = replace(
-        card.architecture, input_shape=(size, size, 3), classifier_activation=None
-    )
-    with _float32():
-        net = build_resnet(architecture, folded=True)
-    lay_in(net, fold(model), "the folded model")
-    return Serving(net, card)
+    options = options or ExportOptions()
+    known = is_from_reszoo(model)
+    found = None if known else read_keras_model(model, preprocessing)
+    card = _own_card(model) if found is None else found.card
+    card = _told(card, labels, preprocessing if known else None)
+    _check_exportable(card, options)
+    if found is not None:
+        _check_askable(card, options)
+    card = _as_asked(card, options)
+    net = _folded_net(card)
+    tensors = fold(model) if found is None else found.folded(net)
+    lay_in(net, _fitting(tensors, card), "the folded model")
+    return Serving(net, card, options, bgr=found is not None and found.bgr)
 
 
 def float32_twin(model: keras.Model, card: Card) -> keras.Model:
-    """Return a model that computes in float32: itself, or a twin with its weights.
+    """Return a model from reszoo as a card describes it, computing in float32.
 
-    What is exported is held against float32. The answers of a model built under
-    mixed precision differ from that by rounding which no file repeats.
+    What is exported is held against float32: the answers of a model built under mixed
+    precision differ from that by rounding which no file repeats.
 
     Args:
         model: A model from reszoo; batch normalisation stays as it is.
-        card: Of the model.
+        card: Of the serving form: image size, and whether there is a classifier.
+
+    Returns:
+        The model itself where it is like that, or a twin with its weights.
     """
-    if {layer.compute_dtype for layer in model.layers} == {"float32"}:
+    exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
+    if exact and get_card(model).architecture == card.architecture:
         return model
     with _float32():
         twin = build_resnet(card.architecture, name=model.name)
-    lay_in(twin, to_tensors(model), "the model")
+    lay_in(twin, _fitting(to_tensors(model), card), "the model")
     return twin
 
 
-def fold(model: keras.Model) -> Tensors:
-    """Return a model's tensors with batch normalisation folded into convolutions.
-
-    In inference `y = gamma * (w * x - mean) / sqrt(variance + epsilon) + beta`, which
-    is a convolution with other weights and a bias. Computed in float64.
-    """
-    tensors = to_tensors(model)
-    folded = {name: tensors[name] for name in ("fc.weight", "fc.bias")}
-    for convolution in convolution_names(model):
-        norm = normalization_name(convolution)
-        gamma, beta, mean, variance = (
-            tensors[f"{norm}.{kind}"].astype(np.float64)
-            for kind in ("weight", "bias", "running_mean", "running_var")
-        )
-        scale = gamma / np.sqrt(variance + model.get_layer(norm).epsilon)
-        kernel = tensors[f"{convolution}.weight"] * scale[:, None, None, None]
-        folded[f"{convolution}.weight"] = kernel.astype(np.float32)
-        folded[f"{convolution}.bias"] = (beta - mean * scale).astype(np.float32)
-    return folded
+def _own_card(model: keras.Model) -> Card:
+    """Return a model's card, which plain `fit` leaves as it was."""
+    card, optimizer = get_card(model), getattr(model, "optimizer", None)
+    if optimizer is None or not int(optimizer.iterations):
+        return card
+    if card.provenance.get("source") == _COMPILED:
+        return card
+    return card.after({"source": "trained with fit"})
 
 
-def _check_exportable(card: Card) -> None:
-    if not card.architecture.include_top:
+def _told(
+    card: Card, labels: Sequence[str] | None, preprocessing: Preprocessing | None
+) -> Card:
+    if preprocessing is not None:
+        card = replace(card, preprocessing=preprocessing)
+    if labels is None or tuple(labels) == card.labels:
+        return card
+    if sorted(labels) == sorted(card.labels or ()):
         raise UsageError(
-            "Only a model with a classifier can be exported. "
-            f"{card.architecture.spec} was built with include_top=False."
+            "The labels must be in the order of the model's outputs. Received: the "
+            f"names on its card, {', '.join(card.labels or ())}, in another order; "
+            "leave labels out."
         )
+    return replace(card, labels=tuple(labels))
+
+
+def _check_exportable(card: Card, options: ExportOptions) -> None:
     card.check_rgb()
+    if not card.architecture.include_top and options.outputs != FEATURES:
+        raise UsageError(
+            "Only a model with a classifier gives logits and probabilities. "
+            f"{card.architecture.spec} was built with include_top=False; export what "
+            "it has with outputs='features' (--outputs features)."
+        )
+    if options.input_size is None:
+        _check_own_size(card)
+    else:
+        _check_size(card, options.input_size)
+
+
+def _check_own_size(card: Card) -> None:
     height, width, _ = card.architecture.input_shape
     size = card.preprocessing.eval_size
     if not {height, width} <= {None, size}:
         raise UsageError(
             f"The model's input must be what its preprocessing makes, {size}x{size}. "
-            f"Received: a model of {height}x{width}."
+            f"Received: a model of {height}x{width}; say which is meant with "
+            "input_size (--input-size)."
         )
+
+
+def _check_size(card: Card, size: int) -> None:
+    spec = SPECS[card.architecture.spec]
+    # The stem of ImageNet nets halves twice, every stage but the first once.
+    halved = len(spec.depths) - 1 + (2 if spec.stem == "imagenet" else 0)
+    if size < 2**halved:
+        raise UsageError(
+            f"{spec.name} halves its image {halved} times, so that input_size must be "
+            f"at least {2**halved} pixels. Received: input_size={size}."
+        )
+
+
+def _check_askable(card: Card, options: ExportOptions) -> None:
+    """Refuse a size at which a plain Keras model cannot be asked for comparison."""
+    own = card.architecture.input_shape[0]
+    if own not in (None, options.input_size or own):
+        raise UsageError(
+            f"A Keras model made for images of {own}x{own} can be exported for those "
+            f"only. Received: input_size={options.input_size}; build it with "
+            "input_shape=(None, None, 3)."
+        )
+
+
+def _as_asked(card: Card, options: ExportOptions) -> Card:
+    """Return the card of what the options make of a model."""
+    size, architecture = options.input_size, card.architecture
+    if size not in (None, card.preprocessing.eval_size):
+        card = replace(
+            card,
+            preprocessing=replace(card.preprocessing, eval_size=size),
+            metrics=(),  # They were measured at another size.
+        )
+    if size is not None:
+        architecture = replace(architecture, input_shape=(size, size, 3))
+    if options.outputs == FEATURES:
+        architecture = replace(
+            architecture,
+            include_top=False,
+            classes=None,
+            classifier_activation=None,
+            features=None,
+            pooling=architecture.pooling or "avg",
+        )
+        card = replace(card, labels=None, metrics=())
+    return replace(card, architecture=architecture)
+
+
+def _folded_net(card: Card) -> keras.Model:
+    size = card.preprocessing.eval_size
+    architecture = replace(
+        card.architecture, input_shape=(size, size, 3), classifier_activation=None
+    )
+    with _float32():
+        return build_resnet(architecture, folded=True)
+
+
+def _fitting(tensors: dict[str, Any], card: Card) -> dict[str, Any]:
+    if card.architecture.include_top:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if name not in HEAD}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`reszoo export`, `verify` and `demo`: files and their proof."""
+"""`reszoo export`, `verify`, `inspect`, `benchmark` and `demo`: files, their proof."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +7,8 @@ import typer
 
 import reszoo
 from reszoo.cli.app import app
-from reszoo.cli.options import BadImages, Json, Overwrite
+from reszoo.cli.options import BadImages, Json, Overwrite, Threads
+from reszoo.errors import UsageError
 from reszoo.tables import print_json, print_table
 
 
@@ -20,7 +21,9 @@ def export(
     formats: Annotated[
         str,
         typer.Option(
-            help="Names with commas between: saved_model, tflite, tflite-int8, onnx."
+            help="Names with commas between: saved_model, tflite, tflite-fp16, "
+            "tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; "
+            "or all, mobile, server, web."
         ),
     ] = "saved_model,tflite,onnx",
     calibration: Annotated[
@@ -36,6 +39,33 @@ def export(
         ),
     ] = None,
     bad_images: BadImages = "error",
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|dynamic",
+            help="Images a call.",
+            show_default="1 for TFLite, dynamic for the others",
+        ),
+    ] = None,
+    input_size: Annotated[
+        int | None,
+        typer.Option(help="Pixels a side.", show_default="the checkpoint's"),
+    ] = None,
+    layout: Annotated[str, typer.Option(help="nhwc, or nchw for ONNX.")] = "nhwc",
+    integer_io: Annotated[
+        bool,
+        typer.Option("--integer-io", help="tflite-int8: uint8 probabilities as well."),
+    ] = False,
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            help="The only answer to give: probabilities, logits or features.",
+            show_default="probabilities for TFLite, and logits for the others",
+        ),
+    ] = None,
+    version: Annotated[
+        int, typer.Option(help="Number of the SavedModel's folder, for TF Serving.")
+    ] = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -51,9 +81,23 @@ def export(
         calibration=calibration,
         verify=verify,
         bad_images=bad_images,
+        batch=_images_a_call(batch),
+        input_size=input_size,
+        layout=layout,  # type: ignore[arg-type]
+        integer_io=integer_io,
+        outputs=outputs,  # type: ignore[arg-type]
+        version=version,
         overwrite=overwrite,
     )
     _print_manifest(manifest, as_json)
+
+
+def _images_a_call(text: str | None) -> Any:
+    if text is None or text == "dynamic":
+        return text
+    if not text.isdecimal():
+        raise UsageError(f'batch must be a number or "dynamic". Received: {text!r}.')
+    return int(text)
 
 
 @app.command()
@@ -66,6 +110,64 @@ def verify(
     Example: reszoo verify export
     """
     _print_manifest(reszoo.verify(folder), as_json)
+
+
+@app.command()
+def inspect(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Checkpoint, SavedModel folder, .tflite or .onnx file of anybody.",
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Tell what a file is, from the file alone: form, labels, preprocessing, origin.
+
+    Example: reszoo inspect export/model-int8.tflite
+    """
+    description = reszoo.inspect(file)
+    if as_json:
+        print_json(description.to_json())
+    else:
+        print(description.text())
+
+
+@app.command()
+def benchmark(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files of one net or more.")
+    ],
+    threads: Threads = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(help="Images a call; may be repeated.", show_default="1 and 8"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Processes for each file.")] = 4,
+    seconds: Annotated[
+        float, typer.Option(help="Of calls in each process, for each batch size.")
+    ] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Measure how long files take, each in fresh processes, in turns.
+
+    Example: reszoo benchmark export/model.tflite export/model-int8.tflite
+    """
+    found = reszoo.benchmark(
+        files,
+        threads=threads,
+        batch_sizes=batch or (1, 8),
+        rounds=rounds,
+        seconds=seconds,
+    )
+    if as_json:
+        print_json([each.to_json() for each in found])
+        return
+    from reszoo_export.benchmark import benchmark_note, benchmark_table
+
+    print_table(*benchmark_table(found))
+    print(benchmark_note(found))
 
 
 @app.command()

@@ -1,0 +1,123 @@
+"""How long does an export take? reszoo beside Keras' own `Model.export`.
+
+Run: python benchmarks/export.py [--models resnet50] [--json FILE]
+
+One model of reszoo with its batch normalisation, random weights, becomes a SavedModel,
+a TFLite file and an ONNX file, or the ONNX file alone, in a fresh process each time.
+"reszoo" writes the files, starting with the fold; "reszoo, proven" is `reszoo.export`,
+which also opens them in their runtimes, compares and measures them. Loading TensorFlow
+and building the model does not count; loading a converter does.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import Claim, Contender
+
+# What each calls the format, and the file that it makes.
+FORMATS = {
+    "reszoo": ("saved_model", "tflite", "onnx"),
+    "keras": ("tf_saved_model", "litert", "onnx"),
+}
+PACKAGES = ("tensorflow", "keras", "tf2onnx", "onnx")
+SIDES = {"resnet20": 32}
+
+
+def write_reszoo(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
+    """Write files, with what reszoo puts into them, and prove nothing."""
+    from reszoo_export.formats import find_formats
+    from reszoo_export.serving import make_serving
+
+    serving = make_serving(model)
+    for row in find_formats(formats):
+        row.write(serving, folder / row.file, None)
+
+
+def write_proven(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
+    """Write files as users of reszoo do."""
+    import reszoo
+
+    reszoo.export(model, folder / "export", formats=formats)
+
+
+def write_keras(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
+    """Write files as users of Keras do."""
+    endings = {"tf_saved_model": "", "litert": ".tflite", "onnx": ".onnx"}
+    for name in formats:
+        path = folder / f"model{endings[name]}"
+        model.export(str(path), format=name, verbose=False)
+
+
+WRITERS: dict[str, Callable[[Any, Path, tuple[str, ...]], None]] = {
+    "reszoo": write_reszoo,
+    "reszoo, proven": write_proven,
+    "keras": write_keras,
+}
+
+
+def timed(writer: str, name: str, what: str) -> None:
+    """Write once and print how many such exports fit in a minute."""
+    import tensorflow as tf
+
+    import reszoo
+
+    library = writer.split(",")[0]
+    formats = FORMATS[library] if what == "all" else ("onnx",)
+    side = SIDES.get(name, 224)
+    model = reszoo.build(name, input_shape=(side, side, 3), classes=1000, seed=0)
+    # Keras refuses to make an ONNX file of a model that was never called.
+    model(tf.zeros((1, side, side, 3)))
+    with tempfile.TemporaryDirectory() as folder:
+        begin, used = time.perf_counter(), harness.processor_seconds()
+        WRITERS[writer](model, Path(folder), formats)
+        seconds = time.perf_counter() - begin
+        used = harness.processor_seconds() - used
+    run = {"samples": [60 / seconds], "seconds": seconds, "cpu_seconds": used}
+    harness.emit(
+        run, megabytes=harness.megabytes(), versions=harness.versions(*PACKAGES)
+    )
+
+
+def contenders(names: list[str]) -> list[Contender]:
+    """Return every writer, for all three formats and for ONNX."""
+    found = [harness.roof("float32")]
+    for name in names:
+        for what in ("all", "onnx"):
+            for writer in WRITERS:
+                words = (sys.executable, __file__, "--process", writer, name, what)
+                found.append(Contender(f"{name} {what} {writer}", words, "a minute"))
+    return found
+
+
+def claims(names: list[str]) -> list[Claim]:
+    """Return what the project promises: 0.5 and 0.35 of Keras' time."""
+    found = []
+    for name in names:
+        for what, least in (("all", 1 / 0.5), ("onnx", 1 / 0.35)):
+            theirs = f"{name} {what} keras"
+            found.append(Claim(f"{name} {what} reszoo", theirs, least))
+            found.append(Claim(f"{name} {what} reszoo, proven", theirs, 1.0))
+    return found
+
+
+def main() -> None:
+    """Compare them."""
+    parser = harness.parser(__doc__ or "", rounds=3)
+    parser.add_argument("--models", nargs="+", default=["resnet50"])
+    given = parser.parse_args()
+    if given.process:
+        timed(*given.process)
+        return
+    taking_part = contenders(given.models)
+    runs = harness.measure(taking_part, given.rounds)
+    told = harness.summary(taking_part, runs, claims(given.models))
+    harness.report(told, given.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""A card of a small net, made without TensorFlow."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from reszoo.cards import Card, new_card
+from reszoo.specs import architecture
+
+
+def made_card(labels: Sequence[str] | None = ("cat", "dog"), **record: Any) -> Card:
+    """Return the card of a ResNet-20; `record` changes its preprocessing."""
+    net = architecture("resnet20", classes=len(labels) if labels else 2)
+    card = new_card(net, labels)
+    return replace(card, preprocessing=replace(card.preprocessing, **record))

@@ -1,0 +1,114 @@
+"""A process of its own: what it says, and what is told when it dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reszoo
+from reszoo_export.apart import run_apart
+
+# What the child runs: this module, found by the path that it inherits.
+HERE = Path(__file__).stem
+
+
+def greet(folder: Path) -> Any:
+    sys.stdout.write("noise\n")
+    return {"from": folder.name, "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+
+def crash(folder: Path) -> None:
+    sys.stderr.write("one\n\nlast words\n")
+    sys.stderr.flush()
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def starve(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stumble(folder: Path) -> None:
+    raise RuntimeError("no such kernel")
+
+
+def refuse(folder: Path) -> None:
+    raise reszoo.CheckpointError("it is damaged")
+
+
+def hang(folder: Path) -> None:
+    (folder / "pid").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def hanging(folder: Path) -> None:
+    """Run in a process that the test ends."""
+    run_apart(f"{HERE}:hang", folder, 600)
+
+
+def test_it_returns_what_the_function_returned(tmp_path: Path) -> None:
+    answer = run_apart(f"{HERE}:greet", tmp_path, 60)
+    assert answer == {"from": tmp_path.name, "gpus": "-1"}
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("crash", r"its runtime crashed \(SIGSEGV\)\n    one\n    last words$"),
+        ("starve", r"its runtime crashed \(SIGKILL, often for want of memory\)$"),
+        ("stumble", r"(?s)crashed \(exit 1\).*RuntimeError: no such kernel$"),
+        ("refuse", r"^it is damaged$"),
+    ],
+)
+def test_a_crash_is_told_with_the_last_words(
+    function: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(reszoo.VerificationError, match=told):
+        run_apart(f"{HERE}:{function}", tmp_path, 60)
+
+
+def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(reszoo.VerificationError, match=r"gave no answer in 3 seconds"):
+        run_apart(f"{HERE}:hang", tmp_path, 3)
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_the_child_ends_with_its_parent(end: signal.Signals, tmp_path: Path) -> None:
+    # Where tests run in the background, Ctrl-C is ignored and processes inherit that.
+    code = (
+        "import pathlib, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"import {HERE}\n"
+        f"{HERE}.hanging(pathlib.Path({str(tmp_path)!r}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL
+    ) as parent:
+        try:
+            while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+                assert parent.poll() is None
+                time.sleep(0.05)
+            parent.send_signal(end)
+            assert parent.wait(60) != 0
+        finally:
+            parent.kill()
+    child = int((tmp_path / "pid").read_text())
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.1)
+    pytest.fail("the child lives on")
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that only waits to be buried does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

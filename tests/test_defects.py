@@ -1,0 +1,397 @@
+"""Mistakes that exporters make, seeded one by one: verification sees each of them."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tensorflow as tf
+from conftest import randomise
+from defects import (
+    Change,
+    another_domain,
+    another_kind,
+    attribute,
+    batch_mean,
+    before,
+    both,
+    chance,
+    channels_first,
+    double_softmax,
+    flipped_bit,
+    float_pixels,
+    frozen_batch,
+    normalised_twice,
+    other_name,
+    other_size,
+    rounded_activations,
+    scaled,
+    second_input,
+    skip,
+    sliced,
+    spoilt,
+    training_mode,
+    weights,
+    zeroed,
+)
+from onnx import numpy_helper
+
+import reszoo
+from reszoo.checkpoints.names import lay_in, to_tensors
+from reszoo_export import saved_model, tflite
+from reszoo_export.encoded import prepare_encoded
+from reszoo_export.folding import fold
+from reszoo_export.formats import FORMATS
+from reszoo_export.judging import examine
+from reszoo_export.metadata import ONNX_KEY
+from reszoo_export.options import ExportOptions
+from reszoo_export.original import original_answers
+from reszoo_export.reference import Reference, make_reference
+from reszoo_export.serving import Serving, make_serving
+
+
+@dataclass(frozen=True)
+class Case:
+    """A net whose head is square, so that it can be transposed unnoticed."""
+
+    model: Any
+    serving: Serving
+    reference: Reference
+    onnx: Any
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    model = fresh()
+    made = of_model(model)
+    path = tmp_path_factory.mktemp("good") / "model.onnx"
+    FORMATS["onnx"].write(made.serving, path, None)
+    return replace(made, onnx=onnx.load(path))
+
+
+def of_model(model: Any) -> Case:
+    serving = make_serving(model)
+    answers = original_answers(model, serving)
+    return Case(model, serving, make_reference(answers, serving.card, None), None)
+
+
+def fresh(seed: int = 0) -> Any:
+    names = [f"a{number}" for number in range(64)]
+    shape = (32, 32, 3)
+    return randomise(
+        reszoo.build(
+            "resnet20", classes=names, input_shape=shape, shortcut="projection"
+        ),
+        seed,
+    )
+
+
+def complaints(case: Case, format_: str, path: Path) -> str:
+    """Return everything that verification says about a file."""
+    try:
+        found = examine(
+            FORMATS[format_], path, case.reference, case.serving.options,
+            case.serving.card,
+        )  # fmt: skip
+    except reszoo.VerificationError as error:
+        return str(error)
+    return "\n".join(found.verification.problems)
+
+
+def test_nothing_is_said_of_the_file_before_it_is_spoilt(
+    case: Case, tmp_path: Path
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(spoilt(case.onnx, lambda graph: None))
+    assert complaints(case, "onnx", tmp_path / "model.onnx") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "format_"),
+    [
+        ("resnet20", {}, "onnx"),
+        ("plain20", {"classes": 3}, "onnx"),
+        ("resnet32", {"shortcut": "projection-all"}, "onnx-fp16"),
+        ("resnet18", {"input_shape": (64, 64, 3), "classes": 1000}, "onnx"),
+        ("resnet20", {"classes": 2}, "tflite-dynamic"),
+    ],
+)
+def test_good_files_of_random_nets_raise_no_alarm(
+    name: str, options: Any, format_: str, tmp_path: Path
+) -> None:
+    options = {"classes": 10, "input_shape": (32, 32, 3), **options}
+    model = randomise(reszoo.build(name, **options), seed=5)
+    case = of_model(model)
+    path = tmp_path / FORMATS[format_].file
+    FORMATS[format_].write(case.serving, path, None)
+    assert complaints(case, format_, path) == ""
+
+
+DIFFERS = r"a probability differs from the model's by"
+DEFECTS: dict[str, tuple[Change, str]] = {
+    "same padding at stride 2": (
+        attribute("layer2.0.conv1", "pads", [0, 0, 1, 1]), DIFFERS,
+    ),
+    "BGR for RGB": (weights("conv1.weight", lambda w: w[:, ::-1]), DIFFERS),
+    "kernels 1 % too small": (weights("conv1.weight", scaled(0.99)), DIFFERS),
+    "head 1 % too large": (weights("fc.weight", scaled(1.01)), DIFFERS),
+    "mirrored kernels": (weights("conv1.weight", lambda w: w[..., ::-1]), DIFFERS),
+    "dropped ReLU": (skip("layer2.1.relu1"), DIFFERS),
+    "transposed head": (weights("fc.weight", lambda w: w.T), DIFFERS),
+    "classes in another order": (weights("fc.weight", lambda w: w[:, ::-1]), DIFFERS),
+    "dropped bias": (weights("layer3.2.conv2.bias", np.zeros_like), DIFFERS),
+    "zeroed channel": (weights("layer2.1.conv1.weight", zeroed), DIFFERS),
+    "flipped bit": (weights("layer3.1.conv1.weight", flipped_bit), DIFFERS),
+    "double softmax": (double_softmax, DIFFERS),
+    "missing normalisation": (
+        both(skip("Mul"), skip("Add_2")), DIFFERS,
+    ),
+    "missing mean": (skip("Add_2"), DIFFERS),
+    "normalised twice": (normalised_twice, DIFFERS),
+    "wrong mean of one channel": (
+        weights("Add_2.1", lambda mean: mean * np.array([1, 1, 0.98], "f")), DIFFERS,
+    ),
+    "rows and columns swapped": (
+        before("Cast", "Transpose", perm=[0, 2, 1, 3]), DIFFERS,
+    ),
+    "stride in the second convolution": (
+        both(
+            attribute("layer2.0.conv1", "strides", [1, 1]),
+            attribute("layer2.0.conv2", "strides", [2, 2]),
+        ),
+        DIFFERS,
+    ),
+    "shortcut of the odd pixels": (
+        both(
+            before("layer2.0.downsample.0", "Slice", extra=sliced(1)),
+            attribute("layer2.0.downsample.0", "pads", [0, 0, 1, 1]),
+        ),
+        DIFFERS,
+    ),
+    "missing shortcut": (skip("layer1.1.add"), DIFFERS),
+    "shortcut alone": (skip("layer1.1.add", 1), DIFFERS),
+    "maximum for average": (
+        another_kind("GlobalAveragePool", "GlobalMaxPool"),
+        "operators that are not allowed: GlobalMaxPool",
+    ),
+    "norm in training mode": (
+        training_mode,
+        r"an answer moves by .* with the other images of its batch",
+    ),
+    "mean of the batch": (batch_mean, r"an answer moves by .* with the other images"),
+    "left-over dropout": (chance, r"asked twice about an image, it moves by"),
+    "frozen batch": (
+        frozen_batch, r"image must be of shape \['batch', 32, 32, 3\], not \[1, 32, 32",
+    ),
+    "float pixels": (both(float_pixels, skip("Cast")), "image must be uint8, not floa"),
+    "channels first": (
+        channels_first, r"image must be of shape \['batch', 32, 32, 3\], not .*3, 32",
+    ),
+    "wrong size": (other_size, r"cannot run it"),
+    "wrong output name": (
+        other_name, "the outputs must be logits and probabilities, not output_0 float",
+    ),
+    "operator of another domain": (
+        another_domain, "operators that are not allowed: com.microsoft.Gelu",
+    ),
+    "second input": (second_input, "takes one batch of images, `image`"),
+    "int8 activations": (rounded_activations, "activations must be uint8, not int8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_of_an_onnx_file_is_seen(
+    case: Case, defect: str, tmp_path: Path
+) -> None:
+    change, told = DEFECTS[defect]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(spoilt(case.onnx, change))
+    found = complaints(case, "onnx", path)
+    assert re.search(told, found), found
+
+
+def with_tensors(case: Case, tensors: Any, folder: Path) -> str:
+    """Judge the ONNX file with other tensors under the same names."""
+
+    def exchange(graph: Any) -> None:
+        for each in graph.initializer:
+            if each.name in tensors:
+                tensor = tensors[each.name]
+                array = tensor.T if each.name == "fc.weight" else tensor
+                each.CopyFrom(numpy_helper.from_array(array.copy(), each.name))
+
+    path = folder / "model.onnx"
+    path.write_bytes(spoilt(case.onnx, exchange))
+    return complaints(case, "onnx", path)
+
+
+def test_statistics_folded_with_another_epsilon_are_seen(
+    case: Case, tmp_path: Path
+) -> None:
+    other = fresh()
+    lay_in(other, to_tensors(case.model), "the same weights")
+    assert with_tensors(case, fold(other), tmp_path) == ""
+    for layer in other.layers:
+        if "bn" in layer.name:
+            layer.epsilon = 1e-3
+    assert re.search(DIFFERS, with_tensors(case, fold(other), tmp_path))
+
+
+def test_stale_weights_are_seen(case: Case, tmp_path: Path) -> None:
+    other = fresh(seed=1)
+    assert re.search(DIFFERS, with_tensors(case, fold(other), tmp_path))
+
+
+def property_(key: str) -> Callable[[Any], None]:
+    """Exchange the first two labels in a property of the file."""
+
+    def change(model: Any) -> None:
+        (entry,) = [each for each in model.metadata_props if each.key == key]
+        assert '"a0", "a1"' in entry.value
+        entry.value = entry.value.replace('"a0", "a1"', '"a1", "a0"')
+
+    return change
+
+
+def later_opset(model: Any) -> None:
+    model.opset_import[0].version = 18
+
+
+def later_ir(model: Any) -> None:
+    model.ir_version = 10
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (property_(ONNX_KEY), "not the model's: other labels, or in another order"),
+        (
+            property_("labels"),
+            r"for other programs \(a1, a0, a2\.\.\.\) are not the ca",
+        ),
+        (later_opset, "its operators must be ai.onnx 17, not ai.onnx 18"),
+        (later_ir, "its IR version must be 8, not 10"),
+    ],
+    ids=["labels of the card", "labels beside it", "opset", "IR"],
+)
+def test_a_defect_around_the_graph_is_seen(
+    case: Case, change: Callable[[Any], None], told: str, tmp_path: Path
+) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(case.onnx)
+    change(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    found = complaints(case, "onnx", path)
+    assert re.search(told, found), found
+
+
+def test_activations_that_float16_cannot_hold_are_seen(tmp_path: Path) -> None:
+    """LiteRT computes such a file in float32 here; the GPU of a phone does not."""
+    model = fresh()
+    gamma = model.get_layer("bn1").gamma
+    gamma.assign(gamma * 1e5)
+    case, path = of_model(model), tmp_path / "model.tflite"
+    FORMATS["tflite-fp16"].write(case.serving, path, None)
+    found = complaints(case, "tflite-fp16", path)
+    assert "do not fit into float16, which ends at 65504" in found
+
+
+def without_calibration(serving: Serving, path: Path) -> None:
+    def prepare(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: iter(())
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = tf.uint8
+
+    tflite.convert(serving, path, prepare)
+
+
+def red_for_blue(serving: Serving, path: Path) -> None:
+    """Normalise each channel as its opposite."""
+    record = serving.card.preprocessing
+    turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
+    other = replace(serving.card, preprocessing=turned)
+    content = tflite.flatbuffer(replace(serving, card=other))
+    tflite.write_flatbuffer(content, serving, path)
+
+
+def labels_turned(serving: Serving, path: Path) -> None:
+    labels = tuple(reversed(serving.card.labels or ()))
+    tflite.convert(replace(serving, card=replace(serving.card, labels=labels)), path)
+
+
+def not_quantised(serving: Serving, path: Path) -> None:
+    tflite.convert(serving, path)
+
+
+@pytest.mark.parametrize(
+    ("format_", "write", "told"),
+    [
+        ("tflite", red_for_blue, DIFFERS),
+        ("tflite", labels_turned, "not the model's: other labels, or in another order"),
+        ("tflite-int8", not_quantised, "it computes in float32, not in int8"),
+        ("tflite-int8", without_calibration, "it computes in float32, not in int8"),
+    ],
+    ids=["mean and std of BGR", "labels", "not quantised", "empty calibration"],
+)
+def test_a_defect_of_a_tflite_file_is_seen(
+    case: Case,
+    format_: str,
+    write: Callable[[Serving, Path], None],
+    told: str,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "model.tflite"
+    write(case.serving, path)
+    found = complaints(case, format_, path)
+    assert re.search(told, found), found
+
+
+class Training:
+    """A net that is traced for training."""
+
+    def __init__(self, net: Any) -> None:
+        self.net, self.variables = net, net.variables
+
+    def __call__(self, x: Any, training: bool) -> Any:
+        return self.net(x, training=True)
+
+
+def in_training_mode(case: Case) -> Serving:
+    return replace(case.serving, net=Training(case.model))
+
+
+def for_one_image(case: Case) -> Serving:
+    return replace(case.serving, options=ExportOptions(batch=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (in_training_mode, "with the other images of its batch"),
+        (for_one_image, r"must be of shape \['batch', 32, 32, 3\], not \[1, 32, 32, 3"),
+    ],
+    ids=["training mode", "frozen batch"],
+)
+def test_a_defect_of_a_saved_model_is_seen(
+    case: Case, change: Callable[[Case], Serving], told: str, tmp_path: Path
+) -> None:
+    saved_model.write(change(case), tmp_path / "saved_model", None)
+    found = complaints(case, "saved_model", tmp_path / "saved_model")
+    assert re.search(told, found), found
+
+
+def test_another_resize_of_encoded_pictures_is_seen(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def careless(files: Any, record: Any) -> Any:
+        return prepare_encoded(files, replace(record, interpolation="bicubic"))
+
+    monkeypatch.setattr(saved_model, "prepare_encoded", careless)
+    saved_model.write(case.serving, tmp_path / "saved_model", None)
+    found = complaints(case, "saved_model", tmp_path / "saved_model")
+    assert "serving_bytes answers otherwise than serving_default" in found

@@ -1,0 +1,288 @@
+"""Int8 files: what they compute with, what they answer, and how that was chosen."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from conftest import randomise
+
+import reszoo
+from reszoo.data.sources import open_source
+from reszoo.evaluation import prepared_batches
+from reszoo.inference import probabilities
+from reszoo_export import integer_net, onnx_int8, onnx_qdq, ranges, tflite_int8
+from reszoo_export.onnx import convert
+from reszoo_export.options import ExportOptions
+from reszoo_export.quantization import draw_calibration
+from reszoo_export.serving import make_serving
+
+
+@pytest.fixture(scope="module")
+def digits(run: Any) -> Any:
+    """A trained net in its serving form, its calibration, images and its answers."""
+    serving, source = make_serving(run.model), open_source("digits")
+    record = serving.card.preprocessing
+    examples = source.examples("test")
+    images = np.concatenate(list(prepared_batches(examples, record, 64)))
+    calibration = draw_calibration(source, serving.card, images)
+    return serving, calibration, images, probabilities(run.model, record, images)
+
+
+@pytest.fixture(scope="module")
+def chosen(digits: Any) -> Any:
+    serving, calibration, *_ = digits
+    return ranges.choose(serving.net, serving.card.preprocessing, calibration)
+
+
+@pytest.fixture(scope="module")
+def files(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    serving, calibration, *_ = digits
+    folder = tmp_path_factory.mktemp("int8")
+    paths = {name: folder / name for name in ("a.tflite", "io.tflite", "a.onnx")}
+    tflite_int8.write(serving, paths["a.tflite"], calibration)
+    integers = replace(serving, options=ExportOptions(integer_io=True))
+    tflite_int8.write(integers, paths["io.tflite"], calibration)
+    onnx_int8.write(serving, paths["a.onnx"], calibration)
+    assert set(folder.iterdir()) == set(paths.values())
+    return paths
+
+
+def run_tflite(path: Path, images: Any, output: str = "probabilities") -> Any:
+    interpreter = Interpreter(str(path))
+    runner = interpreter.get_signature_runner("serving_default")
+    dtype = runner.get_input_details()["image"]["dtype"]
+    return np.concatenate(
+        [runner(image=image[None].astype(dtype))[output] for image in images]
+    )
+
+
+def run_onnx(path: Path, images: Any, output: str = "probabilities") -> Any:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run([output], {"image": images})[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "runner"), [("a.tflite", run_tflite), ("a.onnx", run_onnx)]
+)
+def test_int8_files_answer_nearly_as_the_model(
+    files: Any, digits: Any, chosen: Any, name: str, runner: Any
+) -> None:
+    _, _, images, expected = digits
+    found = runner(files[name], images)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.99
+    assert np.abs(found - expected).sum(1).mean() < 0.02
+    # What was measured in Keras is what the runtimes do.
+    divergence = (expected * np.log(expected / np.maximum(found, 1e-9))).sum(1).mean()
+    assert divergence < 5 * chosen.best.divergence + 1e-4
+
+
+def test_integers_in_and_out_are_bytes_in_steps_of_a_256th(
+    files: Any, digits: Any
+) -> None:
+    _, _, images, expected = digits
+    interpreter = Interpreter(str(files["io.tflite"]))
+    (image,), (answer,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    assert (image["dtype"], image["quantization"]) == (np.uint8, (1.0, 0))
+    assert (answer["dtype"], answer["quantization"]) == (np.uint8, (1 / 256, 0))
+    dtypes = {tensor["dtype"] for tensor in interpreter.get_tensor_details()}
+    assert np.float32 not in dtypes
+    found = run_tflite(files["io.tflite"], images).astype(np.float32) / 256
+    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
+
+
+def test_a_byte_means_itself(files: Any) -> None:
+    (image,) = Interpreter(str(files["a.tflite"])).get_input_details()
+    assert (image["dtype"], image["quantization"]) == (np.uint8, (1.0, 0))
+    graph = onnx.load(files["a.onnx"]).graph
+    assert [node.op_type for node in graph.node[:2]] == ["Pad", "Transpose"]
+    values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    _, scale, zero = next(n for n in graph.node if n.op_type.startswith("Deq")).input
+    assert (values[scale], values[zero]) == (1.0, 0)
+
+
+def test_every_convolution_computes_in_integers(files: Any, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        files["a.onnx"], options, providers=["CPUExecutionProvider"]
+    )
+    operators = Counter(
+        n.op_type for n in onnx.load(tmp_path / "fused.onnx").graph.node
+    )
+    assert operators["QLinearConv"] == 19
+    assert operators["QLinearAdd"] == 9
+    assert operators["QGemm"] == operators["QLinearGlobalAveragePool"] == 1
+    assert not operators["Conv"] + operators["Gemm"] + operators["Add"]
+    interpreter = Interpreter(str(files["a.tflite"]))
+    types = {each["index"]: each["dtype"] for each in interpreter.get_tensor_details()}
+    kernels = [
+        types[operation["inputs"][1]]
+        for operation in interpreter._get_ops_details()
+        if operation["op_name"] == "CONV_2D"
+    ]
+    assert kernels == [np.int8] * 19
+
+
+def test_onnx_int8_keeps_the_promises_of_the_float_file(
+    files: Any, digits: Any, tmp_path: Path
+) -> None:
+    model = onnx.load(files["a.onnx"])
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == 8
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert {value.name for value in model.graph.output} == {"logits", "probabilities"}
+    assert reszoo.Predictor(files["a.onnx"]).card == digits[0].card
+    kinds = Counter(each.data_type for each in model.graph.initializer)
+    assert kinds[onnx.TensorProto.INT8] == 2 * 20
+    onnx_int8.write(digits[0], tmp_path / "again.onnx", digits[1])
+    assert (tmp_path / "again.onnx").read_bytes() == files["a.onnx"].read_bytes()
+
+
+def test_the_ranges_of_least_divergence_are_taken(chosen: Any) -> None:
+    assert [trial.share for trial in chosen.trials] == list(ranges.SHARES)
+    assert chosen.best.divergence == min(t.divergence for t in chosen.trials)
+    assert len({trial.divergence for trial in chosen.trials}) > 1
+    told = chosen.to_json()
+    assert (told["images"], told["tried_on"]) == (300, 200)
+    assert "weights" not in told
+
+
+def test_a_choice_is_made_once_for_all_formats(digits: Any, chosen: Any) -> None:
+    serving, calibration, *_ = digits
+    again = ranges.choose(serving.net, serving.card.preprocessing, calibration)
+    assert again is chosen
+
+
+def test_ranges_hold_their_share_of_images_and_a_step_at_zero() -> None:
+    draw = np.random.default_rng(0)
+    ends = np.stack([-draw.uniform(1, 2, 1000), draw.uniform(3, 5, 1000)], 1)
+    low, high = ranges.ranges_of({"a": ends}, 1.0)["a"]
+    assert (low, high) == pytest.approx((ends.min(), ends.max()), abs=0.03)
+    step = (high - low) / 255
+    assert low / step == pytest.approx(round(low / step), abs=1e-6)
+    low, high = ranges.ranges_of({"a": ends}, 0.9)["a"]
+    assert (low, high) == pytest.approx((-1.9, 4.8), abs=0.05)
+    low, high = ranges.ranges_of({"dead": np.zeros((9, 2))}, 0.9)["dead"]
+    assert low == 0 < high
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50"])
+def test_a_net_of_bytes_is_the_same_net(name: str) -> None:
+    """Normalisation in the first kernel is exact, borders included."""
+    model = randomise(reszoo.build(name, input_shape=(32, 32, 3), classes=5))
+    serving = make_serving(model)
+    record = serving.card.preprocessing
+    weights = integer_net.byte_weights(serving.net, record)
+    bytes_net = integer_net.build_integer_net(serving.net, weights, {})
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        bytes_net(pixels), serving.net(record.normalise(pixels)), atol=1e-5
+    )
+
+
+def test_biases_make_up_for_rounded_kernels() -> None:
+    model = randomise(reszoo.build("resnet20", input_shape=(32, 32, 3), classes=5))
+    net = make_serving(model).net
+    weights = integer_net.byte_weights(net, reszoo.card(model).preprocessing)
+    exact = integer_net.build_integer_net(net, weights, {})
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (10, 32, 32, 3), np.uint8)
+    _, inputs = ranges.observe(exact, ["relu"], images)
+    corrected = ranges.rounded_weights(exact, weights, inputs)
+    # A layer alone, on the images that were observed: its mean output stays.
+    layer = exact.get_layer("conv1")
+    kernel, bias = weights["conv1"]
+    pixels = np.pad(images, ((0, 0),) * 3 + ((0, 1),), constant_values=255)
+    expected = np.asarray(layer(pixels.astype(np.float32))).mean((0, 1, 2))
+    layer.set_weights([integer_net.on_grid(kernel), bias])
+    rounded = np.asarray(layer(pixels.astype(np.float32))).mean((0, 1, 2))
+    layer.set_weights(corrected["conv1"])
+    mended = np.asarray(layer(pixels.astype(np.float32))).mean((0, 1, 2))
+    assert np.abs(rounded - expected).max() > 1e-3
+    np.testing.assert_allclose(mended, expected, atol=1e-4)
+
+
+def test_a_channel_without_weights_keeps_its_bias() -> None:
+    """Its step must not be so small that the bias leaves the 32 bits."""
+    model = randomise(reszoo.build("resnet20", input_shape=(32, 32, 3), classes=5))
+    for layer in model.layers:
+        if ".bn" in layer.name:
+            layer.gamma.assign(
+                layer.gamma * np.r_[0, np.ones(layer.gamma.shape[0] - 1)]
+            )
+            layer.beta.assign(layer.beta + np.eye(1, layer.beta.shape[0])[0])
+    serving = make_serving(model)
+    weights = integer_net.byte_weights(serving.net, serving.card.preprocessing)
+    net = integer_net.build_integer_net(serving.net, weights, {})
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    ends, _ = ranges.observe(net, integer_net.quantized_layers(serving.net), images)
+    proto = convert(integer_net.as_bytes(serving, net))
+    onnx_qdq.quantize(proto.graph, ranges.ranges_of(ends, 1.0), integer_net.INSIDE)
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    found = session.run(["probabilities"], {"image": images})[0]
+    expected = probabilities(model, serving.card.preprocessing, images)
+    assert np.abs(found - expected).sum(1).mean() < 0.02
+
+
+def test_kernels_use_all_steps_of_each_output() -> None:
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype(np.float32)
+    kernel *= 10.0 ** np.arange(-3, 3, dtype=np.float32)
+    kernel[..., 0] = 0
+    steps = integer_net.grid_steps(kernel)
+    whole = np.round(integer_net.on_grid(kernel) / steps)
+    np.testing.assert_array_equal(np.abs(whole).max((0, 1, 2)), [0] + [127] * 5)
+    assert np.abs(integer_net.on_grid(kernel) - kernel).max() <= steps.max() / 2
+
+
+def test_int16_activations_answer_nearly_as_the_model(
+    digits: Any, tmp_path: Path
+) -> None:
+    serving, calibration, images, expected = digits
+    tflite_int8.write_int16x8(serving, tmp_path / "i.tflite", calibration)
+    # Ten only: LiteRT has no fast kernels for them.
+    found = run_tflite(tmp_path / "i.tflite", images[:10])
+    assert np.abs(found - expected[:10]).max() < 0.03
+
+
+def test_features_and_other_layouts_are_quantised_as_well(
+    digits: Any, run: Any, tmp_path: Path
+) -> None:
+    serving, calibration, images, _ = digits
+    options = ExportOptions(outputs="features", layout="nchw")
+    features = make_serving(run.model, options)
+    record = serving.card.preprocessing
+    expected = features.net(record.normalise(images[:20].astype(np.float32))).numpy()
+    path = tmp_path / "features.onnx"
+    onnx_int8.write(features, path, calibration)
+    turned = np.ascontiguousarray(images[:20].transpose(0, 3, 1, 2))
+    found = run_onnx(path, turned, "features")
+    assert found.shape == expected.shape
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
+    tflite_int8.write(features, tmp_path / "features.tflite", calibration)
+    found = run_tflite(tmp_path / "features.tflite", images[:20], "features")
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize(
+    "write", [tflite_int8.write, tflite_int8.write_int16x8, onnx_int8.write]
+)
+def test_no_calibration_is_refused(digits: Any, tmp_path: Path, write: Any) -> None:
+    with pytest.raises(reszoo.ExportError, match="needs calibration images"):
+        write(digits[0], tmp_path / "file", None)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,141 @@
+"""MediaPipe's ImageClassifier opens our files as they are."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_card import made_card
+
+import reszoo
+from reszoo_export.tflite_metadata import model_metadata
+from reszoo_export.tflite_model import Port
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mediapipe") is None,
+    reason="runs MediaPipe's classifier; pip install mediapipe to run it",
+)
+# A process of its own: MediaPipe brings another TensorFlow Lite, and talks a lot.
+_CLASSIFY = """
+import json
+import sys
+
+import numpy as np
+from mediapipe import Image, ImageFormat
+from mediapipe.tasks.python import BaseOptions
+from mediapipe.tasks.python.vision import ImageClassifier, ImageClassifierOptions
+
+path, images = sys.argv[1], np.load(sys.argv[2])
+options = ImageClassifierOptions(base_options=BaseOptions(model_asset_path=path))
+answers = []
+with ImageClassifier.create_from_options(options) as classifier:
+    for image in images:
+        picture = Image(image_format=ImageFormat.SRGB, data=image)
+        found = classifier.classify(picture).classifications[0].categories
+        answers.append([(one.index, one.category_name, one.score) for one in found])
+print(json.dumps(answers))
+"""
+_DESCRIBE = """
+import json
+import sys
+
+from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
+
+text = open(sys.argv[1], "rb").read()
+model = schema.ModelMetadata.GetRootAs(text, 0)
+graph = model.SubgraphMetadata(0)
+image, answer = graph.InputTensorMetadata(0), graph.OutputTensorMetadata(0)
+content = schema.ImageProperties()
+union = image.Content().ContentProperties()
+content.Init(union.Bytes, union.Pos)
+scaling = schema.NormalizationOptions()
+union = image.ProcessUnits(0).Options()
+scaling.Init(union.Bytes, union.Pos)
+file = answer.AssociatedFiles(0)
+print(json.dumps({
+    "identified": schema.ModelMetadata.ModelMetadataBufferHasIdentifier(text, 0),
+    "model": [
+        model.Name().decode(),
+        model.License().decode(),
+        model.MinParserVersion().decode(),
+    ],
+    "image": [
+        image.Name().decode(),
+        image.Content().ContentPropertiesType(),
+        content.ColorSpace(),
+        content.DefaultSize().Width(),
+        content.DefaultSize().Height(),
+        image.ProcessUnits(0).OptionsType(),
+        list(scaling.MeanAsNumpy()),
+        list(scaling.StdAsNumpy()),
+        list(image.Stats().MinAsNumpy()),
+        list(image.Stats().MaxAsNumpy()),
+    ],
+    "answer": [
+        answer.Name().decode(),
+        answer.Content().ContentPropertiesType(),
+        list(answer.Stats().MaxAsNumpy()),
+        file.Name().decode(),
+        file.Type(),
+        answer.AssociatedFilesLength(),
+    ],
+}, default=float))
+"""
+
+
+def _run(program: str, *arguments: object) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "GLOG_minloglevel": "2"},
+    )
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("model.tflite", 1e-5), ("model-int8.tflite", 1e-6)]
+)
+def test_its_classifier_gives_our_labels_and_scores(
+    exported: Any, tmp_path: Path, name: str, tolerance: float
+) -> None:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (6, 32, 32, 3), np.uint8)
+    images[0], images[1] = 0, 255
+    np.save(tmp_path / "images.npy", images)
+    path = exported.folder / name
+    predictor = reszoo.Predictor(path)
+    expected = predictor.predict_prepared(images)
+    answers = _run(_CLASSIFY, path, tmp_path / "images.npy")
+    assert len(answers) == len(images)
+    for answer, ours in zip(answers, expected, strict=True):
+        scores = np.zeros(len(ours))
+        for index, label, score in answer:
+            assert label == predictor.labels[index]
+            scores[index] = score
+        np.testing.assert_allclose(scores, ours, atol=tolerance)
+        assert answer[0][0] == ours.argmax()
+    assert np.ptp(expected[:, 0]) > 0.01
+
+
+def test_the_schemas_own_reader_finds_what_we_wrote(tmp_path: Path) -> None:
+    card = replace(made_card(), provenance={"licence": "apache-2.0"})
+    image = Port("image", "float32", (1, 24, 32, 3))
+    content = model_metadata(card, [image], [Port("probabilities", "float32", (1, 2))])
+    (tmp_path / "metadata").write_bytes(content)
+    assert _run(_DESCRIBE, tmp_path / "metadata") == {
+        "identified": True,
+        "model": ["resnet20", "apache-2.0", "1.0.0"],
+        # Image properties, RGB, width, height, normalisation by mean and deviation.
+        "image": ["image", 2, 1, 32, 24, 1, [0], [1], [0], [255]],
+        # Feature properties; the labels of an axis.
+        "answer": ["probabilities", 1, [1], "labels.txt", 2, 1],
+    }

@@ -1,0 +1,237 @@
+"""ONNX files in floating point: what they answer, and what is inside."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from lively import IMAGES, answers_of, lively
+from onnx import numpy_helper
+
+import reszoo
+from reszoo.checkpoints.names import lay_in, to_tensors
+from reszoo_export.folding import fold
+from reszoo_export.formats import FORMATS
+from reszoo_export.options import ExportOptions
+from reszoo_export.quantization import Calibration
+from reszoo_export.serving import make_serving
+
+KINDS = {"onnx": 1e-5, "onnx-fp16": 2e-3}
+
+
+def written(model: Any, path: Path, name: str = "onnx", **options: Any) -> Any:
+    FORMATS[name].write(make_serving(model, ExportOptions(**options)), path, None)
+    return onnx.load(path)
+
+
+def asked(path: Path, images: Any, *names: str) -> Any:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(list(names) or ["probabilities"], {"image": images})
+    return found if names else found[0]
+
+
+def shapes(values: Any) -> dict[str, list[Any]]:
+    return {
+        value.name: [
+            each.dim_param or each.dim_value
+            for each in value.type.tensor_type.shape.dim
+        ]
+        for value in values
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return lively("resnet20")
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any) -> Any:
+    answers = answers_of(model)
+    assert answers.std(axis=0).max() > 0.02
+    return answers
+
+
+@pytest.fixture(scope="module")
+def files(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("onnx")
+    for name in KINDS:
+        written(model, folder / FORMATS[name].file, name)
+    return {name: folder / FORMATS[name].file for name in KINDS}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_answers_are_the_models(
+    files: dict[str, Path], expected: Any, name: str
+) -> None:
+    logits, answers = asked(files[name], IMAGES, "logits", "probabilities")
+    assert (logits.dtype, answers.dtype) == (np.float32, np.float32)
+    difference = np.abs(answers - expected).max()
+    assert difference < KINDS[name]
+    # Nor is it the float32 file under another name.
+    assert (difference > 1e-6) == (name != "onnx")
+    odds = np.exp(logits)
+    np.testing.assert_allclose(answers, odds / odds.sum(-1, keepdims=True), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_files_open_everywhere(files: dict[str, Path], name: str) -> None:
+    found = onnx.load(files[name])
+    assert found.ir_version == 8
+    assert [(each.domain, each.version) for each in found.opset_import] == [("", 17)]
+    assert shapes(found.graph.input) == {"image": ["batch", 32, 32, 3]}
+    assert shapes(found.graph.output) == {
+        "logits": ["batch", 5], "probabilities": ["batch", 5],
+    }  # fmt: skip
+    (image,) = found.graph.input
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    counts = Counter(node.op_type for node in found.graph.node)
+    assert set(counts) <= FORMATS[name].operators
+    assert counts["Transpose"] == 1
+    del counts["Cast"]  # One, and three more around what is float16.
+    assert sum(counts.values()) == 1 + 1 + 1 + 19 + 19 + 9 + 2 * 2 + 4
+
+
+def test_nodes_and_weights_are_called_as_in_the_net(
+    files: dict[str, Path], model: Any
+) -> None:
+    graph = onnx.load(files["onnx"]).graph
+    called = {node.name: node for node in graph.node}
+    assert len(called) == len(graph.node)
+    for layer in ("layer1.0.add", "layer2.0.shortcut", "layer3.2.relu", "avgpool"):
+        assert list(called[layer].output) == [layer]
+    assert list(called["fc"].input) == ["avgpool", "fc.weight", "fc.bias"]
+    weights = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    for name, tensor in fold(model).items():
+        turned = tensor.T if name == "fc.weight" else tensor
+        np.testing.assert_array_equal(weights[name], turned, err_msg=name)
+
+
+def test_float16_is_where_it_does_no_harm(files: dict[str, Path]) -> None:
+    graph = onnx.load(files["onnx-fp16"]).graph
+    kinds = {
+        each.name: onnx.TensorProto.DataType.Name(each.data_type)
+        for each in graph.initializer
+    }
+    assert {kind for name, kind in kinds.items() if "layer" in name} == {
+        "FLOAT16", "INT64",
+    }  # fmt: skip
+    assert kinds["fc.weight"] == "FLOAT16"
+    assert [kinds[name] for name in ("Mul_1.1", "Add_2.1", "fc.bias")] == ["FLOAT"] * 3
+    sizes = [files[name].stat().st_size for name in KINDS]
+    assert sizes[1] < 0.53 * sizes[0]
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    """Weights fit, activations do not, though ONNX Runtime on a CPU says nothing."""
+    net = lively("resnet20")
+    tensors = to_tensors(net)
+    factor = np.float32(6e4)
+    tensors["layer3.2.bn2.weight"] *= factor
+    tensors["layer3.2.bn2.bias"] *= factor
+    tensors["fc.weight"] /= factor
+    lay_in(net, tensors, "large activations")
+    with pytest.raises(
+        reszoo.ExportError, match=r"below 65504.*from layer3\.2\.conv2 on\."
+    ):
+        written(net, tmp_path / "half.onnx", "onnx-fp16")
+    for each in onnx.load(tmp_path / "half.onnx").graph.initializer:
+        assert np.isfinite(numpy_helper.to_array(each)).all(), each.name
+    written(net, tmp_path / "whole.onnx")
+    whole = asked(tmp_path / "whole.onnx", IMAGES)
+    np.testing.assert_allclose(whole, answers_of(net), atol=1e-4)
+
+
+def test_channels_come_first_on_request_and_nothing_is_transposed(
+    model: Any, expected: Any, tmp_path: Path
+) -> None:
+    found = written(model, tmp_path / "x.onnx", "onnx-fp16", layout="nchw")
+    assert shapes(found.graph.input) == {"image": ["batch", 3, 32, 32]}
+    assert "Transpose" not in {node.op_type for node in found.graph.node}
+    pixels = IMAGES.transpose(0, 3, 1, 2)
+    answers = asked(tmp_path / "x.onnx", pixels)
+    np.testing.assert_allclose(answers, expected, atol=2e-3)
+
+
+def test_a_batch_can_be_fixed(model: Any, expected: Any, tmp_path: Path) -> None:
+    found = written(model, tmp_path / "x.onnx", batch=2, layout="nchw")
+    assert shapes(found.graph.input) == {"image": [2, 3, 32, 32]}
+    assert shapes(found.graph.output)["probabilities"] == [2, 5]
+    answers = asked(tmp_path / "x.onnx", IMAGES[:2].transpose(0, 3, 1, 2))
+    np.testing.assert_allclose(answers, expected[:2], atol=1e-5)
+
+
+def test_the_first_pooling_pads_by_itself(tmp_path: Path) -> None:
+    net = lively("resnet18")
+    found = written(net, tmp_path / "x.onnx")
+    counts = Counter(node.op_type for node in found.graph.node)
+    assert (counts["MaxPool"], counts["Pad"]) == (1, 0)
+    answers = asked(tmp_path / "x.onnx", IMAGES)
+    np.testing.assert_allclose(answers, answers_of(net), atol=1e-5)
+
+
+def test_other_outputs_are_what_the_layers_of_the_model_give(
+    model: Any, expected: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.onnx"
+    found = written(model, path, "onnx-fp16", outputs="features")
+    assert shapes(found.graph.output) == {"features": ["batch", 64]}
+    assert "fc.weight" not in {each.name for each in found.graph.initializer}
+    (pooled,) = asked(path, IMAGES, "features")
+    tensors = to_tensors(model)
+    odds = np.exp(pooled @ tensors["fc.weight"].T + tensors["fc.bias"])
+    shares = odds / odds.sum(-1, keepdims=True)
+    np.testing.assert_allclose(shares, expected, atol=2e-3)
+
+
+def test_a_fresh_net_without_biases_converts(tmp_path: Path) -> None:
+    net = reszoo.build("resnet20", classes=tuple("abcde"), seed=0)
+    assert not to_tensors(net)["fc.bias"].any()
+    written(net, tmp_path / "x.onnx")
+    answers = asked(tmp_path / "x.onnx", IMAGES)
+    np.testing.assert_allclose(answers, answers_of(net), atol=1e-5)
+
+
+def test_another_process_writes_the_same_bytes(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """With other hashes, from another folder, after another conversion."""
+    script = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from lively import lively\n"
+        "from test_onnx import written\n"
+        "written(lively('resnet20', shortcut='projection'), Path('x.onnx'))\n"
+        "written(lively('resnet20'), Path('again.onnx'), 'onnx-fp16')\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent)],
+        env={**os.environ, "PYTHONHASHSEED": "321"},
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    again = (tmp_path / "again.onnx").read_bytes()
+    assert again == files["onnx-fp16"].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx-int8"])
+def test_openvino_gives_the_same_answers(
+    model: Any, files: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    reason = "compares with OpenVINO; pip install openvino to run it"
+    openvino = pytest.importorskip("openvino", reason=reason)
+    path = files["onnx"]
+    if name == "onnx-int8":
+        images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+        path = tmp_path / "int8.onnx"
+        FORMATS[name].write(make_serving(model), path, Calibration(images))
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", exact)
+    theirs = compiled({"image": IMAGES})["probabilities"]
+    atol = 1e-5 if name == "onnx" else 0.02
+    np.testing.assert_allclose(theirs, asked(path, IMAGES), atol=atol)

@@ -1,0 +1,86 @@
+"""The images that files are judged on, and what crosses to another process."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reszoo
+from reszoo_export.formats import FORMATS
+from reszoo_export.judging import judge
+from reszoo_export.reference import make_reference, read_reference, taken_over
+from reszoo_export.synthetic import synthetic_images
+
+
+@pytest.mark.parametrize("size", [1, 32, 33])
+def test_made_up_images_differ_in_what_exporters_mix_up(size: int) -> None:
+    images = synthetic_images(size)
+    assert images.shape == (17, size, size, 3)
+    assert images.dtype == np.uint8
+    if size == 1:
+        return
+    assert len({image.tobytes() for image in images}) == 17
+    # Nobody can swap or mirror anything in all of them unseen.
+    for changed in (
+        images[..., ::-1],
+        images.transpose(0, 2, 1, 3),
+        images[:, ::-1],
+        images[:, :, ::-1],
+    ):
+        assert (changed != images).any()
+    assert images[15].sum() == images[16].sum() == 3 * 255
+
+
+def test_a_function_may_answer_in_place_of_a_model(run: Any) -> None:
+    card = reszoo.card(run.model)
+
+    def features(images: Any) -> Any:
+        return images.mean(axis=(1, 2)).astype(np.float32)
+
+    reference = make_reference(features, card, None)
+    np.testing.assert_array_equal(reference.answers, features(reference.images))
+    assert reference.synthetic == len(reference.images) == 17
+
+
+def test_features_are_kept_and_read_as_such(run: Any, tmp_path: Path) -> None:
+    card = reszoo.card(run.model)
+    reference = make_reference(
+        lambda images: np.ones((len(images), 3), "f"), card, None
+    )
+    reference.write(tmp_path)
+    assert read_reference(tmp_path, card, "features").answers.shape == (17, 3)
+    with pytest.raises(reszoo.ExportError, match="float32 answers for 10 classes"):
+        read_reference(tmp_path, card)
+
+
+def test_another_process_gets_the_same_reference(exported: Any, tmp_path: Path) -> None:
+    kept = read_reference(exported.folder, exported.card)
+    kept.hand_over(tmp_path)
+    taken = taken_over(tmp_path)
+    for name in ("images", "answers", "labels", "synthetic"):
+        np.testing.assert_array_equal(getattr(taken, name), getattr(kept, name))
+
+
+def test_a_file_is_judged_apart(exported: Any) -> None:
+    kept = read_reference(exported.folder, exported.card)
+    (record,) = [each for each in exported.files if each.format == "onnx"]
+    path = exported.folder / record.file
+    found = judge(FORMATS["onnx"], path, kept, card=exported.card)
+    assert found.verification == record.verification
+    assert (found.inputs, found.outputs) == (record.inputs, record.outputs)
+    with pytest.raises(reszoo.VerificationError, match=r"gave no answer in 0\.01 s"):
+        judge(FORMATS["onnx"], path, kept, seconds=0.01)
+
+
+def test_tflite_and_onnx_are_judged_without_tensorflow() -> None:
+    code = (
+        "import sys, reszoo_export.judging, reszoo_export.divergence\n"
+        "print({'tensorflow', 'keras', 'onnx'} & set(sys.modules) or 'none')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "none\n"

@@ -1,0 +1,222 @@
+"""The SavedModel: its two signatures, what they answer, and the same bytes again."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import randomise
+from PIL import Image
+
+import reszoo
+from reszoo_export import saved_model
+from reszoo_export.encoded import orientation
+from reszoo_export.metadata import CARD_FILE, EXTRA_FOLDER
+from reszoo_export.options import ExportOptions
+from reszoo_export.original import original_answers
+from reszoo_export.serving import Serving, make_serving
+from reszoo_export.warmup import WARMUP_FILE
+
+
+def made() -> Any:
+    """A net whose answers differ clearly from picture to picture."""
+    labels = ["a", "b", "c"]
+    shape = (32, 32, 3)
+    net = reszoo.build("resnet20", classes=labels, input_shape=shape, seed=0)
+    head = randomise(net).get_layer("fc").kernel
+    head.assign(head * 10)
+    return net
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def serving(model: Any) -> Serving:
+    return make_serving(model)
+
+
+@pytest.fixture(scope="module")
+def folder(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "saved_model"
+    saved_model.write(serving, path, None)
+    return path / "1"
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> Any:
+    return tf.saved_model.load(str(folder))
+
+
+def photo(width: int, height: int) -> Any:
+    """A picture with as much detail as a photo has: blobs, not noise."""
+    coarse = np.random.default_rng(width).integers(0, 256, (7, 9, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Any, kind: str = "JPEG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def ask(loaded: Any, files: list[bytes]) -> Any:
+    signature = loaded.signatures["serving_bytes"]
+    return signature(image_bytes=tf.constant(files))["probabilities"].numpy()
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_pixels_are_answered_like_the_model(
+    loaded: Any, model: Any, serving: Serving
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    answers = loaded.signatures["serving_default"](image=tf.constant(images))
+    expected = original_answers(model, serving)(images)
+    np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
+    again = tf.nn.softmax(answers["logits"])
+    np.testing.assert_allclose(again, expected, atol=1e-5)
+
+
+def test_encoded_pictures_are_answered_like_by_the_predictor(
+    loaded: Any, model: Any, tmp_path: Path
+) -> None:
+    pictures = {
+        "wide.jpg": encoded(photo(190, 70), quality=92),
+        "grey.jpg": encoded(photo(60, 60).convert("L")),
+        "tiny.png": encoded(photo(20, 31), "PNG"),
+        "alpha.png": encoded(photo(64, 90).convert("RGBA"), "PNG"),
+        "turned.jpg": encoded(photo(130, 70), exif=exif(6)),
+    }
+    for name, content in pictures.items():
+        (tmp_path / name).write_bytes(content)
+    expected = reszoo.Predictor(model).predict([tmp_path / name for name in pictures])
+    answers = ask(loaded, list(pictures.values()))
+    np.testing.assert_allclose(answers, expected, atol=1e-3)
+    lying = ask(loaded, [encoded(photo(130, 70))])
+    assert np.abs(lying - expected[-1]).max() > 1e-2
+
+
+def exif(held: int, order: str = "<") -> bytes:
+    data = Image.Exif()
+    data.endian = order
+    data.update({0x010F: "a maker", 0x0112: held, 0x0128: 2})
+    return data.tobytes()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_way_a_camera_was_held_is_read(order: str) -> None:
+    image = photo(16, 8)
+    for held in (*range(1, 9), 0, 9):
+        content = encoded(image, exif=exif(held, order))
+        upright = held if held in range(1, 9) else 1
+        assert int(orientation(tf.constant(content))) == upright
+    assert int(orientation(tf.constant(encoded(image)))) == 1
+    assert int(orientation(tf.constant(encoded(image, "PNG")))) == 1
+
+
+def test_a_broken_exif_is_no_orientation() -> None:
+    whole = encoded(photo(16, 8), exif=exif(6))
+    start = whole.index(b"Exif\0\0") + 6
+    for length in range(0, 30, 3):
+        assert int(orientation(tf.constant(whole[: start + length]))) in (1, 6)
+    far = whole[: start + 4] + b"\xff\xff\xff\xff" + whole[start + 8 :]
+    assert int(orientation(tf.constant(far))) == 1
+
+
+def test_the_options_reach_both_signatures(model: Any, tmp_path: Path) -> None:
+    options = ExportOptions(batch=2, input_size=40, outputs="features", version=12)
+    serving = make_serving(model, options)
+    saved_model.write(serving, tmp_path / "model", None)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["12"]
+    loaded = tf.saved_model.load(str(tmp_path / "model/12"))
+    of_pixels, of_bytes = (
+        loaded.signatures[name] for name in ("serving_default", "serving_bytes")
+    )
+    for signature in (of_pixels, of_bytes):
+        (output,) = signature.structured_outputs.items()
+        assert (output[0], output[1].shape) == ("features", (2, 64))
+    assert of_bytes.structured_input_signature[1]["image_bytes"].shape == (2,)
+    images = np.stack(
+        [serving.card.preprocessing.prepare(photo(9 + i, 9)) for i in (0, 1)]
+    )
+    files = tf.constant([encoded(Image.fromarray(each), "PNG") for each in images])
+    expected = of_pixels(image=tf.constant(images))["features"]
+    assert images.shape == (2, 40, 40, 3)
+    resized = of_bytes(image_bytes=files)["features"]
+    assert resized.shape == expected.shape
+
+
+def test_weights_are_constants_and_nothing_of_training_is_left(loaded: Any) -> None:
+    signature = loaded.signatures["serving_default"]
+    assert not signature.variables
+    graph = signature.graph.as_graph_def()
+    inside = [node for each in graph.library.function for node in each.node_def]
+    kinds = {node.op for node in (*graph.node, *inside)}
+    assert "Conv2D" in kinds
+    for part in ("Variable", "BatchNorm", "Random", "Py", "Assign", "Rsqrt"):
+        assert not {kind for kind in kinds if part in kind}
+
+
+def test_card_labels_and_warm_up_lie_beside(folder: Path, serving: Serving) -> None:
+    extra = folder / EXTRA_FOLDER
+    assert reszoo.Card.from_text((extra / CARD_FILE).read_text()) == serving.card
+    assert (extra / "labels.txt").read_text() == "a\nb\nc\n"
+    records = list(tf.data.TFRecordDataset(str(extra / WARMUP_FILE)))
+    assert len(records) == 4
+
+
+def test_two_processes_write_the_same_bytes(
+    serving: Serving, folder: Path, tmp_path: Path
+) -> None:
+    """After other work, with other hashes, from another folder."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from reszoo_export import saved_model
+from reszoo_export.serving import make_serving
+from test_saved_model import made
+saved_model.write(make_serving(made()), Path("again"), None)
+"""
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONHASHSEED": "123"},
+        cwd=tmp_path, capture_output=True, check=True,
+    )  # fmt: skip
+    assert files_of(tmp_path / "again/1") == files_of(folder)
+
+
+def test_it_loads_without_keras_and_without_a_word(folder: Path) -> None:
+    script = (
+        "import sys\n"
+        "sys.modules['reszoo'] = sys.modules['reszoo_export'] = None\n"
+        "import tensorflow as tf\n"
+        "sys.modules['keras'] = None\n"
+        "print('loading', file=sys.stderr, flush=True)\n"
+        f"loaded = tf.saved_model.load({str(folder)!r})\n"
+        "print('loaded', file=sys.stderr, flush=True)\n"
+        "answers = loaded.signatures['serving_default'](\n"
+        "    image=tf.zeros((3, 32, 32, 3), tf.uint8))\n"
+        "print(answers['probabilities'].shape)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    said = done.stderr.split("loading\n")[1].split("loaded\n")[0]
+    assert done.stdout.strip() == "(3, 3)"
+    assert not [line for line in said.splitlines() if "cuInit" not in line]

@@ -1,0 +1,236 @@
+import json
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_card import made_card
+from PIL import Image
+
+import reszoo
+from reszoo.cards import Card
+from reszoo_export.manifest import FileRecord, Manifest
+from reszoo_export.snippets import fill, write_snippets
+
+# Snippets are only written of files that passed; how well does not matter.
+_UNREAD: Any = None
+_SIZES = [(301, 447), (40, 25), (100, 153)]
+_MAIN = """
+#include <cstdio>
+#include <cstdlib>
+#include "preprocess.h"
+int main(int, char** given) {
+  const int width = std::atoi(given[1]), height = std::atoi(given[2]);
+  std::vector<uint8_t> rgb(size_t{3} * width * height);
+  if (std::fread(rgb.data(), 1, rgb.size(), stdin) != rgb.size()) return 1;
+  const auto pixels = Prepare(rgb.data(), width, height);
+  std::fwrite(pixels.data(), 1, pixels.size(), stdout);
+}
+"""
+_NODE = """
+import {{ readFileSync, writeFileSync }} from "node:fs";
+import {{ prepare, ask }} from "{module}";
+const [width, height] = [{width}, {height}];
+const pixels = prepare(readFileSync("{picture}"), width, height);
+writeFileSync("{picture}.pixels", pixels);
+class Tensor {{
+  constructor(type, data, dims) {{ Object.assign(this, {{ type, data, dims }}); }}
+}}
+const session = {{
+  run: async ({{ image }}) => {{
+    writeFileSync("{picture}.input", new Uint8Array(image.data.buffer));
+    console.error(JSON.stringify([image.type, image.dims]));
+    return {{ {output}: {{ data: Float32Array.from({answer}) }} }};
+  }},
+}};
+console.log(JSON.stringify(await ask({{ Tensor }}, session, pixels)));
+"""
+
+
+def _picture(height: int, width: int) -> Any:
+    """Make a picture with edges, ramps and noise."""
+    draw = np.random.default_rng(height)
+    rows, columns = np.mgrid[:height, :width]
+    planes = [
+        columns * 255 / width,
+        rows * 255 / height,
+        (rows // 9 + columns // 7) % 2,
+    ]
+    pixels = np.stack([*planes[:2], planes[2] * 255], -1)
+    noise = draw.normal(0, 20, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+def _record(format_: str, file: str, image: Any, *outputs: Any) -> FileRecord:
+    return FileRecord(
+        format=format_,
+        file=file,
+        bytes=1,
+        sha256="0",
+        inputs=[dict(zip(("name", "dtype", "shape"), image, strict=True))],
+        outputs=list(outputs),
+        verification=_UNREAD,
+    )
+
+
+def _written(folder: Path, card: Card, *records: FileRecord) -> dict[str, str]:
+    manifest = Manifest(folder=folder, card=card, files=records, beside={})
+    names = write_snippets(folder, manifest)
+    return {Path(name).name: (folder / name).read_text() for name in names}
+
+
+_ANSWER: dict[str, Any] = {
+    "name": "probabilities",
+    "dtype": "float32",
+    "shape": ["batch", 2],
+}
+_ONNX = _record("onnx", "model.onnx", ("image", "uint8", ["batch", 32, 32, 3]), _ANSWER)
+_TFLITE = _record(
+    "tflite",
+    "model.tflite",
+    ("image", "float32", [1, 32, 32, 3]),
+    {**_ANSWER, "shape": [1, 2]},
+)
+
+
+@pytest.mark.parametrize("record", [_ONNX, _TFLITE], ids=["onnx", "tflite"])
+def test_only_what_fits_the_files_is_written(tmp_path: Path, record: Any) -> None:
+    found = set(_written(tmp_path, made_card(), record))
+    always = {"preprocess.h", "server.py"}
+    if record is _ONNX:
+        assert found == {*always, "browser.js", "index.html", "native_onnx.cc"}
+    else:
+        assert found == {*always, "Android.kt", "iOS.swift", "native_tflite.cc"}
+
+
+def test_phones_get_the_small_file_and_its_true_formats(tmp_path: Path) -> None:
+    image = ("image", "uint8", [1, 32, 32, 3])
+    output = {**_ANSWER, "dtype": "uint8", "shape": [1, 2]}
+    output |= {"scale": 0.00390625, "zero_point": 0}
+    small = _record("tflite-int8", "model-int8.tflite", image, output)
+    texts = _written(tmp_path, made_card(), _TFLITE, small)
+    kotlin, swift = texts["Android.kt"], texts["iOS.swift"]
+    assert 'const val FILE = "model-int8.tflite"' in kotlin
+    assert "input.put(pixel.toByte())" in kotlin
+    assert "- 0) * 0.00390625f" in kotlin
+    assert 'forResource: "model-int8"' in swift
+    assert "let input = Data(pixels)" in swift
+    assert "(Float($0) - 0) * 0.00390625" in swift
+    assert "std::vector<uint8_t> data(" in texts["native_tflite.cc"]
+    for text in (kotlin, swift):
+        assert "labels.txt" in text
+        assert "ImageClassifier" in text
+        assert "nothing else: the graph normalises" in text
+
+
+def test_no_template_keeps_a_word_or_asks_for_an_unknown_fact(tmp_path: Path) -> None:
+    outputs = [
+        {"name": name, "dtype": "float32", "shape": [4, 2]}
+        for name in ("logits", "features")
+    ]
+    nchw = ("image", "uint8", [4, 3, 32, 32])
+    nhwc = ("image", "float32", [4, 32, 32, 3])
+    for number, output in enumerate(outputs):
+        texts = _written(
+            tmp_path / str(number),
+            made_card(None if number else ("cat", "dog"), interpolation="bicubic"),
+            _record("onnx", "model.onnx", nchw, output),
+            _record("tflite", "model.tflite", nhwc, output),
+        )
+        assert len(texts) == 8
+        for name, text in texts.items():
+            assert "@" not in text, name
+            assert ("labels" in text) <= (not number), name
+        compile(texts["server.py"], "server.py", "exec")
+    with pytest.raises(KeyError, match="WORD"):
+        fill("@WORD@", {}, [])
+    assert fill("@if a@\nx\n@end@\n@if !a@\ny\n@end@\n", {}, ["a"]) == "x\n"
+
+
+def test_the_server_answers_like_the_predictor(exported: Any, tmp_path: Path) -> None:
+    shutil.copytree(exported.folder, tmp_path / "export")
+    names = write_snippets(tmp_path / "export", exported)
+    assert "snippets/server.py" in names
+    program = runpy.run_path(str(tmp_path / "export/snippets/server.py"))
+    photo = tmp_path / "photo.png"
+    Image.fromarray(_picture(301, 447)).save(photo)
+    assert len(program["FILES"]) == len(exported.files)
+    for name, (model, dtype, shape) in program["FILES"].items():
+        path = tmp_path / "export" / name
+        pixels = program["prepare"](photo)
+        answer = program["ask"](model(path), dtype, shape, pixels)
+        expected = reszoo.Predictor(path).predict(photo)[0]
+        np.testing.assert_allclose(answer, expected, atol=1e-3, err_msg=name)
+
+
+@pytest.fixture(params=["bilinear", "bicubic"])
+def card(request: pytest.FixtureRequest) -> Card:
+    return made_card(crop_pct=0.875, interpolation=request.param)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="runs JavaScript with node")
+def test_the_browser_sees_what_the_net_was_trained_on(
+    card: Card, tmp_path: Path
+) -> None:
+    nchw = ("image", "float32", [2, 3, 32, 32])
+    logits = {"name": "logits", "dtype": "float32", "shape": [2, 2]}
+    _written(tmp_path, card, _record("onnx", "model.onnx", nchw, logits))
+    module = tmp_path / "module.mjs"
+    shutil.copy(tmp_path / "snippets/browser.js", module)
+    for height, width in _SIZES:
+        picture = _picture(height, width)
+        opaque = np.full((height, width, 1), 255, np.uint8)
+        rgba = tmp_path / "rgba"
+        rgba.write_bytes(np.concatenate([picture, opaque], -1).tobytes())
+        program = tmp_path / "program.mjs"
+        program.write_text(
+            _NODE.format(
+                module=module,
+                picture=rgba,
+                width=width,
+                height=height,
+                output="logits",
+                answer="[0, 1, 5, 5]",
+            )
+        )
+        done = subprocess.run(
+            ["node", program], capture_output=True, text=True, check=False
+        )
+        assert not done.returncode, done.stderr
+        pixels = np.fromfile(f"{rgba}.pixels", np.uint8).reshape(32, 32, 3)
+        _nearly_equal(pixels, card.preprocessing.prepare(picture))
+        fed = np.fromfile(f"{rgba}.input", np.float32).reshape(2, 3, 32, 32)
+        np.testing.assert_array_equal(fed, np.stack([pixels.transpose(2, 0, 1)] * 2))
+        assert json.loads(done.stderr) == ["float32", [2, 3, 32, 32]]
+        # The softmax of the first image's logits.
+        np.testing.assert_allclose(json.loads(done.stdout), [0.26894, 0.73106], 1e-4)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiles C++ with g++")
+def test_c_plus_plus_sees_what_the_net_was_trained_on(
+    card: Card, tmp_path: Path
+) -> None:
+    _written(tmp_path, card, _ONNX)
+    (tmp_path / "snippets/main.cc").write_text(_MAIN)
+    command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-o", "main"]
+    subprocess.run([*command, "main.cc"], cwd=tmp_path / "snippets", check=True)
+    for height, width in _SIZES:
+        picture = _picture(height, width)
+        done = subprocess.run(
+            [tmp_path / "snippets/main", str(width), str(height)],
+            input=picture.tobytes(),
+            capture_output=True,
+            check=True,
+        )
+        pixels = np.frombuffer(done.stdout, np.uint8).reshape(32, 32, 3)
+        _nearly_equal(pixels, card.preprocessing.prepare(picture))
+
+
+def _nearly_equal(pixels: Any, expected: Any) -> None:
+    """Pillow rounds its weights; one number in fifty may be a grey level off."""
+    difference = np.abs(pixels.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.02
