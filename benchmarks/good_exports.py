@@ -54,7 +54,7 @@ def random_net(draw: np.random.Generator) -> Any:
 
 def calibration(size: int, draw: np.random.Generator) -> Any:
     """Make distinct images with coarse and fine structure."""
-    from reszoo_export.quantization import LEAST, Calibration
+    from reszoo_export.quantization.calibration import LEAST, Calibration
 
     coarse = draw.integers(0, 256, (LEAST, -(-size // 8), -(-size // 8), 3))
     wide = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
@@ -65,10 +65,10 @@ def calibration(size: int, draw: np.random.Generator) -> Any:
 def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Write one good file and return what verification says of it."""
     from reszoo_export.formats import FORMATS
-    from reszoo_export.judging import judge
     from reszoo_export.original import original_answers
-    from reszoo_export.reference import Reference, make_reference
     from reszoo_export.serving import make_serving
+    from reszoo_export.verification.judging import judge
+    from reszoo_export.verification.reference import Reference, make_reference
 
     draw = np.random.default_rng((seed, number))
     row = list(FORMATS.values())[number % len(FORMATS)]

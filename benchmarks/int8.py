@@ -40,7 +40,7 @@ def of_onnx_runtime(serving: Any, calibration: Any, folder: Path) -> Path:
     """Write a file by `quantize_static` with its default arguments."""
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-    from reszoo_export import onnx
+    from reszoo_export.writers import onnx
 
     logging.disable(logging.WARNING)
     source, path = folder / "float.onnx", folder / "onnxruntime.onnx"
@@ -60,7 +60,7 @@ def of_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:
     """Write a file by the converter's own full-integer recipe."""
     import tensorflow as tf
 
-    from reszoo_export.tflite import flatbuffer
+    from reszoo_export.writers.tflite import flatbuffer
 
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -76,7 +76,7 @@ def of_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:
 
 def of_litert(serving: Any, calibration: Any, folder: Path, peers: str) -> Path:
     """Write a file by LiteRT's quantizer with its recipe for static int8."""
-    from reszoo_export import tflite
+    from reszoo_export.writers import tflite
 
     source, path = folder / "float.tflite", folder / "quantizer.tflite"
     tflite.write(serving, source, None)
@@ -148,7 +148,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     from reszoo.data.sources import open_source
     from reszoo.evaluation import prepared_batches
     from reszoo.inference import probabilities
-    from reszoo_export.quantization import draw_calibration
+    from reszoo_export.quantization.calibration import draw_calibration
     from reszoo_export.serving import make_serving
 
     model = reszoo.load(given.checkpoint)

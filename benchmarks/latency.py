@@ -51,7 +51,7 @@ def normalised() -> Any:
 
 def of_file(path: Path) -> Call:
     """Ask an exported file."""
-    from reszoo_export.runtimes import open_runtime
+    from reszoo_export.runtimes.opening import open_runtime
 
     runtime, image = open_runtime(path, harness.THREADS), pixels()
     return lambda: runtime.run(image)
@@ -180,7 +180,7 @@ def make_files(folder: Path) -> None:
 
     from reszoo.data.sources import open_source
     from reszoo_export.formats import FORMATS
-    from reszoo_export.quantization import draw_calibration
+    from reszoo_export.quantization.calibration import draw_calibration
     from reszoo_export.serving import make_serving
 
     model = make_model(folder / CHECKPOINT)

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     card = get_card
     from reszoo_export.benchmark import Measurement as Measurement
     from reszoo_export.benchmark import benchmark as benchmark
-    from reszoo_export.describe import inspect as inspect
-    from reszoo_export.description import FileDescription as FileDescription
     from reszoo_export.export import export as export
+    from reszoo_export.inspection.describe import inspect as inspect
+    from reszoo_export.inspection.description import FileDescription as FileDescription
     from reszoo_export.manifest import Manifest as Manifest
-    from reszoo_export.runtime import Predictor as Predictor
-    from reszoo_export.verify import verify as verify
+    from reszoo_export.predictor import Predictor as Predictor
+    from reszoo_export.verification.verify import verify as verify
 
 __version__ = "0.1.0"
 
@@ -57,12 +57,12 @@ _LAZY = {
     "CheckpointError": "reszoo.errors:CheckpointError",
     "DataError": "reszoo.errors:DataError",
     "ExportError": "reszoo.errors:ExportError",
-    "FileDescription": "reszoo_export.description:FileDescription",
+    "FileDescription": "reszoo_export.inspection.description:FileDescription",
     "LoadReport": "reszoo.checkpoints.names:LoadReport",
     "Manifest": "reszoo_export.manifest:Manifest",
     "Measurement": "reszoo_export.benchmark:Measurement",
     "Metrics": "reszoo.evaluation:Metrics",
-    "Predictor": "reszoo_export.runtime:Predictor",
+    "Predictor": "reszoo_export.predictor:Predictor",
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
     "Recipe": "reszoo.training.recipes:Recipe",
     "ReszooError": "reszoo.errors:ReszooError",
@@ -78,14 +78,14 @@ _LAZY = {
     "evaluate": "reszoo.evaluation:evaluate",
     "export": "reszoo_export.export:export",
     "from_keras_applications": "reszoo.zoo:from_keras_applications",
-    "inspect": "reszoo_export.describe:inspect",
+    "inspect": "reszoo_export.inspection.describe:inspect",
     "list_models": "reszoo.specs:list_models",
     "load": "reszoo.zoo:load",
     "load_report": "reszoo.zoo:load_report",
     "save": "reszoo.zoo:save",
     "scan": "reszoo.data.scan:scan",
     "train": "reszoo.training.trainer:train",
-    "verify": "reszoo_export.verify:verify",
+    "verify": "reszoo_export.verification.verify:verify",
     "write_shards": "reszoo.data.sharding:write_shards",
 }
 

@@ -42,16 +42,16 @@ from onnx import numpy_helper
 
 import reszoo
 from reszoo.checkpoints.names import lay_in, to_tensors
-from reszoo_export import saved_model, tflite
 from reszoo_export.encoded import prepare_encoded
 from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS
-from reszoo_export.judging import examine
 from reszoo_export.metadata import ONNX_KEY
 from reszoo_export.options import ExportOptions
 from reszoo_export.original import original_answers
-from reszoo_export.reference import Reference, make_reference
 from reszoo_export.serving import Serving, make_serving
+from reszoo_export.verification.judging import examine
+from reszoo_export.verification.reference import Reference, make_reference
+from reszoo_export.writers import saved_model, tflite
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import pytest
 from conftest import randomise
 
 import reszoo
-from reszoo_export import divergence
-from reszoo_export.divergence import first_apart, first_divergence
 from reszoo_export.formats import FORMATS
 from reszoo_export.serving import make_serving
-from reszoo_export.synthetic import synthetic_images
+from reszoo_export.verification import divergence
+from reszoo_export.verification.divergence import first_apart, first_divergence
+from reszoo_export.verification.synthetic import synthetic_images
 
 IMAGES = synthetic_images(32)[-4:]
 

@@ -23,13 +23,15 @@ from reszoo.checkpoints.names import to_tensors
 from reszoo.data.sources import open_source
 from reszoo.evaluation import prepared_batches
 from reszoo.inference import probabilities
-from reszoo_export import onnx as onnx_writer
-from reszoo_export import quantization, serving, tflite_int8
+from reszoo_export import serving
 from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS
-from reszoo_export.quantization import draw_calibration, fingerprint
-from reszoo_export.reference import read_reference
-from reszoo_export.runtimes import open_runtime
+from reszoo_export.quantization import calibration as quantization
+from reszoo_export.quantization.calibration import draw_calibration, fingerprint
+from reszoo_export.runtimes.opening import open_runtime
+from reszoo_export.verification.reference import read_reference
+from reszoo_export.writers import onnx as onnx_writer
+from reszoo_export.writers import tflite_int8
 
 
 @pytest.fixture(scope="module")

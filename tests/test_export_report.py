@@ -16,10 +16,10 @@ from reszoo_export.formats import FORMATS
 from reszoo_export.latency import Latency
 from reszoo_export.manifest import Disagreement, FileRecord, Manifest, Verification
 from reszoo_export.options import ExportOptions
-from reszoo_export.reference import Reference
-from reszoo_export.report import write_report
-from reszoo_export.report_advice import Advice, advise
-from reszoo_export.report_markdown import code
+from reszoo_export.reporting.advice import Advice, advise
+from reszoo_export.reporting.markdown import code
+from reszoo_export.reporting.report import write_report
+from reszoo_export.verification.reference import Reference
 
 LABELS = ("ant", "bee", "cat", "dog", "emu", "fox")
 ANSWERS = "The answers of each file, beside the model's"

@@ -25,7 +25,7 @@ FORBIDDEN = {
 
 
 def modules() -> dict[str, Path]:
-    files = [*ROOT.glob("reszoo/**/*.py"), *ROOT.glob("export/reszoo_export/*.py")]
+    files = [*ROOT.glob("reszoo/**/*.py"), *ROOT.glob("export/reszoo_export/**/*.py")]
     names = {}
     for file in files:
         parts = file.relative_to(ROOT).with_suffix("").parts

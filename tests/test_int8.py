@@ -17,11 +17,12 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.evaluation import prepared_batches
 from reszoo.inference import probabilities
-from reszoo_export import integer_net, onnx_int8, onnx_qdq, ranges, tflite_int8
-from reszoo_export.onnx import convert
 from reszoo_export.options import ExportOptions
-from reszoo_export.quantization import draw_calibration
+from reszoo_export.quantization import integer_net, ranges
+from reszoo_export.quantization.calibration import draw_calibration
 from reszoo_export.serving import make_serving
+from reszoo_export.writers import onnx_int8, onnx_qdq, tflite_int8
+from reszoo_export.writers.onnx import convert
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from made_card import made_card
 
 from reszoo.quiet import quiet_converters
 from reszoo_export.metadata import onnx_properties, tflite_card
-from reszoo_export.tflite_metadata import NAME, read_texts, with_card
-from reszoo_export.tflite_model import read_data, read_ports, with_data
+from reszoo_export.writers.tflite_metadata import NAME, read_texts, with_card
+from reszoo_export.writers.tflite_model import read_data, read_ports, with_data
 
 
 @pytest.fixture(scope="module")

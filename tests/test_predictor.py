@@ -15,9 +15,9 @@ from reszoo.checkpoints.names import to_tensors
 from reszoo.data.sources import open_source
 from reszoo_export.benchmark import measure
 from reszoo_export.formats import FORMATS, find_formats
-from reszoo_export.interface import softmax
 from reszoo_export.options import ExportOptions
-from reszoo_export.runtimes import open_runtime
+from reszoo_export.runtimes.interface import softmax
+from reszoo_export.runtimes.opening import open_runtime
 from reszoo_export.serving import make_serving
 
 

@@ -10,9 +10,13 @@ import pytest
 
 import reszoo
 from reszoo_export.formats import FORMATS
-from reszoo_export.judging import judge
-from reszoo_export.reference import make_reference, read_reference, taken_over
-from reszoo_export.synthetic import synthetic_images
+from reszoo_export.verification.judging import judge
+from reszoo_export.verification.reference import (
+    make_reference,
+    read_reference,
+    taken_over,
+)
+from reszoo_export.verification.synthetic import synthetic_images
 
 
 @pytest.mark.parametrize("size", [1, 32, 33])
@@ -77,7 +81,8 @@ def test_a_file_is_judged_apart(exported: Any) -> None:
 
 def test_tflite_and_onnx_are_judged_without_tensorflow() -> None:
     code = (
-        "import sys, reszoo_export.judging, reszoo_export.divergence\n"
+        "import sys\n"
+        "from reszoo_export.verification import divergence, judging\n"
         "print({'tensorflow', 'keras', 'onnx'} & set(sys.modules) or 'none')"
     )
     told = subprocess.run(

@@ -13,13 +13,13 @@ import tensorflow as tf
 
 import reszoo
 from reszoo.cards import Card, new_card
-from reszoo_export import tflite
 from reszoo_export.formats import FORMATS
-from reszoo_export.interface import find_interface, softmax
 from reszoo_export.options import ExportOptions
-from reszoo_export.runtime_tensorflow import newest_version
-from reszoo_export.runtimes import open_runtime
+from reszoo_export.runtimes.interface import find_interface, softmax
+from reszoo_export.runtimes.opening import open_runtime
+from reszoo_export.runtimes.tensorflow import newest_version
 from reszoo_export.serving import Serving
+from reszoo_export.writers import tflite
 
 SIDE, CLASSES = 8, 5
 

@@ -15,13 +15,13 @@ from conftest import randomise
 from PIL import Image
 
 import reszoo
-from reszoo_export import saved_model
 from reszoo_export.encoded import orientation
 from reszoo_export.metadata import CARD_FILE, EXTRA_FOLDER
 from reszoo_export.options import ExportOptions
 from reszoo_export.original import original_answers
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.warmup import WARMUP_FILE
+from reszoo_export.writers import saved_model
+from reszoo_export.writers.warmup import WARMUP_FILE
 
 
 def made() -> Any:
@@ -188,7 +188,7 @@ def test_two_processes_write_the_same_bytes(
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from reszoo_export import saved_model
+from reszoo_export.writers import saved_model
 from reszoo_export.serving import make_serving
 from test_saved_model import made
 saved_model.write(make_serving(made()), Path("again"), None)

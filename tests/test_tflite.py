@@ -9,10 +9,10 @@ import pytest
 from lively import IMAGES, answers_of, lively
 
 from reszoo.checkpoints.names import to_tensors
-from reszoo_export import tflite
 from reszoo_export.formats import FORMATS
 from reszoo_export.options import ExportOptions
 from reszoo_export.serving import Serving, make_serving
+from reszoo_export.writers import tflite
 
 Interpreter = Any
 KINDS = {"tflite": 1e-5, "tflite-fp16": 2e-3, "tflite-dynamic": 0.1}
@@ -109,6 +109,31 @@ def test_only_few_builtin_operators_are_left(files: dict[str, Path]) -> None:
     assert counts["tflite-fp16"] == counts["tflite"]
     for name, count in counts.items():
         assert set(count) <= FORMATS[name].operators
+
+
+def test_only_kernels_are_float16_and_runtimes_can_map_them(
+    files: dict[str, Path],
+) -> None:
+    content = files["tflite-fp16"].read_bytes()
+    made = opened(files["tflite-fp16"])
+    halves = [t for t in made.get_tensor_details() if t["dtype"] == np.float16]
+    assert len(halves) == 19 + 1
+    whole = opened(files["tflite"])
+    exact = {
+        each["name"]: whole.get_tensor(each["index"])
+        for each in whole.get_tensor_details()
+        if each["dtype"] == np.float32 and each["name"]
+    }
+    for tensor in halves:
+        weights = made.get_tensor(tensor["index"])
+        assert content.index(weights.tobytes()) % 16 == 0
+        rest = weights.astype(np.float64) - exact[tensor["name"]]
+        assert 0 < np.abs(rest).max() < 2e-3 * np.abs(weights).max()
+        # Sums over a filter's places, or over all inputs of a class, are kept.
+        axes = (1, 2) if rest.ndim == 4 else (1,)
+        nearest = exact[tensor["name"]].astype(np.float16) - exact[tensor["name"]]
+        lost = np.abs(rest.sum(axis=axes)).mean()
+        assert lost < 0.25 * np.abs(nearest.sum(axis=axes)).mean()
 
 
 def test_files_are_as_small_as_their_precision_promises(

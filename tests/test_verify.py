@@ -13,15 +13,19 @@ import pytest
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.inference import probabilities
-from reszoo_export import verify
-from reszoo_export.comparison import compare
 from reszoo_export.formats import FORMATS
-from reszoo_export.judging import judge
 from reszoo_export.manifest import size_and_hash
 from reszoo_export.original import original_answers
-from reszoo_export.reference import Reference, make_reference, read_reference
-from reszoo_export.runtimes import open_runtime
+from reszoo_export.runtimes.opening import open_runtime
 from reszoo_export.serving import make_serving
+from reszoo_export.verification import verify
+from reszoo_export.verification.comparison import compare
+from reszoo_export.verification.judging import judge
+from reszoo_export.verification.reference import (
+    Reference,
+    make_reference,
+    read_reference,
+)
 
 Change = Callable[[Any], Any]
 

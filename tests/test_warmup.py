@@ -10,7 +10,7 @@ import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.options import ExportOptions
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.warmup import WARMUP_FILE, warmup_requests
+from reszoo_export.writers.warmup import WARMUP_FILE, warmup_requests
 
 _STRING, _MESSAGE = 9, 11
 # The messages of tensorflow_serving.apis, as far as they matter here.

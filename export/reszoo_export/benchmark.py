@@ -16,7 +16,7 @@ from reszoo.errors import ReszooError, UsageError
 from reszoo.progress import Progress
 from reszoo_export.latency import Latency
 from reszoo_export.manifest import size_and_hash
-from reszoo_export.runtimes import Runtime, library_of
+from reszoo_export.runtimes.opening import Runtime, library_of
 from reszoo_export.stopwatch import Request, Timing, noise, time_calls
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

@@ -17,9 +17,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.progress import Progress
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
-from reszoo_export.divergence import first_divergence
 from reszoo_export.formats import Format, find_formats
-from reszoo_export.judging import Judgement, judge
 from reszoo_export.manifest import (
     REFERENCE_FILE,
     FileRecord,
@@ -31,13 +29,15 @@ from reszoo_export.manifest import (
 from reszoo_export.metadata import LABELS_FILE, card_files
 from reszoo_export.options import ExportOptions, Outputs, check_options
 from reszoo_export.original import original_answers
-from reszoo_export.quantization import Calibration, draw_calibration
-from reszoo_export.reference import Reference, make_reference
-from reszoo_export.report import write_report
-from reszoo_export.runtimes import kind_of
+from reszoo_export.quantization.calibration import Calibration, draw_calibration
+from reszoo_export.reporting.report import write_report
+from reszoo_export.runtimes.opening import kind_of
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.snippets import write_snippets
-from reszoo_export.verify import refuse_problems
+from reszoo_export.verification.divergence import first_divergence
+from reszoo_export.verification.judging import Judgement, judge
+from reszoo_export.verification.reference import Reference, make_reference
+from reszoo_export.verification.verify import refuse_problems
 
 Data = str | os.PathLike[str]
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo_export.tolerances import DYNAMIC, FLOAT16, FLOAT32, INT8, INT16X8, Tolerance
+from reszoo_export.verification.tolerances import (
+    DYNAMIC,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    INT16X8,
+    Tolerance,
+)
 
 RuntimeKind = Literal["saved_model", "tflite", "onnx"]
 
@@ -72,7 +79,7 @@ FORMATS = {
         Format(
             name="saved_model",
             file="saved_model",
-            writer="reszoo_export.saved_model:write",
+            writer="reszoo_export.writers.saved_model:write",
             runtime="saved_model",
             groups=frozenset({"server"}),
             operators=frozenset(_SAVED_MODEL),
@@ -80,7 +87,7 @@ FORMATS = {
         Format(
             name="tflite",
             file="model.tflite",
-            writer="reszoo_export.tflite:write",
+            writer="reszoo_export.writers.tflite:write",
             runtime="tflite",
             groups=frozenset({"mobile"}),
             operators=frozenset(_TFLITE),
@@ -88,7 +95,7 @@ FORMATS = {
         Format(
             name="tflite-fp16",
             file="model-fp16.tflite",
-            writer="reszoo_export.tflite:write_fp16",
+            writer="reszoo_export.writers.tflite:write_fp16",
             runtime="tflite",
             precision="float16",
             tolerance=FLOAT16,
@@ -98,7 +105,7 @@ FORMATS = {
         Format(
             name="tflite-dynamic",
             file="model-dynamic.tflite",
-            writer="reszoo_export.tflite:write_dynamic",
+            writer="reszoo_export.writers.tflite:write_dynamic",
             runtime="tflite",
             precision="dynamic",
             tolerance=DYNAMIC,
@@ -107,7 +114,7 @@ FORMATS = {
         Format(
             name="tflite-int8",
             file="model-int8.tflite",
-            writer="reszoo_export.tflite_int8:write",
+            writer="reszoo_export.writers.tflite_int8:write",
             runtime="tflite",
             precision="int8",
             calibrated=True,
@@ -118,7 +125,7 @@ FORMATS = {
         Format(
             name="tflite-int16x8",
             file="model-int16x8.tflite",
-            writer="reszoo_export.tflite_int8:write_int16x8",
+            writer="reszoo_export.writers.tflite_int8:write_int16x8",
             runtime="tflite",
             precision="int16x8",
             calibrated=True,
@@ -130,7 +137,7 @@ FORMATS = {
         Format(
             name="onnx",
             file="model.onnx",
-            writer="reszoo_export.onnx:write",
+            writer="reszoo_export.writers.onnx:write",
             runtime="onnx",
             groups=frozenset({"server", "web"}),
             operators=frozenset(_ONNX),
@@ -138,7 +145,7 @@ FORMATS = {
         Format(
             name="onnx-fp16",
             file="model-fp16.onnx",
-            writer="reszoo_export.onnx_fp16:write",
+            writer="reszoo_export.writers.onnx_fp16:write",
             runtime="onnx",
             precision="float16",
             tolerance=FLOAT16,
@@ -148,7 +155,7 @@ FORMATS = {
         Format(
             name="onnx-int8",
             file="model-int8.onnx",
-            writer="reszoo_export.onnx_int8:write",
+            writer="reszoo_export.writers.onnx_int8:write",
             runtime="onnx",
             precision="int8",
             calibrated=True,

@@ -14,10 +14,10 @@ import tensorflow as tf
 from reszoo.errors import UsageError
 from reszoo.inference import probabilities
 from reszoo.preprocessing import Pixels
-from reszoo_export.interface import Answers, softmax
-from reszoo_export.keras_graph import all_layers
-from reszoo_export.keras_models import is_from_reszoo
-from reszoo_export.keras_resnet import KerasResNet, read_resnet
+from reszoo_export.foreign.graph import all_layers
+from reszoo_export.foreign.models import is_from_reszoo
+from reszoo_export.foreign.resnet import KerasResNet, read_resnet
+from reszoo_export.runtimes.interface import Answers, softmax
 from reszoo_export.serving import Serving, float32_twin
 
 Answering = Callable[[Pixels], Answers]

@@ -22,7 +22,7 @@ from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
-from reszoo_export.keras_models import is_from_reszoo, read_keras_model
+from reszoo_export.foreign.models import is_from_reszoo, read_keras_model
 from reszoo_export.options import ExportOptions
 
 INPUT = "image"

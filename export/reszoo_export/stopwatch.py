@@ -19,7 +19,7 @@ import numpy as np
 from reszoo.errors import ReszooError
 from reszoo.preprocessing import Pixels
 from reszoo.quiet import quiet_tensorflow
-from reszoo_export.runtimes import Runtime, library_of, open_runtime
+from reszoo_export.runtimes.opening import Runtime, library_of, open_runtime
 
 # Calls before any counts: memory is laid out and clocks rise in them.
 _WARM_UP = 3

@@ -1,0 +1,1 @@
+"""ResNets that reszoo did not build: read by structure, or refused."""

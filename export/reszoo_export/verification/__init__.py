@@ -1,0 +1,1 @@
+"""Every file is run in its own runtime and held against its model."""

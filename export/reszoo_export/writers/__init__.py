@@ -1,0 +1,1 @@
+"""One writer a format: a serving function becomes a file."""

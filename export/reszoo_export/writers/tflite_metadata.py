@@ -1,0 +1,135 @@
+"""The description that TFLite's own tools look for inside a `.tflite` file.
+
+MediaPipe, Android Studio and other readers find in it how to feed the input and
+which file holds the labels. It is a flatbuffer of its own inside the model's. Source:
+`metadata_schema.fbs` 1.5 of tflite-support; the numbers below are its fields' places.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers.table import Table
+
+from reszoo.cards import Card
+from reszoo_export.metadata import (
+    LABELS_FILE,
+    append_zip,
+    card_files,
+    licence,
+    summary,
+)
+from reszoo_export.writers.flatbuffer import floats, table, vector
+from reszoo_export.writers.tflite_model import Port, read_data, read_ports, with_data
+
+NAME = "TFLITE_METADATA"
+IDENTIFIER = b"M001"
+# Every field used here is in the first version of the schema.
+_PARSER = "1.0.0"
+# Number of fields of each table.
+_MODEL, _SUBGRAPH, _TENSOR, _CONTENT, _UNIT, _FILE = 8, 10, 7, 3, 2, 5
+# Fields of the model's table that are texts.
+_TEXTS = {"name": 0, "description": 1, "version": 2, "author": 4, "license": 5}
+# Members of enumerations and unions.
+_FEATURE, _IMAGE, _RGB, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 1, 2
+
+
+def with_card(content: bytes, card: Card) -> bytes:
+    """Return a TFLite file that tells what it is: to readers of metadata and of zips.
+
+    Args:
+        content: The model, as the converter made it.
+        card: Of the model.
+    """
+    ports = read_ports(schema.Model.GetRootAs(content))
+    described = with_data(content, NAME, model_metadata(card, *ports))
+    return append_zip(described, card_files(card))
+
+
+def model_metadata(
+    card: Card, inputs: Sequence[Port], outputs: Sequence[Port]
+) -> bytes:
+    """Return the description of a model as a flatbuffer.
+
+    Args:
+        card: Of the model.
+        inputs: Those of the model, in its order.
+        outputs: The same of the outputs; the labels belong to those that have one
+            number a class.
+    """
+    builder = flatbuffers.Builder()
+    ins = [_image(builder, port) for port in inputs]
+    outs = [_answer(builder, port, card) for port in outputs]
+    lists = {2: vector(builder, ins), 3: vector(builder, outs)}
+    graph = table(builder, _SUBGRAPH, lists)
+    texts = {
+        "name": card.architecture.spec,
+        "description": summary(card),
+        "version": _version(card),
+        "author": "made with reszoo",
+        "license": licence(card),
+    }
+    fields = {
+        _TEXTS[word]: builder.CreateString(text) for word, text in texts.items() if text
+    }
+    fields[7] = builder.CreateString(_PARSER)
+    fields[3] = vector(builder, [graph])
+    builder.Finish(table(builder, _MODEL, fields), IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def read_texts(model: Any) -> dict[str, str]:
+    """Return what the description in a model, anybody's, says of it in words."""
+    data = read_data(model, NAME)
+    if not data or data[4:8] != IDENTIFIER:
+        return {}
+    root = Table(data, int.from_bytes(data[:4], "little"))
+    places = {word: root.Offset(4 + 2 * field) for word, field in _TEXTS.items()}
+    return {
+        word: root.String(root.Pos + place).decode()
+        for word, place in places.items()
+        if place
+    }
+
+
+def _version(card: Card) -> str:
+    return f"reszoo {card.versions['reszoo']}" if "reszoo" in card.versions else ""
+
+
+def _image(builder: flatbuffers.Builder, port: Port) -> int:
+    height, width = port.shape[1:3]
+    size = table(builder, 2, {}, numbers={0: width, 1: height})
+    image = table(builder, 2, {1: size}, small={0: _RGB})
+    content = table(builder, _CONTENT, {1: image}, small={0: _IMAGE})
+    # The graph normalises: pixels go in as they are. Readers demand this of float32.
+    identity = {0: floats(builder, 0), 1: floats(builder, 1)}
+    options = table(builder, 2, identity)
+    unit = table(builder, _UNIT, {1: options}, small={0: _NORMALIZATION})
+    fields = {3: content, 4: vector(builder, [unit]), 5: _stats(builder, 0, 255)}
+    return _tensor(builder, port, "RGB image with pixels from 0 to 255", fields)
+
+
+def _answer(builder: flatbuffers.Builder, port: Port, card: Card) -> int:
+    feature = table(builder, 0, {})
+    fields = {3: table(builder, _CONTENT, {1: feature}, small={0: _FEATURE})}
+    if port.name == "probabilities":
+        fields[5] = _stats(builder, 0, 1)
+    if card.labels and port.name != "features":
+        texts = {0: LABELS_FILE, 1: "Names of the classes, one a line"}
+        file = {slot: builder.CreateString(text) for slot, text in texts.items()}
+        labels = table(builder, _FILE, file, small={2: _AXIS_LABELS})
+        fields[6] = vector(builder, [labels])
+    return _tensor(builder, port, f"{port.name} of the image", fields)
+
+
+def _tensor(
+    builder: flatbuffers.Builder, port: Port, text: str, fields: dict[int, int]
+) -> int:
+    fields[0] = builder.CreateString(port.name)
+    fields[1] = builder.CreateString(text)
+    return table(builder, _TENSOR, fields)
+
+
+def _stats(builder: flatbuffers.Builder, low: float, high: float) -> int:
+    return table(builder, 2, {0: floats(builder, high), 1: floats(builder, low)})
