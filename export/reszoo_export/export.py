@@ -265,7 +265,8 @@ def _failed_name(folder: Path) -> Path:
 
 
 def _refuse_exported(path: Path) -> None:
-    inside = (path / "saved_model.pb").is_file() or is_export(path)
+    graphs = (*path.glob("saved_model.pb"), *path.glob("*/saved_model.pb"))
+    inside = bool(graphs) or is_export(path)
     if kind_of(path) in {".tflite", ".onnx"} or inside:
         raise UsageError(
             f"export takes a checkpoint or a model from reszoo. Received: {path}, "
