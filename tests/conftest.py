@@ -31,6 +31,13 @@ def randomise(model: Any, seed: int = 0) -> Any:
                 tensors[name] *= 0.3
         elif tensor.ndim == 1:
             tensors[name] = draw.normal(0, 0.2, tensor.shape).astype(np.float32)
+        elif tensor.ndim == 4:
+            # As the builder draws kernels (fan-out), but by this seed, not Keras' own.
+            spread = np.sqrt(2 / (tensor.size / tensor.shape[1]))
+            tensors[name] = draw.normal(0, spread, tensor.shape).astype(np.float32)
+        elif tensor.ndim == 2:
+            spread = np.sqrt(1 / (3 * tensor.shape[1]))
+            tensors[name] = draw.normal(0, spread, tensor.shape).astype(np.float32)
     lay_in(model, tensors, "random numbers")
     return model
 

@@ -207,8 +207,9 @@ def rounded_activations(graph: Graph) -> None:
 
 
 def flipped_bit(array: Array) -> Array:
-    """Flip the highest bit of an exponent, as a bad memory does."""
-    array.reshape(-1).view(np.uint32)[7] ^= 1 << 30
+    """Flip the highest bit of the largest weight's exponent, as a bad memory does."""
+    flat = array.reshape(-1)
+    flat.view(np.uint32)[flat.argmax()] ^= 1 << 30
     return array
 
 
