@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reszoo.quiet import quiet_tensorflow
 
 if TYPE_CHECKING:
+    from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
     from reszoo.checkpoints.names import LoadReport as LoadReport
     from reszoo.data.scan import scan as scan
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from reszoo.errors import VerificationError as VerificationError
     from reszoo.evaluation import Metrics as Metrics
     from reszoo.evaluation import evaluate as evaluate
+    from reszoo.perceptron import mlp as mlp
     from reszoo.preprocessing import Preprocessing as Preprocessing
     from reszoo.specs import list_models as list_models
+    from reszoo.studies.results import StudyResult as StudyResult
+    from reszoo.studies.study import study as study
     from reszoo.training.fit import compile as compile
     from reszoo.training.recipes import Recipe as Recipe
     from reszoo.training.trainer import TrainResult as TrainResult
@@ -67,6 +71,7 @@ _LAZY = {
     "Recipe": "reszoo.training.recipes:Recipe",
     "ReszooError": "reszoo.errors:ReszooError",
     "ScanReport": "reszoo.data.scan_report:ScanReport",
+    "StudyResult": "reszoo.studies.results:StudyResult",
     "TrainResult": "reszoo.training.trainer:TrainResult",
     "UnknownNameError": "reszoo.errors:UnknownNameError",
     "UsageError": "reszoo.errors:UsageError",
@@ -82,8 +87,11 @@ _LAZY = {
     "list_models": "reszoo.specs:list_models",
     "load": "reszoo.zoo:load",
     "load_report": "reszoo.zoo:load_report",
+    "mlp": "reszoo.perceptron:mlp",
+    "residual": "reszoo.blocks:residual",
     "save": "reszoo.zoo:save",
     "scan": "reszoo.data.scan:scan",
+    "study": "reszoo.studies.study:study",
     "train": "reszoo.training.trainer:train",
     "verify": "reszoo_export.verification.verify:verify",
     "write_shards": "reszoo.data.sharding:write_shards",

@@ -5,13 +5,13 @@ checkpoint format. Differences to the paper are torchvision's as well: the strid
 of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
 """
 
-import zlib
 from typing import Any
 
 import keras
-import numpy as np
 
+from reszoo.blocks import residual
 from reszoo.errors import UsageError
+from reszoo.fresh import layer_seed
 from reszoo.layers import BatchNormalization, IdentityShortcut, StochasticDepth
 from reszoo.specs import SPECS, Architecture
 
@@ -112,14 +112,19 @@ class _Builder:
         return x
 
     def block(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
-        """Compute a[l+2] = g(z[l+2] + a[l]) (He et al. 2015, equation 1)."""
         path = self.basic if self.spec.block == "basic" else self.bottleneck
-        z = path(x, width, stride, name)
-        if self.options.shortcut != "none":
-            shortcut = self.shortcut(x, z.shape[-1], stride, name)
-            z = self.sometimes(z, name)
-            z = keras.layers.Add(name=f"{name}.add")([z, shortcut])
-        return _relu(z, f"{name}.relu")
+
+        def main_path(a: Tensor) -> Tensor:
+            return path(a, width, stride, name)
+
+        if self.options.shortcut == "none":
+            return _relu(main_path(x), f"{name}.relu")
+        filters = width if self.spec.block == "basic" else 4 * width
+        return residual(
+            lambda a: self.sometimes(main_path(a), name),
+            lambda a: self.shortcut(a, filters, stride, name),
+            name=name,
+        )(x)
 
     def basic(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
         x = self.conv_bn(x, width, 3, stride, f"{name}.conv1")
@@ -212,11 +217,7 @@ class _Builder:
     def initializer(
         self, layer: str, scale: float, mode: str, distribution: str
     ) -> keras.initializers.Initializer:
-        # One for each layer, with a seed of its own: an instance repeats its draw.
-        seed = None
-        if self.seed is not None:
-            entropy = np.random.SeedSequence((self.seed, zlib.crc32(layer.encode())))
-            seed = int(entropy.generate_state(1)[0] >> 1)
+        seed = layer_seed(self.seed, layer)
         return keras.initializers.VarianceScaling(scale, mode, distribution, seed)
 
 

@@ -7,7 +7,7 @@ import sys
 
 # isort: off
 # Each module adds its commands to the application, in the order of `--help`.
-from reszoo.cli import zoo, data, training, answers, files  # noqa: F401
+from reszoo.cli import zoo, data, training, answers, files, study  # noqa: F401
 from reszoo.cli.app import app
 
 # isort: on

@@ -45,7 +45,7 @@ def twin(model: keras.Model, record: Preprocessing, recipe: Recipe) -> keras.Mod
     described = get_card(model).architecture
     logits_model(model)
     side = record.train_size
-    with _computing_in(precision(recipe)):
+    with computing_in(precision(recipe)):
         copy = build_resnet(
             replace(described, input_shape=(side, side, 3)),
             stochastic_depth=recipe.stochastic_depth,
@@ -65,7 +65,7 @@ def judged_twin(model: keras.Model, record: Preprocessing) -> keras.Model:
     """Build a float32 twin of `eval_size`, for measuring while training goes on."""
     described = get_card(model).architecture
     side = record.eval_size
-    with _computing_in("float32"):
+    with computing_in("float32"):
         return build_resnet(
             replace(described, input_shape=(side, side, 3), classifier_activation=None),
             seed=0,
@@ -107,7 +107,8 @@ def has_bfloat16() -> bool:
 
 
 @contextmanager
-def _computing_in(precision: str) -> Iterator[None]:
+def computing_in(precision: str) -> Iterator[None]:
+    """Have models built in the body compute in "float32" or "bfloat16"."""
     before = keras.config.dtype_policy()
     name = "mixed_bfloat16" if precision == "bfloat16" else "float32"
     keras.config.set_dtype_policy(name)

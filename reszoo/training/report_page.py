@@ -4,19 +4,15 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reszoo.errors import UsageError
 from reszoo.files import write_text
 from reszoo.training.history import Epoch
-from reszoo.training.report_html import Html, folded, table, tag
+from reszoo.training.report_html import STYLE, Html, document, folded, table, tag
 from reszoo.training.report_judged import Judged, judged_sections
 from reszoo.training.report_plots import error_curve, loss_curve, rate_curve
 
-# Nothing is fetched and nothing runs, whatever a file or a class is called.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_STYLE = Path(__file__).with_name("report.css")
 _EPOCH_COLUMNS = (
     "epoch",
     "phase",
@@ -88,16 +84,7 @@ def write_report(path: str | os.PathLike[str], report: RunReport) -> None:
         ReszooError: The disk refused the write.
     """
     title = f"{report.net} on {report.data}"
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Html(_STYLE.read_text(encoding="ascii"))),
-    ]
-    body = tag("main", tag("h1", title), *_sections(report))
-    page = tag("html", tag("head", *head), tag("body", body), lang="en")
-    write_text(path, f"<!doctype html>\n{page}")
+    write_text(path, document(title, STYLE, [tag("h1", title), *_sections(report)]))
 
 
 def _sections(report: RunReport) -> list[Html]:

@@ -1,0 +1,1 @@
+"""The experiment behind the zoo: what depth does with shortcuts, and without."""

@@ -1,0 +1,146 @@
+"""The nets that a study compares, as data: one row a family."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from reszoo.errors import UnknownNameError, UsageError
+from reszoo.specs import SPECS, Shortcut, architecture
+
+if TYPE_CHECKING:
+    import keras
+
+# The paper's letters for shortcuts, section 4.1; C is a projection in every block.
+OPTIONS = {"identity": "A", "projection": "B", "projection-all": "C"}
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Net:
+    """One contender: how deep, and with which shortcuts.
+
+    Attributes:
+        layers: Number of weighted layers.
+        shortcut: "none" is a plain net; the others are those of `reszoo.build`.
+    """
+
+    layers: int
+    shortcut: Shortcut
+
+    @property
+    def plain(self) -> bool:
+        """Whether it has no shortcuts."""
+        return self.shortcut == "none"
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call it, such as "plain-56" or "residual-56 (B)"."""
+        if self.plain:
+            return f"plain-{self.layers}"
+        return f"residual-{self.layers} ({OPTIONS[self.shortcut]})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Nets that differ in depth and shortcuts alone.
+
+    Attributes:
+        name: What `reszoo.study` calls it.
+        layers: Depths that there are; None is any.
+        default_layers: Depths that are compared unless others are asked for.
+        shortcuts: Those it can have.
+        build: From a net, the images' side, the number of classes and a seed to a
+            model from images to logits.
+        title: What plots call its nets.
+    """
+
+    name: str
+    layers: tuple[int, ...] | None
+    default_layers: tuple[int, ...]
+    shortcuts: tuple[str, ...]
+    build: Callable[[Net, int, int, int], "keras.Model"]
+    title: str
+
+    def nets(self, layers: tuple[int, ...], shortcuts: tuple[str, ...]) -> list[Net]:
+        """Return every depth with every shortcut, shallow before deep.
+
+        Raises:
+            UnknownNameError: The family has no such shortcut.
+            UsageError: The family has no such depth, or nothing is compared.
+        """
+        for shortcut in shortcuts:
+            if shortcut not in self.shortcuts:
+                raise UnknownNameError("shortcut", shortcut, self.shortcuts)
+        for depth in layers:
+            if self.layers is not None and depth not in self.layers:
+                raise UsageError(
+                    f"The {self.name} family has nets of "
+                    f"{', '.join(map(str, self.layers))} layers. Received: {depth}."
+                )
+        if not layers or not shortcuts:
+            raise UsageError(
+                "A study compares at least one depth with one kind of shortcut. "
+                f"Received: layers={layers}, shortcuts={shortcuts}."
+            )
+        kinds = [shortcut for shortcut in get_args(Shortcut) if shortcut in shortcuts]
+        return [
+            Net(layers=depth, shortcut=kind)
+            for kind in sorted(kinds, key=lambda kind: kind != "none")
+            for depth in sorted(set(layers))
+        ]
+
+
+def _convolutional(net: Net, side: int, classes: int, seed: int) -> "keras.Model":
+    from reszoo.resnet import build_resnet
+
+    kind = "plain" if net.plain else "resnet"
+    built = architecture(
+        f"{kind}{net.layers}",
+        input_shape=(side, side, 3),
+        classes=classes,
+        shortcut=net.shortcut,
+    )
+    return build_resnet(built, seed=seed)
+
+
+def _dense(net: Net, side: int, classes: int, seed: int) -> "keras.Model":
+    from reszoo.perceptron import mlp
+
+    options: dict[str, Any] = {"input_shape": (side, side, 3), "classes": classes}
+    return mlp(net.layers, shortcut=net.shortcut, seed=seed, **options)
+
+
+_CIFAR_LAYERS = tuple(
+    int(name.removeprefix("resnet"))
+    for name, row in SPECS.items()
+    if name.startswith("resnet") and row.stem == "cifar"
+)
+_TABLE = (
+    Family(
+        name="cifar",
+        layers=_CIFAR_LAYERS,
+        default_layers=(20, 56, 110),
+        shortcuts=get_args(Shortcut),
+        build=_convolutional,
+        title="convolutional nets of He et al. 2015, section 4.2",
+    ),
+    Family(
+        name="dense",
+        layers=None,
+        default_layers=(10, 20, 50, 100),
+        shortcuts=("none", "identity"),
+        build=_dense,
+        title="multilayer perceptrons, 64 wide",
+    ),
+)
+FAMILIES = {family.name: family for family in _TABLE}
+
+
+def find_family(name: str) -> Family:
+    """Return a row by its name.
+
+    Raises:
+        UnknownNameError: There is no such family.
+    """
+    if name not in FAMILIES:
+        raise UnknownNameError("family", name, FAMILIES)
+    return FAMILIES[name]
