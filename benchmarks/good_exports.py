@@ -1,6 +1,6 @@
 """Does verification cry wolf? Good exports of random nets, counted.
 
-Run: python benchmarks/good_exports.py [--nets 100] [--seed 0] [--json FILE]
+Run: python benchmarks/good_exports.py [--nets 100] [--first 0] [--seed 0] [--json FILE]
 
 Each net has random weights and statistics, and a random variant, shortcut, size and
 number of classes; each becomes one file, format after format, which is opened in its
@@ -26,7 +26,6 @@ SIZES, CLASSES = (32, 40, 64), (2, 10, 100, 1000)
 def random_net(draw: np.random.Generator) -> Any:
     """Build a net whose weights and statistics are nowhere trivial."""
     import reszoo
-    from reszoo.checkpoints.names import lay_in, to_tensors
 
     name, size = str(draw.choice(NETS)), int(draw.choice(SIZES))
     plain = name.startswith("plain")
@@ -36,6 +35,15 @@ def random_net(draw: np.random.Generator) -> Any:
         input_shape=(size, size, 3),
         shortcut=None if plain else str(draw.choice(SHORTCUTS)),
     )
+    randomise(model, draw)
+    return model
+
+
+def randomise(model: Any, draw: np.random.Generator) -> None:
+    """Give a net weights and statistics that are nowhere trivial, all of them drawn."""
+    from reszoo.checkpoints.names import lay_in, to_tensors
+
+    plain = model.name.startswith("plain")
     tensors = to_tensors(model)
     for key, tensor in tensors.items():
         if key.endswith("running_var") or (tensor.ndim == 1 and "weight" in key):
@@ -45,11 +53,14 @@ def random_net(draw: np.random.Generator) -> Any:
                 tensors[key] *= 0.3
         elif tensor.ndim == 1:
             tensors[key] = draw.normal(0, 0.2, tensor.shape).astype(np.float32)
-        elif key == "fc.weight":
-            # From undecided to sure of itself.
-            tensors[key] = tensor * np.float32(draw.uniform(1, 5))
+        elif tensor.ndim > 1:
+            # As `reszoo.build` draws them, by fan-out, but by our seed.
+            spread = np.sqrt(2 * tensor.shape[1] / tensor.size)
+            if key == "fc.weight":
+                # From undecided to sure of itself.
+                spread = draw.uniform(1, 5) / np.sqrt(3 * tensor.shape[1])
+            tensors[key] = draw.normal(0, spread, tensor.shape).astype(np.float32)
     lay_in(model, tensors, "random numbers")
-    return model
 
 
 def calibration(size: int, draw: np.random.Generator) -> Any:
@@ -104,11 +115,12 @@ def main() -> int:
     """Count the alarms."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--nets", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     results = []
-    for number in range(given.nets):
+    for number in range(given.first, given.first + given.nets):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = alarms(number, given.seed, Path(folder))

@@ -1,5 +1,11 @@
 """Models, checkpoints and exports that several tests look at."""
 
+import fcntl
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,7 @@ from PIL import Image
 
 import reszoo
 from reszoo.checkpoints import transfer
+from reszoo_export.manifest import read_manifest
 
 # Those that people take most; the others have tests of their own, for time.
 FORMATS = "saved_model,tflite,tflite-fp16,tflite-int8,onnx,onnx-int8"
@@ -68,17 +75,42 @@ def folder(tmp_path: Path) -> Path:
     return photos(tmp_path / "photos")
 
 
+@contextmanager
+def only_one(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """Yield a folder of the whole session to one worker of pytest-xdist at a time."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (root / name).mkdir(exist_ok=True)
+        yield root / name
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A ResNet-20 after four epochs on the digits, with its run folder."""
-    output = tmp_path_factory.mktemp("run") / "digits"
-    return reszoo.train(
-        "resnet20", "digits", epochs=4, batch_size=32, learning_rate=0.05, output=output
-    )
+    """A ResNet-20 after four epochs on the digits, with its run folder.
+
+    Its files are all workers': no test may change them.
+    """
+    with only_one(tmp_path_factory, "run") as folder:
+        result = folder / "result.pickle"
+        if result.exists():
+            kept = pickle.loads(result.read_bytes())
+            return replace(kept, model=reszoo.load(kept.best))
+        made = reszoo.train(
+            "resnet20", "digits", epochs=4, batch_size=32, learning_rate=0.05,
+            output=folder / "digits",
+        )  # fmt: skip
+        result.write_bytes(pickle.dumps(replace(made, model=None)))
+        return made
 
 
 @pytest.fixture(scope="session")
 def exported(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """That ResNet-20 in some formats."""
-    output = tmp_path_factory.mktemp("export") / "digits"
-    return reszoo.export(run.best, output, formats=FORMATS, calibration="digits")
+    """That ResNet-20 in some formats; no test may change its files either."""
+    with only_one(tmp_path_factory, "export") as folder:
+        output = folder / "digits"
+        if output.exists():
+            return read_manifest(output)
+        return reszoo.export(run.best, output, formats=FORMATS, calibration="digits")

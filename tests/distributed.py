@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tiny import RESNET8
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
+from reszoo.specs import SPECS
 from reszoo.training.engine import Engine
 
+SPECS["resnet8"] = RESNET8
 WORKER = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]
 
 
@@ -38,7 +41,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
         "seed": 1,
     }
     # At a higher rate a difference in rounding grows tenfold in a few steps.
-    options |= {"learning_rate": 0.001, "label_smoothing": 0.0, "precision": "float32"}
+    options |= {"learning_rate": 0.01, "label_smoothing": 0.0, "precision": "float32"}
     options |= {"train_size": 16, "eval_size": 16, **job.get("options", {})}
     if "output" in options:
         options["output"] = folder / options["output"]
@@ -63,7 +66,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
     found: dict[str, Any] = {}
     Engine.train = watched  # type: ignore[method-assign,assignment]
     try:
-        run = reszoo.train("resnet20", images(), strategy=job["strategy"], **options)
+        run = reszoo.train("resnet8", images(), strategy=job["strategy"], **options)
         history = [(row.loss, row.validation_loss) for row in run.history]
         found = {**to_tensors(run.model), "history": np.array(history)}
     except (reszoo.ReszooError, KeyboardInterrupt) as error:

@@ -104,7 +104,7 @@ def weights(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_equal_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert len(weights(one)) == len(weights(other)) > 100
+    assert len(weights(one)) == len(weights(other)) > 40
     for name, value in weights(one).items():
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 

@@ -7,17 +7,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny import RESNET8
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
 from reszoo.evaluation import Metrics
+from reszoo.specs import SPECS
 from reszoo.training import chronicle
 from reszoo.training.engine import Engine
 from reszoo.training.judge import Judge
@@ -52,6 +54,13 @@ _LAMB: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def resnet8() -> Iterator[None]:
+    SPECS["resnet8"] = RESNET8
+    yield
+    del SPECS["resnet8"]
+
+
 class Killed(BaseException):
     """Stands for what nothing can catch."""
 
@@ -66,7 +75,7 @@ def images(count: int = 12, classes: int = 2, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def train(output: Path, data: Any = None, net: str = "resnet20", **fields: Any) -> Any:
+def train(output: Path, data: Any = None, net: str = "resnet8", **fields: Any) -> Any:
     given = {"resume": True, "save_every": 0.0, **_SMALL, **fields}
     return reszoo.train(net, data or images(), output=output, **given)
 
@@ -245,7 +254,7 @@ def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
 ) -> None:
     """A limit on the size of files stands for the disk; states are the largest."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    small = (2_000_000, limits[1])
+    small = (600_000, limits[1])
     patch = at_step(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, small))
     try:
         with pytest.raises(
@@ -301,8 +310,9 @@ def test_processes_that_are_killed_or_told_to_end_can_be_resumed(
     assert process.returncode == 130
     assert read_state(output / STATE)[1]["epoch"] < 12
     # The images may move in the meantime.
-    train(output, folder.rename(tmp_path / "elsewhere"), epochs=12)
-    train(tmp_path / "whole", tmp_path / "elsewhere", epochs=12, save_every=1e9)
+    options: dict[str, Any] = {"net": "resnet20", "epochs": 12}
+    train(output, folder.rename(tmp_path / "elsewhere"), **options)
+    train(tmp_path / "whole", tmp_path / "elsewhere", save_every=1e9, **options)
     assert_equal(output, tmp_path / "whole")
 
 

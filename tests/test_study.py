@@ -13,6 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 import reszoo
+from reszoo.data.pipeline import Augmentation
 from reszoo.studies import course as courses
 from reszoo.studies.conclusion import conclude
 from reszoo.studies.families import Net, find_family
@@ -65,7 +66,7 @@ def test_the_first_gradients_are_those_of_the_net(found: StudyResult) -> None:
             train=source.examples("train"),
             test=source.examples("test"),
             record=record_of_eight(),
-            augmentation=courses.Augmentation(),
+            augmentation=Augmentation(),
             phase=phase_of(found),
             folder=found.folder,
             save_every=1e9,
@@ -102,7 +103,8 @@ def phase_of(found: StudyResult) -> Any:
 def test_a_study_that_was_stopped_goes_on_exactly(
     found: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, steps = courses._take_step, []
+    plain = courses._take_step
+    steps: list[int] = []
 
     def stopping(learner: Any, plan: Any, so_far: Any, batch: Any) -> bool:
         if len(steps) == 21:

@@ -14,7 +14,7 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.inference import probabilities
 from reszoo_export.formats import FORMATS
-from reszoo_export.manifest import size_and_hash
+from reszoo_export.manifest import read_manifest, size_and_hash
 from reszoo_export.original import original_answers
 from reszoo_export.runtimes.opening import open_runtime
 from reszoo_export.serving import make_serving
@@ -35,6 +35,19 @@ def copy(exported: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported.folder, tmp_path / "copy"))
 
 
+@pytest.fixture
+def pair(copy: Path) -> Path:
+    """The same, but of two small files, which are verified in less time."""
+    manifest = read_manifest(copy)
+    kept = [each for each in manifest.files if each.format in ("tflite", "onnx")]
+    for each in manifest.files:
+        path = copy / each.file
+        if each not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    replace(manifest, files=tuple(kept)).write(copy)
+    return copy
+
+
 def test_the_check_repeats_from_the_files_alone(exported: Any, copy: Path) -> None:
     again = reszoo.verify(copy)
     assert not again.problems
@@ -43,22 +56,22 @@ def test_the_check_repeats_from_the_files_alone(exported: Any, copy: Path) -> No
         assert now.verification == then.verification
 
 
-def test_a_changed_file_is_noticed(copy: Path) -> None:
-    path = copy / "model.onnx"
+def test_a_changed_file_is_noticed(pair: Path) -> None:
+    path = pair / "model.onnx"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x40
     path.write_bytes(content)
     with pytest.raises(
         reszoo.VerificationError, match=r"model.onnx: the file has chan"
     ):
-        reszoo.verify(copy)
+        reszoo.verify(pair)
 
 
-def test_a_missing_and_a_broken_file_are_noticed_together(copy: Path) -> None:
-    (copy / "model.onnx").unlink()
-    (copy / "model.tflite").write_bytes(b"nonsense")
+def test_a_missing_and_a_broken_file_are_noticed_together(pair: Path) -> None:
+    (pair / "model.onnx").unlink()
+    (pair / "model.tflite").write_bytes(b"nonsense")
     with pytest.raises(reszoo.VerificationError) as caught:
-        reszoo.verify(copy)
+        reszoo.verify(pair)
     assert "2 check(s) failed" in str(caught.value)
     assert "model.onnx: There is no file" in str(caught.value)
     assert "model.tflite" in str(caught.value)
@@ -162,7 +175,7 @@ def test_a_damaged_saved_model_is_an_error_of_ours(
 
 
 def test_a_changed_file_is_not_opened(
-    exported: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
 
@@ -171,12 +184,11 @@ def test_a_changed_file_is_not_opened(
         return judge(row, path, *rest)
 
     monkeypatch.setattr(verify, "judge", judging)
-    with (copy / "model.onnx").open("ab") as file:
+    with (pair / "model.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(reszoo.VerificationError, match=r"1 check\(s\) failed"):
-        reszoo.verify(copy)
-    untouched = [record.file for record in exported.files if record.format != "onnx"]
-    assert opened == untouched
+        reszoo.verify(pair)
+    assert opened == ["model.tflite"]
 
 
 @pytest.mark.parametrize(
@@ -219,17 +231,17 @@ def test_a_reference_of_another_model_is_refused(exported: Any, copy: Path) -> N
             reszoo.verify(copy)
 
 
-def test_what_lies_beside_the_files_is_checked(exported: Any, copy: Path) -> None:
-    labels = copy / "labels.txt"
+def test_what_lies_beside_the_files_is_checked(exported: Any, pair: Path) -> None:
+    labels = pair / "labels.txt"
     names = labels.read_text().split()
     labels.write_text("\n".join(reversed(names)) + "\n")
     with pytest.raises(reszoo.VerificationError, match=r"labels\.txt: the file has ch"):
-        reszoo.verify(copy)
+        reszoo.verify(pair)
     labels.unlink()
     kept = read_reference(exported.folder, exported.card)
-    replace(kept, images=kept.images[::-1], answers=kept.answers[::-1]).write(copy)
+    replace(kept, images=kept.images[::-1], answers=kept.answers[::-1]).write(pair)
     with pytest.raises(reszoo.VerificationError) as caught:
-        reszoo.verify(copy)
+        reszoo.verify(pair)
     assert "labels.txt: There is no file" in str(caught.value)
     assert "reference.npz: the file has changed" in str(caught.value)
 

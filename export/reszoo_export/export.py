@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
@@ -38,6 +38,9 @@ from reszoo_export.verification.divergence import first_divergence
 from reszoo_export.verification.judging import Judgement, judge
 from reszoo_export.verification.reference import Reference, make_reference
 from reszoo_export.verification.verify import refuse_problems
+
+if TYPE_CHECKING:
+    from reszoo_export.quantization.ranges import Choice
 
 Data = str | os.PathLike[str]
 
@@ -194,18 +197,29 @@ class _Export:
             inputs=found.inputs,
             outputs=found.outputs,
             verification=self._explained(row, path, found.verification),
+            ranges=self._ranges(row),
         )
 
     def _judge(self, row: Format, path: Path) -> Judgement:
+        """Judge a file; what brings its runtime down is a problem like any other."""
         card, options = self.serving.card, self.serving.options
         try:
             return judge(row, path, self.reference, options, card)
         except VerificationError as error:
-            raise VerificationError(f"{row.file}: {error}") from error
+            problem = f"{row.name} could not be verified: {error}"
+            found = Verification.unanswered(row.runtime, problem)
+            return Judgement(inputs=[], outputs=[], verification=found)
+
+    def _ranges(self, row: Format) -> dict[str, Any] | None:
+        """Return the record of how the ranges of an int8 file were chosen."""
+        if self.calibration is None or row.precision != "int8":
+            return None
+        chosen: Choice = self.calibration.choices[self.serving.net]
+        return chosen.to_json()
 
     def _explained(self, row: Format, path: Path, found: Verification) -> Verification:
         """Add to what is wrong with a file where inside it began."""
-        if not found.problems:
+        if not found.problems or not found.answered:
             return found
         places = [each.image for each in found.worst] or slice(None)
         images = self.reference.images[places]

@@ -50,7 +50,8 @@ class Verification:
     All numbers but `synthetic_difference` are of the real images, or of the made-up
     ones where there were no real ones. Of a file that gives features, differences
     are relative to the largest feature, the agreement is the mean cosine, and what
-    needs classes is None.
+    needs classes is None. Of a file that did not answer at all, no images were
+    compared, and the other numbers are the worst there are.
 
     Attributes:
         runtime: What ran the file, with its version.
@@ -87,6 +88,30 @@ class Verification:
     problems: tuple[str, ...] = ()
 
     @classmethod
+    def unanswered(cls, runtime: str, problem: str) -> "Verification":
+        """Return what there is to tell of a file whose runtime failed."""
+        return cls(
+            runtime=runtime,
+            images=0,
+            synthetic=0,
+            max_difference=1.0,
+            mean_difference=1.0,
+            synthetic_difference=1.0,
+            agreement=0.0,
+            top5_agreement=None,
+            drift=None,
+            confidence_difference=None,
+            accuracy=None,
+            model_accuracy=None,
+            problems=(problem,),
+        )
+
+    @property
+    def answered(self) -> bool:
+        """Whether the file gave answers to compare."""
+        return self.images + self.synthetic > 0
+
+    @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Verification":
         """Return what `dataclasses.asdict` made, after a trip through JSON."""
         worst = tuple(Disagreement(**each) for each in content["worst"])
@@ -107,6 +132,8 @@ class FileRecord:
         outputs: Name, dtype and shape of each.
         verification: Compared with the model.
         latency: Of one image.
+        ranges: Of an int8 file: which ranges its activations got, and how each kind
+            that was tried did (see `quantization.ranges.Choice`); None of others.
     """
 
     format: str
@@ -117,6 +144,7 @@ class FileRecord:
     outputs: list[dict[str, Any]]
     verification: Verification
     latency: Latency | None = None
+    ranges: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from reszoo.progress import Progress
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import FileRecord, Manifest, read_manifest, size_and_hash
 from reszoo_export.runtimes.interface import Kind
-from reszoo_export.verification.comparison import compare as compare
 from reszoo_export.verification.judging import judge
 from reszoo_export.verification.reference import Reference, read_reference
 

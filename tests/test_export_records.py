@@ -1,0 +1,59 @@
+"""What exports keep: evidence of a crash, and how ranges were chosen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import randomise
+
+import reszoo
+from reszoo_export.formats import FORMATS
+from reszoo_export.manifest import read_manifest
+from reszoo_export.quantization.calibration import LEAST
+from reszoo_export.quantization.ranges import SHARES
+from reszoo_export.verification import judging
+from reszoo_export.verification.apart import run_apart
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashing(function: str, folder: Path, seconds: float) -> Any:
+        """Let the process that opens the TFLite file die of a segmentation fault."""
+        asked = json.loads((folder / "request.json").read_text())["format"]
+        other = "test_apart:crash" if asked == "tflite" else function
+        return run_apart(other, folder, seconds)
+
+    monkeypatch.setattr(judging, "run_apart", crashing)
+    told = (
+        r"(?s)1 check\(s\) failed.*model\.tflite: tflite could not be verified: its "
+        r"runtime crashed \(SIGSEGV\)\n    one\n    last words\n"
+        r"Nothing was written to .*export; what failed is kept in .*export\.failed"
+    )
+    net = randomise(reszoo.build("resnet20", classes=3, input_shape=(32, 32, 3)))
+    with pytest.raises(reszoo.VerificationError, match=told):
+        reszoo.export(net, tmp_path / "export", formats="tflite,onnx")
+    assert names(tmp_path) == {"export.failed"}
+    kept = names(tmp_path / "export.failed")
+    assert {"model.tflite.failed", "model.onnx", "manifest.json"} <= kept
+    crashed, good = read_manifest(tmp_path / "export.failed").files
+    assert crashed.verification.images + crashed.verification.synthetic == 0
+    assert not good.verification.problems
+
+
+def test_the_manifest_tells_how_ranges_were_chosen(exported: Any) -> None:
+    for record in read_manifest(exported.folder).files:
+        if FORMATS[record.format].precision != "int8":
+            assert record.ranges is None
+            continue
+        assert record.ranges is not None, record.format
+        best, trials = record.ranges["best"], record.ranges["trials"]
+        assert best in trials
+        assert best["divergence"] == min(trial["divergence"] for trial in trials)
+        assert {trial["share"] for trial in trials} == set(SHARES)
+        assert record.ranges["images"] >= LEAST
