@@ -1,8 +1,6 @@
 """The SavedModel: its two signatures, what they answer, and the same bytes again."""
 
-import hashlib
 import io
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,14 +69,6 @@ def encoded(image: Any, kind: str = "JPEG", **options: Any) -> bytes:
 def ask(loaded: Any, files: list[bytes]) -> Any:
     signature = loaded.signatures["serving_bytes"]
     return signature(image_bytes=tf.constant(files))["probabilities"].numpy()
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_pixels_are_answered_like_the_model(
@@ -178,27 +168,6 @@ def test_card_labels_and_warm_up_lie_beside(folder: Path, serving: Serving) -> N
     assert (extra / "labels.txt").read_text() == "a\nb\nc\n"
     records = list(tf.data.TFRecordDataset(str(extra / WARMUP_FILE)))
     assert len(records) == 4
-
-
-def test_two_processes_write_the_same_bytes(
-    serving: Serving, folder: Path, tmp_path: Path
-) -> None:
-    """After other work, with other hashes, from another folder."""
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from reszoo_export.writers import saved_model
-from reszoo_export.serving import make_serving
-from test_saved_model import made
-saved_model.write(make_serving(made()), Path("again"), None)
-"""
-    subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONHASHSEED": "123"},
-        cwd=tmp_path, capture_output=True, check=True,
-    )  # fmt: skip
-    assert files_of(tmp_path / "again/1") == files_of(folder)
 
 
 def test_it_loads_without_keras_and_without_a_word(folder: Path) -> None:

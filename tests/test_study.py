@@ -160,11 +160,11 @@ def test_what_cannot_be_studied_is_refused(
 
 
 def test_shortcuts_let_fifty_dense_layers_learn(tmp_path: Path) -> None:
-    result = reszoo.study("dense", layers=(50,), seeds=1, steps=80, output=tmp_path)
+    result = reszoo.study("dense", layers=(50,), seeds=1, steps=70, output=tmp_path)
     plain, residual = result.courses
     assert plain.parameters == residual.parameters
-    assert plain.training_error > 0.3
-    assert residual.training_error < 0.1
+    assert plain.training_error > 0.6
+    assert residual.training_error < 0.25
     first, _, _ = plain.snapshots
     assert first.gradients[0] > 100 * first.gradients[-2]
     first, _, _ = residual.snapshots
@@ -207,6 +207,11 @@ def made(errors: dict[tuple[str, int], list[float]]) -> StudyResult:
     [
         (([0.02, 0.03], [0.4, 0.5]), ([0.02, 0.02], [0.01, 0.02]), "supports the cl"),
         (([0.02, 0.03], [0.4, 0.5]), ([0.02, 0.02], [0.3, 0.4]), "half of the claim"),
+        (
+            ([0.02, 0.03], [0.8, 0.9]),
+            ([0.02, 0.02], [0.04, 0.04]),
+            "by 82.5 p.* by 2.0",
+        ),
         (([0.02, 0.30], [0.1, 0.4]), ([0.02, 0.02], [0.01, 0.02]), "not decide the"),
         (([0.4, 0.5], [0.02, 0.03]), ([0.02, 0.02], [0.01, 0.02]), "not support the"),
         (([0.02], [0.5]), ([0.02], [0.02]), "supports the claim.*One seed shows no"),

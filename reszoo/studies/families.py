@@ -48,6 +48,7 @@ class Family:
         layers: Depths that there are; None is any.
         default_layers: Depths that are compared unless others are asked for.
         shortcuts: Those it can have.
+        digits_steps: Batches of digits after which the deep ones have settled.
         build: From a net, the images' side, the number of classes and a seed to a
             model from images to logits.
         title: What plots call its nets.
@@ -57,6 +58,7 @@ class Family:
     layers: tuple[int, ...] | None
     default_layers: tuple[int, ...]
     shortcuts: tuple[str, ...]
+    digits_steps: int
     build: Callable[[Net, int, int, int], "keras.Model"]
     title: str
 
@@ -120,6 +122,7 @@ _TABLE = (
         layers=_CIFAR_LAYERS,
         default_layers=(20, 56, 110),
         shortcuts=get_args(Shortcut),
+        digits_steps=160,
         build=_convolutional,
         title="convolutional nets of He et al. 2015, section 4.2",
     ),
@@ -128,6 +131,7 @@ _TABLE = (
         layers=None,
         default_layers=(10, 20, 50, 100),
         shortcuts=("none", "identity"),
+        digits_steps=400,
         build=_dense,
         title="multilayer perceptrons, 64 wide",
     ),

@@ -39,7 +39,6 @@ _RECIPE = "he2015-cifar"
 _DIGITS_SIZE, _SIZE = 8, 32
 # What makes the paper's recipe fit some 1,300 of them.
 _DIGITS_FIELDS: dict[str, Any] = {
-    "steps": 160,
     "batch_size": 64,
     "crop": "none",
     # The paper's 0.1 is for ten times as many steps.
@@ -138,7 +137,9 @@ def _planned(
     save_every: float,
 ) -> tuple[Plan, dict[str, Any]]:
     of_digits = source.name == "digits"
-    usual = _DIGITS_FIELDS if of_digits and recipe == _RECIPE else {}
+    usual = {"steps": family.digits_steps, **_DIGITS_FIELDS}
+    if not of_digits or recipe != _RECIPE:
+        usual = {}
     if "epochs" in fields:
         usual = {name: value for name, value in usual.items() if name != "steps"}
     settled = find_recipe(recipe, **{**usual, **fields})
