@@ -147,6 +147,7 @@ def test_seeds_can_be_added_and_nothing_else_changed(
         ({"layers": (21,)}, r"nets of 20, 32, 44, 56, 110 layers. Received: 21"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"recipe": "finetune"}, "trains whole nets from scratch"),
+        ({"accumulate": 2, "crop": "resized"}, "with accumulate, crop=resized; take"),
         ({"shortcuts": ("no",)}, "There is no shortcut 'no'"),
         ({"resume": True, "overwrite": True}, "give one"),
     ],

@@ -29,7 +29,7 @@ from reszoo.studies.results import (
 from reszoo.training.net import computing_in, precision, set_momentum
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import Recipe
+from reszoo.training.recipes import DEFAULTS, Recipe
 from reszoo.training.state import check_same
 from reszoo.training.stopping import Stop, Stopped, stopping
 
@@ -44,6 +44,39 @@ _DIGITS_FIELDS: dict[str, Any] = {
     # The paper's 0.1 is for ten times as many steps.
     "learning_rate": 0.01,
     "precision": "float32",
+}
+
+# All other fields of a recipe are refused unless they are at their defaults, so that
+# none is passed over in silence.
+_CARRIED_OUT = {
+    "name",
+    "batch_size",
+    "bn_momentum",
+    "crop",
+    "decay_on",
+    "epochs",
+    "factor",
+    "flip",
+    "floor",
+    "label_smoothing",
+    "learning_rate",
+    "loss",
+    "milestones",
+    "momentum",
+    "nesterov",
+    "optimizer",
+    "pad",
+    "precision",
+    "schedule",
+    "schedule_per",
+    "seed",
+    "steps",
+    "train_size",
+    "warmup_epochs",
+    "warmup_prefix",
+    "warmup_shape",
+    "warmup_start",
+    "weight_decay",
 }
 
 
@@ -136,35 +169,21 @@ def _planned(
     folder: Path,
     save_every: float,
 ) -> tuple[Plan, dict[str, Any]]:
-    of_digits = source.name == "digits"
-    usual = {"steps": family.digits_steps, **_DIGITS_FIELDS}
-    if not of_digits or recipe != _RECIPE:
-        usual = {}
-    if "epochs" in fields:
-        usual = {name: value for name, value in usual.items() if name != "steps"}
-    settled = find_recipe(recipe, **{**usual, **fields})
-    side = size or settled.train_size or (_DIGITS_SIZE if of_digits else _SIZE)
+    settled = _settled(family, source, recipe, fields)
+    small = _DIGITS_SIZE if _is_digits(source) else _SIZE
+    side = size or settled.train_size or small
+    usual = new_card(architecture("resnet20")).preprocessing
     train, test = source.examples("train"), source.examples("test")
-    parts = phases(settled, len(train))
-    if len(parts) > 1 or settled.stochastic_depth or settled.mixup or settled.cutmix:
-        raise UsageError(
-            "A study trains whole nets from scratch on unmixed images. Received: "
-            f"recipe={settled.name!r}; take {_RECIPE!r} or 'cifar'."
-        )
-    usual_record = new_card(architecture("resnet20")).preprocessing
-    record = replace(usual_record, train_size=side, eval_size=side, crop_pct=1.0)
-    flip = source.mirror_safe if settled.flip is None else settled.flip
-    augmentation = Augmentation(
-        crop="pad" if settled.crop == "pad" else "none",
-        pad=round(settled.pad * side),
-        flip=flip,
-    )
     plan = Plan(
         train=train,
         test=test,
-        record=record,
-        augmentation=augmentation,
-        phase=parts[0],
+        record=replace(usual, train_size=side, eval_size=side, crop_pct=1.0),
+        augmentation=Augmentation(
+            crop="pad" if settled.crop == "pad" else "none",
+            pad=round(settled.pad * side),
+            flip=source.mirror_safe if settled.flip is None else settled.flip,
+        ),
+        phase=phases(settled, len(train))[0],
         folder=folder,
         save_every=save_every,
     )
@@ -177,6 +196,36 @@ def _planned(
     }
     conditions.pop("recipe's seed")
     return plan, conditions
+
+
+def _is_digits(source: Source) -> bool:
+    return source.name == "digits"
+
+
+def _settled(
+    family: Family, source: Source, recipe: str | Recipe, fields: dict[str, Any]
+) -> Recipe:
+    """Return the recipe with the study's own defaults, if it can be carried out."""
+    usual = {"steps": family.digits_steps, **_DIGITS_FIELDS}
+    if not _is_digits(source) or recipe != _RECIPE:
+        usual = {}
+    if "epochs" in fields:
+        usual.pop("steps", None)
+    settled = find_recipe(recipe, **{**usual, **fields})
+    beyond = sorted(
+        name
+        for name, value in DEFAULTS.items()
+        if name not in _CARRIED_OUT and getattr(settled, name) != value
+    )
+    if settled.crop not in ("pad", "none"):
+        beyond.append(f"crop={settled.crop}")
+    if beyond:
+        raise UsageError(
+            "A study trains whole nets from scratch on images that are shifted and "
+            f"mirrored at most. Received: recipe={settled.name!r} with "
+            f"{', '.join(beyond)}; take {_RECIPE!r} or 'cifar', without these."
+        )
+    return settled
 
 
 def _before(
