@@ -1,11 +1,16 @@
 """The report of an export as one page that needs nothing but a browser."""
 
-from pathlib import Path
-
 from PIL import Image
 
-import reszoo.training
-from reszoo.training.report_html import Html, folded, table, tag, thumbnail
+from reszoo.training.report_html import (
+    STYLE,
+    Html,
+    document,
+    folded,
+    table,
+    tag,
+    thumbnail,
+)
 from reszoo.training.report_page import shell_command
 from reszoo_export.manifest import Disagreement, FileRecord, Manifest
 from reszoo_export.reporting import content
@@ -13,25 +18,12 @@ from reszoo_export.reporting.advice import advise
 from reszoo_export.reporting.content import Table
 from reszoo_export.verification.reference import Reference
 
-# Nothing is fetched and nothing runs, whatever a file or a class is called.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-# The same as of a run's report, so that both look alike.
-_STYLE = Path(reszoo.training.__path__[0]) / "report.css"
-
 
 def page(manifest: Manifest, reference: Reference) -> str:
     """Return the report as HTML without scripts or other files."""
     title = f"Export of {manifest.card.architecture.spec}"
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Html(_STYLE.read_text(encoding="ascii"))),
-    ]
-    body = tag("main", tag("h1", title), *_sections(manifest, reference))
-    whole = tag("html", tag("head", *head), tag("body", body), lang="en")
-    return f"<!doctype html>\n{whole}"
+    # The style of a run's report, so that both look alike.
+    return document(title, STYLE, [tag("h1", title), *_sections(manifest, reference)])
 
 
 def _sections(manifest: Manifest, reference: Reference) -> list[Html]:
