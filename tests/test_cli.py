@@ -27,7 +27,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 COMMANDS = (
-    "list", "train", "evaluate", "predict", "export", "verify", "convert", "demo",
+    "list", "train", "evaluate", "predict", "export", "verify", "convert", "study",
+    "demo",
 )  # fmt: skip
 
 
@@ -49,6 +50,45 @@ def test_list_shows_the_table(call: Any) -> None:
     ]
     listed = json.loads(call("list", "--json")[1])
     assert [row["name"] for row in listed] == reszoo.list_models()
+
+
+def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
+    words: tuple[Any, ...] = (
+        "study",
+        "--family",
+        "dense",
+        "--layers",
+        "4",
+        "--seeds",
+        1,
+    )
+    words += ("--set", "steps=3", "--set", "seed=5", "--output", tmp_path / "study")
+    code, out, err = call(*words, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [net["shortcut"] for net in found["nets"]] == ["none", "identity"]
+    assert "one depth only" in found["conclusion"][-1]
+    assert "residual-4 (A), seed 5: training error" in err
+    code, out, _ = call(*words, "--resume")
+    assert code == 0
+    assert "plain-4" in out
+    assert "study.html" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--layers", "20,x"), "must be numbers with commas between"),
+        (("--layers", "21"), "The cifar family has nets of 20, 32, 44, 56, 110"),
+        (("--family", "deep"), "There is no family 'deep'"),
+    ],
+)
+def test_a_study_that_cannot_be_is_wrong_usage(
+    call: Any, words: tuple[str, ...], told: str
+) -> None:
+    code, _, err = call("study", *words)
+    assert code == 2
+    assert told in err
 
 
 def test_list_shows_the_published_weights(call: Any) -> None:

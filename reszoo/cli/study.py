@@ -10,7 +10,7 @@ import reszoo
 from reszoo.cli.app import app
 from reszoo.cli.options import Json, Overwrite
 from reszoo.errors import UsageError
-from reszoo.studies.families import FAMILIES
+from reszoo.studies.families import FAMILIES, find_family
 from reszoo.tables import print_json, print_table
 from reszoo.training.recipe_table import parse_field
 
@@ -79,19 +79,25 @@ def study(
 
     Example: reszoo study; reszoo study --family dense --output study-dense
     """
+    chosen = find_family(family)
+    depths = chosen.default_layers if layers is None else _numbers(layers)
+    kinds = tuple(name.strip() for name in shortcuts.split(",") if name.strip())
+    changes = dict(parse_field(text) for text in fields or ())
+    # Before TensorFlow is loaded, which takes seconds.
+    chosen.nets(depths, kinds)
     result = reszoo.study(
         family,
         data,
-        layers=None if layers is None else _numbers(layers),
-        shortcuts=[name.strip() for name in shortcuts.split(",") if name.strip()],
+        layers=depths,
+        shortcuts=kinds,
         seeds=seeds,
-        seed=seed,
+        seed=changes.pop("seed", seed),
         size=size,
         recipe=recipe,
         output=output,
         resume=resume,
         overwrite=overwrite,
-        **dict(parse_field(text) for text in fields or ()),
+        **changes,
     )
     from reszoo.studies.page import COLUMNS, PAGE, rows
 
@@ -115,9 +121,9 @@ def study(
     print(f"Look at: {result.folder / PAGE}")
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return [int(part) for part in text.split(",")]
+        return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
             "--layers must be numbers with commas between, such as 20,56. "
