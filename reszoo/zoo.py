@@ -50,9 +50,10 @@ def build(
         variant: One of `reszoo.list_models()`, such as "resnet50" or "plain20".
         weights: None for fresh weights; "imagenet" for the net's default among the
             published ones; another of those by name, such as "timm/a1_in1k"
-            (`reszoo list --weights`); "hf://owner/repo"; a URL; or the path of a
-            `.safetensors`, a torch file, a `.h5` of keras.applications or a folder
-            of timm's.
+            (`reszoo list --weights`); "cifar10" for a small net that comes with
+            reszoo (trained on CIFAR-10 as JPEGs); "hf://owner/repo"; a URL; or the
+            path of a `.safetensors`, a torch file, a `.h5` of keras.applications or
+            a folder of timm's.
         include_top: Whether to end in a classifier. Without it the output is the
             last stage, `(batch, height / 32, width / 32, channels)` for ImageNet
             nets and a quarter of each side for CIFAR nets.

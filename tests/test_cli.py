@@ -100,6 +100,12 @@ def test_list_shows_the_published_weights(call: Any) -> None:
     assert [row["net"] for row in rows] == ["resnet34"] * 8
 
 
+def test_list_shows_the_weights_inside_the_package(call: Any) -> None:
+    rows = json.loads(call("list", "resnet20", "--weights", "--json")[1])
+    assert [(row["net"], row["weights"]) for row in rows] == [("resnet20", "cifar10")]
+    assert rows[0]["top1"] == 88.31
+
+
 def test_convert_writes_what_it_read(call: Any, run: Any, tmp_path: Path) -> None:
     output = tmp_path / "copy.safetensors"
     code, out, _ = call("convert", run.best, output)

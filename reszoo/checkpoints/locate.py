@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reszoo.checkpoints import download, timm_folder
+from reszoo.checkpoints.bundled import BUNDLED, find_bundled
 from reszoo.checkpoints.published import (
     PublishedWeights,
     find_published,
@@ -45,8 +46,8 @@ def locate(
     by "./imagenet".
 
     Args:
-        weights: "imagenet", a name such as "timm/a1_in1k", "hf://owner/repo", a
-            URL, or a path.
+        weights: "imagenet", a name such as "timm/a1_in1k", "cifar10" (inside the
+            package), "hf://owner/repo", a URL, or a path.
         net: The net that published weights are wanted for.
         allow_noncommercial: Consent to a licence that forbids commercial use.
 
@@ -57,6 +58,8 @@ def locate(
     text = os.fspath(weights)
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
         return _published(text, net, allow_noncommercial)
+    if isinstance(weights, str) and text in BUNDLED:
+        return Found(path=find_bundled(text, net), source=f"reszoo's {text} weights")
     address = download.parse_address(text)
     if address.kind == "hub":
         return _from_hub(address.where, address.revision, text)
@@ -102,6 +105,6 @@ def _local(path: Path, net: str | None) -> Found:
         known = config if config.is_file() else None
         return Found(path=inside, source=str(path), config=known)
     if not path.exists() and path.suffix not in SUFFIXES:
-        known_names = ["imagenet", *published_names(net)] if net else ["imagenet"]
+        known_names = ["imagenet", *BUNDLED, *(published_names(net) if net else ())]
         raise UnknownNameError("file or published weights", str(path), known_names)
     return Found(path=path, source=str(path))

@@ -76,9 +76,10 @@ def convert(
 
 
 def _print_weights(names: list[str], as_json: bool) -> None:
+    from reszoo.checkpoints.bundled import bundled_rows
     from reszoo.checkpoints.published import table_rows
 
-    rows = [row for row in table_rows() if row["net"] in names]
+    rows = [row for row in bundled_rows() + table_rows() if row["net"] in names]
     if as_json:
         print_json(rows)
         return
@@ -97,7 +98,8 @@ def _print_weights(names: list[str], as_json: bool) -> None:
             for row in rows
         ],
     )
-    print('* weights="imagenet". Accuracies are the publishers\', in percent.')
+    print('* weights="imagenet". Accuracies are the publishers\', in percent;')
+    print('"cifar10" is inside the package, measured on CIFAR-10 as JPEGs.')
 
 
 def _described(name: str) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""The weights inside the package: there without a network, with an honest card."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import reszoo
+from reszoo.checkpoints.bundled import BUNDLED
+from reszoo.checkpoints.locate import locate
+from reszoo.inference import probabilities
+
+ARCHIVE = Path(__file__).parents[2] / "shared/data/cifar10-jpeg.tar.xz"
+FILES = [(name, net) for name, files in BUNDLED.items() for net in files]
+
+
+@pytest.mark.parametrize(("name", "net"), FILES)
+def test_its_card_tells_what_it_is(name: str, net: str) -> None:
+    path = locate(name, net).path
+    assert path.stat().st_size < 4_000_000
+    model = reszoo.build(net, weights=name)
+    card = reszoo.card(model)
+    assert card.labels is not None
+    assert (card.labels[0], len(card.labels)) == ("airplane", 10)
+    assert card.provenance["data"] == "CIFAR-10 (JPEG)"
+    assert f"--model {net} --recipe cifar" in card.provenance["command"]
+    (top1,) = [metric for metric in card.metrics if metric.name == "top1"]
+    assert top1.value >= 0.88
+    assert top1.data.endswith("10,000 test images")
+
+
+@pytest.mark.parametrize(("name", "net"), FILES)
+@pytest.mark.skipif(not ARCHIVE.exists(), reason="the CIFAR-10 (JPEG) archive is away")
+def test_it_is_as_good_as_its_card_says(name: str, net: str) -> None:
+    model = reszoo.build(net, weights=name)
+    card = reszoo.card(model)
+    assert card.labels is not None
+    pixels, labels = [], []
+    with tarfile.open(ARCHIVE) as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if "test" in parts and member.isfile():
+                content = archive.extractfile(member)
+                assert content is not None
+                pixels.append(np.asarray(Image.open(io.BytesIO(content.read()))))
+                labels.append(card.labels.index(parts[-2]))
+    answers = probabilities(model, card.preprocessing, np.stack(pixels))
+    top1 = float((answers.argmax(-1) == np.array(labels)).mean())
+    (told,) = [metric.value for metric in card.metrics if metric.name == "top1"]
+    # Another decoder of JPEG may move single images.
+    assert abs(top1 - told) < 0.002
+
+
+def test_other_nets_have_none() -> None:
+    told = r"comes with reszoo for resnet20.*Received: 'resnet50'"
+    with pytest.raises(reszoo.UsageError, match=told):
+        reszoo.build("resnet50", weights="cifar10")
+
+
+def test_it_begins_a_fine_tuning_with_a_fresh_head() -> None:
+    model = reszoo.build("resnet20", weights="cifar10", classes=["cat", "dog"])
+    report = reszoo.load_report(model)
+    assert report is not None
+    assert report.head == (10, 2)
+    bundled = reszoo.build("resnet20", weights="cifar10")
+    kernel = [net.get_layer("layer3.2.conv2").kernel.value for net in (model, bundled)]
+    np.testing.assert_array_equal(*kernel)
