@@ -1,0 +1,135 @@
+// Ask an exported resnet20 about a picture, on iOS. Add model-int8.tflite and labels.txt to the
+// app's bundle, and the pod TensorFlowLiteSwift (and MediaPipeTasksVision).
+// Input `image`: uint8 (1, 32, 32, 3). Output `probabilities`: float32 (1, 10).
+
+import CoreGraphics
+import Foundation
+import MediaPipeTasksVision
+import TensorFlowLite
+import UIKit
+
+let shortSide = 32
+let size = 32
+let batch = 1
+let width = 10
+let modelPath = Bundle.main.path(forResource: "model-int8", ofType: "tflite")!
+
+let support = 1.0
+func kernel(_ distance: Double) -> Double { max(0, 1 - abs(distance)) }
+
+struct Tap {
+  let start: Int
+  let weights: [Double]
+}
+
+// Which pixels of a line make each of `size` new ones, and with what weights.
+func taps(_ length: Int, _ target: Int) -> [Tap] {
+  let scale = Double(length) / Double(target)
+  let reach = max(scale, 1)
+  let spare = target - size
+  let half = spare / 2
+  let first = half + (spare % 2) * (half % 2)
+  return (0..<size).map { index in
+    let centre = (Double(first + index) + 0.5) * scale
+    let start = max(0, Int(centre - support * reach + 0.5))
+    let end = min(length, Int(centre + support * reach + 0.5))
+    let weights = (start..<end).map { kernel((Double($0) + 0.5 - centre) / reach) }
+    let sum = weights.reduce(0, +)
+    return Tap(start: start, weights: weights.map { $0 / sum })
+  }
+}
+
+func byte(_ value: Double) -> UInt8 { UInt8(min(max((value + 0.5).rounded(.down), 0), 255)) }
+
+// The bytes of a picture, red, green, blue and one unused, in sRGB.
+func rgbx(_ picture: CGImage) -> [UInt8] {
+  var bytes = [UInt8](repeating: 0, count: picture.width * picture.height * 4)
+  bytes.withUnsafeMutableBytes { buffer in
+    let context = CGContext(
+      data: buffer.baseAddress, width: picture.width, height: picture.height,
+      bitsPerComponent: 8, bytesPerRow: picture.width * 4,
+      space: CGColorSpace(name: CGColorSpace.sRGB)!,
+      bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)!
+    context.draw(
+      picture, in: CGRect(x: 0, y: 0, width: picture.width, height: picture.height))
+  }
+  return bytes
+}
+
+// Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
+// Takes an upright picture; returns size x size x 3 bytes.
+func prepare(_ picture: CGImage) -> [UInt8] {
+  let source = rgbx(picture)
+  let small = min(picture.width, picture.height)
+  let columns = taps(picture.width, picture.width * shortSide / small)
+  let rows = taps(picture.height, picture.height * shortSide / small)
+  let line = size * 3
+  var wide = [UInt8](repeating: 0, count: picture.height * line)
+  for y in 0..<picture.height {
+    for x in 0..<size {
+      for c in 0..<3 {
+        var sum = 0.0
+        for (k, weight) in columns[x].weights.enumerated() {
+          sum += weight * Double(source[(y * picture.width + columns[x].start + k) * 4 + c])
+        }
+        wide[y * line + x * 3 + c] = byte(sum)
+      }
+    }
+  }
+  var pixels = [UInt8](repeating: 0, count: size * line)
+  for y in 0..<size {
+    for x in 0..<line {
+      var sum = 0.0
+      for (k, weight) in rows[y].weights.enumerated() {
+        sum += weight * Double(wide[(rows[y].start + k) * line + x])
+      }
+      pixels[y * line + x] = byte(sum)
+    }
+  }
+  return pixels
+}
+
+func labels() throws -> [String] {
+  let path = Bundle.main.path(forResource: "labels", ofType: "txt")!
+  let text = try String(contentsOfFile: path, encoding: .utf8)
+  return text.split(separator: "\n").map(String.init)
+}
+
+// With LiteRT: one number a class, in order.
+func ask(_ picture: CGImage, threads: Int = 4) throws -> [Float] {
+  var options = Interpreter.Options()
+  options.threadCount = threads
+  let interpreter = try Interpreter(modelPath: modelPath, options: options)
+  try interpreter.allocateTensors()
+  let pixels = (0..<batch).flatMap { _ in prepare(picture) }
+  let input = Data(pixels)
+  try interpreter.copy(input, toInputAt: 0)
+  try interpreter.invoke()
+  let output = try interpreter.output(at: 0).data
+  let answer = output.withUnsafeBytes { Array($0.bindMemory(to: Float.self).prefix(width)) }
+  return answer
+}
+
+// With MediaPipe, which reads names and number formats from the file: label and score.
+func askMediaPipe(_ picture: CGImage) throws -> [(String, Float)] {
+  let options = ImageClassifierOptions()
+  options.baseOptions.modelAssetPath = modelPath
+  options.runningMode = .image
+  options.maxResults = 5
+  let classifier = try ImageClassifier(options: options)
+  // MediaPipe would squeeze the whole picture into a square; the net saw its centre.
+  let pixels = prepare(picture)
+  let bytes: [UInt8] = (0..<size * size).flatMap {
+    [pixels[3 * $0], pixels[3 * $0 + 1], pixels[3 * $0 + 2], 255]
+  }
+  let square = CGImage(
+    width: size, height: size, bitsPerComponent: 8, bitsPerPixel: 32,
+    bytesPerRow: size * 4, space: CGColorSpace(name: CGColorSpace.sRGB)!,
+    bitmapInfo: CGBitmapInfo(rawValue: CGImageAlphaInfo.noneSkipLast.rawValue),
+    provider: CGDataProvider(data: Data(bytes) as CFData)!,
+    decode: nil, shouldInterpolate: false, intent: .defaultIntent)!
+  let result = try classifier.classify(image: MPImage(uiImage: UIImage(cgImage: square)))
+  return result.classificationResult.classifications[0].categories.map {
+    ($0.categoryName ?? String($0.index), $0.score)
+  }
+}

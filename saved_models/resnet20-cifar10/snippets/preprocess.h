@@ -1,0 +1,72 @@
+// Pictures for an exported resnet20: standard C++17, no library.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+constexpr int kShortSide = 32;
+constexpr int kSize = 32;
+
+constexpr double kSupport = 1;
+inline double Kernel(double x) { return std::max(0.0, 1 - std::abs(x)); }
+
+struct Tap {
+  int start;
+  std::vector<double> weights;
+};
+
+// Which pixels of a line make each of kSize new ones, and with what weights.
+inline std::vector<Tap> Taps(int length, int target) {
+  const double scale = static_cast<double>(length) / target;
+  const double reach = std::max(scale, 1.0);
+  const int spare = target - kSize, half = spare / 2;
+  const int first = half + (spare % 2) * (half % 2);
+  std::vector<Tap> taps;
+  for (int index = 0; index < kSize; ++index) {
+    const double centre = (first + index + 0.5) * scale;
+    const int start = std::max(0, static_cast<int>(centre - kSupport * reach + 0.5));
+    const int end = std::min(length, static_cast<int>(centre + kSupport * reach + 0.5));
+    Tap tap{start, {}};
+    double sum = 0;
+    for (int at = start; at < end; ++at) {
+      tap.weights.push_back(Kernel((at + 0.5 - centre) / reach));
+      sum += tap.weights.back();
+    }
+    for (double& weight : tap.weights) weight /= sum;
+    taps.push_back(tap);
+  }
+  return taps;
+}
+
+inline uint8_t Byte(double value) {
+  return static_cast<uint8_t>(std::clamp(std::floor(value + 0.5), 0.0, 255.0));
+}
+
+// Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
+// `rgb` is an upright picture, height x width x 3; the answer is kSize x kSize x 3.
+inline std::vector<uint8_t> Prepare(const uint8_t* rgb, int width, int height) {
+  const int64_t small = std::min(width, height);
+  const auto columns = Taps(width, static_cast<int>(int64_t{width} * kShortSide / small));
+  const auto rows = Taps(height, static_cast<int>(int64_t{height} * kShortSide / small));
+  const size_t line = kSize * 3;
+  std::vector<uint8_t> wide(height * line), pixels(kSize * line);
+  for (int y = 0; y < height; ++y)
+    for (int x = 0; x < kSize; ++x)
+      for (int c = 0; c < 3; ++c) {
+        double sum = 0;
+        for (size_t k = 0; k < columns[x].weights.size(); ++k)
+          sum += columns[x].weights[k] *
+                 rgb[(static_cast<size_t>(y) * width + columns[x].start + k) * 3 + c];
+        wide[y * line + x * 3 + c] = Byte(sum);
+      }
+  for (int y = 0; y < kSize; ++y)
+    for (size_t x = 0; x < line; ++x) {
+      double sum = 0;
+      for (size_t k = 0; k < rows[y].weights.size(); ++k)
+        sum += rows[y].weights[k] * wide[(rows[y].start + k) * line + x];
+      pixels[y * line + x] = Byte(sum);
+    }
+  return pixels;
+}
