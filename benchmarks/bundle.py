@@ -14,7 +14,7 @@ from pathlib import Path
 import reszoo
 from reszoo.cards import Metric
 from reszoo.checkpoints.bundled import BUNDLED
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.command import repeating
 
 DATA = "CIFAR-10 (JPEG)"
 SPLIT = f"{DATA}, the 10,000 test images"
@@ -22,15 +22,9 @@ SPLIT = f"{DATA}, the 10,000 test images"
 
 def command(card: reszoo.Card) -> str:
     """Return the command that repeats a training."""
-    recipe = card.provenance["recipe"]
-    usual = find_recipe(recipe["name"]).to_json()
-    changed = [
-        f"--set {name}={value}"
-        for name, value in recipe.items()
-        if value != usual[name]
-    ]
-    words = ["reszoo train DATA --model", card.architecture.spec, "--recipe"]
-    return " ".join([*words, recipe["name"], *changed, "--output RUN"])
+    recipe = reszoo.Recipe(**card.provenance["recipe"])
+    spec, run = card.architecture.spec, Path("RUN")
+    return " ".join(repeating(spec, "DATA", recipe, None, run, "skip"))
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from reszoo.studies.results import (
 from reszoo.training.net import computing_in, precision, set_momentum
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import DEFAULTS, Recipe
+from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
 from reszoo.training.state import check_same
 from reszoo.training.stopping import Stop, Stopped, stopping
 
@@ -48,35 +48,16 @@ _DIGITS_FIELDS: dict[str, Any] = {
 
 # All other fields of a recipe are refused unless they are at their defaults, so that
 # none is passed over in silence.
-_CARRIED_OUT = {
+_CARRIED_OUT = LEARNING | {
     "name",
     "batch_size",
-    "bn_momentum",
     "crop",
-    "decay_on",
-    "epochs",
-    "factor",
     "flip",
-    "floor",
-    "label_smoothing",
-    "learning_rate",
-    "loss",
-    "milestones",
-    "momentum",
-    "nesterov",
-    "optimizer",
     "pad",
     "precision",
-    "schedule",
-    "schedule_per",
     "seed",
     "steps",
     "train_size",
-    "warmup_epochs",
-    "warmup_prefix",
-    "warmup_shape",
-    "warmup_start",
-    "weight_decay",
 }
 
 

@@ -13,32 +13,10 @@ from reszoo.training.freezing import freeze
 from reszoo.training.net import set_momentum
 from reszoo.training.phases import moving_momentum
 from reszoo.training.recipe_table import FIELDS, find_recipe
-from reszoo.training.recipes import Recipe
+from reszoo.training.recipes import LEARNING, Recipe
 from reszoo.zoo import get_card, set_card
 
-_CARRIED_OUT = {
-    "bn_momentum",
-    "decay_on",
-    "epochs",
-    "factor",
-    "floor",
-    "freeze",
-    "freeze_bn",
-    "label_smoothing",
-    "learning_rate",
-    "loss",
-    "milestones",
-    "momentum",
-    "nesterov",
-    "optimizer",
-    "schedule",
-    "schedule_per",
-    "warmup_epochs",
-    "warmup_prefix",
-    "warmup_shape",
-    "warmup_start",
-    "weight_decay",
-}
+_CARRIED_OUT = LEARNING | {"freeze", "freeze_bn"}
 # What `fit` cannot be told through `compile`: it is done to the images, to the net,
 # or around the loop. By difference, so that a new field is refused until it works.
 _ONLY_TRAIN = tuple(name for name in FIELDS if name not in _CARRIED_OUT)

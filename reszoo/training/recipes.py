@@ -307,3 +307,28 @@ def _types() -> dict[str, Any]:
 
 DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 """Field -> what it is when it is left out."""
+
+LEARNING = frozenset(
+    {
+        "bn_momentum",
+        "decay_on",
+        "epochs",
+        "factor",
+        "floor",
+        "label_smoothing",
+        "learning_rate",
+        "loss",
+        "milestones",
+        "momentum",
+        "nesterov",
+        "optimizer",
+        "schedule",
+        "schedule_per",
+        "warmup_epochs",
+        "warmup_prefix",
+        "warmup_shape",
+        "warmup_start",
+        "weight_decay",
+    }
+)
+"""Fields that decide the rule of every step: its loss, rate, update and statistics."""
