@@ -3,13 +3,15 @@
 Run: python benchmarks/bundle.py RUN_FOLDER DATA
 
 DATA is the folder with train/ and test/ that the run was trained on. The card gets the
-accuracy on its 10,000 test images and the command that repeats the training, and no
-path of this machine.
+accuracy on its 10,000 test images and the commands that repeat its training, also the
+earlier one whose weights it began from, and no path of this machine.
 """
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import reszoo
 from reszoo.cards import Metric
@@ -20,11 +22,23 @@ DATA = "CIFAR-10 (JPEG)"
 SPLIT = f"{DATA}, the 10,000 test images"
 
 
-def command(card: reszoo.Card) -> str:
-    """Return the command that repeats a training."""
-    recipe = reszoo.Recipe(**card.provenance["recipe"])
-    spec, run = card.architecture.spec, Path("RUN")
-    return " ".join(repeating(spec, "DATA", recipe, None, run, "skip"))
+def commands(spec: str, provenance: Mapping[str, Any], run: str = "RUN") -> list[str]:
+    """Return the commands that repeat a training and those that it began from."""
+    before, weights, earlier = provenance.get("began_as"), None, []
+    if before is not None:
+        earlier = commands(spec, before, f"{run}0")
+        weights = f"{run}0/best.safetensors"
+    recipe = reszoo.Recipe(**provenance["recipe"])
+    words = repeating(spec, "DATA", recipe, weights, Path(run), "skip")
+    return [*earlier, " ".join(words)]
+
+
+def without_paths(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where weights come from, with the data's name instead of its folder."""
+    changes: dict[str, Any] = {"data": DATA}
+    if "began_as" in provenance:
+        changes["began_as"] = without_paths(provenance["began_as"])
+    return {**provenance, **changes}
 
 
 def main() -> None:
@@ -41,12 +55,12 @@ def main() -> None:
         Metric(name="top1", value=measured.top1, data=SPLIT),
         Metric(name="top5", value=measured.top5, data=SPLIT),
     ]
-    provenance = {
-        **card.provenance, "data": DATA, "command": command(card),
-        "licence": "Apache-2.0",
-    }  # fmt: skip
+    provenance = without_paths(card.provenance)
+    net = card.architecture.spec
+    provenance["command"] = " && ".join(commands(net, provenance))
+    provenance["licence"] = "Apache-2.0"
     card = replace(card, provenance=provenance, metrics=tuple(metrics))
-    target = BUNDLED["cifar10"][card.architecture.spec]
+    target = BUNDLED["cifar10"][net]
     target.parent.mkdir(exist_ok=True)
     reszoo.save(model, target, card)
     print(f"{target.name}: {measured.top1:.2%} top-1, {target.stat().st_size:,} bytes")

@@ -100,10 +100,13 @@ def test_list_shows_the_published_weights(call: Any) -> None:
     assert [row["net"] for row in rows] == ["resnet34"] * 8
 
 
-def test_list_shows_the_weights_inside_the_package(call: Any) -> None:
-    rows = json.loads(call("list", "resnet20", "--weights", "--json")[1])
-    assert [(row["net"], row["weights"]) for row in rows] == [("resnet20", "cifar10")]
-    assert rows[0]["top1"] == 88.31
+@pytest.mark.parametrize(("net", "top1"), [("resnet20", 88.31), ("resnet32", 89.09)])
+def test_list_shows_the_weights_inside_the_package(
+    call: Any, net: str, top1: float
+) -> None:
+    rows = json.loads(call("list", net, "--weights", "--json")[1])
+    assert [(row["net"], row["weights"]) for row in rows] == [(net, "cifar10")]
+    assert rows[0]["top1"] == top1
 
 
 def test_convert_writes_what_it_read(call: Any, run: Any, tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ _FOLDER = Path(__file__).parents[1] / "bundled"
 # Name of the weights -> net -> file. Trained on CIFAR-10 as strongly compressed JPEGs:
 # on the original pixels they answer differently than nets trained on those.
 BUNDLED: dict[str, dict[str, Path]] = {
-    "cifar10": {"resnet20": _FOLDER / "resnet20-cifar10.safetensors"},
+    "cifar10": {
+        "resnet20": _FOLDER / "resnet20-cifar10.safetensors",
+        "resnet32": _FOLDER / "resnet32-cifar10.safetensors",
+    },
 }
 
 
