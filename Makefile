@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test lint format clean
 
 help:
-	@echo "make demo   train, export and verify a ResNet on real images"
+	@echo "make demo   fine-tune, export and verify a ResNet on real images"
 	@echo "make test   lint, types and tests"
 	@echo "make format let ruff format the code"
 	@echo "make clean  remove what make made"

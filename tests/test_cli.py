@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -208,10 +209,15 @@ def test_the_demo_does_it_all(
     import reszoo.demo
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(reszoo.demo._CHANGES, "epochs", 3)
+    monkeypatch.setitem(reszoo.demo._CHANGES, "epochs", 1)
     code, out, err = call("demo")
     assert code == 0
-    assert "1/3" in err
+    tuned, scratch = (
+        float(re.findall(rf"{start} +top-1 ([\d.]+)%", err)[0])
+        for start in ("fine-tuned", "from scratch")
+    )
+    (gain,) = re.findall(r"gained \+([\d.]+) points", err)
+    assert float(gain) == pytest.approx(tuned - scratch, abs=0.011)
     for file in ("saved_model", "model.tflite", "model-int8.tflite", "model.onnx"):
         assert file in out
         assert (tmp_path / "saved_models" / "demo" / file).exists()

@@ -81,7 +81,14 @@ def test_what_is_frozen_after_compile_stays_in_fit() -> None:
 def test_compile_freezes_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
     model = small()
     before = to_tensors(model)
-    reszoo.compile(model, "finetune", steps_per_epoch=3, epochs=1, freeze="stages:2")
+    reszoo.compile(
+        model,
+        "finetune",
+        steps_per_epoch=3,
+        epochs=1,
+        freeze="stages:2",
+        freeze_bn=True,
+    )
     assert "batch normalisation: 19 frozen, 0 live" in capsys.readouterr().err
     fit(model)
     after = to_tensors(model)

@@ -89,8 +89,9 @@ def test_the_size_of_the_set_decides_how_long_fine_tuning_is(
 @pytest.mark.parametrize(
     ("images", "changes", "frozen", "momentum"),
     [
-        (1_999, {}, True, 0.9),
-        (2_000, {}, False, 0.9),
+        (32, {}, False, 0.9),
+        (32, {"batch_size": 16}, False, 0.9),
+        (32, {"batch_size": 15}, True, 0.9),
         (2_000, {"batch_size": 8}, True, 0.96),
         (2_000, {"accumulate": 4}, True, 0.9),
         (64_000, {}, False, 1 - 10 / 2_000),

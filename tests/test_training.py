@@ -83,6 +83,7 @@ def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
         epochs=2,
         batch_size=16,
         head_epochs=2,
+        freeze_bn=True,
     )
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (

@@ -177,7 +177,7 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Show it all: train on handwritten digits, export, prove, measure."""
+    """Show it all: fine-tune on handwritten digits, export, prove, measure."""
     from reszoo.demo import run_demo
 
     manifest = run_demo(output)

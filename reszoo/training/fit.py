@@ -37,7 +37,9 @@ def compile(
     Augmentation, averages, the phase of the head and half precision are not: they
     belong to `reszoo.train`. Changing `layer.trainable` afterwards has effect at the
     next `fit`. Layers that were frozen by hand stay so; what an earlier `compile`
-    froze is thawed first. The card then tells of this recipe and of no metrics.
+    froze is thawed first. The card then tells of this recipe and of no metrics. With
+    batches of fewer than 16 images pass `freeze_bn=True`: what `reszoo.train` decides
+    by itself, this function cannot know.
 
     `model.save("x.keras")` keeps the optimizer and its state, but no card: that is
     what `reszoo.save` writes. A new program needs `import reszoo.training.fit` before
@@ -66,9 +68,7 @@ def compile(
     """
     _refuse(model, fields)
     plan, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
-    counted = freeze(
-        model, card.architecture.spec, plan.freeze, plan.freeze_bn is not False
-    )
+    counted = freeze(model, card.architecture.spec, plan.freeze, bool(plan.freeze_bn))
     set_momentum(model, moving_momentum(plan, steps_per_epoch))
     model.compile(
         optimizer=RuleOptimizer(plan, steps_per_epoch),

@@ -11,9 +11,11 @@ from reszoo.training.schedules import Schedule
 # step has 512 images; with our smaller ones large sets get ten epochs at least.
 _BIT_STEPS = ((20_000, 500), (500_000, 10_000), (math.inf, 20_000))
 _LEAST_EPOCHS = 10
-# Below these a batch says too little about a set, and a set about the world, for new
-# statistics to be better than those of pretraining.
-_SMALL_BATCH, _SMALL_SET = 16, 2_000
+# Fewer images than these at a time say too little for new statistics to be better than
+# those of pretraining. A small set alone is no reason: on 500 images frozen and live
+# ones end alike (benchmarks/transfer.py), and where the images look unlike those of
+# pretraining, frozen ones let the whole net collapse.
+_SMALL_BATCH = 16
 # Of a small set, epochs are put together to as many steps before the net is measured.
 _STEPS_TOLD = 25
 _HEAD_SCHEDULE = Schedule(kind="constant")
@@ -76,7 +78,7 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
             "batch_size must be at most the number of training images. Received: "
             f"batch_size={recipe.batch_size} for {images} images."
         )
-    settled = _settled(recipe, images, per_epoch, devices)
+    settled = _settled(recipe, per_epoch, devices)
     steps = _length(recipe, images, per_epoch)
     told = 1 if _told(recipe) else max(1, math.ceil(_STEPS_TOLD / per_epoch))
     schedule = recipe.rates(steps / per_epoch)
@@ -113,14 +115,14 @@ def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
     return max(steps, _LEAST_EPOCHS * per_epoch)
 
 
-def _settled(recipe: Recipe, images: int, per_epoch: int, devices: int) -> Recipe:
-    """Decide what `freeze_bn=None` and `bn_momentum=None` leave to the data."""
+def _settled(recipe: Recipe, per_epoch: int, devices: int) -> Recipe:
+    """Decide what `freeze_bn=None` and `bn_momentum=None` leave open."""
     frozen = recipe.freeze_bn
     if frozen is None:
         seen = recipe.batch_size // recipe.accumulate
         if not recipe.sync_bn:
             seen //= devices
-        frozen = seen < _SMALL_BATCH or images < _SMALL_SET
+        frozen = seen < _SMALL_BATCH
     momentum = moving_momentum(recipe, per_epoch)
     return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)
 

@@ -106,8 +106,7 @@ class Recipe:
         freeze: "backbone" trains the head alone, "stages:N" all but the stem and
             the first N stages, None everything.
         freeze_bn: Whether batch normalisation keeps its statistics and scales.
-            None lets the data decide: frozen for batches under 16 or fewer than
-            2,000 training images.
+            None freezes them where a device sees fewer than 16 images at a time.
         bn_momentum: Of the moving statistics (Keras' convention; torch's 0.1 is 0.9
             here). None is `max(1 - 10 / steps an epoch, 0.9)` (Kornblith et al. 2019).
         sync_bn: Whether devices share their batch statistics.
