@@ -104,8 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
             extra["Content-Length"] = str(len(body) - start + site.announced)
         if site.chunked:
             extra["Transfer-Encoding"] = "chunked"
+        # Taken before the head: a client may leave at that, and set the next cut.
+        cut = site.cuts.pop(0) if body_wanted and site.cuts else len(body)
         self._head(206 if start else 200, **extra)
-        return self._send(body, start) if body_wanted else None
+        return self._send(body, start, cut) if body_wanted else None
 
     def _head(self, status: int, **headers: str) -> None:
         self.send_response(status)
@@ -122,12 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
         same = headers.get("if-range", tag) == tag or self.site.careless
         return int(asked[1]) if asked and same and self.site.ranges else 0
 
-    def _send(self, body: bytes, start: int) -> None:
+    def _send(self, body: bytes, start: int, cut: int) -> None:
         site = self.site
         if site.damaged is not None:
             wrong = bytes([body[site.damaged] ^ 1])
             body = body[: site.damaged] + wrong + body[site.damaged + 1 :]
-        end = start + site.cuts.pop(0) if site.cuts else len(body)
+        end = min(start + cut, len(body))
         gate = max(start, min(end, site.gate_at))
         self._write(body[start:gate])
         site.gate.wait(60)
