@@ -122,6 +122,13 @@ def megabytes() -> float:
     return sum(int(each.split()[1]) for each in lines if each.startswith("Pss:")) / 1024
 
 
+def seconds_since_start() -> float:
+    """Return how long this process has run, to a hundredth (proc(5), starttime)."""
+    ticks = int(_status(Path("/proc/self"))[19])
+    begun = ticks / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - begun
+
+
 def processor_seconds() -> float:
     """Return the processor time that the family has used."""
     ticks = [sum(map(int, _status(process)[11:13])) for process in _family()]

@@ -112,12 +112,13 @@ LOADERS: dict[str, tuple[Callable[[str], Iterator[Any]], tuple[str, ...]]] = {
 def load(library: str, data: str) -> None:
     """Measure one loader in this process."""
     opened, packages = LOADERS[library]
-    step = partial(_take, opened(data))
+    step = partial(take, opened(data))
     run = harness.sampled(step, items=BATCH * BATCHES, warm_up=2, samples=SAMPLES)
     harness.emit(run, versions=harness.versions(*packages))
 
 
-def _take(batches: Iterator[Any]) -> None:
+def take(batches: Iterator[Any]) -> None:
+    """Take as many batches as a sample has."""
     for _ in range(BATCHES):
         images, _labels = next(batches)
         if SIDE not in tuple(images.shape)[1:] or len(images) != BATCH:

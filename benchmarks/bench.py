@@ -1,0 +1,122 @@
+"""Ask every question once and write one file of answers: `make bench`.
+
+Run: python benchmarks/bench.py [--quick] [--peers PYTHON] [--results FOLDER]
+     [--only tools]
+
+The scripts run one after another, each with its own fresh processes. A script that
+fails is told of at the end and does not keep the others from running. The results are
+written after each answer as `benchmarks/results/DATE.json` (`--quick`: `DATE-quick`);
+`benchmarks/table.py` makes the README's table and plot of them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Question:
+    """One script.
+
+    Attributes:
+        script: Its name.
+        usual: Options of a whole run.
+        quick: Options of a quick run; None where the question is left out of one.
+        files: Whether it shares the folder of exported nets.
+    """
+
+    script: str
+    usual: tuple[str, ...]
+    quick: tuple[str, ...] | None = None
+    files: bool = False
+
+
+QUESTIONS = (
+    Question("tools", ("--rounds", "4"), ("--rounds", "2")),
+    Question(
+        "inference",
+        ("--rounds", "2"),
+        ("--rounds", "2", "--models", "resnet18", "--batches", "1"),
+        files=True,
+    ),
+    Question("first_answer", ("--rounds", "4"), files=True),
+    Question("export", ("--rounds", "2")),
+    Question(
+        "training",
+        ("--rounds", "2", "--models", "resnet50", "resnet18", "resnet20"),
+        ("--rounds", "2", "--models", "resnet20"),
+    ),
+    Question("input", ("--rounds", "2"), ("--rounds", "2")),
+    Question("growth", ("--rounds", "1")),
+)
+# Those whose options know no peers.
+_ALONE = ("export", "growth")
+
+
+def ask(
+    question: Question, options: tuple[str, ...], root: Path, peers: str | None
+) -> dict[str, Any] | None:
+    """Run one script and return what it found; None where it failed."""
+    answer = root / f"{question.script}.json"
+    command = [sys.executable, str(HERE / f"{question.script}.py"), *options]
+    command += ["--json", str(answer)]
+    if question.files:
+        command += ["--files", str(root / "files")]
+    if peers and question.script not in _ALONE:
+        command += ["--peers", peers]
+    print(f"\n{' '.join(command[1:])}", flush=True)
+    begun = time.monotonic()
+    if subprocess.run(command, check=False).returncode:
+        return None
+    told: dict[str, Any] = json.loads(answer.read_text())
+    return {**told, "minutes": round((time.monotonic() - begun) / 60, 1)}
+
+
+def bench(given: argparse.Namespace) -> list[str]:
+    """Ask all questions; return the names of those without an answer."""
+    from reszoo.files import write_json
+
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    file = given.results / f"{today}{'-quick' if given.quick else ''}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    answers = json.loads(file.read_text()) if file.exists() else {}
+    failed = []
+    with tempfile.TemporaryDirectory() as root:
+        for question in QUESTIONS:
+            options = question.quick if given.quick else question.usual
+            if options is None or question.script not in given.only:
+                continue
+            answer = ask(question, options, Path(root), given.peers)
+            if answer is None:
+                failed.append(question.script)
+                continue
+            answers[question.script] = answer
+            write_json(file, answers)
+    print(f"\nLook at: {file}")
+    return failed
+
+
+def main() -> None:
+    """Ask them."""
+    names = [question.script for question in QUESTIONS]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few minutes")
+    parser.add_argument("--peers", help="python of an environment with the peers")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    failed = bench(parser.parse_args())
+    if failed:
+        raise SystemExit(f"No answer from: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

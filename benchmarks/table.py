@@ -1,0 +1,129 @@
+"""Make the README's table and plot of a file of results.
+
+Run: python benchmarks/table.py [benchmarks/results/DATE.json]
+
+Without a file it takes the latest whole run. The table goes between the two marks of
+the README, the plot to `docs/benchmarks.png`.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+README, PLOT = HERE.parent / "README.md", HERE.parent / "docs" / "benchmarks.png"
+BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end of what it made -->"
+# Okabe and Ito's colours, which the colour-blind tell apart.
+OURS, THEIRS = "#0072B2", "#999999"
+_TITLES = {
+    "tools": "Everyday things",
+    "inference": "Answers",
+    "first_answer": "First answer of a new process, ResNet-50",
+    "export": "Writing SavedModel, TFLite and ONNX",
+    "training": "Training",
+    "input": "Batches from JPEGs",
+}
+_PLOTTED = "resnet50 b1 "
+Answers = Mapping[str, Any]
+
+
+def latest(folder: Path) -> Path:
+    """Return the newest whole run."""
+    whole = [p for p in sorted(folder.glob("*.json")) if "quick" not in p.name]
+    if not whole:
+        raise SystemExit(f"There are no results in {folder}. Run: make bench")
+    return whole[-1]
+
+
+def lines(answers: Answers, name: str) -> Iterator[str]:
+    """Yield the section of the README."""
+    machine = next(iter(answers.values()))["machine"]
+    yield (
+        f"`make bench` on {machine['processor']}, 2 threads "
+        f"(`benchmarks/results/{name}`). A ratio is the median over pairs of "
+        "processes that ran in turns, with the middle 95 % of a bootstrap."
+    )
+    for script, title in _TITLES.items():
+        if script in answers:
+            yield from _ratios(title, answers[script])
+    yield from _milliseconds(answers.get("inference"))
+    for script in ("tools", "growth"):
+        yield from (f"\n* {note}" for note in answers.get(script, {}).get("notes", ()))
+
+
+def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
+    yield f"\n**{title}**\n"
+    yield "| reszoo | beside | times as fast | asked | |"
+    yield "|---|---|---|---|---|"
+    for row in answer["ratios"]:
+        span = f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        cells = (row["ours"], row["theirs"], span, f"{row['claim']:g}", row["verdict"])
+        yield f"| {' | '.join(cells)} |"
+
+
+def _milliseconds(answer: Mapping[str, Any] | None) -> Iterator[str]:
+    if not answer:
+        return
+    yield "\n**Milliseconds a call, start to first answer, memory and file**\n"
+    yield "| | ms | p10 to p90 | first answer, s | memory, MB | file, MB |"
+    yield "|---|---|---|---|---|---|"
+    for name, row in answer["contenders"].items():
+        if "ms" not in row:
+            continue
+        batch = row["median"] * row["ms"]
+        span = f"{batch / row['p90']:.1f} to {batch / row['p10']:.1f}"
+        file = f"{row['file_mb']:.1f}" if "file_mb" in row else ""
+        cells = (f"{row['ms']:.1f}", span, f"{row['cold_ms'] / 1000:.1f}")
+        yield f"| {name} | {' | '.join(cells)} | {row['megabytes']:.0f} | {file} |"
+
+
+def write_readme(answers: Answers, name: str) -> None:
+    """Put the section between its marks."""
+    from reszoo.files import write_text
+
+    before, begin, rest = README.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{README} has no {BEGIN} and {END}")
+    made = "\n".join(lines(answers, name))
+    write_text(README, f"{before}{BEGIN}\n{made}\n{END}{after}")
+
+
+def write_plot(answer: Mapping[str, Any], path: Path) -> None:
+    """Draw how long ResNet-50 takes for one image."""
+    rows = sorted(
+        (
+            (row["ms"], name.removeprefix(_PLOTTED))
+            for name, row in answer["contenders"].items()
+            if name.startswith(_PLOTTED)
+        ),
+        reverse=True,
+    )
+    from inference_peers import OURS as FILES
+
+    figure = Figure(figsize=(8, 0.32 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colours = [OURS if name in FILES else THEIRS for _, name in rows]
+    bars = axes.barh([name for _, name in rows], [ms for ms, _ in rows], color=colours)
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.set_xlabel("milliseconds, 2 threads; reszoo's files in blue")
+    axes.set_title("How long ResNet-50 takes for one image of 224 pixels", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Make both."""
+    file = Path(sys.argv[1]) if sys.argv[1:] else latest(HERE / "results")
+    answers = json.loads(file.read_text())
+    write_readme(answers, file.name)
+    if "inference" in answers:
+        write_plot(answers["inference"], PLOT)
+
+
+if __name__ == "__main__":
+    main()
