@@ -25,53 +25,50 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Question:
-    """One script.
+    """One run of a script.
 
     Attributes:
-        script: Its name.
+        name: Of its answer among the results.
+        script: The script.
         usual: Options of a whole run.
         quick: Options of a quick run; None where the question is left out of one.
         files: Whether it shares the folder of exported nets.
+        peers: Whether it takes their Python.
     """
 
+    name: str
     script: str
     usual: tuple[str, ...]
     quick: tuple[str, ...] | None = None
     files: bool = False
+    peers: bool = True
 
 
+_TWICE = ("--rounds", "2")
+_SMALL = (*_TWICE, "--models", "resnet18", "--batches", "1")
+_LARGE = (*_TWICE, "--models", "resnet50", "--batches", "1", "8")
 QUESTIONS = (
-    Question("tools", ("--rounds", "4"), ("--rounds", "2")),
-    Question(
-        "inference",
-        ("--rounds", "2"),
-        ("--rounds", "2", "--models", "resnet18", "--batches", "1"),
-        files=True,
-    ),
-    Question("first_answer", ("--rounds", "4"), files=True),
-    Question("export", ("--rounds", "2")),
-    Question(
-        "training",
-        ("--rounds", "2", "--models", "resnet50", "resnet18", "resnet20"),
-        ("--rounds", "2", "--models", "resnet20"),
-    ),
-    Question("input", ("--rounds", "2"), ("--rounds", "2")),
-    Question("growth", ("--rounds", "1")),
+    Question("tools", "tools", _TWICE, _TWICE),
+    Question("inference", "inference", _LARGE, files=True),
+    Question("first_answer", "first_answer", ("--rounds", "4"), files=True),
+    Question("inference18", "inference", _SMALL, _SMALL, files=True),
+    Question("training", "training", _TWICE, (*_TWICE, "--models", "resnet20")),
+    Question("input", "input", _TWICE, _TWICE),
+    Question("export", "export", _TWICE, peers=False),
+    Question("growth", "growth", ("--rounds", "1"), peers=False),
 )
-# Those whose options know no peers.
-_ALONE = ("export", "growth")
 
 
 def ask(
     question: Question, options: tuple[str, ...], root: Path, peers: str | None
 ) -> dict[str, Any] | None:
     """Run one script and return what it found; None where it failed."""
-    answer = root / f"{question.script}.json"
+    answer = root / f"{question.name}.json"
     command = [sys.executable, str(HERE / f"{question.script}.py"), *options]
     command += ["--json", str(answer)]
     if question.files:
         command += ["--files", str(root / "files")]
-    if peers and question.script not in _ALONE:
+    if peers and question.peers:
         command += ["--peers", peers]
     print(f"\n{' '.join(command[1:])}", flush=True)
     begun = time.monotonic()
@@ -93,13 +90,13 @@ def bench(given: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as root:
         for question in QUESTIONS:
             options = question.quick if given.quick else question.usual
-            if options is None or question.script not in given.only:
+            if options is None or question.name not in given.only:
                 continue
             answer = ask(question, options, Path(root), given.peers)
             if answer is None:
-                failed.append(question.script)
+                failed.append(question.name)
                 continue
-            answers[question.script] = answer
+            answers[question.name] = answer
             write_json(file, answers)
     print(f"\nLook at: {file}")
     return failed
@@ -107,7 +104,7 @@ def bench(given: argparse.Namespace) -> list[str]:
 
 def main() -> None:
     """Ask them."""
-    names = [question.script for question in QUESTIONS]
+    names = [question.name for question in QUESTIONS]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few minutes")
     parser.add_argument("--peers", help="python of an environment with the peers")

@@ -159,10 +159,12 @@ def roof(kind: str) -> Contender:
     """Return the contender that shows what the processor can do.
 
     Args:
-        kind: "float32" or "bfloat16".
+        kind: "float32", "bfloat16", or "int8": bytes without a sign times such with
+            one, as the int8 files' convolutions do.
     """
     command = (sys.executable, __file__, "--roof", kind)
-    return Contender(f"roof {kind}", command, "GFLOP/s")
+    unit = "GOP/s" if kind == "int8" else "GFLOP/s"
+    return Contender(f"roof {kind}", command, unit)
 
 
 def order(count: int, turn: int) -> list[int]:
@@ -369,14 +371,42 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def _measure_roof(kind: str) -> None:
+    product, library = _of_bytes() if kind == "int8" else _of_floats(kind)
+    run = sampled(product, items=1, warm_up=3, samples=15)
+    run["samples"] = [2 * ROOF_SIDE**3 * rate / 1e9 for rate in run["samples"]]
+    emit(run, versions=versions(library))
+
+
+def _of_floats(kind: str) -> tuple[Callable[[], object], str]:
     import tensorflow as tf
 
-    side = ROOF_SIDE
-    one = tf.cast(tf.random.stateless_uniform((side, side), (0, 0)), kind)
+    one = tf.cast(tf.random.stateless_uniform((ROOF_SIDE, ROOF_SIDE), (0, 0)), kind)
     product = tf.function(lambda x: tf.reduce_sum(tf.matmul(x, x)))
-    run = sampled(lambda: float(product(one)), items=1, warm_up=3, samples=15)
-    run["samples"] = [2 * side**3 * rate / 1e9 for rate in run["samples"]]
-    emit(run, versions=versions("tensorflow"))
+    return lambda: float(product(one)), "tensorflow"
+
+
+def _of_bytes() -> tuple[Callable[[], object], str]:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape = (ROOF_SIDE, ROOF_SIDE)
+    draw = np.random.default_rng(0)
+    weights = numpy_helper.from_array(draw.integers(-127, 128, shape, np.int8), "b")
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["product"])
+    given = helper.make_tensor_value_info("a", TensorProto.UINT8, shape)
+    made = helper.make_tensor_value_info("product", TensorProto.INT32, shape)
+    graph = helper.make_graph([node], "roof", [given], [made], [weights])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    seen = {"a": draw.integers(0, 256, shape, np.uint8)}
+    return lambda: session.run(None, seen), "onnxruntime"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end of what it made -
 OURS, THEIRS = "#0072B2", "#999999"
 _TITLES = {
     "tools": "Everyday things",
-    "inference": "Answers",
+    "inference": "Answers of ResNet-50",
+    "inference18": "Answers of ResNet-18",
     "first_answer": "First answer of a new process, ResNet-50",
     "export": "Writing SavedModel, TFLite and ONNX",
     "training": "Training",
@@ -50,7 +51,8 @@ def lines(answers: Answers, name: str) -> Iterator[str]:
     for script, title in _TITLES.items():
         if script in answers:
             yield from _ratios(title, answers[script])
-    yield from _milliseconds(answers.get("inference"))
+    for script in ("inference", "inference18"):
+        yield from _milliseconds(_TITLES[script], answers.get(script))
     for script in ("tools", "growth"):
         yield from (f"\n* {note}" for note in answers.get(script, {}).get("notes", ()))
 
@@ -65,10 +67,10 @@ def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def _milliseconds(answer: Mapping[str, Any] | None) -> Iterator[str]:
+def _milliseconds(title: str, answer: Mapping[str, Any] | None) -> Iterator[str]:
     if not answer:
         return
-    yield "\n**Milliseconds a call, start to first answer, memory and file**\n"
+    yield f"\n**{title}: a call, start to first answer, memory and file**\n"
     yield "| | ms | p10 to p90 | first answer, s | memory, MB | file, MB |"
     yield "|---|---|---|---|---|---|"
     for name, row in answer["contenders"].items():

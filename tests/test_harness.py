@@ -1,26 +1,34 @@
 """The benchmarks' arithmetic, and that contenders run in turns."""
 
+import argparse
 import importlib.util
+import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-_PATH = Path(__file__).parents[1] / "benchmarks" / "harness.py"
+_FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def benchmark_script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, _FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up, and scripts import the harness.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def harness() -> Any:
-    spec = importlib.util.spec_from_file_location("harness", _PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules["harness"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("harness")
 
 
 def runs_of(*medians: float) -> list[dict[str, Any]]:
@@ -49,6 +57,119 @@ def test_a_spread_that_is_too_wide_gives_no_verdict(harness: Any) -> None:
     same = harness.compare(runs, "calm", "calm")
     assert same.verdict(1.0) == "no verdict"
     assert same.verdict(2.0) == "missed"
+
+
+def test_a_against_a_has_no_winner_and_a_twentieth_is_found(harness: Any) -> None:
+    # Samples spread by 2 %, and the machine slows down by a tenth each round.
+    draw = np.random.default_rng(0)
+
+    def runs_at(rate: float) -> list[dict[str, Any]]:
+        return [
+            {"samples": (rate * 0.9**turn * draw.normal(1, 0.02, 10)).tolist()}
+            for turn in range(6)
+        ]
+
+    runs = {"a": runs_at(100), "a again": runs_at(100), "slower": runs_at(95)}
+    same = harness.compare(runs, "a", "a again")
+    assert same.low <= 1 <= same.high
+    assert same.verdict(1.0) == "no verdict"
+    slower = harness.compare(runs, "slower", "a")
+    assert slower.high < 1
+    assert slower.median == pytest.approx(0.95, abs=0.02)
+    assert slower.verdict(1.0) == "missed"
+
+
+def test_the_time_since_the_start_includes_what_came_before(harness: Any) -> None:
+    program = (
+        "import sys, time; time.sleep(0.2)\n"
+        f"sys.path.insert(0, {str(_FOLDER)!r})\n"
+        "import harness; print(harness.seconds_since_start())"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        (sys.executable, "-c", program), capture_output=True, text=True, check=True
+    )
+    # Counted in hundredths.
+    assert 0.19 <= float(done.stdout) <= time.monotonic() - begun + 0.02
+
+
+def test_the_exponent_is_the_slope_of_the_logarithms(harness: Any) -> None:
+    growth = benchmark_script("growth")
+    values = growth.AXES["side"].values
+    runs = {
+        f"side {value}": [{"ms": 3 * value**2, "megabytes": 7.0}] for value in values
+    }
+    found = growth.growth(runs, ["side"])["side"]
+    assert found["exponents"]["ms"] == pytest.approx(2)
+    assert found["exponents"]["megabytes"] == pytest.approx(0, abs=1e-9)
+    assert found["ms"][0] == 3 * 128**2
+    told = growth.notes({"side": found})
+    assert told[0] == "side 128 to 512: ms 49,152.0 to 786,432.0, exponent 2.00"
+
+
+def test_a_million_paths_are_all_different_and_all_there(
+    harness: Any, tmp_path: Path
+) -> None:
+    growth = benchmark_script("growth")
+    for number in range(3):
+        folder = tmp_path / "photos" / f"class-{number}"
+        folder.mkdir(parents=True)
+        (folder / f"{number}.jpg").touch()
+    lines = growth._list_of(8, tmp_path).read_text().splitlines()[1:]
+    paths = {line.split(",")[0] for line in lines}
+    assert len(paths) == 8
+    assert all((tmp_path / path).is_file() for path in paths)
+
+
+def test_the_readme_gets_the_ratios_and_milliseconds_of_a_run(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = benchmark_script("table")
+    ours, theirs = "resnet50 b1 tflite", "resnet50 b1 openvino"
+    row = {"samples": [20.0, 25.0], "ms": 50.0, "cold_ms": 1500.0, "megabytes": 99.0}
+    runs = {ours: [row], theirs: [{**row, "samples": [10.0, 12.5], "ms": 100.0}]}
+    both = [harness.Contender(name, ()) for name in runs]
+    told = harness.summary(both, runs, [harness.Claim(ours, theirs, 0.9)])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    monkeypatch.setattr(table, "README", readme)
+    table.write_readme({"inference": told}, "today.json")
+    made = readme.read_text()
+    assert made.startswith(f"before\n{table.BEGIN}\n`make bench` on ")
+    assert made.endswith(f"{table.END}\nafter\n")
+    assert "old" not in made
+    assert f"| {ours} | {theirs} | 2.00 (" in made
+    assert "| 0.9 | met |" in made
+    assert f"| {theirs} | 100.0 | " in made
+    assert "| 1.5 | 99 |" in made
+
+
+def test_a_question_without_an_answer_is_named_and_keeps_the_others(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = benchmark_script("bench")
+    monkeypatch.setattr(bench, "HERE", tmp_path)
+    (tmp_path / "bad.py").write_text("raise SystemExit(3)")
+    (tmp_path / "good.py").write_text(
+        "import sys\n"
+        "path = sys.argv[sys.argv.index('--json') + 1]\n"
+        "open(path, 'w').write('{\"options\": \"%s\"}' % ' '.join(sys.argv[1:3]))"
+    )
+    questions = [
+        bench.Question("bad", "bad", ()),
+        bench.Question("good", "good", ("--rounds", "2"), peers=False),
+        bench.Question("long", "good", ("--rounds", "9"), None),
+    ]
+    monkeypatch.setattr(bench, "QUESTIONS", questions[:2])
+    given = argparse.Namespace(
+        quick=False, peers=None, results=tmp_path, only=["bad", "good", "long"]
+    )
+    assert bench.bench(given) == ["bad"]
+    (file,) = tmp_path.glob("*.json")
+    assert json.loads(file.read_text())["good"]["options"] == "--rounds 2"
+    monkeypatch.setattr(bench, "QUESTIONS", questions[2:])
+    assert bench.bench(argparse.Namespace(**{**vars(given), "quick": True})) == []
+    assert not list(tmp_path.glob("*-quick.json"))
 
 
 def test_contenders_run_in_turns_and_in_fresh_processes(
