@@ -2,8 +2,8 @@
 
 Run: python benchmarks/table.py [benchmarks/results/DATE.json]
 
-Without a file it takes the latest whole run. The table goes between the two marks of
-the README, the plot to `docs/benchmarks.png`.
+Without a file it takes the latest whole run. The ratios go between the two marks of the
+README, all the rest to `docs/benchmarks.md`, the plot to `docs/benchmarks.png`.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-README, PLOT = HERE.parent / "README.md", HERE.parent / "docs" / "benchmarks.png"
+README, DOCS = HERE.parent / "README.md", HERE.parent / "docs"
+PAGE, PLOT = DOCS / "benchmarks.md", DOCS / "benchmarks.png"
 BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end of what it made -->"
 # Okabe and Ito's colours, which the colour-blind tell apart.
 OURS, THEIRS = "#0072B2", "#999999"
@@ -40,21 +41,33 @@ def latest(folder: Path) -> Path:
     return whole[-1]
 
 
-def lines(answers: Answers, name: str) -> Iterator[str]:
+def ratios(answers: Answers, name: str) -> Iterator[str]:
     """Yield the section of the README."""
+    yield _measured(answers, name)
+    for script, title in _TITLES.items():
+        if script in answers:
+            yield from _ratios(title, answers[script])
+
+
+def page(answers: Answers, name: str) -> Iterator[str]:
+    """Yield the page of milliseconds, memory, sizes, notes and growth."""
+    yield f"# What `make bench` measured\n\n{_measured(answers, name)}"
+    for script in ("inference", "inference18"):
+        yield from _milliseconds(_TITLES[script], answers.get(script))
+    for script, answer in answers.items():
+        if answer["notes"]:
+            yield f"\n**{_TITLES.get(script, 'How cost grows')}: what else was seen**\n"
+            yield from (f"* {note}" for note in answer["notes"])
+    yield ""
+
+
+def _measured(answers: Answers, name: str) -> str:
     machine = next(iter(answers.values()))["machine"]
-    yield (
+    return (
         f"`make bench` on {machine['processor']}, 2 threads "
         f"(`benchmarks/results/{name}`). A ratio is the median over pairs of "
         "processes that ran in turns, with the middle 95 % of a bootstrap."
     )
-    for script, title in _TITLES.items():
-        if script in answers:
-            yield from _ratios(title, answers[script])
-    for script in ("inference", "inference18"):
-        yield from _milliseconds(_TITLES[script], answers.get(script))
-    for script in ("tools", "growth"):
-        yield from (f"\n* {note}" for note in answers.get(script, {}).get("notes", ()))
 
 
 def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
@@ -91,7 +104,7 @@ def write_readme(answers: Answers, name: str) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"{README} has no {BEGIN} and {END}")
-    made = "\n".join(lines(answers, name))
+    made = "\n".join(ratios(answers, name))
     write_text(README, f"{before}{BEGIN}\n{made}\n{END}{after}")
 
 
@@ -123,6 +136,7 @@ def main() -> None:
     file = Path(sys.argv[1]) if sys.argv[1:] else latest(HERE / "results")
     answers = json.loads(file.read_text())
     write_readme(answers, file.name)
+    PAGE.write_text("\n".join(page(answers, file.name)), encoding="utf-8")
     if "inference" in answers:
         write_plot(answers["inference"], PLOT)
 

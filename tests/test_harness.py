@@ -129,7 +129,7 @@ def test_the_readme_gets_the_ratios_and_milliseconds_of_a_run(
     row = {"samples": [20.0, 25.0], "ms": 50.0, "cold_ms": 1500.0, "megabytes": 99.0}
     runs = {ours: [row], theirs: [{**row, "samples": [10.0, 12.5], "ms": 100.0}]}
     both = [harness.Contender(name, ()) for name in runs]
-    told = harness.summary(both, runs, [harness.Claim(ours, theirs, 0.9)])
+    told = harness.summary(both, runs, [harness.Claim(ours, theirs, 0.9)], ["a note"])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     monkeypatch.setattr(table, "README", readme)
@@ -140,8 +140,10 @@ def test_the_readme_gets_the_ratios_and_milliseconds_of_a_run(
     assert "old" not in made
     assert f"| {ours} | {theirs} | 2.00 (" in made
     assert "| 0.9 | met |" in made
-    assert f"| {theirs} | 100.0 | " in made
-    assert "| 1.5 | 99 |" in made
+    whole = "\n".join(table.page({"inference": told}, "today.json"))
+    assert f"| {theirs} | 100.0 | " in whole
+    assert "| 1.5 | 99 |" in whole
+    assert "* a note" in whole
 
 
 def test_a_question_without_an_answer_is_named_and_keeps_the_others(
