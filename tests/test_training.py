@@ -324,6 +324,7 @@ def test_epochs_of_few_steps_are_told_together(
         folder,
         weights=run.best,
         batch_size=4,
+        learning_rate=1e-4,
         precision="float32",
         output=tmp_path / "run",
     )
