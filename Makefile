@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 PEERS := .peers
 PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: help demo test lint format bench bench-quick clean
+.PHONY: help demo test lint format bench bench-all bench-quick clean
 
 help:
 	@echo "make demo   fine-tune, export and verify a ResNet on real images"
 	@echo "make test   lint, types and tests"
-	@echo "make bench  reszoo beside its peers; bench-quick for a first look"
+	@echo "make bench  reszoo beside its peers; bench-quick for a first look, bench-all for more"
 	@echo "make format let ruff format the code"
 	@echo "make clean  remove what make made"
 
@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/reszoo demo
 
 test: lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -34,6 +34,10 @@ format: $(STAMP)
 
 bench: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python benchmarks/bench.py --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/table.py
+
+bench-all: $(STAMP) $(PEERS_STAMP)
+	$(BIN)/python benchmarks/bench.py --all --peers $(PEERS)/bin/python
 	$(BIN)/python benchmarks/table.py
 
 bench-quick: $(STAMP) $(PEERS_STAMP)

@@ -1,12 +1,13 @@
 """Ask every question once and write one file of answers: `make bench`.
 
-Run: python benchmarks/bench.py [--quick] [--peers PYTHON] [--results FOLDER]
+Run: python benchmarks/bench.py [--quick | --all] [--peers PYTHON] [--results FOLDER]
      [--only tools]
 
-The scripts run one after another, each with its own fresh processes. A script that
-fails is told of at the end and does not keep the others from running. The results are
-written after each answer as `benchmarks/results/DATE.json` (`--quick`: `DATE-quick`);
-`benchmarks/table.py` makes the README's table and plot of them.
+It takes half an hour on two cores, with `--all` three quarters. The scripts run one
+after another, each with its own fresh processes. A script that fails is told of at the
+end and does not keep the others from running. The results are written after each answer
+as `benchmarks/results/DATE.json` (`--quick`: `DATE-quick`); `benchmarks/table.py` makes
+the README's table and plot of them.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+Options = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,35 +34,41 @@ class Question:
         script: The script.
         usual: Options of a whole run.
         quick: Options of a quick run; None where the question is left out of one.
+        late: Whether only `--all` and `--only` ask it.
         files: Whether it shares the folder of exported nets.
         peers: Whether it takes their Python.
     """
 
     name: str
     script: str
-    usual: tuple[str, ...]
-    quick: tuple[str, ...] | None = None
+    usual: Options
+    quick: Options | None = None
+    late: bool = False
     files: bool = False
     peers: bool = True
 
 
 _TWICE = ("--rounds", "2")
+_ONCE = ("--rounds", "1")
 _SMALL = (*_TWICE, "--models", "resnet18", "--batches", "1")
+_NETS = ("--models", "resnet20", "resnet50")
 _LARGE = (*_TWICE, "--models", "resnet50", "--batches", "1", "8")
 QUESTIONS = (
     Question("tools", "tools", _TWICE, _TWICE),
     Question("inference", "inference", _LARGE, files=True),
     Question("first_answer", "first_answer", ("--rounds", "4"), files=True),
-    Question("inference18", "inference", _SMALL, _SMALL, files=True),
-    Question("training", "training", _TWICE, (*_TWICE, "--models", "resnet20")),
+    Question("training", "training", (*_TWICE, *_NETS), (*_TWICE, *_NETS[:2])),
     Question("input", "input", _TWICE, _TWICE),
     Question("export", "export", _TWICE, peers=False),
-    Question("growth", "growth", ("--rounds", "1"), peers=False),
+    Question("losses", "losses", _ONCE),
+    Question("inference18", "inference", _SMALL, _SMALL, late=True, files=True),
+    Question("training18", "training", (*_TWICE, "--models", "resnet18"), late=True),
+    Question("growth", "growth", _ONCE, late=True, peers=False),
 )
 
 
 def ask(
-    question: Question, options: tuple[str, ...], root: Path, peers: str | None
+    question: Question, options: Options, root: Path, peers: str | None
 ) -> dict[str, Any] | None:
     """Run one script and return what it found; None where it failed."""
     answer = root / f"{question.name}.json"
@@ -78,6 +86,17 @@ def ask(
     return {**told, "minutes": round((time.monotonic() - begun) / 60, 1)}
 
 
+def options_of(question: Question, given: argparse.Namespace) -> Options | None:
+    """Return how a question is asked, None where it is not."""
+    if given.only and question.name not in given.only:
+        return None
+    if given.quick:
+        return question.quick
+    if question.late and not (given.all or given.only):
+        return None
+    return question.usual
+
+
 def bench(given: argparse.Namespace) -> list[str]:
     """Ask all questions; return the names of those without an answer."""
     from reszoo.files import write_json
@@ -89,8 +108,8 @@ def bench(given: argparse.Namespace) -> list[str]:
     failed = []
     with tempfile.TemporaryDirectory() as root:
         for question in QUESTIONS:
-            options = question.quick if given.quick else question.usual
-            if options is None or question.name not in given.only:
+            options = options_of(question, given)
+            if options is None:
                 continue
             answer = ask(question, options, Path(root), given.peers)
             if answer is None:
@@ -106,10 +125,12 @@ def main() -> None:
     """Ask them."""
     names = [question.name for question in QUESTIONS]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few minutes")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="a few minutes")
+    extent.add_argument("--all", action="store_true", help="late questions as well")
     parser.add_argument("--peers", help="python of an environment with the peers")
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--only", nargs="+", choices=names, help="whenever asked")
     failed = bench(parser.parse_args())
     if failed:
         raise SystemExit(f"No answer from: {', '.join(failed)}")

@@ -2,8 +2,9 @@
 
 Run: python benchmarks/table.py [benchmarks/results/DATE.json]
 
-Without a file it takes the latest whole run. The ratios go between the two marks of the
-README, all the rest to `docs/benchmarks.md`, the plot to `docs/benchmarks.png`.
+Without a file it takes the latest whole run. What people ask first goes between the two
+marks of the README, everything to `docs/benchmarks.md`, the plot to
+`docs/benchmarks.png`.
 """
 
 import json
@@ -27,9 +28,89 @@ _TITLES = {
     "first_answer": "First answer of a new process, ResNet-50",
     "export": "Writing SavedModel, TFLite and ONNX",
     "training": "Training",
+    "training18": "Training of ResNet-18",
+    "losses": "The same training",
     "input": "Batches from JPEGs",
+    "growth": "How cost grows",
 }
 _PLOTTED = "resnet50 b1 "
+# What the README shows: script, who and beside whom there, and both in words.
+_FIRST = (
+    ("inference", "tflite-int8", "keras predict", "int8 TFLite", "Keras' `predict`"),
+    ("inference", "onnx-int8", "keras predict", "int8 ONNX", "Keras' `predict`"),
+    ("inference", "tflite-int8", "torch eager", "int8 TFLite", "torch eager"),
+    ("inference", "onnx-int8", "torch eager", "int8 ONNX", "torch eager"),
+    ("inference", "tflite-int8", "tflite", "int8 TFLite", "its own float32 file"),
+    ("inference", "onnx-int8", "onnx", "int8 ONNX", "its own float32 file"),
+    ("inference", "saved_model", "Model.export", "SavedModel", "`Model.export`'s"),
+    ("inference", "onnx", "openvino", "float32 ONNX", "OpenVINO"),
+    ("inference", "tflite", "openvino", "float32 TFLite", "OpenVINO"),
+    (
+        "first_answer",
+        "tflite",
+        "keras load + predict",
+        "a new process' first answer, TFLite",
+        "Keras' load and `predict`",
+    ),
+    (
+        "first_answer",
+        "onnx",
+        "keras load + predict",
+        "a new process' first answer, ONNX",
+        "Keras' load and `predict`",
+    ),
+    (
+        "export",
+        "resnet50 all reszoo",
+        "resnet50 all keras",
+        "writing SavedModel, TFLite and ONNX",
+        "Keras' `export`",
+    ),
+    (
+        "export",
+        "resnet50 all reszoo, proven",
+        "resnet50 all keras",
+        "the same and verifying them",
+        "Keras' `export`, unverified",
+    ),
+    (
+        "training",
+        "resnet50 reszoo bfloat16",
+        "resnet50 keras float32",
+        "training ResNet-50 in bfloat16",
+        "Keras' `fit` as it comes",
+    ),
+    (
+        "training",
+        "resnet50 reszoo bfloat16",
+        "resnet50 torch bfloat16",
+        "training ResNet-50 in bfloat16",
+        "torch in bfloat16",
+    ),
+    (
+        "training",
+        "resnet20 reszoo bfloat16",
+        "resnet20 keras float32",
+        "training ResNet-20 in bfloat16",
+        "Keras' `fit` as it comes",
+    ),
+    (
+        "input",
+        "reszoo, folder",
+        "torch, folder",
+        "random crops of 500 x 375 JPEGs",
+        "torch's DataLoader",
+    ),
+    (
+        "input",
+        "reszoo, shards",
+        "reszoo, folder",
+        "the same from shards",
+        "the folder",
+    ),
+    ("tools", "load reszoo", "load keras", "loading ResNet-50", "Keras"),
+    ("tools", "build reszoo", "build keras", "`build`", "keras.applications"),
+)
 Answers = Mapping[str, Any]
 
 
@@ -43,10 +124,16 @@ def latest(folder: Path) -> Path:
 
 def ratios(answers: Answers, name: str) -> Iterator[str]:
     """Yield the section of the README."""
-    yield _measured(answers, name)
-    for script, title in _TITLES.items():
-        if script in answers:
-            yield from _ratios(title, answers[script])
+    yield f"{_measured(answers, name)}\n"
+    yield "| reszoo | beside | times as fast | asked | |"
+    yield "|---|---|---|---|---|"
+    for script, ours, theirs, what, whom in _FIRST:
+        before = _PLOTTED if script == "inference" else ""
+        pair = (before + ours, before + theirs)
+        rows = answers[script]["ratios"] if script in answers else ()
+        for row in rows:
+            if (row["ours"], row["theirs"]) == pair:
+                yield _line(what, whom, row)
 
 
 def page(answers: Answers, name: str) -> Iterator[str]:
@@ -54,9 +141,12 @@ def page(answers: Answers, name: str) -> Iterator[str]:
     yield f"# What `make bench` measured\n\n{_measured(answers, name)}"
     for script in ("inference", "inference18"):
         yield from _milliseconds(_TITLES[script], answers.get(script))
+    for script, title in _TITLES.items():
+        if answers.get(script, {}).get("ratios"):
+            yield from _ratios(title, answers[script])
     for script, answer in answers.items():
         if answer["notes"]:
-            yield f"\n**{_TITLES.get(script, 'How cost grows')}: what else was seen**\n"
+            yield f"\n**{_TITLES[script]}: what else was seen**\n"
             yield from (f"* {note}" for note in answer["notes"])
     yield ""
 
@@ -75,9 +165,13 @@ def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
     yield "| reszoo | beside | times as fast | asked | |"
     yield "|---|---|---|---|---|"
     for row in answer["ratios"]:
-        span = f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        cells = (row["ours"], row["theirs"], span, f"{row['claim']:g}", row["verdict"])
-        yield f"| {' | '.join(cells)} |"
+        yield _line(row["ours"], row["theirs"], row)
+
+
+def _line(ours: str, theirs: str, row: Mapping[str, Any]) -> str:
+    span = f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    cells = (ours, theirs, span, f"{row['claim']:.3g}", row["verdict"])
+    return f"| {' | '.join(cells)} |"
 
 
 def _milliseconds(title: str, answer: Mapping[str, Any] | None) -> Iterator[str]:

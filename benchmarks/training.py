@@ -80,6 +80,16 @@ def train_reszoo(name: str, load: Load, precision: str) -> None:
     import tensorflow as tf
 
     import reszoo
+
+    model = reszoo.build(name, classes=CLASSES, seed=0)
+    step = reszoo_step(model, load.batch, RATE, precision)
+    images, labels = map(tf.constant, batch_of(load))
+    timed(lambda: step(images, labels), load, "tensorflow", "keras")
+
+
+def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
+    """Return a function of uint8 images and labels: a step, which returns the loss."""
+    import reszoo
     from reszoo.training.distribution import Devices
     from reszoo.training.engine import Engine
     from reszoo.training.net import twin
@@ -88,21 +98,20 @@ def train_reszoo(name: str, load: Load, precision: str) -> None:
 
     recipe = find_recipe(
         "torchvision-v1",
-        batch_size=load.batch,
-        learning_rate=RATE,
+        batch_size=batch,
+        learning_rate=rate,
         momentum=MOMENTUM,
+        weight_decay=0.0,
         precision=precision,
         schedule="constant",
         milestones=(),
         epochs=1,
     )
-    model = reszoo.build(name, classes=CLASSES, seed=0)
-    record = reszoo.card(model).preprocessing
-    net = twin(model, record, recipe)
-    (phase,) = phases(recipe, 1000 * load.batch)
-    engine = Engine(net, name, record, phase, Devices())
-    images, labels = map(tf.constant, batch_of(load))
-    timed(lambda: engine.train(images, labels, 0, 0)[0], load, "tensorflow", "keras")
+    card = reszoo.card(model)
+    net = twin(model, card.preprocessing, recipe)
+    (phase,) = phases(recipe, 1000 * batch)
+    engine = Engine(net, card.architecture.spec, card.preprocessing, phase, Devices())
+    return lambda images, labels: engine.train(images, labels, 0, 0)[0]
 
 
 def train_keras(name: str, load: Load, precision: str) -> None:
@@ -114,10 +123,7 @@ def train_keras(name: str, load: Load, precision: str) -> None:
     if precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     model, from_logits = _keras_model(name)
-    model.compile(
-        keras.optimizers.SGD(RATE, momentum=MOMENTUM),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
-    )
+    compile_keras(model, RATE, from_logits=from_logits)
     batches = tf.data.Dataset.from_tensor_slices(batch_of(load)).repeat()
     batches = batches.batch(load.batch, drop_remainder=True)
     batches = batches.map(lambda x, y: (tf.cast(x, tf.float32) / 127.5 - 1, y))
@@ -138,6 +144,16 @@ def train_keras(name: str, load: Load, precision: str) -> None:
     )
 
 
+def compile_keras(model: Any, rate: float, *, from_logits: bool) -> None:
+    """Prepare for `fit`, with its defaults."""
+    import keras
+
+    model.compile(
+        keras.optimizers.SGD(rate, momentum=MOMENTUM),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits),
+    )
+
+
 def _keras_model(name: str) -> tuple[Any, bool]:
     """Return a model, and whether it ends in logits."""
     import keras
@@ -145,6 +161,14 @@ def _keras_model(name: str) -> tuple[Any, bool]:
     if name == "resnet50":
         return keras.applications.ResNet50(weights=None, classes=CLASSES), False
     import reszoo
+
+    return of_keras_layers(reszoo.build(name, classes=CLASSES, seed=0)), True
+
+
+def of_keras_layers(model: Any) -> Any:
+    """Return the same net with Keras' own BatchNormalization, without its weights."""
+    import keras
+
     from reszoo.layers import BatchNormalization
 
     def plain(layer: Any) -> Any:
@@ -153,39 +177,57 @@ def _keras_model(name: str) -> tuple[Any, bool]:
             return keras.layers.BatchNormalization.from_config(config)
         return type(layer).from_config(config)
 
-    model = reszoo.build(name, classes=CLASSES, seed=0)
-    return keras.models.clone_model(model, clone_function=plain), True
+    return keras.models.clone_model(model, clone_function=plain)
 
 
 def train_torch(name: str, load: Load, precision: str) -> None:
     """Train in channels_last."""
+    import_torch().manual_seed(0)
+    step = torch_step(name, CLASSES, RATE, precision)
+    images, labels = batch_of(load)
+    timed(lambda: step(images, labels), load, "torch", "torchvision")
+
+
+def import_torch() -> Any:
+    """Return torch, told how many threads it has; torchvision is there afterwards."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from torch_peers import import_torchvision
 
-    torchvision = import_torchvision()
+    import_torchvision()
     import torch
 
-    torch.manual_seed(0)
     torch.set_num_threads(harness.THREADS)
+    return torch
+
+
+def torch_step(
+    name: str, classes: int, rate: float, precision: str, weights: Any = None
+) -> Any:
+    """Return what `reszoo_step` does, of torchvision's net."""
+    torch = import_torch()
+    import torchvision
+
     layout = {"memory_format": torch.channels_last}
-    model = getattr(torchvision.models, name)(num_classes=CLASSES).to(**layout)
-    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
-    images, labels = map(torch.from_numpy, batch_of(load))
-    images = images.permute(0, 3, 1, 2)
+    model = getattr(torchvision.models, name)(num_classes=classes)
+    if weights:
+        model.load_state_dict(weights, strict=False)
+    model.to(**layout)
+    optimizer = torch.optim.SGD(model.parameters(), rate, MOMENTUM)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
-    def step() -> float:
+    def step(images: Any, labels: Any) -> float:
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
         pixels = (images.float() / 255 - mean) / std
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             logits = model(pixels.contiguous(**layout))
-            loss = torch.nn.functional.cross_entropy(logits, labels)
+            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return float(loss)
 
-    timed(step, load, "torch", "torchvision")
+    return step
 
 
 TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}

@@ -3,6 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,13 +39,12 @@ def test_its_card_tells_what_it_is(name: str, net: str) -> None:
     assert top1.data.endswith("10,000 test images")
 
 
-@pytest.mark.parametrize(("name", "net"), FILES)
-@pytest.mark.skipif(not ARCHIVE.exists(), reason="the CIFAR-10 (JPEG) archive is away")
-def test_it_is_as_good_as_its_card_says(name: str, net: str) -> None:
-    model = reszoo.build(net, weights=name)
-    card = reszoo.card(model)
-    assert card.labels is not None
-    pixels, labels = [], []
+@pytest.fixture(scope="module")
+def tested() -> tuple[Any, list[str]]:
+    """The 10,000 test images of the archive, and their classes."""
+    if not ARCHIVE.exists():
+        pytest.skip("the CIFAR-10 (JPEG) archive is away")
+    pixels, classes = [], []
     with tarfile.open(ARCHIVE) as archive:
         for member in archive:
             parts = Path(member.name).parts
@@ -52,9 +52,19 @@ def test_it_is_as_good_as_its_card_says(name: str, net: str) -> None:
                 content = archive.extractfile(member)
                 assert content is not None
                 pixels.append(np.asarray(Image.open(io.BytesIO(content.read()))))
-                labels.append(card.labels.index(parts[-2]))
-    answers = probabilities(model, card.preprocessing, np.stack(pixels))
-    top1 = float((answers.argmax(-1) == np.array(labels)).mean())
+                classes.append(parts[-2])
+    return np.stack(pixels), classes
+
+
+@pytest.mark.parametrize(("name", "net"), FILES)
+def test_it_is_as_good_as_its_card_says(name: str, net: str, tested: Any) -> None:
+    pixels, classes = tested
+    model = reszoo.build(net, weights=name)
+    card = reszoo.card(model)
+    assert card.labels is not None
+    labels = np.array([card.labels.index(each) for each in classes])
+    answers = probabilities(model, card.preprocessing, pixels)
+    top1 = float((answers.argmax(-1) == labels).mean())
     (told,) = [metric.value for metric in card.metrics if metric.name == "top1"]
     # Another decoder of JPEG may move single images.
     assert abs(top1 - told) < 0.002

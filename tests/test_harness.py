@@ -138,9 +138,11 @@ def test_the_readme_gets_the_ratios_and_milliseconds_of_a_run(
     assert made.startswith(f"before\n{table.BEGIN}\n`make bench` on ")
     assert made.endswith(f"{table.END}\nafter\n")
     assert "old" not in made
-    assert f"| {ours} | {theirs} | 2.00 (" in made
+    assert "| float32 TFLite | OpenVINO | 2.00 (" in made
     assert "| 0.9 | met |" in made
+    assert "Keras" not in made
     whole = "\n".join(table.page({"inference": told}, "today.json"))
+    assert f"| {ours} | {theirs} | 2.00 (" in whole
     assert f"| {theirs} | 100.0 | " in whole
     assert "| 1.5 | 99 |" in whole
     assert "* a note" in whole
@@ -164,7 +166,7 @@ def test_a_question_without_an_answer_is_named_and_keeps_the_others(
     ]
     monkeypatch.setattr(bench, "QUESTIONS", questions[:2])
     given = argparse.Namespace(
-        quick=False, peers=None, results=tmp_path, only=["bad", "good", "long"]
+        quick=False, all=False, peers=None, results=tmp_path, only=None
     )
     assert bench.bench(given) == ["bad"]
     (file,) = tmp_path.glob("*.json")
@@ -172,6 +174,28 @@ def test_a_question_without_an_answer_is_named_and_keeps_the_others(
     monkeypatch.setattr(bench, "QUESTIONS", questions[2:])
     assert bench.bench(argparse.Namespace(**{**vars(given), "quick": True})) == []
     assert not list(tmp_path.glob("*-quick.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, ["usual"]),
+        ({"all": True}, ["usual", "late"]),
+        ({"only": ["late"]}, ["late"]),
+        ({"quick": True, "only": ["late"]}, []),
+    ],
+)
+def test_late_questions_wait_for_somebody_who_wants_them(
+    harness: Any, options: dict[str, Any], asked: list[str]
+) -> None:
+    bench = benchmark_script("bench")
+    given = argparse.Namespace(**{"quick": False, "all": False, "only": None} | options)
+    questions = [
+        bench.Question("usual", "good", ("--rounds", "2"), ("--rounds", "1")),
+        bench.Question("late", "good", ("--rounds", "9"), late=True),
+    ]
+    found = [q.name for q in questions if bench.options_of(q, given) is not None]
+    assert found == asked
 
 
 def test_contenders_run_in_turns_and_in_fresh_processes(
