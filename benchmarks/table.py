@@ -34,6 +34,13 @@ _TITLES = {
     "growth": "How cost grows",
 }
 _PLOTTED = "resnet50 b1 "
+_COLD, _ALL, _FIT = "keras load + predict", "resnet50 all", "Keras' `fit` as it comes"
+_WRITING = "writing SavedModel, TFLite and ONNX"
+_PROVING = "writing and verifying the three"
+_TRAINING, _SMALL = "training in bfloat16", "training ResNet-20 in bfloat16"
+_CROPS = "random crops of JPEGs of 500 x 375 pixels"
+_SHARDS = "random crops from shards of 256 pixels"
+_50, _20 = "resnet50 reszoo", "resnet20 reszoo"
 # What the README shows: script, who and beside whom there, and both in words.
 _FIRST = (
     ("inference", "tflite-int8", "keras predict", "int8 TFLite", "Keras' `predict`"),
@@ -45,69 +52,15 @@ _FIRST = (
     ("inference", "saved_model", "Model.export", "SavedModel", "`Model.export`'s"),
     ("inference", "onnx", "openvino", "float32 ONNX", "OpenVINO"),
     ("inference", "tflite", "openvino", "float32 TFLite", "OpenVINO"),
-    (
-        "first_answer",
-        "tflite",
-        "keras load + predict",
-        "a new process' first answer, TFLite",
-        "Keras' load and `predict`",
-    ),
-    (
-        "first_answer",
-        "onnx",
-        "keras load + predict",
-        "a new process' first answer, ONNX",
-        "Keras' load and `predict`",
-    ),
-    (
-        "export",
-        "resnet50 all reszoo",
-        "resnet50 all keras",
-        "writing SavedModel, TFLite and ONNX",
-        "Keras' `export`",
-    ),
-    (
-        "export",
-        "resnet50 all reszoo, proven",
-        "resnet50 all keras",
-        "the same and verifying them",
-        "Keras' `export`, unverified",
-    ),
-    (
-        "training",
-        "resnet50 reszoo bfloat16",
-        "resnet50 keras float32",
-        "training ResNet-50 in bfloat16",
-        "Keras' `fit` as it comes",
-    ),
-    (
-        "training",
-        "resnet50 reszoo bfloat16",
-        "resnet50 torch bfloat16",
-        "training ResNet-50 in bfloat16",
-        "torch in bfloat16",
-    ),
-    (
-        "training",
-        "resnet20 reszoo bfloat16",
-        "resnet20 keras float32",
-        "training ResNet-20 in bfloat16",
-        "Keras' `fit` as it comes",
-    ),
-    (
-        "input",
-        "reszoo, folder",
-        "torch, folder",
-        "random crops of 500 x 375 JPEGs",
-        "torch's DataLoader",
-    ),
-    (
-        "input",
-        "reszoo, shards",
-        "reszoo, folder",
-        "the same from shards",
-        "the folder",
-    ),
+    ("first_answer", "tflite", _COLD, "first answer of a process, TFLite", "Keras'"),
+    ("first_answer", "onnx", _COLD, "first answer of a process, ONNX", "Keras'"),
+    ("export", f"{_ALL} reszoo", f"{_ALL} keras", _WRITING, "Keras"),
+    ("export", f"{_ALL} reszoo, proven", f"{_ALL} keras", _PROVING, "Keras"),
+    ("training", f"{_50} bfloat16", "resnet50 keras float32", _TRAINING, _FIT),
+    ("training", f"{_50} bfloat16", "resnet50 torch bfloat16", _TRAINING, "torch's"),
+    ("training", f"{_20} bfloat16", "resnet20 keras float32", _SMALL, _FIT),
+    ("input", "reszoo, folder", "torch, folder", _CROPS, "torch's"),
+    ("input", "reszoo, shards", "reszoo, folder", _SHARDS, "JPEGs"),
     ("tools", "load reszoo", "load keras", "loading ResNet-50", "Keras"),
     ("tools", "build reszoo", "build keras", "`build`", "keras.applications"),
 )
@@ -124,7 +77,8 @@ def latest(folder: Path) -> Path:
 
 def ratios(answers: Answers, name: str) -> Iterator[str]:
     """Yield the section of the README."""
-    yield f"{_measured(answers, name)}\n"
+    yield _measured(answers, name)
+    yield "The net is ResNet-50, with one image at a time, if nothing else is said.\n"
     yield "| reszoo | beside | times as fast | asked | |"
     yield "|---|---|---|---|---|"
     for script, ours, theirs, what, whom in _FIRST:
