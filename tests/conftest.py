@@ -15,6 +15,7 @@ from PIL import Image
 
 import reszoo
 from reszoo.checkpoints import transfer
+from reszoo_export.latency import Latency
 from reszoo_export.manifest import read_manifest
 
 # Those that people take most; the others have tests of their own, for time.
@@ -73,6 +74,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports tell a made-up latency; timing a file takes as long as verifying it."""
+    made_up = Latency.of([1.0], batch=1, threads=1)
+    monkeypatch.setattr(
+        "reszoo_export.export.measure_files",
+        lambda paths: dict.fromkeys(paths, made_up),
+    )
 
 
 @contextmanager
