@@ -17,7 +17,8 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     pad = size // 2
     x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     patches = np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))
-    return np.einsum("nchwij,ocij->nohw", patches[:, :, ::stride, ::stride], kernel)
+    x = patches[:, :, ::stride, ::stride]
+    return np.einsum("nchwij,ocij->nohw", x, kernel, optimize=True)
 
 
 def normalise(x: Array, tensors: dict[str, Array], name: str) -> Array:

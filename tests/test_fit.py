@@ -19,12 +19,13 @@ from reszoo.training.recipe_table import find_recipe
 from reszoo.training.step import TrainingStep
 from reszoo.zoo import set_card
 
+pytestmark = pytest.mark.usefixtures("resnet8")
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 LABELS = np.arange(12) % 3
 
 
 def small() -> Any:
-    return randomise(reszoo.build("resnet20", classes=3, input_shape=(8, 8, 3), seed=0))
+    return randomise(reszoo.build("resnet8", classes=3, input_shape=(8, 8, 3), seed=0))
 
 
 def fit(model: Any, epochs: int = 1) -> Any:
@@ -89,7 +90,7 @@ def test_compile_freezes_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
         freeze="stages:2",
         freeze_bn=True,
     )
-    assert "batch normalisation: 19 frozen, 0 live" in capsys.readouterr().err
+    assert "batch normalisation: 7 frozen, 0 live" in capsys.readouterr().err
     fit(model)
     after = to_tensors(model)
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -108,7 +109,7 @@ def test_compile_again_thaws_what_compile_froze_and_nothing_else() -> None:
     assert learning(twin(model, reszoo.card(model).preprocessing, recipe)) == (
         all_but_one
     )
-    with pytest.raises(reszoo.UsageError, match="resnet20 has 3 stages"):
+    with pytest.raises(reszoo.UsageError, match="resnet8 has 3 stages"):
         reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1, freeze="stages:4")
     assert learning(model) == {"fc"}
     reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1)
@@ -194,6 +195,6 @@ def test_what_only_train_can_do_is_refused() -> None:
 def test_a_model_without_logits_is_refused(
     options: dict[str, Any], received: str
 ) -> None:
-    model = reszoo.build("resnet20", input_shape=(8, 8, 3), **options)
+    model = reszoo.build("resnet8", input_shape=(8, 8, 3), **options)
     with pytest.raises(reszoo.UsageError, match=f"ends in logits.*{received}"):
         reszoo.compile(model, steps_per_epoch=3, epochs=1)

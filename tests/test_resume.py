@@ -7,25 +7,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import RESNET8
 
 import reszoo
 from reszoo.checkpoints.names import to_tensors
 from reszoo.evaluation import Metrics
-from reszoo.specs import SPECS
 from reszoo.training import chronicle
 from reszoo.training.engine import Engine
 from reszoo.training.judge import Judge
 from reszoo.training.state import STATE, read_state
 from reszoo.training.stopping import stopping
 
+pytestmark = pytest.mark.usefixtures("resnet8")
 _TIMES = {"images_per_second", "data_wait", "seconds"}
 _SMALL: dict[str, Any] = {
     "recipe": "cifar",
@@ -52,13 +51,6 @@ _LAMB: dict[str, Any] = {
     "loss": "binary",
     "cutmix": 1.0,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def resnet8() -> Iterator[None]:
-    SPECS["resnet8"] = RESNET8
-    yield
-    del SPECS["resnet8"]
 
 
 class Killed(BaseException):

@@ -14,10 +14,12 @@ from reszoo_export.options import ExportOptions
 from reszoo_export.original import original_answers
 from reszoo_export.serving import Serving, float32_twin, make_serving
 
+pytestmark = pytest.mark.usefixtures("resnet8")
+
 
 def small(**options: Any) -> Any:
     shape = {"input_shape": (32, 32, 3)}
-    return randomise(reszoo.build("resnet20", seed=0, **{**shape, **options}))
+    return randomise(reszoo.build("resnet8", seed=0, **{**shape, **options}))
 
 
 def images(serving: Serving, count: int = 4) -> Any:
@@ -36,7 +38,7 @@ def test_another_size_is_that_of_the_whole_function() -> None:
     assert serving.card.preprocessing.eval_size == 40
     assert serving.card.preprocessing.train_size == 32
     assert serving.card.architecture.input_shape == (40, 40, 3)
-    wide = reszoo.build("resnet20", classes=3, input_shape=(40, 40, 3))
+    wide = reszoo.build("resnet8", classes=3, input_shape=(40, 40, 3))
     wide.set_weights(model.get_weights())
     pixels = serving.card.preprocessing.normalise(images(serving).astype(np.float32))
     expected = keras.ops.softmax(wide(pixels, training=False))
@@ -58,7 +60,7 @@ def test_figures_of_another_size_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "least"), [("resnet20", 3, 4), ("resnet18", 31, 32)]
+    ("name", "size", "least"), [("resnet8", 3, 4), ("resnet18", 31, 32)]
 )
 def test_sizes_that_vanish_inside_are_refused(name: str, size: int, least: int) -> None:
     model = reszoo.build(name, classes=3)
@@ -75,7 +77,7 @@ def test_sizes_that_vanish_inside_are_refused(name: str, size: int, least: int) 
 def test_features_are_what_a_classifier_would_see(options: dict[str, Any]) -> None:
     model = small(**options)
     serving = make_serving(model, ExportOptions(outputs="features"))
-    bare = reszoo.build("resnet20", include_top=False, input_shape=(32, 32, 3))
+    bare = reszoo.build("resnet8", include_top=False, input_shape=(32, 32, 3))
     bare.set_weights(model.get_weights()[: len(bare.weights)])
     pixels = serving.card.preprocessing.normalise(images(serving).astype(np.float32))
     expected = np.asarray(bare(pixels, training=False)).mean(axis=(1, 2))

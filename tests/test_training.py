@@ -16,6 +16,7 @@ from reszoo.data.sources import open_source
 from reszoo.training import phases as phases_module
 from reszoo.training import run as run_module
 
+pytestmark = pytest.mark.usefixtures("resnet8")
 FILES = {
     "best.safetensors",
     "last.safetensors",
@@ -61,7 +62,7 @@ def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     root = photos(tmp_path / "p", ("red", "green"), each=20)
     runs = [
         reszoo.train(
-            "resnet20", root, recipe="cifar", epochs=4, batch_size=8, learning_rate=0.02
+            "resnet8", root, recipe="cifar", epochs=4, batch_size=8, learning_rate=0.02
         )
         for _ in range(2)
     ]
@@ -146,7 +147,7 @@ def test_only_what_may_be_mirrored_is(
 def test_training_that_diverges_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(reszoo.ReszooError, match=r"diverged.*Lower learning_rate"):
         reszoo.train(
-            "resnet20",
+            "resnet8",
             folder,
             batch_size=4,
             epochs=3,
@@ -163,11 +164,11 @@ def test_any_file_of_a_run_keeps_its_folder(
 ) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(reszoo.UsageError, match=rf"holds a run already \({name}\)"):
-        reszoo.train("resnet20", folder, output=tmp_path)
+        reszoo.train("resnet8", folder, output=tmp_path)
     with pytest.raises(reszoo.UsageError, match=r"is a file"):
-        reszoo.train("resnet20", folder, output=tmp_path / name)
+        reszoo.train("resnet8", folder, output=tmp_path / name)
     with pytest.raises(reszoo.UsageError, match="a run without a state"):
-        reszoo.train("resnet20", folder, output=tmp_path, resume=True)
+        reszoo.train("resnet8", folder, output=tmp_path, resume=True)
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -176,25 +177,25 @@ def test_a_run_that_is_there_is_kept_unless_told_otherwise(
 ) -> None:
     before = run.best.read_bytes()
     with pytest.raises(reszoo.UsageError, match=r"holds a run already.*--overwrite"):
-        reszoo.train("resnet20", folder, output=run.best.parent)
+        reszoo.train("resnet8", folder, output=run.best.parent)
     assert run.best.read_bytes() == before
 
 
 def test_requests_that_cannot_be_meant_are_refused(folder: Path) -> None:
     with pytest.raises(reszoo.UsageError, match="batch_size=128 for 10 images"):
-        reszoo.train("resnet20", folder)
+        reszoo.train("resnet8", folder)
     with pytest.raises(reszoo.UsageError, match="10 outputs for the 2 classes"):
-        reszoo.train(reszoo.build("resnet20"), folder, batch_size=4)
-    other = reszoo.build("resnet20", classes=["cat", "cow"])
+        reszoo.train(reszoo.build("resnet8"), folder, batch_size=4)
+    other = reszoo.build("resnet8", classes=["cat", "cow"])
     with pytest.raises(reszoo.DataError, match="only in the model: cow"):
         reszoo.train(other, folder, batch_size=4)
-    headless = reszoo.build("resnet20", include_top=False)
+    headless = reszoo.build("resnet8", include_top=False)
     with pytest.raises(reszoo.UsageError, match="needs a net with a classifier"):
         reszoo.train(headless, folder, batch_size=4)
     with pytest.raises(reszoo.UsageError, match="goes with the name of a net"):
         reszoo.train(other, folder, weights="imagenet")
     with pytest.raises(reszoo.UsageError, match="give that folder as output="):
-        reszoo.train("resnet20", folder, resume=True)
+        reszoo.train("resnet8", folder, resume=True)
 
 
 def spoil(folder: Path) -> set[str]:
@@ -227,7 +228,7 @@ def test_unusable_images_are_skipped_named_and_not_counted(
     source = open_source(folder, bad_images="skip")
     count = len(source.examples("train"))
     assert count + len(source.examples("validation")) == 12 + 12
-    done = reszoo.train("resnet20", folder, batch_size=4, **QUICK)
+    done = reszoo.train("resnet8", folder, batch_size=4, **QUICK)
     lines = capsys.readouterr().err.splitlines()
     skipped = {line.split(": ")[0].removeprefix("skipped ") for line in lines[:3]}
     assert skipped == unusable
@@ -241,20 +242,20 @@ def test_the_first_unusable_image_ends_training_if_so_told(
 ) -> None:
     spoil(folder)
     with pytest.raises(reszoo.DataError, match=r"cut\.jpg"):
-        reszoo.train("resnet20", folder, batch_size=4, bad_images="error", **QUICK)
+        reszoo.train("resnet8", folder, batch_size=4, bad_images="error", **QUICK)
 
 
 def test_truncated_photos_are_used_as_far_as_they_go_if_so_told(
     folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(folder)
-    reszoo.train("resnet20", folder, batch_size=4, bad_images="recover", **QUICK)
+    reszoo.train("resnet8", folder, batch_size=4, bad_images="recover", **QUICK)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "cut.jpg" in line] == []
     assert len([line for line in lines if line.startswith("skipped")]) == 2
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet20"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet8"])
 def test_what_is_judged_is_what_was_trained(name: str, folder: Path) -> None:
     """Layers that leave blocks out change the order that Keras gives variables."""
     model = reszoo.build(name, classes=2, shortcut="projection", seed=0)
@@ -279,7 +280,7 @@ def test_what_is_judged_is_what_was_trained(name: str, folder: Path) -> None:
 
 def test_another_size_stays_with_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     done = reszoo.train(
-        "resnet20",
+        "resnet8",
         folder,
         batch_size=4,
         train_size=24,
@@ -297,7 +298,7 @@ def test_another_size_stays_with_the_checkpoint(folder: Path, tmp_path: Path) ->
         reszoo.UsageError, match=r"built for images of 32 x 32.*40 x 40"
     ):
         reszoo.train(
-            reszoo.build("resnet20", classes=2), folder, batch_size=4, eval_size=40
+            reszoo.build("resnet8", classes=2), folder, batch_size=4, eval_size=40
         )
 
 
@@ -339,12 +340,12 @@ def test_epochs_of_few_steps_are_told_together(
 
 def test_an_output_inside_the_data_is_refused(folder: Path) -> None:
     with pytest.raises(reszoo.UsageError, match="must not lie inside the data"):
-        reszoo.train("resnet20", folder, batch_size=4, output=folder / "run")
+        reszoo.train("resnet8", folder, batch_size=4, output=folder / "run")
     assert not (folder / "run").exists()
 
 
 def test_a_net_without_anything_to_train_is_refused(folder: Path) -> None:
-    model = reszoo.build("resnet20", classes=2)
+    model = reszoo.build("resnet8", classes=2)
     for layer in model.layers:
         layer.trainable = False
     with pytest.raises(reszoo.UsageError, match="every layer is frozen"):
