@@ -5,7 +5,7 @@ derives from (seed, epoch) for the order and (seed, epoch, index) for each image
 so any batch of any epoch can be made again by itself.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -183,7 +183,9 @@ def _finisher(
     return finish
 
 
-def quietly(batches: tf.data.Dataset) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def quietly(
+    batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Yield batches; keep what TensorFlow prints before the first one to itself.
 
     oneDNN reports there, as an error, that it has no kernel for turning bytes.

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ STATE = "course.safetensors"
 # test error is measured at every fourth.
 _POINTS, _SELDOM = 20, 4
 _JUDGED_AT_ONCE = 250
+# Bytes of test images up to which they are prepared once and kept.
+_KEPT = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +58,11 @@ class Plan:
     save_every: float
 
     @cached_property
-    def judging(self) -> tf.data.Dataset:
+    def judging(self) -> Iterable[tuple[tf.Tensor, tf.Tensor]]:
         """The test images in batches: made once, for each data set is traced anew."""
-        return evaluation_batches(self.test, self.record, _JUDGED_AT_ONCE)
+        batches = evaluation_batches(self.test, self.record, _JUDGED_AT_ONCE)
+        content = len(self.test) * self.record.eval_size**2 * 3
+        return list(quietly(batches)) if content <= _KEPT else batches
 
     @property
     def ends(self) -> list[int]:

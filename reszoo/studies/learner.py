@@ -1,6 +1,6 @@
 """One net that is traced once and trained from many seeds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -36,8 +36,13 @@ class Learner:
         self._optimizer = Optimizer(rule_of(recipe), self._weights, decays)
         self._watched = keras.Model(net.inputs, [net.output, *_rectified(net)])
         self._kernels = [_is_main_kernel(weight) for weight in self._weights]
-        self._step: Callable[..., Any] = tf.function(self._descend)
-        self._answer = tf.function(self._hits, reduce_retracing=True)
+        self._step: Callable[..., Any] = tf.function(self._descend, autograph=False)
+        pixels = tf.TensorSpec((None, *net.input_shape[1:]), tf.uint8)
+        self._answer = tf.function(
+            self._hits,
+            input_signature=[pixels, tf.TensorSpec((None,), tf.int64)],
+            autograph=False,
+        )
 
     @property
     def parameters(self) -> int:
@@ -80,7 +85,9 @@ class Learner:
         )
         return float(loss), int(hits), seen
 
-    def error(self, batches: tf.data.Dataset, images: int) -> float:
+    def error(
+        self, batches: Iterable[tuple[tf.Tensor, tf.Tensor]], images: int
+    ) -> float:
         """Return the share of images that the net gets wrong, in 0..1.
 
         Args:
