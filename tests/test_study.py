@@ -50,10 +50,24 @@ def test_the_same_seed_gives_the_same_numbers(
     assert read_results(found.folder) == found
 
 
+def test_test_images_beyond_the_room_for_them_are_prepared_each_time(
+    found: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan_of(found)
+    kept = made.judging
+    monkeypatch.setattr(courses, "_KEPT", 359 * 8 * 8 * 3 - 1)
+    anew = plan_of(found).judging
+    assert isinstance(kept, list)
+    assert isinstance(anew, tf.data.Dataset)
+    for one, other in zip(kept, anew, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    assert sum(len(labels) for _, labels in kept) == len(made.test)
+
+
 def test_the_first_gradients_are_those_of_the_net(found: StudyResult) -> None:
     """Of the first batch, computed anew without anything of the study."""
     net, seen = reszoo.mlp(6, seed=1), found.of(Net(layers=6, shortcut="identity"))[1]
-    source = reszoo.data.sources.open_source("digits")
     plan: list[Any] = []
 
     def keep(batches: Any) -> Any:
@@ -62,15 +76,7 @@ def test_the_first_gradients_are_those_of_the_net(found: StudyResult) -> None:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(courses, "quietly", keep)
-        made = courses.Plan(
-            train=source.examples("train"),
-            test=source.examples("test"),
-            record=record_of_eight(),
-            augmentation=Augmentation(),
-            phase=phase_of(found),
-            folder=found.folder,
-            save_every=1e9,
-        )
+        made = plan_of(found)
         images, labels = next(made.batches(1, 0))
     pixels = made.record.normalise(tf.cast(images, tf.float32))
     with tf.GradientTape() as tape:
@@ -84,6 +90,19 @@ def test_the_first_gradients_are_those_of_the_net(found: StudyResult) -> None:
     relu = keras.Model(fresh.input, fresh.get_layer("block0.relu1").output)
     scale = float(np.std(relu(pixels, training=True)))
     np.testing.assert_allclose(seen.snapshots[0].activations[1], scale, rtol=2e-3)
+
+
+def plan_of(found: StudyResult) -> courses.Plan:
+    source = reszoo.data.sources.open_source("digits")
+    return courses.Plan(
+        train=source.examples("train"),
+        test=source.examples("test"),
+        record=record_of_eight(),
+        augmentation=Augmentation(),
+        phase=phase_of(found),
+        folder=found.folder,
+        save_every=1e9,
+    )
 
 
 def record_of_eight() -> Any:
