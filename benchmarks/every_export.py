@@ -28,8 +28,9 @@ import numpy as np
 from good_exports import randomise
 
 NETS = (
-    "resnet18,resnet34,resnet50,resnet101,resnet152,runs/cifar10b/best.safetensors,"
-    "runs/cifar32/best.safetensors,runs/cifar20b_optionB/best.safetensors"
+    "resnet18,resnet34,resnet50,resnet101,resnet152,"
+    "reszoo/bundled/resnet20-cifar10.safetensors,"
+    "reszoo/bundled/resnet32-cifar10.safetensors"
 )
 # Pictures that calibrate; those to choose from for judging, and the number chosen.
 CLASSES, TRAIN, CANDIDATES, TEST = 10, 100, 120, 40
