@@ -21,6 +21,7 @@ from reszoo_export.options import ExportOptions
 from reszoo_export.quantization import integer_net, ranges
 from reszoo_export.quantization.calibration import draw_calibration
 from reszoo_export.serving import make_serving
+from reszoo_export.verification.synthetic import synthetic_images
 from reszoo_export.writers import onnx_int8, onnx_qdq, tflite_int8
 from reszoo_export.writers.onnx import convert
 
@@ -259,6 +260,18 @@ def test_int16_activations_answer_nearly_as_the_model(
     # Ten only: LiteRT has no fast kernels for them.
     found = run_tflite(tmp_path / "i.tflite", images[:10])
     assert np.abs(found - expected[:10]).max() < 0.03
+
+
+def test_int16_activations_have_room_for_more_than_calibration_shows(
+    digits: Any, tmp_path: Path
+) -> None:
+    model, calibration = reszoo.build("resnet20", weights="cifar10"), digits[1]
+    tflite_int8.write_int16x8(make_serving(model), tmp_path / "i.tflite", calibration)
+    # Flat colours, checkerboard, noise: digits show nothing like it.
+    glaring = synthetic_images(32)
+    expected = probabilities(model, reszoo.card(model).preprocessing, glaring)
+    found = run_tflite(tmp_path / "i.tflite", glaring)
+    assert np.abs(found - expected).max() < 0.3
 
 
 def test_features_and_other_layouts_are_quantised_as_well(

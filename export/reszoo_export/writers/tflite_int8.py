@@ -1,16 +1,22 @@
 """Write TFLite files that compute in integers: for phones and microcontrollers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from reszoo.errors import ExportError
+from reszoo.preprocessing import Pixels
 from reszoo_export.quantization.calibration import LEAST, Calibration
 from reszoo_export.quantization.integer_net import as_bytes, build_integer_net
 from reszoo_export.quantization.ranges import choose
 from reszoo_export.serving import Serving
 from reszoo_export.writers.tflite import convert, flatbuffer, write_flatbuffer
+
+# How many images have one in glaring colours, and how many times the contrast that has.
+_GLARING, _CONTRAST = 4, 8
 
 
 def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
@@ -60,16 +66,24 @@ def write_int16x8(
 
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        # int16 has room for any image: more of them would only take time.
-        converter.representative_dataset = lambda: (
-            {"image": image}
-            for image, _ in zip(images.batches(), range(LEAST), strict=False)
-        )
+        converter.representative_dataset = lambda: _wide(images)
         converter.target_spec.supported_ops = [
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
 
     convert(serving, path, prepare)
+
+
+def _wide(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
+    """Yield images, some of them once more in glaring colours.
+
+    Ranges of int16 may be many times too wide before its steps are felt, but what lies
+    outside of them is cut off. More images would only take time.
+    """
+    for index, image in zip(range(LEAST), calibration.batches(), strict=False):
+        yield {"image": image}
+        if index % _GLARING == 0:
+            yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
 
 
 def _given(calibration: Calibration | None, name: str) -> Calibration:
