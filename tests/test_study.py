@@ -14,6 +14,8 @@ from PIL import Image
 
 import reszoo
 from reszoo.data.pipeline import Augmentation
+from reszoo.preprocessing import default_preprocessing
+from reszoo.specs import SPECS
 from reszoo.studies import course as courses
 from reszoo.studies.conclusion import conclude
 from reszoo.studies.families import Net, find_family
@@ -55,7 +57,7 @@ def test_test_images_beyond_the_room_for_them_are_prepared_each_time(
 ) -> None:
     made = plan_of(found)
     kept = made.judging
-    monkeypatch.setattr(courses, "_KEPT", 359 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr(courses, "_KEPT", len(made.test) * 8 * 8 * 3 - 1)
     anew = plan_of(found).judging
     assert isinstance(kept, list)
     assert isinstance(anew, tf.data.Dataset)
@@ -106,8 +108,8 @@ def plan_of(found: StudyResult) -> courses.Plan:
 
 
 def record_of_eight() -> Any:
-    card = reszoo.card(reszoo.build("resnet20"))
-    return replace(card.preprocessing, train_size=8, eval_size=8, crop_pct=1.0)
+    record = default_preprocessing(SPECS["resnet20"])
+    return replace(record, train_size=8, eval_size=8, crop_pct=1.0)
 
 
 def phase_of(found: StudyResult) -> Any:

@@ -153,7 +153,7 @@ def test_an_open_batch_takes_any_number_of_images(
     alone = [asked(path, image[None])["probabilities"] for image in IMAGES]
     for count in (1, 2, 7):
         together = asked(path, IMAGES[:count], resize=True)["probabilities"]
-        np.testing.assert_allclose(together, np.concatenate(alone[:count]), atol=1e-5)
+        np.testing.assert_allclose(together, np.concatenate(alone[:count]), atol=1e-6)
     np.testing.assert_allclose(np.concatenate(alone), expected, atol=KINDS[name])
 
 
