@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import roof
 from harness import Claim, Contender
 
 # What each calls the format, and the file that it makes.
@@ -85,7 +86,7 @@ def timed(writer: str, name: str, what: str) -> None:
 
 def contenders(names: list[str]) -> list[Contender]:
     """Return every writer, for all three formats and for ONNX."""
-    found = [harness.roof("float32")]
+    found = [roof.contender("float32")]
     for name in names:
         for what in ("all", "onnx"):
             for writer in WRITERS:

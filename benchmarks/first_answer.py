@@ -18,6 +18,7 @@ import harness
 import inference
 import inference_peers
 import numpy as np
+import roof
 from harness import Claim, Contender
 from inference_peers import CHECKPOINT, OURS, SIDE
 
@@ -114,7 +115,7 @@ def compare(root: Path, given: Any) -> None:
     """Make the files, measure, report."""
     folder = root / NET
     make_files(folder)
-    taking_part = [harness.roof("float32")]
+    taking_part = [roof.contender("float32")]
     for name in ANSWERS:
         python = given.peers if name.startswith("torch") else sys.executable
         if python:

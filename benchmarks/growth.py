@@ -26,6 +26,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import roof
 from harness import Contender
 
 SAMPLES = 6
@@ -183,7 +184,7 @@ def compare(folder: Path, names: Sequence[str], given: Any) -> None:
         for name in names
         for value in AXES[name].values
     ]
-    taking_part = [harness.roof("float32"), *points]
+    taking_part = [roof.contender("float32"), *points]
     runs = harness.measure(taking_part, given.rounds)
     found = growth(runs, names)
     told = harness.summary(taking_part, runs, (), notes(found))

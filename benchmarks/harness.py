@@ -2,7 +2,7 @@
 
 A contender is a command that prints one JSON line: `samples`, which are rates (more is
 better), and whatever else it has to tell. `sampled` measures it, `emit` prints it. The
-processor's own roof, a large matrix product, is measured in the same rounds.
+processor's own roof, a large matrix product (roof.py), is measured in the same rounds.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 THREADS = 2
-ROOF_SIDE = 2048
 _RESAMPLES = 2000
 # Least share of the processors that a large matrix product has where nobody else works.
 _QUIET = 0.85
@@ -153,18 +152,6 @@ def _status(process: Path) -> list[str]:
 def emit(run: Run, **facts: object) -> None:
     """Print the line that a contender owes: a run, and what else is to be told."""
     print(json.dumps({**run, **facts}), flush=True)
-
-
-def roof(kind: str) -> Contender:
-    """Return the contender that shows what the processor can do.
-
-    Args:
-        kind: "float32", "bfloat16", or "int8": bytes without a sign times such with
-            one, as the int8 files' convolutions do.
-    """
-    command = (sys.executable, __file__, "--roof", kind)
-    unit = "GOP/s" if kind == "int8" else "GFLOP/s"
-    return Contender(f"roof {kind}", command, unit)
 
 
 def order(count: int, turn: int) -> list[int]:
@@ -368,46 +355,3 @@ def versions(*names: str) -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in names}
-
-
-def _measure_roof(kind: str) -> None:
-    product, library = _of_bytes() if kind == "int8" else _of_floats(kind)
-    run = sampled(product, items=1, warm_up=3, samples=15)
-    run["samples"] = [2 * ROOF_SIDE**3 * rate / 1e9 for rate in run["samples"]]
-    emit(run, versions=versions(library))
-
-
-def _of_floats(kind: str) -> tuple[Callable[[], object], str]:
-    import tensorflow as tf
-
-    one = tf.cast(tf.random.stateless_uniform((ROOF_SIDE, ROOF_SIDE), (0, 0)), kind)
-    product = tf.function(lambda x: tf.reduce_sum(tf.matmul(x, x)))
-    return lambda: float(product(one)), "tensorflow"
-
-
-def _of_bytes() -> tuple[Callable[[], object], str]:
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
-
-    shape = (ROOF_SIDE, ROOF_SIDE)
-    draw = np.random.default_rng(0)
-    weights = numpy_helper.from_array(draw.integers(-127, 128, shape, np.int8), "b")
-    node = helper.make_node("MatMulInteger", ["a", "b"], ["product"])
-    given = helper.make_tensor_value_info("a", TensorProto.UINT8, shape)
-    made = helper.make_tensor_value_info("product", TensorProto.INT32, shape)
-    graph = helper.make_graph([node], "roof", [given], [made], [weights])
-    opset = helper.make_opsetid("", 17)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    onnx.checker.check_model(model)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    seen = {"a": draw.integers(0, 256, shape, np.uint8)}
-    return lambda: session.run(None, seen), "onnxruntime"
-
-
-if __name__ == "__main__":
-    _measure_roof(sys.argv[2])

@@ -22,6 +22,7 @@ from typing import Any
 import harness
 import inference_peers
 import numpy as np
+import roof
 from harness import Claim, Contender
 from inference_peers import CHECKPOINT, CLASSES, KERAS_EXPORT, OURS, SIDE, Call
 
@@ -130,7 +131,7 @@ def _make_photos(folder: Path) -> Path:
 
 def contenders(root: Path, given: Any) -> list[Contender]:
     """Return who takes part."""
-    found = [harness.roof(kind) for kind in _ROOFS]
+    found = [roof.contender(kind) for kind in _ROOFS]
     for net in given.models:
         for batch in given.batches:
             for name in (*OURS, *inference_peers.PEERS):

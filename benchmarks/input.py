@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import roof
 from harness import Claim, Contender
 from PIL import Image
 
@@ -134,7 +135,7 @@ def contenders(root: Path, peers: str | None) -> list[Contender]:
         return Contender(name, words)
 
     found = [
-        harness.roof("float32"),
+        roof.contender("float32"),
         of("reszoo, folder", sys.executable, "reszoo", folder),
         of("reszoo, shards", sys.executable, "reszoo", shards),
         of("keras, folder (resize only)", sys.executable, "keras", folder),

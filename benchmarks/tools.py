@@ -18,6 +18,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import roof
 from harness import Claim, Contender
 
 NET, MOST_IMPORT_MS = "resnet50", 60
@@ -171,7 +172,7 @@ def _seconds(do: Callable[[], object]) -> float:
 
 def contenders(folder: Path, peers: str | None) -> list[Contender]:
     """Return every library with every task."""
-    found = [harness.roof("float32")]
+    found = [roof.contender("float32")]
     for task in TASKS:
         for name in LIBRARIES:
             python = peers if name == "timm" else sys.executable

@@ -17,6 +17,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import roof
 from harness import Claim, Contender
 
 RATE, MOMENTUM, CLASSES, LABELS, WARM_UP = 0.001, 0.9, 1000, 10, 2
@@ -235,7 +236,7 @@ TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}
 
 def contenders(names: list[str], peers: str | None) -> list[Contender]:
     """Return every library in both precisions, for every net."""
-    found = [harness.roof("float32"), harness.roof("bfloat16")]
+    found = [roof.contender("float32"), roof.contender("bfloat16")]
     for name in names:
         for precision in ("float32", "bfloat16"):
             for library in TRAINERS:
