@@ -6,11 +6,14 @@ Nets are names, which get random weights and statistics by a seed, or checkpoint
 trained nets, whose data `--images` names. Each is exported twice by `reszoo export`:
 in two processes with another PYTHONHASHSEED and another working folder. Every file
 must pass the export's own verification, and be the same byte for byte both times.
-Random nets are shown noise of several scales, sorted by the answers of the net itself,
-so that it is right about each picture. Exits 1 if anything is missing.
+Random nets are shown noise of ten looks, each a class; their batch norms get what they
+see as statistics, and their classifiers the classes' mean features, so that they tell
+classes apart. Those pictures judge about which a net is least undecided: trained nets
+are surer than any random one. Exits 1 if anything is missing.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -33,11 +36,15 @@ NETS = (
     "reszoo/bundled/resnet32-cifar10.safetensors"
 )
 # Pictures that calibrate; those to choose from for judging, and the number chosen.
-CLASSES, TRAIN, CANDIDATES, TEST = 10, 100, 120, 40
+TRAIN, CANDIDATES, TEST = 100, 120, 40
 HASH_SEEDS = ("1", "4242")
-# How far apart the logits of a class lie from picture to picture. Features of random
-# nets are nearly alike: telling them apart loudly would be telling rounding apart.
-SPREAD = 0.5
+# A class each: the corners of the cube of colours, grey and black.
+COLOURS = (*itertools.product((60, 195), repeat=3), (128, 128, 128), (30, 30, 30))
+CLASSES = len(COLOURS)
+# Grey levels by which pixels, 2 x 2, 8 x 8 pixels and whole pictures vary, at most.
+STRENGTHS = (25, 25, 25, 5)
+# By how much the right logit leads in the middle. More would be rounding told apart.
+LEAD = 1.5
 
 
 @dataclass(frozen=True)
@@ -78,63 +85,97 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
     labels = tuple("abcdefghij"[:CLASSES])
     model = reszoo.build(name, classes=labels, input_shape=(size, size, 3))
     randomise(model, draw)
-    images = noise(CANDIDATES, size, draw)
-    logits = spread_answers(model, images)
-    # Of each class those about which the net is least undecided, as trained nets are.
-    lead = np.diff(np.sort(logits, axis=-1)[:, -2:], axis=-1)[:, 0]
-    answers = logits.argmax(axis=-1)
-    surest = np.lexsort((-lead, answers))
-    rank = np.arange(CANDIDATES) - np.searchsorted(answers[surest], answers[surest])
-    chosen = surest[rank < TEST // CLASSES]
-    write_pictures(folder / "data" / "test", images[chosen], answers[chosen], labels)
-    # What calibrates may carry any label.
-    images, answers = noise(TRAIN, size, draw), np.arange(TRAIN) % CLASSES
+    strengths = draw.uniform(2, STRENGTHS, (CLASSES, len(STRENGTHS)))
+    answers = np.arange(TRAIN) % CLASSES
+    images = noise(answers, size, strengths, draw)
+    settle(model, images[: 2 * CLASSES])
+    classify(model, images, answers)
     write_pictures(folder / "data" / "train", images, answers, labels)
+    answers = np.arange(CANDIDATES) % CLASSES
+    images = noise(answers, size, strengths, draw)
+    chosen = surest(leads(model, images, answers), answers)
+    write_pictures(folder / "data" / "test", images[chosen], answers[chosen], labels)
     path = folder / "net.safetensors"
     reszoo.save(model, path)
     keras.backend.clear_session()
     return str(path), str(folder / "data")
 
 
-def noise(count: int, size: int, draw: np.random.Generator) -> Any:
-    """Make uint8 `(count, size, size, 3)`: colours, coarse and fine structure."""
-    made = np.zeros((count, size, size, 3))
-    for side, strength in ((size, 90), (size // 2, 60), (size // 8, 50), (1, 30)):
+def noise(answers: Any, size: int, strengths: Any, draw: np.random.Generator) -> Any:
+    """Make uint8 `(count, size, size, 3)` of each class's colour and structure."""
+    made = np.zeros((len(answers), size, size, 3))
+    made += np.asarray(COLOURS)[answers][:, None, None]
+    for scale, side in enumerate((size, size // 2, size // 8, 1)):
         tiles = -(-size // side)
-        drawn = draw.normal(0, strength, (count, tiles, tiles, 3))
+        drawn = draw.normal(0, 1, (len(answers), tiles, tiles, 3))
+        drawn *= strengths[answers, scale][:, None, None, None]
         made += drawn.repeat(side, axis=1).repeat(side, axis=2)[:, :size, :size]
-    return np.clip(128 + made, 0, 255).astype(np.uint8)
+    return np.clip(made, 0, 255).astype(np.uint8)
 
 
-def spread_answers(model: Any, images: Any) -> Any:
-    """Change the classifier until no class is rare; return the logits."""
+def settle(model: Any, images: Any) -> None:
+    """Make the statistics of every batch norm those of some images.
+
+    With others a deep net adds the same large offset to all its features, and what
+    tells images apart drowns in it.
+    """
     import keras
 
+    norms = [
+        each
+        for each in model.layers
+        if isinstance(each, keras.layers.BatchNormalization)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(inputs_of(model, images), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def inputs_of(model: Any, images: Any) -> Any:
+    """Return images as the net takes them: float32 `(count, size, size, 3)`."""
     import reszoo
+
+    record = reszoo.card(model).preprocessing
+    pixels = np.stack([record.prepare(image) for image in images])
+    return record.normalise(pixels.astype(np.float32))
+
+
+def classify(model: Any, images: Any, answers: Any) -> None:
+    """Give a net the classifier that takes the class of the nearest mean feature."""
+    import keras
+
     from reszoo.checkpoints.names import lay_in, to_tensors
 
     ask = keras.Model(model.input, model.get_layer("fc").input)
-    record = reszoo.card(model).preprocessing
-    pixels = np.stack([record.prepare(image) for image in images]).astype(np.float32)
-    seen = ask.predict(record.normalise(pixels), batch_size=4, verbose=0)
+    seen = ask.predict(inputs_of(model, images), batch_size=4, verbose=0)
+    means = np.stack([seen[answers == each].mean(axis=0) for each in range(CLASSES)])
+    # |x - m|^2 is least where (m - c) x - (|m|^2 - |c|^2) / 2 is greatest.
+    centre = means.mean(axis=0)
     tensors = to_tensors(model)
-    logits = seen @ tensors["fc.weight"].T
-    scale = (SPREAD / logits.std(axis=0)).astype(np.float32)
-    logits *= scale
-    bias = balancing(logits)
-    tensors["fc.weight"] *= scale[:, None]
-    tensors["fc.bias"] = bias.astype(np.float32)
+    tensors["fc.weight"] = means - centre
+    tensors["fc.bias"] = ((centre**2).sum() - (means**2).sum(axis=-1)) / 2
     lay_in(model, tensors, "a classifier that tells the images apart")
-    return logits + bias
+    scale = LEAD / np.median(leads(model, images, answers))
+    tensors["fc.weight"] *= scale
+    tensors["fc.bias"] *= scale
+    lay_in(model, tensors, "the same, as sure as it should be")
 
 
-def balancing(logits: Any) -> Any:
-    """Return what to add to each class so that all get about as many pictures."""
-    bias = -logits.mean(axis=0)
-    for step in np.geomspace(1, 1e-3, 2000):
-        won = np.bincount((logits + bias).argmax(axis=-1), minlength=len(bias))
-        bias += step * (1 / len(bias) - won / len(logits))
-    return bias
+def leads(model: Any, images: Any, answers: Any) -> Any:
+    """Return by how much the logit of the right answer leads: `(count,)`."""
+    logits = model.predict(inputs_of(model, images), batch_size=4, verbose=0)
+    right = np.eye(CLASSES, dtype=bool)[answers]
+    return logits[right] - np.where(right, -np.inf, logits).max(axis=-1)
+
+
+def surest(lead: Any, answers: Any) -> Any:
+    """Return which lead most among their class, as many of each."""
+    ordered = np.lexsort((-lead, answers))
+    rank = np.arange(len(lead)) - np.searchsorted(answers[ordered], answers[ordered])
+    return ordered[rank < TEST // CLASSES]
 
 
 def write_pictures(root: Path, images: Any, answers: Any, labels: Any) -> None:
