@@ -26,6 +26,9 @@ _RESAMPLES = 2000
 _QUIET = 0.85
 _NAMES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
+# What makes one processor of a name several times as fast as another, by Linux' names.
+_WIDE = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+
 # What one process printed.
 Run = dict[str, Any]
 Runs = dict[str, list[Run]]
@@ -297,11 +300,13 @@ def _told(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """Return the processor, the system and Python's version."""
-    from reszoo.machine import processor
+    """Return the processor, what it can, the system and Python's version."""
+    from reszoo.machine import processor, processor_flags
 
+    flags = processor_flags()
     return {
         "processor": f"{processor()} x {os.cpu_count()}",
+        "instructions": ", ".join(each for each in _WIDE if each in flags),
         "system": platform.platform(),
         "python": platform.python_version(),
     }

@@ -1,15 +1,15 @@
-"""Make the README's table and plot of a file of results.
+"""Make the README's table and plot of files of results.
 
-Run: python benchmarks/table.py [benchmarks/results/DATE.json]
+Run: python benchmarks/table.py [benchmarks/results/DATE.json ...]
 
-Without a file it takes the latest whole run. What people ask first goes between the two
-marks of the README, everything to `docs/benchmarks.md`, the plot to
-`docs/benchmarks.png`.
+Without files it takes the latest whole run on each processor. What people ask first
+goes between the two marks of the README, a column a processor, everything to
+`docs/benchmarks.md`, the plot of the latest to `docs/benchmarks.png`.
 """
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ _TITLES = {
     "input": "Batches from JPEGs",
     "growth": "How cost grows",
 }
+_RATIO = (
+    "A ratio is the median over pairs of processes that ran in turns, with the middle "
+    "95 % of a bootstrap"
+)
 _PLOTTED = "resnet50 b1 "
 _COLD, _ALL, _FIT = "keras load + predict", "resnet50 all", "Keras' `fit` as it comes"
 _WRITING = "writing SavedModel, TFLite and ONNX"
@@ -64,35 +68,62 @@ _FIRST = (
     ("tools", "load reszoo", "load keras", "loading ResNet-50", "Keras"),
     ("tools", "build reszoo", "build keras", "`build`", "keras.applications"),
 )
+# What the scripts found, by the name of the question.
 Answers = Mapping[str, Any]
+# Whole runs by their files' names, the latest first.
+Runs = Mapping[str, Answers]
 
 
-def latest(folder: Path) -> Path:
-    """Return the newest whole run."""
-    whole = [p for p in sorted(folder.glob("*.json")) if "quick" not in p.name]
-    if not whole:
+def latest(folder: Path) -> list[Path]:
+    """Return the newest whole run on each processor, the newest of all first."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        if "quick" not in path.name:
+            found.setdefault(_processor(json.loads(path.read_text())), path)
+    if not found:
         raise SystemExit(f"There are no results in {folder}. Run: make bench")
-    return whole[-1]
+    return list(found.values())
 
 
-def ratios(answers: Answers, name: str) -> Iterator[str]:
+def ratios(runs: Runs) -> Iterator[str]:
     """Yield the section of the README."""
-    yield _measured(answers, name)
+    yield f"{_RATIO}; what was asked and not met is told beside it."
     yield "The net is ResNet-50, with one image at a time, if nothing else is said.\n"
-    yield "| reszoo | beside | times as fast | asked | |"
-    yield "|---|---|---|---|---|"
+    names = [f"{_processor(run)} ({file})" for file, run in runs.items()]
+    yield f"| reszoo | beside | asked | {' | '.join(names)} |"
+    yield "|---|---|---|" + "---|" * len(runs)
     for script, ours, theirs, what, whom in _FIRST:
         before = _PLOTTED if script == "inference" else ""
         pair = (before + ours, before + theirs)
-        rows = answers[script]["ratios"] if script in answers else ()
-        for row in rows:
-            if (row["ours"], row["theirs"]) == pair:
-                yield _line(what, whom, row)
+        found = [_row(run.get(script), pair) for run in runs.values()]
+        if known := next(filter(None, found), None):
+            told = " | ".join(_cell(row) for row in found)
+            yield f"| {what} | {whom} | {known['claim']:.3g} | {told} |"
 
 
-def page(answers: Answers, name: str) -> Iterator[str]:
+def _row(answer: Mapping[str, Any] | None, pair: tuple[str, str]) -> Any:
+    rows = answer["ratios"] if answer else ()
+    return next((row for row in rows if (row["ours"], row["theirs"]) == pair), None)
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    told = "" if row["verdict"] == "met" else f", {row['verdict']}"
+    return f"{_span(row)}{told}"
+
+
+def page(runs: Runs) -> Iterator[str]:
     """Yield the page of milliseconds, memory, sizes, notes and growth."""
-    yield f"# What `make bench` measured\n\n{_measured(answers, name)}"
+    yield "# What `make bench` measured"
+    yield f"\n{_RATIO}. Everything ran with 2 threads."
+    for file, answers in runs.items():
+        yield f"\n## {_processor(answers)}\n\n`benchmarks/results/{file}`"
+        yield from _section(answers)
+    yield ""
+
+
+def _section(answers: Answers) -> Iterator[str]:
     for script in ("inference", "inference18"):
         yield from _milliseconds(_TITLES[script], answers.get(script))
     for script, title in _TITLES.items():
@@ -102,16 +133,13 @@ def page(answers: Answers, name: str) -> Iterator[str]:
         if answer["notes"]:
             yield f"\n**{_TITLES[script]}: what else was seen**\n"
             yield from (f"* {note}" for note in answer["notes"])
-    yield ""
 
 
-def _measured(answers: Answers, name: str) -> str:
+def _processor(answers: Answers) -> str:
+    """Tell the processor, and its widest instructions where they are known."""
     machine = next(iter(answers.values()))["machine"]
-    return (
-        f"`make bench` on {machine['processor']}, 2 threads "
-        f"(`benchmarks/results/{name}`). A ratio is the median over pairs of "
-        "processes that ran in turns, with the middle 95 % of a bootstrap."
-    )
+    able = machine.get("instructions")
+    return f"{machine['processor']}, {able}" if able else str(machine["processor"])
 
 
 def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
@@ -123,9 +151,12 @@ def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _line(ours: str, theirs: str, row: Mapping[str, Any]) -> str:
-    span = f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-    cells = (ours, theirs, span, f"{row['claim']:.3g}", row["verdict"])
+    cells = (ours, theirs, _span(row), f"{row['claim']:.3g}", row["verdict"])
     return f"| {' | '.join(cells)} |"
+
+
+def _span(row: Mapping[str, Any]) -> str:
+    return f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
 
 
 def _milliseconds(title: str, answer: Mapping[str, Any] | None) -> Iterator[str]:
@@ -144,7 +175,7 @@ def _milliseconds(title: str, answer: Mapping[str, Any] | None) -> Iterator[str]
         yield f"| {name} | {' | '.join(cells)} | {row['megabytes']:.0f} | {file} |"
 
 
-def write_readme(answers: Answers, name: str) -> None:
+def write_readme(runs: Runs) -> None:
     """Put the section between its marks."""
     from reszoo.files import write_text
 
@@ -152,7 +183,7 @@ def write_readme(answers: Answers, name: str) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise SystemExit(f"{README} has no {BEGIN} and {END}")
-    made = "\n".join(ratios(answers, name))
+    made = "\n".join(ratios(runs))
     write_text(README, f"{before}{BEGIN}\n{made}\n{END}{after}")
 
 
@@ -173,7 +204,8 @@ def write_plot(answer: Mapping[str, Any], path: Path) -> None:
     colours = [OURS if name in FILES else THEIRS for _, name in rows]
     bars = axes.barh([name for _, name in rows], [ms for ms, _ in rows], color=colours)
     axes.bar_label(bars, fmt="%.1f", padding=3)
-    axes.set_xlabel("milliseconds, 2 threads; reszoo's files in blue")
+    machine = answer["machine"]["processor"]
+    axes.set_xlabel(f"milliseconds, {machine}; reszoo's files in blue")
     axes.set_title("How long ResNet-50 takes for one image of 224 pixels", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
@@ -181,12 +213,14 @@ def write_plot(answer: Mapping[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Make both."""
-    file = Path(sys.argv[1]) if sys.argv[1:] else latest(HERE / "results")
-    answers = json.loads(file.read_text())
-    write_readme(answers, file.name)
-    PAGE.write_text("\n".join(page(answers, file.name)), encoding="utf-8")
-    if "inference" in answers:
-        write_plot(answers["inference"], PLOT)
+    given: Sequence[Path] = [Path(each) for each in sys.argv[1:]]
+    files = given or latest(HERE / "results")
+    runs = {file.name: json.loads(file.read_text()) for file in files}
+    write_readme(runs)
+    PAGE.write_text("\n".join(page(runs)), encoding="utf-8")
+    newest = next(iter(runs.values()))
+    if "inference" in newest:
+        write_plot(newest["inference"], PLOT)
 
 
 if __name__ == "__main__":

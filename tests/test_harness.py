@@ -124,7 +124,7 @@ def test_a_million_paths_are_all_different_and_all_there(
     assert all((tmp_path / path).is_file() for path in paths)
 
 
-def test_the_readme_gets_the_ratios_and_milliseconds_of_a_run(
+def test_the_readme_gets_the_ratios_and_milliseconds_of_each_processor(
     harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = benchmark_script("table")
@@ -133,18 +133,34 @@ def test_the_readme_gets_the_ratios_and_milliseconds_of_a_run(
     runs = {ours: [row], theirs: [{**row, "samples": [10.0, 12.5], "ms": 100.0}]}
     both = [harness.Contender(name, ()) for name in runs]
     told = harness.summary(both, runs, [harness.Claim(ours, theirs, 0.9)], ["a note"])
+    changed = {"median": 0.8, "low": 0.7, "high": 0.85, "verdict": "missed"}
+    slower = {**told["ratios"][0], **changed}
+    other = {"processor": "Other x 2", "instructions": "avx2"}
+    days = {
+        "3-quick": told,
+        "3": told,
+        "2": {**told, "machine": other, "ratios": [slower]},
+        "1": {**told, "ratios": [slower]},
+    }
+    for day, answer in days.items():
+        (tmp_path / f"{day}.json").write_text(json.dumps({"inference": answer}))
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    readme.write_text(f"before\n{table.BEGIN}\nstale\n{table.END}\nafter\n")
     monkeypatch.setattr(table, "README", readme)
-    table.write_readme({"inference": told}, "today.json")
+    newest = table.latest(tmp_path)
+    assert [file.name for file in newest] == ["3.json", "2.json"]
+    measured = {file.name: json.loads(file.read_text()) for file in newest}
+    table.write_readme(measured)
     made = readme.read_text()
-    assert made.startswith(f"before\n{table.BEGIN}\n`make bench` on ")
+    assert made.startswith(f"before\n{table.BEGIN}\nA ratio is")
     assert made.endswith(f"{table.END}\nafter\n")
-    assert "old" not in made
-    assert "| float32 TFLite | OpenVINO | 2.00 (" in made
-    assert "| 0.9 | met |" in made
+    assert "stale" not in made
+    assert "(3.json) | Other x 2, avx2 (2.json) |" in made
+    assert "| float32 TFLite | OpenVINO | 0.9 | 2.00 (" in made
+    assert "| 0.80 (0.70 to 0.85), missed |" in made
     assert "Keras" not in made
-    whole = "\n".join(table.page({"inference": told}, "today.json"))
+    whole = "\n".join(table.page(measured))
+    assert "## Other x 2, avx2\n" in whole
     assert f"| {ours} | {theirs} | 2.00 (" in whole
     assert f"| {theirs} | 100.0 | " in whole
     assert "| 1.5 | 99 |" in whole
