@@ -6,11 +6,12 @@ Run: python benchmarks/bench.py [--quick | --all] [--peers PYTHON] [--results FO
 It takes half an hour on two cores, with `--all` three quarters. The scripts run one
 after another, each with its own fresh processes. A script that fails is told of at the
 end and does not keep the others from running. The results are written after each answer
-as `benchmarks/results/DATE.json` (`--quick`: `DATE-quick`); `benchmarks/table.py` makes
-the README's table and plot of them.
+as `benchmarks/results/DATE.json` (`--quick`: `DATE-quick`; on another machine on the
+same day: `DATE-2`); `benchmarks/table.py` makes the README's table and plot of them.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import harness
 
 HERE = Path(__file__).parent
 Options = tuple[str, ...]
@@ -97,13 +100,25 @@ def options_of(question: Question, given: argparse.Namespace) -> Options | None:
     return question.usual
 
 
+def results_file(folder: Path, name: str) -> Path:
+    """Return where this machine's answers go: not among those of another one."""
+    for number in itertools.count(1):
+        file = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"
+        if not file.exists():
+            break
+        answers = json.loads(file.read_text())
+        if all(each["machine"] == harness.machine() for each in answers.values()):
+            break
+    return file
+
+
 def bench(given: argparse.Namespace) -> list[str]:
     """Ask all questions; return the names of those without an answer."""
     from reszoo.files import write_json
 
     today = datetime.now(UTC).strftime("%Y-%m-%d")
-    file = given.results / f"{today}{'-quick' if given.quick else ''}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    given.results.mkdir(parents=True, exist_ok=True)
+    file = results_file(given.results, today + ("-quick" if given.quick else ""))
     answers = json.loads(file.read_text()) if file.exists() else {}
     failed = []
     with tempfile.TemporaryDirectory() as root:

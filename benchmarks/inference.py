@@ -4,12 +4,13 @@ Run: python benchmarks/inference.py [--models resnet50] [--batches 1 8]
      [--peers PYTHON] [--json FILE] [--files FOLDER]
 
 Images of 224 pixels, the same net everywhere: reszoo's files as `reszoo.Predictor` runs
-them, `keras.Model.predict`, the SavedModel of Keras' `Model.export`, torchvision's net
-in torch, and that net's ONNX file in ONNX Runtime, OpenVINO and ncnn beside reszoo's
-own in OpenVINO. Also told: from the start of a process to its first answer, the memory
-that it then holds, and the size of the file. The weights are random; what they are
-changes no time. Where a processor has no dot product of bytes (VNNI, on ARM
-dotprod), int8 cannot keep its promise; the notes say so.
+them, `keras.Model.predict`, the SavedModel of Keras' `Model.export`, what ONNX
+Runtime's `quantize_static` makes of reszoo's ONNX file, torchvision's net in torch, and
+that net's ONNX file in ONNX Runtime, OpenVINO and ncnn beside reszoo's own in OpenVINO.
+Also told: from the start of a process to its first answer, the memory that it then
+holds, and the size of the file. The weights are random; what they are changes no time.
+Where a processor has no dot product of bytes (VNNI, on ARM dotprod), int8 cannot keep
+its promise; the notes say so.
 """
 
 import itertools
@@ -21,10 +22,19 @@ from typing import Any
 
 import harness
 import inference_peers
+import int8
 import numpy as np
 import roof
 from harness import Claim, Contender
-from inference_peers import CHECKPOINT, CLASSES, KERAS_EXPORT, OURS, SIDE, Call
+from inference_peers import (
+    CHECKPOINT,
+    CLASSES,
+    KERAS_EXPORT,
+    OURS,
+    SIDE,
+    STATIC,
+    Call,
+)
 
 CALIBRATION = 128
 SECONDS, SAMPLES = 0.3, 6
@@ -107,7 +117,7 @@ def make_files(net: str, folder: Path) -> None:
     if not (folder / KERAS_EXPORT).exists():
         model.export(folder / KERAS_EXPORT, verbose=False)
     missing = [name for name, file in OURS.items() if not (folder / file).exists()]
-    if not missing:
+    if not missing and (folder / STATIC).exists():
         return
     photos = _make_photos(folder.parent / "photos")
     serving = make_serving(model)
@@ -115,6 +125,7 @@ def make_files(net: str, folder: Path) -> None:
     images = draw_calibration(open_source(photos), serving.card, nothing)
     for name in missing:
         FORMATS[name].write(serving, folder / OURS[name], images)
+    int8.of_onnx_runtime(serving, images, folder).rename(folder / STATIC)
 
 
 def _make_photos(folder: Path) -> Path:
@@ -153,6 +164,7 @@ _ONCE = {"torch.compile"}
 _PROMISED = (
     ("tflite-int8", "tflite", 3.0),
     ("onnx-int8", "onnx", 3.0),
+    ("onnx-int8", "quantize_static", 1.25),
     *(
         (ours, theirs, least)
         for ours in ("tflite-int8", "onnx-int8")

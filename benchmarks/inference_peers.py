@@ -15,7 +15,7 @@ import numpy as np
 
 SIDE, CLASSES = 224, 1000
 CHECKPOINT, KERAS_EXPORT = "net.safetensors", "keras_export"
-TORCH_ONNX, NCNN = "torch.onnx", "torch.ncnn"
+TORCH_ONNX, NCNN, STATIC = "torch.onnx", "torch.ncnn", "static.onnx"
 OURS = {
     "saved_model": "saved_model",
     "tflite": "model.tflite",
@@ -123,17 +123,22 @@ def of_torch(how: str) -> Callable[[Path, str, Any], Call]:
     return opened
 
 
-def of_onnxruntime(folder: Path, _: str, images: Any) -> Call:
-    """Ask ONNX Runtime about the file that torch wrote."""
-    import onnxruntime
+def of_onnxruntime(file: str) -> Callable[[Path, str, Any], Call]:
+    """Ask ONNX Runtime about the file that torch wrote, or it by default quantised."""
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = harness.THREADS
-    session = onnxruntime.InferenceSession(
-        folder / TORCH_ONNX, options, providers=["CPUExecutionProvider"]
-    )
-    seen = {session.get_inputs()[0].name: planes(images)}
-    return lambda: session.run(None, seen)[0]
+    def opened(folder: Path, _: str, images: Any) -> Call:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = harness.THREADS
+        session = onnxruntime.InferenceSession(
+            folder / file, options, providers=["CPUExecutionProvider"]
+        )
+        shown = planes(images) if file == TORCH_ONNX else images
+        seen = {session.get_inputs()[0].name: shown}
+        return lambda: session.run(None, seen)[0]
+
+    return opened
 
 
 def of_openvino(file: str, precision: str) -> Callable[[Path, str, Any], Call]:
@@ -178,10 +183,13 @@ def of_ncnn(folder: Path, _: str, images: Any) -> Call:
 PEERS: dict[str, Peer] = {
     "keras predict": Peer(of_keras, ("keras", "tensorflow"), CHECKPOINT, False),
     "Model.export": Peer(of_keras_export, ("keras", "tensorflow"), KERAS_EXPORT, False),
+    "quantize_static": Peer(of_onnxruntime(STATIC), ("onnxruntime",), STATIC, False),
     "torch eager": Peer(of_torch("eager"), ("torch", "torchvision")),
     "torch channels_last": Peer(of_torch("channels_last"), ("torch", "torchvision")),
     "torch.compile": Peer(of_torch("compile"), ("torch", "torchvision")),
-    "torch's onnx": Peer(of_onnxruntime, ("onnxruntime", "torch"), TORCH_ONNX),
+    "torch's onnx": Peer(
+        of_onnxruntime(TORCH_ONNX), ("onnxruntime", "torch"), TORCH_ONNX
+    ),
     "openvino": Peer(of_openvino(OURS["onnx"], "f32"), ("openvino",), OURS["onnx"]),
     "openvino, torch's onnx": Peer(
         of_openvino(TORCH_ONNX, "f32"), ("openvino", "torch"), TORCH_ONNX

@@ -53,6 +53,7 @@ _FIRST = (
     ("inference", "onnx-int8", "torch eager", "int8 ONNX", "torch eager"),
     ("inference", "tflite-int8", "tflite", "int8 TFLite", "its own float32 file"),
     ("inference", "onnx-int8", "onnx", "int8 ONNX", "its own float32 file"),
+    ("inference", "onnx-int8", "quantize_static", "int8 ONNX", "`quantize_static`'s"),
     ("inference", "saved_model", "Model.export", "SavedModel", "`Model.export`'s"),
     ("inference", "onnx", "openvino", "float32 ONNX", "OpenVINO"),
     ("inference", "tflite", "openvino", "float32 TFLite", "OpenVINO"),
@@ -77,7 +78,8 @@ Runs = Mapping[str, Answers]
 def latest(folder: Path) -> list[Path]:
     """Return the newest whole run on each processor, the newest of all first."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.json"), reverse=True):
+    files = folder.glob("*.json")
+    for path in sorted(files, key=lambda file: file.stem, reverse=True):
         if "quick" not in path.name:
             found.setdefault(_processor(json.loads(path.read_text())), path)
     if not found:

@@ -138,8 +138,8 @@ def test_the_readme_gets_the_ratios_and_milliseconds_of_each_processor(
     other = {"processor": "Other x 2", "instructions": "avx2"}
     days = {
         "3-quick": told,
-        "3": told,
-        "2": {**told, "machine": other, "ratios": [slower]},
+        "3-2": told,
+        "3": {**told, "machine": other, "ratios": [slower]},
         "1": {**told, "ratios": [slower]},
     }
     for day, answer in days.items():
@@ -148,14 +148,14 @@ def test_the_readme_gets_the_ratios_and_milliseconds_of_each_processor(
     readme.write_text(f"before\n{table.BEGIN}\nstale\n{table.END}\nafter\n")
     monkeypatch.setattr(table, "README", readme)
     newest = table.latest(tmp_path)
-    assert [file.name for file in newest] == ["3.json", "2.json"]
+    assert [file.name for file in newest] == ["3-2.json", "3.json"]
     measured = {file.name: json.loads(file.read_text()) for file in newest}
     table.write_readme(measured)
     made = readme.read_text()
     assert made.startswith(f"before\n{table.BEGIN}\nA ratio is")
     assert made.endswith(f"{table.END}\nafter\n")
     assert "stale" not in made
-    assert "(3.json) | Other x 2, avx2 (2.json) |" in made
+    assert "(3-2.json) | Other x 2, avx2 (3.json) |" in made
     assert "| float32 TFLite | OpenVINO | 0.9 | 2.00 (" in made
     assert "| 0.80 (0.70 to 0.85), missed |" in made
     assert "Keras" not in made
@@ -193,6 +193,18 @@ def test_a_question_without_an_answer_is_named_and_keeps_the_others(
     monkeypatch.setattr(bench, "QUESTIONS", questions[2:])
     assert bench.bench(argparse.Namespace(**{**vars(given), "quick": True})) == []
     assert not list(tmp_path.glob("*-quick.json"))
+
+
+def test_answers_of_another_machine_are_left_alone(
+    harness: Any, tmp_path: Path
+) -> None:
+    bench = benchmark_script("bench")
+    ours, others = harness.machine(), {**harness.machine(), "instructions": "none"}
+    assert bench.results_file(tmp_path, "day") == tmp_path / "day.json"
+    (tmp_path / "day.json").write_text(json.dumps({"tools": {"machine": others}}))
+    assert bench.results_file(tmp_path, "day") == tmp_path / "day-2.json"
+    (tmp_path / "day-2.json").write_text(json.dumps({"tools": {"machine": ours}}))
+    assert bench.results_file(tmp_path, "day") == tmp_path / "day-2.json"
 
 
 @pytest.mark.parametrize(
