@@ -2,10 +2,11 @@
 
 Run: python benchmarks/good_exports.py [--nets 100] [--first 0] [--seed 0] [--json FILE]
 
-Each net has random weights and statistics, and a random variant, shortcut, size and
-number of classes; each becomes one file, format after format, which is opened in its
-own runtime and judged as `reszoo.export` judges it. A file is good by construction, so
-every complaint is a false alarm. Exits 1 if there was one.
+Each net has random weights, and a random variant, shortcut, size and number of classes,
+and tells pictures apart as random_nets.py has it; each becomes one file, format after
+format, which is opened in its own runtime and judged as `reszoo.export` judges it. A
+file is good by construction, so every complaint is a false alarm. Exits 1 if there was
+one.
 """
 
 import argparse
@@ -17,66 +18,74 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from random_nets import (
+    COLOURS,
+    LEAD,
+    STRENGTHS,
+    calm,
+    classify,
+    leads,
+    noise,
+    randomise,
+    sharpen,
+)
 
 NETS = ("resnet18", "resnet20", "resnet32", "resnet50", "resnet56", "plain20")
+# With projections all along, nothing is passed on as it is, and random weights of many
+# layers give all images the same answer but for rounding: these stay shallow.
 SHORTCUTS = ("identity", "projection", "projection-all")
+SHALLOW = ("resnet18", "resnet20")
 SIZES, CLASSES = (32, 40, 64), (2, 10, 100, 1000)
+# Pictures to choose those from by which to judge, and their colours: blue, green, red
+# and white, which even a plain net keeps apart.
+CANDIDATES, LOOKS = 240, (1, 2, 4, 7)
 
 
 def random_net(draw: np.random.Generator) -> Any:
-    """Build a net whose weights and statistics are nowhere trivial."""
+    """Build a net of any kind, whose weights and statistics are nowhere trivial."""
     import reszoo
 
     name, size = str(draw.choice(NETS)), int(draw.choice(SIZES))
     plain = name.startswith("plain")
+    possible = SHORTCUTS if name in SHALLOW else SHORTCUTS[:2]
     model = reszoo.build(
         name,
         classes=int(draw.choice(CLASSES)),
         input_shape=(size, size, 3),
-        shortcut=None if plain else str(draw.choice(SHORTCUTS)),
+        shortcut=None if plain else str(draw.choice(possible)),
     )
     randomise(model, draw)
+    if not plain:
+        calm(model)
     return model
 
 
-def randomise(model: Any, draw: np.random.Generator) -> None:
-    """Give a net weights and statistics that are nowhere trivial, all of them drawn."""
-    from reszoo.checkpoints.names import lay_in, to_tensors
+def decided(model: Any, size: int, draw: np.random.Generator) -> tuple[Any, Any]:
+    """Let a net tell pictures apart.
 
-    plain = model.name.startswith("plain")
-    tensors = to_tensors(model)
-    for key, tensor in tensors.items():
-        if key.endswith("running_var") or (tensor.ndim == 1 and "weight" in key):
-            tensors[key] = draw.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
-            # As in trained nets; otherwise activations grow with depth.
-            if key.endswith(("bn2.weight", "bn3.weight")) and not plain:
-                tensors[key] *= 0.3
-        elif tensor.ndim == 1:
-            tensors[key] = draw.normal(0, 0.2, tensor.shape).astype(np.float32)
-        elif tensor.ndim > 1:
-            # As `reszoo.build` draws them, by fan-out, but by our seed.
-            spread = np.sqrt(2 * tensor.shape[1] / tensor.size)
-            if key == "fc.weight":
-                # From undecided to sure of itself.
-                spread = draw.uniform(1, 5) / np.sqrt(3 * tensor.shape[1])
-            tensors[key] = draw.normal(0, spread, tensor.shape).astype(np.float32)
-    lay_in(model, tensors, "random numbers")
+    Returns:
+        Those to judge by, about which it is least undecided, and those to calibrate
+        with: uint8 `(LEAST, size, size, 3)` each.
+    """
+    from reszoo_export.quantization.calibration import LEAST
 
-
-def calibration(size: int, draw: np.random.Generator) -> Any:
-    """Make distinct images with coarse and fine structure."""
-    from reszoo_export.quantization.calibration import LEAST, Calibration
-
-    coarse = draw.integers(0, 256, (LEAST, -(-size // 8), -(-size // 8), 3))
-    wide = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
-    fine = draw.integers(-40, 41, wide.shape)
-    return Calibration(np.clip(wide + fine, 0, 255).astype(np.uint8))
+    strengths = draw.uniform(2, STRENGTHS, (len(COLOURS), len(STRENGTHS)))
+    answers = np.arange(CANDIDATES) % min(len(LOOKS), model.output_shape[-1])
+    looks = np.take(LOOKS, answers)
+    images = noise(looks, size, strengths, draw)
+    classify(model, images, answers, draw)
+    lead = leads(model, images, answers)
+    chosen = np.argsort(-lead)[:LEAST]
+    sharpen(model, LEAD / np.median(lead[chosen]))
+    return images[chosen], noise(looks[:LEAST], size, strengths, draw)
 
 
 def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Write one good file and return what verification says of it."""
+    import reszoo
     from reszoo_export.formats import FORMATS
     from reszoo_export.original import original_answers
+    from reszoo_export.quantization.calibration import Calibration
     from reszoo_export.serving import make_serving
     from reszoo_export.verification.judging import judge
     from reszoo_export.verification.reference import Reference, make_reference
@@ -84,14 +93,11 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     draw = np.random.default_rng((seed, number))
     row = list(FORMATS.values())[number % len(FORMATS)]
     model = random_net(draw)
+    real, images = decided(model, reszoo.card(model).preprocessing.eval_size, draw)
     serving = make_serving(model)
-    answer, size = (
-        original_answers(model, serving),
-        serving.card.preprocessing.eval_size,
-    )
+    answer = original_answers(model, serving)
     made_up = make_reference(answer, serving.card, None)
     # The model is right about them by definition: no file may be much less so.
-    real = calibration(size, draw).images
     answers = answer(real)
     reference = Reference(
         np.concatenate([real, made_up.images]),
@@ -100,8 +106,7 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
         made_up.synthetic,
     )
     path = folder / row.file
-    images = calibration(size, draw)
-    row.write(serving, path, images if row.calibrated else None)
+    row.write(serving, path, Calibration(images) if row.calibrated else None)
     found = judge(row, path, reference, serving.options, serving.card).verification
     return {
         "net": model.name,

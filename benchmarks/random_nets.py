@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from good_exports import randomise
 
 # Pictures that calibrate; those to choose from for judging, and the number chosen.
 TRAIN, CANDIDATES, TEST = 100, 120, 40
@@ -19,6 +18,8 @@ COLOURS = (*itertools.product((60, 195), repeat=3), (128, 128, 128), (30, 30, 30
 CLASSES = len(COLOURS)
 # Grey levels by which pixels, 2 x 2, 8 x 8 pixels and whole pictures vary, at most.
 STRENGTHS = (25, 25, 25, 5)
+# Share of other classes' logits in that of a class without images.
+MIXED = 0.6
 # By how much the right logit leads about the middle of them. What tells the pictures of
 # a deep random net apart is little: more would be rounding told apart.
 LEAD = 1.0
@@ -39,7 +40,7 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
     answers = np.arange(TRAIN) % CLASSES
     images = noise(answers, size, strengths, draw)
     settle(model, images[: 2 * CLASSES])
-    classify(model, images, answers)
+    classify(model, images, answers, draw)
     write_pictures(folder / "data" / "train", images, answers, labels)
     answers = np.arange(CANDIDATES) % CLASSES
     images = noise(answers, size, strengths, draw)
@@ -51,6 +52,30 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
     reszoo.save(model, path)
     keras.backend.clear_session()
     return str(path), str(folder / "data")
+
+
+def randomise(model: Any, draw: np.random.Generator) -> None:
+    """Give a net weights and statistics that are nowhere trivial, all of them drawn."""
+    from reszoo.checkpoints.names import lay_in, to_tensors
+
+    plain = model.name.startswith("plain")
+    tensors = to_tensors(model)
+    for key, tensor in tensors.items():
+        if key.endswith("running_var") or (tensor.ndim == 1 and "weight" in key):
+            tensors[key] = draw.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
+            # As in trained nets; otherwise activations grow with depth.
+            if key.endswith(("bn2.weight", "bn3.weight")) and not plain:
+                tensors[key] *= 0.3
+        elif tensor.ndim == 1:
+            tensors[key] = draw.normal(0, 0.2, tensor.shape).astype(np.float32)
+        elif tensor.ndim > 1:
+            # As `reszoo.build` draws them, by fan-out, but by our seed.
+            spread = np.sqrt(2 * tensor.shape[1] / tensor.size)
+            if key == "fc.weight":
+                # From undecided to sure of itself.
+                spread = draw.uniform(1, 5) / np.sqrt(3 * tensor.shape[1])
+            tensors[key] = draw.normal(0, spread, tensor.shape).astype(np.float32)
+    lay_in(model, tensors, "random numbers")
 
 
 def noise(answers: Any, size: int, strengths: Any, draw: np.random.Generator) -> Any:
@@ -112,20 +137,27 @@ def inputs_of(model: Any, images: Any) -> Any:
     return record.normalise(pixels.astype(np.float32))
 
 
-def classify(model: Any, images: Any, answers: Any) -> None:
-    """Give a net the classifier that takes the class of the nearest mean feature."""
+def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -> None:
+    """Give a net the classifier that takes the class of the nearest mean feature.
+
+    Classes without images are mixtures of those with some, and never lead.
+    """
     import keras
 
     from reszoo.checkpoints.names import lay_in, to_tensors
 
     ask = keras.Model(model.input, model.get_layer("fc").input)
     seen = ask.predict(inputs_of(model, images), batch_size=4, verbose=0)
-    means = np.stack([seen[answers == each].mean(axis=0) for each in range(CLASSES)])
+    shown = answers.max() + 1
+    means = np.stack([seen[answers == each].mean(axis=0) for each in range(shown)])
     # |x - m|^2 is least where (m - c) x - (|m|^2 - |c|^2) / 2 is greatest.
     centre = means.mean(axis=0)
+    bias = ((centre**2).sum() - (means**2).sum(axis=-1)) / 2
+    others = MIXED * draw.dirichlet(np.ones(shown), model.output_shape[-1] - shown)
+    shares = np.concatenate([np.eye(shown), others])
     tensors = to_tensors(model)
-    tensors["fc.weight"] = means - centre
-    tensors["fc.bias"] = ((centre**2).sum() - (means**2).sum(axis=-1)) / 2
+    tensors["fc.weight"] = (shares @ (means - centre)).astype(np.float32)
+    tensors["fc.bias"] = (shares @ bias).astype(np.float32)
     lay_in(model, tensors, "a classifier that tells the images apart")
 
 
@@ -142,7 +174,7 @@ def sharpen(model: Any, factor: float) -> None:
 def leads(model: Any, images: Any, answers: Any) -> Any:
     """Return by how much the logit of the right answer leads: `(count,)`."""
     logits = model.predict(inputs_of(model, images), batch_size=4, verbose=0)
-    right = np.eye(CLASSES, dtype=bool)[answers]
+    right = np.eye(logits.shape[-1], dtype=bool)[answers]
     return logits[right] - np.where(right, -np.inf, logits).max(axis=-1)
 
 
