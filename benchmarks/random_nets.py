@@ -22,7 +22,7 @@ STRENGTHS = (25, 25, 25, 5)
 MIXED = 0.6
 # By how much the right logit leads about the middle of them. What tells the pictures of
 # a deep random net apart is little: more would be rounding told apart.
-LEAD = 1.0
+LEAD = 0.5
 
 
 def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[str, str]:
