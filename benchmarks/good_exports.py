@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from random_nets import (
     COLOURS,
+    LEAD,
     STRENGTHS,
     calm,
     classify,
@@ -38,8 +39,6 @@ SIZES, CLASSES = (32, 40, 64), (2, 10, 100, 1000)
 # Pictures to choose those from by which to judge, and their colours: blue, green, red
 # and white, which even a plain net keeps apart.
 CANDIDATES, LOOKS = 240, (1, 2, 4, 7)
-# By how much the right logit leads about the middle of those that judge.
-LEAD = 1.0
 
 
 def random_net(draw: np.random.Generator) -> Any:
