@@ -102,12 +102,13 @@ def options_of(question: Question, given: argparse.Namespace) -> Options | None:
 
 def results_file(folder: Path, name: str) -> Path:
     """Return where this machine's answers go: not among those of another one."""
+    here = harness.machine()
     for number in itertools.count(1):
         file = folder / f"{name}{f'-{number}' if number > 1 else ''}.json"
         if not file.exists():
             break
         answers = json.loads(file.read_text())
-        if all(each["machine"] == harness.machine() for each in answers.values()):
+        if all(each["machine"] == here for each in answers.values()):
             break
     return file
 

@@ -37,14 +37,20 @@ def ours(serving: Any, calibration: Any, folder: Path) -> dict[str, Path]:
 
 
 def of_onnx_runtime(serving: Any, calibration: Any, folder: Path) -> Path:
-    """Write a file by `quantize_static` with its default arguments."""
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
+    """Write a file by `quantize_static`."""
     from reszoo_export.writers import onnx
 
-    logging.disable(logging.WARNING)
     source, path = folder / "float.onnx", folder / "onnxruntime.onnx"
     onnx.write(serving, source, None)
+    quantise_statically(source, path, calibration)
+    return path
+
+
+def quantise_statically(source: Path, path: Path, calibration: Any) -> None:
+    """Call `quantize_static` with its default arguments on one of reszoo's files."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    logging.disable(logging.WARNING)
     images = iter(calibration.images)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -53,7 +59,6 @@ def of_onnx_runtime(serving: Any, calibration: Any, folder: Path) -> Path:
             return None if image is None else {"image": image[None]}
 
     quantize_static(source, path, Reader())
-    return path
 
 
 def of_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:

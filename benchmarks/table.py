@@ -9,7 +9,7 @@ goes between the two marks of the README, a column a processor, everything to
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +215,7 @@ def write_plot(answer: Mapping[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Make both."""
-    given: Sequence[Path] = [Path(each) for each in sys.argv[1:]]
-    files = given or latest(HERE / "results")
+    files = [Path(each) for each in sys.argv[1:]] or latest(HERE / "results")
     runs = {file.name: json.loads(file.read_text()) for file in files}
     write_readme(runs)
     PAGE.write_text("\n".join(page(runs)), encoding="utf-8")
