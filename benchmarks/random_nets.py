@@ -1,8 +1,9 @@
 """Nets with random weights that tell pictures apart, and the pictures.
 
-Random nets are shown noise of ten looks, each a class; their batch norms get what they
-see as statistics, and their classifiers the classes' mean features. Those pictures
-judge about which a net is least undecided: trained nets are surer than any random one.
+Random nets are shown noise of several looks, each a class, and their classifiers get
+the classes' mean features; in `random_checkpoint` batch norms also get what they see as
+statistics. Those pictures judge about which a net is least undecided: trained nets are
+surer than any random one.
 """
 
 import itertools
