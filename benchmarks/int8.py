@@ -218,7 +218,7 @@ def main() -> None:
     )
     made.add_argument("checkpoint", nargs="?", help="of a trained net")
     made.add_argument("data", nargs="?", help="what it was trained on")
-    made.add_argument("--peers", help="python that has ai-edge-quantizer")
+    made.add_argument("--peers", help="python of the environment with the peers")
     made.add_argument("--json", type=Path, help="file for all that was measured")
     made.add_argument("--process", nargs=3, help=argparse.SUPPRESS)
     given = made.parse_args()

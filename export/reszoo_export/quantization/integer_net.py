@@ -22,11 +22,8 @@ Weights = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 INPUT_RANGE = (0.0, 255.0)
 # Their integers stand for what those of their input stand for.
 _PASSING = ("InputLayer", "ZeroPadding2D", "MaxPooling2D", "IdentityShortcut")
-# Steps of an activation's range, and of a kernel's on each side of 0.
+# Steps of an activation's range.
 LEVELS = 255
-# A kernel of zeros has a grid, too.
-_LEAST = np.float32(1e-9)
-_STEPS = 127
 # The layer that makes of a picture what the first convolution takes.
 INSIDE = "inside"
 
@@ -114,19 +111,6 @@ def byte_weights(net: keras.Model, record: Preprocessing) -> Weights:
     bytes_kernel = np.concatenate([kernel / std, offset], axis=2) / 255
     weights[first] = bytes_kernel.astype(np.float32), bias
     return weights
-
-
-def grid_steps(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the step of each output's grid, for a kernel `(..., out)`."""
-    greatest = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
-    steps: NDArray[np.float32] = np.maximum(greatest, _LEAST) / np.float32(_STEPS)
-    return steps
-
-
-def on_grid(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Round a kernel `(..., out)` to 255 steps of its own for each output."""
-    steps = grid_steps(kernel)
-    return np.round(kernel / steps) * steps
 
 
 def build_integer_net(

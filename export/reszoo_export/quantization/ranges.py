@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from reszoo.errors import ExportError
 from reszoo.preprocessing import Pixels, Preprocessing
 from reszoo_export.quantization.calibration import Calibration
+from reszoo_export.quantization.grids import Steps, full_steps, narrow_steps, on_grid
 from reszoo_export.quantization.integer_net import (
     LEVELS,
     Ranges,
     Weights,
     build_integer_net,
     byte_weights,
-    on_grid,
     quantized_layers,
     set_ranges,
 )
@@ -53,7 +53,9 @@ class Choice:
     """The integers of a net: what was chosen, and from what.
 
     Attributes:
-        weights: On their grids, biases corrected, by layer.
+        weights: On their grids of 255 steps, biases corrected, by layer.
+        narrow_weights: The same on grids on which no pair overflows 16 bits.
+        narrow_steps: Of those grids.
         ranges: Of activations, by layer; of the answers as well.
         best: How the ranges chosen did.
         trials: How each kind did.
@@ -62,6 +64,8 @@ class Choice:
     """
 
     weights: Weights = field(repr=False)
+    narrow_weights: Weights = field(repr=False)
+    narrow_steps: Steps = field(repr=False)
     ranges: Ranges = field(repr=False)
     best: Trial
     trials: tuple[Trial, ...]
@@ -107,10 +111,14 @@ def _choose(
     exact = build_integer_net(net, weights, {})
     layers = [*quantized_layers(net), net.layers[-1].name]
     extremes, inputs = observe(exact, layers, calibration.images)
-    weights = rounded_weights(exact, weights, inputs)
+    full, narrow = (
+        {name: steps_of(kernel) for name, (kernel, _) in weights.items()}
+        for steps_of in (full_steps, narrow_steps)
+    )
+    rounded = rounded_weights(exact, weights, full, inputs)
     kinds = {share: ranges_of(extremes, share) for share in SHARES}
     inner = {name: kinds[1.0][name] for name in layers[:-1]}
-    integers = build_integer_net(net, weights, inner)
+    integers = build_integer_net(net, rounded, inner)
     images = calibration.trial_images
     expected, answer = _in_batches(_answering(exact), images), _answering(integers)
     if not np.isfinite(expected).all():
@@ -124,7 +132,9 @@ def _choose(
         trials.append(_judged(share, expected, _in_batches(answer, images)))
     best = min(trials, key=lambda trial: trial.divergence)
     return Choice(
-        weights=weights,
+        weights=rounded,
+        narrow_weights=rounded_weights(exact, weights, narrow, inputs),
+        narrow_steps=narrow,
         ranges=kinds[best.share],
         best=best,
         trials=tuple(trials),
@@ -193,7 +203,7 @@ def ranges_of(extremes: Mapping[str, Array], share: float) -> Ranges:
 
 
 def rounded_weights(
-    exact: keras.Model, weights: Weights, inputs: Mapping[str, Array]
+    exact: keras.Model, weights: Weights, steps: Steps, inputs: Mapping[str, Array]
 ) -> Weights:
     """Round kernels, and take from biases what that adds to the mean of the outputs.
 
@@ -203,11 +213,12 @@ def rounded_weights(
     Args:
         exact: The net, for strides and padding.
         weights: By layer.
+        steps: Of the grids to round to.
         inputs: The mean input of each layer.
     """
     rounded = {}
     for name, (kernel, bias) in weights.items():
-        near = on_grid(kernel)
+        near = on_grid(kernel, steps[name])
         added = _applied(exact.get_layer(name), inputs[name][None], near - kernel)
         axes = tuple(range(added.ndim - 1))
         rounded[name] = near, (bias - added.mean(axes)).astype(np.float32)

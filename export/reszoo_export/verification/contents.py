@@ -4,7 +4,6 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from reszoo.cards import Card
 from reszoo_export.formats import Format
@@ -12,18 +11,15 @@ from reszoo_export.inspection.describe import inspect
 from reszoo_export.metadata import EXTRA_FOLDER, LABELS_FILE
 from reszoo_export.runtimes.tensorflow import newest_version
 from reszoo_export.verification.encoded_answers import wrong_encoded
-
-# Later ones do not open in runtimes that are in use (ONNX Runtime 1.13, 2022).
-_LATEST_OPSET, _LATEST_IR = 17, 8
+from reszoo_export.verification.onnx_contents import wrong_onnx
 
 
 def wrong_contents(row: Format, path: Path, card: Card) -> list[str]:
     """Tell what is wrong with a file's inside.
 
     Its arithmetic must be that of its format, the labels that it keeps for other
-    programs must be the card's, an ONNX file must open in runtimes that are in use
-    and take uint8 activations where it is quantised, and a SavedModel must prepare
-    encoded pictures as its card says.
+    programs must be the card's, an ONNX file must suit runtimes and processors that
+    are in use, and a SavedModel must prepare encoded pictures as its card says.
 
     Args:
         row: The file's format.
@@ -41,7 +37,7 @@ def wrong_contents(row: Format, path: Path, card: Card) -> list[str]:
             "are not the card's"
         )
     if row.runtime == "onnx":
-        problems += _wrong_onnx(path)
+        problems += wrong_onnx(path)
     if row.runtime == "saved_model":
         problems += wrong_encoded(path, card)
     return problems
@@ -77,35 +73,3 @@ _KEPT_LABELS = {
 def _lines(text: str) -> list[str]:
     # Not splitlines, which also ends lines at signs that a label may hold.
     return text.removesuffix("\n").split("\n")
-
-
-def _wrong_onnx(path: Path) -> list[str]:
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    problems = []
-    opsets = {each.domain or "ai.onnx": each.version for each in model.opset_import}
-    if set(opsets) != {"ai.onnx"} or opsets["ai.onnx"] > _LATEST_OPSET:
-        shown = ", ".join(f"{name} {number}" for name, number in opsets.items())
-        problems.append(f"its operators must be ai.onnx {_LATEST_OPSET}, not {shown}")
-    if model.ir_version > _LATEST_IR:
-        problems.append(f"its IR version must be {_LATEST_IR}, not {model.ir_version}")
-    if model.functions or model.training_info:
-        problems.append("it defines functions or training of its own")
-    return problems + _wrong_activations(model.graph)
-
-
-def _wrong_activations(graph: Any) -> list[str]:
-    """Refuse int8 activations: ONNX Runtime computes them 3 to 4 times slower."""
-    import onnx
-
-    kinds = {each.name: each.data_type for each in graph.initializer}
-    zeros = {
-        kinds[node.input[2]]
-        for node in graph.node
-        if node.op_type == "QuantizeLinear" and node.input[2] in kinds
-    }
-    odd = sorted(map(onnx.TensorProto.DataType.Name, zeros - {onnx.TensorProto.UINT8}))
-    if not odd:
-        return []
-    return [f"activations must be uint8, not {', '.join(odd).lower()}"]

@@ -22,7 +22,7 @@ def write(serving: Serving, path: Path, calibration: Calibration | None) -> None
     if calibration is None:
         raise ExportError("onnx-int8 needs calibration images, and there are none.")
     chosen = choose(serving.net, serving.card.preprocessing, calibration)
-    net = build_integer_net(serving.net, chosen.weights, {})
+    net = build_integer_net(serving.net, chosen.narrow_weights, {})
     model = convert(as_bytes(serving, net))
-    quantize(model.graph, chosen.inner_ranges, INSIDE)
+    quantize(model.graph, chosen.narrow_steps, chosen.inner_ranges, INSIDE)
     write_model(model, serving, path)

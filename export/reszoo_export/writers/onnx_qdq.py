@@ -6,13 +6,13 @@ int8 weights with a scale for each output, int32 biases. ONNX Runtime's own
 `quantize_static` writes the same form, and calls its tensors by other names.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo_export.quantization.integer_net import LEVELS, grid_steps
+from reszoo_export.quantization.grids import Steps
+from reszoo_export.quantization.integer_net import LEVELS, Ranges
 from reszoo_export.writers.onnx_graph import constants
 
 Array = NDArray[Any]
@@ -26,19 +26,18 @@ _PASSING = ("MaxPool", "Pad", "Reshape", "Slice", "Squeeze")
 _POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
 
 
-def quantize(
-    graph: Any, ranges: Mapping[str, tuple[float, float]], picture: str
-) -> None:
+def quantize(graph: Any, steps: Steps, ranges: Ranges, picture: str) -> None:
     """Quantise what the ranges tell; the rest stays float32.
 
     Args:
         graph: Of a net that takes bytes; it is changed.
+        steps: Of the grids of kernels, by layer.
         ranges: Of activations, by the layers that give them.
         picture: Name of what the first convolution sees before it is transposed:
             uint8, and meant as it is.
     """
     _start_with_bytes(graph, picture)
-    rewriting = _Rewriting(graph, ranges)
+    rewriting = _Rewriting(graph, steps, ranges)
     for node in list(graph.node):
         rewriting.take(node)
     _keep(graph, rewriting.nodes)
@@ -61,10 +60,10 @@ def _start_with_bytes(graph: Any, picture: str) -> None:
 class _Rewriting:
     """Takes the nodes of a graph in their order, and knows what is quantised."""
 
-    def __init__(self, graph: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(self, graph: Any, steps: Steps, ranges: Ranges) -> None:
         self.initializers = graph.initializer
         self.known = constants(graph)
-        self.ranges = ranges
+        self.steps, self.ranges = steps, ranges
         self.nodes: list[Any] = []
         # Tensor -> its step, and name of its scale (the zero point has the same).
         self.scales: dict[str, tuple[float, str]] = {}
@@ -120,7 +119,7 @@ class _Rewriting:
         bias = numpy_helper.to_array(self.known[node.input[2]]).astype(np.float64)
         # A kernel of nearly nothing must leave room for its bias in 32 bits.
         least = (np.abs(bias) / (_MOST * step)).astype(np.float32)
-        steps = np.maximum(grid_steps(np.moveaxis(value, axis, -1)), least)
+        steps = np.maximum(self.steps[kernel.removesuffix(".weight")], least)
         wide = steps.reshape([-1 if side == axis else 1 for side in range(value.ndim)])
         self.channels(node, 1, np.round(value / wide).astype(np.int8), steps, axis)
         steps = (steps.astype(np.float64) * step).astype(np.float32)
