@@ -342,8 +342,9 @@ def test_weights_that_overflow_on_other_processors_are_seen(
     serving.net.set_weights(digits[0].net.get_weights())
     onnx_int8.write(serving, tmp_path / "a.onnx", digits[1])
     (told,) = wrong_onnx(tmp_path / "a.onnx")
-    expected = r"its weights overflow on processors without a dot .*: two of [\w.]+ add"
-    assert re.match(expected + r" up to 2\d\d, and at most 128 fit", told), told
+    expected = r"its weights overflow on x86 processors without VNNI: two of [\w.]+ add"
+    expected += r" up to 2\d\d, and at most 128 fit; export it anew"
+    assert re.fullmatch(expected, told), told
 
 
 def test_halves_are_not_rounded_beyond_what_fits() -> None:

@@ -54,8 +54,8 @@ def _overflowing(graph: Any) -> list[str]:
     if most <= MOST_OF_PAIR:
         return []
     told = (
-        "its weights overflow on processors without a dot product of bytes: "
-        f"two of {name} add up to {most}, and at most {MOST_OF_PAIR} fit"
+        "its weights overflow on x86 processors without VNNI: two of "
+        f"{name} add up to {most}, and at most {MOST_OF_PAIR} fit; export it anew"
     )
     return [told]
 
