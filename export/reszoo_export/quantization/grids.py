@@ -16,8 +16,8 @@ Kernel = NDArray[np.float32]
 Steps = dict[str, NDArray[np.float32]]
 # What two weights of an output may add up to: 255 times that fits 16 bits.
 MOST_OF_PAIR = 128
-# The same before they are rounded, which adds less than 1 to both together.
-_PAIR = np.float32(127.99)
+# The same before they are rounded, which adds less than 1 to each.
+_PAIR = np.float32(126.99)
 _STEPS = 127
 # A kernel of zeros has a grid, too.
 _LEAST = np.float32(1e-9)
@@ -61,5 +61,22 @@ def greatest_pairs(kernel: NDArray[Any]) -> NDArray[Any]:
 
 
 def on_grid(kernel: Kernel, steps: NDArray[np.float32]) -> Kernel:
-    """Round a kernel `(..., out)` to whole steps, of each output its own."""
-    return np.round(kernel / steps) * steps
+    """Round a kernel to whole steps, up or down so that its taps keep their sum.
+
+    Neighbouring pixels are much alike, so what counts is how far the taps for one
+    input and output are off together: by half a step at most, where rounding each to
+    its nearest adds up to several (Guo et al., SQuant, arXiv:2202.07471, by kernel).
+
+    Args:
+        kernel: `(height, width, in, out)` or `(in, out)`.
+        steps: `(out,)`.
+    """
+    exact = kernel / steps
+    near = np.round(exact)
+    # A tap for each row, whatever the number of sides.
+    errors = (near - exact).reshape(-1, *kernel.shape[-2:])
+    total = errors.sum(0)
+    ahead = np.argsort(-errors * np.sign(total), axis=0, kind="stable").argsort(0)
+    turned = np.where(ahead < np.abs(np.round(total)), np.sign(total), 0)
+    rounded: Kernel = (near - turned.reshape(kernel.shape)) * steps
+    return rounded
