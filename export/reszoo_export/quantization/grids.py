@@ -65,7 +65,8 @@ def on_grid(kernel: Kernel, steps: NDArray[np.float32]) -> Kernel:
 
     Neighbouring pixels are much alike, so what counts is how far the taps for one
     input and output are off together: by half a step at most, where rounding each to
-    its nearest adds up to several (Guo et al., SQuant, arXiv:2202.07471, by kernel).
+    its nearest adds up to several. It is the kernel-wise step of SQuant (Guo et al.,
+    arXiv:2202.07471).
 
     Args:
         kernel: `(height, width, in, out)` or `(in, out)`.
