@@ -91,21 +91,23 @@ def computed(digits: Any, weights: Any, chosen: Any) -> Any:
     return powers / powers.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "weights"), [("a.tflite", "weights"), ("a.onnx", "narrow_weights")]
-)
+@pytest.mark.parametrize("name", RUNNERS)
 def test_int8_files_answer_nearly_as_the_model(
-    files: Any, digits: Any, chosen: Any, name: str, weights: str
+    files: Any, digits: Any, chosen: Any, name: str
 ) -> None:
     _, _, images, expected = digits
     found = RUNNERS[name](files[name], images)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.99
     assert np.abs(found - expected).sum(1).mean() < 0.02
-    # What was measured in Keras is what the runtimes do.
-    measured = computed(digits, getattr(chosen, weights), chosen)
-    # With the grids of the other format it is 0.009.
-    assert np.abs(found - measured).sum(1).mean() < 0.006
+    # What was measured in Keras is what the runtimes do, each on its own grids.
+    full, narrow = (
+        np.abs(found - computed(digits, weights, chosen)).sum(1).mean()
+        for weights in (chosen.weights, chosen.narrow_weights)
+    )
+    own, other = (narrow, full) if name == "a.onnx" else (full, narrow)
+    assert own < 0.01
+    assert own < 0.75 * other
 
 
 # Prints nothing; what runs it has only these packages to load.
