@@ -136,10 +136,14 @@ def _wrong_labels(rule: Tolerance, answers: Answers, reference: Reference) -> li
     problems = []
     # Rounded, for 0.97 - 0.96 is more than 0.01 in floating point.
     drop = round(of_model - accuracy, 9)
-    if rule.max_accuracy_drop is not None and drop > rule.max_accuracy_drop:
+    chance = distances.chance_of_accuracy(answers, reference.answers, labels)
+    if rule.max_accuracy_drop is not None and drop > max(
+        rule.max_accuracy_drop, chance
+    ):
         problems.append(
             f"accuracy fell from {of_model:.2%} to {accuracy:.2%}; "
-            f"at most {rule.max_accuracy_drop:.2%} may be lost"
+            f"at most {rule.max_accuracy_drop:.2%} may be lost, "
+            f"and chance explains {chance:.2%}"
         )
     order = distances.relabelling(answers, labels)
     if order is not None:

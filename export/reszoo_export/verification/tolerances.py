@@ -33,8 +33,8 @@ class Tolerance:
             this share of its top probability.
         min_agreement: Least share of images with the model's top-1, ties included.
         min_same: Least share of images with the model's top-1, ties not included.
-        max_accuracy_drop: Most that top-1 accuracy may fall, in 0..1; None where
-            agreement leaves nothing to lose.
+        max_accuracy_drop: Most that top-1 accuracy may fall, in 0..1, where chance
+            explains no more; None where agreement leaves nothing to lose.
         max_batch_difference: Most that a probability may change with the batch that
             its image is asked in.
         max_relative: Largest allowed difference of a feature, relative to the
