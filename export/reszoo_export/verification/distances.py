@@ -48,9 +48,8 @@ def chance_of_accuracy(
     side if both are equally good; their difference is then less than twice the root
     of their number in 19 of 20 cases (McNemar's test).
     """
-    count = len(labels)
-    right = (each[:count].argmax(axis=-1) == labels for each in (answers, expected))
-    return float(2 * np.sqrt(np.not_equal(*right).sum()) / max(count, 1))
+    right, of_model = (each.argmax(axis=-1) == labels for each in (answers, expected))
+    return float(2 * np.sqrt((right != of_model).sum()) / len(labels))
 
 
 def lost(answers: Answers, expected: Answers) -> float:

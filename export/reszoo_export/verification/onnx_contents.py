@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from reszoo_export.quantization.grids import MOST_OF_PAIR, greatest_pairs
+from reszoo_export.writers.onnx_graph import constants
 
 # Later ones do not open in runtimes that are in use (ONNX Runtime 1.13, 2022).
 _LATEST_OPSET, _LATEST_IR = 17, 8
@@ -36,11 +37,11 @@ def _wrong_activations(graph: Any) -> list[str]:
     """Refuse int8 activations: ONNX Runtime computes them 3 to 4 times slower."""
     import onnx
 
-    kinds = {each.name: each.data_type for each in graph.initializer}
+    values = constants(graph)
     zeros = {
-        kinds[node.input[2]]
+        values[node.input[2]].data_type
         for node in graph.node
-        if node.op_type == "QuantizeLinear" and node.input[2] in kinds
+        if node.op_type == "QuantizeLinear" and node.input[2] in values
     }
     odd = sorted(map(onnx.TensorProto.DataType.Name, zeros - {onnx.TensorProto.UINT8}))
     if not odd:
@@ -64,7 +65,7 @@ def _pairs(graph: Any) -> list[tuple[int, str]]:
     """Return what two int8 weights of an output add up to, and where."""
     import onnx
 
-    values = {each.name: each for each in graph.initializer}
+    values = constants(graph)
     found = []
     for node in graph.node:
         weights = values.get(node.input[0])

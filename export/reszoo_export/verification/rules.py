@@ -131,12 +131,13 @@ def _wrong_classes(rule: Tolerance, answers: Answers, expected: Answers) -> list
 
 def _wrong_labels(rule: Tolerance, answers: Answers, reference: Reference) -> list[str]:
     labels = reference.labels
+    expected = reference.answers[: len(labels)]
     accuracy = distances.accuracy(answers, labels)
-    of_model = distances.accuracy(reference.answers[: len(labels)], labels)
+    of_model = distances.accuracy(expected, labels)
     problems = []
     # Rounded, for 0.97 - 0.96 is more than 0.01 in floating point.
     drop = round(of_model - accuracy, 9)
-    chance = distances.chance_of_accuracy(answers, reference.answers, labels)
+    chance = distances.chance_of_accuracy(answers, expected, labels)
     if rule.max_accuracy_drop is not None and drop > max(
         rule.max_accuracy_drop, chance
     ):
