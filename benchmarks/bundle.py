@@ -15,8 +15,8 @@ from typing import Any
 
 import reszoo
 from reszoo.cards import Metric
-from reszoo.checkpoints.bundled import BUNDLED
-from reszoo.training.command import repeating
+from reszoo.training.recipe_table import repeating
+from reszoo.weights.location import BUNDLED
 
 DATA = "CIFAR-10 (JPEG)"
 SPLIT = f"{DATA}, the 10,000 test images"

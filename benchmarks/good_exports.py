@@ -67,7 +67,7 @@ def decided(model: Any, size: int, draw: np.random.Generator) -> tuple[Any, Any]
         Those to judge by, about which it is least undecided, and those to calibrate
         with: uint8 `(LEAST, size, size, 3)` each.
     """
-    from reszoo_export.quantization.calibration import LEAST
+    from reszoo_export.quantization.ranges import LEAST
 
     strengths = draw.uniform(2, STRENGTHS, (len(COLOURS), len(STRENGTHS)))
     answers = np.arange(CANDIDATES) % min(len(LOOKS), model.output_shape[-1])
@@ -84,11 +84,11 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Write one good file and return what verification says of it."""
     import reszoo
     from reszoo_export.formats import FORMATS
-    from reszoo_export.original import original_answers
-    from reszoo_export.quantization.calibration import Calibration
+    from reszoo_export.keras_models.source import original_answers
+    from reszoo_export.quantization.ranges import Calibration
     from reszoo_export.serving import make_serving
-    from reszoo_export.verification.judging import judge
     from reszoo_export.verification.reference import Reference, make_reference
+    from reszoo_export.verification.verify import judge
 
     draw = np.random.default_rng((seed, number))
     row = list(FORMATS.values())[number % len(FORMATS)]

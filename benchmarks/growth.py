@@ -50,7 +50,7 @@ class Axis:
 
 def _answers(net: str, side: int, batch: int) -> harness.Run:
     import reszoo
-    from reszoo_export.runtimes.opening import open_runtime
+    from reszoo_export.runtimes import open_runtime
 
     model = reszoo.build(net, input_shape=(side, side, 3), classes=1000, seed=0)
     # Threads as the harness set them: building has begun to compute already.

@@ -301,7 +301,7 @@ def _told(runs: Sequence[Run]) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """Return the processor, what it can, the system and Python's version."""
-    from reszoo.machine import processor, processor_flags
+    from reszoo.environment import processor, processor_flags
 
     flags = processor_flags()
     return {

@@ -91,7 +91,7 @@ def make_model(net: str, checkpoint: Path) -> Any:
     Fresh nets have biases of zero, which would spare optimisers additions.
     """
     import reszoo
-    from reszoo.checkpoints.names import lay_in, to_tensors
+    from reszoo.weights.names import lay_in, to_tensors
 
     if not checkpoint.exists():
         model, draw = reszoo.build(net, classes=CLASSES), np.random.default_rng(0)
@@ -109,7 +109,7 @@ def make_files(net: str, folder: Path) -> None:
     """Write a net in every form that takes part; what is there is kept."""
     from reszoo.data.sources import open_source
     from reszoo_export.formats import FORMATS
-    from reszoo_export.quantization.calibration import draw_calibration
+    from reszoo_export.quantization.ranges import draw_calibration
     from reszoo_export.serving import make_serving
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def shares(given: Any, runs: harness.Runs) -> list[str]:
 
 def notes(given: Any, runs: harness.Runs) -> list[str]:
     """Tell who was left out, and whether the processor can keep int8's promise."""
-    from reszoo.machine import processor_flags
+    from reszoo.environment import processor_flags
 
     told = ["The project's targets are those of ResNet-50 and one image at a time."]
     told += shares(given, runs)

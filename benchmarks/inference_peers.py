@@ -63,7 +63,7 @@ def planes(images: Any) -> Any:
 
 def of_file(path: Path, images: Any) -> Call:
     """Ask one of reszoo's files."""
-    from reszoo_export.runtimes.opening import open_runtime
+    from reszoo_export.runtimes import open_runtime
 
     runtime = open_runtime(path, harness.THREADS)
     return lambda: runtime.run(images)

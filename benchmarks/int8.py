@@ -38,10 +38,10 @@ def ours(serving: Any, calibration: Any, folder: Path) -> dict[str, Path]:
 
 def of_onnx_runtime(serving: Any, calibration: Any, folder: Path) -> Path:
     """Write a file by `quantize_static`."""
-    from reszoo_export.writers import onnx
+    from reszoo_export.onnx import writer
 
     source, path = folder / "float.onnx", folder / "onnxruntime.onnx"
-    onnx.write(serving, source, None)
+    writer.write(serving, source, None)
     quantise_statically(source, path, calibration)
     return path
 
@@ -65,7 +65,7 @@ def of_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:
     """Write a file by the converter's own full-integer recipe."""
     import tensorflow as tf
 
-    from reszoo_export.writers.tflite import flatbuffer
+    from reszoo_export.tflite.writer import flatbuffer
 
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -81,10 +81,10 @@ def of_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:
 
 def of_litert(serving: Any, calibration: Any, folder: Path, peers: str) -> Path:
     """Write a file by LiteRT's quantizer with its recipe for static int8."""
-    from reszoo_export.writers import tflite
+    from reszoo_export.tflite import writer
 
     source, path = folder / "float.tflite", folder / "quantizer.tflite"
-    tflite.write(serving, source, None)
+    writer.write(serving, source, None)
     np.save(folder / "images.npy", calibration.images)
     words = [peers, __file__, "--process", str(source), str(path)]
     done = subprocess.run(
@@ -152,8 +152,8 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import reszoo
     from reszoo.data.sources import open_source
     from reszoo.evaluation import prepared_batches
-    from reszoo.inference import probabilities
-    from reszoo_export.quantization.calibration import draw_calibration
+    from reszoo.metrics import probabilities
+    from reszoo_export.quantization.ranges import draw_calibration
     from reszoo_export.serving import make_serving
 
     model = reszoo.load(given.checkpoint)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import reszoo
-from reszoo.machine import processor
+from reszoo.environment import processor
 
 ROUNDS = 4
 
@@ -35,8 +35,8 @@ def forget_peak() -> None:
 
 def measure(contender: str, folder: Path) -> dict[str, float]:
     """Load once in this process; return seconds and bytes above the model."""
-    from reszoo.checkpoints.names import lay_in
-    from reszoo.checkpoints.reading import read
+    from reszoo.weights.names import lay_in
+    from reszoo.weights.reading import read
 
     model = reszoo.build("resnet50")
     forget_peak()

@@ -57,7 +57,7 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
 
 def randomise(model: Any, draw: np.random.Generator) -> None:
     """Give a net weights and statistics that are nowhere trivial, all of them drawn."""
-    from reszoo.checkpoints.names import lay_in, to_tensors
+    from reszoo.weights.names import lay_in, to_tensors
 
     plain = model.name.startswith("plain")
     tensors = to_tensors(model)
@@ -97,7 +97,7 @@ def calm(model: Any) -> None:
     The sum of all branches then outweighs the stem no more than in ResNet-18; with
     random weights anything stronger enlarges rounding from block to block.
     """
-    from reszoo.checkpoints.names import lay_in, to_tensors
+    from reszoo.weights.names import lay_in, to_tensors
 
     tensors = to_tensors(model)
     kinds = ("bn3.weight", "bn2.weight")
@@ -145,7 +145,7 @@ def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -
     """
     import keras
 
-    from reszoo.checkpoints.names import lay_in, to_tensors
+    from reszoo.weights.names import lay_in, to_tensors
 
     ask = keras.Model(model.input, model.get_layer("fc").input)
     seen = ask.predict(inputs_of(model, images), batch_size=4, verbose=0)
@@ -164,7 +164,7 @@ def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -
 
 def sharpen(model: Any, factor: float) -> None:
     """Multiply all logits."""
-    from reszoo.checkpoints.names import lay_in, to_tensors
+    from reszoo.weights.names import lay_in, to_tensors
 
     tensors = to_tensors(model)
     tensors["fc.weight"] = (factor * tensors["fc.weight"]).astype(np.float32)

@@ -59,8 +59,8 @@ def _build_reszoo() -> Any:
 
 
 def _load_reszoo(model: Any, path: Path) -> None:
-    from reszoo.checkpoints.names import lay_in
-    from reszoo.checkpoints.reading import read
+    from reszoo.weights.names import lay_in
+    from reszoo.weights.reading import read
 
     lay_in(model, read(path).tensors, str(path))
 

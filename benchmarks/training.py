@@ -91,11 +91,11 @@ def train_reszoo(name: str, load: Load, precision: str) -> None:
 def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
     """Return a function of uint8 images and labels: a step, which returns the loss."""
     import reszoo
-    from reszoo.training.distribution import Devices
-    from reszoo.training.engine import Engine
-    from reszoo.training.net import twin
+    from reszoo.training.devices import Devices
+    from reszoo.training.model import twin
     from reszoo.training.phases import phases
     from reszoo.training.recipe_table import find_recipe
+    from reszoo.training.step import Engine
 
     recipe = find_recipe(
         "torchvision-v1",

@@ -6,14 +6,13 @@ Every public name is imported on first use: `import reszoo` loads no TensorFlow.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from reszoo.quiet import quiet_tensorflow
+from reszoo.console import quiet_tensorflow
 
 if TYPE_CHECKING:
     from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
-    from reszoo.checkpoints.names import LoadReport as LoadReport
+    from reszoo.data.scan import ScanReport as ScanReport
     from reszoo.data.scan import scan as scan
-    from reszoo.data.scan_report import ScanReport as ScanReport
     from reszoo.data.sharding import write_shards as write_shards
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError
@@ -29,10 +28,11 @@ if TYPE_CHECKING:
     from reszoo.specs import list_models as list_models
     from reszoo.studies.results import StudyResult as StudyResult
     from reszoo.studies.study import study as study
-    from reszoo.training.fit import compile as compile
+    from reszoo.training.compile import compile as compile
     from reszoo.training.recipes import Recipe as Recipe
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
+    from reszoo.weights.names import LoadReport as LoadReport
     from reszoo.zoo import build as build
     from reszoo.zoo import from_keras_applications as from_keras_applications
     from reszoo.zoo import get_card
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from reszoo_export.benchmark import Measurement as Measurement
     from reszoo_export.benchmark import benchmark as benchmark
     from reszoo_export.export import export as export
-    from reszoo_export.inspection.describe import inspect as inspect
-    from reszoo_export.inspection.description import FileDescription as FileDescription
+    from reszoo_export.inspection import FileDescription as FileDescription
+    from reszoo_export.inspection import inspect as inspect
     from reszoo_export.manifest import Manifest as Manifest
     from reszoo_export.predictor import Predictor as Predictor
     from reszoo_export.verification.verify import verify as verify
@@ -61,8 +61,8 @@ _LAZY = {
     "CheckpointError": "reszoo.errors:CheckpointError",
     "DataError": "reszoo.errors:DataError",
     "ExportError": "reszoo.errors:ExportError",
-    "FileDescription": "reszoo_export.inspection.description:FileDescription",
-    "LoadReport": "reszoo.checkpoints.names:LoadReport",
+    "FileDescription": "reszoo_export.inspection:FileDescription",
+    "LoadReport": "reszoo.weights.names:LoadReport",
     "Manifest": "reszoo_export.manifest:Manifest",
     "Measurement": "reszoo_export.benchmark:Measurement",
     "Metrics": "reszoo.evaluation:Metrics",
@@ -70,7 +70,7 @@ _LAZY = {
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
     "Recipe": "reszoo.training.recipes:Recipe",
     "ReszooError": "reszoo.errors:ReszooError",
-    "ScanReport": "reszoo.data.scan_report:ScanReport",
+    "ScanReport": "reszoo.data.scan:ScanReport",
     "StudyResult": "reszoo.studies.results:StudyResult",
     "TrainResult": "reszoo.training.trainer:TrainResult",
     "UnknownNameError": "reszoo.errors:UnknownNameError",
@@ -79,11 +79,11 @@ _LAZY = {
     "benchmark": "reszoo_export.benchmark:benchmark",
     "build": "reszoo.zoo:build",
     "card": "reszoo.zoo:get_card",
-    "compile": "reszoo.training.fit:compile",
+    "compile": "reszoo.training.compile:compile",
     "evaluate": "reszoo.evaluation:evaluate",
     "export": "reszoo_export.export:export",
     "from_keras_applications": "reszoo.zoo:from_keras_applications",
-    "inspect": "reszoo_export.inspection.describe:inspect",
+    "inspect": "reszoo_export.inspection:inspect",
     "list_models": "reszoo.specs:list_models",
     "load": "reszoo.zoo:load",
     "load_report": "reszoo.zoo:load_report",

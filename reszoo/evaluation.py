@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import reszoo
+from reszoo.console import Progress
 from reszoo.data.examples import Examples
 from reszoo.data.sources import Data, check_classes, open_source
 from reszoo.preprocessing import Pixels, Preprocessing
-from reszoo.progress import Progress
 
 if TYPE_CHECKING:
     import keras

@@ -8,8 +8,7 @@ import keras
 
 from reszoo.blocks import residual
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.fresh import layer_seed
-from reszoo.layers import BatchNormalization
+from reszoo.layers import BatchNormalization, layer_seed
 from reszoo.specs import Shortcut
 
 # A vector keeps its width from block to block, so there is nothing to project where

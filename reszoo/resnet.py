@@ -11,8 +11,12 @@ import keras
 
 from reszoo.blocks import residual
 from reszoo.errors import UsageError
-from reszoo.fresh import layer_seed
-from reszoo.layers import BatchNormalization, IdentityShortcut, StochasticDepth
+from reszoo.layers import (
+    BatchNormalization,
+    IdentityShortcut,
+    StochasticDepth,
+    layer_seed,
+)
 from reszoo.specs import SPECS, Architecture
 
 Tensor = Any

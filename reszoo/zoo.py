@@ -9,14 +9,20 @@ from typing import Any, cast
 import keras
 
 from reszoo.cards import Card, new_card
-from reszoo.checkpoints import keras_applications, safetensors, timm_folder
-from reszoo.checkpoints.locate import locate
-from reszoo.checkpoints.names import LoadReport, Tensors, to_tensors
+from reszoo.console import say
 from reszoo.errors import UsageError
-from reszoo.progress import say
 from reszoo.resnet import build_resnet
 from reszoo.specs import architecture
-from reszoo.weights import Loaded, keras_applications_card, load_contents, load_weights
+from reszoo.weights import keras_h5, safetensors
+from reszoo.weights import safetensors as timm_folder
+from reszoo.weights.loading import (
+    Loaded,
+    keras_applications_card,
+    load_contents,
+    load_weights,
+)
+from reszoo.weights.location import locate
+from reszoo.weights.names import LoadReport, Tensors, to_tensors
 
 _CARD = "_reszoo_card"
 _REPORT = "_reszoo_load_report"
@@ -160,7 +166,7 @@ def save(
     if target.suffix == safetensors.SUFFIX:
         safetensors.write(target, tensors, written)
     elif not target.suffix:
-        timm_folder.write(target, tensors, written)
+        timm_folder.write_timm_folder(target, tensors, written)
     else:
         raise UsageError(
             f"A checkpoint ends in {safetensors.SUFFIX}, or is a folder without an "
@@ -190,7 +196,7 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
         for layer in model.layers
         if layer.weights
     }
-    tensors = keras_applications.to_tensors(layers, model.name)
+    tensors = keras_h5.to_tensors(layers, model.name)
     card = keras_applications_card(tensors, model.name, model.input_shape[1:])
     return _attach_loaded(load_contents(tensors, card, model.name))
 

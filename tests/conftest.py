@@ -15,10 +15,9 @@ from PIL import Image
 from tiny import RESNET8
 
 import reszoo
-from reszoo.checkpoints import transfer
 from reszoo.specs import SPECS
-from reszoo_export.latency import Latency
-from reszoo_export.manifest import read_manifest
+from reszoo.weights import download
+from reszoo_export.manifest import Latency, read_manifest
 
 # Those that people take most; the others have tests of their own, for time.
 FORMATS = "saved_model,tflite,tflite-fp16,tflite-int8,onnx,onnx-int8"
@@ -30,7 +29,7 @@ def randomise(model: Any, seed: int = 0) -> Any:
     The last scale of each block is small, as in trained nets; otherwise activations
     grow with depth until every probability is 0 or 1.
     """
-    from reszoo.checkpoints.names import lay_in, to_tensors
+    from reszoo.weights.names import lay_in, to_tensors
 
     draw = np.random.default_rng(seed)
     tensors = to_tensors(model)
@@ -69,7 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of its own for downloads, which retry without waiting."""
     monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(download, "WAITS", (0.0, 0.0, 0.0))
     return tmp_path / "home"
 
 

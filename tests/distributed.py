@@ -17,9 +17,9 @@ import tensorflow as tf
 from tiny import RESNET8
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
 from reszoo.specs import SPECS
-from reszoo.training.engine import Engine
+from reszoo.training.step import Engine
+from reszoo.weights.names import to_tensors
 
 SPECS["resnet8"] = RESNET8
 WORKER = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]

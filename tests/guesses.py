@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from reszoo.training import report_tables as tables
+from reszoo.report import statistics
 
 
-def answers(classes: int, images: int) -> tuple[tables.Labels, tables.Probabilities]:
+def answers(
+    classes: int, images: int
+) -> tuple[statistics.Labels, statistics.Probabilities]:
     """Labels and the probabilities of a net that is right a little over half."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, classes, images)

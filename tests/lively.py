@@ -6,8 +6,8 @@ import numpy as np
 from conftest import randomise
 
 import reszoo
-from reszoo.checkpoints.names import lay_in, to_tensors
-from reszoo.inference import probabilities
+from reszoo.metrics import probabilities
+from reszoo.weights.names import lay_in, to_tensors
 
 _DRAW = np.random.default_rng(0)
 # Seven colours with noise: uint8 `(7, 32, 32, 3)`.

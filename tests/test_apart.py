@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import reszoo
-from reszoo_export.verification.apart import run_apart
+from reszoo_export.verification.isolation import run_apart
 
 # What the child runs: this module, found by the path that it inherits.
 HERE = Path(__file__).stem

@@ -9,11 +9,11 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 import reszoo
-from reszoo.data.augment import affine, colour, geometry, policy
-from reszoo.data.augment.affine import Canvas
-from reszoo.data.augment.policy import (
+from reszoo.data.augment import geometry, policies
+from reszoo.data.augment.policies import (
     RAND,
     TRIVIAL,
+    Canvas,
     find_policy,
     rand_augment,
     trivial_augment,
@@ -57,13 +57,13 @@ def enhanced(kind: Any) -> Callable[[Image.Image, float], Image.Image]:
 
 
 COLOURS: list[tuple[Any, Any, tuple[float, ...]]] = [
-    (colour.brightness, enhanced(ImageEnhance.Brightness), (0.01, 0.7, 1, 1.9)),
-    (colour.contrast, enhanced(ImageEnhance.Contrast), (0.01, 0.7, 1, 1.9)),
-    (colour.saturation, enhanced(ImageEnhance.Color), (0.01, 0.7, 1, 1.9)),
-    (colour.sharpness, enhanced(ImageEnhance.Sharpness), (0.01, 0.7, 1, 1.9)),
-    (colour.posterize, ImageOps.posterize, (1, 2, 4, 8)),
-    (colour.solarize, ImageOps.solarize, (0, 76.8, 128, 256)),
-    (colour.solarize_add, solarize_added, (0, 77, 110)),
+    (policies.brightness, enhanced(ImageEnhance.Brightness), (0.01, 0.7, 1, 1.9)),
+    (policies.contrast, enhanced(ImageEnhance.Contrast), (0.01, 0.7, 1, 1.9)),
+    (policies.saturation, enhanced(ImageEnhance.Color), (0.01, 0.7, 1, 1.9)),
+    (policies.sharpness, enhanced(ImageEnhance.Sharpness), (0.01, 0.7, 1, 1.9)),
+    (policies.posterize, ImageOps.posterize, (1, 2, 4, 8)),
+    (policies.solarize, ImageOps.solarize, (0, 76.8, 128, 256)),
+    (policies.solarize_add, solarize_added, (0, 77, 110)),
 ]
 
 
@@ -84,13 +84,13 @@ LOPSIDED = np.concatenate([LOPSIDED, np.full((300, 1, 3), 200)]).astype(np.uint8
 @pytest.mark.parametrize("name", ["autocontrast", "equalize", "invert"])
 def test_levels_are_spread_as_in_pillow(name: str) -> None:
     for pixels in (PIXELS, FLAT, FEW, LOPSIDED, np.tile(LOPSIDED[200:500], (1, 2, 1))):
-        shown = getattr(colour, name)(tf.constant(pixels))
+        shown = getattr(policies, name)(tf.constant(pixels))
         by_pillow = getattr(ImageOps, name)(Image.fromarray(pixels))
         np.testing.assert_array_equal(shown, by_pillow)
 
 
 def test_no_bits_are_black() -> None:
-    assert not np.any(colour.posterize(tf.constant(PIXELS), 0))
+    assert not np.any(policies.posterize(tf.constant(PIXELS), 0))
 
 
 def moved(matrix: Any, interpolation: str) -> Image.Image:
@@ -116,16 +116,19 @@ def test_pictures_move_as_in_pillow(interpolation: str) -> None:
         "translate_y_share": (-0.2, moved((1, 0, 0, 0, 1, -0.2 * 41), interpolation)),
         "rotate": (29.3, turned),
     }
-    assert values.keys() == affine.MATRICES.keys()
+    assert values.keys() == policies.MATRICES.keys()
     pairs = [
-        (affine.transform(image, affine.MATRICES[name](value, 41, 53), on), expected)
+        (
+            policies.transform(image, policies.MATRICES[name](value, 41, 53), on),
+            expected,
+        )
         for name, (value, expected) in values.items()
     ]
     for shown, expected in pairs:
         assert difference(expected, PIXELS).max() > 50
         # float32 here and double there: a place on the very edge may fall outside.
         assert (difference(shown, expected) > 1).any(-1).mean() <= 0.001
-    still = affine.transform(image, (1, 0, 0, 0, 1, 0), on)
+    still = policies.transform(image, (1, 0, 0, 0, 1, 0), on)
     np.testing.assert_array_equal(still, PIXELS)
 
 
@@ -249,7 +252,7 @@ def test_the_operation_that_is_drawn_is_carried_out(names: tuple[str, ...]) -> N
     # 0.3 is no whole number of bits, levels or pixels: those get 3.
     whole = {"posterize", "solarize", "solarize_add", "translate_x", "translate_y"}
     shown = tf.data.Dataset.range(len(names)).map(
-        lambda choice: policy._apply(
+        lambda choice: policies._apply(
             names,
             tf.cast(choice, tf.int32),
             image,
@@ -259,13 +262,13 @@ def test_the_operation_that_is_drawn_is_carried_out(names: tuple[str, ...]) -> N
     )
     for name, picture in zip(names, shown, strict=True):
         value = 3.0 if name in whole else 0.3
-        if name in affine.MATRICES:
-            matrix = affine.MATRICES[name](value, 41, 53)
-            expected = affine.transform(image, matrix, canvas())
+        if name in policies.MATRICES:
+            matrix = policies.MATRICES[name](value, 41, 53)
+            expected = policies.transform(image, matrix, canvas())
         elif name == "identity":
             expected = image
         else:
-            operation = getattr(colour, name)
+            operation = getattr(policies, name)
             alone = name in ("autocontrast", "equalize", "invert")
             expected = operation(image) if alone else operation(image, value)
         assert difference(picture, expected).max() <= 1, name
@@ -319,7 +322,7 @@ def test_operations_are_drawn_evenly_and_levels_about_the_magnitude(
         later = tf.where(image[:1, :1] > 0, [[1.0], [0.0]], [[0.0], [1.0]])
         return tf.where(later > 0, image, row[None])
 
-    monkeypatch.setattr("reszoo.data.augment.policy._apply", note)
+    monkeypatch.setattr("reszoo.data.augment.policies._apply", note)
     start = tf.zeros((2, 2), tf.float64)
     rows = in_pipeline(
         lambda key: rand_augment(start, key, canvas(), magnitude=6, deviation=0.5), 1500

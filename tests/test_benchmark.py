@@ -11,16 +11,17 @@ import onnx
 import pytest
 
 import reszoo
-from reszoo_export import benchmark as benchmark_module
+from reszoo_export import benchmark
 from reszoo_export.benchmark import (
     Measurement,
+    Request,
+    Timing,
     benchmark_note,
     benchmark_table,
     measure_files,
 )
-from reszoo_export.latency import Latency
+from reszoo_export.manifest import Latency
 from reszoo_export.metadata import onnx_properties
-from reszoo_export.stopwatch import Request, Timing
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_files_take_turns_forwards_and_backwards(
         shift = len(asked)
         return timing((1.0 * shift, 2.0 * shift, 3.0 * shift), (8.0,), peak=90 + shift)
 
-    monkeypatch.setattr(benchmark_module, "_timing", told)
+    monkeypatch.setattr(benchmark, "_timing", told)
     names = ["a.onnx", "b.tflite", "c.safetensors"]
     for name in names:
         (tmp_path / name).write_bytes(b"12")
@@ -183,7 +184,7 @@ def test_the_stopwatch_prints_nothing_but_its_answer(file: Path) -> None:
         "    print('a library talks')\n"
         "    return session(*args, **options)\n"
         "onnxruntime.InferenceSession = noisy\n"
-        "from reszoo_export.stopwatch import main\n"
+        "from reszoo_export.benchmark import main\n"
         f"main({json.dumps(request)!r})\n"
         "sys.stderr.write(str({'tensorflow', 'keras'} & set(sys.modules)))"
     )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
-from reszoo.fresh import start_anew
+from reszoo.layers import start_anew
+from reszoo.weights.names import to_tensors
 
 Dense = keras.layers.Dense
 

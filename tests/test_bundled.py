@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 import reszoo
-from reszoo.checkpoints.bundled import BUNDLED
-from reszoo.checkpoints.locate import locate
-from reszoo.inference import probabilities
+from reszoo.metrics import probabilities
+from reszoo.weights.location import BUNDLED, locate
 
 ARCHIVE = Path(__file__).parents[2] / "shared/data/cifar10-jpeg.tar.xz"
 FLOORS = {"resnet20": 0.88, "resnet32": 0.89}

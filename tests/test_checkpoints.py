@@ -12,7 +12,7 @@ from conftest import randomise
 from safetensors.numpy import load_file, save_file
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
+from reszoo.weights.names import to_tensors
 
 
 @pytest.fixture

@@ -207,7 +207,7 @@ def test_mistakes_end_in_a_sentence(
 def test_the_demo_does_it_all(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import reszoo.demo
+    import reszoo.cli.demo
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(reszoo.demo._CHANGES, "epochs", 1)

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 
 import reszoo
-from reszoo.training.command import _written, repeating
-from reszoo.training.recipe_table import FIELDS, RECIPES, find_recipe, parse_field
+from reszoo.training.recipe_table import (
+    FIELDS,
+    RECIPES,
+    _written,
+    find_recipe,
+    parse_field,
+    repeating,
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -11,7 +11,7 @@ from PIL import Image
 import reszoo
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import open_image
-from reszoo.data.mirroring import is_of_characters
+from reszoo.data.listing import is_of_characters
 from reszoo.data.pipeline import find_unreadable
 from reszoo.data.sources import check_classes, open_source
 

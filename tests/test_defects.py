@@ -41,17 +41,17 @@ from defects import (
 from onnx import numpy_helper
 
 import reszoo
-from reszoo.checkpoints.names import lay_in, to_tensors
-from reszoo_export.encoded import prepare_encoded
+from reszoo.weights.names import lay_in, to_tensors
 from reszoo_export.folding import fold
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.keras_models.source import original_answers
 from reszoo_export.metadata import ONNX_KEY
-from reszoo_export.options import ExportOptions
-from reszoo_export.original import original_answers
+from reszoo_export.saved_model import writer
+from reszoo_export.saved_model.encoded import prepare_encoded
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.verification.judging import examine
+from reszoo_export.tflite import writer as tflite_writer
 from reszoo_export.verification.reference import Reference, make_reference
-from reszoo_export.writers import saved_model, tflite
+from reszoo_export.verification.verify import examine
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ def without_calibration(serving: Serving, path: Path) -> None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
 
-    tflite.convert(serving, path, prepare)
+    tflite_writer.convert(serving, path, prepare)
 
 
 def red_for_blue(serving: Serving, path: Path) -> None:
@@ -315,17 +315,19 @@ def red_for_blue(serving: Serving, path: Path) -> None:
     record = serving.card.preprocessing
     turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
     other = replace(serving.card, preprocessing=turned)
-    content = tflite.flatbuffer(replace(serving, card=other))
-    tflite.write_flatbuffer(content, serving, path)
+    content = tflite_writer.flatbuffer(replace(serving, card=other))
+    tflite_writer.write_flatbuffer(content, serving, path)
 
 
 def labels_turned(serving: Serving, path: Path) -> None:
     labels = tuple(reversed(serving.card.labels or ()))
-    tflite.convert(replace(serving, card=replace(serving.card, labels=labels)), path)
+    tflite_writer.convert(
+        replace(serving, card=replace(serving.card, labels=labels)), path
+    )
 
 
 def not_quantised(serving: Serving, path: Path) -> None:
-    tflite.convert(serving, path)
+    tflite_writer.convert(serving, path)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def for_one_image(case: Case) -> Serving:
 def test_a_defect_of_a_saved_model_is_seen(
     case: Case, change: Callable[[Case], Serving], told: str, tmp_path: Path
 ) -> None:
-    saved_model.write(change(case), tmp_path / "saved_model", None)
+    writer.write(change(case), tmp_path / "saved_model", None)
     found = complaints(case, "saved_model", tmp_path / "saved_model")
     assert re.search(told, found), found
 
@@ -391,7 +393,7 @@ def test_another_resize_of_encoded_pictures_is_seen(
     def careless(files: Any, record: Any) -> Any:
         return prepare_encoded(files, replace(record, interpolation="bicubic"))
 
-    monkeypatch.setattr(saved_model, "prepare_encoded", careless)
-    saved_model.write(case.serving, tmp_path / "saved_model", None)
+    monkeypatch.setattr(writer, "prepare_encoded", careless)
+    writer.write(case.serving, tmp_path / "saved_model", None)
     found = complaints(case, "saved_model", tmp_path / "saved_model")
     assert "serving_bytes answers otherwise than serving_default" in found

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.training.cluster import Cluster, gather, read_cluster
-from reszoo.training.distribution import Devices, open_devices
+from reszoo.training.devices import Cluster, Devices, gather, open_devices, read_cluster
 
 PROGRAM = Path(__file__).with_name("distributed.py")
 # Seconds; a survivor has to notice much sooner, which is measured by itself.

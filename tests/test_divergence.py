@@ -12,7 +12,7 @@ from reszoo_export.formats import FORMATS
 from reszoo_export.serving import make_serving
 from reszoo_export.verification import divergence
 from reszoo_export.verification.divergence import first_apart, first_divergence
-from reszoo_export.verification.synthetic import synthetic_images
+from reszoo_export.verification.reference import synthetic_images
 
 IMAGES = synthetic_images(32)[-4:]
 

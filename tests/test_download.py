@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from loopback import Site, answer, serve, start
 
-from reszoo.checkpoints import transfer
-from reszoo.checkpoints.download import cache_folder, fetch
 from reszoo.errors import CheckpointError, ReszooError, UsageError
+from reszoo.weights import download
+from reszoo.weights.download import cache_folder, fetch
 
 BODY = np.random.default_rng(0).bytes(300_000)
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -25,7 +25,7 @@ PATH = "/weights/net.safetensors"
 pytestmark = pytest.mark.usefixtures("home")
 FETCH = """
 import sys
-from reszoo.checkpoints.download import fetch
+from reszoo.weights.download import fetch
 print("started", flush=True)
 print(fetch(sys.argv[1], sys.argv[2]))
 """
@@ -126,7 +126,7 @@ def test_a_server_that_goes_away_midway_may_come_back(site: Site) -> None:
 
 def test_waits_grow(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(transfer, "WAITS", (1.0, 2.0, 4.0))
+    monkeypatch.setattr(download, "WAITS", (1.0, 2.0, 4.0))
     monkeypatch.setattr(time, "sleep", waited.append)
     site.statuses = [503, 429, 500]
     assert fetch(site.url + PATH, HASH).read_bytes() == BODY
@@ -187,7 +187,7 @@ def test_a_body_shorter_than_announced_is_refused(site: Site) -> None:
 def test_a_server_that_never_hangs_up_has_sent_all(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_SILENCE", 0.5)
+    monkeypatch.setattr(download, "_SILENCE", 0.5)
     site.lingers = True
     assert fetch(site.url + PATH, None).read_bytes() == BODY
     assert len(site.gets()) == 1
@@ -289,7 +289,7 @@ def test_redirects_off_the_web_are_refused(site: Site, home: Path, target: str) 
 
 
 def test_a_redirect_must_not_give_up_encryption() -> None:
-    opener, response = build_opener(transfer._WebRedirects), Message()
+    opener, response = build_opener(download._WebRedirects), Message()
     response["Location"] = "http://127.0.0.1/net"
     with pytest.raises(HTTPError, match=r"'http://127.0.0.1/net' is not allowed"):
         opener.error("https", Request("https://host"), BytesIO(), 302, "", response)

@@ -18,17 +18,17 @@ from conftest import FORMATS as ALL
 from conftest import randomise
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
 from reszoo.data.sources import open_source
 from reszoo.evaluation import prepared_batches
-from reszoo.inference import probabilities
+from reszoo.metrics import probabilities
+from reszoo.weights.names import to_tensors
 from reszoo_export import serving
 from reszoo_export.formats import FORMATS
-from reszoo_export.quantization import calibration as quantization
-from reszoo_export.quantization.calibration import draw_calibration, fingerprint
-from reszoo_export.runtimes.opening import open_runtime
+from reszoo_export.quantization import ranges
+from reszoo_export.quantization.ranges import draw_calibration, fingerprint
+from reszoo_export.runtimes import open_runtime
+from reszoo_export.tflite import writer
 from reszoo_export.verification.reference import read_reference
-from reszoo_export.writers import tflite_int8
 
 pytestmark = pytest.mark.usefixtures("untimed")
 EXPORTED = ALL.split(",")
@@ -214,7 +214,7 @@ def test_labels_of_any_kind_are_in_every_file(tmp_path: Path, name: str) -> None
     labels = ("10", "2", "Ünicode ✓", "with, comma", "UPPER case")
     model = small(classes=labels)
     row = FORMATS[name]
-    calibration = quantization.Calibration(
+    calibration = ranges.Calibration(
         np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
     )
     row.write(serving.make_serving(model), tmp_path / row.file, calibration)
@@ -281,7 +281,7 @@ def test_too_few_calibration_images_are_refused(tmp_path: Path, folder: Path) ->
 
 def test_int8_wants_calibration(tmp_path: Path) -> None:
     with pytest.raises(reszoo.ExportError, match="needs calibration images"):
-        tflite_int8.write(serving.make_serving(small()), tmp_path / "x.tflite", None)
+        writer.write_int8(serving.make_serving(small()), tmp_path / "x.tflite", None)
 
 
 def test_no_graph_holds_anything_of_training(exported: Any) -> None:

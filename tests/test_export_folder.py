@@ -13,7 +13,7 @@ from conftest import randomise
 import reszoo
 from reszoo_export import serving
 from reszoo_export.folding import fold
-from reszoo_export.writers import onnx as onnx_writer
+from reszoo_export.onnx import writer
 
 pytestmark = pytest.mark.usefixtures("untimed")
 
@@ -58,7 +58,7 @@ def test_a_file_that_does_not_match_is_not_left_under_its_name(
     output = tmp_path / "export"
     reszoo.export(small(), output, formats="onnx")
     before = (output / "model.onnx").read_bytes()
-    convert = onnx_writer.convert
+    convert = writer.convert
 
     def swapped(graph: Any) -> Any:
         """Write an ONNX file that takes BGR for RGB."""
@@ -67,7 +67,7 @@ def test_a_file_that_does_not_match_is_not_left_under_its_name(
         card = replace(graph.card, preprocessing=turned)
         return convert(serving.Serving(graph.net, card))
 
-    monkeypatch.setattr(onnx_writer, "convert", swapped)
+    monkeypatch.setattr(writer, "convert", swapped)
     with pytest.raises(reszoo.VerificationError, match=r"model\.onnx: "):
         reszoo.export(small(), output, formats="tflite,onnx", overwrite=True)
     assert (output / "model.onnx").read_bytes() == before

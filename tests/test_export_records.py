@@ -10,10 +10,9 @@ from conftest import randomise
 import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import read_manifest
-from reszoo_export.quantization.calibration import LEAST
-from reszoo_export.quantization.ranges import SHARES
-from reszoo_export.verification import judging
-from reszoo_export.verification.apart import run_apart
+from reszoo_export.quantization.ranges import LEAST, SHARES
+from reszoo_export.verification import verify
+from reszoo_export.verification.isolation import run_apart
 
 
 def names(folder: Path) -> set[str]:
@@ -29,7 +28,7 @@ def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
         other = "test_apart:crash" if asked == "tflite" else function
         return run_apart(other, folder, seconds)
 
-    monkeypatch.setattr(judging, "run_apart", crashing)
+    monkeypatch.setattr(verify, "run_apart", crashing)
     told = (
         r"(?s)1 check\(s\) failed.*model\.tflite: tflite could not be verified: its "
         r"runtime crashed \(SIGSEGV\)\n    one\n    last words\n"

@@ -12,10 +12,14 @@ from test_report import HOSTILE, Page
 from reszoo.cards import Card, Metric
 from reszoo.preprocessing import Preprocessing
 from reszoo.specs import Architecture
-from reszoo_export.formats import FORMATS
-from reszoo_export.latency import Latency
-from reszoo_export.manifest import Disagreement, FileRecord, Manifest, Verification
-from reszoo_export.options import ExportOptions
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.manifest import (
+    Disagreement,
+    FileRecord,
+    Latency,
+    Manifest,
+    Verification,
+)
 from reszoo_export.reporting.advice import Advice, advise
 from reszoo_export.reporting.markdown import code
 from reszoo_export.reporting.report import write_report

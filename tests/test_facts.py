@@ -26,12 +26,10 @@ from odd_images import (
 from PIL import Image
 
 import reszoo
-from reszoo.data import examine as examining
-from reszoo.data import inspection
+from reszoo.data import image_checks
 from reszoo.data.decoding import Decoder
-from reszoo.data.examine import examine
 from reszoo.data.examples import Examples
-from reszoo.data.facts import ROW, Facts
+from reszoo.data.image_checks import ROW, Facts, examine
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +112,13 @@ def test_all_orientations_of_a_jpeg_are_seen_as_training_sees_them(
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are opened."""
     opened: list[str] = []
-    inspect = inspection.inspect
+    inspect = image_checks.inspect
 
     def recorded(path: str) -> Facts:
         opened.append(path)
         return inspect(path)
 
-    monkeypatch.setattr(inspection, "inspect", recorded)
+    monkeypatch.setattr(image_checks, "inspect", recorded)
     return opened
 
 
@@ -216,16 +214,16 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 def test_an_interrupted_look_keeps_what_it_has(
     folder: Path, home: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, inspect = paths_in(folder), inspection.inspect
+    paths, inspect = paths_in(folder), image_checks.inspect
 
     def interrupted(path: str) -> Facts:
         if path == paths[9]:
             raise KeyboardInterrupt
         return inspect(path)
 
-    monkeypatch.setattr(examining, "_WAVE", 4)
+    monkeypatch.setattr(image_checks, "_WAVE", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(inspection, "inspect", interrupted)
+        patch.setattr(image_checks, "inspect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             examine(paths)
     looked_at.clear()

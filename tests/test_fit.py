@@ -12,11 +12,11 @@ from conftest import randomise
 
 import reszoo
 from reszoo.cards import Metric
-from reszoo.checkpoints.names import to_tensors
-from reszoo.training.net import twin
+from reszoo.training.model import twin
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.step import TrainingStep
+from reszoo.weights.names import to_tensors
 from reszoo.zoo import set_card
 
 pytestmark = pytest.mark.usefixtures("resnet8")

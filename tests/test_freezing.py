@@ -9,13 +9,12 @@ import tensorflow as tf
 from conftest import randomise
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
-from reszoo.training.distribution import Devices
-from reszoo.training.engine import Engine
-from reszoo.training.freezing import freeze
-from reszoo.training.net import twin
+from reszoo.training.devices import Devices
+from reszoo.training.model import freeze, twin
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
+from reszoo.training.step import Engine
+from reszoo.weights.names import to_tensors
 
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 NORMS = {"resnet18": 20, "resnet34": 36, "resnet50": 53}

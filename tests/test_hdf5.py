@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reszoo
-from reszoo.checkpoints import hdf5
-from reszoo.checkpoints.reading import read
+from reszoo.weights import keras_h5
+from reszoo.weights.reading import read
 
 
 def write_layers(group: Any, layers: dict[str, dict[str, Any]]) -> None:
@@ -36,11 +36,11 @@ def small(tmp_path: Path) -> Path:
 
 
 def test_a_whole_model_holds_the_same_weights(small: Path) -> None:
-    expected = hdf5.read(small)
+    expected = keras_h5.read(small)
     with h5py.File(small, "a") as file:
         file.create_group("model_weights")
         file.move("conv1_conv", "model_weights/conv1_conv")
-    found = hdf5.read(small)
+    found = keras_h5.read(small)
     for kind, value in expected["conv1_conv"].items():
         np.testing.assert_array_equal(found["conv1_conv"][kind], value)
 
@@ -130,7 +130,7 @@ def test_files_built_to_do_harm_are_refused(
     with h5py.File(small, "a") as file:
         harm(file, tmp_path)
     with pytest.raises(reszoo.CheckpointError, match=text):
-        hdf5.read(small)
+        keras_h5.read(small)
 
 
 def test_truncated_files_are_refused(small: Path) -> None:
@@ -159,7 +159,7 @@ def test_damage_is_an_error_or_changes_no_shape(
     other = small.with_suffix(".damaged")
     other.write_bytes(damaged)
     try:
-        layers = hdf5.read(other)
+        layers = keras_h5.read(other)
     except reszoo.CheckpointError:
         return
     shapes = {weight.shape for kinds in layers.values() for weight in kinds.values()}

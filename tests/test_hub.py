@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from loopback import COMMIT, Site, answer, serve, start
 
-from reszoo.checkpoints.download import Address, parse_address
 from reszoo.errors import UsageError
+from reszoo.weights.download import Address, parse_address
 
 # More than the 10 MiB that huggingface_hub reads at a time and so can go on from.
 BODY = np.random.default_rng(0).bytes(12 << 20)
@@ -17,7 +17,7 @@ HASH = hashlib.sha256(BODY).hexdigest()
 HUB = """
 import sys
 import huggingface_hub
-from reszoo.checkpoints.download import fetch_hub
+from reszoo.weights.download import fetch_hub
 from reszoo.errors import CheckpointError
 print("started", flush=True)
 try:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import reszoo
 from reszoo_export.formats import FORMATS
-from reszoo_export.inspection.describe import inspect
+from reszoo_export.inspection import inspect
 from reszoo_export.manifest import size_and_hash
 from reszoo_export.metadata import onnx_properties
 from reszoo_export.serving import make_serving
@@ -26,7 +26,7 @@ _TELL = """
 import json
 import sys
 
-from reszoo_export.inspection.describe import inspect
+from reszoo_export.inspection import inspect
 
 found = inspect(sys.argv[1]).to_json()
 assert "tensorflow" not in sys.modules

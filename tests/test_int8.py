@@ -21,15 +21,16 @@ from conftest import randomise
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.evaluation import prepared_batches
-from reszoo.inference import probabilities
-from reszoo_export.options import ExportOptions
-from reszoo_export.quantization import grids, integer_net, ranges
-from reszoo_export.quantization.calibration import draw_calibration
+from reszoo.metrics import probabilities
+from reszoo_export.formats import ExportOptions
+from reszoo_export.onnx import graph, writer
+from reszoo_export.onnx.inspection import wrong_onnx
+from reszoo_export.onnx.writer import convert
+from reszoo_export.quantization import grids, integer_model, ranges
+from reszoo_export.quantization.ranges import draw_calibration
 from reszoo_export.serving import make_serving
-from reszoo_export.verification.onnx_contents import wrong_onnx
-from reszoo_export.verification.synthetic import synthetic_images
-from reszoo_export.writers import onnx_int8, onnx_qdq, tflite_int8
-from reszoo_export.writers.onnx import convert
+from reszoo_export.tflite import writer as tflite_writer
+from reszoo_export.verification.reference import synthetic_images
 
 # Runs programs on a processor of another kind.
 QEMU = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
@@ -57,10 +58,10 @@ def files(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str,
     serving, calibration, *_ = digits
     folder = tmp_path_factory.mktemp("int8")
     paths = {name: folder / name for name in ("a.tflite", "io.tflite", "a.onnx")}
-    tflite_int8.write(serving, paths["a.tflite"], calibration)
+    tflite_writer.write_int8(serving, paths["a.tflite"], calibration)
     integers = replace(serving, options=ExportOptions(integer_io=True))
-    tflite_int8.write(integers, paths["io.tflite"], calibration)
-    onnx_int8.write(serving, paths["a.onnx"], calibration)
+    tflite_writer.write_int8(integers, paths["io.tflite"], calibration)
+    writer.write_int8(serving, paths["a.onnx"], calibration)
     assert set(folder.iterdir()) == set(paths.values())
     return paths
 
@@ -85,7 +86,7 @@ RUNNERS = {"a.tflite": run_tflite, "a.onnx": run_onnx}
 def computed(digits: Any, weights: Any, chosen: Any) -> Any:
     """Answer in Keras with rounded weights and activations."""
     serving, _, images, _ = digits
-    net = integer_net.build_integer_net(serving.net, weights, chosen.inner_ranges)
+    net = integer_model.build_integer_net(serving.net, weights, chosen.inner_ranges)
     logits = net.predict(images.astype(np.float32), verbose=0)
     return keras.ops.softmax(logits).numpy()
 
@@ -208,7 +209,7 @@ def test_onnx_int8_keeps_the_promises_of_the_float_file(
     assert reszoo.Predictor(files["a.onnx"]).card == digits[0].card
     kinds = Counter(each.data_type for each in model.graph.initializer)
     assert kinds[onnx.TensorProto.INT8] == 2 * 20
-    onnx_int8.write(digits[0], tmp_path / "again.onnx", digits[1])
+    writer.write_int8(digits[0], tmp_path / "again.onnx", digits[1])
     assert (tmp_path / "again.onnx").read_bytes() == files["a.onnx"].read_bytes()
 
 
@@ -246,8 +247,8 @@ def test_a_net_of_bytes_is_the_same_net(name: str) -> None:
     model = randomise(reszoo.build(name, input_shape=(32, 32, 3), classes=5))
     serving = make_serving(model)
     record = serving.card.preprocessing
-    weights = integer_net.byte_weights(serving.net, record)
-    bytes_net = integer_net.build_integer_net(serving.net, weights, {})
+    weights = integer_model.byte_weights(serving.net, record)
+    bytes_net = integer_model.build_integer_net(serving.net, weights, {})
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
     np.testing.assert_allclose(
@@ -258,8 +259,8 @@ def test_a_net_of_bytes_is_the_same_net(name: str) -> None:
 def test_biases_make_up_for_rounded_kernels() -> None:
     model = randomise(reszoo.build("resnet20", input_shape=(32, 32, 3), classes=5))
     net = make_serving(model).net
-    weights = integer_net.byte_weights(net, reszoo.card(model).preprocessing)
-    exact = integer_net.build_integer_net(net, weights, {})
+    weights = integer_model.byte_weights(net, reszoo.card(model).preprocessing)
+    exact = integer_model.build_integer_net(net, weights, {})
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (10, 32, 32, 3), np.uint8)
     _, inputs = ranges.observe(exact, ["relu"], images)
@@ -288,14 +289,14 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
             )
             layer.beta.assign(layer.beta + np.eye(1, layer.beta.shape[0])[0])
     serving = make_serving(model)
-    weights = integer_net.byte_weights(serving.net, serving.card.preprocessing)
-    net = integer_net.build_integer_net(serving.net, weights, {})
+    weights = integer_model.byte_weights(serving.net, serving.card.preprocessing)
+    net = integer_model.build_integer_net(serving.net, weights, {})
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    ends, _ = ranges.observe(net, integer_net.quantized_layers(serving.net), images)
-    proto = convert(integer_net.as_bytes(serving, net))
+    ends, _ = ranges.observe(net, integer_model.quantized_layers(serving.net), images)
+    proto = convert(integer_model.as_bytes(serving, net))
     steps = {name: grids.narrow_steps(kernel) for name, (kernel, _) in weights.items()}
     spans = ranges.ranges_of(ends, 1.0)
-    onnx_qdq.quantize(proto.graph, steps, spans, integer_net.INSIDE)
+    graph.quantize(proto.graph, steps, spans, integer_model.INSIDE)
     session = onnxruntime.InferenceSession(
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -311,7 +312,7 @@ def test_weights_that_overflow_on_other_processors_are_seen(
     monkeypatch.setattr(ranges, "narrow_steps", grids.full_steps)
     # Nothing is chosen with it yet.
     calibration = replace(digits[1], choices={})
-    onnx_int8.write(digits[0], tmp_path / "a.onnx", calibration)
+    writer.write_int8(digits[0], tmp_path / "a.onnx", calibration)
     (told,) = wrong_onnx(tmp_path / "a.onnx")
     expected = r"its weights overflow on x86 processors without VNNI: two of [\w.]+ add"
     expected += r" up to 2\d\d, and at most 128 fit; export it anew"
@@ -322,7 +323,7 @@ def test_int16_activations_answer_nearly_as_the_model(
     digits: Any, tmp_path: Path
 ) -> None:
     serving, calibration, images, expected = digits
-    tflite_int8.write_int16x8(serving, tmp_path / "i.tflite", calibration)
+    tflite_writer.write_int16x8(serving, tmp_path / "i.tflite", calibration)
     # Ten only: LiteRT has no fast kernels for them.
     found = run_tflite(tmp_path / "i.tflite", images[:10])
     assert np.abs(found - expected[:10]).max() < 0.03
@@ -332,7 +333,7 @@ def test_int16_activations_have_room_for_more_than_calibration_shows(
     digits: Any, tmp_path: Path
 ) -> None:
     model, calibration = reszoo.build("resnet20", weights="cifar10"), digits[1]
-    tflite_int8.write_int16x8(make_serving(model), tmp_path / "i.tflite", calibration)
+    tflite_writer.write_int16x8(make_serving(model), tmp_path / "i.tflite", calibration)
     # Flat colours, checkerboard, noise: digits show nothing like it.
     glaring = synthetic_images(32)
     expected = probabilities(model, reszoo.card(model).preprocessing, glaring)
@@ -349,18 +350,18 @@ def test_features_and_other_layouts_are_quantised_as_well(
     record = serving.card.preprocessing
     expected = features.net(record.normalise(images[:20].astype(np.float32))).numpy()
     path = tmp_path / "features.onnx"
-    onnx_int8.write(features, path, calibration)
+    writer.write_int8(features, path, calibration)
     turned = np.ascontiguousarray(images[:20].transpose(0, 3, 1, 2))
     found = run_onnx(path, turned, "features")
     assert found.shape == expected.shape
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
-    tflite_int8.write(features, tmp_path / "features.tflite", calibration)
+    tflite_writer.write_int8(features, tmp_path / "features.tflite", calibration)
     found = run_tflite(tmp_path / "features.tflite", images[:20], "features")
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
 
 
 @pytest.mark.parametrize(
-    "write", [tflite_int8.write, tflite_int8.write_int16x8, onnx_int8.write]
+    "write", [tflite_writer.write_int8, tflite_writer.write_int16x8, writer.write_int8]
 )
 def test_no_calibration_is_refused(digits: Any, tmp_path: Path, write: Any) -> None:
     with pytest.raises(reszoo.ExportError, match="needs calibration images"):

@@ -9,8 +9,8 @@ import pytest
 from conftest import randomise
 
 import reszoo
-from reszoo_export.options import ExportOptions
-from reszoo_export.original import original_answers
+from reszoo_export.formats import ExportOptions
+from reszoo_export.keras_models.source import original_answers
 from reszoo_export.serving import Serving, make_serving
 
 layers = keras.layers

@@ -18,10 +18,9 @@ from torch_peers import import_timm, import_torchvision
 from torch_writer import LAYOUTS, Writer, mapping, number
 
 import reszoo
-from reszoo.checkpoints import state_dict
-from reszoo.checkpoints.infer import infer_options
-from reszoo.checkpoints.names import to_tensors
-from reszoo.weights import adapt_input
+from reszoo.weights import names
+from reszoo.weights.loading import adapt_input, infer_options
+from reszoo.weights.names import to_tensors
 
 X = np.random.default_rng(5).normal(0, 1, (2, 32, 32, 3)).astype(np.float32)
 
@@ -154,7 +153,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_prefixes_and_heads_come_off(wrapper: str) -> None:
     tensors = tensors_of("resnet20")
-    found = state_dict.to_state_dict(WRAPPERS[wrapper](tensors), "x")
+    found = names.to_state_dict(WRAPPERS[wrapper](tensors), "x")
     expected = {k for k in tensors if wrapper != "old" or "num_batches" not in k}
     assert found.keys() == expected
     assert all(np.array_equal(found[name], tensors[name]) for name in expected)
@@ -184,12 +183,12 @@ def test_a_published_cifar_checkpoint_gives_its_answers(
 def test_what_holds_no_weights_is_refused() -> None:
     for tree in ([1], {"epoch": 3}, {}, {"state_dict": {"a": "b"}}, {1: np.ones(2)}):
         with pytest.raises(reszoo.CheckpointError, match=r"holds no weights of a net"):
-            state_dict.to_state_dict(tree, "x")
+            names.to_state_dict(tree, "x")
     twice = {"fc.bias": np.ones(2), "module.fc.bias": np.ones(2)}
     with pytest.raises(reszoo.CheckpointError, match=r"holds fc\.bias twice"):
-        state_dict.to_state_dict(twice, "x")
+        names.to_state_dict(twice, "x")
     with pytest.raises(reszoo.CheckpointError, match=r"has fc\.bias as int32"):
-        state_dict.to_state_dict({"fc.bias": np.ones(2, np.int32)}, "x")
+        names.to_state_dict({"fc.bias": np.ones(2, np.int32)}, "x")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

@@ -14,9 +14,9 @@ from safetensors.numpy import save
 from torch_writer import Writer, mapping
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
-from reszoo.checkpoints.published import DEFAULTS, PUBLISHED, find_published
-from reszoo.data.imagenet import class_names
+from reszoo.weights.loading import class_names
+from reszoo.weights.names import to_tensors
+from reszoo.weights.published import DEFAULTS, PUBLISHED, find_published
 
 pytestmark = pytest.mark.usefixtures("home")
 NET, NAME = "resnet18", "torchvision/IMAGENET1K_V1"

@@ -14,8 +14,8 @@ import pytest
 from made_card import made_card
 
 import reszoo
-from reszoo_export.writers.tflite_metadata import model_metadata
-from reszoo_export.writers.tflite_model import Port
+from reszoo_export.tflite.metadata import model_metadata
+from reszoo_export.tflite.model import Port
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mediapipe") is None,

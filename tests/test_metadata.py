@@ -12,10 +12,10 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from made_card import made_card
 
-from reszoo.quiet import quiet_converters
+from reszoo.console import quiet_converters
 from reszoo_export.metadata import onnx_properties, tflite_card
-from reszoo_export.writers.tflite_metadata import NAME, read_texts, with_card
-from reszoo_export.writers.tflite_model import read_data, read_ports, with_data
+from reszoo_export.tflite.metadata import NAME, read_texts, with_card
+from reszoo_export.tflite.model import read_data, read_ports, with_data
 
 
 @pytest.fixture(scope="module")

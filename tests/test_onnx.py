@@ -15,11 +15,10 @@ from lively import IMAGES, answers_of, lively
 from onnx import numpy_helper
 
 import reszoo
-from reszoo.checkpoints.names import lay_in, to_tensors
+from reszoo.weights.names import lay_in, to_tensors
 from reszoo_export.folding import fold
-from reszoo_export.formats import FORMATS
-from reszoo_export.options import ExportOptions
-from reszoo_export.quantization.calibration import Calibration
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.serving import make_serving
 
 KINDS = {"onnx": 1e-5, "onnx-fp16": 2e-3}

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 import reszoo
-from reszoo_export.formats import find_formats
-from reszoo_export.options import ExportOptions, check_options
+from reszoo_export.formats import ExportOptions, check_options, find_formats
 
 
 @pytest.mark.parametrize(

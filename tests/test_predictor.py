@@ -11,13 +11,11 @@ from conftest import FORMATS as EXPORTED
 from PIL import Image
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
 from reszoo.data.sources import open_source
+from reszoo.weights.names import to_tensors
 from reszoo_export.benchmark import measure
-from reszoo_export.formats import FORMATS, find_formats
-from reszoo_export.options import ExportOptions
-from reszoo_export.runtimes.interface import softmax
-from reszoo_export.runtimes.opening import open_runtime
+from reszoo_export.formats import FORMATS, ExportOptions, find_formats
+from reszoo_export.runtimes import open_runtime, softmax
 from reszoo_export.serving import make_serving
 
 

@@ -14,7 +14,9 @@ from sklearn.datasets import load_sample_images
 from torch_peers import REASON, import_timm, import_torchvision
 
 import reszoo
-from reszoo.checkpoints.published import (
+from reszoo.specs import SPECS
+from reszoo.weights.loading import class_names
+from reszoo.weights.published import (
     DEFAULTS,
     PUBLISHED,
     PublishedWeights,
@@ -22,8 +24,6 @@ from reszoo.checkpoints.published import (
     published_names,
     table_rows,
 )
-from reszoo.data.imagenet import class_names
-from reszoo.specs import SPECS
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -360,7 +360,7 @@ def test_class_names_are_among_wordnets_for_their_place() -> None:
 
 def test_reading_the_table_loads_nothing_heavy() -> None:
     code = (
-        "import sys, reszoo.checkpoints.published, reszoo.data.imagenet as imagenet\n"
+        "import sys, reszoo.weights.published, reszoo.weights.loading as imagenet\n"
         "imagenet.class_names()\n"
         "print({'keras', 'tensorflow', 'torch'} & set(sys.modules))"
     )

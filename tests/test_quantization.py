@@ -9,7 +9,7 @@ from conftest import photos
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.evaluation import prepared_batches
-from reszoo_export.quantization.calibration import (
+from reszoo_export.quantization.ranges import (
     LEAST,
     Calibration,
     draw_calibration,

@@ -10,13 +10,13 @@ import pytest
 
 import reszoo
 from reszoo_export.formats import FORMATS
-from reszoo_export.verification.judging import judge
 from reszoo_export.verification.reference import (
     make_reference,
     read_reference,
+    synthetic_images,
     taken_over,
 )
-from reszoo_export.verification.synthetic import synthetic_images
+from reszoo_export.verification.verify import judge
 
 
 @pytest.mark.parametrize("size", [1, 32, 33])

@@ -20,11 +20,10 @@ from sklearn.metrics import (
 )
 
 import reszoo
-from reszoo.training import report_tables as tables
+from reszoo.report import statistics
+from reszoo.report.html import text, thumbnail
+from reszoo.report.run import Judged, RunReport, shell_command, write_report
 from reszoo.training.history import Epoch
-from reszoo.training.report_html import text, thumbnail
-from reszoo.training.report_judged import Judged
-from reszoo.training.report_page import RunReport, shell_command, write_report
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -260,7 +259,7 @@ def test_the_worst_mistakes_are_shown_as_small_pictures(
     page: Callable[..., Page],
 ) -> None:
     labels, probabilities = answers(4, 90)
-    worst = tables.worst_mistakes(labels, probabilities, 24)
+    worst = statistics.worst_mistakes(labels, probabilities, 24)
     exif = Image.Exif()
     exif[0x010E] = "where I live"
 
@@ -304,8 +303,8 @@ def test_many_classes_are_folded_and_their_confusions_listed(
     assert {row[0] for row in classes + rest} == set(names)
     assert "10 more" in shown.text
     assert not [name for name in shown.tables if "in rows" in name]
-    confusion = tables.confusion_matrix(crowd.labels, crowd.probabilities)
-    truth, called, count = tables.frequent_confusions(confusion, 1)[0]
+    confusion = statistics.confusion_matrix(crowd.labels, crowd.probabilities)
+    truth, called, count = statistics.frequent_confusions(confusion, 1)[0]
     share = f"{count / (crowd.labels == truth).sum():.1%}"
     listed = shown.tables["The most frequent confusions"]
     assert len(listed) == 31
@@ -381,6 +380,6 @@ def test_reports_that_do_not_fit_together_are_refused() -> None:
 
 
 def test_the_report_loads_no_tensorflow() -> None:
-    code = "import sys, reszoo.training.report_page; print('tensorflow' in sys.modules)"
+    code = "import sys, reszoo.report.run; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"

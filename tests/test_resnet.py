@@ -11,8 +11,8 @@ from conftest import randomise
 from numpy_resnet import logits
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
 from reszoo.specs import SPECS
+from reszoo.weights.names import to_tensors
 
 # torchvision's documentation, and the counts in He et al. 2015, section 4.2.
 TRAINABLE = {

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
 from reszoo.evaluation import Metrics
-from reszoo.training import chronicle
-from reszoo.training.engine import Engine
-from reszoo.training.judge import Judge
-from reszoo.training.state import STATE, read_state
-from reszoo.training.stopping import stopping
+from reszoo.training import history
+from reszoo.training.run import Judge
+from reszoo.training.state import STATE, read_state, stopping
+from reszoo.training.step import Engine
+from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
 _TIMES = {"images_per_second", "data_wait", "seconds"}
@@ -135,7 +134,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
     assert read_state(output / STATE)[1]["tally"]["steps"] == 1
     # At the end of the first epoch and phase, with some of its files written.
     patch = pytest.MonkeyPatch()
-    patch.setattr(chronicle, "write_history", die)
+    patch.setattr(history, "write_history", die)
     with pytest.raises(Killed):
         train(output, **_SGD)
     patch.undo()

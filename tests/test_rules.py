@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FLOAT16, FLOAT32, FORMATS
 from reszoo_export.verification.reference import Reference
 from reszoo_export.verification.rules import wrong_features, wrong_probabilities
-from reszoo_export.verification.tolerances import FLOAT16, FLOAT32
 
 INT8 = FORMATS["tflite-int8"]
 

@@ -13,13 +13,11 @@ import tensorflow as tf
 
 import reszoo
 from reszoo.cards import Card, new_card
-from reszoo_export.formats import FORMATS
-from reszoo_export.options import ExportOptions
-from reszoo_export.runtimes.interface import find_interface, softmax
-from reszoo_export.runtimes.opening import open_runtime
-from reszoo_export.runtimes.tensorflow import newest_version
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.runtimes import find_interface, open_runtime, softmax
+from reszoo_export.saved_model.runtime import newest_version
 from reszoo_export.serving import Serving
-from reszoo_export.writers import tflite
+from reszoo_export.tflite import writer
 
 SIDE, CLASSES = 8, 5
 
@@ -107,7 +105,7 @@ def test_bytes_are_answered_as_probabilities(tmp_path: Path, images: Any) -> Non
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
 
-    tflite.write_flatbuffer(tflite.flatbuffer(made, prepare), made, path)
+    writer.write_flatbuffer(writer.flatbuffer(made, prepare), made, path)
     runtime = open_runtime(path)
     (out,) = runtime.outputs
     assert (out["dtype"], out["scale"], out["zero_point"]) == ("uint8", 1 / 256, 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import reszoo
-from reszoo.checkpoints.safetensors import read
+from reszoo.weights.safetensors import read
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from conftest import randomise
 from PIL import Image
 
 import reszoo
-from reszoo_export.encoded import orientation
+from reszoo_export.formats import ExportOptions
+from reszoo_export.keras_models.source import original_answers
 from reszoo_export.metadata import CARD_FILE, EXTRA_FOLDER
-from reszoo_export.options import ExportOptions
-from reszoo_export.original import original_answers
+from reszoo_export.saved_model import writer
+from reszoo_export.saved_model.encoded import orientation
+from reszoo_export.saved_model.writer import WARMUP_FILE
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.writers import saved_model
-from reszoo_export.writers.warmup import WARMUP_FILE
 
 
 def made() -> Any:
@@ -45,7 +45,7 @@ def serving(model: Any) -> Serving:
 @pytest.fixture(scope="module")
 def folder(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "saved_model"
-    saved_model.write(serving, path, None)
+    writer.write(serving, path, None)
     return path / "1"
 
 
@@ -131,7 +131,7 @@ def test_a_broken_exif_is_no_orientation() -> None:
 def test_the_options_reach_both_signatures(model: Any, tmp_path: Path) -> None:
     options = ExportOptions(batch=2, input_size=40, outputs="features", version=12)
     serving = make_serving(model, options)
-    saved_model.write(serving, tmp_path / "model", None)
+    writer.write(serving, tmp_path / "model", None)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["12"]
     loaded = tf.saved_model.load(str(tmp_path / "model/12"))
     of_pixels, of_bytes = (

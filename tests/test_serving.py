@@ -9,9 +9,9 @@ import pytest
 from conftest import randomise
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
-from reszoo_export.options import ExportOptions
-from reszoo_export.original import original_answers
+from reszoo.weights.names import to_tensors
+from reszoo_export.formats import ExportOptions
+from reszoo_export.keras_models.source import original_answers
 from reszoo_export.serving import Serving, float32_twin, make_serving
 
 pytestmark = pytest.mark.usefixtures("resnet8")

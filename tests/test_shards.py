@@ -15,10 +15,9 @@ from PIL import Image
 
 import reszoo
 from reszoo.data.bad_images import screen_records
-from reszoo.data.fingerprint import fingerprint
 from reszoo.data.image_files import open_image
 from reszoo.data.sharding import write_shards
-from reszoo.data.sources import list_images, open_source
+from reszoo.data.sources import fingerprint, list_images, open_source
 from reszoo.preprocessing import default_preprocessing
 from reszoo.specs import SPECS
 

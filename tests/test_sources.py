@@ -12,9 +12,8 @@ from PIL import Image, ImageFile
 
 import reszoo
 from reszoo.data.examples import Examples
-from reszoo.data.fingerprint import fingerprint
 from reszoo.data.image_files import JPEG_END, open_image
-from reszoo.data.sources import Source, list_images, open_source
+from reszoo.data.sources import Source, fingerprint, list_images, open_source
 
 
 def names(source: Source, split: str) -> list[str]:

@@ -9,15 +9,13 @@ import tensorflow as tf
 from conftest import randomise
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
-from reszoo.training.distribution import Devices
-from reszoo.training.engine import Engine
-from reszoo.training.losses import binary_loss, softmax_loss
-from reszoo.training.net import precision, twin
+from reszoo.training.devices import Devices
+from reszoo.training.model import precision, twin
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import Recipe
-from reszoo.training.step import TrainingStep
+from reszoo.training.step import Engine, TrainingStep, binary_loss, softmax_loss
+from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
 KEY = (3, 4)
@@ -149,7 +147,7 @@ def test_half_precision_learns_like_full_precision() -> None:
 def test_bfloat16_without_such_instructions_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("reszoo.training.net.has_bfloat16", lambda: False)
+    monkeypatch.setattr("reszoo.training.model.has_bfloat16", lambda: False)
     assert precision(find_recipe("cifar")) == "float32"
     with pytest.raises(reszoo.UsageError, match="no bfloat16 instructions"):
         precision(find_recipe("cifar", precision="bfloat16"))

@@ -15,20 +15,20 @@ from PIL import Image
 import reszoo
 from reszoo.data.pipeline import Augmentation
 from reszoo.preprocessing import default_preprocessing
+from reszoo.report.study import PAGE, PLOT_SECTIONS, write_page
 from reszoo.specs import SPECS
-from reszoo.studies import course as courses
-from reszoo.studies.conclusion import conclude
+from reszoo.studies import course
 from reszoo.studies.families import Net, find_family
-from reszoo.studies.page import PAGE, PLOTS, write_page
 from reszoo.studies.results import (
     RESULTS,
     Course,
     Point,
     StudyResult,
+    conclude,
     read_results,
     spread,
 )
-from reszoo.training.stopping import Stopped
+from reszoo.training.state import Stopped
 
 SMALL: dict[str, Any] = {"layers": (6,), "seeds": 2, "steps": 8, "save_every": 1e9}
 
@@ -57,7 +57,7 @@ def test_test_images_beyond_the_room_for_them_are_prepared_each_time(
 ) -> None:
     made = plan_of(found)
     kept = made.judging
-    monkeypatch.setattr(courses, "_KEPT", len(made.test) * 8 * 8 * 3 - 1)
+    monkeypatch.setattr(course, "_KEPT", len(made.test) * 8 * 8 * 3 - 1)
     anew = plan_of(found).judging
     assert isinstance(kept, list)
     assert isinstance(anew, tf.data.Dataset)
@@ -77,7 +77,7 @@ def test_the_first_gradients_are_those_of_the_net(found: StudyResult) -> None:
         return iter(plan)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(courses, "quietly", keep)
+        patched.setattr(course, "quietly", keep)
         made = plan_of(found)
         images, labels = next(made.batches(1, 0))
     pixels = made.record.normalise(tf.cast(images, tf.float32))
@@ -94,9 +94,9 @@ def test_the_first_gradients_are_those_of_the_net(found: StudyResult) -> None:
     np.testing.assert_allclose(seen.snapshots[0].activations[1], scale, rtol=2e-3)
 
 
-def plan_of(found: StudyResult) -> courses.Plan:
+def plan_of(found: StudyResult) -> course.Plan:
     source = reszoo.data.sources.open_source("digits")
-    return courses.Plan(
+    return course.Plan(
         train=source.examples("train"),
         test=source.examples("test"),
         record=record_of_eight(),
@@ -124,25 +124,27 @@ def phase_of(found: StudyResult) -> Any:
 def test_a_study_that_was_stopped_goes_on_exactly(
     found: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = courses._take_step
+    plain = course._take_step
     steps: list[int] = []
 
     def stopping(learner: Any, plan: Any, so_far: Any, batch: Any) -> bool:
         if len(steps) == 21:
             # In the middle of the third course of four.
-            courses._save(learner, Net(layers=6, shortcut="identity"), 0, plan, so_far)
+            course._save(learner, Net(layers=6, shortcut="identity"), 0, plan, so_far)
             raise Stopped
         steps.append(so_far.step)
         return plain(learner, plan, so_far, batch)
 
     with monkeypatch.context() as patched:
-        patched.setattr(courses, "_take_step", stopping)
+        patched.setattr(course, "_take_step", stopping)
         with pytest.raises(Stopped):
             reszoo.study("dense", output=tmp_path, **SMALL)
     assert len(read_results(tmp_path).courses) == 2
     resumed = reszoo.study("dense", output=tmp_path, resume=True, **SMALL)
     assert numbers(resumed) == numbers(found)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([PAGE, RESULTS, *PLOTS])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [PAGE, RESULTS, *PLOT_SECTIONS]
+    )
 
 
 def test_seeds_can_be_added_and_nothing_else_changed(
@@ -267,11 +269,11 @@ def test_a_course_that_diverged_counts_as_wrong() -> None:
 
 def test_the_page_shows_plots_table_and_conclusion(found: StudyResult) -> None:
     page = (found.folder / PAGE).read_text()
-    assert page.count("<img") == len(PLOTS)
+    assert page.count("<img") == len(PLOT_SECTIONS)
     assert "<script" not in page
     for sentence in found.conclusion:
         assert sentence.replace("'", "&#x27;") in page
-    for name in PLOTS:
+    for name in PLOT_SECTIONS:
         with Image.open(found.folder / name) as plot:
             assert min(plot.size) > 400
             assert len(plot.convert("RGB").getcolors(1 << 20) or ()) > 50
@@ -279,7 +281,7 @@ def test_the_page_shows_plots_table_and_conclusion(found: StudyResult) -> None:
 
 def test_plots_and_page_repeat_themselves(found: StudyResult, tmp_path: Path) -> None:
     write_page(replace(found, folder=tmp_path))
-    for name in (PAGE, *PLOTS):
+    for name in (PAGE, *PLOT_SECTIONS):
         assert (tmp_path / name).read_bytes() == (found.folder / name).read_bytes()
 
 

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import reszoo
-from reszoo.training import tensorboard
-from reszoo.training.tensorboard import EventLog
+from reszoo.training import history
+from reszoo.training.history import EventLog
 
 Scalars = dict[str, list[tuple[int, float]]]
 
@@ -77,6 +77,6 @@ def test_a_disk_that_refuses_is_named(
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(reszoo.ReszooError, match=r"file/logs could not be written"):
         EventLog(tmp_path / "file" / "logs")
-    monkeypatch.setattr(tensorboard, "_next_file", lambda folder: Path("/dev/full"))
+    monkeypatch.setattr(history, "_next_file", lambda folder: Path("/dev/full"))
     with pytest.raises(reszoo.ReszooError, match=r"/dev/full could .* Make room"):
         EventLog(tmp_path)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from lively import IMAGES, answers_of, lively
 
-from reszoo.checkpoints.names import to_tensors
-from reszoo_export.formats import FORMATS
-from reszoo_export.options import ExportOptions
+from reszoo.weights.names import to_tensors
+from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.writers import tflite
+from reszoo_export.tflite import writer
 
 Interpreter = Any
 KINDS = {"tflite": 1e-5, "tflite-fp16": 2e-3, "tflite-dynamic": 0.1}
@@ -186,5 +185,5 @@ def test_other_outputs_are_what_the_layers_of_the_model_give(
 def test_a_conversion_can_be_told_what_else_to_do(model: Any) -> None:
     seen = []
     serving: Serving = make_serving(model)
-    tflite.flatbuffer(serving, lambda converter: seen.append(converter.optimizations))
+    writer.flatbuffer(serving, lambda converter: seen.append(converter.optimizations))
     assert seen == [set()] or seen == [[]]

@@ -12,7 +12,7 @@ from torch_peers import import_timm, import_torchvision
 from torch_resnets import answers, with_formula
 
 import reszoo
-from reszoo.checkpoints.names import lay_in, to_tensors
+from reszoo.weights.names import lay_in, to_tensors
 
 GOLDEN = Path(__file__).parent / "golden" / "resnets.npz"
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch_writer import LAYOUTS, Writer, mapping, memory_below, refused, same
 
-from reszoo.checkpoints.torch_file import looks_like_torch, read
 from reszoo.errors import CheckpointError
+from reszoo.weights.torch_file import looks_like_torch, read
 
 
 @pytest.fixture(params=LAYOUTS)

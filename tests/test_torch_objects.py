@@ -17,7 +17,7 @@ from torch_writer import (
     text,
 )
 
-from reszoo.checkpoints.torch_file import read
+from reszoo.weights.torch_file import read
 
 STORAGES = {
     "FloatStorage": "f4",

@@ -10,11 +10,11 @@ from conftest import photos
 from PIL import Image
 
 import reszoo
-from reszoo.checkpoints.names import to_tensors
 from reszoo.data.pipeline import training_batches
 from reszoo.data.sources import open_source
 from reszoo.training import phases as phases_module
-from reszoo.training import run as run_module
+from reszoo.training import run
+from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
 FILES = {
@@ -132,7 +132,7 @@ def test_only_what_may_be_mirrored_is(
         seen.append(arguments[2])
         return training_batches(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "training_batches", look)
+    monkeypatch.setattr(run, "training_batches", look)
     reszoo.train(
         "plain20",
         folder if data == "folder" else data,

@@ -16,7 +16,7 @@ from torch_writer import (
     text,
 )
 
-from reszoo.checkpoints.torch_file import read
+from reszoo.weights.torch_file import read
 
 
 @pytest.fixture(params=LAYOUTS)

@@ -12,20 +12,20 @@ import pytest
 
 import reszoo
 from reszoo.data.sources import open_source
-from reszoo.inference import probabilities
+from reszoo.metrics import probabilities
 from reszoo_export.formats import FORMATS
+from reszoo_export.keras_models.source import original_answers
 from reszoo_export.manifest import read_manifest, size_and_hash
-from reszoo_export.original import original_answers
-from reszoo_export.runtimes.opening import open_runtime
+from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving
 from reszoo_export.verification import verify
 from reszoo_export.verification.comparison import compare
-from reszoo_export.verification.judging import judge
 from reszoo_export.verification.reference import (
     Reference,
     make_reference,
     read_reference,
 )
+from reszoo_export.verification.verify import judge
 
 Change = Callable[[Any], Any]
 

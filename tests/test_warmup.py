@@ -7,10 +7,9 @@ from conftest import randomise
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import reszoo
-from reszoo_export.formats import FORMATS
-from reszoo_export.options import ExportOptions
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.saved_model.writer import WARMUP_FILE, warmup_requests
 from reszoo_export.serving import Serving, make_serving
-from reszoo_export.writers.warmup import WARMUP_FILE, warmup_requests
 
 _STRING, _MESSAGE = 9, 11
 # The messages of tensorflow_serving.apis, as far as they matter here.

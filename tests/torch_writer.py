@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from reszoo.checkpoints.torch_file import read
 from reszoo.errors import CheckpointError
+from reszoo.weights.torch_file import read
 
 LAYOUTS = ("zip", "legacy")
 

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
+from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, write_text
 from reszoo.preprocessing import Preprocessing
-from reszoo.progress import Progress
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
-from reszoo_export.formats import Format, find_formats
+from reszoo_export.formats import (
+    ExportOptions,
+    Format,
+    Outputs,
+    check_options,
+    find_formats,
+)
+from reszoo_export.keras_models.source import original_answers
 from reszoo_export.manifest import (
     REFERENCE_FILE,
     FileRecord,
@@ -27,17 +34,14 @@ from reszoo_export.manifest import (
     size_and_hash,
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
-from reszoo_export.options import ExportOptions, Outputs, check_options
-from reszoo_export.original import original_answers
-from reszoo_export.quantization.calibration import Calibration, draw_calibration
+from reszoo_export.quantization.ranges import Calibration, draw_calibration
 from reszoo_export.reporting.report import write_report
-from reszoo_export.runtimes.opening import kind_of
+from reszoo_export.runtimes import kind_of
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.snippets import write_snippets
 from reszoo_export.verification.divergence import first_divergence
-from reszoo_export.verification.judging import Judgement, judge
 from reszoo_export.verification.reference import Reference, make_reference
-from reszoo_export.verification.verify import refuse_problems
+from reszoo_export.verification.verify import Judgement, judge, refuse_problems
 
 if TYPE_CHECKING:
     from reszoo_export.quantization.ranges import Choice

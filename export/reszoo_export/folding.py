@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.checkpoints.names import HEAD, Tensors, to_tensors
 from reszoo.resnet import convolution_names, normalization_name
+from reszoo.weights.names import HEAD, Tensors, to_tensors
 
 
 @dataclass(frozen=True)

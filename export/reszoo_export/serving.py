@@ -15,15 +15,15 @@ import keras
 import tensorflow as tf
 
 from reszoo.cards import Card
-from reszoo.checkpoints.names import HEAD, lay_in, to_tensors
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS
+from reszoo.weights.names import HEAD, lay_in, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
-from reszoo_export.foreign.models import is_from_reszoo, read_keras_model
-from reszoo_export.options import ExportOptions
+from reszoo_export.formats import ExportOptions
+from reszoo_export.keras_models.models import is_from_reszoo, read_keras_model
 
 INPUT = "image"
 FEATURES = "features"

@@ -11,7 +11,7 @@ from reszoo.cards import Card
 from reszoo.files import write_text
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import FileRecord, Manifest
-from reszoo_export.runtimes.tensorflow import newest_version
+from reszoo_export.saved_model.runtime import newest_version
 
 FOLDER = "snippets"
 _TEMPLATES = resources.files("reszoo_export") / "snippet_templates"

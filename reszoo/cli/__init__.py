@@ -7,12 +7,14 @@ import sys
 
 # isort: off
 # Each module adds its commands to the application, in the order of `--help`.
-from reszoo.cli import zoo, data, training, answers, files, study  # noqa: F401
-from reszoo.cli.app import app
+from reszoo.cli import models  # noqa: F401
+from reszoo.cli import training  # noqa: F401
+from reszoo.cli import files  # noqa: F401
+from reszoo.cli.options import app
 
 # isort: on
+from reszoo.console import quiet_tensorflow
 from reszoo.errors import ReszooError
-from reszoo.quiet import quiet_tensorflow
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`reszoo export`, `verify`, `inspect`, `benchmark` and `demo`: files, their proof."""
+"""The commands on model files: export, verify, inspect, benchmark, evaluate, ..."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,10 +6,9 @@ from typing import Annotated, Any
 import typer
 
 import reszoo
-from reszoo.cli.app import app
-from reszoo.cli.options import BadImages, Json, Overwrite, Threads
+from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads, app
+from reszoo.console import print_json, print_table
 from reszoo.errors import UsageError
-from reszoo.tables import print_json, print_table
 
 
 @app.command()
@@ -178,7 +177,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show it all: fine-tune on handwritten digits, export, prove, measure."""
-    from reszoo.demo import run_demo
+    from reszoo.cli.demo import run_demo
 
     manifest = run_demo(output)
     _print_manifest(manifest, as_json)
@@ -230,3 +229,62 @@ def _footnote(manifest: Any) -> str:
         lines += f";\nlatency of one image with {latency.threads} threads"
         lines += f" on {latency.processor}"
     return f"{lines}. Folder: {manifest.folder}"
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, validation, test or all.", show_default="test, else validation"
+        ),
+    ] = None,
+    bad_images: BadImages = "error",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy and loss of a checkpoint or an exported file.
+
+    Example: reszoo evaluate export/model.tflite photos/
+    """
+    metrics = reszoo.evaluate(
+        model, data, split=split, bad_images=bad_images, threads=threads
+    )
+    if as_json:
+        print_json(metrics.to_json())
+        return
+    row = [metrics.data, f"{metrics.images:,}", f"{metrics.top1:.2%}"]
+    row += [f"{metrics.top5:.2%}", f"{metrics.loss:.4f}"]
+    print_table(["data", "images", "top-1", "top-5", "loss"], [row])
+
+
+@app.command()
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files.")],
+    k: Annotated[int, typer.Option("--top", "-k", help="Labels an image.")] = 5,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Name what is on some images.
+
+    Example: reszoo predict export/model.onnx cat.jpg
+    """
+    predictor = reszoo.Predictor(model, threads=threads)
+    answers = {str(image): predictor.top(image, k) for image in images}
+    if as_json:
+        print_json(
+            {
+                image: [{"label": label, "probability": p} for label, p in top]
+                for image, top in answers.items()
+            }
+        )
+        return
+    rows = [
+        [image if not place else "", label, f"{probability:.2%}"]
+        for image, top in answers.items()
+        for place, (label, probability) in enumerate(top)
+    ]
+    print_table(["image", "label", "probability"], rows)

@@ -1,9 +1,19 @@
-"""Options and arguments that several commands share."""
+"""The application, and the options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+app = typer.Typer(
+    help="ResNets for Keras: train on your images, export, and prove the files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overwrite = Annotated[

@@ -1,4 +1,4 @@
-"""Labelled images that are NumPy arrays already."""
+"""Labelled images in NumPy arrays, and scikit-learn's digits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,11 +7,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
-from reszoo.data.listing import check_counts
-from reszoo.data.mirroring import are_digits, are_grey
-from reszoo.data.splits import SPLIT_WORDS, hold_out, split_name
+from reszoo.data.listing import (
+    SPLIT_WORDS,
+    are_digits,
+    are_grey,
+    check_counts,
+    hold_out,
+    split_name,
+)
 from reszoo.errors import DataError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
+
+# The scans hold 0 (paper) to 16 (ink).
+_DEEPEST = 16
+
+
+class Arrays(NamedTuple):
+    """Images `(n, height, width, 3)`, labels `(n,)`, and the classes' names."""
+
+    images: Pixels
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+def read_digits() -> Arrays:
+    """Return the scans as RGB of 8x8 pixels.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits,
+    UCI Machine Learning Repository, 1998 (CC BY 4.0); the test part, as shipped
+    with scikit-learn.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            'The digits come with scikit-learn: pip install "reszoo[demo]".'
+        ) from error
+    scans = load_digits()
+    grey = np.round(scans.images * (255 / _DEEPEST)).astype(np.uint8)
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    return Arrays(images, scans.target.astype(np.int64), tuple("0123456789"))
 
 
 class _Part(NamedTuple):
@@ -19,7 +57,7 @@ class _Part(NamedTuple):
     labels: NDArray[Any]
 
 
-def read(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
+def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
     """Check arrays and number their labels.
 
     Images are uint8 `(n, height, width, 3)`, or grey without the 3 or with 1.

@@ -7,15 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reszoo.data.examine import examine
+from reszoo.console import Progress
+from reszoo.data.duplicates import leak_warnings
 from reszoo.data.examples import Examples, columns
-from reszoo.data.facts import FactTable
+from reszoo.data.image_checks import FactTable, examine
 from reszoo.data.image_files import Header, decode_image, read_header, reason_of
-from reszoo.data.leaks import leak_warnings
 from reszoo.data.listing import Listing, check_counts, why_unread
 from reszoo.data.records import Records
 from reszoo.errors import DataError, UnknownNameError
-from reszoo.progress import Progress
 
 # Policy -> what it does, for help texts.
 POLICIES = {

@@ -1,6 +1,6 @@
-"""Listings: which image files there are and what is on them; none is opened."""
+"""List image files, their labels and their splits without opening them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -9,8 +9,74 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.data.splits import hold_out
 from reszoo.errors import DataError
+from reszoo.preprocessing import Pixels
+
+Indices = NDArray[np.int64]
+
+# What people call a split -> what reszoo calls it.
+_NAMES = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+# Words for a split, for messages.
+SPLIT_WORDS = tuple(_NAMES)
+# Shares of the images: of named arrays, and of data that comes without splits.
+_NAMED_VALIDATION, _NAMED_TEST = 0.1, 0.2
+_HELD_OUT = 0.2
+# One seed for everybody: what was held out in training is held out in judging.
+_SEED = 0
+
+
+def split_name(word: str) -> str | None:
+    """Return "train", "validation" or "test" for a word such as "Val", else None."""
+    return _NAMES.get(word.strip().casefold())
+
+
+def hold_out(labels: NDArray[np.int64]) -> dict[str, Indices]:
+    """Draw a fifth of every class as the validation split.
+
+    Args:
+        labels: int64 `(n,)`, of all images in a fixed order.
+
+    Returns:
+        Indices of "train" and "validation", the same for the same labels.
+    """
+    held, rest = _draw(labels, _HELD_OUT, _SEED)
+    return {"train": rest, "validation": held}
+
+
+def hold_out_test(labels: NDArray[np.int64]) -> dict[str, Indices]:
+    """Draw a fifth of every class as the test split, a tenth as validation.
+
+    Args:
+        labels: int64 `(n,)`, of all images in a fixed order.
+
+    Returns:
+        Indices of "train", "validation" and "test", the same for the same labels.
+    """
+    test, rest = _draw(labels, _NAMED_TEST, _SEED)
+    share = _NAMED_VALIDATION / (1 - _NAMED_TEST)
+    validation, train = _draw(labels[rest], share, _SEED + 1)
+    return {"train": rest[train], "validation": rest[validation], "test": test}
+
+
+def _draw(
+    labels: NDArray[np.int64], share: float, seed: int
+) -> tuple[Indices, Indices]:
+    """Draw a share of every class; at least one image stays on either side."""
+    generator = np.random.default_rng(seed)
+    held = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held.append(members[:count])
+    first = np.sort(np.concatenate(held))
+    return first, np.setdiff1d(np.arange(len(labels)), first)
+
 
 _COUNTS = {1: "one image", 2: "two images"}
 
@@ -85,3 +151,26 @@ def check_counts(
             f"Every class needs at least {_COUNTS[least]}. Too few in {where}: "
             f"{', '.join(bare)}."
         )
+
+
+_DIGITS = tuple("0123456789")
+# How names of data sets of characters begin; fashion_mnist is none of them.
+_OF_CHARACTERS = (
+    *("mnist", "emnist", "kmnist", "svhn", "cmaterdb", "omniglot"),
+    "binary_alpha_digits",
+)
+
+
+def are_digits(class_names: Sequence[str]) -> bool:
+    """Return whether the classes are the ten digits, "0" to "9", by name."""
+    return tuple(class_names) == _DIGITS
+
+
+def is_of_characters(data_set: str) -> bool:
+    """Return whether a data set of TensorFlow Datasets shows digits or letters."""
+    return data_set.lower().startswith(_OF_CHARACTERS)
+
+
+def are_grey(images: Iterable[Pixels]) -> bool:
+    """Return whether all images `(height, width, 3)` are without colour."""
+    return all(bool((image == image[..., :1]).all()) for image in images)

@@ -1,19 +1,210 @@
-"""Scan a data set before training: bad, odd, doubled and leaking images."""
+"""Check a data set before training: `reszoo.scan` and its report."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.data.copies import Entries
-from reszoo.data.examine import examine
-from reszoo.data.facts import Facts, FactTable, Rows
+from reszoo.console import printable
+from reszoo.data.duplicates import Entries, Group
+from reszoo.data.image_checks import Facts, FactTable, Rows, examine
 from reszoo.data.listing import Listing, why_unread
-from reszoo.data.scan_report import ScanReport
 from reszoo.data.sources import NAMED, list_images
 from reszoo.errors import UsageError
+
+# Kind of warning -> what it means. Such images are used.
+KINDS = {
+    "misnamed": "named wrongly: the ending belongs to another format",
+    "cmyk": "CMYK, for print: converted to RGB",
+    "sixteen_bit": "16 bits a channel: the upper 8 are used",
+    "transparent": "with transparency: it is dropped",
+    "palette": "with a palette: converted to RGB",
+    "animated": "animated: the first frame is used",
+    "rotated": "rotated by EXIF: turned upright",
+    "tiny": "under 32 pixels wide or high",
+}
+# Paths that are shown of a kind, and places of one picture, and classes of a split.
+_PATHS, _PLACES, _CLASSES = 10, 3, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """What a scan found.
+
+    Attributes:
+        data: What was scanned.
+        root: The folder that lines tell paths against.
+        class_names: Names in label order.
+        counts: Usable images a class, in label order, by split.
+        unusable: Files that cannot be used.
+        warnings: Usable files by kind, a key of `KINDS`.
+        leaks: Pictures in more than one split.
+        conflicts: Pictures in more than one class.
+        duplicates: Pictures more than once in a split, always in the same class.
+    """
+
+    data: str
+    root: str
+    class_names: tuple[str, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    unusable: tuple[Facts, ...]
+    warnings: Mapping[str, tuple[str, ...]]
+    leaks: tuple[Group, ...]
+    conflicts: tuple[Group, ...]
+    duplicates: tuple[Group, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every image can be used and none is in two splits."""
+        return not self.unusable and not self.leaks
+
+    @property
+    def imbalance(self) -> float:
+        """Training images of the largest class to those of the smallest.
+
+        Infinite if a class has none.
+        """
+        counts = self.counts.get("train") or next(iter(self.counts.values()))
+        return max(counts) / min(counts) if min(counts) else float("inf")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values, with all paths."""
+        finite = self.imbalance != float("inf")
+        return {
+            "data": printable(self.data),
+            "ok": self.ok,
+            "splits": {
+                split: dict(zip(map(printable, self.class_names), found, strict=True))
+                for split, found in self.counts.items()
+            },
+            "imbalance": round(self.imbalance, 2) if finite else None,
+            "unusable": [
+                {
+                    "path": printable(facts.path),
+                    "reason": facts.problem,
+                    "recoverable": facts.recoverable,
+                }
+                for facts in self.unusable
+            ],
+            "leaks": _groups_json(self.leaks),
+            "conflicts": _groups_json(self.conflicts),
+            "duplicates": _groups_json(self.duplicates),
+            "warnings": {
+                kind: [printable(path) for path in paths]
+                for kind, paths in self.warnings.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for people; lists are cut, and what to do comes last."""
+        yield from self._summary()
+        yield from self._unusable()
+        yield from self._groups("In more than one split", self.leaks)
+        yield from self._groups("In more than one class", self.conflicts)
+        yield from self._groups("More than once", self.duplicates)
+        yield from self._warnings()
+        yield from self._advice()
+
+    def _summary(self) -> Iterator[str]:
+        usable = sum(map(sum, self.counts.values()))
+        images = _count(usable, "usable image")
+        yield f"{printable(self.data)}: {images} in {len(self.class_names)} classes"
+        width = max(map(len, self.counts))
+        for split, counts in self.counts.items():
+            yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
+
+    def _classes(self, counts: tuple[int, ...]) -> str:
+        named = zip(map(printable, self.class_names), counts, strict=True)
+        told = [f"{name} {count:,}" for name, count in named]
+        if len(told) <= _CLASSES:
+            return ", ".join(told)
+        if min(counts) == max(counts):
+            return f"{counts[0]:,} each"
+        least, most = (counts.index(end(counts)) for end in (min, max))
+        return f"from {told[least]} to {told[most]}"
+
+    def _unusable(self) -> Iterator[str]:
+        if self.unusable:
+            yield f"Cannot be used: {_count(len(self.unusable), 'image')}"
+            yield from _cut(
+                f"{self._short(facts.path)}: {facts.problem}" for facts in self.unusable
+            )
+
+    def _groups(self, title: str, groups: tuple[Group, ...]) -> Iterator[str]:
+        if groups:
+            yield f"{title}: {_count(len(groups), 'picture')}"
+            yield from _cut(map(self._group, groups))
+
+    def _group(self, group: Group) -> str:
+        shown = [
+            f"{self._short(place.path)} ({place.split}, {printable(place.label)})"
+            for place in group.places[:_PLACES]
+        ]
+        more = len(group.places) - len(shown)
+        return " = ".join(shown) + (f" and {more:,} more" if more else "")
+
+    def _warnings(self) -> Iterator[str]:
+        if self.warnings:
+            yield "Worth knowing, though all of these are used:"
+        for kind, paths in self.warnings.items():
+            first = ", ".join(self._short(path) for path in paths[:_PLACES])
+            more = ", ..." if len(paths) > _PLACES else ""
+            yield f"  {len(paths):,} {KINDS[kind]} ({first}{more})"
+
+    def _advice(self) -> Iterator[str]:
+        todo = list(self._todo())
+        yield "To do:" if todo else "Nothing to do."
+        yield from (f"  {line}" for line in todo)
+
+    def _todo(self) -> Iterator[str]:
+        if self.unusable:
+            yield (
+                "Replace what cannot be used or take it out; or train without it: "
+                '--bad-images skip (bad_images="skip").'
+            )
+        part = sum(facts.recoverable for facts in self.unusable)
+        if part:
+            yield f"--bad-images recover would use {part:,} of these as far as they go."
+        if self.leaks:
+            yield "Keep each picture in one split: scores on training pictures mislead."
+        if self.conflicts:
+            yield "Decide which class each picture in several classes belongs to."
+        if self.duplicates:
+            yield "Remove copies, unless a picture is meant to count more than once."
+
+    def _short(self, path: str) -> str:
+        return printable(path.removeprefix(f"{self.root}{os.sep}"))
+
+
+def _cut(lines: Iterable[str]) -> Iterator[str]:
+    remaining = iter(lines)
+    for line in islice(remaining, _PATHS):
+        yield f"  {line}"
+    more = sum(1 for _ in remaining)
+    if more:
+        yield f"  and {more:,} more (all: --json)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
+
+
+def _groups_json(groups: Iterable[Group]) -> list[list[dict[str, str]]]:
+    return [
+        [
+            {name: printable(text) for name, text in place._asdict().items()}
+            for place in group.places
+        ]
+        for group in groups
+    ]
+
 
 # The smallest input of any net in the zoo (CIFAR): smaller images are blown up.
 _TINY = 32

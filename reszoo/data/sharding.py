@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from reszoo.console import Progress
 from reszoo.data.bad_images import Unusable
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import JPEG_END, is_jpeg, opened
@@ -33,7 +34,6 @@ from reszoo.data.tfrecord import HEAD, TAIL
 from reszoo.errors import DataError, UsageError
 from reszoo.files import atomic_folder, write_json
 from reszoo.preprocessing import scaled_side
-from reszoo.progress import Progress
 
 # Images that are handed to the threads at a time.
 _WAVE = 128

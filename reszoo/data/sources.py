@@ -1,19 +1,17 @@
-"""Sources: they list examples and class names, and load nothing heavy.
+"""Data sources: what `data` arguments accept, and a data set's fingerprint."""
 
-A source is a folder of images, a list of them, shards, arrays, or a name such as
-"digits". It offers its examples by split, and knows the names of the classes in the
-order of the labels.
-"""
-
+import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from reszoo.data import arrays, digits, folder, list_file, shards, tfds
+from reszoo.data import arrays, folder, shards, tfds
+from reszoo.data import arrays as digits
+from reszoo.data import folder as list_file
 from reszoo.data.bad_images import (
     Unusable,
     check_policy,
@@ -21,10 +19,7 @@ from reszoo.data.bad_images import (
     screen_records,
 )
 from reszoo.data.examples import Examples
-from reszoo.data.fingerprint import fingerprint as fingerprint
-from reszoo.data.listing import Listing
-from reszoo.data.mirroring import are_digits, is_of_characters
-from reszoo.data.splits import hold_out_test
+from reszoo.data.listing import Listing, are_digits, hold_out_test, is_of_characters
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -104,7 +99,7 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
       with `val` (or `validation`) and perhaps `test` beside it. `val` and `test`
       without `train` can be measured on.
     * A `.csv` file lists images: `path,label` or `path,label,split`, see
-      `reszoo.data.list_file.read`.
+      `reszoo.data.folder.read_table`.
     * Shards are a folder that `write_shards` (`reszoo shard`) wrote.
     * `tfds:NAME`, `tfds:NAME/CONFIG:VERSION` is a data set that TensorFlow Datasets
       has prepared on this machine.
@@ -128,7 +123,7 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     """
     check_policy(bad_images)
     if isinstance(data, Mapping | tuple):
-        return Source("arrays", *arrays.read(data))
+        return Source("arrays", *arrays.read_arrays(data))
     word = _word(data)
     if word.startswith(tfds.PREFIX):
         names, records = tfds.read(word, strict=bad_images is None)
@@ -170,13 +165,13 @@ def list_images(data: str | os.PathLike[str]) -> Listing:
     if shards.is_sharded(root):
         raise UsageError(f"{root} holds shards, not image files.")
     if root.is_dir():
-        return folder.read(root)
+        return folder.read_folder(root)
     if root.suffix.lower() != ".csv":
         raise DataError(
             f"{root} is a file. Give a folder of class folders with images, or a .csv "
             "file with a line path,label for each."
         )
-    return list_file.read(root)
+    return list_file.read_table(root)
 
 
 def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> None:
@@ -231,10 +226,66 @@ def _open_shards(root: Path) -> Source:
 
 
 def _digits() -> Source:
-    scans = digits.read()
+    scans = digits.read_digits()
     everything = Examples.from_arrays(scans.images, scans.labels)
     splits = {
         split: everything.take(indices)
         for split, indices in hold_out_test(everything.labels).items()
     }
     return Source("digits", scans.class_names, splits, mirror_safe=False)
+
+
+def fingerprint(source: "Source") -> dict[str, Any]:
+    """Return what has to be equal for a run to go on with a data set.
+
+    Of files the size counts, not the content, and the name below the data's folder,
+    so that the folder may move. Of arrays every byte counts. Nothing is decoded.
+
+    Returns:
+        JSON: "classes", a list of names, and for each split, but "all", the number of
+        "images" and a "sha256" over their names, sizes and labels in order.
+
+    Raises:
+        DataError: A file has gone; names it.
+    """
+    splits = {
+        split: {"images": len(examples), "sha256": _digest(examples, source.root)}
+        for split, examples in source.splits.items()
+        # It holds what the other splits hold.
+        if split != "all"
+    }
+    return {"classes": list(source.class_names), **splits}
+
+
+def _digest(examples: Examples, root: str | None) -> str:
+    digest = hashlib.sha256()
+    digest.update(examples.labels.astype("<i8").tobytes())
+    digest.update(bytes([examples.recover]))
+    for part in _contents(examples, root):
+        # A length before each part keeps "ab", "c" apart from "a", "bc".
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _contents(examples: Examples, root: str | None) -> Iterator[bytes]:
+    if examples.images is not None:
+        yield str(examples.images.shape).encode()
+        for image in examples.images:
+            yield image.tobytes()
+    elif examples.records is not None:
+        records = examples.records
+        yield "\n".join(Path(file).name for file in records.files).encode()
+        for column in (records.shards, records.offsets, records.lengths):
+            yield column.astype("<i8").tobytes()
+    else:
+        for path in examples.paths or ():
+            yield os.fsencode(os.path.relpath(path, root))
+            yield _size(path).to_bytes(8, "little")
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError as error:
+        raise DataError(f"There is no image {path}.") from error

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples, columns
 from reszoo.data.image_files import Header, is_jpeg, read_header
+from reszoo.data.listing import hold_out, split_name
 from reszoo.data.records import Records
-from reszoo.data.splits import hold_out, split_name
 from reszoo.data.tfrecord import find_images
 from reszoo.errors import DataError, UsageError
 

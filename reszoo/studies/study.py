@@ -9,31 +9,29 @@ from typing import Any
 import keras
 
 from reszoo.cards import new_card
+from reszoo.console import say
 from reszoo.data.pipeline import Augmentation
 from reszoo.data.sources import Data, Source, fingerprint, open_source
 from reszoo.errors import UsageError
-from reszoo.progress import say
+from reszoo.report.study import PAGE, PLOT_SECTIONS, write_page
 from reszoo.specs import architecture
-from reszoo.studies.conclusion import conclude
-from reszoo.studies.course import STATE, Plan, train_course
+from reszoo.studies.course import STATE, Learner, Plan, train_course
 from reszoo.studies.families import Family, Net, find_family
-from reszoo.studies.learner import Learner
-from reszoo.studies.page import PAGE, PLOTS, write_page
 from reszoo.studies.results import (
     RESULTS,
     Course,
     StudyResult,
+    conclude,
     read_results,
     write_results,
 )
-from reszoo.training.net import computing_in, precision, set_momentum
+from reszoo.training.model import computing_in, precision, set_momentum
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
-from reszoo.training.state import check_same
-from reszoo.training.stopping import Stop, Stopped, stopping
+from reszoo.training.state import Stop, Stopped, check_same, stopping
 
-_FILES = (RESULTS, PAGE, STATE, *PLOTS)
+_FILES = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
 _RECIPE = "he2015-cifar"
 # The digits are 8 x 8: small enough to train over a hundred layers in seconds.
 _DIGITS_SIZE, _SIZE = 8, 32

@@ -1,12 +1,26 @@
-"""What a run leaves to look at: `history.csv` and `curves.png`."""
+"""History, curves and TensorBoard events of a run, and its best weights."""
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from reszoo.files import atomic_file, write_text
+import tensorflow as tf
+
+from reszoo.cards import Card, Metric
+from reszoo.errors import ReszooError
+from reszoo.evaluation import Metrics
+from reszoo.files import atomic_file, disk_errors, write_text
+
+if TYPE_CHECKING:
+    from reszoo.training.run import Setting
+from reszoo.weights.names import Tensors
+from reszoo.weights.safetensors import read, write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +98,155 @@ def write_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
         axes.legend()
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+_EVENT = tf.compat.v1.Event
+
+
+class EventLog:
+    """One event file; a run that goes on adds another to the same folder.
+
+    Its first record tells TensorBoard to forget what earlier files of the folder
+    hold from `first_step` on, so that steps repeated after a kill show only once.
+    Earlier files stay untouched: their last record may be cut off, and readers then
+    go on with the next file.
+
+    Args:
+        folder: Where the file goes; made if missing.
+        first_step: The first step that will be written: 0 for a new run, else one
+            more than the last step in the state that the run goes on from.
+
+    Raises:
+        ReszooError: The disk refused the write.
+    """
+
+    def __init__(self, folder: Path, first_step: int = 0) -> None:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path = _next_file(folder)
+        self._writer = self._told(tf.io.TFRecordWriter, str(self.path))
+        self._write(file_version="brain.Event:2")
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        self._write(session_log=start, step=first_step)
+        self._told(self._writer.flush)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write values by tag ("train/loss"), and flush them to the file."""
+        # `simple_value` is what torch's writer uses too: every reader knows it, and
+        # TensorBoard turns it into its newer form while loading.
+        summary = tf.compat.v1.Summary()
+        for tag, value in values.items():
+            summary.value.add(tag=tag, simple_value=value)
+        self._write(summary=summary, step=step)
+        self._told(self._writer.flush)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._told(self._writer.close)
+
+    def _write(self, **fields: Any) -> None:
+        event = _EVENT(wall_time=time.time(), **fields)
+        self._told(self._writer.write, event.SerializeToString())
+
+    def _told(self, action: Any, *arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except tf.errors.OpError as error:
+            raise ReszooError(
+                f"{self.path} could not be written: {error.message}. Make room on "
+                "the disk or choose another place."
+            ) from error
+
+
+def _next_file(folder: Path) -> Path:
+    """Name a file that sorts behind all there are, whatever the clock says.
+
+    TensorBoard reads the files of a folder in the order of their names.
+    """
+    stamps = re.compile(r"events\.out\.tfevents\.(\d+)\.")
+    found = [stamps.match(path.name) for path in folder.iterdir()]
+    last = max((int(match[1]) for match in found if match), default=0)
+    stamp = max(int(time.time()), last + 1)
+    return folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
+
+
+HISTORY = "history.csv"
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far: the higher accuracy, then the lower loss, wins."""
+
+    epoch: int
+    merit: tuple[float, float]
+
+
+class Chronicle:
+    """The finished epochs of a run.
+
+    Attributes:
+        history: One row for each.
+        best: The best of them.
+        best_tensors: Its weights, by torchvision's names.
+        best_card: Its card.
+    """
+
+    def __init__(self, setting: "Setting") -> None:
+        self._setting = setting
+        self.history: list[Epoch] = []
+        self.best: Best | None = None
+        self.best_tensors: Tensors = {}
+        self.best_card = setting.card
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the weights, as plain JSON values."""
+        return {
+            "history": [asdict(row) for row in self.history],
+            "best": self.best and [self.best.epoch, list(self.best.merit)],
+        }
+
+    def take(self, content: Mapping[str, Any], folder: Path) -> None:
+        """Take what `to_json` returned, and the best weights from the run's folder."""
+        self.history = [Epoch(**row) for row in content["history"]]
+        if content["best"]:
+            epoch, merit = content["best"]
+            self.best = Best(epoch, (merit[0], merit[1]))
+            self.best_tensors, card = read(folder / BEST)
+            self.best_card = card or self.best_card
+
+    def add(self, row: Epoch, measured: Metrics | None, tensors: Tensors) -> None:
+        """Add an epoch; write its weights and the history where the run is kept."""
+        self.history.append(row)
+        card = self._card_after(row.epoch, measured)
+        merit = (measured.top1, -measured.loss) if measured else (0.0, float(row.epoch))
+        improved = self.best is None or merit > self.best.merit
+        if improved:
+            self.best, self.best_tensors = Best(row.epoch, merit), tensors
+            self.best_card = card
+        folder = self._setting.folder
+        if not folder:
+            return
+        if improved:
+            write(folder / BEST, tensors, card)
+        write(folder / LAST, tensors, card)
+        write_history(folder / HISTORY, self.history)
+
+    def _card_after(self, epoch: int, measured: Metrics | None) -> Card:
+        setting = self._setting
+        provenance = {
+            "source": "trained with reszoo",
+            "data": setting.source.name,
+            "images": len(setting.source.examples("train")),
+            "recipe": setting.recipe.to_json(),
+            "epoch": epoch,
+        }
+        return setting.card.after(provenance, _as_metrics(measured) if measured else ())
+
+
+def _as_metrics(measured: Metrics) -> tuple[Metric, ...]:
+    """Return a measurement as a card has it."""
+    data = f"{measured.data}, {measured.images} images"
+    values = asdict(measured)
+    names = ("top1", "top5", "loss")
+    return tuple(Metric(name=name, value=values[name], data=data) for name in names)

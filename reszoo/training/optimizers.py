@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.choices import Decayed
+from reszoo.training.schedules import Decayed
 
 DECAYED: tuple[str, ...] = get_args(Decayed)
 """Which weights can be decayed: see `decay_of`."""

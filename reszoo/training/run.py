@@ -1,28 +1,168 @@
-"""A training run: the loop over epochs, what it keeps, and how it goes on."""
+"""A training run: the loop over epochs, validation, saving and resuming."""
 
 import hashlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
+import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from reszoo.data.pipeline import quietly, training_batches
+from reszoo.cards import Card
+from reszoo.console import Progress, say
+from reszoo.data.examples import Examples
+from reszoo.data.pipeline import (
+    Augmentation,
+    evaluation_batches,
+    quietly,
+    training_batches,
+)
+from reszoo.data.sources import Source
 from reszoo.errors import ReszooError
-from reszoo.evaluation import Metrics
-from reszoo.progress import Progress, say
-from reszoo.training.chronicle import Chronicle
-from reszoo.training.engine import Engine
-from reszoo.training.history import Epoch
-from reszoo.training.judge import Judge
-from reszoo.training.net import twin
-from reszoo.training.setting import Setting
-from reszoo.training.state import STATE, State, restore, write_state
-from reszoo.training.stopping import Stop, Stopped
-from reszoo.training.tensorboard import EventLog
+from reszoo.evaluation import Metrics, score
+from reszoo.metrics import inference_function
+from reszoo.preprocessing import Preprocessing
+from reszoo.training.devices import Devices
+from reszoo.training.history import Chronicle, Epoch, EventLog
+from reszoo.training.model import judged_twin, twin
+from reszoo.training.phases import Phase
+from reszoo.training.recipes import Recipe
+from reszoo.training.state import STATE, State, Stop, Stopped, restore, write_state
+from reszoo.training.step import Engine
+from reszoo.weights.names import Tensors, lay_in, to_tensors
+
+# Where BiT's HyperRule (arXiv:1912.11370, section 3.3) also parts small pictures from
+# large ones: a quarter of a small one, made large, shows little of it.
+_SMALL = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything about a run that does not change while it goes on.
+
+    Attributes:
+        model: What the caller gave; untouched until the end.
+        card: Its card, with the data's labels and the recipe's image sizes.
+        source: The images.
+        recipe: What is carried out.
+        phases: The same, divided.
+        folder: Where the run is kept; None keeps nothing. Of several workers the
+            chief keeps it.
+        save_every: Seconds between two states in the middle of an epoch.
+        devices: Over which each batch is spread.
+        conditions: What must be the same when the run is resumed, as JSON values.
+    """
+
+    model: keras.Model
+    card: Card
+    source: Source
+    recipe: Recipe
+    phases: tuple[Phase, ...]
+    folder: Path | None
+    save_every: float
+    devices: Devices
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs over all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def phase_of(self, epoch: int) -> Phase:
+        """Return the phase of an epoch, counted from 0; the last one at the end."""
+        begun = [phase for phase in self.phases if phase.first_epoch <= epoch]
+        return begun[-1]
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training images are varied."""
+        recipe, side = self.recipe, self.card.preprocessing.train_size
+        flip = self.source.mirror_safe if recipe.flip is None else recipe.flip
+        kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
+        return Augmentation(
+            crop=kind if recipe.crop == "auto" else recipe.crop,
+            pad=round(recipe.pad * side),
+            scale=recipe.scale,
+            ratio=recipe.ratio,
+            flip=flip,
+            policy=recipe.policy,
+            erase=recipe.erase,
+            repeats=recipe.repeats,
+        )
+
+
+_AT_ONCE = 64
+
+
+class Judge:
+    """A float32 copy of a net at the size of evaluation.
+
+    Args:
+        model: What is trained.
+        record: How images are prepared.
+        source: Where they come from.
+        batch_size: Images at a time.
+        devices: Of which the chief measures for all workers.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        record: Preprocessing,
+        source: Source,
+        batch_size: int,
+        devices: Devices,
+    ) -> None:
+        self._net = judged_twin(model, record)
+        self._record, self._source = record, source
+        # Training may work through a large batch in parts.
+        self._batch_size = min(batch_size, _AT_ONCE)
+        self._devices = devices
+        self._answer = inference_function(self._net, record)
+        # A data set for each split, since each is traced anew.
+        self._batches: dict[int, tf.data.Dataset] = {}
+
+    def take(self, values: Mapping[str, tf.Variable]) -> Tensors:
+        """Take over weights by the path of each variable; return them."""
+        # Not by place: layers between change the order that Keras gives them.
+        for variable in self._net.variables:
+            variable.assign(values[variable.path])
+        return to_tensors(self._net)
+
+    def lay_in(self, tensors: Tensors) -> None:
+        """Take over weights by name."""
+        lay_in(self._net, tensors, "the best epoch")
+
+    def measure(self, split: str) -> Metrics | None:
+        """Measure one split; None where the data has no such split."""
+        if split not in self._source.splits:
+            return None
+        examples = self._source.examples(split)
+        name = f"{self._source.name} ({split})"
+        if self._devices.is_chief:
+            found = score(self.probabilities(examples), examples.labels, name)
+        else:
+            found = Metrics(top1=0, top5=0, loss=0, images=len(examples), data=name)
+        numbers = (found.top1, found.top5, found.loss)
+        top1, top5, loss = self._devices.from_chief(numbers)
+        return replace(found, top1=top1, top5=top5, loss=loss)
+
+    def probabilities(self, examples: Examples) -> NDArray[np.float32]:
+        """Return float32 `(n, classes)`."""
+        if id(examples) not in self._batches:
+            batches = evaluation_batches(examples, self._record, self._batch_size)
+            self._batches[id(examples)] = batches
+        answers = [
+            self._answer(images)["probabilities"]
+            for images, _ in self._batches[id(examples)]
+        ]
+        return np.asarray(tf.concat(answers, axis=0))
+
 
 TENSORBOARD = "tensorboard"
 # Share of the time spent waiting for images from which something should be done.

@@ -1,15 +1,23 @@
-"""How the learning rate and the decay of the average change over a run.
-
-Pure functions of the step, counted from 0, so that a resumed run needs no state.
-"""
+"""Learning-rate schedules and the decay of weight averages."""
 
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.choices import ScheduleKind, SchedulePer, WarmupShape
+
+ScheduleKind = Literal["cosine", "steps", "constant"]
+"""How the learning rate changes: see `schedules.Schedule`."""
+
+SchedulePer = Literal["step", "epoch"]
+"""When it changes."""
+
+WarmupShape = Literal["linear", "constant"]
+"""How it begins."""
+
+Decayed = Literal["kernels", "all-but-norm", "all"]
+"""Which weights can be decayed: see `optimizers.decay_of`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,12 @@
-"""The state of a run: everything that is needed to go on as if nothing had happened.
-
-One file, written under another name and then renamed, so that a kill at any moment
-leaves the state before or the state after, whole. The other files of a run folder
-follow from it.
-"""
+"""The saved state of a run, and stopping between two steps."""
 
 import json
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,53 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from reszoo.checkpoints.safetensors import read
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import atomic_file
+from reszoo.weights.safetensors import read
+
+_ASKS = (signal.SIGINT, signal.SIGTERM)
+# A shell has its background jobs ignore Ctrl-C; of None, Python did not set it.
+_NOT_OURS = (signal.SIG_IGN, None)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended between two steps, on all workers, because somebody asked for it."""
+
+
+class Stop:
+    """Whether the run has been asked to stop, and how."""
+
+    asked: signal.Signals | None = None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        # Who asks twice does not want to wait for the step.
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Turn Ctrl-C and SIGTERM into a wish that the loop looks at after each step.
+
+    An exception in the middle of a step would leave a state that nobody could go on
+    with exactly. Signals that are ignored, and all outside the main thread, stay as
+    they are.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in _ASKS}
+    ours = [number for number in _ASKS if before[number] not in _NOT_OURS]
+    for number in ours:
+        signal.signal(number, stop._ask)
+    try:
+        yield stop
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
 
 STATE = "state.safetensors"
 # Arrays by the names of their variables, and the content.

@@ -10,27 +10,30 @@ import keras
 import tensorflow as tf
 
 from reszoo.cards import Card
-from reszoo.checkpoints.names import lay_in
+from reszoo.console import say
 from reszoo.data.examples import Examples
 from reszoo.data.pipeline import find_unreadable
 from reszoo.data.sources import Source, check_classes, fingerprint, open_source
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
-from reszoo.progress import say
+from reszoo.report.run import REPORT, export_command, write_summary
 from reszoo.specs import spec as find_spec
-from reszoo.training.chronicle import BEST, HISTORY, LAST
-from reszoo.training.command import repeating
-from reszoo.training.distribution import Devices, open_devices
-from reszoo.training.history import Epoch, write_curves
-from reszoo.training.net import precision
+from reszoo.training.devices import Devices, open_devices
+from reszoo.training.history import BEST, HISTORY, LAST, Epoch, write_curves
+from reszoo.training.model import precision
 from reszoo.training.phases import phases
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipe_table import find_recipe, repeating
 from reszoo.training.recipes import Recipe
-from reszoo.training.run import TENSORBOARD, Run
-from reszoo.training.setting import Setting
-from reszoo.training.state import STATE, State, check_same, read_state
-from reszoo.training.stopping import Stopped, stopping
-from reszoo.training.summary import REPORT, export_command, write_summary
+from reszoo.training.run import TENSORBOARD, Run, Setting
+from reszoo.training.state import (
+    STATE,
+    State,
+    Stopped,
+    check_same,
+    read_state,
+    stopping,
+)
+from reszoo.weights.names import lay_in
 from reszoo.zoo import build, get_card, set_card
 
 _CURVES, _RECIPE = "curves.png", "recipe.json"

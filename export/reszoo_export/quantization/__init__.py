@@ -1,1 +1,1 @@
-"""Calibration images, and ranges chosen by what they do to the answers."""
+"""Quantization: calibration images, activation ranges, weight grids."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reszoo.cards import Card
-from reszoo_export.latency import Latency
-from reszoo_export.manifest import Disagreement, FileRecord, Manifest
+from reszoo_export.manifest import Disagreement, FileRecord, Latency, Manifest
 from reszoo_export.verification.reference import Reference
 
 _ANSWER_COLUMNS = (

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from reszoo.training.report_page import shell_command
+from reszoo.report.run import shell_command
 from reszoo_export.manifest import Manifest
 from reszoo_export.reporting import content
 from reszoo_export.reporting.advice import advise

@@ -2,16 +2,8 @@
 
 from PIL import Image
 
-from reszoo.training.report_html import (
-    STYLE,
-    Html,
-    document,
-    folded,
-    table,
-    tag,
-    thumbnail,
-)
-from reszoo.training.report_page import shell_command
+from reszoo.report.html import STYLE, Html, document, folded, table, tag, thumbnail
+from reszoo.report.run import shell_command
 from reszoo_export.manifest import Disagreement, FileRecord, Manifest
 from reszoo_export.reporting import content
 from reszoo_export.reporting.advice import advise

@@ -1,1 +1,1 @@
-"""Every file is run in its own runtime and held against its model."""
+"""Verification: every file is run in its own runtime and compared with its model."""

@@ -1,18 +1,154 @@
-"""Ask an opened file about a reference and judge its answers."""
+"""Compare an opened file with a reference: signature, answers, batch invariance."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
-from reszoo_export.formats import Format
+from reszoo.preprocessing import Pixels
+from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.manifest import Verification
-from reszoo_export.options import ExportOptions
-from reszoo_export.runtimes.interface import Answers
-from reszoo_export.runtimes.opening import Runtime, run_in_batches
-from reszoo_export.verification import distances, rules
-from reszoo_export.verification.neighbours import dependences
-from reszoo_export.verification.promises import broken_promises
+from reszoo_export.runtimes import Answers, Runtime, TensorInfo, run_in_batches
+from reszoo_export.verification import rules
+from reszoo_export.verification import rules as distances
 from reszoo_export.verification.reference import Reference
+
+# GPU delegates of phones cannot cast bytes, so float TFLite files take float32.
+_BYTES_IN_TFLITE = ("int8",)
+
+
+def broken_promises(
+    row: Format,
+    options: ExportOptions,
+    card: Card,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+) -> list[str]:
+    """Tell what of a file's names, dtypes and shapes is not as promised.
+
+    Args:
+        row: The file's format.
+        options: What was asked for.
+        card: Of the model.
+        inputs: What the file takes.
+        outputs: What it gives.
+    """
+    problems = []
+    if [tensor["name"] for tensor in inputs] != ["image"]:
+        problems.append(
+            f"the only input must be 'image', not {', '.join(map(_shown, inputs))}"
+        )
+    elif inputs[0]["dtype"] != _pixels(row):
+        problems.append(f"image must be {_pixels(row)}, not {inputs[0]['dtype']}")
+    if inputs and list(inputs[0]["shape"]) != _image_shape(row, options, card):
+        shape = _image_shape(row, options, card)
+        problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
+    return problems + _wrong_outputs(row, options, card, outputs)
+
+
+def _wrong_outputs(
+    row: Format, options: ExportOptions, card: Card, outputs: Sequence[TensorInfo]
+) -> list[str]:
+    names = _output_names(row, options)
+    given = {tensor["name"]: tensor for tensor in outputs}
+    if sorted(given) != sorted(names) or len(given) != len(outputs):
+        shown = ", ".join(map(_shown, outputs)) or "none"
+        return [f"the outputs must be {' and '.join(names)}, not {shown}"]
+    dtype = "uint8" if options.integer_io else "float32"
+    batch = _batch(row, options)
+    problems = []
+    for name in names:
+        width = card.architecture.classes if name != "features" else None
+        tensor = given[name]
+        shape = [batch, width or tensor["shape"][-1]]
+        if tensor["dtype"] != dtype or list(tensor["shape"]) != shape:
+            problems.append(f"{name} must be {dtype} {shape}, not {_shown(tensor)}")
+    return problems
+
+
+def _pixels(row: Format) -> str:
+    floats = row.runtime == "tflite" and row.precision not in _BYTES_IN_TFLITE
+    return "float32" if floats else "uint8"
+
+
+def _image_shape(row: Format, options: ExportOptions, card: Card) -> list[Any]:
+    size = card.preprocessing.eval_size
+    image = [3, size, size] if options.layout == "nchw" else [size, size, 3]
+    return [_batch(row, options), *image]
+
+
+def _batch(row: Format, options: ExportOptions) -> int | str:
+    if isinstance(options.batch, int):
+        return options.batch
+    if row.runtime == "tflite":
+        return -1 if options.batch == "dynamic" else 1
+    return "batch"
+
+
+def _output_names(row: Format, options: ExportOptions) -> tuple[str, ...]:
+    if options.outputs is not None:
+        return (options.outputs,)
+    if row.runtime == "tflite":
+        return ("probabilities",)
+    return ("logits", "probabilities")
+
+
+def _shown(tensor: TensorInfo) -> str:
+    return f"{tensor['name']} {tensor['dtype']} {list(tensor['shape'])}"
+
+
+_BATCHES = range(1, 9)
+
+
+def dependences(
+    runtime: Runtime, images: Pixels, answers: Answers, allowed: float
+) -> list[str]:
+    """Ask about some images again, in other company, and tell what changed.
+
+    Where the batch is open, it takes every size from 1 to 8; where it is fixed, an
+    image changes its place and its neighbours. A batch of one is only asked twice.
+
+    Args:
+        runtime: The file, opened.
+        images: uint8 `(n, height, width, 3)`.
+        answers: What it gave for them.
+        allowed: Largest change of a number that is rounding.
+    """
+    chosen = _spread(len(images))
+    fixed = _fixed_batch(runtime.inputs)
+    sizes = _BATCHES if fixed is None else (fixed,)
+    again, other = 0.0, 0.0
+    for size in sizes:
+        places = np.roll(chosen, size)[:size]
+        first = runtime.run(images[places])
+        other = max(other, _largest(first - answers[places]))
+        if size == sizes[-1]:
+            again = _largest(first - runtime.run(images[places]))
+    problems = []
+    if not other <= allowed:
+        problems.append(
+            f"an answer moves by {other:.2g} with the other images of its batch"
+        )
+    if not again <= allowed:
+        problems.append(f"asked twice about an image, it moves by {again:.2g}")
+    return problems
+
+
+def _spread(count: int) -> np.ndarray:
+    """Return places of images, real and made up, as many as the largest batch asks."""
+    return np.linspace(0, count - 1, max(_BATCHES)).astype(int)
+
+
+def _fixed_batch(inputs: list[TensorInfo]) -> int | None:
+    batch = inputs[0]["shape"][0]
+    return batch if isinstance(batch, int) and batch > 0 else None
+
+
+def _largest(change: Answers) -> float:
+    return float(np.abs(change).max())
+
 
 _DEFAULTS = ExportOptions()
 
@@ -145,4 +281,4 @@ def _of_features(
 
 def _accuracy(answers: Answers, reference: Reference) -> float | None:
     real = len(reference.labels)
-    return distances.accuracy(answers[:real], reference.labels) if real else None
+    return distances.accuracy_of(answers[:real], reference.labels) if real else None

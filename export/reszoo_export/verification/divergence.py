@@ -1,22 +1,206 @@
-"""Name the first layer at which a file and its model part company."""
+"""Find the first layer at which a file and its model differ."""
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.errors import VerificationError
 from reszoo.preprocessing import Pixels
-from reszoo_export.formats import FORMATS, Format
-from reszoo_export.verification.activations import activations_of
-from reszoo_export.verification.apart import run_apart
+from reszoo_export.formats import FORMATS, Format, RuntimeKind
+from reszoo_export.runtimes import find_interface, open_runtime, softmax
+from reszoo_export.saved_model.runtime import newest_version
+from reszoo_export.serving import Serving
+from reszoo_export.verification.isolation import run_apart
 
 if TYPE_CHECKING:
     from reszoo_export.serving import Serving
+
+
+# What files keep as a tensor of its own, unless an activation follows at once.
+_COMPUTING = (
+    keras.layers.Add,
+    keras.layers.Conv2D,
+    keras.layers.Dense,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.MaxPooling2D,
+)
+_ACTIVATIONS = (keras.layers.Activation, keras.layers.ReLU)
+
+
+def layer_outputs(serving: Serving, images: Pixels) -> dict[str, NDArray[np.float32]]:
+    """Return the output of each layer that computes, in order.
+
+    Converters fuse an activation with what comes before it: a layer that is followed
+    by one is told with it. A sum is told under the name of its block.
+
+    Args:
+        serving: The folded net.
+        images: uint8 `(n, height, width, 3)`.
+    """
+    named = dict(_named_outputs(serving.net))
+    inner = keras.Model(serving.net.inputs[0], list(named.values()))
+    pixels = serving.card.preprocessing.normalise(images.astype(np.float32))
+    outputs = inner(pixels, training=False)
+    found = {
+        name: np.asarray(output, np.float32)
+        for name, output in zip(named, outputs, strict=True)
+    }
+    if serving.options.outputs in (None, "probabilities"):
+        found["softmax"] = softmax(list(found.values())[-1])
+    return found
+
+
+def _named_outputs(net: keras.Model) -> Iterator[tuple[str, keras.KerasTensor]]:
+    for layer in net.layers:
+        if isinstance(layer, _COMPUTING):
+            name = layer.name.removesuffix(".add")
+            yield name, _activated(layer).output
+
+
+def _activated(layer: keras.Layer) -> keras.Layer:
+    followers = [node.operation for node in layer._outbound_nodes]
+    if len(followers) == 1 and isinstance(followers[0], _ACTIVATIONS):
+        return followers[0]
+    return layer
+
+
+Activations = Mapping[str, NDArray[np.float32]]
+Inside = Callable[[NDArray[Any]], Activations]
+
+
+def activations_of(kind: RuntimeKind, path: Path, images: Pixels) -> Activations:
+    """Return all activations of a file for some images.
+
+    Operators are not fused beyond what the file says, and integers that stand for
+    numbers are turned into these.
+
+    Args:
+        kind: What runs the file.
+        path: The file or folder.
+        images: uint8 `(n, height, width, 3)`, whatever form the file wants.
+
+    Returns:
+        Arrays with the images along their first axis, in the order of computing.
+    """
+    runtime = open_runtime(path)
+    interface = find_interface(path, runtime.inputs, runtime.outputs)
+    run = _OPENERS[kind](path)
+    calls: list[Activations] = []
+
+    def call(pixels: NDArray[Any]) -> NDArray[Any]:
+        calls.append(run(pixels))
+        return np.zeros((len(pixels), 1), np.float32)
+
+    interface.ask(call, images)
+    return {
+        name: np.concatenate([each[name] for each in calls])[: len(images)]
+        for name in calls[0]
+    }
+
+
+def _inside_onnx(path: Path) -> Inside:
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    names = [name for node in model.graph.node for name in node.output]
+    promised = {value.name for value in model.graph.output}
+    inner = [onnx.ValueInfoProto(name=name) for name in names if name not in promised]
+    model.graph.output.extend(inner)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(pixels: NDArray[Any]) -> Activations:
+        arrays = session.run(names, {"image": pixels})
+        return _floats(dict(zip(names, arrays, strict=True)))
+
+    return run
+
+
+def _inside_tflite(path: Path) -> Inside:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        str(path),
+        experimental_preserve_all_tensors=True,
+        # XNNPACK would hide what it computes in one piece.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    image = interpreter.get_input_details()[0]["index"]
+    details = {each["index"]: each for each in interpreter.get_tensor_details()}
+    operators = interpreter._get_ops_details()
+    indices = [index for each in operators for index in each["outputs"]]
+
+    def run(pixels: NDArray[Any]) -> Activations:
+        interpreter.resize_tensor_input(image, pixels.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(image, pixels)
+        interpreter.invoke()
+        arrays = {str(i): _meaning(interpreter, details[i]) for i in indices}
+        return _floats(arrays)
+
+    return run
+
+
+def _inside_saved_model(path: Path) -> Inside:
+    import tensorflow as tf
+    from tensorflow.python.framework import convert_to_constants
+
+    loaded = tf.saved_model.load(str(newest_version(path)))
+    # In one graph, without functions that call functions.
+    whole = convert_to_constants.convert_variables_to_constants_v2(
+        loaded.signatures["serving_default"]
+    )
+    tensors = [
+        tensor
+        for operation in whole.graph.get_operations()
+        if operation.type not in ("Const", "Placeholder")
+        for tensor in operation.outputs
+        if tensor.dtype == tf.float32
+    ]
+    inner = whole.prune(whole.inputs[0], tensors)
+
+    def run(pixels: NDArray[Any]) -> Activations:
+        arrays = inner(tf.constant(pixels))
+        names = [tensor.name for tensor in tensors]
+        return _floats({n: a.numpy() for n, a in zip(names, arrays, strict=True)})
+
+    return run
+
+
+_OPENERS: dict[RuntimeKind, Callable[[Path], Inside]] = {
+    "onnx": _inside_onnx,
+    "tflite": _inside_tflite,
+    "saved_model": _inside_saved_model,
+}
+
+
+def _meaning(interpreter: Any, detail: Mapping[str, Any]) -> NDArray[Any]:
+    steps: NDArray[Any] = interpreter.get_tensor(detail["index"])
+    scale, zero_point = detail["quantization"]
+    return (steps.astype(np.float32) - zero_point) * scale if scale else steps
+
+
+def _floats(arrays: Mapping[str, NDArray[Any]]) -> Activations:
+    """Keep what is computed of the images: not shapes, and not what is quantised."""
+    return {
+        name: np.asarray(array, np.float32)
+        for name, array in arrays.items()
+        if array.dtype.kind == "f" and array.ndim >= 2
+    }
+
 
 # Activations of a deep net fill the memory; one image more tells chance from fault.
 _IMAGES = 2
@@ -51,8 +235,6 @@ def first_divergence(
         The layer's name, such as "layer2.0.conv1"; "layer2.0" is the sum at the
         block's end. None where no layer stands out, or the file does not run.
     """
-    from reszoo_export.verification.layer_outputs import layer_outputs
-
     images = images[:_IMAGES]
     expected = layer_outputs(serving, images)
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:

@@ -1,1 +1,0 @@
-"""ResNets that reszoo did not build: read by structure, or refused."""

@@ -1,0 +1,1 @@
+"""Keras models that reszoo did not build."""

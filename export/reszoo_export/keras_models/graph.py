@@ -1,0 +1,247 @@
+"""Walk the graph of a Keras model, and read its convolutions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from reszoo.errors import UsageError
+from reszoo.weights.names import Tensors
+from reszoo_export.folding import Statistics, fold_one
+
+# Layers that hand on what they get unless `training=True`.
+_IDLE = frozenset({
+    "ActivityRegularization", "AlphaDropout", "Dropout", "GaussianDropout",
+    "GaussianNoise", "Identity", "RandomBrightness", "RandomContrast", "RandomFlip",
+    "RandomRotation", "RandomTranslation", "RandomZoom", "SpatialDropout2D",
+    "StochasticDepth",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a model, and the nested models that it lies in, outermost first."""
+
+    tensor: Any
+    scope: "tuple[_Entered, ...]" = ()
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """What tells it from all other tensors, once it was made by a `Call`."""
+        return (id(self.tensor), *(id(entered.model) for entered in self.scope))
+
+
+@dataclass(frozen=True)
+class _Entered:
+    model: Any
+    arguments: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of a layer.
+
+    Attributes:
+        layer: The layer, or the operation of `keras.ops`.
+        inputs: What it was called with.
+        output: What it gave.
+    """
+
+    layer: Any
+    inputs: tuple[Value, ...]
+    output: Value
+
+    @property
+    def kind(self) -> str:
+        """Name of the layer's class."""
+        return type(self.layer).__name__
+
+    def __str__(self) -> str:
+        return f"layer {self.layer.name!r} ({self.kind})"
+
+
+def answer_of(model: keras.Model) -> Value:
+    """Return the answer of a functional or sequential model of one image.
+
+    Raises:
+        UsageError: It is of another kind, or not built, or has several answers.
+    """
+    if not _is_functional(model):
+        raise UsageError(
+            "A Keras model can be exported if it is functional, for only then its "
+            f"layers tell what it computes. Received: {model.name!r}, a "
+            f"{type(model).__name__} that is not, or not built yet."
+        )
+    if (len(model.inputs), len(model.outputs)) != (1, 1):
+        raise UsageError(
+            "A Keras model must take one image and give one answer to be exported. "
+            f"Received: {model.name!r} with {len(model.inputs)} input(s) and "
+            f"{len(model.outputs)} output(s)."
+        )
+    return Value(model.outputs[0])
+
+
+def caller(value: Value) -> Call | None:
+    """Return the call that made a value; None for the image itself."""
+    while True:
+        layer, index, position = value.tensor._keras_history
+        if layer is None or isinstance(layer, keras.layers.InputLayer):
+            if not value.scope:
+                return None
+            value = _argument(value)
+            continue
+        node = layer._inbound_nodes[index]
+        inputs = tuple(Value(each, value.scope) for each in node.input_tensors)
+        if _is_functional(layer):
+            entered = _Entered(layer, inputs)
+            value = Value(layer.outputs[position], (*value.scope, entered))
+        elif _is_idle(layer):
+            value = inputs[0]
+        else:
+            return Call(layer, inputs, value)
+
+
+def not_understood(call: Call | None, expected: str) -> UsageError:
+    """Return the error for a layer that no ResNet has there.
+
+    Args:
+        call: What was found; None for the image.
+        expected: What would have been right.
+    """
+    return UsageError(
+        "Of plain Keras models only ResNets as reszoo and keras.applications build "
+        "them, under one Dense layer, can be exported. Walking from the answer to the "
+        f"image, there should be {expected}. Received: {call or 'the image itself'}."
+    )
+
+
+def all_layers(model: keras.Model) -> list[Any]:
+    """List the layers of a model and of the models in it, those included."""
+    inner = [x for layer in model.layers if _is_model(layer) for x in all_layers(layer)]
+    return [*model.layers, *inner]
+
+
+def _argument(value: Value) -> Value:
+    """Return what a nested model was called with, for one of its inputs."""
+    entered = value.scope[-1]
+    for tensor, argument in zip(entered.model.inputs, entered.arguments, strict=True):
+        if tensor is value.tensor:
+            return argument
+    raise UsageError(f"{entered.model.name!r} takes an image that nobody gives it.")
+
+
+def _is_model(layer: Any) -> bool:
+    return isinstance(layer, keras.Model)
+
+
+def _is_functional(layer: Any) -> bool:
+    # A Sequential that is not built, and a subclass, have no outputs to walk from.
+    return _is_model(layer) and bool(getattr(layer, "outputs", None))
+
+
+def _is_idle(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.Activation):
+        return bool(layer.activation is keras.activations.linear)
+    # A layer of the user's own may have such a name too.
+    ours = type(layer).__module__.startswith(("keras.", "reszoo."))
+    return ours and type(layer).__name__ in _IDLE
+
+
+@dataclass
+class Convolution:
+    """A convolution with what stands before and after it.
+
+    Attributes:
+        layer: The convolution.
+        norm: The batch normalisation after it.
+        padding: Zeros on each side of its input, in pixels.
+        image: Its input, before those.
+    """
+
+    layer: keras.layers.Conv2D
+    norm: keras.layers.BatchNormalization
+    padding: int
+    image: Value
+
+    def folded(self, name: str) -> Tensors:
+        """Return weight and bias under a name, normalisation folded in."""
+        kernel = _numpy(self.layer.kernel).transpose(3, 2, 0, 1)
+        bias = _numpy(self.layer.bias) if self.layer.use_bias else None
+        return fold_one(name, kernel, bias, self._statistics())
+
+    def _statistics(self) -> Statistics:
+        norm = self.norm
+        mean, variance = _numpy(norm.moving_mean), _numpy(norm.moving_variance)
+        return Statistics(
+            gamma=_numpy(norm.gamma) if norm.scale else np.ones_like(mean),
+            beta=_numpy(norm.beta) if norm.center else np.zeros_like(mean),
+            mean=mean,
+            variance=variance,
+            epsilon=norm.epsilon,
+        )
+
+
+def read_convolution(value: Value) -> Convolution | None:
+    """Read the convolution whose normalised output a value is; None for all else.
+
+    Raises:
+        UsageError: It is a convolution that no ResNet of the zoo has.
+    """
+    normed = caller(value)
+    if normed is None or not isinstance(normed.layer, keras.layers.BatchNormalization):
+        return None
+    call = caller(normed.inputs[0])
+    if call is None or type(call.layer) is not keras.layers.Conv2D:
+        raise not_understood(call, "the convolution before a batch normalisation")
+    _check_norm(normed)
+    _check_plain(call)
+    padding, image = _padding(call)
+    return Convolution(call.layer, normed.layer, padding, image)
+
+
+def _check_norm(call: Call) -> None:
+    if call.layer.axis not in (-1, 3):
+        raise not_understood(call, "batch normalisation over the last axis")
+
+
+def _check_plain(call: Call) -> None:
+    layer = call.layer
+    plain = (
+        layer.activation is keras.activations.linear
+        and layer.groups == 1
+        and layer.dilation_rate == (1, 1)
+        and layer.data_format == "channels_last"
+        and getattr(layer, "quantization_mode", None) is None
+    )
+    if not plain:
+        raise not_understood(
+            call,
+            "a convolution without activation, groups, dilation or quantisation, with "
+            "channels last",
+        )
+
+
+def _padding(call: Call) -> tuple[int, Value]:
+    """Return how many zeros surround the input on every side, and that input."""
+    layer, image = call.layer, call.inputs[0]
+    side = layer.kernel_size[0]
+    if layer.padding == "same" and side > 1:
+        if layer.strides != (1, 1):
+            raise not_understood(
+                call,
+                "explicit padding at stride 2, for padding='same' moves the picture "
+                "with the size of the image",
+            )
+        return side // 2, image
+    pad = caller(image)
+    if pad is None or pad.kind != "ZeroPadding2D":
+        return 0, image
+    (top, bottom), (left, right) = pad.layer.padding
+    if len({top, bottom, left, right}) > 1:
+        raise not_understood(pad, "the same padding on all sides")
+    return top, pad.inputs[0]
+
+
+def _numpy(variable: Any) -> Any:
+    return np.asarray(keras.ops.convert_to_numpy(variable))

@@ -1,0 +1,104 @@
+"""The source model's own answers, with which every exported file is compared.
+
+They come from the model itself, in its own way of taking images, not from what
+export made of it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from reszoo.errors import UsageError
+from reszoo.metrics import probabilities
+from reszoo.preprocessing import Pixels
+from reszoo_export.keras_models.graph import all_layers
+from reszoo_export.keras_models.models import is_from_reszoo
+from reszoo_export.keras_models.resnet import (
+    KerasResNet,
+    read_resnet,
+)
+from reszoo_export.runtimes import Answers, softmax
+from reszoo_export.serving import Serving, float32_twin
+
+Answering = Callable[[Pixels], Answers]
+Preparing = Callable[[Pixels], Any]
+_AT_ONCE = 64
+
+
+def original_answers(model: keras.Model, serving: Serving) -> Answering:
+    """Return a function from images to what the files of an export must answer.
+
+    A model that computes in half precision is asked through a float32 copy of it.
+
+    Args:
+        model: What `make_serving` was given; it is not touched.
+        serving: What came of it.
+
+    Returns:
+        From uint8 `(n, eval_size, eval_size, 3)` to float32 probabilities
+        `(n, classes)`, or features `(n, width)` where those are exported.
+    """
+    record, has_top = serving.card.preprocessing, serving.card.architecture.include_top
+
+    def normalised(images: Pixels) -> Any:
+        return record.normalise(images.astype(np.float32))
+
+    if is_from_reszoo(model):
+        twin = float32_twin(model, serving.card)
+        if has_top:
+            return lambda images: probabilities(twin, record, images)
+        return _in_batches(twin, normalised)
+    exact = _exact(model)
+    found = read_resnet(exact)
+    asked = exact if has_top else _up_to_features(exact, found)
+    answer = _in_batches(asked, _caffe if serving.bgr else normalised)
+    if not has_top or found.softmax:
+        return answer
+    return lambda images: softmax(answer(images))
+
+
+def _in_batches(model: keras.Model, prepare: Preparing) -> Answering:
+    ask = tf.function(lambda pixels: model(pixels, training=False))
+
+    def answer(images: Pixels) -> Answers:
+        starts = range(0, len(images), _AT_ONCE)
+        parts = [ask(prepare(images[at : at + _AT_ONCE])) for at in starts]
+        return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+    return answer
+
+
+def _caffe(images: Pixels) -> Any:
+    # Keras' own, so that ours is held against it.
+    return keras.applications.resnet.preprocess_input(images.astype(np.float32))
+
+
+def _exact(model: keras.Model) -> keras.Model:
+    if {layer.compute_dtype for layer in all_layers(model)} == {"float32"}:
+        return model
+    # Layers of a copy compute in what their configuration says, whatever the policy.
+    copy = keras.models.clone_model(model, clone_function=_in_float32, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+
+def _up_to_features(model: keras.Model, found: KerasResNet) -> keras.Model:
+    """Return a model that shares the layers and ends in what the classifier sees."""
+    if found.pooled is None:
+        pool = keras.layers.GlobalAveragePooling2D()
+        return keras.Sequential([model, pool])
+    if found.classifier is None:
+        return model
+    if found.pooled.scope:
+        raise UsageError(
+            "The features of a model can be exported if its classifier is not inside "
+            f"of another model. Received: {model.name!r}; export the model inside."
+        )
+    return keras.Model(model.inputs, found.pooled.tensor)

@@ -1,0 +1,169 @@
+"""The model as integers compute it, built from Keras layers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from reszoo.preprocessing import Preprocessing
+from reszoo_export.serving import Serving
+
+# Least and greatest value of an activation, by the layer that gives it.
+Ranges = dict[str, tuple[float, float]]
+Weights = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+INPUT_RANGE = (0.0, 255.0)
+# Their integers stand for what those of their input stand for.
+_PASSING = ("InputLayer", "ZeroPadding2D", "MaxPooling2D", "IdentityShortcut")
+# Steps of an activation's range.
+LEVELS = 255
+# The layer that makes of a picture what the first convolution takes.
+INSIDE = "inside"
+
+
+class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
+    """Round to the 256 steps of a range, which can be set anew.
+
+    Input and output shape: any.
+    """
+
+    def __init__(self, span: tuple[float, float], **options: object) -> None:
+        super().__init__(trainable=False, **options)
+        self.low, self.high = (
+            self.add_weight(
+                shape=(), initializer=keras.initializers.Constant(end), name=name
+            )
+            for name, end in zip(("low", "high"), span, strict=True)
+        )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the inputs, rounded."""
+        return tf.quantization.fake_quant_with_min_max_vars(
+            inputs, self.low.value, self.high.value
+        )
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Return the shape that came."""
+        return input_shape
+
+
+class InsideChannel(keras.layers.Layer):  # type: ignore[misc]
+    """Add a channel that is 255 inside the picture; padding makes it 0 outside.
+
+    Input shape `(batch, height, width, 3)`, output `(batch, height, width, 4)`.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the picture with the channel."""
+        return tf.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255.0)
+
+    def compute_output_shape(
+        self, input_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Return the shape with one more channel."""
+        return (*input_shape[:-1], 4)
+
+
+def quantized_layers(net: keras.Model) -> list[str]:
+    """List the layers after which activations are rounded, input first.
+
+    Not before a ReLU, which runtimes compute with the layer before it; and not the
+    last, whose answer is what people read: it stays in floating point.
+    """
+    return [
+        layer.name
+        for layer in net.layers
+        if type(layer).__name__ not in _PASSING
+        and layer.output is not net.output
+        and [type(user).__name__ for user in _users(net, layer)] != ["ReLU"]
+    ]
+
+
+def byte_weights(net: keras.Model, record: Preprocessing) -> Weights:
+    """Return kernels and biases for a net that takes bytes as they are.
+
+    The first convolution normalises: its kernel is scaled, and what normalisation
+    adds becomes the weight of `InsideChannel`. Padding in front of it then still
+    stands for the mean picture, as in the float net, and bytes stay exact.
+
+    Args:
+        net: Normalised pixels in, no batch normalisation.
+        record: How pixels are normalised.
+    """
+    weights: Weights = {
+        layer.name: (layer.kernel.numpy(), layer.bias.numpy())
+        for layer in net.layers
+        if hasattr(layer, "kernel")
+    }
+    first = next(iter(weights))
+    kernel, bias = weights[first]
+    std = np.asarray(record.std)[:, None]
+    offset = (-np.asarray(record.mean)[:, None] / std * kernel).sum(2, keepdims=True)
+    bytes_kernel = np.concatenate([kernel / std, offset], axis=2) / 255
+    weights[first] = bytes_kernel.astype(np.float32), bias
+    return weights
+
+
+def build_integer_net(
+    net: keras.Model, weights: Weights, ranges: Mapping[str, tuple[float, float]]
+) -> keras.Model:
+    """Build a net with other weights and rounded activations.
+
+    Args:
+        net: What to imitate.
+        weights: By layer, as `byte_weights` gives them.
+        ranges: Of the activations that are rounded, by layer; nothing else is.
+
+    Returns:
+        A functional model from pixels in 0..255; `FakeQuantize` layers are called as
+        the layer before them with ".range" behind.
+    """
+    image = keras.Input(net.input_shape[1:], name="image")
+    exact = FakeQuantize(INPUT_RANGE, name="image.range")(image) if ranges else image
+    values = {id(net.input): InsideChannel(name=INSIDE)(exact)}
+    for layer in net.layers[1:]:
+        given = [values[id(tensor)] for tensor in _inputs(layer)]
+        value = _twin(layer)(given if len(given) > 1 else given[0])
+        if layer.name in ranges:
+            value = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")(value)
+        values[id(layer.output)] = value
+    made = keras.Model(image, values[id(net.output)], name=net.name)
+    for name, pair in weights.items():
+        made.get_layer(name).set_weights(pair)
+    return made
+
+
+def as_bytes(serving: Serving, net: keras.Model) -> Serving:
+    """Return a serving form with a net that takes bytes: it normalises by itself."""
+    preprocessing = replace(
+        serving.card.preprocessing, mean=(0.0,) * 3, std=(1 / 255,) * 3
+    )
+    card = replace(serving.card, preprocessing=preprocessing)
+    return replace(serving, net=net, card=card)
+
+
+def set_ranges(net: keras.Model, ranges: Ranges) -> None:
+    """Give a net from `build_integer_net` other ranges."""
+    for name, (low, high) in ranges.items():
+        layer = net.get_layer(f"{name}.range")
+        layer.low.assign(low)
+        layer.high.assign(high)
+
+
+def _twin(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return a fresh layer, so that the net keeps its own."""
+    return type(layer).from_config(layer.get_config())
+
+
+def _inputs(layer: keras.layers.Layer) -> list[keras.KerasTensor]:
+    return layer.input if isinstance(layer.input, list) else [layer.input]
+
+
+def _users(net: keras.Model, layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    for other in net.layers[1:]:
+        if any(tensor is layer.output for tensor in _inputs(other)):
+            yield other

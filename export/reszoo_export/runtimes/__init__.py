@@ -1,1 +1,0 @@
-"""One way to ask, whatever runs the file."""

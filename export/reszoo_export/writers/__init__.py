@@ -1,1 +1,0 @@
-"""One writer a format: a serving function becomes a file."""

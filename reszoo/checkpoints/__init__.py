@@ -1,1 +1,0 @@
-"""Weight files: one reader a format, one map of names."""

@@ -1,0 +1,113 @@
+"""`reszoo list` and `reszoo convert`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import reszoo
+from reszoo.cli.options import Json, Overwrite, app
+from reszoo.console import print_json, print_table
+from reszoo.errors import UnknownNameError, UsageError
+from reszoo.specs import SPECS
+
+
+@app.command("list")
+def list_(
+    pattern: Annotated[str, typer.Argument(help='A glob such as "resnet*".')] = "*",
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Show the published weights instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the nets of the zoo, or the published weights for them."""
+    names = reszoo.list_models(pattern)
+    if not names:
+        raise UnknownNameError("model", pattern, SPECS)
+    if weights:
+        _print_weights(names, as_json)
+        return
+    if as_json:
+        print_json([_described(name) for name in names])
+        return
+    rows = [[str(value) for value in _described(name).values()] for name in names]
+    print_table(list(_described(names[0])), rows)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Weights: .safetensors, .pth/.pt/.bin/.th, .h5 of keras.applications, "
+            "a folder of timm's, hf://owner/repo or a URL.",
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A .safetensors file, or a folder as timm has them."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The net, where the file leaves it open.", show_default="told"
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into one that reszoo, torchvision and timm load.
+
+    Example: reszoo convert resnet50-11ad3fa6.pth resnet50.safetensors
+    """
+    if output.exists() and not overwrite:
+        raise UsageError(f"{output} exists. Pass --overwrite to replace it.")
+    built = reszoo.load(source, model)
+    written, report = reszoo.save(built, output), reszoo.load_report(built)
+    card = reszoo.card(built)
+    if as_json:
+        print_json({"output": str(written), "card": card.to_json()})
+        return
+    print(f"{card.architecture.spec}: {report}. Written to {written}")
+
+
+def _print_weights(names: list[str], as_json: bool) -> None:
+    from reszoo.weights.location import bundled_rows
+    from reszoo.weights.published import table_rows
+
+    rows = [row for row in bundled_rows() + table_rows() if row["net"] in names]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["net", "weights", "top-1", "top-5", "at", "licence"]
+    print_table(
+        columns,
+        [
+            [
+                row["net"],
+                row["weights"] + (" *" if row["default"] else ""),
+                f"{row['top1']:.2f}",
+                f"{row['top5']:.2f}",
+                f"{row['at']} px",
+                row["licence"],
+            ]
+            for row in rows
+        ],
+    )
+    print('* weights="imagenet". Accuracies are the publishers\', in percent;')
+    print('"cifar10" is inside the package, measured on CIFAR-10 as JPEGs.')
+
+
+def _described(name: str) -> dict[str, Any]:
+    spec = SPECS[name]
+    return {
+        "name": name,
+        "block": spec.block,
+        "stages": "-".join(str(depth) for depth in spec.depths),
+        "shortcut": spec.shortcut,
+        "image": spec.image_size,
+        "classes": spec.classes,
+    }

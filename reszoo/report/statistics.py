@@ -1,0 +1,161 @@
+"""Statistics of predictions on labelled images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Probabilities = NDArray[np.float32]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """How one class fared; shares are in 0..1, None where there is none.
+
+    Attributes:
+        index: Of the class.
+        images: Images that truly belong to it.
+        precision: Share of the images called so that belong to it.
+        recall: Share of its images that were called so.
+        f1: Harmonic mean of the two.
+        taken_for: Class that its images were most often mistaken for.
+        mistaken: How many of them were.
+    """
+
+    index: int
+    images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    taken_for: int | None
+    mistaken: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Images whose confidence lies in `(low, high]`; shares are in 0..1.
+
+    Attributes:
+        low: Lower edge.
+        high: Upper edge.
+        images: Number of images; the next two are 0 where there are none.
+        confidence: Mean probability of the predicted class.
+        accuracy: Share that is right.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def predictions(probabilities: Probabilities) -> Labels:
+    """Return the most probable class of each image; the lower index wins a tie."""
+    best: Labels = np.argmax(probabilities, axis=1).astype(np.int64)
+    return best
+
+
+def confusion_matrix(labels: Labels, probabilities: Probabilities) -> Counts:
+    """Count images by true and predicted class, int64 `(classes, classes)`."""
+    classes = probabilities.shape[1]
+    pairs = labels * classes + predictions(probabilities)
+    counts: Counts = np.bincount(pairs, minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def class_rows(confusion: Counts) -> list[ClassRow]:
+    """Judge each class; lowest recall first, classes without images last."""
+    rows = [_class_row(confusion, index) for index in range(len(confusion))]
+    return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
+
+
+def mean_recall(rows: Sequence[ClassRow]) -> float:
+    """Return the mean over the classes that have images, as all count alike."""
+    return float(np.mean([row.recall for row in rows if row.recall is not None]))
+
+
+def frequent_confusions(confusion: Counts, most: int) -> list[tuple[int, int, int]]:
+    """Return the most frequent (true class, predicted class, images) that differ."""
+    wrong = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+
+
+def worst_mistakes(
+    labels: Labels, probabilities: Probabilities, most: int
+) -> list[int]:
+    """Return the indices of the wrong answers, most confident first."""
+    predicted = predictions(probabilities)
+    wrong = np.flatnonzero(predicted != labels)
+    confidence = probabilities[wrong, predicted[wrong]]
+    return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")][:most]]
+
+
+def calibration_bins(
+    labels: Labels, probabilities: Probabilities, bins: int = 15
+) -> list[Bin]:
+    """Group the images by confidence into bins of equal width.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, section 2, with their 15 bins.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = predictions(probabilities) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    # Softmax may round to just above 1, which belongs to the last bin.
+    where = np.searchsorted(edges[1:-1], confidence, side="left")
+    counts = np.bincount(where, minlength=bins)
+    filled = np.maximum(counts, 1)
+    mean = np.bincount(where, confidence, bins) / filled
+    share = np.bincount(where, right, bins) / filled
+    return [
+        Bin(
+            low=float(edges[i]),
+            high=float(edges[i + 1]),
+            images=int(counts[i]),
+            confidence=float(mean[i]),
+            accuracy=float(share[i]),
+        )
+        for i in range(bins)
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the expected calibration error, in 0..1 (equation 3 of Guo et al.)."""
+    gaps = sum(group.images * abs(group.accuracy - group.confidence) for group in bins)
+    return gaps / sum(group.images for group in bins)
+
+
+def share_interval(hits: int, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share counted on few images.
+
+    Source: Wilson 1927, "Probable inference"; it stays inside 0..1 and is of use
+    where every image or none is a hit.
+    """
+    z = 1.959964  # the normal distribution's 97.5 % point
+    share, spread = hits / images, z * z / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return middle - half, middle + half
+
+
+def _class_row(confusion: Counts, index: int) -> ClassRow:
+    hits, images = int(confusion[index, index]), int(confusion[index].sum())
+    called = int(confusion[:, index].sum())
+    wrong = confusion[index].copy()
+    wrong[index] = 0
+    worst = int(wrong.argmax())
+    return ClassRow(
+        index=index,
+        images=images,
+        precision=hits / called if called else None,
+        recall=hits / images if images else None,
+        f1=2 * hits / (called + images) if called + images else None,
+        taken_for=worst if wrong[worst] else None,
+        mistaken=int(wrong[worst]),
+    )

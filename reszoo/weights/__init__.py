@@ -1,0 +1,1 @@
+"""Weight files: locations, one reader per file format, tensor names, loading."""

@@ -1,0 +1,523 @@
+"""Download weight files over HTTP and from the Hugging Face Hub, and cache them."""
+
+import hashlib
+import http.client
+import math
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import IO, Literal
+from urllib.parse import unquote, urlsplit
+
+from reszoo.console import Progress
+from reszoo.errors import CheckpointError, ReszooError, UsageError
+from reszoo.files import atomic_file, write_text
+
+# Seconds before each new attempt after a cut connection.
+WAITS = (0.5, 1.0, 2.0)
+_SILENCE = 30.0  # seconds without a byte that count as a cut
+_CHUNK = 1 << 20
+_MEGABYTE = 10**6
+# Statuses of a server that may answer better in a moment.
+_BUSY = (408, 429, 500, 502, 503, 504)
+
+
+def transfer(url: str, sha256: str | None, final: Path) -> None:
+    """Download a URL to a file.
+
+    Two transfers to one file at a time would write into each other's partial file:
+    the caller has to see to it.
+
+    Args:
+        url: An http or https URL.
+        sha256: The file's SHA-256 in hex, or its first digits; None checks nothing
+            but the length.
+        final: The file; it appears when everything arrived and fits.
+
+    Raises:
+        CheckpointError: No network, a refusal, a connection cut again and again, or
+            another file than the hash tells.
+        ReszooError: The disk refused the write.
+    """
+    _Transfer(url, sha256, final).run()
+
+
+def other_hash(file: Path, sha256: str | None) -> str | None:
+    """Return a file's SHA-256 in hex if it does not begin with the one expected."""
+    if sha256 is None:
+        return None
+    with file.open("rb") as stream:
+        received = hashlib.file_digest(stream, "sha256").hexdigest()
+    return None if received.startswith(sha256.lower()) else received
+
+
+class _Cut(Exception):  # noqa: N818
+    """A download that broke off and may be taken up again."""
+
+
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects that stay on the web and as safe as the request."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        safe = "https://" if req.type == "https" else ("http://", "https://")
+        if not newurl.lower().startswith(safe):
+            reason = f"Redirection to url {newurl!r} is not allowed"
+            raise urllib.error.HTTPError(req.full_url, code, reason, headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+class _Transfer:
+    """One file on its way.
+
+    The bytes received so far lie beside the final name. The tag is what the server
+    calls their version; without one, nothing tells whether they still fit.
+    """
+
+    def __init__(self, url: str, sha256: str | None, final: Path) -> None:
+        self.url, self.sha256, self.final = url, sha256, final
+        self.partial = final.with_name(f".{final.name}.part")
+        self.tag = final.with_name(f".{final.name}.tag")
+
+    def run(self) -> None:
+        try:
+            with atomic_file(self.final) as temporary:
+                self._receive()
+                self._check_hash()
+                self.partial.replace(temporary)
+            self._forget()
+        finally:
+            if not self.tag.is_file():
+                self._forget()
+            with suppress(OSError):
+                self.final.parent.rmdir()
+
+    def _receive(self) -> None:
+        for wait in (*WAITS, None):
+            try:
+                self._attempt()
+            except _Cut as cut:
+                if wait is None:
+                    raise CheckpointError(
+                        f"The download of {self.url} broke off {len(WAITS) + 1} times, "
+                        f"the last time so: {cut}. Ask again, or {self._by_hand()}"
+                    ) from cut
+                time.sleep(wait)
+            else:
+                return
+
+    def _attempt(self) -> None:
+        with self._open() as response:
+            total = self._begin(response)
+            if response.will_close:
+                # Read to the end of the connection, not to the announced length: it
+                # may lie.
+                response.length = None
+            try:
+                self._copy(response, total)
+            except _Cut:
+                if self._size() != total:
+                    raise
+        size = self._size()
+        if total is not None and size < total:
+            raise _Cut(f"{size} of {total} bytes arrived")
+
+    def _open(self) -> http.client.HTTPResponse:
+        headers = {"User-Agent": "reszoo"}
+        if self.tag.is_file() and self._size():
+            headers["Range"] = f"bytes={self._size()}-"
+            headers["If-Range"] = self.tag.read_text(encoding="utf-8")
+        request = urllib.request.Request(self.url, headers=headers)
+        opener = urllib.request.build_opener(_WebRedirects)
+        try:
+            response: http.client.HTTPResponse = opener.open(request, timeout=_SILENCE)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error) from error
+        except urllib.error.URLError as error:
+            if self._size():
+                raise _Cut(str(error.reason)) from error
+            raise CheckpointError(
+                f"{self.url} cannot be reached ({error.reason}) and is not in the "
+                f"cache. Check the network, or {self._by_hand()}"
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Cut(str(error) or type(error).__name__) from error
+        return response
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            self._forget()
+            return _Cut("the server has no more than what arrived")
+        answer = f"the server answered {error.code} {error.reason}"
+        if error.code in _BUSY:
+            return _Cut(answer)
+        return CheckpointError(
+            f"{self.url} cannot be downloaded: {answer}. "
+            f"Check the address, or {self._by_hand()}"
+        )
+
+    def _begin(self, response: http.client.HTTPResponse) -> int | None:
+        """Make the partial file fit what follows; return the file's full length."""
+        version = _version(response.headers)
+        if response.status == http.client.PARTIAL_CONTENT and self.tag.is_file():
+            start, total = _content_range(response.headers)
+            other = version and version != self.tag.read_text(encoding="utf-8")
+            if start != self._size() or other:
+                self._forget()
+                raise _Cut("the server sent another part than the missing one")
+            return total
+        self._forget()
+        if response.status != http.client.OK:
+            raise CheckpointError(
+                f"{self.url} must be a file. Received: status {response.status}."
+            )
+        if response.length is None and not response.chunked and self.sha256 is None:
+            raise CheckpointError(
+                f"The server does not tell the length of {self.url}, so a cut could "
+                f"not be noticed. Give its sha256; or {self._by_hand()}"
+            )
+        if version:
+            write_text(self.tag, version)
+        return response.length
+
+    def _copy(self, response: http.client.HTTPResponse, total: int | None) -> None:
+        size = self._size()
+        megabytes = math.ceil((total or 0) / _MEGABYTE)
+        with (
+            Progress(f"{self.final.name} (MB)", megabytes) as bar,
+            self.partial.open("ab") as file,
+        ):
+            bar.advance(size // _MEGABYTE)
+            while chunk := _read(response):
+                file.write(chunk)
+                bar.advance((size + len(chunk)) // _MEGABYTE - size // _MEGABYTE)
+                size += len(chunk)
+                if total is not None and size > total:
+                    self._forget()
+                    raise CheckpointError(
+                        f"{self.url} must be as long as its server announced: "
+                        f"{total} bytes. Received: more. Nothing was kept."
+                    )
+
+    def _check_hash(self) -> None:
+        received = other_hash(self.partial, self.sha256)
+        if received:
+            self._forget()
+            raise CheckpointError(
+                f"{self.url} must have the SHA-256 {self.sha256}. "
+                f"Received: {received}. Nothing was kept; the file was changed on the "
+                "server or damaged on its way."
+            )
+
+    def _size(self) -> int:
+        return self.partial.stat().st_size if self.partial.is_file() else 0
+
+    def _forget(self) -> None:
+        # The tag last: bytes without their tag are never continued.
+        self.partial.unlink(missing_ok=True)
+        self.tag.unlink(missing_ok=True)
+
+    def _by_hand(self) -> str:
+        return (
+            f"fetch {self.url} elsewhere and put it at {self.final}, or set "
+            "RESZOO_HOME to a cache folder that has it."
+        )
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Cut(str(error) or type(error).__name__) from error
+
+
+def _version(headers: Message) -> str | None:
+    # Only these may stand in If-Range: a weak tag does not promise the same bytes.
+    tag = headers["ETag"]
+    return tag if tag and tag.startswith('"') else headers["Last-Modified"]
+
+
+def _content_range(headers: Message) -> tuple[int, int]:
+    """Return where a part begins and how long the whole is, (-1, 0) if not told."""
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers["Content-Range"] or "")
+    return (int(found[1]), int(found[2])) if found else (-1, 0)
+
+
+_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
+_LONGEST = 100  # characters of a file name; systems allow 255 bytes
+_URL = re.compile(
+    r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?([/?][!-~]*)?", re.ASCII | re.I
+)
+_HUB = re.compile(
+    r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w./-]*))?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where weights come from.
+
+    Attributes:
+        kind: "hub" for a repository, "url" for a file on the web, "path" for a
+            file on this machine.
+        where: "owner/repo", the URL, or the path.
+        revision: Of a repository: branch, tag or commit; None for its main branch.
+    """
+
+    kind: Literal["hub", "url", "path"]
+    where: str
+    revision: str | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Tell a hub repository, a URL and a local path apart.
+
+    Args:
+        text: `hf://owner/repo`, `hf://owner/repo@revision`, an http(s) URL or a path.
+
+    Raises:
+        UsageError: A malformed hub address or URL, or another scheme.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|hf:", text)
+    if scheme is None:
+        return Address("path", text)
+    if scheme[0].lower() in ("http://", "https://"):
+        return Address("url", _checked_url(text))
+    if not scheme[0].lower().startswith("hf:"):
+        raise UsageError(
+            "Weights come from hf://owner/repo, an http(s) URL or a local file. "
+            f"Received: {text!r}."
+        )
+    found = _HUB.fullmatch(text)
+    if found is None or ".." in text or "--" in found["repo"]:
+        raise UsageError(
+            "A hub address is hf://owner/repo or hf://owner/repo@revision. "
+            f"Received: {text!r}."
+        )
+    return Address("hub", found["repo"], found["revision"])
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps downloads.
+
+    It is the environment variable `RESZOO_HOME`, or else `reszoo` in the user's
+    cache (`XDG_CACHE_HOME`, or else `~/.cache`). It need not exist yet.
+    """
+    home = os.environ.get("RESZOO_HOME")
+    if not home:
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = f"{caches}/reszoo"
+    return Path(home).expanduser().absolute()
+
+
+def fetch(url: str, sha256: str | None) -> Path:
+    """Return the local copy of a file on the web, downloading it at first use.
+
+    A file that is in the cache is returned without any network. Several processes
+    may ask for the same file at once: one downloads it, the others wait.
+
+    Args:
+        url: An http or https URL.
+        sha256: The file's SHA-256 in hex, or its first 8 digits or more. None
+            checks nothing but the length.
+
+    Returns:
+        `cache_folder()/url/<hash of the URL>/<last part of the URL>`.
+
+    Raises:
+        UsageError: The URL or the hash is malformed.
+        CheckpointError: No network, a refusal, a connection cut again and again, or
+            another file than the hash tells.
+        ReszooError: The disk refused the write.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{8,64}", sha256):
+        raise UsageError(
+            f"sha256 must be 8 to 64 hexadecimal digits. Received: {sha256!r}."
+        )
+    final = _place(_checked_url(url))
+    if not final.is_file():
+        with _locked(final.parent.with_suffix(".lock")):
+            if not final.is_file():
+                transfer(url, sha256, final)
+                return final
+    received = other_hash(final, sha256)
+    if received:
+        raise CheckpointError(
+            f"{final} must have the SHA-256 {sha256}. Received: {received}. "
+            "Delete the file to download it again."
+        )
+    return final
+
+
+def fetch_hub(
+    repo: str, files: Sequence[str], revision: str | None = None
+) -> dict[str, Path]:
+    """Return local copies of files of a Hugging Face repository.
+
+    All files are of one commit. Without a network, what was fetched before is
+    returned. `pytorch_model.bin` is left out where `model.safetensors` was found.
+
+    Args:
+        repo: "owner/repo".
+        files: Names of files in the repository.
+        revision: Branch, tag or commit; None for the main branch.
+
+    Returns:
+        The paths of those files that the repository has, in the order asked for.
+
+    Raises:
+        CheckpointError: The repository cannot be reached or has none of the files,
+            or a file arrived damaged.
+    """
+    found: dict[str, Path] = {}
+    for file in _best_order(repo, files, revision):
+        if file == _PICKLED and _SAFE in found:
+            continue
+        path = _hub_file(repo, file, revision)
+        if path is not None:
+            found[file] = path
+            # .../snapshots/<commit>/<file>: the other files come from there too.
+            revision = path.parents[file.count("/")].name
+    if not found:
+        raise CheckpointError(f"hf://{repo} has none of {', '.join(files)}.")
+    return {file: found[file] for file in files if file in found}
+
+
+def _checked_url(url: str) -> str:
+    if not _URL.fullmatch(url):
+        raise UsageError(
+            "A URL is http(s)://host/path in ASCII without spaces, user or password. "
+            f"Received: {url!r}."
+        )
+    return url
+
+
+def _place(url: str) -> Path:
+    """Return where a URL's file belongs; the name is no way out of the folder."""
+    last = unquote(urlsplit(url).path.rpartition("/")[2])
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", last)[-_LONGEST:].lstrip(".")
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / "url" / digest / (name or "weights")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes out; the system frees the lock of one that dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+    except OSError as error:
+        raise ReszooError(
+            f"{path.parent} cannot be written: {error.strerror}. "
+            "Set RESZOO_HOME to a folder that can."
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    # POSIX only, so not at import.
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Whoever had the lock removed its file: hold the one that others will find.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    # Of a commit, what is missing stays missing; of a branch, only the hub knows.
+    is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
+    if is_commit and _cached(repo, file, revision) is hub._CACHED_NO_EXIST:
+        return None
+    try:
+        path = hub.hf_hub_download(
+            repo, file, revision=revision, cache_dir=_hub_folder()
+        )
+    except LocalEntryNotFoundError as error:
+        if _cached(repo, file, revision) is hub._CACHED_NO_EXIST:
+            return None
+        raise _hub_error(repo, revision, error) from error
+    except EntryNotFoundError:
+        return None
+    # Its HTTP library differs by release, and their errors have no base in common.
+    except Exception as error:
+        raise _hub_error(repo, revision, error) from error
+    return _intact(Path(path), repo)
+
+
+def _hub_folder() -> Path:
+    return cache_folder() / "hub"
+
+
+def _cached(repo: str, file: str, revision: str | None) -> object:
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(
+        repo, file, cache_dir=_hub_folder(), revision=revision
+    )
+
+
+def _best_order(repo: str, files: Sequence[str], revision: str | None) -> list[str]:
+    """Put cached files first: they tell the commit where there is no network."""
+
+    def rank(file: str) -> tuple[bool, bool]:
+        return file == _PICKLED, not isinstance(_cached(repo, file, revision), str)
+
+    return sorted(files, key=rank)
+
+
+def _intact(path: Path, repo: str) -> Path:
+    """Check a file against its own name: the hub's tag of large files is a SHA-256.
+
+    huggingface_hub compares no more than the length.
+    """
+    blob = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return path
+    received = other_hash(blob, blob.name)
+    if received:
+        blob.unlink()
+        path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path.name} of hf://{repo} must have the SHA-256 {blob.name}. "
+            f"Received: {received}. Nothing was kept; ask again."
+        )
+    return path
+
+
+def _hub_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:
+    address = f"hf://{repo}@{revision}" if revision else f"hf://{repo}"
+    reason = " ".join(str(error).split()).rstrip(".")
+    folder = _hub_folder() / f"models--{repo.replace('/', '--')}"
+    return CheckpointError(
+        f"{address} cannot be fetched: {reason}. Without a network, copy {folder} from "
+        "a machine that has fetched it, or set RESZOO_HOME to a cache folder that has "
+        "it."
+    )

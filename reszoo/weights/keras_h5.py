@@ -1,0 +1,194 @@
+"""Read `keras.applications` weights from HDF5 files or models in memory."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reszoo.errors import CheckpointError
+from reszoo.preprocessing import Preprocessing
+from reszoo.specs import StrideIn
+from reszoo.weights.names import Tensors
+
+LayerWeights = Mapping[str, Mapping[str, NDArray[Any]]]
+# What `keras.applications` builds with, and what reszoo does.
+_THEIR_EPSILON = 1.001e-5
+_OUR_EPSILON = 1e-5
+# `preprocess_input(mode="caffe")`: BGR means, taken off 0..255, nothing scaled.
+_CAFFE_BGR = (103.939, 116.779, 123.68)
+_NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)")
+STRIDE_IN: StrideIn = "1x1"
+
+
+def preprocessing() -> Preprocessing:
+    """Return Caffe's preprocessing in the terms of a card.
+
+    keras.io resizes to 224 without a crop; the accuracies it states were measured
+    with the usual 256/224 centre crop, which the card takes.
+    """
+    return Preprocessing(
+        train_size=224,
+        eval_size=224,
+        crop_pct=0.875,
+        interpolation="bilinear",
+        mean=tuple(mean / 255 for mean in reversed(_CAFFE_BGR)),
+        std=(1 / 255,) * 3,
+    )
+
+
+def to_tensors(layers: LayerWeights, source: str) -> Tensors:
+    """Rename and refold the weights of a `keras.applications` ResNet.
+
+    Args:
+        layers: Layer name -> kind ("kernel", "gamma", ...) -> weight.
+        source: What they came from, for messages.
+
+    Returns:
+        Tensors under torchvision's names and in its layouts, for RGB input.
+
+    Raises:
+        CheckpointError: A layer is of no such net, or a weight is missing.
+    """
+    tensors: Tensors = {}
+    for layer, weights in layers.items():
+        name = _torch_name(layer, source)
+        try:
+            tensors.update(_converted(name, weights, layers, layer))
+        except KeyError as error:
+            raise CheckpointError(
+                f"{source} lacks {error} of layer {layer}."
+            ) from error
+    # Their input is BGR, ours RGB.
+    first = tensors.get("conv1.weight")
+    if first is not None and first.ndim == 4:
+        tensors["conv1.weight"] = np.ascontiguousarray(first[:, ::-1])
+    return tensors
+
+
+def _converted(
+    name: str, weights: Mapping[str, NDArray[Any]], layers: LayerWeights, layer: str
+) -> Tensors:
+    if name == "fc":
+        kernel = np.ascontiguousarray(weights["kernel"].T)
+        return {"fc.weight": kernel, "fc.bias": weights["bias"]}
+    if "gamma" not in weights:
+        kernel = weights["kernel"].transpose(3, 2, 0, 1)
+        return {f"{name}.weight": np.ascontiguousarray(kernel)}
+    # The bias of the convolution before moves into the mean; the difference of the
+    # epsilons into the variance.
+    bias = layers[layer.replace("_bn", "_conv")]["bias"].astype(np.float64)
+    variance = weights["moving_variance"].astype(np.float64)
+    variance = variance + (_THEIR_EPSILON - _OUR_EPSILON)
+    return {
+        f"{name}.weight": weights["gamma"],
+        f"{name}.bias": weights["beta"],
+        f"{name}.running_mean": (weights["moving_mean"] - bias).astype(np.float32),
+        f"{name}.running_var": variance.astype(np.float32),
+    }
+
+
+def _torch_name(layer: str, source: str) -> str:
+    fixed = {"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}
+    if layer in fixed:
+        return fixed[layer]
+    match = _NAME.fullmatch(layer)
+    if match is None:
+        raise CheckpointError(
+            f"{source} is no ResNet v1 of keras.applications: it has a layer {layer!r}."
+        )
+    stage, block, place, kind = match.groups()
+    prefix = f"layer{int(stage) - 1}.{int(block) - 1}"
+    if place == "0":
+        return f"{prefix}.downsample.{0 if kind == 'conv' else 1}"
+    return f"{prefix}.{kind}{place}"
+
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+Layers = dict[str, dict[str, NDArray[Any]]]
+# Deeper than any file that Keras writes; ends cycles of hard links.
+_DEEPEST = 8
+
+
+def read(path: Path) -> Layers:
+    """Read layer weights from a Keras 2 weight file or whole-model file.
+
+    Args:
+        path: The `.h5` file.
+
+    Returns:
+        Layer name -> kind of weight ("kernel", "gamma", ...) -> array.
+
+    Raises:
+        CheckpointError: Damaged, not such a file, or built to do harm.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            layers: Layers = {}
+            for names, dataset in _datasets(file, path, ()):
+                # A whole model keeps its weights one group deeper.
+                names = names[1:] if names[0] == "model_weights" else names
+                layer, kind = names[0], names[-1].split(":")[0]
+                layers.setdefault(layer, {})[kind] = _stored(dataset, names, path)
+    except CheckpointError:
+        raise
+    # What h5py raises on damaged files; it has no error of its own.
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as e:
+        raise CheckpointError(f"{path} is not a complete HDF5 file ({e}).") from e
+    if not layers:
+        raise CheckpointError(f"{path} holds no weights of layers.")
+    return layers
+
+
+def _datasets(
+    group: Any, path: Path, above: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    import h5py
+
+    if len(above) > _DEEPEST:
+        raise CheckpointError(f"{path} nests groups deeper than a weight file does.")
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise CheckpointError(
+                f"{path} links to another place at {'/'.join((*above, name))}. "
+                "Such a file is refused; nothing of it was read."
+            )
+        inside = group[name]
+        if isinstance(inside, h5py.Group):
+            yield from _datasets(inside, path, (*above, name))
+        elif above and isinstance(inside, h5py.Dataset):
+            yield (*above, name), inside
+
+
+def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
+    size = dataset.size or 0
+    stored = dataset.id.get_storage_size()
+    if (
+        dataset.is_virtual
+        or dataset.external
+        or stored != size * dataset.dtype.itemsize
+    ):
+        raise CheckpointError(
+            f"{path} does not hold {'/'.join(names)} itself, whole and uncompressed "
+            f"({stored} bytes for shape {dataset.shape}). Such a file is refused."
+        )
+    if not np.issubdtype(dataset.dtype, np.floating):
+        raise CheckpointError(
+            f"Weights must be floating point. {path} has {'/'.join(names)} as "
+            f"{dataset.dtype}."
+        )
+    # What does not fit becomes infinite, and infinite weights are refused later.
+    with np.errstate(over="ignore"):
+        return np.asarray(dataset[()], np.float32)

@@ -1,0 +1,239 @@
+"""The map between Keras layers and torchvision's tensor names."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reszoo.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import keras
+
+
+Tensors = dict[str, NDArray[Any]]
+HEAD = ("fc.weight", "fc.bias")
+# torch counts the batches seen; inference never reads it, strict loading asks for it.
+COUNTER = "num_batches_tracked"
+_TORCH_NAMES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of the tensors of a file.
+
+    Attributes:
+        source: The file, or where it came from.
+        loaded: Names of the tensors that went into the model.
+        missing: Weights of the model that the file does not hold.
+        unexpected: Tensors of the file that the model has no place for.
+        wrong_shape: Tensors of another shape, with both shapes.
+        head: Set where the classifier is fresh: classes before and now.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: tuple[str, ...] = ()
+    head: tuple[int, int] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor found its place, a replaced head aside."""
+        return not (self.missing or self.unexpected or self.wrong_shape)
+
+    def __str__(self) -> str:
+        problems = [
+            _listed("missing", self.missing),
+            _listed("unexpected", self.unexpected),
+            _listed("of another shape", self.wrong_shape),
+        ]
+        if not self.complete:
+            return f"{' '.join(filter(None, problems))} Nothing was loaded."
+        text = f"{len(self.loaded)} tensors loaded from {self.source}"
+        if self.head is None:
+            return text
+        before, now = self.head
+        return f"{text}: 100 % of the backbone; fresh head, {before} -> {now} classes"
+
+
+@dataclass(frozen=True)
+class _Slot:
+    name: str
+    variable: Any
+
+    def to_torch(self) -> NDArray[Any]:
+        value = np.asarray(self.variable.value)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
+        return np.ascontiguousarray(value.transpose(axes) if axes else value)
+
+    def from_torch(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim)
+        return tensor.transpose(axes) if axes else tensor
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.variable.shape)
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape))
+        return tuple(shape[axis] for axis in axes) if axes else shape
+
+
+def to_tensors(model: "keras.Model") -> Tensors:
+    """Return a model's weights under torchvision's names and in its layouts."""
+    tensors: Tensors = {}
+    for slot in _slots(model):
+        tensors[slot.name] = slot.to_torch()
+        if slot.name.endswith("running_var"):
+            counter = slot.name.replace("running_var", COUNTER)
+            tensors[counter] = np.zeros((), np.int64)
+    return tensors
+
+
+def lay_in(
+    model: "keras.Model", tensors: Tensors, source: str, *, fresh_head: bool = False
+) -> LoadReport:
+    """Set a model's weights from tensors under torchvision's names.
+
+    Nothing is set unless everything fits.
+
+    Args:
+        model: A model from `reszoo.build`.
+        tensors: Weights as `to_tensors` returns them.
+        source: What the tensors came from, for messages.
+        fresh_head: Whether the classifier keeps the weights that it has.
+
+    Returns:
+        What was loaded.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape; the
+            message lists them.
+    """
+    slots = {slot.name: slot for slot in _slots(model)}
+    given = {name for name in tensors if not name.endswith(COUNTER)}
+    head = None
+    if fresh_head and HEAD[0] in given and HEAD[0] in slots:
+        head = (len(tensors[HEAD[0]]), slots[HEAD[0]].torch_shape[0])
+    if fresh_head:
+        slots = {name: slot for name, slot in slots.items() if name not in HEAD}
+        given -= set(HEAD)
+    wrong = [
+        f"{name} is {tensors[name].shape}, not {slot.torch_shape}"
+        for name, slot in slots.items()
+        if name in given and tensors[name].shape != slot.torch_shape
+    ]
+    report = LoadReport(
+        source=source,
+        loaded=tuple(name for name in slots if name in given),
+        missing=tuple(name for name in slots if name not in given),
+        unexpected=tuple(sorted(given - set(slots))),
+        wrong_shape=tuple(wrong),
+        head=head,
+    )
+    if not report.complete:
+        raise CheckpointError(
+            f"{source} does not hold the weights of {model.name}. {report}"
+        )
+    for name, slot in slots.items():
+        slot.variable.assign(slot.from_torch(tensors[name]))
+    return report
+
+
+def _slots(model: "keras.Model") -> Iterator[_Slot]:
+    for layer in model.layers:
+        for variable in layer.weights:
+            kind = variable.path.rsplit("/", 1)[-1]
+            yield _Slot(f"{layer.name}.{_TORCH_NAMES[kind]}", variable)
+
+
+def _listed(what: str, names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}."
+
+
+# Where training scripts keep the weights, in timm's order: averaged ones first.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "net")
+# What wrappers of modules put before every name; they nest.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+_HEADS = {"linear.": "fc.", "head.fc.": "fc."}
+# torch's AveragedModel counts its updates beside the weights.
+_BOOKKEEPING = ("n_averaged",)
+
+
+def to_state_dict(tree: Any, source: str) -> Tensors:
+    """Find the weights in what a file holds, and name them as torchvision does.
+
+    Takes off wrappers (`state_dict`, `model_ema`, ...), prefixes (`module.`, ...)
+    and other names of the classifier (`linear`, `head.fc`). Half precision
+    becomes float32, which is exact.
+
+    Args:
+        tree: Nested containers with arrays, as a reader returned them.
+        source: The file, for messages.
+
+    Raises:
+        CheckpointError: There are no weights in it, or two under one name.
+    """
+    found = _unwrapped(tree)
+    if found is None:
+        raise CheckpointError(
+            f"{source} holds no weights of a net: a dictionary of named tensors was "
+            f"expected, alone or under {', '.join(_WRAPPERS)}."
+        )
+    tensors: Tensors = {}
+    for name, tensor in found.items():
+        plain = _plain_name(name)
+        if plain in _BOOKKEEPING:
+            continue
+        if plain in tensors:
+            raise CheckpointError(f"{source} holds {plain} twice, also as {name}.")
+        tensors[plain] = _single(plain, tensor, source)
+    return tensors
+
+
+def _unwrapped(tree: Any) -> Mapping[str, Any] | None:
+    if not isinstance(tree, Mapping):
+        return None
+    for key in _WRAPPERS:
+        if isinstance(tree.get(key), Mapping):
+            inside = _unwrapped(tree[key])
+            if inside is not None:
+                return inside
+    weights = {k: v for k, v in tree.items() if isinstance(v, np.ndarray)}
+    named = weights and all(isinstance(name, str) for name in tree)
+    return weights if named and len(weights) == len(tree) else None
+
+
+def _plain_name(name: str) -> str:
+    shortened = next((name[len(p) :] for p in _PREFIXES if name.startswith(p)), None)
+    if shortened is not None:
+        return _plain_name(shortened)
+    for other, ours in _HEADS.items():
+        if name.startswith(other):
+            return ours + name.removeprefix(other)
+    return name
+
+
+def _single(name: str, tensor: Any, source: str) -> Any:
+    if name.endswith(COUNTER):
+        return np.asarray(tensor, np.int64)
+    if not np.issubdtype(tensor.dtype, np.floating):
+        raise CheckpointError(
+            f"Weights must be floating point. {source} has {name} as {tensor.dtype}."
+        )
+    # What does not fit becomes infinite, and infinite weights are refused later.
+    with np.errstate(over="ignore"):
+        return tensor.astype(np.float32, copy=False)

@@ -1,0 +1,193 @@
+"""Read and write safetensors files and timm's folders."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from reszoo.cards import Card
+from reszoo.errors import CheckpointError, ReszooError, UsageError
+from reszoo.files import atomic_file, write_json
+from reszoo.preprocessing import Preprocessing
+from reszoo.specs import SPECS
+from reszoo.weights.names import Tensors
+
+SUFFIX = ".safetensors"
+# A single key: the library writes several in a random order.
+_KEY = "reszoo_card"
+_DTYPES = {
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F64": "<f8",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+def write(
+    path: str | os.PathLike[str], tensors: Tensors, card: Card | None = None
+) -> None:
+    """Write tensors, and a card if there is one, to `path` in one step."""
+    metadata = None if card is None else {_KEY: card.to_text()}
+    with atomic_file(path) as temporary:
+        # Not save_file: it reports a full disk as an error of the format.
+        temporary.write_bytes(save(tensors, metadata=metadata))
+
+
+def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
+    """Read the tensors, and the card if reszoo wrote the file.
+
+    Returns:
+        Views of the file, which is mapped and not copied: reading takes no more
+        memory than the file is long.
+
+    Raises:
+        CheckpointError: No such file, not safetensors, or damaged.
+    """
+    file = Path(path)
+    # The library checks the header: sizes, offsets, overlaps, gaps.
+    with _opened(file) as reader:
+        text = (reader.metadata() or {}).get(_KEY)
+    try:
+        tensors = _views(file)
+    # Where json and the library read a damaged header differently.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} has a damaged header ({error}).") from error
+    return tensors, None if text is None else Card.from_text(text)
+
+
+def _views(file: Path) -> Tensors:
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    if file.stat().st_size == 8 + length:
+        return {n: np.zeros(info["shape"], np.float32) for n, info in header.items()}
+    data = np.memmap(file, np.uint8, "r", offset=8 + length)
+    return {name: _view(data, info, name, file) for name, info in header.items()}
+
+
+def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any]:
+    if info["dtype"] not in _DTYPES:
+        raise CheckpointError(
+            f"{file} has {name} as {info['dtype']}. Known: {', '.join(_DTYPES)}."
+        )
+    start, end = info["data_offsets"]
+    raw = np.asarray(data[start:end])
+    if info["dtype"] == "BF16":
+        # No type of NumPy's own: the upper half of a float32, exactly.
+        wide = raw.view("<u2").astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(info["shape"])
+    return raw.view(_DTYPES[info["dtype"]]).reshape(info["shape"])
+
+
+def _opened(file: Path) -> safe_open:
+    if not file.is_file():
+        raise CheckpointError(f"There is no checkpoint {file}.")
+    try:
+        return safe_open(file, framework="numpy")
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is not a complete safetensors file ({error}). Copy it again."
+        ) from error
+
+
+WEIGHTS_FILE = "model.safetensors"
+# What older repositories have instead.
+PICKLED_FILE = "pytorch_model.bin"
+CONFIG_FILE = "config.json"
+
+
+def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
+    """Write a folder that `timm.create_model` opens.
+
+    The card goes into the weight file as well, so that reszoo loses nothing.
+
+    Raises:
+        UsageError: timm has no such net.
+    """
+    built, spec = card.architecture, SPECS[card.architecture.spec]
+    if (built.shortcut, built.stride_in, spec.stem) != (
+        "projection",
+        "3x3",
+        "imagenet",
+    ):
+        raise UsageError(
+            f"timm has no {built.spec} with shortcut={built.shortcut!r} and "
+            f"stride_in={built.stride_in!r}. Save to a .safetensors file instead."
+        )
+    write(folder / WEIGHTS_FILE, tensors, card)
+    write_json(folder / CONFIG_FILE, _config(card, tensors))
+
+
+def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
+    """Read how to show images and what the classes are called.
+
+    Args:
+        path: A `config.json` as timm writes it.
+
+    Returns:
+        The preprocessing at the size trained for (timm's default for evaluation),
+        and the labels where the file has them.
+
+    Raises:
+        CheckpointError: The file is damaged or describes something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        config = content["pretrained_cfg"]
+        _, height, width = config["input_size"]
+        if height != width:
+            raise ValueError(f"input of {height}x{width} is not square")
+        record = Preprocessing(
+            train_size=height,
+            eval_size=height,
+            crop_pct=config["crop_pct"],
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+        labels = content.get("label_names") or config.get("label_names")
+        return record, tuple(map(str, labels)) if labels else None
+    except (OSError, ValueError, KeyError, TypeError, ReszooError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} is no config of timm ({reason}).") from error
+
+
+def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
+    record = card.preprocessing
+    channels = card.architecture.input_shape[2]
+    features = 4 * 512 if SPECS[card.architecture.spec].block == "bottleneck" else 512
+    content: dict[str, Any] = {
+        "architecture": card.architecture.spec,
+        "num_classes": len(tensors.get("fc.bias", ())),
+        "num_features": features,
+        "global_pool": "avg",
+        "pretrained_cfg": {
+            "input_size": [channels, record.eval_size, record.eval_size],
+            "fixed_input_size": False,
+            "interpolation": record.interpolation,
+            "crop_pct": record.crop_pct,
+            "crop_mode": "center",
+            "mean": list(record.mean),
+            "std": list(record.std),
+            "num_classes": len(tensors.get("fc.bias", ())),
+            "pool_size": [-(-record.eval_size // 32)] * 2,
+            "first_conv": "conv1",
+            "classifier": "fc",
+            "license": card.provenance.get("licence"),
+        },
+    }
+    if card.labels:
+        content["label_names"] = list(card.labels)
+    return content
