@@ -84,7 +84,7 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Write one good file and return what verification says of it."""
     import reszoo
     from reszoo_export.formats import FORMATS
-    from reszoo_export.keras_models.source import original_answers
+    from reszoo_export.keras_models.source import source_answers
     from reszoo_export.quantization.ranges import Calibration
     from reszoo_export.serving import make_serving
     from reszoo_export.verification.reference import Reference, make_reference
@@ -95,7 +95,7 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     model = random_net(draw)
     real, images = decided(model, reszoo.card(model).preprocessing.eval_size, draw)
     serving = make_serving(model)
-    answer = original_answers(model, serving)
+    answer = source_answers(model, serving)
     made_up = make_reference(answer, serving.card, None)
     # The model is right about them by definition: no file may be much less so.
     answers = answer(real)

@@ -91,7 +91,7 @@ def make_model(net: str, checkpoint: Path) -> Any:
     Fresh nets have biases of zero, which would spare optimisers additions.
     """
     import reszoo
-    from reszoo.weights.names import lay_in, to_tensors
+    from reszoo.weights.names import assign_tensors, to_tensors
 
     if not checkpoint.exists():
         model, draw = reszoo.build(net, classes=CLASSES), np.random.default_rng(0)
@@ -100,7 +100,7 @@ def make_model(net: str, checkpoint: Path) -> Any:
             if name.endswith(("bias", "running_mean")):
                 moved = tensor + draw.normal(0, 0.05, tensor.shape)
                 tensors[name] = moved.astype(np.float32)
-        lay_in(model, tensors, "random numbers")
+        assign_tensors(model, tensors, "random numbers")
         reszoo.save(model, checkpoint)
     return reszoo.load(checkpoint)
 

@@ -35,7 +35,7 @@ def forget_peak() -> None:
 
 def measure(contender: str, folder: Path) -> dict[str, float]:
     """Load once in this process; return seconds and bytes above the model."""
-    from reszoo.weights.names import lay_in
+    from reszoo.weights.names import assign_tensors
     from reszoo.weights.reading import read
 
     model = reszoo.build("resnet50")
@@ -44,7 +44,7 @@ def measure(contender: str, folder: Path) -> dict[str, float]:
     started = time.perf_counter()
     if contender == "reszoo":
         path = folder / "model.safetensors"
-        lay_in(model, read(path).tensors, str(path))
+        assign_tensors(model, read(path).tensors, str(path))
     else:
         model.load_weights(folder / "model.weights.h5")
     seconds = time.perf_counter() - started

@@ -57,7 +57,7 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
 
 def randomise(model: Any, draw: np.random.Generator) -> None:
     """Give a net weights and statistics that are nowhere trivial, all of them drawn."""
-    from reszoo.weights.names import lay_in, to_tensors
+    from reszoo.weights.names import assign_tensors, to_tensors
 
     plain = model.name.startswith("plain")
     tensors = to_tensors(model)
@@ -76,7 +76,7 @@ def randomise(model: Any, draw: np.random.Generator) -> None:
                 # From undecided to sure of itself.
                 spread = draw.uniform(1, 5) / np.sqrt(3 * tensor.shape[1])
             tensors[key] = draw.normal(0, spread, tensor.shape).astype(np.float32)
-    lay_in(model, tensors, "random numbers")
+    assign_tensors(model, tensors, "random numbers")
 
 
 def noise(answers: Any, size: int, strengths: Any, draw: np.random.Generator) -> Any:
@@ -97,7 +97,7 @@ def calm(model: Any) -> None:
     The sum of all branches then outweighs the stem no more than in ResNet-18; with
     random weights anything stronger enlarges rounding from block to block.
     """
-    from reszoo.weights.names import lay_in, to_tensors
+    from reszoo.weights.names import assign_tensors, to_tensors
 
     tensors = to_tensors(model)
     kinds = ("bn3.weight", "bn2.weight")
@@ -105,7 +105,7 @@ def calm(model: Any) -> None:
     ends = [key for key in tensors if key.endswith(last)]
     for key in ends:
         tensors[key] *= np.float32(np.sqrt(8 / len(ends)))
-    lay_in(model, tensors, "random numbers")
+    assign_tensors(model, tensors, "random numbers")
 
 
 def settle(model: Any, images: Any) -> None:
@@ -145,7 +145,7 @@ def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -
     """
     import keras
 
-    from reszoo.weights.names import lay_in, to_tensors
+    from reszoo.weights.names import assign_tensors, to_tensors
 
     ask = keras.Model(model.input, model.get_layer("fc").input)
     seen = ask.predict(inputs_of(model, images), batch_size=4, verbose=0)
@@ -159,17 +159,17 @@ def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -
     tensors = to_tensors(model)
     tensors["fc.weight"] = (shares @ (means - centre)).astype(np.float32)
     tensors["fc.bias"] = (shares @ bias).astype(np.float32)
-    lay_in(model, tensors, "a classifier that tells the images apart")
+    assign_tensors(model, tensors, "a classifier that tells the images apart")
 
 
 def sharpen(model: Any, factor: float) -> None:
     """Multiply all logits."""
-    from reszoo.weights.names import lay_in, to_tensors
+    from reszoo.weights.names import assign_tensors, to_tensors
 
     tensors = to_tensors(model)
     tensors["fc.weight"] = (factor * tensors["fc.weight"]).astype(np.float32)
     tensors["fc.bias"] = (factor * tensors["fc.bias"]).astype(np.float32)
-    lay_in(model, tensors, "a classifier as sure as it should be")
+    assign_tensors(model, tensors, "a classifier as sure as it should be")
 
 
 def leads(model: Any, images: Any, answers: Any) -> Any:

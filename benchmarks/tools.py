@@ -59,10 +59,10 @@ def _build_reszoo() -> Any:
 
 
 def _load_reszoo(model: Any, path: Path) -> None:
-    from reszoo.weights.names import lay_in
+    from reszoo.weights.names import assign_tensors
     from reszoo.weights.reading import read
 
-    lay_in(model, read(path).tensors, str(path))
+    assign_tensors(model, read(path).tensors, str(path))
 
 
 def _save_reszoo(model: Any, path: Path) -> None:

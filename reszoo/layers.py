@@ -21,7 +21,7 @@ def layer_seed(seed: int | None, layer: str) -> int | None:
     return int(entropy.generate_state(1)[0] >> 1)
 
 
-def start_anew(model: keras.Model, seed: int) -> None:
+def reinitialize(model: keras.Model, seed: int) -> None:
     """Give a net the weights that it would have been built with by `seed`.
 
     A model is traced once for all of its beginnings.

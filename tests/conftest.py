@@ -29,7 +29,7 @@ def randomise(model: Any, seed: int = 0) -> Any:
     The last scale of each block is small, as in trained nets; otherwise activations
     grow with depth until every probability is 0 or 1.
     """
-    from reszoo.weights.names import lay_in, to_tensors
+    from reszoo.weights.names import assign_tensors, to_tensors
 
     draw = np.random.default_rng(seed)
     tensors = to_tensors(model)
@@ -47,7 +47,7 @@ def randomise(model: Any, seed: int = 0) -> Any:
         elif tensor.ndim == 2:
             spread = np.sqrt(1 / (3 * tensor.shape[1]))
             tensors[name] = draw.normal(0, spread, tensor.shape).astype(np.float32)
-    lay_in(model, tensors, "random numbers")
+    assign_tensors(model, tensors, "random numbers")
     return model
 
 

@@ -7,7 +7,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.metrics import probabilities
-from reszoo.weights.names import lay_in, to_tensors
+from reszoo.weights.names import assign_tensors, to_tensors
 
 _DRAW = np.random.default_rng(0)
 # Seven colours with noise: uint8 `(7, 32, 32, 3)`.
@@ -28,7 +28,7 @@ def lively(name: str, **options: Any) -> Any:
     tensors = to_tensors(net)
     tensors["fc.bias"] = scale * (tensors["fc.bias"] - logits.mean(axis=0))
     tensors["fc.weight"] *= scale
-    lay_in(net, tensors, "a head that spreads the answers")
+    assign_tensors(net, tensors, "a head that spreads the answers")
     return net
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.layers import start_anew
+from reszoo.layers import reinitialize
 from reszoo.weights.names import to_tensors
 
 Dense = keras.layers.Dense
@@ -94,7 +94,7 @@ def test_a_net_that_starts_anew_is_the_net_built_from_that_seed(kind: str) -> No
     net, wanted = built(1), built(2)
     for variable in net.variables:
         variable.assign(variable + 1.0)
-    start_anew(net, 2)
+    reinitialize(net, 2)
     tensors, expected = to_tensors(net), to_tensors(wanted)
     assert len(tensors) > 10
     for name, tensor in expected.items():

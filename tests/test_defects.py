@@ -41,10 +41,10 @@ from defects import (
 from onnx import numpy_helper
 
 import reszoo
-from reszoo.weights.names import lay_in, to_tensors
+from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS, ExportOptions
-from reszoo_export.keras_models.source import original_answers
+from reszoo_export.keras_models.source import source_answers
 from reszoo_export.metadata import ONNX_KEY
 from reszoo_export.saved_model import writer
 from reszoo_export.saved_model.encoded import prepare_encoded
@@ -75,7 +75,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def of_model(model: Any) -> Case:
     serving = make_serving(model)
-    answers = original_answers(model, serving)
+    answers = source_answers(model, serving)
     return Case(model, serving, make_reference(answers, serving.card, None), None)
 
 
@@ -232,7 +232,7 @@ def test_statistics_folded_with_another_epsilon_are_seen(
     case: Case, tmp_path: Path
 ) -> None:
     other = fresh()
-    lay_in(other, to_tensors(case.model), "the same weights")
+    assign_tensors(other, to_tensors(case.model), "the same weights")
     assert with_tensors(case, fold(other), tmp_path) == ""
     for layer in other.layers:
         if "bn" in layer.name:

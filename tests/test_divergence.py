@@ -57,7 +57,7 @@ def test_a_layer_of_a_saved_model_is_named(
         return divergence.find_in(folder)
 
     # TensorFlow is loaded here, and takes long to load again.
-    monkeypatch.setattr(divergence, "run_apart", here)
+    monkeypatch.setattr(divergence, "run_in_subprocess", here)
     path = changed(serving, "conv1", "saved_model", tmp_path)
     row = FORMATS["saved_model"]
     assert first_divergence(path, row, serving, IMAGES) == "conv1"

@@ -12,7 +12,7 @@ from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import read_manifest
 from reszoo_export.quantization.ranges import LEAST, SHARES
 from reszoo_export.verification import verify
-from reszoo_export.verification.isolation import run_apart
+from reszoo_export.verification.isolation import run_in_subprocess
 
 
 def names(folder: Path) -> set[str]:
@@ -26,9 +26,9 @@ def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
         """Let the process that opens the TFLite file die of a segmentation fault."""
         asked = json.loads((folder / "request.json").read_text())["format"]
         other = "test_apart:crash" if asked == "tflite" else function
-        return run_apart(other, folder, seconds)
+        return run_in_subprocess(other, folder, seconds)
 
-    monkeypatch.setattr(verify, "run_apart", crashing)
+    monkeypatch.setattr(verify, "run_in_subprocess", crashing)
     told = (
         r"(?s)1 check\(s\) failed.*model\.tflite: tflite could not be verified: its "
         r"runtime crashed \(SIGSEGV\)\n    one\n    last words\n"

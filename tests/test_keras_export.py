@@ -10,7 +10,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.source import original_answers
+from reszoo_export.keras_models.source import source_answers
 from reszoo_export.serving import Serving, make_serving
 
 layers = keras.layers
@@ -66,7 +66,7 @@ def test_a_fine_tuned_net_of_keras_applications(backbone: Any) -> None:
     expected = keras.ops.softmax(model(caffe, training=False)).numpy()
     check(serving, images, expected)
     np.testing.assert_allclose(
-        original_answers(model, serving)(images), expected, atol=1e-5
+        source_answers(model, serving)(images), expected, atol=1e-5
     )
     described = serving.card.architecture
     assert (described.spec, described.stride_in) == ("resnet50", "1x1")
@@ -85,7 +85,7 @@ def test_features_of_a_net_of_keras_applications(backbone: Any) -> None:
     )
     serving = make_serving(model, ExportOptions(outputs="features"))
     check(serving, images, expected, atol=1e-5 * np.abs(expected).max())
-    original = original_answers(model, serving)(images)
+    original = source_answers(model, serving)(images)
     np.testing.assert_allclose(original, expected, atol=1e-4)
 
 
@@ -131,7 +131,7 @@ def test_a_model_that_went_through_a_keras_file(
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     serving = make_serving(loaded)
-    check(serving, pixels(32), original_answers(model, make_serving(model))(pixels(32)))
+    check(serving, pixels(32), source_answers(model, make_serving(model))(pixels(32)))
     assert "has lost its card" in capsys.readouterr().err
     assert serving.card.labels is None
 
@@ -161,7 +161,7 @@ def test_half_precision_is_asked_in_float32() -> None:
         serving = make_serving(model)
     finally:
         keras.config.set_dtype_policy("float32")
-    check(serving, pixels(32), original_answers(model, serving)(pixels(32)))
+    check(serving, pixels(32), source_answers(model, serving)(pixels(32)))
 
 
 def test_another_size_needs_a_model_of_open_sides() -> None:
@@ -170,7 +170,7 @@ def test_another_size_needs_a_model_of_open_sides() -> None:
         make_serving(head_on(small(pooling="avg")), options)
     model = head_on(small(pooling="avg", input_shape=(None, None, 3)))
     serving = make_serving(model, options)
-    check(serving, pixels(40), original_answers(model, serving)(pixels(40)))
+    check(serving, pixels(40), source_answers(model, serving)(pixels(40)))
 
 
 def changed(**changes: Any) -> Any:

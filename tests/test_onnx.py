@@ -15,7 +15,7 @@ from lively import IMAGES, answers_of, lively
 from onnx import numpy_helper
 
 import reszoo
-from reszoo.weights.names import lay_in, to_tensors
+from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.quantization.ranges import Calibration
@@ -134,7 +134,7 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     net = lively("resnet20")
     tensors = to_tensors(net)
     tensors["fc.weight"][1, 2] = 7e4
-    lay_in(net, tensors, "a large weight")
+    assign_tensors(net, tensors, "a large weight")
     with pytest.raises(
         reszoo.ExportError, match=r"below 65504.*Received: one of 70000"
     ):

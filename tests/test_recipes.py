@@ -15,7 +15,7 @@ from reszoo.data.augment import strength_of
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import RECIPES, find_recipe
 from reszoo.training.recipes import DEFAULTS, NEEDS
-from reszoo.training.run import Setting
+from reszoo.training.run import RunConfig
 from reszoo.training.schedules import Schedule
 
 # From the papers and scripts named in the table: epochs, batch, rate, decay.
@@ -306,7 +306,7 @@ def test_recipes_are_plain_json() -> None:
 def test_small_pictures_are_shifted_and_large_ones_cropped(
     side: int, changes: dict[str, Any], crop: str
 ) -> None:
-    setting = Setting(
+    setting = RunConfig(
         model=None,
         card=SimpleNamespace(preprocessing=SimpleNamespace(train_size=side)),  # type: ignore[arg-type]
         source=SimpleNamespace(mirror_safe=True),  # type: ignore[arg-type]

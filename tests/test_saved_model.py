@@ -14,7 +14,7 @@ from PIL import Image
 
 import reszoo
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.source import original_answers
+from reszoo_export.keras_models.source import source_answers
 from reszoo_export.metadata import CARD_FILE, EXTRA_FOLDER
 from reszoo_export.saved_model import writer
 from reszoo_export.saved_model.encoded import orientation
@@ -76,7 +76,7 @@ def test_pixels_are_answered_like_the_model(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     answers = loaded.signatures["serving_default"](image=tf.constant(images))
-    expected = original_answers(model, serving)(images)
+    expected = source_answers(model, serving)(images)
     np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-5)
     again = tf.nn.softmax(answers["logits"])
     np.testing.assert_allclose(again, expected, atol=1e-5)

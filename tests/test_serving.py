@@ -11,7 +11,7 @@ from conftest import randomise
 import reszoo
 from reszoo.weights.names import to_tensors
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.source import original_answers
+from reszoo_export.keras_models.source import source_answers
 from reszoo_export.serving import Serving, float32_twin, make_serving
 
 pytestmark = pytest.mark.usefixtures("resnet8")
@@ -43,7 +43,7 @@ def test_another_size_is_that_of_the_whole_function() -> None:
     pixels = serving.card.preprocessing.normalise(images(serving).astype(np.float32))
     expected = keras.ops.softmax(wide(pixels, training=False))
     np.testing.assert_allclose(answers(serving, "probabilities"), expected, atol=1e-5)
-    original = original_answers(model, serving)(images(serving))
+    original = source_answers(model, serving)(images(serving))
     np.testing.assert_allclose(original, expected, atol=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_features_are_what_a_classifier_would_see(options: dict[str, Any]) -> No
     expected = np.asarray(bare(pixels, training=False)).mean(axis=(1, 2))
     assert expected.std() > 0.05
     np.testing.assert_allclose(answers(serving, "features"), expected, atol=1e-5)
-    original = original_answers(model, serving)(images(serving))
+    original = source_answers(model, serving)(images(serving))
     np.testing.assert_allclose(original, expected, atol=1e-5)
     assert serving.card.labels is None
     assert serving.card.architecture.classes is None
@@ -142,5 +142,5 @@ def test_a_model_after_plain_fit_does_not_claim_what_it_was_before() -> None:
     model.fit(np.zeros((2, 32, 32, 3)), np.zeros((2, 3)), verbose=0)
     serving = make_serving(model)
     assert serving.card.provenance["source"] == "trained with fit"
-    expected = original_answers(model, serving)(images(serving))
+    expected = source_answers(model, serving)(images(serving))
     np.testing.assert_allclose(answers(serving, "probabilities"), expected, atol=1e-5)

@@ -12,7 +12,7 @@ from torch_peers import import_timm, import_torchvision
 from torch_resnets import answers, with_formula
 
 import reszoo
-from reszoo.weights.names import lay_in, to_tensors
+from reszoo.weights.names import assign_tensors, to_tensors
 
 GOLDEN = Path(__file__).parent / "golden" / "resnets.npz"
 
@@ -27,7 +27,7 @@ def our_answers(name: str) -> dict[str, Any]:
     """The same dict as `torch_resnets.answers`, from our net."""
     model = reszoo.build(name, input_shape=(None, None, 3))
     tensors = {k: formula.weight(k, v.shape) for k, v in to_tensors(model).items()}
-    lay_in(model, tensors, "the formula")
+    assign_tensors(model, tensors, "the formula")
     stages = {s: _last_relu(model, s).output for s in formula.STAGES}
     looking = keras.Model(model.input, {"logits": model.output, **stages})
     found: dict[str, Any] = {}

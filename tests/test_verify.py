@@ -14,7 +14,7 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import probabilities
 from reszoo_export.formats import FORMATS
-from reszoo_export.keras_models.source import original_answers
+from reszoo_export.keras_models.source import source_answers
 from reszoo_export.manifest import read_manifest, size_and_hash
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving
@@ -93,7 +93,7 @@ def test_the_reference_fits_its_room_and_keeps_classes_even(run: Any) -> None:
     card = reszoo.card(run.model)
     source = open_source("digits")
     serving = make_serving(run.model)
-    full = make_reference(original_answers(run.model, serving), card, source)
+    full = make_reference(source_answers(run.model, serving), card, source)
     assert len(full.labels) == 359
     big = replace(full, images=np.repeat(full.images, 100, axis=1))
     short = big.shortened()

@@ -24,7 +24,7 @@ from reszoo_export.formats import (
     check_options,
     find_formats,
 )
-from reszoo_export.keras_models.source import original_answers
+from reszoo_export.keras_models.source import source_answers
 from reszoo_export.manifest import (
     REFERENCE_FILE,
     FileRecord,
@@ -130,7 +130,7 @@ def export(
     serving = make_serving(model, options, labels, preprocessing)
     source = _opened(calibration, bad_images)
     judging = source if verify is None else _opened(verify, bad_images)
-    answers = original_answers(model, serving)
+    answers = source_answers(model, serving)
     reference = make_reference(answers, serving.card, judging)
     drawn = None
     if source is not None and any(row.calibrated for row in rows):

@@ -19,7 +19,7 @@ from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS
-from reszoo.weights.names import HEAD, lay_in, to_tensors
+from reszoo.weights.names import HEAD, assign_tensors, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
 from reszoo_export.formats import ExportOptions
@@ -131,7 +131,7 @@ def make_serving(
     card = _as_asked(card, options)
     net = _folded_net(card)
     tensors = fold(model) if found is None else found.folded(net)
-    lay_in(net, _fitting(tensors, card), "the folded model")
+    assign_tensors(net, _fitting(tensors, card), "the folded model")
     return Serving(net, card, options, bgr=found is not None and found.bgr)
 
 
@@ -153,7 +153,7 @@ def float32_twin(model: keras.Model, card: Card) -> keras.Model:
         return model
     with _float32():
         twin = build_resnet(card.architecture, name=model.name)
-    lay_in(twin, _fitting(to_tensors(model), card), "the model")
+    assign_tensors(twin, _fitting(to_tensors(model), card), "the model")
     return twin
 
 

@@ -217,7 +217,7 @@ def place(paths: Sequence[str]) -> Path:
     return cache_folder() / "scans" / hashlib.sha256(folder).hexdigest()[:32]
 
 
-def recollect(file: Path) -> Kept:
+def load_kept(file: Path) -> Kept:
     """Read what `keep` wrote; nothing from a damaged or outdated file."""
     nothing = Kept(np.zeros(0, ROW), [""])
     try:
@@ -392,7 +392,7 @@ def examine(paths: Sequence[str], *, progress: bool = True) -> FactTable:
     if not paths:
         return FactTable(paths, np.zeros(0, ROW), [""])
     file = place(paths)
-    before = recollect(file)
+    before = load_kept(file)
     rows = before.recall(keys_of(paths), *_sizes_and_times(paths))
     table = FactTable(paths, rows, list(before.problems))
     new = np.flatnonzero(rows["orientation"] == 0)

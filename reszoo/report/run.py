@@ -533,7 +533,7 @@ def _judged(run: "Run") -> Judged | None:
     if split == "train":
         return None
     examples = run.setting.source.examples(split)
-    run.judge.lay_in(run.chronicle.best_tensors)
+    run.judge.assign_tensors(run.chronicle.best_tensors)
     return Judged(
         split=split,
         labels=examples.labels,

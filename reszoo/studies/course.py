@@ -20,7 +20,7 @@ from reszoo.data.pipeline import (
     quietly,
     training_batches,
 )
-from reszoo.layers import start_anew
+from reszoo.layers import reinitialize
 from reszoo.preprocessing import Preprocessing
 from reszoo.studies.families import Net
 from reszoo.studies.results import Course, Point, Snapshot
@@ -70,7 +70,7 @@ class Learner:
 
     def begin(self, seed: int) -> None:
         """Take fresh weights and forget all momentum."""
-        start_anew(self.net, seed)
+        reinitialize(self.net, seed)
         for variable in self._optimizer.state().values():
             variable.assign(tf.zeros_like(variable))
 

@@ -18,7 +18,7 @@ from reszoo.evaluation import Metrics
 from reszoo.files import atomic_file, disk_errors, write_text
 
 if TYPE_CHECKING:
-    from reszoo.training.run import Setting
+    from reszoo.training.run import RunConfig
 from reszoo.weights.names import Tensors
 from reszoo.weights.safetensors import read, write
 
@@ -182,7 +182,7 @@ class Best:
     merit: tuple[float, float]
 
 
-class Chronicle:
+class RunHistory:
     """The finished epochs of a run.
 
     Attributes:
@@ -192,7 +192,7 @@ class Chronicle:
         best_card: Its card.
     """
 
-    def __init__(self, setting: "Setting") -> None:
+    def __init__(self, setting: "RunConfig") -> None:
         self._setting = setting
         self.history: list[Epoch] = []
         self.best: Best | None = None

@@ -16,7 +16,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet, logits_model
 from reszoo.specs import SPECS
 from reszoo.training.recipes import Recipe
-from reszoo.weights.names import lay_in, to_tensors
+from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo.zoo import get_card
 
 # On a model: which layers `freeze` froze that learnt before.
@@ -118,7 +118,7 @@ def twin(model: keras.Model, record: Preprocessing, recipe: Recipe) -> keras.Mod
             seed=0,
             name=model.name,
         )
-    lay_in(copy, to_tensors(model), model.name)
+    assign_tensors(copy, to_tensors(model), model.name)
     learning = learning_layers(model)
     for layer in model.layers:
         if layer.weights:

@@ -28,13 +28,13 @@ from reszoo.evaluation import Metrics, score
 from reszoo.metrics import inference_function
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
-from reszoo.training.history import Chronicle, Epoch, EventLog
+from reszoo.training.history import Epoch, EventLog, RunHistory
 from reszoo.training.model import judged_twin, twin
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
 from reszoo.training.state import STATE, State, Stop, Stopped, restore, write_state
 from reszoo.training.step import Engine
-from reszoo.weights.names import Tensors, lay_in, to_tensors
+from reszoo.weights.names import Tensors, assign_tensors, to_tensors
 
 # Where BiT's HyperRule (arXiv:1912.11370, section 3.3) also parts small pictures from
 # large ones: a quarter of a small one, made large, shows little of it.
@@ -42,7 +42,7 @@ _SMALL = 96
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class RunConfig:
     """Everything about a run that does not change while it goes on.
 
     Attributes:
@@ -134,9 +134,9 @@ class Judge:
             variable.assign(values[variable.path])
         return to_tensors(self._net)
 
-    def lay_in(self, tensors: Tensors) -> None:
+    def assign_tensors(self, tensors: Tensors) -> None:
         """Take over weights by name."""
-        lay_in(self._net, tensors, "the best epoch")
+        assign_tensors(self._net, tensors, "the best epoch")
 
     def measure(self, split: str) -> Metrics | None:
         """Measure one split; None where the data has no such split."""
@@ -218,7 +218,7 @@ class Run:
             backbone as it was; None without such a phase.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RunConfig) -> None:
         self.setting = setting
         record = setting.card.preprocessing
         model, batch = setting.model, setting.recipe.batch_size
@@ -226,7 +226,7 @@ class Run:
             self.net = twin(model, record, setting.recipe)
         self.judge = Judge(model, record, setting.source, batch, setting.devices)
         self.examples = setting.source.examples("train")
-        self.chronicle = Chronicle(setting)
+        self.chronicle = RunHistory(setting)
         self.probe: float | None = None
         self._epoch, self._tally, self._saved = 0, Tally(), time.monotonic()
         self.engine = self._new_engine()

@@ -24,7 +24,7 @@ from reszoo.training.model import precision
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe, repeating
 from reszoo.training.recipes import Recipe
-from reszoo.training.run import TENSORBOARD, Run, Setting
+from reszoo.training.run import TENSORBOARD, Run, RunConfig
 from reszoo.training.state import (
     STATE,
     State,
@@ -33,7 +33,7 @@ from reszoo.training.state import (
     read_state,
     stopping,
 )
-from reszoo.weights.names import lay_in
+from reszoo.weights.names import assign_tensors
 from reszoo.zoo import build, get_card, set_card
 
 _CURVES, _RECIPE = "curves.png", "recipe.json"
@@ -210,7 +210,7 @@ def _setting(
     folder: Path | None,
     save_every: float,
     devices: Devices,
-) -> Setting:
+) -> RunConfig:
     card = _labelled(get_card(model), source)
     names = ("train_size", "eval_size", "crop_pct", "interpolation")
     sizes = {name: getattr(recipe, name) for name in names}
@@ -226,7 +226,7 @@ def _setting(
         "precision": precision(recipe),
         "devices": devices.count,
     }
-    return Setting(
+    return RunConfig(
         model=model,
         card=card,
         source=source,
@@ -286,7 +286,7 @@ def _check_place(folder: Path | None, data: Any) -> None:
         )
 
 
-def _interrupted(folder: Path | None, setting: Setting) -> State | None:
+def _interrupted(folder: Path | None, setting: RunConfig) -> State | None:
     """Return the state to go on from, if there is one, and refuse another run's."""
     if folder is None or not (folder / STATE).exists():
         return None
@@ -326,7 +326,7 @@ def _announce(run: Run) -> None:
         say(f"Going on in epoch {epoch + 1}, step {step + 1}.")
 
 
-def _length(setting: Setting) -> str:
+def _length(setting: RunConfig) -> str:
     steps = sum(phase.steps for phase in setting.phases)
     head = setting.phases[0].epochs if len(setting.phases) > 1 else 0
     alone = f" ({head} of the head alone)" if head else ""
@@ -361,7 +361,7 @@ def _result(run: Run, command: list[str]) -> TrainResult:
     if folder:
         write_curves(folder / _CURVES, run.chronicle.history, _title(setting))
         write_summary(run, command)
-    lay_in(setting.model, run.chronicle.best_tensors, "the best epoch")
+    assign_tensors(setting.model, run.chronicle.best_tensors, "the best epoch")
     set_card(setting.model, run.chronicle.best_card)
     return TrainResult(
         model=setting.model,
@@ -376,7 +376,7 @@ def _result(run: Run, command: list[str]) -> TrainResult:
     )
 
 
-def _title(setting: Setting) -> str:
+def _title(setting: RunConfig) -> str:
     return f"{setting.card.architecture.spec} on {setting.source.name}"
 
 

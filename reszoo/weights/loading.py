@@ -18,7 +18,7 @@ from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS, Architecture, ResNetSpec, architecture
 from reszoo.weights import keras_h5, safetensors
 from reszoo.weights.location import Found
-from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, lay_in
+from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, assign_tensors
 from reszoo.weights.reading import Contents, read
 
 _BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight")
@@ -182,7 +182,7 @@ def load_contents(
     model = build_resnet(described, seed=seed, name=name)
     counters = {key: value for key, value in tensors.items() if key.endswith(COUNTER)}
     tensors = _adapted(tensors, described)
-    report = lay_in(model, tensors, source, fresh_head=fresh)
+    report = assign_tensors(model, tensors, source, fresh_head=fresh)
     card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
 

@@ -100,7 +100,7 @@ def to_tensors(model: "keras.Model") -> Tensors:
     return tensors
 
 
-def lay_in(
+def assign_tensors(
     model: "keras.Model", tensors: Tensors, source: str, *, fresh_head: bool = False
 ) -> LoadReport:
     """Set a model's weights from tensors under torchvision's names.

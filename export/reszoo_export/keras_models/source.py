@@ -28,7 +28,7 @@ Preparing = Callable[[Pixels], Any]
 _AT_ONCE = 64
 
 
-def original_answers(model: keras.Model, serving: Serving) -> Answering:
+def source_answers(model: keras.Model, serving: Serving) -> Answering:
     """Return a function from images to what the files of an export must answer.
 
     A model that computes in half precision is asked through a float32 copy of it.

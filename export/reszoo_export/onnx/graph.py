@@ -16,7 +16,7 @@ _WEIGHTS = {1: "weight", 2: "bias"}
 _REPEATED = re.compile(r"_\d+$")
 
 
-def lay_in(graph: Any, weights: Mapping[str, NDArray[np.float32]]) -> None:
+def assign_tensors(graph: Any, weights: Mapping[str, NDArray[np.float32]]) -> None:
     """Make constants of the inputs that stand for weights.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reszoo.console import quiet_converters
 from reszoo.errors import ExportError
 from reszoo_export.metadata import onnx_properties
-from reszoo_export.onnx.graph import constants, lay_in, quantize, tidy
+from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import INSIDE, as_bytes, build_integer_net
 from reszoo_export.quantization.ranges import Calibration, choose
@@ -52,7 +52,7 @@ def convert(serving: Serving) -> Any:
         if hasattr(layer, "kernel")
     }
     model = _converted(serving, weights)
-    lay_in(model.graph, {name: each.numpy() for name, each in weights.items()})
+    assign_tensors(model.graph, {name: each.numpy() for name, each in weights.items()})
     tidy(model.graph, {layer.name for layer in serving.net.layers})
     _name_batch(model, serving)
     return model

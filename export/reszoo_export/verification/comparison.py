@@ -19,7 +19,7 @@ from reszoo_export.verification.reference import Reference
 _BYTES_IN_TFLITE = ("int8",)
 
 
-def broken_promises(
+def signature_problems(
     row: Format,
     options: ExportOptions,
     card: Card,
@@ -198,7 +198,7 @@ def compare(
 def _wrong_form(
     row: Format, runtime: Runtime, options: ExportOptions, card: Card
 ) -> list[str]:
-    problems = broken_promises(row, options, card, runtime.inputs, runtime.outputs)
+    problems = signature_problems(row, options, card, runtime.inputs, runtime.outputs)
     odd = set(runtime.operators) - row.operators
     if odd:
         problems.append(f"operators that are not allowed: {', '.join(sorted(odd))}")

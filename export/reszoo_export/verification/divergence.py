@@ -16,7 +16,7 @@ from reszoo_export.formats import FORMATS, Format, RuntimeKind
 from reszoo_export.runtimes import find_interface, open_runtime, softmax
 from reszoo_export.saved_model.runtime import newest_version
 from reszoo_export.serving import Serving
-from reszoo_export.verification.isolation import run_apart
+from reszoo_export.verification.isolation import run_in_subprocess
 
 if TYPE_CHECKING:
     from reszoo_export.serving import Serving
@@ -248,7 +248,9 @@ def first_divergence(
         }
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         try:
-            found: str | None = run_apart(f"{__name__}:find_in", folder, _SECONDS)
+            found: str | None = run_in_subprocess(
+                f"{__name__}:find_in", folder, _SECONDS
+            )
         except VerificationError:
             return None
     return found

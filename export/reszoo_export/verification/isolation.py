@@ -16,7 +16,7 @@ _ANSWER, _ERRORS = "answer.json", "errors.txt"
 _LINES = 5
 
 
-def run_apart(function: str, folder: Path, seconds: float) -> Any:
+def run_in_subprocess(function: str, folder: Path, seconds: float) -> Any:
     """Call a function in a fresh process and return what it returns.
 
     The process ends with ours, also when ours is killed, and sees no GPU: what one

@@ -154,7 +154,7 @@ def make_reference(
     """Ask a model about the judging split of a source, and about made-up images.
 
     Args:
-        answer: The model (see `original_answers`), from uint8 `(n, eval_size,
+        answer: The model (see `source_answers`), from uint8 `(n, eval_size,
             eval_size, 3)` to float32 probabilities `(n, classes)`, or to the
             features that files shall give.
         card: Of the model: labels, and how pictures become images.

@@ -31,7 +31,7 @@ from reszoo_export.saved_model.encoded import wrong_encoded
 from reszoo_export.saved_model.runtime import newest_version
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.divergence import activations_of
-from reszoo_export.verification.isolation import run_apart
+from reszoo_export.verification.isolation import run_in_subprocess
 from reszoo_export.verification.reference import Reference, read_reference, taken_over
 
 
@@ -187,7 +187,7 @@ def judge(
             "card": card and card.to_text(),
         }
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
-        found = run_apart(f"{__name__}:judge_in", folder, seconds)
+        found = run_in_subprocess(f"{__name__}:judge_in", folder, seconds)
     verification = Verification.from_json(found["verification"])
     worst = [replace(w, image=int(places[w.image])) for w in verification.worst]
     found["verification"] = replace(verification, worst=tuple(worst))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import reszoo
-from reszoo_export.verification.isolation import run_apart
+from reszoo_export.verification.isolation import run_in_subprocess
 
 # What the child runs: this module, found by the path that it inherits.
 HERE = Path(__file__).stem
@@ -47,11 +47,11 @@ def hang(folder: Path) -> None:
 
 def hanging(folder: Path) -> None:
     """Run in a process that the test ends."""
-    run_apart(f"{HERE}:hang", folder, 600)
+    run_in_subprocess(f"{HERE}:hang", folder, 600)
 
 
 def test_it_returns_what_the_function_returned(tmp_path: Path) -> None:
-    answer = run_apart(f"{HERE}:greet", tmp_path, 60)
+    answer = run_in_subprocess(f"{HERE}:greet", tmp_path, 60)
     assert answer == {"from": tmp_path.name, "gpus": "-1"}
 
 
@@ -68,12 +68,12 @@ def test_a_crash_is_told_with_the_last_words(
     function: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(reszoo.VerificationError, match=told):
-        run_apart(f"{HERE}:{function}", tmp_path, 60)
+        run_in_subprocess(f"{HERE}:{function}", tmp_path, 60)
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(reszoo.VerificationError, match=r"gave no answer in 3 seconds"):
-        run_apart(f"{HERE}:hang", tmp_path, 3)
+        run_in_subprocess(f"{HERE}:hang", tmp_path, 3)
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
