@@ -3,25 +3,35 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# What benchmarks compare with has an environment of its own; `.peers/bin/pytest` also
-# runs the tests beside torchvision, timm, MediaPipe and OpenVINO.
+PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+# The libraries that benchmarks compare with have an environment of their own;
+# `.peers/bin/pytest` also runs the tests that need torchvision, timm, MediaPipe or OpenVINO.
 PEERS := .peers
 PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: help demo test lint format bench bench-all bench-quick clean
+.PHONY: help demo test test-slow test-all lint format bench bench-all bench-quick clean
 
 help:
-	@echo "make demo   fine-tune, export and verify a ResNet on real images"
-	@echo "make test   lint, types and tests"
-	@echo "make bench  reszoo beside its peers; bench-quick for a first look, bench-all for more"
-	@echo "make format let ruff format the code"
-	@echo "make clean  remove what make made"
+	@echo "make demo        fine-tune, export and verify a ResNet on real images"
+	@echo "make test        check format, lint and types, run the tests that are not slow"
+	@echo "make test-slow   run the slow tests"
+	@echo "make test-all    check format, lint and types, run all tests"
+	@echo "make format      format the code"
+	@echo "make bench       compare with other libraries: half an hour"
+	@echo "make bench-quick the same in a few minutes; bench-all measures more"
+	@echo "make clean       remove the environments and caches"
 
 demo: $(STAMP)
 	$(BIN)/reszoo demo
 
 test: lint
-	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow
+
+test-all: lint
+	$(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

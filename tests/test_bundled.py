@@ -69,6 +69,7 @@ def test_it_is_as_good_as_its_card_says(name: str, net: str, tested: Any) -> Non
     assert abs(top1 - told) < 0.002
 
 
+@pytest.mark.slow
 def test_the_default_recipe_fits_it_to_images_of_another_world() -> None:
     """With frozen batch normalisation the whole net collapsed on these scans."""
     tuned = reszoo.train(

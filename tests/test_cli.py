@@ -203,6 +203,7 @@ def test_mistakes_end_in_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_the_demo_does_it_all(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -129,12 +129,14 @@ def test_all_copies_of_a_variable_stay_equal(machine: Path) -> None:
     assert abs(apart["losses"][0] - one["losses"][0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_two_workers_with_shared_statistics_do_what_one_does(
     machine: Path, pair: Path
 ) -> None:
     assert_same_course(read(machine, "one"), read(pair, "synced"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synced", "whole"])
 def test_all_workers_end_with_equal_weights_and_statistics(
     pair: Path, name: str
@@ -145,6 +147,7 @@ def test_all_workers_end_with_equal_weights_and_statistics(
     np.testing.assert_array_equal(one["history"], other["history"])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_worker_stops_all_of_them(pair: Path) -> None:
     for worker in (0, 1):
         stopped = read(pair, "stopped", worker)
@@ -152,6 +155,7 @@ def test_a_signal_to_one_worker_stops_all_of_them(pair: Path) -> None:
         assert len(stopped["losses"]) == 5
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_others_with_an_error(pair: Path) -> None:
     survivor = read(pair, "killed")
     assert "Another worker is gone" in str(survivor["error"])
@@ -159,6 +163,7 @@ def test_a_killed_worker_ends_the_others_with_an_error(pair: Path) -> None:
     assert survivor["last_step_to_end"] < 60
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not(pair: Path) -> None:
     whole = read(pair, "whole")
     parts = [read(pair, name)["losses"] for name in ("stopped", "killed", "risen")]
@@ -169,6 +174,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not(pair: Path) -> 
         assert_equal_weights(whole, read(pair, "risen", worker))
 
 
+@pytest.mark.slow
 def test_workers_that_were_started_unlike_are_refused(pair: Path) -> None:
     for worker in (0, 1):
         error = str(read(pair, "unlike", worker)["error"])

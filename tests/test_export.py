@@ -87,6 +87,7 @@ def test_every_kind_of_net_exports(
         assert record.verification.max_difference < 1e-4
 
 
+@pytest.mark.slow
 def test_two_exports_have_the_same_bytes(
     run: Any, exported: Any, tmp_path: Path
 ) -> None:

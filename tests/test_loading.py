@@ -354,7 +354,14 @@ def test_torchvision_and_timm_load_what_reszoo_writes(tmp_path: Path) -> None:
         assert np.abs(answer - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["ResNet50", "ResNet101", "ResNet152"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ResNet50",
+        pytest.param("ResNet101", marks=pytest.mark.slow),
+        pytest.param("ResNet152", marks=pytest.mark.slow),
+    ],
+)
 def test_keras_applications_nets_convert_exactly(name: str) -> None:
     theirs = getattr(keras.applications, name)(
         weights=None, classes=20, classifier_activation=None, input_shape=(64, 64, 3)

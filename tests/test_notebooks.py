@@ -14,6 +14,7 @@ def notebook_of(path: Path) -> Any:
     return reads(path.read_text(encoding="utf-8"))  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTEBOOK_QUICK", "1")

@@ -285,6 +285,7 @@ def _stamp(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_processes_that_are_killed_or_told_to_end_can_be_resumed(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_what_cannot_be_studied_is_refused(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_shortcuts_let_fifty_dense_layers_learn(tmp_path: Path) -> None:
     result = reszoo.study("dense", layers=(50,), seeds=1, steps=70, output=tmp_path)
     plain, residual = result.courses
@@ -195,6 +196,7 @@ def test_shortcuts_let_fifty_dense_layers_learn(tmp_path: Path) -> None:
     assert max(first.gradients) < 100 * min(first.gradients)
 
 
+@pytest.mark.slow
 def test_convolutional_twins_learn_too(tmp_path: Path) -> None:
     shortcuts = ("projection", "none")
     result = reszoo.study(

@@ -15,6 +15,12 @@ import reszoo
 from reszoo.weights.names import assign_tensors, to_tensors
 
 GOLDEN = Path(__file__).parent / "golden" / "resnets.npz"
+# These two repeat ResNet-50's blocks, only more of them.
+DEEPEST = ("resnet101", "resnet152")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in DEEPEST else [])
+    for name in formula.NETS
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def assert_torch_exact(ours: dict[str, Any], torchs: dict[str, Any]) -> None:
             assert np.abs(ours[key] - expected).max() <= 1e-5 * largest, key
 
 
-@pytest.mark.parametrize("name", formula.NETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_stages_and_one_step_are_torchs(name: str, golden: Any) -> None:
     of_net = {
         key.removeprefix(f"{name}/"): value
@@ -83,7 +89,7 @@ def test_logits_stages_and_one_step_are_torchs(name: str, golden: Any) -> None:
     assert_torch_exact(our_answers(name), of_net)
 
 
-@pytest.mark.parametrize("name", formula.NETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_torchvision_and_timm_themselves_agree(name: str) -> None:
     torchvision, timm = import_torchvision(), import_timm()
     ours = our_answers(name)
