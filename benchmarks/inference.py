@@ -125,7 +125,7 @@ def make_files(net: str, folder: Path) -> None:
     images = draw_calibration(open_source(photos), serving.card, nothing)
     for name in missing:
         FORMATS[name].write(serving, folder / OURS[name], images)
-    int8.quantise_statically(folder / OURS["onnx"], folder / STATIC, images)
+    int8.quantize_static_file(folder / OURS["onnx"], folder / STATIC, images)
 
 
 def _make_photos(folder: Path) -> Path:
