@@ -217,7 +217,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         paths["LiteRT's quantizer"] = with_litert(
             serving, calibration, folder, given.peers
         )
-    targets, exact = examples.labels, probabilities(model, preprocessing, images)
+    targets, exact = examples.targets, probabilities(model, preprocessing, images)
     accuracy = float((exact.argmax(1) == targets).mean())
     rows = {}
     for name, path in paths.items():

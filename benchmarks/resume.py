@@ -81,7 +81,7 @@ def train_keras(folder: Path) -> None:
     keras.utils.set_random_seed(0)
     examples = open_source("digits").examples("train")
     images = np.asarray(examples.images, np.float32) / 255
-    batches = tf.data.Dataset.from_tensor_slices((images, examples.labels))
+    batches = tf.data.Dataset.from_tensor_slices((images, examples.targets))
     batches = batches.shuffle(len(examples), seed=0)
     batches = batches.map(lambda x, y: (tf.image.random_brightness(x, 0.2, 0), y))
     model = reszoo.build("resnet20", classes=10, input_shape=(SIDE, SIDE, 3), seed=0)

@@ -85,7 +85,7 @@ def evaluate(
             else the validation split, which training held out.
         batch_size: Images at a time.
         threads: Threads of the runtime; its own default if None.
-        bad_images: "skip" measures without unusable images, "recover" with what
+        bad_images: "skip" measures without unreadable images, "recover" with what
             there is of JPEGs that are cut short; otherwise they are errors.
 
     Raises:
@@ -104,7 +104,7 @@ def evaluate(
             parts.append(predictor.predict_prepared(batch))
             progress.advance(len(batch))
     name = f"{source.name} ({split or source.judging_split})"
-    return score(np.concatenate(parts), examples.labels, name)
+    return score(np.concatenate(parts), examples.targets, name)
 
 
 def prepared_batches(

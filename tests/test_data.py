@@ -25,13 +25,13 @@ def paths(source: Any, split: str) -> list[str]:
 def test_a_fifth_of_every_class_is_held_out_and_judged_on(tmp_path: Path) -> None:
     root = photos(tmp_path / "p", ("b", "a", "10", "2"), each=10)
     source = open_source(root)
-    assert source.class_names == ("10", "2", "a", "b")
+    assert source.labels == ("10", "2", "a", "b")
     assert source.examples() is source.examples("validation")
     assert len(source.examples("all")) == 40
     train, held = paths(source, "train"), paths(source, "validation")
     assert not set(train) & set(held)
     assert sorted(train + held) == sorted(paths(source, "all"))
-    assert set(Counter(source.examples("validation").labels).values()) == {2}
+    assert set(Counter(source.examples("validation").targets).values()) == {2}
     # Pinned: another draw would judge older models on what they were trained on.
     assert "".join(Path(path).stem for path in held) == "46294545"
 
@@ -62,7 +62,7 @@ def test_split_folders_may_be_capital_and_of_single_images(tmp_path: Path) -> No
     for split in ("Train", "Val"):
         photos(tmp_path / split, each=1)
     source = open_source(tmp_path)
-    assert source.class_names == ("cat", "dog")
+    assert source.labels == ("cat", "dog")
     sizes = {name: len(examples) for name, examples in source.splits.items()}
     assert sizes == {"train": 2, "validation": 2}
     (tmp_path / "Val" / "dog" / "0.png").unlink()
@@ -79,11 +79,11 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     source = open_source(photos(tmp_path, ("bus", "train"), each=3))
-    assert source.class_names == ("bus", "train")
+    assert source.labels == ("bus", "train")
     assert len(source.examples("all")) == 6
     shutil.rmtree(tmp_path / "train")
     photos(tmp_path / "train", each=2)
-    assert open_source(tmp_path).class_names == ("cat", "dog")
+    assert open_source(tmp_path).labels == ("cat", "dog")
 
 
 def test_hidden_files_and_folders_are_passed_over(folder: Path) -> None:
@@ -98,8 +98,8 @@ def test_hidden_files_and_folders_are_passed_over(folder: Path) -> None:
 def test_labels_follow_the_folders(folder: Path) -> None:
     source = open_source(folder)
     examples = source.examples("all")
-    for path, label in zip(examples.paths or (), examples.labels, strict=True):
-        assert Path(path).parent.name == source.class_names[label]
+    for path, label in zip(examples.paths or (), examples.targets, strict=True):
+        assert Path(path).parent.name == source.labels[label]
 
 
 def test_a_useless_folder_is_refused(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_digits_are_scikit_learns() -> None:
     source = open_source("digits")
     sizes = {name: len(examples) for name, examples in source.splits.items()}
     assert sum(sizes.values()) == 1797
-    assert source.class_names == tuple("0123456789")
+    assert source.labels == tuple("0123456789")
     images = source.examples("train").images
     assert images is not None
     assert images.shape[1:] == (8, 8, 3)
@@ -173,7 +173,7 @@ def test_a_folder_may_be_for_measuring_only(tmp_path: Path) -> None:
     for split in ("val", "test"):
         photos(tmp_path / split, each=1)
     source = open_source(tmp_path)
-    assert source.class_names == ("cat", "dog")
+    assert source.labels == ("cat", "dog")
     assert source.judging_split == "test"
     assert set(source.splits) == {"validation", "test"}
     with pytest.raises(reszoo.DataError, match="has no train split to learn from"):
@@ -184,7 +184,7 @@ def test_a_folder_may_be_for_measuring_only(tmp_path: Path) -> None:
 
 def test_classes_may_be_called_val_and_test(tmp_path: Path) -> None:
     root = photos(tmp_path, ("test", "val"), each=2)
-    assert open_source(root).class_names == ("test", "val")
+    assert open_source(root).labels == ("test", "val")
 
 
 @pytest.mark.parametrize("name", ["cat\n", "grey\u00a0cat", "caf\udce9"])

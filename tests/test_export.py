@@ -40,7 +40,7 @@ def digits(run: Any) -> Any:
     record = reszoo.card(run.model).preprocessing
     examples = open_source("digits").examples("test")
     images = np.concatenate(list(prepared_batches(examples, record, 64)))
-    return images, examples.labels, probabilities(run.model, record, images)
+    return images, examples.targets, probabilities(run.model, record, images)
 
 
 def small(name: str = "resnet20", **options: Any) -> Any:

@@ -34,7 +34,7 @@ def test_evaluation_shows_every_image_once_as_pillow_would(folder: Path) -> None
     assert [len(labels) for _, labels in batches] == [5, 5, 2]
     images = np.concatenate([images for images, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
-    np.testing.assert_array_equal(labels, examples.labels)
+    np.testing.assert_array_equal(labels, examples.targets)
     expected = np.stack([examples.prepared(i, RECORD) for i in range(12)])
     assert np.abs(images.astype(int) - expected).max() <= 1
 

@@ -27,7 +27,7 @@ def digit(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert images is not None
     path = tmp_path_factory.mktemp("digit") / "digit.png"
     Image.fromarray(images[7]).save(path)
-    return path, images[7], str(examples.labels[7])
+    return path, images[7], str(examples.targets[7])
 
 
 @pytest.fixture(params=["checkpoint", *(row.name for row in find_formats(EXPORTED))])

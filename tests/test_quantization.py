@@ -49,7 +49,9 @@ def test_calibration_takes_as_many_of_each_class(drawn: Any) -> None:
     examples = source.examples("train")
     every = prepared_batches(examples, card.preprocessing, 64)
     label_of = dict(
-        zip(map(fingerprint, np.concatenate(list(every))), examples.labels, strict=True)
+        zip(
+            map(fingerprint, np.concatenate(list(every))), examples.targets, strict=True
+        )
     )
     labels = [label_of[fingerprint(image)] for image in calibration.images]
     counts = np.bincount(labels, minlength=10)

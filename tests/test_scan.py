@@ -35,7 +35,7 @@ def test_a_clean_folder_leaves_nothing_to_do(tmp_path: Path, home: Path) -> None
     assert report.ok
     assert report.counts == {"train": (4, 12), "validation": (3, 3)}
     assert report.imbalance == 3
-    assert (report.unusable, report.warnings) == ((), {})
+    assert (report.unreadable, report.warnings) == ((), {})
     assert (report.leaks, report.conflicts, report.duplicates) == ((), (), ())
     assert str(report).splitlines() == [
         f"{tmp_path / 'p'}: 22 usable images in 2 classes",
@@ -87,7 +87,7 @@ def test_pictures_that_are_not_read_are_listed(folder: Path, home: Path) -> None
     unread.touch()
     report = scan(folder)
     assert not report.ok
-    (facts,) = report.unusable
+    (facts,) = report.unreadable
     assert facts.path == str(unread)
     assert "  cat/0.heic: files ending in .heic are not read" in str(report)
 
@@ -101,7 +101,7 @@ def test_a_report_lists_and_counts_what_is_wrong(tmp_path: Path, home: Path) -> 
     (root / "train" / "dog" / "turned.jpg").write_bytes(held(OTHER, 6, "JPEG"))
     report = scan(root)
     bad = {name for name, (_, facts) in ZOO.items() if facts.get("problem")}
-    assert {Path(facts.path).name for facts in report.unusable} == bad
+    assert {Path(facts.path).name for facts in report.unreadable} == bad
     names = {
         kind: sorted(map(name_of, paths)) for kind, paths in report.warnings.items()
     }
@@ -123,7 +123,7 @@ def test_a_report_lists_and_counts_what_is_wrong(tmp_path: Path, home: Path) -> 
     assert any("recover would use 2 of these" in line for line in lines)
     content = json.loads(json.dumps(report.to_json()))
     assert content["splits"]["train"] == {"cat": usable, "dog": 14}
-    assert len(content["unusable"]) == len(bad)
+    assert len(content["unreadable"]) == len(bad)
     assert content["warnings"]["cmyk"] == [str(root / "train" / "cat" / "cmyk.jpg")]
     assert content["duplicates"][0][0].keys() == {"path", "split", "label"}
 
@@ -142,7 +142,7 @@ def test_long_lists_are_cut_for_people_but_not_for_programs(
     lines = str(report).splitlines()
     assert sum("empty file" in line for line in lines) == 10
     assert "  and 15 more (all: --json)" in lines
-    assert len(report.to_json()["unusable"]) == 25
+    assert len(report.to_json()["unreadable"]) == 25
 
 
 def test_names_may_be_of_any_bytes(tmp_path: Path, home: Path) -> None:
@@ -180,5 +180,5 @@ def test_a_list_file_is_scanned(tmp_path: Path, home: Path) -> None:
     ]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     report = scan(tmp_path / "list.csv")
-    assert report.class_names == ("cat", "dog")
+    assert report.labels == ("cat", "dog")
     assert sum(map(sum, report.counts.values())) == 12

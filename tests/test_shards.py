@@ -58,11 +58,11 @@ def shards(mixed: Path, tmp_path: Path) -> Path:
 
 def test_shards_hold_the_images_of_their_source(mixed: Path, shards: Path) -> None:
     before, after = open_source(mixed), open_source(shards)
-    assert after.class_names == before.class_names
+    assert after.labels == before.labels
     assert list(after.splits) == ["train", "validation"]
     for split, examples in after.splits.items():
         originals = before.splits[split]
-        np.testing.assert_array_equal(examples.labels, originals.labels)
+        np.testing.assert_array_equal(examples.targets, originals.targets)
         indices = range(len(examples))
         for index in indices:
             one, other = originals.open(index), examples.open(index)
@@ -80,7 +80,7 @@ def test_shards_hold_the_images_of_their_source(mixed: Path, shards: Path) -> No
 def test_only_jpegs_that_need_nothing_are_copied(mixed: Path, tmp_path: Path) -> None:
     result = write_shards(mixed, tmp_path / "shards", side=SIDE)
     assert result.copied == 1
-    assert (result.images, result.unusable) == ({"train": 14, "validation": 4}, ())
+    assert (result.images, result.unreadable) == ({"train": 14, "validation": 4}, ())
     files = {Path(path).name: path for path in list_images(mixed).paths}
     source, copies = open_source(mixed), open_source(tmp_path / "shards")
     stored = {
@@ -106,7 +106,7 @@ def test_others_can_read_the_files(shards: Path) -> None:
     }
     records = tf.data.TFRecordDataset([str(shards / name) for name in names])
     rows = [tf.io.parse_single_example(record, features) for record in records]
-    assert [int(row["label"]) for row in rows] == list(examples.labels)
+    assert [int(row["label"]) for row in rows] == list(examples.targets)
     for number, row in enumerate(rows):
         assert row["image"].numpy() == examples.encoded(number)
     assert examples.name(0) == f"{shards / names[0]} record 0"
@@ -159,7 +159,7 @@ def test_bad_images_are_skipped_or_recovered_into_shards(
     cut.write_bytes(cut.read_bytes()[:-200])
     (mixed / "dog" / "0.png").write_bytes(b"")
     skipped = write_shards(mixed, tmp_path / "skip", side=SIDE, bad_images="skip")
-    assert [Path(image.path).name for image in skipped.unusable] == [
+    assert [Path(image.path).name for image in skipped.unreadable] == [
         "small.jpg",
         "0.png",
     ]
@@ -226,7 +226,7 @@ def test_missing_and_vanishing_shards_are_named(shards: Path) -> None:
 
 def test_bad_records_are_found_by_a_policy(shards: Path) -> None:
     source = open_source(shards)
-    examples, names = source.splits["train"], source.class_names
+    examples, names = source.splits["train"], source.labels
     records = examples.records
     assert records is not None
     with (shards / "train-00000.tfrecord").open("r+b") as file:
@@ -257,7 +257,7 @@ def test_arrays_become_shards(tmp_path: Path) -> None:
     result = write_shards(data, tmp_path / "shards", side=8)
     assert result.images == {"train": 8, "test": 2}
     source = open_source(tmp_path / "shards")
-    assert source.class_names == ("a", "b")
+    assert source.labels == ("a", "b")
     for index in range(8):
         shown = np.asarray(source.splits["train"].open(index)).astype(int)
         assert np.abs(shown - images[index]).max() <= 1

@@ -32,16 +32,16 @@ def test_a_list_holds_out_what_its_folder_would(folder: Path, header: str) -> No
     listing = list_images(folder)
     files = listing.splits["all"]
     lines = [
-        f'"{Path(path).relative_to(folder)}",{listing.class_names[label]}'
-        for path, label in zip(files.paths, files.labels, strict=True)
+        f'"{Path(path).relative_to(folder)}",{listing.labels[label]}'
+        for path, label in zip(files.paths, files.targets, strict=True)
     ]
     text = header + "\r\n".join(reversed(lines)) + "\r\n\r\n"
     source, expected = open_source(list_of(folder, text)), open_source(folder)
-    assert source.class_names == expected.class_names
+    assert source.labels == expected.labels
     assert list(source.splits) == ["all", "train", "validation"]
     for split, examples in source.splits.items():
         assert examples.paths == expected.splits[split].paths
-        np.testing.assert_array_equal(examples.labels, expected.splits[split].labels)
+        np.testing.assert_array_equal(examples.targets, expected.splits[split].targets)
 
 
 def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
@@ -55,8 +55,8 @@ def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
         "Zebra,test,dog/4.png\n"
     )
     source = open_source(list_of(folder, text))
-    assert source.class_names == ("Zebra", "ape, great", "émile")
-    found = {name: list(part.labels) for name, part in source.splits.items()}
+    assert source.labels == ("Zebra", "ape, great", "émile")
+    found = {name: list(part.targets) for name, part in source.splits.items()}
     assert found == {"train": [0, 1, 2], "validation": [0], "test": [0]}
     assert names(source, "train") == ["a, b", "1", "3"]
 
@@ -99,7 +99,7 @@ def test_a_missing_image_of_a_list_is_named_or_skipped(
         open_source(file)
     source = open_source(file, bad_images="skip")
     gone = [str(folder / name / "6.png") for name in ("cat", "dog")]
-    assert [image.path for image in source.unusable] == gone
+    assert [image.path for image in source.unreadable] == gone
 
 
 # What is wrong with a file -> how it is made from a good PNG.
@@ -135,12 +135,12 @@ def test_unusable_images_are_left_out_of_the_splits_they_were_in(
 ) -> None:
     root, before = spoiled
     source = open_source(root, bad_images=policy)
-    assert "".join(Path(image.path).stem for image in source.unusable) == lost
-    assert all(image.reason for image in source.unusable)
+    assert "".join(Path(image.path).stem for image in source.unreadable) == lost
+    assert all(image.reason for image in source.unreadable)
     for split, examples in before.splits.items():
         kept = [
             name
-            for name, label in zip(names(before, split), examples.labels, strict=True)
+            for name, label in zip(names(before, split), examples.targets, strict=True)
             if not (label and name in lost)
         ]
         assert names(source, split) == kept
@@ -166,8 +166,8 @@ def test_pictures_of_formats_that_are_not_read_are_named(
         (folder / "cat" / name).touch()
     told = "files ending in .heic are not read; convert them to PNG or JPEG"
     source = open_source(folder, bad_images="skip")
-    assert source.unusable[0] == (str(folder / "cat" / "a.HEIC"), told)
-    assert [Path(path).name for path, _ in source.unusable] == ["a.HEIC", "b.svg"]
+    assert source.unreadable[0] == (str(folder / "cat" / "a.HEIC"), told)
+    assert [Path(path).name for path, _ in source.unreadable] == ["a.HEIC", "b.svg"]
     assert len(source.splits["all"]) == 12
     with pytest.raises(reszoo.DataError, match=r"a\.HEIC cannot be used \(files end"):
         open_source(folder, bad_images="error")
@@ -257,11 +257,11 @@ def test_arrays_are_taken_whole_or_by_split() -> None:
     images = draw.integers(0, 256, (30, 5, 6, 3), np.uint8)
     labels = np.arange(30) % 12 % 11
     source = open_source((images, labels))
-    assert source.class_names == tuple(map(str, range(11)))
+    assert source.labels == tuple(map(str, range(11)))
     parts = {split: len(part) for split, part in source.splits.items()}
     assert parts == {"all": 30, "train": 19, "validation": 11}
     np.testing.assert_array_equal(source.splits["all"].images, images)
-    np.testing.assert_array_equal(source.splits["all"].labels, labels)
+    np.testing.assert_array_equal(source.splits["all"].targets, labels)
     words = np.array(["b", "B", "ä"])
     grey = images[..., 0]
     data = {
@@ -269,12 +269,12 @@ def test_arrays_are_taken_whole_or_by_split() -> None:
         "Val": (grey[..., None], words[[1, 0, 1] * 10]),
     }
     source = open_source(data)
-    assert source.class_names == ("B", "b", "ä")
-    assert Counter(source.splits["validation"].labels) == {0: 20, 1: 10}
+    assert source.labels == ("B", "b", "ä")
+    assert Counter(source.splits["validation"].targets) == {0: 20, 1: 10}
     shown = source.splits["train"].open(7)
     np.testing.assert_array_equal(shown, np.repeat(grey[7, ..., None], 3, -1))
     column = open_source((images, labels[:, None]))
-    np.testing.assert_array_equal(column.splits["all"].labels, labels)
+    np.testing.assert_array_equal(column.splits["all"].targets, labels)
 
 
 IMAGES, LABELS = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2

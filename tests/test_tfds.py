@@ -113,7 +113,7 @@ def test_a_prepared_data_set_is_read_in_its_own_files(prepared: Path) -> None:
     images = [noise(9, 7, seed) for seed in range(10)]
     _prepare(prepared, images, "1.0.0", train=10, test=4, extra=2)
     source = open_source("tfds:flowers", bad_images="error")
-    assert source.class_names == ("daisy", "tulip")
+    assert source.labels == ("daisy", "tulip")
     assert {name: len(part) for name, part in source.splits.items()} == {
         "train": 10,
         "test": 4,
@@ -129,7 +129,7 @@ def test_a_prepared_data_set_is_read_in_its_own_files(prepared: Path) -> None:
         for i in range(10)
     ]
     assert sorted(order) == list(range(10))
-    np.testing.assert_array_equal(train.labels, 1 - np.array(order) % 2)
+    np.testing.assert_array_equal(train.targets, 1 - np.array(order) % 2)
     assert not any(train.by_pillow if train.by_pillow is not None else [True])
     assert re.search(r"flowers-train\.tfrecord-\S+ record 3$", train.name(3))
     _prepare(prepared, images, "1.10.0", train=6)

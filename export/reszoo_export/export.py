@@ -85,7 +85,7 @@ def export(
             "digits"; the training split is used.
         verify: Images to compare on; `calibration` if None. Without either, only
             made-up images are compared.
-        bad_images: "skip" does without unusable images of the data, "recover" uses
+        bad_images: "skip" does without unreadable images of the data, "recover" uses
             what there is of truncated JPEGs; None or "error" ends with the first.
         labels: Names of the classes in order, where the model has none.
         preprocessing: How pictures were shown to a plain Keras model, where that

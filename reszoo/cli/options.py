@@ -35,7 +35,7 @@ Data = Annotated[
 BadImages = Annotated[
     str,
     typer.Option(
-        help="skip: leave unusable images out and name them; error: end with the "
+        help="skip: leave unreadable images out and name them; error: end with the "
         "first; recover: use what there is of truncated JPEGs."
     ),
 ]

@@ -60,7 +60,7 @@ def shard(
         bad_images=bad_images,
         overwrite=overwrite,
     )
-    for path, reason in result.unusable:
+    for path, reason in result.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     print(
         f"{sum(result.images.values()):,} images in {result.files:,} files, "

@@ -23,11 +23,11 @@ _DEEPEST = 16
 
 
 class Arrays(NamedTuple):
-    """Images `(n, height, width, 3)`, labels `(n,)`, and the classes' names."""
+    """Images `(n, height, width, 3)`, targets `(n,)` and labels."""
 
     images: Pixels
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    targets: NDArray[np.int64]
+    labels: tuple[str, ...]
 
 
 def read_digits() -> Arrays:
@@ -95,7 +95,7 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
         # A split that we are to draw needs an image on either side.
         check_counts(numbers["all"], names, 2, "the arrays")
         everything = splits["all"]
-        drawn = hold_out(everything.labels).items()
+        drawn = hold_out(everything.targets).items()
         splits |= {split: everything.take(indices) for split, indices in drawn}
     return names, splits, not _may_be_digits(names, parts.values())
 

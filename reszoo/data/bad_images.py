@@ -18,15 +18,15 @@ from reszoo.errors import DataError, UnknownNameError
 
 # Policy -> what it does, for help texts.
 POLICIES = {
-    "error": "name the first unusable image and stop",
-    "skip": "leave unusable images out and list them",
+    "error": "name the first unreadable image and stop",
+    "skip": "leave unreadable images out and list them",
     "recover": "as skip, but decode JPEGs that are cut short as far as they go",
 }
 # Images that are handed to the threads at a time.
 _WAVE = 256
 
 
-class Unusable(NamedTuple):
+class Unreadable(NamedTuple):
     """An image that is left out: its path or record, and why."""
 
     path: str
@@ -46,7 +46,7 @@ class Opened(NamedTuple):
     """Examples by split, what was left out, and pictures in two splits or classes."""
 
     splits: Splits
-    unusable: tuple[Unusable, ...]
+    unreadable: tuple[Unreadable, ...]
     warnings: tuple[str, ...]
 
 
@@ -83,18 +83,18 @@ def open_listing(listing: Listing, policy: str | None) -> Opened:
     for split, files in listing.splits.items():
         indices = np.asarray([position[path] for path in files.paths], np.int64)
         splits[split] = Examples(
-            files.labels,
+            files.targets,
             paths=files.paths,
             orientations=orientations[indices],
             by_pillow=by_pillow[indices],
         )
-    kept, unusable = _without(splits, problems, policy, listing.class_names)
-    return Opened(kept, unusable, warnings)
+    kept, unreadable = _without(splits, problems, policy, listing.labels)
+    return Opened(kept, unreadable, warnings)
 
 
 def screen_records(
-    splits: Splits, policy: str | None, class_names: tuple[str, ...]
-) -> tuple[Splits, tuple[Unusable, ...]]:
+    splits: Splits, policy: str | None, labels: tuple[str, ...]
+) -> tuple[Splits, tuple[Unreadable, ...]]:
     """Decode every image inside records and treat bad ones by a policy.
 
     Raises:
@@ -108,7 +108,7 @@ def screen_records(
     for pool in pools:
         for name, reason in _record_problems(pool, policy):
             _note(problems, name, reason, policy)
-    return _without(splits, problems, policy, class_names)
+    return _without(splits, problems, policy, labels)
 
 
 def _examined(
@@ -160,8 +160,8 @@ def _without(
     splits: Splits,
     problems: Mapping[str, str],
     policy: str | None,
-    class_names: tuple[str, ...],
-) -> tuple[Splits, tuple[Unusable, ...]]:
+    labels: tuple[str, ...],
+) -> tuple[Splits, tuple[Unreadable, ...]]:
     kept = {
         split: replace(_usable(examples, problems), recover=policy == "recover")
         for split, examples in splits.items()
@@ -169,14 +169,14 @@ def _without(
     if problems:
         for split, examples in kept.items():
             if split == "train":
-                check_counts(examples.labels, class_names, 1, "the usable images")
+                check_counts(examples.targets, labels, 1, "the usable images")
             elif not len(examples):
                 raise DataError(
                     f"No image of the {split} split can be used. The first: "
                     f"{splits[split].name(0)} ({problems[splits[split].name(0)]})."
                 )
-    unusable = tuple(Unusable(*problem) for problem in problems.items())
-    return kept, unusable
+    unreadable = tuple(Unreadable(*problem) for problem in problems.items())
+    return kept, unreadable
 
 
 def _usable(examples: Examples, problems: Mapping[str, str]) -> Examples:

@@ -32,7 +32,7 @@ class Decoder:
         self._examples = examples
         # Where there is a GPU, tensors would be copied there and back.
         with tf.device("CPU:0"):
-            self._labels = tf.constant(examples.labels)
+            self._targets = tf.constant(examples.targets)
             if examples.images is not None:
                 return
             held, odd = examples.orientations, examples.by_pillow
@@ -47,7 +47,7 @@ class Decoder:
 
     def label(self, index: tf.Tensor) -> tf.Tensor:
         """Return the label of one example: int64 `()`."""
-        return tf.gather(self._labels, index)
+        return tf.gather(self._targets, index)
 
     def image(self, index: tf.Tensor) -> tf.Tensor:
         """Return one picture, upright: uint8 `(height, width, 3)`."""

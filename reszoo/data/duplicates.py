@@ -44,7 +44,7 @@ class Entries:
         drawn = {name: f for name, f in listing.splits.items() if name != "all"}
         splits = drawn or listing.splits
         position = {path: index for index, path in enumerate(table.paths)}
-        self._classes, self._splits = listing.class_names, tuple(splits)
+        self._classes, self._splits = listing.labels, tuple(splits)
         self._table = table
         self._at = np.asarray(
             [position[path] for files in splits.values() for path in files.paths],
@@ -52,7 +52,7 @@ class Entries:
         )
         sizes = [len(files.paths) for files in splits.values()]
         self._split = np.repeat(np.arange(len(sizes)), sizes)
-        self._label = np.concatenate([files.labels for files in splits.values()])
+        self._label = np.concatenate([files.targets for files in splits.values()])
 
     def counts(self) -> dict[str, tuple[int, ...]]:
         """Return the number of usable images a class, by split."""

@@ -24,10 +24,10 @@ _HEADER = np.dtype([("orientation", np.int32), ("by_pillow", np.bool_)])
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and their labels; one of `images`, `paths` and `records` is given.
+    """Images and their targets; one of `images`, `paths` and `records` is given.
 
     Attributes:
-        labels: int64 `(n,)`, indices into the class names.
+        targets: int64 `(n,)`, indices into the labels.
         images: uint8 RGB `(n, height, width, 3)`.
         paths: Image files.
         records: Encoded images inside larger files.
@@ -38,7 +38,7 @@ class Examples:
         recover: Whether JPEGs that are cut short are decoded as far as they go.
     """
 
-    labels: NDArray[np.int64]
+    targets: NDArray[np.int64]
     images: Pixels | None = None
     paths: tuple[str, ...] | None = None
     records: Records | None = None
@@ -52,15 +52,15 @@ class Examples:
             raise TypeError("Examples need one of images, paths and records.")
 
     @classmethod
-    def from_arrays(cls, images: Pixels, labels: ArrayLike) -> "Examples":
+    def from_arrays(cls, images: Pixels, targets: ArrayLike) -> "Examples":
         """Wrap arrays: uint8 `(n, height, width, 3)` and `(n,)`."""
-        return cls(np.asarray(labels, np.int64), images=images)
+        return cls(np.asarray(targets, np.int64), images=images)
 
     @classmethod
     def from_paths(
-        cls, paths: Sequence[str | Path], labels: Sequence[int]
+        cls, paths: Sequence[str | Path], targets: Sequence[int]
     ) -> "Examples":
-        """Wrap image files and their labels; their headers are read.
+        """Wrap image files and their targets; their headers are read.
 
         Raises:
             DataError: A file is no image; names the path.
@@ -68,21 +68,21 @@ class Examples:
         names = tuple(map(str, paths))
         orientations, by_pillow = columns(read_header(name, name) for name in names)
         return cls(
-            np.asarray(labels, np.int64),
+            np.asarray(targets, np.int64),
             paths=names,
             orientations=orientations,
             by_pillow=by_pillow,
         )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def take(self, indices: NDArray[np.int64]) -> "Examples":
         """Return the examples at `indices`, in that order."""
         held, odd, records = self.orientations, self.by_pillow, self.records
         return replace(
             self,
-            labels=self.labels[indices],
+            targets=self.targets[indices],
             images=None if self.images is None else self.images[indices],
             paths=self.paths and tuple(self.paths[i] for i in indices),
             records=None if records is None else records.take(indices),

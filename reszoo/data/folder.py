@@ -161,9 +161,9 @@ def _files(folder: Path, names: tuple[str, ...], least: int) -> tuple[Files, lis
         )
     paths = tuple(path for name in names for path in by_class[name])
     counts = [len(by_class[name]) for name in names]
-    labels = np.repeat(np.arange(len(names)), counts).astype(np.int64)
-    check_counts(labels, names, least, f"{folder}{_passed_over(unread)}")
-    return Files(paths, labels), unread
+    targets = np.repeat(np.arange(len(names)), counts).astype(np.int64)
+    check_counts(targets, names, least, f"{folder}{_passed_over(unread)}")
+    return Files(paths, targets), unread
 
 
 def _passed_over(unread: list[str]) -> str:
@@ -235,15 +235,15 @@ def read_table(file: Path) -> Listing:
     if trained_on:
         # A split that we are to draw needs an image on either side.
         least = 2 if "all" in splits else 1
-        check_counts(trained_on.labels, names, least, str(file))
+        check_counts(trained_on.targets, names, least, str(file))
     if "all" in splits:
         splits = with_held_out(splits["all"])
     return Listing(str(file.parent), names, splits)
 
 
 def _table_files(rows: Sequence[_Row], numbers: dict[str, int]) -> Files:
-    labels = np.asarray([numbers[row.label] for row in rows], np.int64)
-    return Files(tuple(row.path for row in rows), labels)
+    targets = np.asarray([numbers[row.label] for row in rows], np.int64)
+    return Files(tuple(row.path for row in rows), targets)
 
 
 def _checked(file: Path) -> Iterator[_Row]:

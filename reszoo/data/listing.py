@@ -1,4 +1,4 @@
-"""List image files, their labels and their splits without opening them."""
+"""List image files, their targets and their splits without opening them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,56 +36,56 @@ def split_name(word: str) -> str | None:
     return _NAMES.get(word.strip().casefold())
 
 
-def hold_out(labels: NDArray[np.int64]) -> dict[str, Indices]:
+def hold_out(targets: NDArray[np.int64]) -> dict[str, Indices]:
     """Draw a fifth of every class as the validation split.
 
     Args:
-        labels: int64 `(n,)`, of all images in a fixed order.
+        targets: int64 `(n,)`, of all images in a fixed order.
 
     Returns:
-        Indices of "train" and "validation", the same for the same labels.
+        Indices of "train" and "validation", the same for the same targets.
     """
-    held, rest = _draw(labels, _HELD_OUT, _SEED)
+    held, rest = _draw(targets, _HELD_OUT, _SEED)
     return {"train": rest, "validation": held}
 
 
-def hold_out_test(labels: NDArray[np.int64]) -> dict[str, Indices]:
+def hold_out_test(targets: NDArray[np.int64]) -> dict[str, Indices]:
     """Draw a fifth of every class as the test split, a tenth as validation.
 
     Args:
-        labels: int64 `(n,)`, of all images in a fixed order.
+        targets: int64 `(n,)`, of all images in a fixed order.
 
     Returns:
-        Indices of "train", "validation" and "test", the same for the same labels.
+        Indices of "train", "validation" and "test", the same for the same targets.
     """
-    test, rest = _draw(labels, _NAMED_TEST, _SEED)
+    test, rest = _draw(targets, _NAMED_TEST, _SEED)
     share = _NAMED_VALIDATION / (1 - _NAMED_TEST)
-    validation, train = _draw(labels[rest], share, _SEED + 1)
+    validation, train = _draw(targets[rest], share, _SEED + 1)
     return {"train": rest[train], "validation": rest[validation], "test": test}
 
 
 def _draw(
-    labels: NDArray[np.int64], share: float, seed: int
+    targets: NDArray[np.int64], share: float, seed: int
 ) -> tuple[Indices, Indices]:
     """Draw a share of every class; at least one image stays on either side."""
     generator = np.random.default_rng(seed)
     held = []
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
+    for label in np.unique(targets):
+        members = generator.permutation(np.flatnonzero(targets == label))
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held.append(members[:count])
     first = np.sort(np.concatenate(held))
-    return first, np.setdiff1d(np.arange(len(labels)), first)
+    return first, np.setdiff1d(np.arange(len(targets)), first)
 
 
 _COUNTS = {1: "one image", 2: "two images"}
 
 
 class Files(NamedTuple):
-    """Image files and their labels, int64 `(n,)`."""
+    """Image files and their targets, int64 `(n,)`."""
 
     paths: tuple[str, ...]
-    labels: NDArray[np.int64]
+    targets: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Listing:
 
     Attributes:
         root: The folder that the names of images are told against.
-        class_names: Names in label order: sorted by code point.
+        labels: Names in label order: sorted by code point.
         splits: Files by name: "train", "validation", "test". Where the data has no
             splits, "train" and "validation" were drawn from "all", which is listed
             too.
@@ -102,7 +102,7 @@ class Listing:
     """
 
     root: str
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     splits: Mapping[str, Files]
     unread: tuple[str, ...] = ()
 
@@ -124,28 +124,28 @@ def why_unread(path: str) -> str:
 def with_held_out(files: Files) -> dict[str, Files]:
     """Return the files as "all", and the "train" and "validation" drawn from them."""
     parts = {
-        name: Files(tuple(files.paths[i] for i in indices), files.labels[indices])
-        for name, indices in hold_out(files.labels).items()
+        name: Files(tuple(files.paths[i] for i in indices), files.targets[indices])
+        for name, indices in hold_out(files.targets).items()
     }
     return {"all": files, **parts}
 
 
 def check_counts(
-    labels: NDArray[np.int64], class_names: Sequence[str], least: int, where: str
+    targets: NDArray[np.int64], labels: Sequence[str], least: int, where: str
 ) -> None:
-    """Refuse labels in which a class has too few images.
+    """Refuse targets in which a class has too few images.
 
     Args:
-        labels: int64 `(n,)`, indices into `class_names`.
-        class_names: All classes.
+        targets: int64 `(n,)`, indices into `labels`.
+        labels: All classes.
         least: 1, or 2 where a split is drawn and needs an image on either side.
         where: The folder, file or split, for the message.
 
     Raises:
         DataError: A class has fewer; lists all such classes.
     """
-    counts = np.bincount(labels, minlength=len(class_names))
-    bare = [name for name, n in zip(class_names, counts, strict=True) if n < least]
+    counts = np.bincount(targets, minlength=len(labels))
+    bare = [name for name, n in zip(labels, counts, strict=True) if n < least]
     if bare:
         raise DataError(
             f"Every class needs at least {_COUNTS[least]}. Too few in {where}: "
@@ -161,9 +161,9 @@ _OF_CHARACTERS = (
 )
 
 
-def are_digits(class_names: Sequence[str]) -> bool:
+def are_digits(labels: Sequence[str]) -> bool:
     """Return whether the classes are the ten digits, "0" to "9", by name."""
-    return tuple(class_names) == _DIGITS
+    return tuple(labels) == _DIGITS
 
 
 def is_of_characters(data_set: str) -> bool:

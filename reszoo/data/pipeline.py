@@ -197,7 +197,7 @@ def training_batches(
         return [
             indices.ravel(),
             keys.reshape(-1, keys.shape[-1]),
-            examples.labels[indices].ravel(),
+            examples.targets[indices].ravel(),
             draws.reshape(-1, draws.shape[-1]),
         ]
 
@@ -236,13 +236,13 @@ def _finisher(
     fill = _mean_colour(record)
 
     def finish(
-        images: tf.Tensor, labels: tf.Tensor, draws: tf.Tensor
+        images: tf.Tensor, targets: tf.Tensor, draws: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         if augmentation.crop == "pad" and augmentation.pad:
             images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
         if augmentation.flip and augmentation.crop != "resized":
             images = geometry.mirror(images, draws[:, 2])
-        return images, labels
+        return images, targets
 
     return finish
 

@@ -38,9 +38,9 @@ class ScanReport:
     Attributes:
         data: What was scanned.
         root: The folder that lines tell paths against.
-        class_names: Names in label order.
-        counts: Usable images a class, in label order, by split.
-        unusable: Files that cannot be used.
+        labels: Sorted by code point.
+        counts: Usable images of each class, in the order of the labels, by split.
+        unreadable: Files that cannot be used.
         warnings: Usable files by kind, a key of `KINDS`.
         leaks: Pictures in more than one split.
         conflicts: Pictures in more than one class.
@@ -49,9 +49,9 @@ class ScanReport:
 
     data: str
     root: str
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
-    unusable: tuple[Facts, ...]
+    unreadable: tuple[Facts, ...]
     warnings: Mapping[str, tuple[str, ...]]
     leaks: tuple[Group, ...]
     conflicts: tuple[Group, ...]
@@ -60,7 +60,7 @@ class ScanReport:
     @property
     def ok(self) -> bool:
         """Whether every image can be used and none is in two splits."""
-        return not self.unusable and not self.leaks
+        return not self.unreadable and not self.leaks
 
     @property
     def imbalance(self) -> float:
@@ -78,17 +78,17 @@ class ScanReport:
             "data": printable(self.data),
             "ok": self.ok,
             "splits": {
-                split: dict(zip(map(printable, self.class_names), found, strict=True))
+                split: dict(zip(map(printable, self.labels), found, strict=True))
                 for split, found in self.counts.items()
             },
             "imbalance": round(self.imbalance, 2) if finite else None,
-            "unusable": [
+            "unreadable": [
                 {
                     "path": printable(facts.path),
                     "reason": facts.problem,
                     "recoverable": facts.recoverable,
                 }
-                for facts in self.unusable
+                for facts in self.unreadable
             ],
             "leaks": _groups_json(self.leaks),
             "conflicts": _groups_json(self.conflicts),
@@ -105,7 +105,7 @@ class ScanReport:
     def lines(self) -> Iterator[str]:
         """Yield the report for people; lists are cut, and what to do comes last."""
         yield from self._summary()
-        yield from self._unusable()
+        yield from self._unreadable()
         yield from self._groups("In more than one split", self.leaks)
         yield from self._groups("In more than one class", self.conflicts)
         yield from self._groups("More than once", self.duplicates)
@@ -115,13 +115,13 @@ class ScanReport:
     def _summary(self) -> Iterator[str]:
         usable = sum(map(sum, self.counts.values()))
         images = _count(usable, "usable image")
-        yield f"{printable(self.data)}: {images} in {len(self.class_names)} classes"
+        yield f"{printable(self.data)}: {images} in {len(self.labels)} classes"
         width = max(map(len, self.counts))
         for split, counts in self.counts.items():
             yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
 
     def _classes(self, counts: tuple[int, ...]) -> str:
-        named = zip(map(printable, self.class_names), counts, strict=True)
+        named = zip(map(printable, self.labels), counts, strict=True)
         told = [f"{name} {count:,}" for name, count in named]
         if len(told) <= _CLASSES:
             return ", ".join(told)
@@ -130,11 +130,12 @@ class ScanReport:
         least, most = (counts.index(end(counts)) for end in (min, max))
         return f"from {told[least]} to {told[most]}"
 
-    def _unusable(self) -> Iterator[str]:
-        if self.unusable:
-            yield f"Cannot be used: {_count(len(self.unusable), 'image')}"
+    def _unreadable(self) -> Iterator[str]:
+        if self.unreadable:
+            yield f"Cannot be used: {_count(len(self.unreadable), 'image')}"
             yield from _cut(
-                f"{self._short(facts.path)}: {facts.problem}" for facts in self.unusable
+                f"{self._short(facts.path)}: {facts.problem}"
+                for facts in self.unreadable
             )
 
     def _groups(self, title: str, groups: tuple[Group, ...]) -> Iterator[str]:
@@ -164,12 +165,12 @@ class ScanReport:
         yield from (f"  {line}" for line in todo)
 
     def _todo(self) -> Iterator[str]:
-        if self.unusable:
+        if self.unreadable:
             yield (
                 "Replace what cannot be used or take it out; or train without it: "
                 '--bad-images skip (bad_images="skip").'
             )
-        part = sum(facts.recoverable for facts in self.unusable)
+        part = sum(facts.recoverable for facts in self.unreadable)
         if part:
             yield f"--bad-images recover would use {part:,} of these as far as they go."
         if self.leaks:
@@ -243,9 +244,9 @@ def _report(data: str, listing: Listing, table: FactTable) -> ScanReport:
     return ScanReport(
         data=data,
         root=listing.root,
-        class_names=listing.class_names,
+        labels=listing.labels,
         counts=entries.counts(),
-        unusable=tuple(_unusable(listing, table)),
+        unreadable=tuple(_unreadable(listing, table)),
         warnings=_warnings(table),
         leaks=tuple(group for group in groups if group.splits > 1),
         conflicts=tuple(group for group in groups if group.labels > 1),
@@ -257,7 +258,7 @@ def _report(data: str, listing: Listing, table: FactTable) -> ScanReport:
     )
 
 
-def _unusable(listing: Listing, table: FactTable) -> Iterator[Facts]:
+def _unreadable(listing: Listing, table: FactTable) -> Iterator[Facts]:
     for index in np.flatnonzero(~table.usable):
         yield table[int(index)]
     for path in listing.unread:

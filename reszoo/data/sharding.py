@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from reszoo.console import Progress
-from reszoo.data.bad_images import Unusable
+from reszoo.data.bad_images import Unreadable
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import JPEG_END, is_jpeg, opened
 from reszoo.data.shards import (
@@ -50,7 +50,7 @@ class ShardResult:
         copied: How many of them are the very bytes of their files.
         files: Number of TFRecord files.
         bytes: Their size together.
-        unusable: Images that were left out, and why.
+        unreadable: Images that were left out, and why.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class ShardResult:
     copied: int
     files: int
     bytes: int
-    unusable: tuple[Unusable, ...]
+    unreadable: tuple[Unreadable, ...]
 
 
 class _Jpeg(NamedTuple):
@@ -112,7 +112,7 @@ def write_shards(
         for split, examples in splits.items():
             writer = _SplitWriter(unfinished, split, per_shard)
             jpegs = _jpegs(examples, side, quality)
-            for jpeg, label in zip(jpegs, examples.labels, strict=True):
+            for jpeg, label in zip(jpegs, examples.targets, strict=True):
                 writer.add(jpeg.data, int(label))
                 copied += jpeg.copied
                 progress.advance()
@@ -126,7 +126,7 @@ def write_shards(
         copied=copied,
         files=len(shards),
         bytes=sum(shard.bytes for shard in shards),
-        unusable=source.unusable,
+        unreadable=source.unreadable,
     )
 
 
@@ -238,7 +238,7 @@ def _index(
     source: Source, side: int, quality: int, splits: dict[str, tuple[Shard, ...]]
 ) -> Index:
     return Index(
-        class_names=source.class_names,
+        class_names=source.labels,
         mirror_safe=source.mirror_safe,
         side=side,
         quality=quality,

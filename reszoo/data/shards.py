@@ -81,7 +81,7 @@ class Index:
 class Sharded:
     """Shards that were opened: classes, examples by split, and what to mirror."""
 
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     splits: Mapping[str, Examples]
     mirror_safe: bool
 

@@ -13,7 +13,7 @@ from reszoo.data import arrays, folder, shards, tfds
 from reszoo.data import arrays as digits
 from reszoo.data import folder as list_file
 from reszoo.data.bad_images import (
-    Unusable,
+    Unreadable,
     check_policy,
     open_listing,
     screen_records,
@@ -36,25 +36,25 @@ class Source:
 
     Attributes:
         name: What it was opened as, for messages and cards.
-        class_names: Names in label order: sorted by code point; integer labels in
-            the order of the numbers.
+        labels: Sorted by code point; of integer targets, in the order of the
+            numbers.
         splits: Examples by name: "train", "validation", "test", or "all".
         mirror_safe: Whether a mirrored image still belongs to its class. False where
             the classes are named "0" to "9", for a mirrored digit is none; for data
             sets of TensorFlow Datasets with digits or letters (MNIST, SVHN); and for
             arrays with the integer labels 0 to 9 whose images are grey. In colour,
             such arrays may be CIFAR-10 or SVHN: True.
-        unusable: Images that were left out, and why.
+        unreadable: Images that were left out, and why.
         root: The folder that paths are told against, if there is one.
         warnings: A line for every two splits that share pictures, and one for
             pictures in two classes; of folders and lists whose files were decoded.
     """
 
     name: str
-    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
     splits: Mapping[str, Examples]
     mirror_safe: bool = True
-    unusable: tuple[Unusable, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
     root: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -113,12 +113,12 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
         bad_images: None reads the headers of files only, and refuses a bad one.
             Otherwise every file of a folder or a list, and every image of TensorFlow
             Datasets, is decoded once before anything else: "error" names the first
-            unusable image, "skip" leaves unusable ones out and lists them in
-            `Source.unusable`, "recover" does too but keeps JPEGs that are cut short.
-            Pictures in a folder whose format is not read (HEIC) are unusable.
+            unreadable image, "skip" leaves unreadable ones out and lists them in
+            `Source.unreadable`, "recover" does too but keeps JPEGs that are cut short.
+            Pictures in a folder whose format is not read (HEIC) are unreadable.
 
     Raises:
-        DataError: There are no images, one class, or an unusable image.
+        DataError: There are no images, one class, or an unreadable image.
         UsageError: The data is none of these kinds.
     """
     check_policy(bad_images)
@@ -127,11 +127,11 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     word = _word(data)
     if word.startswith(tfds.PREFIX):
         names, records = tfds.read(word, strict=bad_images is None)
-        splits, unusable = screen_records(records, bad_images, names)
+        splits, unreadable = screen_records(records, bad_images, names)
         safe = not (
             are_digits(names) or is_of_characters(word.removeprefix(tfds.PREFIX))
         )
-        return Source(word, names, splits, safe, unusable)
+        return Source(word, names, splits, safe, unreadable)
     if word in NAMED and not Path(word).exists():
         return NAMED[word]()
     if shards.is_sharded(word):
@@ -140,10 +140,10 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     opened = open_listing(listing, bad_images)
     return Source(
         str(Path(word)),
-        listing.class_names,
+        listing.labels,
         opened.splits,
-        not are_digits(listing.class_names),
-        opened.unusable,
+        not are_digits(listing.labels),
+        opened.unreadable,
         listing.root,
         opened.warnings,
     )
@@ -179,16 +179,16 @@ def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> N
 
     Args:
         source: The images.
-        labels: The model's class names in order; None if it was never told.
+        labels: The model's labels in order; None if they are not recorded.
         whose: The model, for the message.
 
     Raises:
         DataError: The classes differ; the message lists the difference.
     """
-    if labels is None or tuple(labels) == source.class_names:
+    if labels is None or tuple(labels) == source.labels:
         return
-    only_model = sorted(set(labels) - set(source.class_names))
-    only_data = sorted(set(source.class_names) - set(labels))
+    only_model = sorted(set(labels) - set(source.labels))
+    only_data = sorted(set(source.labels) - set(labels))
     difference = "; ".join(
         f"only {where}: {', '.join(names)}"
         for where, names in (
@@ -218,7 +218,7 @@ def _open_shards(root: Path) -> Source:
     found = shards.read(root)
     return Source(
         str(root),
-        found.class_names,
+        found.labels,
         found.splits,
         found.mirror_safe,
         root=str(root),
@@ -227,12 +227,12 @@ def _open_shards(root: Path) -> Source:
 
 def _digits() -> Source:
     scans = digits.read_digits()
-    everything = Examples.from_arrays(scans.images, scans.labels)
+    everything = Examples.from_arrays(scans.images, scans.targets)
     splits = {
         split: everything.take(indices)
-        for split, indices in hold_out_test(everything.labels).items()
+        for split, indices in hold_out_test(everything.targets).items()
     }
-    return Source("digits", scans.class_names, splits, mirror_safe=False)
+    return Source("digits", scans.labels, splits, mirror_safe=False)
 
 
 def fingerprint(source: "Source") -> dict[str, Any]:
@@ -254,12 +254,12 @@ def fingerprint(source: "Source") -> dict[str, Any]:
         # It holds what the other splits hold.
         if split != "all"
     }
-    return {"classes": list(source.class_names), **splits}
+    return {"classes": list(source.labels), **splits}
 
 
 def _digest(examples: Examples, root: str | None) -> str:
     digest = hashlib.sha256()
-    digest.update(examples.labels.astype("<i8").tobytes())
+    digest.update(examples.targets.astype("<i8").tobytes())
     digest.update(bytes([examples.recover]))
     for part in _contents(examples, root):
         # A length before each part keeps "ab", "c" apart from "a", "bc".

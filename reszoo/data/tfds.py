@@ -70,7 +70,7 @@ def read(
     }
     if set(splits) == {"train"}:
         everything = splits["train"]
-        drawn = hold_out(everything.labels).items()
+        drawn = hold_out(everything.targets).items()
         splits = {"all": everything} | {s: everything.take(i) for s, i in drawn}
     return names, splits
 

@@ -496,7 +496,7 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
     report = RunReport(
         net=setting.card.architecture.spec,
         data=setting.source.name,
-        class_names=setting.source.class_names,
+        class_names=setting.source.labels,
         training_images=len(run.examples),
         history=run.chronicle.history,
         best_epoch=run.chronicle.best.epoch,
@@ -504,7 +504,7 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
         recipe=recipe.to_json(),
         defaults=defaults,
         batch_norm=run.engine.batch_norm,
-        skipped=setting.source.unusable,
+        skipped=setting.source.unreadable,
         repeat=command,
         export=export_command(folder, setting.source),
         versions=library_versions(),
@@ -523,7 +523,7 @@ def export_command(folder: Path, source: Source) -> list[str]:
     command += ["--output", str(folder / "export")]
     if source.root is not None or source.name != "arrays":
         command += ["--verify", source.name]
-    if source.unusable:
+    if source.unreadable:
         command += ["--bad-images", "skip"]
     return command
 
@@ -536,7 +536,7 @@ def _judged(run: "Run") -> Judged | None:
     run.judge.assign_tensors(run.chronicle.best_tensors)
     return Judged(
         split=split,
-        labels=examples.labels,
+        labels=examples.targets,
         probabilities=run.judge.probabilities(examples),
         picture=examples.open,
         name_of=examples.name,

@@ -262,7 +262,7 @@ def _learner(family: Family, net: Net, plan: Plan, source: Source) -> Learner:
     # The graph of the net before would stay for as long as the session.
     keras.backend.clear_session()
     with computing_in(precision(recipe)):
-        side, classes = plan.record.train_size, len(source.class_names)
+        side, classes = plan.record.train_size, len(source.labels)
         model = family.build(net, side, classes, 0)
     if recipe.bn_momentum is not None:
         set_momentum(model, recipe.bn_momentum)

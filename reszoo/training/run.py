@@ -145,7 +145,7 @@ class Judge:
         examples = self._source.examples(split)
         name = f"{self._source.name} ({split})"
         if self._devices.is_chief:
-            found = score(self.probabilities(examples), examples.labels, name)
+            found = score(self.probabilities(examples), examples.targets, name)
         else:
             found = Metrics(top1=0, top5=0, loss=0, images=len(examples), data=name)
         numbers = (found.top1, found.top5, found.loss)

@@ -98,7 +98,7 @@ def train(
         resume: Whether to go on with the run in `output`, exactly as if it had never
             stopped. Without a state there it begins.
         overwrite: Whether a run that is there already may be replaced.
-        bad_images: "skip" leaves unusable images out and names them, "error" ends
+        bad_images: "skip" leaves unreadable images out and names them, "error" ends
             with the first, "recover" uses what there is of truncated JPEGs.
         save_every: Seconds between two states within an epoch.
         strategy: "mirrored" spreads every batch over the GPUs of this machine,
@@ -174,7 +174,7 @@ def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None
 
 
 def _tell_about(source: Source) -> None:
-    for path, reason in source.unusable:
+    for path, reason in source.unreadable:
         say(f"skipped {path}: {reason}")
     for warning in source.warnings:
         say(f"Note: {warning}")
@@ -191,7 +191,7 @@ def _net(
             model,
             weights=weights,
             input_shape=_shape(recipe),
-            classes=source.class_names,
+            classes=source.labels,
             zero_init_residual=recipe.zero_init_residual and weights is None,
             seed=recipe.seed,
         )
@@ -240,7 +240,7 @@ def _setting(
 
 
 def _labelled(card: Card, source: Source) -> Card:
-    classes, names = card.architecture.classes, source.class_names
+    classes, names = card.architecture.classes, source.labels
     if not card.architecture.include_top:
         raise UsageError(
             "Training needs a net with a classifier. Received: a net without; build it "
@@ -316,7 +316,7 @@ def _announce(run: Run) -> None:
     mirrored = ", mirrored at random" if setting.augmentation.flip else ""
     say(
         f"{_title(setting)}: {len(run.examples):,} images{mirrored}, "
-        f"{len(setting.source.class_names)} classes, {_length(setting)}, "
+        f"{len(setting.source.labels)} classes, {_length(setting)}, "
         f"{precision(setting.recipe)}; {run.engine.batch_norm}"
     )
     if run.finished:

@@ -145,10 +145,10 @@ def _balanced_order(examples: Examples, seed: int) -> np.ndarray:
     """Return all indices, taking turns among the classes."""
     generator = np.random.default_rng(seed)
     turns = np.empty(len(examples))
-    for label in np.unique(examples.labels):
-        members = generator.permutation(np.flatnonzero(examples.labels == label))
+    for label in np.unique(examples.targets):
+        members = generator.permutation(np.flatnonzero(examples.targets == label))
         turns[members] = np.arange(len(members))
-    return np.lexsort((examples.labels, turns))
+    return np.lexsort((examples.targets, turns))
 
 
 # Range of an activation: the least and the greatest value that this share of the

@@ -168,7 +168,7 @@ def make_reference(
     if source is not None:
         check_classes(source, card.labels, "the model")
         examples = source.examples()
-        labels = examples.labels
+        labels = examples.targets
         images = np.concatenate(
             list(prepared_batches(examples, card.preprocessing, 64))
         )
