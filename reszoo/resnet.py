@@ -13,6 +13,7 @@ from reszoo.blocks import residual
 from reszoo.errors import UsageError
 from reszoo.layers import (
     BatchNormalization,
+    Conv2D,
     IdentityShortcut,
     StochasticDepth,
     layer_seed,
@@ -174,7 +175,7 @@ class _Builder:
         if stride > 1 and kernel > 1:
             pad = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}.pad", **_NHWC)
             x = pad(x)
-        x = keras.layers.Conv2D(
+        x = Conv2D(
             filters,
             kernel,
             stride,

@@ -5,11 +5,65 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from reszoo.layers import BatchNormalization, IdentityShortcut
+from reszoo.layers import BatchNormalization, Conv2D, IdentityShortcut
 
 
 def data(seed: int = 0) -> Any:
     return np.random.default_rng(seed).normal(2, 3, (4, 5, 6, 7)).astype(np.float32)
+
+
+def by_group(layer: Any, x: Any) -> Any:
+    """Convolve every group by itself, which needs no grouped kernel."""
+    kernel = tf.cast(layer.kernel.value, x.dtype)
+    kernels = tf.split(kernel, layer.groups, axis=-1)
+    parts = tf.split(x, layer.groups, axis=-1)
+    padding = layer.padding.upper()
+    return tf.concat(
+        [
+            tf.nn.conv2d(part, kernel, layer.strides, padding)
+            for part, kernel in zip(parts, kernels, strict=True)
+        ],
+        axis=-1,
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(("strides", "padding"), [(1, "same"), (2, "valid")])
+def test_a_grouped_convolution_equals_one_of_each_group(
+    strides: int, padding: str, dtype: str
+) -> None:
+    layer = Conv2D(12, 3, strides, padding, groups=4, use_bias=False, dtype=dtype)
+    x = tf.constant(np.random.default_rng(0).normal(size=(2, 9, 11, 8)), tf.float32)
+    layer.build(x.shape)
+    found = []
+    for call in (layer, lambda x: by_group(layer, tf.cast(x, layer.compute_dtype))):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            answer = call(x)
+            loss = tf.reduce_sum(tf.cast(answer, tf.float32) ** 2)
+        found.append([answer, *tape.gradient(loss, [x, layer.kernel.value])])
+    ours, expected = found
+    tolerance = 1e-6 if dtype == "float32" else 2e-2
+    for one, other in zip(ours, expected, strict=True):
+        one, other = (np.asarray(tf.cast(each, tf.float32)) for each in (one, other))
+        assert one.shape == other.shape
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+def test_a_grouped_convolution_is_traced_without_xla() -> None:
+    layer = Conv2D(8, 3, padding="same", groups=2)
+    layer.build((None, 8, 8, 4))
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(layer(x) ** 2)
+        return tape.gradient(loss, layer.kernel.value)
+
+    graph = step.get_concrete_function(tf.TensorSpec((1, 8, 8, 4))).graph
+    kinds = {operation.type for operation in graph.get_operations()}
+    assert {"Conv2D", "Conv2DBackpropFilter"} <= kinds
+    assert not [kind for kind in kinds if "Call" in kind or "XLA" in kind.upper()]
 
 
 def twins() -> tuple[Any, Any]:
@@ -94,11 +148,14 @@ def test_option_a_keeps_every_second_pixel_between_zero_channels() -> None:
     assert not y[..., 4:].any()
 
 
-def test_both_layers_survive_a_keras_file(tmp_path: Any) -> None:
+def test_layers_survive_a_keras_file(tmp_path: Any) -> None:
     image = keras.Input((8, 8, 2))
-    outputs = IdentityShortcut(4, 2)(BatchNormalization()(image))
+    x = Conv2D(2, 3, groups=2)(BatchNormalization()(image))
+    outputs = IdentityShortcut(4, 2)(keras.layers.Conv2D(2, 1)(x))
     model = keras.Model(image, outputs)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
+    kinds = [type(layer) for layer in again.layers]
+    assert kinds == [type(layer) for layer in model.layers]
     x = np.random.default_rng(0).normal(size=(1, 8, 8, 2)).astype(np.float32)
     np.testing.assert_array_equal(model(x), again(x))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from reszoo.errors import UsageError
+from reszoo.layers import Conv2D
 from reszoo.weights.names import Tensors
 from reszoo_export.folding import Statistics, fold_one
 
@@ -192,7 +193,7 @@ def read_convolution(value: Value) -> Convolution | None:
     if normed is None or not isinstance(normed.layer, keras.layers.BatchNormalization):
         return None
     call = caller(normed.inputs[0])
-    if call is None or type(call.layer) is not keras.layers.Conv2D:
+    if call is None or type(call.layer) not in (keras.layers.Conv2D, Conv2D):
         raise not_understood(call, "the convolution before a batch normalisation")
     _check_norm(normed)
     _check_plain(call)
