@@ -4,7 +4,7 @@ Run: python benchmarks/bundle.py RUN_FOLDER DATA
 
 DATA is the folder with train/ and test/ that the run was trained on. The card gets the
 accuracy on its 10,000 test images and the commands that repeat its training, also the
-earlier one whose weights it began from, and no path of this machine.
+earlier one whose weights it started from, but no paths of this machine.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SPLIT = f"{DATA}, the 10,000 test images"
 
 
 def commands(spec: str, provenance: Mapping[str, Any], run: str = "RUN") -> list[str]:
-    """Return the commands that repeat a training and those that it began from."""
+    """Return the commands that repeat a training and the one that it started from."""
     before, weights, earlier = provenance.get("began_as"), None, []
     if before is not None:
         earlier = commands(spec, before, f"{run}0")
@@ -56,11 +56,11 @@ def main() -> None:
         Metric(name="top5", value=measured.top5, data=SPLIT),
     ]
     provenance = without_paths(card.provenance)
-    net = card.architecture.spec
-    provenance["command"] = " && ".join(commands(net, provenance))
+    spec = card.architecture.spec
+    provenance["command"] = " && ".join(commands(spec, provenance))
     provenance["licence"] = "Apache-2.0"
     card = replace(card, provenance=provenance, metrics=tuple(metrics))
-    target = BUNDLED["cifar10"][net]
+    target = BUNDLED["cifar10"][spec]
     target.parent.mkdir(exist_ok=True)
     reszoo.save(model, target, card)
     print(f"{target.name}: {measured.top1:.2%} top-1, {target.stat().st_size:,} bytes")

@@ -1,12 +1,12 @@
-"""Does every net become every format, verified, and twice the same bytes?
+"""Does every model export to every format, verified and reproducibly?
 
-Run: python benchmarks/every_export.py [--nets LIST] [--formats LIST] [--json FILE]
+Run: python benchmarks/every_export.py [--models LIST] [--formats LIST] [--json FILE]
 
-Nets are names, which get random weights and statistics by a seed, or checkpoints of
-trained nets, whose data `--images` names. Each is exported twice by `reszoo export`:
+Models are names, which get random weights and statistics from a seed, or checkpoints
+of trained models, whose data is `--images`. Each is exported twice by `reszoo export`:
 in two processes with another PYTHONHASHSEED and another working folder. Every file
 must pass the export's own verification, and be the same byte for byte both times.
-Random nets are those of random_nets.py. Exits 1 if anything is missing.
+Random models are those of random_models.py. Exits 1 if any file is not so.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from random_nets import CLASSES, TEST, random_checkpoint
+from random_models import CLASSES, TEST, random_checkpoint
 
-NETS = (
+MODELS = (
     "resnet18,resnet34,resnet50,resnet101,resnet152,"
     "reszoo/bundled/resnet20-cifar10.safetensors,"
     "reszoo/bundled/resnet32-cifar10.safetensors"
@@ -35,10 +35,10 @@ HASH_SEEDS = ("1", "4242")
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one net in one format.
+    """The result of one model in one format.
 
     Attributes:
-        net: Its name, or its checkpoint.
+        model: Its name, or its checkpoint.
         format: One of `--formats`.
         bytes: Size of the file; 0 where there is none.
         problems: Why it is not verified, in either process.
@@ -47,7 +47,7 @@ class Row:
         seconds: That the export of all formats took, mean of both.
     """
 
-    net: str
+    model: str
     format: str
     bytes: int
     problems: tuple[str, ...]
@@ -62,14 +62,14 @@ class Row:
 
 
 @contextmanager
-def prepared(net: str, given: argparse.Namespace) -> Iterator[tuple[Path, str, str]]:
-    """Yield a folder to work in, the net's checkpoint, and its data."""
+def prepared(model: str, given: argparse.Namespace) -> Iterator[tuple[Path, str, str]]:
+    """Yield a folder to work in, the model's checkpoint, and its data."""
     with tempfile.TemporaryDirectory(prefix="every-") as name:
         folder = Path(name)
-        if net.endswith(".safetensors"):
-            yield folder, net, str(given.images.absolute())
+        if model.endswith(".safetensors"):
+            yield folder, model, str(given.images.absolute())
         else:
-            yield folder, *random_checkpoint(net, given.size, given.seed, folder)
+            yield folder, *random_checkpoint(model, given.size, given.seed, folder)
 
 
 def exported(
@@ -77,8 +77,15 @@ def exported(
 ) -> tuple[Path, str]:
     """Export in a fresh process; return the folder made, and what went wrong."""
     place.mkdir()
-    shutil.copy(checkpoint, place / "net.safetensors")
-    command = [sys.executable, "-m", "reszoo", "export", "net.safetensors", "--output"]
+    shutil.copy(checkpoint, place / "model.safetensors")
+    command = [
+        sys.executable,
+        "-m",
+        "reszoo",
+        "export",
+        "model.safetensors",
+        "--output",
+    ]
     command += ["out", "--formats", formats, "--calibration", data]
     done = subprocess.run(
         command,
@@ -89,8 +96,8 @@ def exported(
         text=True,
     )
     folder = place / ("out.failed" if done.returncode else "out")
-    told = done.stderr.strip()[-1000:] or "it said nothing"
-    return folder, f"exit {done.returncode}: {told}" if done.returncode else ""
+    output = done.stderr.strip()[-1000:] or "no output"
+    return folder, f"exit {done.returncode}: {output}" if done.returncode else ""
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -101,23 +108,23 @@ def contents(path: Path) -> dict[str, bytes]:
     return {each.relative_to(path).as_posix(): each.read_bytes() for each in files}
 
 
-def rows_of(net: str, given: argparse.Namespace) -> list[Row]:
-    """Export a net twice and compare."""
+def rows_of(model: str, given: argparse.Namespace) -> list[Row]:
+    """Export a model twice and compare."""
     from reszoo_export.formats import find_formats
 
     started = time.perf_counter()
-    with prepared(net, given) as (folder, checkpoint, data):
+    with prepared(model, given) as (folder, checkpoint, data):
         twice = [
             exported(checkpoint, data, given.formats, seed, folder / f"place{seed}")
             for seed in HASH_SEEDS
         ]
         seconds = (time.perf_counter() - started) / len(twice)
         rows = find_formats(given.formats)
-        return [compared(net, row, twice, seconds) for row in rows]
+        return [compared(model, row, twice, seconds) for row in rows]
 
 
-def compared(net: str, row: Any, twice: Any, seconds: float) -> Row:
-    """Hold the file of one format against that of the other process."""
+def compared(model: str, row: Any, twice: Any, seconds: float) -> Row:
+    """Compare the files of one format from both processes."""
     problems, files, difference = [], [], 0.0
     for folder, failure in twice:
         files.append(contents(folder / row.file))
@@ -130,7 +137,7 @@ def compared(net: str, row: Any, twice: Any, seconds: float) -> Row:
         worst = max(found["max_difference"], found["synthetic_difference"])
         difference = max(difference, worst)
     return Row(
-        net=net,
+        model=model,
         format=row.name,
         bytes=sum(map(len, files[0].values())),
         problems=tuple(dict.fromkeys(problems)),
@@ -152,43 +159,49 @@ def record_of(folder: Path, format_: str) -> Any:
 def shown(row: Row) -> str:
     """Return a line of the table."""
     verified = "no" if row.problems else "yes"
-    told = "".join(f"\n    {problem}" for problem in row.problems)
+    problems = "".join(f"\n    {problem}" for problem in row.problems)
     return (
-        f"{row.net:40} {row.format:15} {row.bytes:12,} {verified:8} "
-        f"{'yes' if row.identical else 'NO':9} {row.difference:10.1e}{told}"
+        f"{row.model:40} {row.format:15} {row.bytes:12,} {verified:8} "
+        f"{'yes' if row.identical else 'NO':9} {row.difference:10.1e}{problems}"
     )
 
 
 def main() -> int:
-    """Print a line for each net and format."""
+    """Print a line for each model and format."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nets", default=NETS, help="names and checkpoints")
+    parser.add_argument("--models", default=MODELS, help="names and checkpoints")
     parser.add_argument("--formats", default="all")
     parser.add_argument(
         "--images", type=Path, default=Path(".data/cifar10"), help="of the checkpoints"
     )
-    parser.add_argument("--size", type=int, default=64, help="of the nets by name")
+    parser.add_argument("--size", type=int, default=64, help="of the models by name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    print(f"Nets by name: {CLASSES} classes, {given.size} pixels, {TEST} real images")
-    print(f"{'net':40} {'format':15} {'bytes':>12} {'verified':8} identical difference")
+    print(f"Models by name: {CLASSES} classes, {given.size} pixels, {TEST} real images")
+    print(
+        f"{'model':40} {'format':15} {'bytes':>12} {'verified':8} identical difference"
+    )
     rows, broken = [], []
-    for net in given.nets.split(","):
+    for model in given.models.split(","):
         try:
-            found = rows_of(net, given)
+            found = rows_of(model, given)
         except Exception as error:
-            broken.append(f"{net}: {type(error).__name__}: {error}")
+            broken.append(f"{model}: {type(error).__name__}: {error}")
             print(broken[-1], flush=True)
             continue
         rows += found
         print("\n".join(map(shown, found)), flush=True)
         print(f"    {found[0].seconds:.0f} s an export", flush=True)
     bad = sum(not row.good for row in rows)
-    print(f"{bad} of {len(rows)} files missed; {len(broken)} nets broken")
+    print(f"{bad} of {len(rows)} files failed; {len(broken)} models broken")
     if given.json:
-        told = {"size": given.size, "broken": broken, "rows": list(map(asdict, rows))}
-        given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        results = {
+            "size": given.size,
+            "broken": broken,
+            "rows": list(map(asdict, rows)),
+        }
+        given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return int(bool(bad or broken))
 
 

@@ -1,10 +1,10 @@
-"""How long does an export take? reszoo beside Keras' own `Model.export`.
+"""How long does an export take? reszoo and Keras' own `Model.export`.
 
 Run: python benchmarks/export.py [--models resnet50] [--json FILE]
 
 One model of reszoo with its batch normalisation, random weights, becomes a SavedModel,
 a TFLite file and an ONNX file, or the ONNX file alone, in a fresh process each time.
-"reszoo" writes the files, starting with the fold; "reszoo, proven" is `reszoo.export`,
+"reszoo" writes the files, folding included; "reszoo, verified" is `reszoo.export`,
 which also opens them in their runtimes, compares and measures them. Loading TensorFlow
 and building the model does not count; loading a converter does.
 """
@@ -18,9 +18,9 @@ from typing import Any
 
 import harness
 import roof
-from harness import Claim, Contender
+from harness import Contender, Target
 
-# What each calls the format, and the file that it makes.
+# The name of each format in each library.
 FORMATS = {
     "reszoo": ("saved_model", "tflite", "onnx"),
     "keras": ("tf_saved_model", "litert", "onnx"),
@@ -30,7 +30,7 @@ SIDES = {"resnet20": 32}
 
 
 def write_reszoo(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
-    """Write files, with what reszoo puts into them, and prove nothing."""
+    """Write files without verifying them."""
     from reszoo_export.formats import find_formats
     from reszoo_export.serving import make_serving
 
@@ -39,7 +39,7 @@ def write_reszoo(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
         row.write(serving, folder / row.file, None)
 
 
-def write_proven(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
+def write_verified(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
     """Write files as users of reszoo do."""
     import reszoo
 
@@ -56,7 +56,7 @@ def write_keras(model: Any, folder: Path, formats: tuple[str, ...]) -> None:
 
 WRITERS: dict[str, Callable[[Any, Path, tuple[str, ...]], None]] = {
     "reszoo": write_reszoo,
-    "reszoo, proven": write_proven,
+    "reszoo, verified": write_verified,
     "keras": write_keras,
 }
 
@@ -95,29 +95,29 @@ def contenders(names: list[str]) -> list[Contender]:
     return found
 
 
-def claims(names: list[str]) -> list[Claim]:
-    """Return what the project promises: 0.5 and 0.35 of Keras' time."""
+def targets(names: list[str]) -> list[Target]:
+    """Return the project's targets: 0.5 and 0.35 of Keras' time."""
     found = []
     for name in names:
         for what, least in (("all", 1 / 0.5), ("onnx", 1 / 0.35)):
             theirs = f"{name} {what} keras"
-            found.append(Claim(f"{name} {what} reszoo", theirs, least))
-            found.append(Claim(f"{name} {what} reszoo, proven", theirs, 1.0))
+            found.append(Target(f"{name} {what} reszoo", theirs, least))
+            found.append(Target(f"{name} {what} reszoo, verified", theirs, 1.0))
     return found
 
 
 def main() -> None:
-    """Compare them."""
+    """Compare the exporters."""
     parser = harness.parser(__doc__ or "", rounds=3)
     parser.add_argument("--models", nargs="+", default=["resnet50"])
     given = parser.parse_args()
     if given.process:
         timed(*given.process)
         return
-    taking_part = contenders(given.models)
-    runs = harness.measure(taking_part, given.rounds)
-    told = harness.summary(taking_part, runs, claims(given.models))
-    harness.report(told, given.json)
+    entrants = contenders(given.models)
+    runs = harness.measure(entrants, given.rounds)
+    results = harness.summary(entrants, runs, targets(given.models))
+    harness.report(results, given.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How soon does a new process answer about a photo? reszoo beside Keras and torch.
+"""How soon does a new process classify a photo? reszoo, Keras and torch.
 
 Run: python benchmarks/first_answer.py [--peers PYTHON] [--json FILE] [--files FOLDER]
 
 From the start of the process, through imports and opening the file, to the five best
 classes of one JPEG of 500 x 375 pixels; ResNet-50, random weights. reszoo opens
 exported files with `Predictor`; Keras loads its own `.keras` file and calls `predict`;
-torch loads reszoo's checkpoint into torchvision's net.
+torch loads reszoo's checkpoint into torchvision's model.
 """
 
 import sys
@@ -19,10 +19,10 @@ import inference
 import inference_peers
 import numpy as np
 import roof
-from harness import Claim, Contender
+from harness import Contender, Target
 from inference_peers import CHECKPOINT, OURS, SIDE
 
-NET, KERAS, PHOTO, BEST = "resnet50", "net.keras", "photo.jpg", 5
+VARIANT, KERAS, PHOTO, BEST = "resnet50", "model.keras", "photo.jpg", 5
 
 
 def from_file(name: str) -> Callable[[Path], Any]:
@@ -56,17 +56,17 @@ def from_keras(folder: Path) -> Any:
 
 
 def from_torch(folder: Path) -> Any:
-    """Answer with torchvision's net and its transforms."""
-    net = inference_peers.torch_net(NET)
+    """Answer with torchvision's model."""
+    model = inference_peers.torch_model(VARIANT)
     import torch
     from PIL import Image
     from safetensors.torch import load_file
 
-    net.load_state_dict(load_file(folder / CHECKPOINT))
+    model.load_state_dict(load_file(folder / CHECKPOINT))
     image = Image.open(folder / PHOTO).resize((SIDE, SIDE))
     pixels = torch.from_numpy(inference_peers.planes(np.asarray(image)[None]))
     with torch.inference_mode():
-        return net(pixels)[0].topk(BEST).indices
+        return model(pixels)[0].topk(BEST).indices
 
 
 ANSWERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
@@ -79,18 +79,18 @@ ANSWERS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "keras load + predict": (from_keras, ("tensorflow", "keras")),
     "torch load + eager": (from_torch, ("torch", "torchvision")),
 }
-CLAIMS = (
+TARGETS = (
     *(
-        Claim(ours, "keras load + predict", 5.0)
+        Target(ours, "keras load + predict", 5.0)
         for ours in ("tflite", "tflite-int8", "onnx", "onnx-int8")
     ),
-    Claim("tflite", "torch load + eager", 1.0),
-    Claim("onnx", "torch load + eager", 1.0),
+    Target("tflite", "torch load + eager", 1.0),
+    Target("onnx", "torch load + eager", 1.0),
 )
 
 
 def answer_once(name: str, folder: Path) -> None:
-    """Answer, and tell how many such processes fit in a minute."""
+    """Answer, and print how many such processes fit in a minute."""
     answer, packages = ANSWERS[name]
     if len(answer(folder)) != BEST:
         raise SystemExit(f"{name} gave no {BEST} classes")
@@ -103,31 +103,31 @@ def answer_once(name: str, folder: Path) -> None:
 
 def make_files(folder: Path) -> None:
     """Write what `inference` does, the photo, and Keras' own file."""
-    import input as photos  # the benchmark beside this one
+    import input as photos  # benchmarks/input.py
     import keras
 
-    inference.make_files(NET, folder)
+    inference.make_files(VARIANT, folder)
     photos.photo(np.random.default_rng(0)).save(folder / PHOTO, quality=90)
     keras.applications.ResNet50(weights=None).save(folder / KERAS)
 
 
 def compare(root: Path, given: Any) -> None:
     """Make the files, measure, report."""
-    folder = root / NET
+    folder = root / VARIANT
     make_files(folder)
-    taking_part = [roof.contender("float32")]
+    entrants = [roof.contender("float32")]
     for name in ANSWERS:
         python = given.peers if name.startswith("torch") else sys.executable
         if python:
             words = (python, __file__, "--process", name, str(folder))
-            taking_part.append(Contender(name, words, "a minute"))
-    runs = harness.measure(taking_part, given.rounds)
-    promised = [claim for claim in CLAIMS if claim.theirs in runs]
-    harness.report(harness.summary(taking_part, runs, promised), given.json)
+            entrants.append(Contender(name, words, "a minute"))
+    runs = harness.measure(entrants, given.rounds)
+    targets = [target for target in TARGETS if target.theirs in runs]
+    harness.report(harness.summary(entrants, runs, targets), given.json)
 
 
 def main() -> None:
-    """Compare them."""
+    """Compare the libraries."""
     parser = harness.parser(__doc__ or "", rounds=6)
     parser.add_argument("--files", type=Path, help="folder to keep the files in")
     given = parser.parse_args()

@@ -1,10 +1,10 @@
-"""Does frozen batch normalisation stay bit for bit, in every net?
+"""Does frozen batch normalisation stay bit for bit, in every model?
 
 Run: python benchmarks/freezing.py
 
-One training step of each of the five ImageNet nets (32 pixels, random weights and
+One training step of each of the five ImageNet ResNets (32 pixels, random weights and
 statistics) for each setting of `freeze`, with `freeze_bn`; then every tensor of every
-batch normalisation is compared. `tests/test_freezing.py` does it for the shallow nets.
+batch normalisation is compared. `tests/test_freezing.py` does it for the shallow ones.
 """
 
 import sys
@@ -18,7 +18,7 @@ _SETTINGS = (None, "stages:0", "stages:2", "stages:4", "backbone")
 
 
 def main() -> None:
-    """Print a line for each net and setting; exit 1 if anything frozen moved."""
+    """Print a line for each model and setting; exit 1 if anything frozen moved."""
     wrong = 0
     for name in NETS:
         for setting in _SETTINGS:

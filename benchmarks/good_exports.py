@@ -1,12 +1,13 @@
-"""Does verification cry wolf? Good exports of random nets, counted.
+"""How often does verification refuse good exports of random models?
 
-Run: python benchmarks/good_exports.py [--nets 100] [--first 0] [--seed 0] [--json FILE]
+Run: python benchmarks/good_exports.py [--models 100] [--first 0] [--seed 0]
+     [--json FILE]
 
-Each net has random weights, and a random variant, shortcut, size and number of classes,
-and tells pictures apart as random_nets.py has it; each becomes one file, format after
-format, which is opened in its own runtime and judged as `reszoo.export` judges it. A
-file is good by construction, so every complaint is a false alarm. Exits 1 if there was
-one.
+Each model has random weights, and a random variant, shortcut, size and number of
+classes, and tells images apart as random_models.py describes. Each is exported to one
+format, the formats in turn, and the file is opened in its own runtime and checked as
+`reszoo.export` checks it. Every file is good by construction, so every problem that is
+reported is a false alarm. Exits 1 if there is one.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_nets import (
+from random_models import (
     COLOURS,
     LEAD,
     STRENGTHS,
@@ -30,22 +31,22 @@ from random_nets import (
     sharpen,
 )
 
-NETS = ("resnet18", "resnet20", "resnet32", "resnet50", "resnet56", "plain20")
+VARIANTS = ("resnet18", "resnet20", "resnet32", "resnet50", "resnet56", "plain20")
 # With projections all along, nothing is passed on as it is, and random weights of many
 # layers give all images the same answer but for rounding: these stay shallow.
 SHORTCUTS = ("identity", "projection", "projection-all")
 SHALLOW = ("resnet18", "resnet20")
 SIZES, CLASSES = (32, 40, 64), (2, 10, 100, 1000)
-# Pictures to choose those from by which to judge, and their colours: blue, green, red
-# and white, which even a plain net keeps apart.
+# Images to choose those from by which to judge, and their colours: blue, green, red
+# and white, which even a plain network keeps apart.
 CANDIDATES, LOOKS = 240, (1, 2, 4, 7)
 
 
-def random_net(draw: np.random.Generator) -> Any:
-    """Build a net of any kind, whose weights and statistics are nowhere trivial."""
+def random_model(draw: np.random.Generator) -> Any:
+    """Build a model of any kind, whose weights and statistics are nowhere trivial."""
     import reszoo
 
-    name, size = str(draw.choice(NETS)), int(draw.choice(SIZES))
+    name, size = str(draw.choice(VARIANTS)), int(draw.choice(SIZES))
     plain = name.startswith("plain")
     possible = SHORTCUTS if name in SHALLOW else SHORTCUTS[:2]
     model = reszoo.build(
@@ -61,7 +62,7 @@ def random_net(draw: np.random.Generator) -> Any:
 
 
 def decided(model: Any, size: int, draw: np.random.Generator) -> tuple[Any, Any]:
-    """Let a net tell pictures apart.
+    """Let a model tell images apart.
 
     Returns:
         Those to judge by, about which it is least undecided, and those to calibrate
@@ -92,24 +93,24 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
 
     draw = np.random.default_rng((seed, number))
     row = list(FORMATS.values())[number % len(FORMATS)]
-    model = random_net(draw)
+    model = random_model(draw)
     real, images = decided(model, reszoo.card(model).preprocessing.eval_size, draw)
     serving = make_serving(model)
     answer = source_answers(model, serving)
-    made_up = make_reference(answer, serving.card, None)
+    synthetic = make_reference(answer, serving.card, None)
     # The model is right about them by definition: no file may be much less so.
     answers = answer(real)
     reference = Reference(
-        np.concatenate([real, made_up.images]),
-        np.concatenate([answers, made_up.answers]),
+        np.concatenate([real, synthetic.images]),
+        np.concatenate([answers, synthetic.answers]),
         answers.argmax(axis=-1),
-        made_up.synthetic,
+        synthetic.synthetic,
     )
     path = folder / row.file
     row.write(serving, path, Calibration(images) if row.calibrated else None)
     found = judge(row, path, reference, serving.options, serving.card).verification
     return {
-        "net": model.name,
+        "model": model.name,
         "format": row.name,
         "max_difference": found.max_difference,
         "problems": found.problems,
@@ -119,21 +120,23 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
 def main() -> int:
     """Count the alarms."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--nets", type=int, default=100)
-    parser.add_argument("--first", type=int, default=0, help="to go on from")
+    parser.add_argument("--models", type=int, default=100)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first model"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     results = []
-    for number in range(given.first, given.first + given.nets):
+    for number in range(given.first, given.first + given.models):
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             found = alarms(number, given.seed, Path(folder))
         results.append(found)
         seconds = time.perf_counter() - started
-        told = "; ".join(found["problems"]) or f"{found['max_difference']:.1e}"
-        net, format_ = found["net"], found["format"]
-        line = f"{number:4}  {net:9} {format_:15} {seconds:5.1f} s  {told}"
+        outcome = "; ".join(found["problems"]) or f"{found['max_difference']:.1e}"
+        model, format_ = found["model"], found["format"]
+        line = f"{number:4}  {model:9} {format_:15} {seconds:5.1f} s  {outcome}"
         print(line, flush=True)
     false = sum(bool(each["problems"]) for each in results)
     print(f"{false} false alarms over {len(results)} good exports")

@@ -40,7 +40,7 @@ class Axis:
     Attributes:
         values: From the smallest to the largest.
         measure: Measures one value in this process; takes the value and a folder.
-        judged: What the exponents are taken of, by name in a run.
+        judged: The figures of a run to fit exponents to.
     """
 
     values: Sequence[int]
@@ -48,11 +48,11 @@ class Axis:
     judged: tuple[str, ...] = ("ms",)
 
 
-def _answers(net: str, side: int, batch: int) -> harness.Run:
+def _latency(variant: str, side: int, batch: int) -> harness.Run:
     import reszoo
     from reszoo_export.runtimes import open_runtime
 
-    model = reszoo.build(net, input_shape=(side, side, 3), classes=1000, seed=0)
+    model = reszoo.build(variant, input_shape=(side, side, 3), classes=1000, seed=0)
     # Threads as the harness set them: building has begun to compute already.
     runtime = open_runtime(model)
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), np.uint8)
@@ -63,19 +63,19 @@ def _answers(net: str, side: int, batch: int) -> harness.Run:
 
 
 def _of_depth(layers: int, _: Path) -> harness.Run:
-    return _answers(f"resnet{layers}", 224, 1)
+    return _latency(f"resnet{layers}", 224, 1)
 
 
 def _of_side(side: int, _: Path) -> harness.Run:
-    return _answers("resnet18", side, 1)
+    return _latency("resnet18", side, 1)
 
 
 def _of_batch(batch: int, _: Path) -> harness.Run:
-    return _answers("resnet18", 224, batch)
+    return _latency("resnet18", 224, batch)
 
 
 def _of_paths(count: int, folder: Path) -> harness.Run:
-    import input as photos  # the benchmark beside this one
+    import input as photos  # benchmarks/input.py
 
     # Importing is not what grows.
     importlib.import_module("reszoo.data.pipeline")
@@ -113,7 +113,7 @@ def _list_of(count: int, folder: Path) -> Path:
 
 def _of_processors(count: int, folder: Path) -> harness.Run:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
-    import input as photos  # the benchmark beside this one
+    import input as photos  # benchmarks/input.py
 
     batches = photos.from_reszoo(str(folder / "photos"))
     step = partial(photos.take, batches)
@@ -160,7 +160,7 @@ def growth(runs: harness.Runs, names: Sequence[str]) -> dict[str, Any]:
 
 
 def notes(found: dict[str, Any]) -> list[str]:
-    """Tell the exponents in words."""
+    """Return a line for each exponent."""
     return [
         f"{name} {row['values'][0]:,} to {row['values'][-1]:,}: {what} "
         f"{row[what][0]:,.1f} to {row[what][-1]:,.1f}, exponent {power:.2f}"
@@ -171,7 +171,7 @@ def notes(found: dict[str, Any]) -> list[str]:
 
 def compare(folder: Path, names: Sequence[str], given: Any) -> None:
     """Make the photos, measure, report."""
-    import input as photos  # the benchmark beside this one
+    import input as photos  # benchmarks/input.py
 
     if {"paths", "processors"} & set(names):
         photos.make_folder(folder / "photos")
@@ -184,15 +184,15 @@ def compare(folder: Path, names: Sequence[str], given: Any) -> None:
         for name in names
         for value in AXES[name].values
     ]
-    taking_part = [roof.contender("float32"), *points]
-    runs = harness.measure(taking_part, given.rounds)
+    entrants = [roof.contender("float32"), *points]
+    runs = harness.measure(entrants, given.rounds)
     found = growth(runs, names)
-    told = harness.summary(taking_part, runs, (), notes(found))
-    harness.report({**told, "growth": found}, given.json)
+    results = harness.summary(entrants, runs, (), notes(found))
+    harness.report({**results, "growth": found}, given.json)
 
 
 def main() -> None:
-    """Compare them."""
+    """Measure the chosen axes."""
     parser = harness.parser(__doc__ or "", rounds=2)
     parser.add_argument("--only", nargs="+", choices=AXES, default=list(AXES))
     given = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Contenders beside each other: fresh processes, interleaved, compared pair by pair.
+"""Comparisons: fresh processes, interleaved, compared pair by pair.
 
 A contender is a command that prints one JSON line: `samples`, which are rates (more is
-better), and whatever else it has to tell. `sampled` measures it, `emit` prints it. The
+better), and any other figures. `sampled` measures them, `emit` prints the line. The
 processor's own roof, a large matrix product (roof.py), is measured in the same rounds.
 """
 
@@ -22,11 +22,12 @@ import numpy as np
 
 THREADS = 2
 _RESAMPLES = 2000
-# Least share of the processors that a large matrix product has where nobody else works.
+# The share of the processors that a large matrix product gets on a quiet machine.
 _QUIET = 0.85
 _NAMES = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
-# What makes one processor of a name several times as fast as another, by Linux' names.
+# Instruction sets, by Linux' names, that make one processor of a name several times as
+# fast as another.
 _WIDE = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 # What one process printed.
@@ -36,12 +37,12 @@ Runs = dict[str, list[Run]]
 
 @dataclass(frozen=True)
 class Contender:
-    """One of those that are compared.
+    """One side of a comparison.
 
     Attributes:
-        name: How the table calls it.
-        command: What starts it.
-        unit: Of its samples.
+        name: Its name in tables.
+        command: The command that starts it.
+        unit: The unit of its samples.
     """
 
     name: str
@@ -50,8 +51,8 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """How many times as fast as another one a contender is said to be, at least."""
+class Target:
+    """How many times as fast as a baseline a contender should be, at least."""
 
     ours: str
     theirs: str
@@ -69,11 +70,11 @@ class Ratio:
     high: float
 
     def verdict(self, least: float) -> str:
-        """Tell whether a claim holds, or that the spread is too wide to tell."""
+        """Return "met", "below target", or "no verdict" if the spread is too wide."""
         unsure = self.low <= 1 <= self.high
         if unsure and self.high - self.low > abs(least - 1):
             return "no verdict"
-        return "met" if self.median >= least else "missed"
+        return "met" if self.median >= least else "below target"
 
 
 class Clock:
@@ -86,18 +87,18 @@ class Clock:
         """End one step and begin the next."""
         self._marks.append((time.perf_counter(), processor_seconds()))
 
-    def told(self, items: int, warm_up: int) -> Run:
+    def run(self, items: int, warm_up: int) -> Run:
         """Return the rates, processor milliseconds an item, and megabytes.
 
         Args:
-            items: Of a step.
-            warm_up: Steps that do not count, one or more.
+            items: How many a step processes.
+            warm_up: Steps to leave out, one or more.
         """
         wall, used = np.diff(np.array(self._marks[warm_up - 1 :]), axis=0).T
         return {
             "samples": (items / wall).tolist(),
             "cpu_ms": 1000 * used.sum() / (items * len(used)),
-            # How much of the processors it had: little where others are at work.
+            # Of the processors: small on a busy machine.
             "share": used.sum() / (wall.sum() * THREADS),
             "megabytes": megabytes(),
         }
@@ -106,16 +107,16 @@ class Clock:
 def sampled(
     step: Callable[[], object], *, items: int, warm_up: int, samples: int
 ) -> Run:
-    """Carry out equal steps and return what `Clock.told` does."""
+    """Carry out equal steps and return the run, as `Clock.run` does."""
     clock = Clock()
     for _ in range(warm_up + samples):
         step()
         clock.tick()
-    return clock.told(items, warm_up)
+    return clock.run(items, warm_up)
 
 
 def megabytes() -> float:
-    """Return what the family holds; a page shared by n processes counts 1/n."""
+    """Return the memory of this process and its children, shared pages by share."""
     lines = [
         line
         for process in _family()
@@ -132,7 +133,7 @@ def seconds_since_start() -> float:
 
 
 def processor_seconds() -> float:
-    """Return the processor time that the family has used."""
+    """Return the processor time that this process and its children have used."""
     ticks = [sum(map(int, _status(process)[11:13])) for process in _family()]
     return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
@@ -153,7 +154,7 @@ def _status(process: Path) -> list[str]:
 
 
 def emit(run: Run, **facts: object) -> None:
-    """Print the line that a contender owes: a run, and what else is to be told."""
+    """Print the JSON line of a contender: its run and other facts."""
     print(json.dumps({**run, **facts}), flush=True)
 
 
@@ -167,7 +168,7 @@ def measure(contenders: Sequence[Contender], rounds: int) -> Runs:
     """Run every contender once a round, each time in a fresh process.
 
     Raises:
-        SystemExit: One failed; its last words are in the message.
+        SystemExit: One failed; the message ends with its output.
     """
     runs: Runs = {contender.name: [] for contender in contenders}
     for turn in range(rounds):
@@ -245,36 +246,39 @@ def _middle(samples: Any) -> float:
 def summary(
     contenders: Sequence[Contender],
     runs: Runs,
-    claims: Sequence[Claim],
+    targets: Sequence[Target],
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return all there is to tell, as plain JSON values.
+    """Return all results as plain JSON values.
 
     Args:
         contenders: As measured.
         runs: From `measure`.
-        claims: What is to be judged.
-        notes: Anything else, such as who was left out.
+        targets: The ratios to report and their targets.
+        notes: Anything else, such as contenders that were left out.
     """
-    ratios = [(compare(runs, c.ours, c.theirs), c) for c in claims]
+    ratios = [(compare(runs, t.ours, t.theirs), t) for t in targets]
     return {
         "machine": machine(),
         "threads": THREADS,
         "notes": [*notes, *_warnings(runs)],
         "contenders": {
-            each.name: {"unit": each.unit, **_told(runs[each.name])}
+            each.name: {"unit": each.unit, **_figures(runs[each.name])}
             for each in contenders
         },
         "ratios": [
-            {**asdict(ratio), "claim": claim.least, "verdict": told}
-            for ratio, claim in ratios
-            if (told := ratio.verdict(claim.least))
+            {
+                **asdict(ratio),
+                "claim": target.least,
+                "verdict": ratio.verdict(target.least),
+            }
+            for ratio, target in ratios
         ],
     }
 
 
 def _warnings(runs: Runs) -> list[str]:
-    """Tell of the rounds in which others kept the processors from the roof."""
+    """Warn if other programs kept the processors busy during the roof."""
     had = [run["share"] for run in runs.get("roof float32", []) if "share" in run]
     if not had or min(had) >= _QUIET:
         return []
@@ -282,7 +286,7 @@ def _warnings(runs: Runs) -> list[str]:
     return [f"The machine was busy ({share}): measure again, these do not count."]
 
 
-def _told(runs: Sequence[Run]) -> dict[str, Any]:
+def _figures(runs: Sequence[Run]) -> dict[str, Any]:
     samples = np.concatenate([run["samples"] for run in runs])
     low, median, high = np.percentile(samples, [10, 50, 90])
     numbers = {
@@ -300,7 +304,7 @@ def _told(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """Return the processor, what it can, the system and Python's version."""
+    """Return the processor, its instruction sets, the system and Python's version."""
     from reszoo.environment import processor, processor_flags
 
     flags = processor_flags()
@@ -312,35 +316,35 @@ def machine() -> dict[str, str]:
     }
 
 
-def show(told: Mapping[str, Any]) -> None:
+def show(results: Mapping[str, Any]) -> None:
     """Print a summary as tables."""
-    about = told["machine"]
-    print(f"{about['processor']}, {told['threads']} threads, {about['system']}")
-    for name, row in told["contenders"].items():
+    about = results["machine"]
+    print(f"{about['processor']}, {results['threads']} threads, {about['system']}")
+    for name, row in results["contenders"].items():
         if versions := row["runs"][0].get("versions"):
             print(f"  {name}: {', '.join(f'{k} {v}' for k, v in versions.items())}")
     print(f"\n{'':34}{'median':>9}{'p10':>9}{'p90':>9}")
     known = ("unit", "median", "p10", "p90", "runs")
-    for name, row in told["contenders"].items():
+    for name, row in results["contenders"].items():
         numbers = "".join(f"{row[each]:9.1f}" for each in ("median", "p10", "p90"))
         others = (f"{k} {v:.4g}" for k, v in row.items() if k not in known)
         print(f"{name:34}{numbers} {row['unit']}  {', '.join(others)}")
     print()
-    for row in told["ratios"]:
+    for row in results["ratios"]:
         span = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        claim = f">= {row['claim']:g}: {row['verdict']}"
-        print(f"{row['ours']} / {row['theirs']}: {span}  {claim}")
-    for note in told["notes"]:
+        target = f">= {row['claim']:g}: {row['verdict']}"
+        print(f"{row['ours']} / {row['theirs']}: {span}  {target}")
+    for note in results["notes"]:
         print(note)
 
 
-def report(told: Mapping[str, Any], file: Path | None) -> None:
-    """Print a summary, and write it where a file is named."""
-    show(told)
+def report(results: Mapping[str, Any], file: Path | None) -> None:
+    """Print a summary, and write it to a file if there is one."""
+    show(results)
     if file:
         from reszoo.files import write_json
 
-        write_json(file, told)
+        write_json(file, results)
 
 
 def parser(description: str, rounds: int) -> argparse.ArgumentParser:
@@ -348,9 +352,13 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--json", type=Path, help="file for all that was measured")
-    made.add_argument("--rounds", type=int, default=rounds, help="processes of each")
-    made.add_argument("--peers", help="python of an environment with torch")
+    made.add_argument("--json", type=Path, help="write all results to this file")
+    made.add_argument(
+        "--rounds", type=int, default=rounds, help="processes per contender"
+    )
+    made.add_argument(
+        "--peers", help="Python of the environment with the other libraries"
+    )
     made.add_argument("--process", nargs="+", help=argparse.SUPPRESS)
     return made
 

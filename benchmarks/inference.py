@@ -1,16 +1,17 @@
-"""How long does an answer take? Exported files beside their peers.
+"""How long does an image take? Exported files and other libraries.
 
 Run: python benchmarks/inference.py [--models resnet50] [--batches 1 8]
-     [--peers PYTHON] [--json FILE] [--files FOLDER]
+     [--only onnx-int8 ...] [--peers PYTHON] [--json FILE] [--files FOLDER]
 
-Images of 224 pixels, the same net everywhere: reszoo's files as `reszoo.Predictor` runs
-them, `keras.Model.predict`, the SavedModel of Keras' `Model.export`, what ONNX
-Runtime's `quantize_static` makes of reszoo's ONNX file, torchvision's net in torch, and
-that net's ONNX file in ONNX Runtime, OpenVINO and ncnn beside reszoo's own in OpenVINO.
-Also told: from the start of a process to its first answer, the memory that it then
-holds, and the size of the file. The weights are random; what they are changes no time.
-Where a processor has no dot product of bytes (VNNI, on ARM dotprod), int8 cannot keep
-its promise; the notes say so.
+Images of 224 pixels, the same architecture everywhere: reszoo's files as
+`reszoo.Predictor` runs them, `keras.Model.predict`, the SavedModel of Keras'
+`Model.export`, the int8 files that ONNX Runtime's `quantize_static` makes of reszoo's
+ONNX file (with its defaults, and with the arguments that its documentation recommends
+for x86), torchvision's model in torch, its ONNX file in ONNX Runtime, OpenVINO and
+ncnn, and reszoo's ONNX file in OpenVINO. The results also have the time from the start
+of a process to its first answer, the memory that it then takes, and the size of the
+file. The weights are random: they change no time. int8 gains little on a processor
+without an int8 dot product (VNNI, on ARM dotprod); the notes say so.
 """
 
 import itertools
@@ -25,7 +26,7 @@ import inference_peers
 import int8
 import numpy as np
 import roof
-from harness import Claim, Contender
+from harness import Contender, Target
 from inference_peers import (
     CHECKPOINT,
     CLASSES,
@@ -45,7 +46,7 @@ _LIBRARIES = {
 }
 
 
-def measure(name: str, net: str, batch: int, folder: Path) -> None:
+def measure(name: str, variant: str, batch: int, folder: Path) -> None:
     """Measure one contender in this process."""
     images = inference_peers.pixels(batch)
     if name in OURS:
@@ -53,11 +54,11 @@ def measure(name: str, net: str, batch: int, folder: Path) -> None:
         packages, file = _LIBRARIES[name.partition("-")[0]], folder / OURS[name]
     else:
         peer = inference_peers.PEERS[name]
-        call = peer.opened(folder, net, images)
+        call = peer.opened(folder, variant, images)
         packages, file = peer.packages, folder / peer.file if peer.file else None
     shape = np.shape(call())
     if shape != (batch, CLASSES):
-        raise SystemExit(f"{name} gave an answer of shape {shape}")
+        raise SystemExit(f"{name} gave an output of shape {shape}")
     cold = harness.seconds_since_start()
     calls = _calls(call)
 
@@ -85,16 +86,16 @@ def _size(path: Path) -> int:
     return sum(each.stat().st_size for each in files)
 
 
-def make_model(net: str, checkpoint: Path) -> Any:
-    """Return the net, as written before or with numbers drawn now.
+def make_model(variant: str, checkpoint: Path) -> Any:
+    """Return the model of a checkpoint; write one with random weights if there is none.
 
-    Fresh nets have biases of zero, which would spare optimisers additions.
+    Freshly built models have zero biases, which optimisers would remove.
     """
     import reszoo
     from reszoo.weights.names import assign_tensors, to_tensors
 
     if not checkpoint.exists():
-        model, draw = reszoo.build(net, classes=CLASSES), np.random.default_rng(0)
+        model, draw = reszoo.build(variant, classes=CLASSES), np.random.default_rng(0)
         tensors = to_tensors(model)
         for name, tensor in tensors.items():
             if name.endswith(("bias", "running_mean")):
@@ -105,19 +106,20 @@ def make_model(net: str, checkpoint: Path) -> Any:
     return reszoo.load(checkpoint)
 
 
-def make_files(net: str, folder: Path) -> None:
-    """Write a net in every form that takes part; what is there is kept."""
+def make_files(variant: str, folder: Path) -> None:
+    """Write a model in every format; existing files stay."""
     from reszoo.data.sources import open_source
     from reszoo_export.formats import FORMATS
     from reszoo_export.quantization.ranges import draw_calibration
     from reszoo_export.serving import make_serving
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = make_model(net, folder / CHECKPOINT)
+    model = make_model(variant, folder / CHECKPOINT)
     if not (folder / KERAS_EXPORT).exists():
         model.export(folder / KERAS_EXPORT, verbose=False)
     missing = [name for name, file in OURS.items() if not (folder / file).exists()]
-    if not missing and (folder / STATIC).exists():
+    static = {call: folder / file for call, file in STATIC.items()}
+    if not missing and all(path.exists() for path in static.values()):
         return
     photos = _make_photos(folder.parent / "photos")
     serving = make_serving(model)
@@ -125,11 +127,12 @@ def make_files(net: str, folder: Path) -> None:
     images = draw_calibration(open_source(photos), serving.card, nothing)
     for name in missing:
         FORMATS[name].write(serving, folder / OURS[name], images)
-    int8.quantize_static_file(folder / OURS["onnx"], folder / STATIC, images)
+    for call, path in static.items():
+        int8.quantize_static_file(folder / OURS["onnx"], path, images, call)
 
 
 def _make_photos(folder: Path) -> Path:
-    import input as photos  # the benchmark beside this one
+    import input as photos  # benchmarks/input.py
 
     if not folder.exists():
         draw = np.random.default_rng(0)
@@ -141,30 +144,32 @@ def _make_photos(folder: Path) -> Path:
 
 
 def contenders(root: Path, given: Any) -> list[Contender]:
-    """Return who takes part."""
+    """Return the contenders."""
     found = [roof.contender(kind) for kind in _ROOFS]
-    for net in given.models:
+    for variant in given.models:
         for batch in given.batches:
-            for name in (*OURS, *inference_peers.PEERS):
+            for name in given.only or (*OURS, *inference_peers.PEERS):
                 elsewhere = name not in OURS and inference_peers.PEERS[name].elsewhere
                 python = given.peers if elsewhere else sys.executable
-                words = (name, net, str(batch), str(root / net))
+                words = (name, variant, str(batch), str(root / variant))
                 if python and (batch == 1 or name not in _ONCE):
                     command = (python, __file__, "--process", *words)
-                    found.append(Contender(f"{net} b{batch} {name}", command))
+                    found.append(Contender(f"{variant} b{batch} {name}", command))
     return found
 
 
 # Of one image, as torchvision publishes them; two operations each.
 _MULTIPLY_ADDS = {"resnet18": 1.81e9, "resnet50": 4.09e9}
 _ROOFS = {"float32": ("tflite", "onnx"), "int8": ("tflite-int8", "onnx-int8")}
-# Takes half a minute to compile a net, for each size of a batch.
+# Takes half a minute to compile a model, for each size of a batch.
 _ONCE = {"torch.compile"}
-# Ours, theirs, and how many times as fast ours is said to be with one image at a time.
-_PROMISED = (
+# Ours, theirs, and how many times as fast ours should be with one image at a time.
+_TARGETS = (
     ("tflite-int8", "tflite", 3.0),
     ("onnx-int8", "onnx", 3.0),
-    ("onnx-int8", "quantize_static", 1.25),
+    ("onnx-int8", "quantize_static, defaults", 1.25),
+    ("onnx-int8", "quantize_static, tuned", 1.0),
+    ("tflite-int8", "quantize_static, tuned", 1.0),
     *(
         (ours, theirs, least)
         for ours in ("tflite-int8", "onnx-int8")
@@ -176,72 +181,80 @@ _PROMISED = (
 )
 
 
-def claims(given: Any, there: set[str]) -> list[Claim]:
-    """Return the promises for one image; of several, just who is faster."""
+def targets(given: Any, there: set[str]) -> list[Target]:
+    """Return the targets for one image; for several, 1."""
     found = [
-        Claim(
-            f"{net} b{batch} {ours}",
-            f"{net} b{batch} {theirs}",
+        Target(
+            f"{variant} b{batch} {ours}",
+            f"{variant} b{batch} {theirs}",
             least if batch == 1 else 1.0,
         )
-        for net in given.models
+        for variant in given.models
         for batch in given.batches
-        for ours, theirs, least in _PROMISED
+        for ours, theirs, least in _TARGETS
     ]
-    return [claim for claim in found if claim.theirs in there]
+    return [
+        target for target in found if target.ours in there and target.theirs in there
+    ]
 
 
 def shares(given: Any, runs: harness.Runs) -> list[str]:
-    """Tell how near the files come to a large matrix product of the same rounds."""
-    known = [net for net in given.models if net in _MULTIPLY_ADDS]
-    told = []
+    """Return the speed of files as a share of the roof of the same rounds."""
+    known = [variant for variant in given.models if variant in _MULTIPLY_ADDS]
+    lines = []
     for kind, files in _ROOFS.items():
-        for net, batch, file in itertools.product(known, given.batches, files):
-            name = f"{net} b{batch} {file}"
-            images = harness.compare(runs, name, f"roof {kind}").median
-            share = images * 2 * _MULTIPLY_ADDS[net] / 1e9
-            told.append(f"{name}: {share:.0%} of the {kind} roof")
-    return told
+        for variant, batch, file in itertools.product(known, given.batches, files):
+            name = f"{variant} b{batch} {file}"
+            if name in runs:
+                images = harness.compare(runs, name, f"roof {kind}").median
+                share = images * 2 * _MULTIPLY_ADDS[variant] / 1e9
+                lines.append(f"{name}: {share:.0%} of the {kind} roof")
+    return lines
 
 
 def notes(given: Any, runs: harness.Runs) -> list[str]:
-    """Tell who was left out, and whether the processor can keep int8's promise."""
+    """Return what limits the results: contenders left out, no int8 instructions."""
     from reszoo.environment import processor_flags
 
-    told = ["The project's targets are those of ResNet-50 and one image at a time."]
-    told += shares(given, runs)
-    if not given.peers:
-        told.append("Only Keras takes part: name the others' --peers PYTHON.")
+    lines = ["The targets are for ResNet-50 with one image at a time."]
+    lines += shares(given, runs)
+    if not (given.peers or given.only):
+        lines.append(
+            "Only Keras is compared: pass --peers PYTHON for the other libraries."
+        )
     flags = processor_flags()
     if flags and not flags & {"avx512_vnni", "avx_vnni", "asimddp"}:
-        told.append("The processor has no dot product of bytes: int8 gains little.")
-    return told
+        lines.append("The processor has no int8 dot product: int8 gains little.")
+    return lines
 
 
 def compare(root: Path, given: Any) -> None:
-    """Make what is missing, measure, report."""
-    for net in given.models:
-        make_files(net, root / net)
+    """Write missing files, measure, report."""
+    for variant in given.models:
+        make_files(variant, root / variant)
         if given.peers:
-            inference_peers.make_torch_files(given.peers, net, root / net)
-    taking_part = contenders(root, given)
-    runs = harness.measure(taking_part, given.rounds)
-    promised = claims(given, set(runs))
+            inference_peers.make_torch_files(given.peers, variant, root / variant)
+    entrants = contenders(root, given)
+    runs = harness.measure(entrants, given.rounds)
+    wanted = targets(given, set(runs))
     harness.report(
-        harness.summary(taking_part, runs, promised, notes(given, runs)), given.json
+        harness.summary(entrants, runs, wanted, notes(given, runs)), given.json
     )
 
 
 def main() -> None:
-    """Compare them."""
+    """Compare the runtimes."""
     parser = harness.parser(__doc__ or "", rounds=4)
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument(
+        "--only", nargs="+", choices=(*OURS, *inference_peers.PEERS), help="contenders"
+    )
     parser.add_argument("--files", type=Path, help="folder to keep the files in")
     given = parser.parse_args()
     if given.process:
-        name, net, batch, folder = given.process
-        measure(name, net, int(batch), Path(folder))
+        name, variant, batch, folder = given.process
+        measure(name, variant, int(batch), Path(folder))
     elif given.files:
         compare(given.files.resolve(), given)
     else:

@@ -1,6 +1,6 @@
-"""How each library is asked for an answer; also writes torch's net as files.
+"""How each library runs a model; also writes torchvision's models as files.
 
-Run: python benchmarks/inference_peers.py NET FOLDER (in the peers' environment)
+Run: python benchmarks/inference_peers.py VARIANT FOLDER (in the peers' environment)
 """
 
 import subprocess
@@ -14,8 +14,10 @@ import harness
 import numpy as np
 
 SIDE, CLASSES = 224, 1000
-CHECKPOINT, KERAS_EXPORT = "net.safetensors", "keras_export"
-TORCH_ONNX, NCNN, STATIC = "torch.onnx", "torch.ncnn", "static.onnx"
+CHECKPOINT, KERAS_EXPORT = "model.safetensors", "keras_export"
+TORCH_ONNX, NCNN = "torch.onnx", "torch.ncnn"
+# The files of `quantize_static`, by the call in `int8.STATIC_CALLS` that wrote each.
+STATIC = {"defaults": "static.onnx", "tuned, min-max": "static-tuned.onnx"}
 OURS = {
     "saved_model": "saved_model",
     "tflite": "model.tflite",
@@ -30,12 +32,12 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody else's way to an answer.
+    """How another library runs a model.
 
     Attributes:
-        opened: Returns the call, of a folder, the name of the net and its images.
-        packages: Whose versions are told.
-        file: What it opens in the folder, if that is a file.
+        opened: Takes a folder, the variant and its images; returns the call.
+        packages: Packages whose versions are reported.
+        file: The file in the folder that it opens, if any.
         elsewhere: Whether it runs in the peers' environment.
     """
 
@@ -52,7 +54,7 @@ def pixels(batch: int) -> Any:
 
 
 def normalised(images: Any) -> Any:
-    """Return about what the nets see of images, float32."""
+    """Return images in about the range that models see, float32."""
     return (images / np.float32(128) - 1).astype(np.float32)
 
 
@@ -62,7 +64,7 @@ def planes(images: Any) -> Any:
 
 
 def of_file(path: Path, images: Any) -> Call:
-    """Ask one of reszoo's files."""
+    """Run one of reszoo's files."""
     from reszoo_export.runtimes import open_runtime
 
     runtime = open_runtime(path, harness.THREADS)
@@ -70,7 +72,7 @@ def of_file(path: Path, images: Any) -> Call:
 
 
 def of_keras(folder: Path, _: str, images: Any) -> Call:
-    """Ask `keras.Model.predict`."""
+    """Run `keras.Model.predict`."""
     import reszoo
 
     model, seen = reszoo.load(folder / CHECKPOINT), normalised(images)
@@ -78,7 +80,7 @@ def of_keras(folder: Path, _: str, images: Any) -> Call:
 
 
 def of_keras_export(folder: Path, _: str, images: Any) -> Call:
-    """Ask the SavedModel that Keras wrote."""
+    """Run the SavedModel that Keras wrote."""
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(folder / KERAS_EXPORT))
@@ -87,8 +89,8 @@ def of_keras_export(folder: Path, _: str, images: Any) -> Call:
     return lambda: next(iter(serve(**{name: tf.constant(seen)}).values())).numpy()
 
 
-def torch_net(net: str) -> Any:
-    """Return torchvision's net, ready to answer."""
+def torch_model(variant: str) -> Any:
+    """Return torchvision's model in evaluation mode."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from torch_peers import import_torchvision
 
@@ -97,26 +99,26 @@ def torch_net(net: str) -> Any:
 
     torch.set_num_threads(harness.THREADS)
     torch.manual_seed(0)
-    return getattr(torchvision.models, net)(weights=None).eval()
+    return getattr(torchvision.models, variant)(weights=None).eval()
 
 
 def of_torch(how: str) -> Callable[[Path, str, Any], Call]:
-    """Ask torch, without gradients: "eager", "channels_last" or "compile"."""
+    """Run torch, without gradients: "eager", "channels_last" or "compile"."""
 
     def opened(_: Path, name: str, images: Any) -> Call:
-        net = torch_net(name)
+        model = torch_model(name)
         import torch
 
         seen = torch.from_numpy(planes(images))
         if how != "eager":
-            net = net.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=torch.channels_last)
             seen = seen.contiguous(memory_format=torch.channels_last)
         if how == "compile":
-            net = torch.compile(net)
+            model = torch.compile(model)
 
         def call() -> Any:
             with torch.inference_mode():
-                return net(seen).numpy()
+                return model(seen).numpy()
 
         return call
 
@@ -124,7 +126,7 @@ def of_torch(how: str) -> Callable[[Path, str, Any], Call]:
 
 
 def of_onnxruntime(file: str) -> Callable[[Path, str, Any], Call]:
-    """Ask ONNX Runtime about the file that torch wrote, or it by default quantised."""
+    """Run torch's ONNX file, or one of `quantize_static`, in ONNX Runtime."""
 
     def opened(folder: Path, _: str, images: Any) -> Call:
         import onnxruntime
@@ -142,7 +144,7 @@ def of_onnxruntime(file: str) -> Callable[[Path, str, Any], Call]:
 
 
 def of_openvino(file: str, precision: str) -> Callable[[Path, str, Any], Call]:
-    """Ask OpenVINO about an ONNX file of ours or of torch's."""
+    """Run an ONNX file of reszoo or of torch in OpenVINO."""
 
     def opened(folder: Path, _: str, images: Any) -> Call:
         import openvino
@@ -153,17 +155,17 @@ def of_openvino(file: str, precision: str) -> Callable[[Path, str, Any], Call]:
             "INFERENCE_PRECISION_HINT": precision,
         }
         core = openvino.Core()
-        net = core.read_model(folder / file)
+        model = core.read_model(folder / file)
         seen = images if file == OURS["onnx"] else planes(images)
-        net.reshape(list(seen.shape))
-        request = core.compile_model(net, "CPU", how).create_infer_request()
-        return lambda: request.infer([seen])[net.outputs[-1].any_name]
+        model.reshape(list(seen.shape))
+        request = core.compile_model(model, "CPU", how).create_infer_request()
+        return lambda: request.infer([seen])[model.outputs[-1].any_name]
 
     return opened
 
 
 def of_ncnn(folder: Path, _: str, images: Any) -> Call:
-    """Ask ncnn, which takes one image at a time."""
+    """Run ncnn, which takes one image at a time."""
     import ncnn
 
     net = ncnn.Net()
@@ -183,7 +185,13 @@ def of_ncnn(folder: Path, _: str, images: Any) -> Call:
 PEERS: dict[str, Peer] = {
     "keras predict": Peer(of_keras, ("keras", "tensorflow"), CHECKPOINT, False),
     "Model.export": Peer(of_keras_export, ("keras", "tensorflow"), KERAS_EXPORT, False),
-    "quantize_static": Peer(of_onnxruntime(STATIC), ("onnxruntime",), STATIC, False),
+    **{
+        name: Peer(of_onnxruntime(STATIC[call]), ("onnxruntime",), STATIC[call], False)
+        for name, call in (
+            ("quantize_static, defaults", "defaults"),
+            ("quantize_static, tuned", "tuned, min-max"),
+        )
+    },
     "torch eager": Peer(of_torch("eager"), ("torch", "torchvision")),
     "torch channels_last": Peer(of_torch("channels_last"), ("torch", "torchvision")),
     "torch.compile": Peer(of_torch("compile"), ("torch", "torchvision")),
@@ -201,20 +209,20 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def make_torch_files(python: str, net: str, folder: Path) -> None:
-    """Have torch write its ONNX file and pnnx ncnn's; what is there is kept."""
+def make_torch_files(python: str, variant: str, folder: Path) -> None:
+    """Have torch write its ONNX file and pnnx ncnn's; existing files stay."""
     if not (folder / f"{NCNN}.bin").exists():
-        words = [python, __file__, net, str(folder.resolve())]
+        words = [python, __file__, variant, str(folder.resolve())]
         subprocess.run(words, check=True, capture_output=True)
 
 
 def _write_torch_files(name: str, folder: Path) -> None:
-    net = torch_net(name)
+    model = torch_model(name)
     import torch
 
     seen = torch.zeros((1, 3, SIDE, SIDE))
     torch.onnx.export(
-        net,
+        model,
         (seen,),
         folder / TORCH_ONNX,
         input_names=["input"],
@@ -222,7 +230,7 @@ def _write_torch_files(name: str, folder: Path) -> None:
         dynamo=False,
     )
     traced = folder / "torch.pt"
-    torch.jit.trace(net, seen).save(traced)
+    torch.jit.trace(model, seen).save(traced)
     pnnx = Path(sys.executable).parent / "pnnx"
     subprocess.run(
         [

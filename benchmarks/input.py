@@ -1,4 +1,4 @@
-"""How many images a second come from JPEGs? reszoo beside Keras and torch.
+"""How many images a second come from JPEGs? reszoo, Keras and torch.
 
 Run: python benchmarks/input.py [--peers PYTHON] [--json FILE]
 
@@ -19,7 +19,7 @@ from typing import Any
 import harness
 import numpy as np
 import roof
-from harness import Claim, Contender
+from harness import Contender, Target
 from PIL import Image
 
 WIDTH, HEIGHT, SIDE, SHORT = 500, 375, 224, 256
@@ -28,7 +28,7 @@ BATCH, BATCHES, SAMPLES = 32, 8, 10
 
 
 def photo(draw: np.random.Generator) -> Image.Image:
-    """Draw a picture with as much detail at each scale as photos have."""
+    """Draw an image with as much detail at each scale as photos have."""
     pixels = np.zeros((HEIGHT, WIDTH, 3))
     for cells, strength in ((3, 60), (8, 40), (25, 22), (80, 12), (250, 5)):
         shape = (max(2, cells * 3 // 4), cells)
@@ -93,12 +93,12 @@ def from_torch(data: str) -> Iterator[Any]:
 
     shown = torchvision.transforms
     chain = [shown.RandomResizedCrop(SIDE), shown.RandomHorizontalFlip()]
-    pictures = torchvision.datasets.ImageFolder(
+    images = torchvision.datasets.ImageFolder(
         data, shown.Compose([*chain, shown.ToTensor()])
     )
     return iter(
         torch.utils.data.DataLoader(
-            pictures, BATCH, shuffle=True, num_workers=harness.THREADS
+            images, BATCH, shuffle=True, num_workers=harness.THREADS
         )
     )
 
@@ -127,7 +127,7 @@ def take(batches: Iterator[Any]) -> None:
 
 
 def contenders(root: Path, peers: str | None) -> list[Contender]:
-    """Return who takes part."""
+    """Return the contenders."""
     folder, shards = str(root / "photos"), str(root / "shards")
 
     def of(name: str, python: str, library: str, data: str) -> Contender:
@@ -145,31 +145,31 @@ def contenders(root: Path, peers: str | None) -> list[Contender]:
     return found
 
 
-CLAIMS = (
-    Claim("reszoo, folder", "torch, folder", 3.5),
-    Claim("reszoo, shards", "reszoo, folder", 2.0),
-    Claim("reszoo, folder", "keras, folder (resize only)", 1.0),
+TARGETS = (
+    Target("reszoo, folder", "torch, folder", 3.5),
+    Target("reszoo, shards", "reszoo, folder", 2.0),
+    Target("reszoo, folder", "keras, folder (resize only)", 1.0),
 )
 
 
 def main() -> None:
-    """Compare them."""
+    """Compare the loaders."""
     given = harness.parser(__doc__ or "", rounds=4).parse_args()
     if given.process:
         load(*given.process)
         return
     import reszoo
 
-    notes = [] if given.peers else ["torch was left out: name its --peers PYTHON."]
+    notes = [] if given.peers else ["torch is left out: pass --peers PYTHON."]
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_folder(root / "photos")
         reszoo.write_shards(root / "photos", root / "shards", side=SHORT)
-        taking_part = contenders(root, given.peers)
-        runs = harness.measure(taking_part, given.rounds)
-    promised = [claim for claim in CLAIMS if claim.theirs in runs]
-    told = harness.summary(taking_part, runs, promised, notes)
-    harness.report(told, given.json)
+        entrants = contenders(root, given.peers)
+        runs = harness.measure(entrants, given.rounds)
+    targets = [target for target in TARGETS if target.theirs in runs]
+    results = harness.summary(entrants, runs, targets, notes)
+    harness.report(results, given.json)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ Run: python benchmarks/killed_exports.py [--kills 30] [--seed 0] [--formats LIST
 A ResNet-20 is exported by `reszoo export` and ended by `kill -9` or Ctrl-C at moments
 drawn over the whole length of an export, some as soon as an earlier export is moved
 aside. Afterwards the folder must hold nothing, the earlier export byte for byte, or
-the new one in full, with its manifest's sha256 and no problems; no process may live
-on, Ctrl-C must leave nothing beside it, and the next export must succeed and tidy up.
-Linux only. Exits 1 if anything of that does not hold.
+the new one in full, with its manifest's sha256 and no problems; no process may keep
+running, Ctrl-C must leave no other files, and the next export must succeed and tidy up.
+Linux only. Exits 1 if any of this fails.
 """
 
 import argparse
@@ -74,7 +74,7 @@ class Scene:
 
     def __init__(self, folder: Path, formats: str) -> None:
         self.folder, self.formats = folder, formats
-        self.output = folder / "exports" / "net"
+        self.output = folder / "exports" / "model"
         self.output.parent.mkdir()
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
@@ -97,19 +97,21 @@ class Scene:
         """Begin to export one of the checkpoints, in a session of its own."""
         words = ["export", f"{name}.safetensors", "--output", str(self.output)]
         words += ["--formats", self.formats, "--overwrite"]
-        with (self.folder / "told").open("wb") as told:
+        with (self.folder / "output.txt").open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "-c", _RUN, *words],
                 cwd=self.folder,
                 env=os.environ | {"TMPDIR": str(self.temporary)},
-                stdout=told,
-                stderr=told,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
 
-    def told(self) -> str:
-        """Return what the last export said."""
-        return (self.folder / "told").read_text(encoding="utf-8", errors="replace")
+    def printed(self) -> str:
+        """Return what the last export printed."""
+        return (self.folder / "output.txt").read_text(
+            encoding="utf-8", errors="replace"
+        )
 
     def carry_out(self, plan: Plan) -> Left:
         """End an export and look at what is left."""
@@ -132,27 +134,27 @@ class Scene:
             # The earlier export may still be on its way out when the new one is in.
             aside = f".{self.output.name}.old" if found == "the new one" else ""
             wrong += [f"it left {name}" for name in self.rest() if name != aside]
-            if "Traceback" in self.told():
-                wrong.append(f"it printed a traceback: ...{self.told()[-300:]}")
+            if "Traceback" in self.printed():
+                wrong.append(f"it printed a traceback: ...{self.printed()[-300:]}")
         return Left(code, found, tuple(wrong))
 
     def again(self) -> list[str]:
-        """Export to the end; tell what is wrong."""
+        """Export to the end; return what is wrong."""
         _empty(self.temporary)
         code = self.start("new").wait()
-        wrong = [f"the next export ended with {code}: {self.told()}"] if code else []
+        wrong = [f"the next export ended with {code}: {self.printed()}"] if code else []
         if self.found() != "the new one":
             wrong.append(f"the next export left {self.found()}")
         return wrong + [f"the next export left {name}" for name in self.rest()]
 
     def rest(self) -> list[str]:
-        """Return the names of what lies about beside the export."""
+        """Return the names of all files but the export."""
         inside = {path.name for path in self.output.parent.iterdir()}
         others = {each.name for each in self.temporary.iterdir()} - self.usual
         return sorted(inside - {self.output.name}) + sorted(others)
 
     def found(self) -> str:
-        """Tell what lies under the final name."""
+        """Return which export has the final name."""
         if not self.output.exists():
             return "nothing"
         digests = _digests(self.output)
@@ -162,7 +164,7 @@ class Scene:
         return f"something else ({len(digests)} files, {_trouble(self.output)})"
 
     def _set(self, earlier: bool) -> None:
-        """Make the place hold the earlier export, or nothing."""
+        """Put the earlier export at the output, or nothing."""
         _empty(self.temporary)
         if not earlier:
             _empty(self.output.parent)
@@ -196,20 +198,20 @@ def _digests(folder: Path) -> dict[str, str]:
 
     try:
         content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        told = {each["file"]: each["sha256"] for each in content["files"]}
-        told |= content["beside"]
-        for name, digest in told.items():
+        digests = {each["file"]: each["sha256"] for each in content["files"]}
+        digests |= content["beside"]
+        for name, digest in digests.items():
             if size_and_hash(folder / name)[1] != digest:
-                told[name] = "not what was verified"
+                digests[name] = "not what was verified"
         bad = any(each["verification"]["problems"] for each in content["files"])
     except (OSError, ValueError, KeyError) as error:
         return {"manifest": f"{type(error).__name__}: {error}"}
-    others = {path.name: "" for path in folder.iterdir() if path.name not in told}
-    return {**told, **others, "problems": str(bad)}
+    others = {path.name: "" for path in folder.iterdir() if path.name not in digests}
+    return {**digests, **others, "problems": str(bad)}
 
 
 def _trouble(folder: Path) -> str:
-    return ", ".join(f"{name}: {told}" for name, told in _digests(folder).items())
+    return ", ".join(f"{name}: {digest}" for name, digest in _digests(folder).items())
 
 
 def _empty(folder: Path) -> None:
@@ -218,11 +220,11 @@ def _empty(folder: Path) -> None:
 
 
 def _living(session: int) -> list[str]:
-    """Tell which processes of a session are still there after a moment."""
+    """Return the processes of a session that are still running after a moment."""
     end = time.perf_counter() + _GRACE
     while (found := _members(session)) and time.perf_counter() < end:
         time.sleep(0.1)
-    return [f"process {pid} lives on: {command}" for pid, command in found]
+    return [f"process {pid} is still running: {command}" for pid, command in found]
 
 
 def _members(session: int) -> list[tuple[int, str]]:
@@ -273,18 +275,18 @@ def main() -> int:
                 wrong += scene.again()
             results.append({**asdict(plan), **asdict(left), "wrong": wrong})
             when = "swap" if plan.moment is None else f"{plan.moment:.1f} s"
-            told = "".join(f"\n      {each}" for each in wrong)
+            problems = "".join(f"\n      {each}" for each in wrong)
             print(
                 f"{number:3}  {plan.how.name:8} {when:>7}  "
                 f"{'earlier' if plan.earlier else 'nothing'} there, then {left.found}, "
-                f"exit {left.code}{told}",
+                f"exit {left.code}{problems}",
                 flush=True,
             )
     bad = sum(bool(each["wrong"]) for each in results)
     print(f"{bad} of {len(results)} ended exports left something wrong")
     if given.json:
-        told = json.dumps(results, indent=2, default=str)
-        given.json.write_text(told + "\n", encoding="utf-8")
+        text = json.dumps(results, indent=2, default=str)
+        given.json.write_text(text + "\n", encoding="utf-8")
     return int(bad > 0)
 
 

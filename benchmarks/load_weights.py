@@ -1,9 +1,9 @@
-"""How long and how much memory loading ResNet-50 takes, beside `load_weights`.
+"""How long and how much memory does loading ResNet-50 take? reszoo and `load_weights`.
 
 Run: python benchmarks/load_weights.py
 
-Each contender runs in fresh processes, in the order A B B A; both lay the same
-weights into a net that is built already. Memory is the peak of the process above
+Each contender runs in fresh processes, in the order A B B A; both assign the same
+weights to a model that is built already. Memory is the peak of the process above
 what it held after building.
 """
 

@@ -4,7 +4,7 @@ Run: python benchmarks/losses.py [--peers PYTHON] [--json FILE]
 
 ResNet-18 begins with the same weights everywhere and sees the same 200 batches: noise
 of 64 pixels with a tint of its class, a fifth of the labels wrong, so that the loss
-falls and has a floor. Loss and images a second are told; speed is not what is asked.
+falls and has a floor. It reports images per second as well; training.py compares them.
 """
 
 import sys
@@ -15,11 +15,11 @@ from typing import Any
 
 import harness
 import numpy as np
-from harness import Claim, Contender
+from harness import Contender, Target
 from training import compile_keras, import_torch, of_keras_layers, reszoo_step
 from training import torch_step as step_of_torch
 
-NET, SIDE, BATCH, STEPS, CLASSES, RATE = "resnet18", 64, 32, 200, 10, 0.005
+VARIANT, SIDE, BATCH, STEPS, CLASSES, RATE = "resnet18", 64, 32, 200, 10, 0.005
 # Steps at the end whose mean counts, and how far from torch's it may be. Until then
 # rounding has been amplified step by step; at the beginning it has not.
 LAST, NEAR, EARLY = 40, 0.02, 5
@@ -56,11 +56,11 @@ def keras_course(weights: str, precision: str) -> Step:
     model = of_keras_layers(ours)
     model.set_weights(ours.get_weights())
     compile_keras(model, RATE, from_logits=True)
-    record = reszoo.card(ours).preprocessing
+    preprocessing = reszoo.card(ours).preprocessing
 
     def step(images: Any, labels: Any) -> float:
-        pixels = record.normalise(images.astype(np.float32))
-        # Keras reports the mean of all losses since it was last told to forget.
+        pixels = preprocessing.normalise(images.astype(np.float32))
+        # Keras reports the mean of all losses since its state was last reset.
         model.reset_metrics()
         return float(model.train_on_batch(pixels, labels))
 
@@ -68,11 +68,11 @@ def keras_course(weights: str, precision: str) -> Step:
 
 
 def torch_course(weights: str, precision: str) -> Step:
-    """Return a step of torchvision's net."""
+    """Return a step of torchvision's model."""
     import_torch()
     from safetensors.torch import load_file
 
-    step: Step = step_of_torch(NET, CLASSES, RATE, precision, load_file(weights))
+    step: Step = step_of_torch(VARIANT, CLASSES, RATE, precision, load_file(weights))
     return step
 
 
@@ -88,7 +88,7 @@ def train(library: str, precision: str, weights: str) -> None:
         clock.tick()
     package = "torch" if library == "torch" else "tensorflow"
     harness.emit(
-        clock.told(BATCH, warm_up=10),
+        clock.run(BATCH, warm_up=10),
         first=losses[0],
         last=float(np.mean(losses[-LAST:])),
         losses=losses,
@@ -97,7 +97,7 @@ def train(library: str, precision: str, weights: str) -> None:
 
 
 def contenders(weights: Path, peers: str | None) -> list[Contender]:
-    """Return who takes part: each library in float32, reszoo and torch in bfloat16."""
+    """Return the contenders: each library in float32, reszoo and torch in bfloat16."""
     pairs = [("reszoo", "float32"), ("reszoo", "bfloat16"), ("keras", "float32")]
     if peers:
         pairs += [("torch", "float32"), ("torch", "bfloat16")]
@@ -115,24 +115,24 @@ def contenders(weights: Path, peers: str | None) -> list[Contender]:
 
 
 def notes(runs: harness.Runs) -> list[str]:
-    """Tell the first and last losses, and whether they are the same."""
+    """Return a line per contender: its losses, and how they differ."""
     against = "torch float32" if "torch float32" in runs else "keras float32"
     right = runs[against][0]
-    told = []
+    lines = []
     for name, (run, *_) in runs.items():
         apart = run["last"] / right["last"] - 1
         early = np.subtract(run["losses"], right["losses"])[:EARLY]
-        told.append(
+        lines.append(
             f"{name}: loss {run['first']:.5f} at the first step, {run['last']:.4f} "
             f"over the last {LAST} of {STEPS}; from {against} at most "
             f"{np.abs(early).max():.1e} in the first {EARLY} steps and {apart:+.1%} at "
-            f"the end, {NEAR:.0%} asked: {'met' if abs(apart) <= NEAR else 'missed'}"
+            f"the end, target {NEAR:.0%}: {'met' if abs(apart) <= NEAR else 'not met'}"
         )
-    return told
+    return lines
 
 
 def main() -> None:
-    """Compare them."""
+    """Compare the losses."""
     given = harness.parser(__doc__ or "", rounds=1).parse_args()
     if given.process:
         train(*given.process)
@@ -142,13 +142,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         weights = Path(name) / "first.safetensors"
         shape = (SIDE, SIDE, 3)
-        model = reszoo.build(NET, classes=CLASSES, input_shape=shape, seed=0)
+        model = reszoo.build(VARIANT, classes=CLASSES, input_shape=shape, seed=0)
         reszoo.save(model, weights)
-        taking_part = contenders(weights, given.peers)
-        runs = harness.measure(taking_part, given.rounds)
-    none: tuple[Claim, ...] = ()
-    told = harness.summary(taking_part, runs, none, notes(runs))
-    harness.report(told, given.json)
+        entrants = contenders(weights, given.peers)
+        runs = harness.measure(entrants, given.rounds)
+    none: tuple[Target, ...] = ()
+    results = harness.summary(entrants, runs, none, notes(runs))
+    harness.report(results, given.json)
 
 
 if __name__ == "__main__":

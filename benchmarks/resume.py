@@ -1,11 +1,11 @@
-"""Does a run survive `kill -9`? reszoo beside Keras' BackupAndRestore.
+"""Is a run that `kill -9` ends resumed exactly? reszoo and Keras' BackupAndRestore.
 
 Run: python benchmarks/resume.py [--kills 30] [--seed 0] [--only reszoo]
 
 A small run goes to its end twice: once undisturbed, once killed at random moments
 (at any time, while a state is written, at the end of an epoch) and resumed, each time
 in a fresh process. Everything that both leave is then compared bit for bit. Keras'
-side is the same net and images with `fit`, a seeded shuffle and `BackupAndRestore`.
+side is the same model and images with `fit`, a seeded shuffle and `BackupAndRestore`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PATIENCE = 300.0
 
 @dataclass(frozen=True)
 class Contender:
-    """What is trained, and by which files of its folder one sees what it does."""
+    """A library, and the files that show what its run is doing."""
 
     name: str
     state: str
@@ -47,7 +47,7 @@ CONTENDERS = (
 
 
 def train_reszoo(folder: Path, save_every: float) -> None:
-    """Begin the run or go on with it."""
+    """Start or resume the run."""
     import reszoo
 
     reszoo.train(
@@ -71,7 +71,7 @@ def train_reszoo(folder: Path, save_every: float) -> None:
 
 
 def train_keras(folder: Path) -> None:
-    """Begin the run or go on with it, as Keras' documentation shows it."""
+    """Start or resume the run as Keras' documentation shows."""
     import keras
     import tensorflow as tf
 
@@ -124,7 +124,7 @@ def killed(contender: Contender, folder: Path, kills: int, seed: int) -> Counter
         often = draw.choice([0.0, 0.2])
         left = leftovers(folder)
         process = subprocess.Popen(command(contender, folder, often), stderr=errors)
-        if sum(hit.values()) - hit["could not go on"] < kills:
+        if sum(hit.values()) - hit["could not resume"] < kills:
             wait_for_moment(contender, folder, process, draw)
             process.kill()
         code = process.wait()
@@ -134,7 +134,7 @@ def killed(contender: Contender, folder: Path, kills: int, seed: int) -> Counter
             errors.seek(0)
             print(errors.read()[-300:].decode(), flush=True)
             clear(folder)
-        place = where(contender, folder, left) if code < 0 else "could not go on"
+        place = where(contender, folder, left) if code < 0 else "could not resume"
         hit[place] += 1
         print(f"  {contender.name}: {dict(hit)}", flush=True)
 
@@ -183,7 +183,7 @@ def leftovers(folder: Path) -> set[str]:
 
 
 def where(contender: Contender, folder: Path, before: set[str]) -> str:
-    """Tell from the folder what a kill has interrupted."""
+    """Return what a kill interrupted, judging by the folder."""
     if contender.name == "keras":
         return "killed"
     state = folder / "state.safetensors"
@@ -204,7 +204,7 @@ def content_of(state: Path) -> dict[str, Any]:
 
 
 def clear(folder: Path) -> None:
-    """Throw away a run that cannot go on."""
+    """Delete a run that cannot be resumed."""
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
 
@@ -218,7 +218,7 @@ def arrays_of(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def compare(one: Path, two: Path) -> str:
-    """Tell how far two files of arrays are apart."""
+    """Return in words how two files of arrays differ."""
     ours, theirs = arrays_of(one), arrays_of(two)
     if set(ours) != set(theirs):
         return "other names"
@@ -254,7 +254,7 @@ def report(contender: Contender, root: Path, hit: Counter[str]) -> None:
 
 
 def main() -> None:
-    """Compare the contenders, one after the other."""
+    """Kill and compare the contenders, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,8 @@
-"""What the processor can do: a large product of matrices, one kind of number a process.
+"""How fast is the processor at best? A large matrix product of one kind of number.
 
 Run: python benchmarks/roof.py float32|bfloat16|int8
 
-`contender` takes part in the rounds of a comparison, so that what it shows is the roof
-of the same minutes.
+`contender` joins the rounds of a comparison, so that the roof is of the same minutes.
 """
 
 import sys
@@ -17,11 +16,11 @@ SIDE = 2048
 
 
 def contender(kind: str) -> Contender:
-    """Return the contender that shows what the processor can do.
+    """Return the contender that measures the roof.
 
     Args:
-        kind: "float32", "bfloat16", or "int8": bytes without a sign times such with
-            one, as the int8 files' convolutions do.
+        kind: "float32", "bfloat16", or "int8": uint8 times int8, as the
+            convolutions of int8 files.
     """
     command = (sys.executable, __file__, kind)
     unit = "GOP/s" if kind == "int8" else "GFLOP/s"
@@ -31,13 +30,13 @@ def contender(kind: str) -> Contender:
 def main() -> None:
     """Measure one kind."""
     kind = sys.argv[1]
-    product, library = _of_bytes() if kind == "int8" else _of_floats(kind)
+    product, library = _integers() if kind == "int8" else _floats(kind)
     run = harness.sampled(product, items=1, warm_up=3, samples=15)
     run["samples"] = [2 * SIDE**3 * rate / 1e9 for rate in run["samples"]]
     harness.emit(run, versions=harness.versions(library))
 
 
-def _of_floats(kind: str) -> tuple[Callable[[], object], str]:
+def _floats(kind: str) -> tuple[Callable[[], object], str]:
     import tensorflow as tf
 
     one = tf.cast(tf.random.stateless_uniform((SIDE, SIDE), (0, 0)), kind)
@@ -45,7 +44,7 @@ def _of_floats(kind: str) -> tuple[Callable[[], object], str]:
     return lambda: float(product(one)), "tensorflow"
 
 
-def _of_bytes() -> tuple[Callable[[], object], str]:
+def _integers() -> tuple[Callable[[], object], str]:
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

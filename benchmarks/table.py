@@ -1,173 +1,235 @@
-"""Make the README's table and plot of files of results.
+"""Make the tables and the plot of the docs from files of results.
 
 Run: python benchmarks/table.py [benchmarks/results/DATE.json ...]
 
-Without files it takes the latest whole run on each processor. What people ask first
-goes between the two marks of the README, a column a processor, everything to
-`docs/benchmarks.md`, the plot of the latest to `docs/benchmarks.png`.
+Without arguments it reads every file but those of quick runs; for each processor, the
+newest result of each benchmark counts. The headline goes between the two marks of the
+README, everything to `docs/benchmarks.md`, and the milliseconds of the processor that
+was measured last to `docs/benchmarks.png`.
 """
 
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import harness
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 README, DOCS = HERE.parent / "README.md", HERE.parent / "docs"
 PAGE, PLOT = DOCS / "benchmarks.md", DOCS / "benchmarks.png"
-BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end of what it made -->"
-# Okabe and Ito's colours, which the colour-blind tell apart.
+BEGIN, END = "<!-- begin benchmarks/table.py -->", "<!-- end benchmarks/table.py -->"
+# Okabe and Ito's colours, which are safe for colour-blind readers.
 OURS, THEIRS = "#0072B2", "#999999"
 _TITLES = {
-    "tools": "Everyday things",
-    "inference": "Answers of ResNet-50",
-    "inference18": "Answers of ResNet-18",
-    "first_answer": "First answer of a new process, ResNet-50",
-    "export": "Writing SavedModel, TFLite and ONNX",
+    "tools": "Import, build, load and save",
+    "inference": "Inference, ResNet-50",
+    "inference_int8": "Inference, ResNet-50, int8",
+    "inference18": "Inference, ResNet-18",
+    "first_answer": "Time to the first prediction of a new process, ResNet-50",
+    "export": "Export to SavedModel, TFLite and ONNX",
     "training": "Training",
-    "training18": "Training of ResNet-18",
-    "losses": "The same training",
+    "training18": "Training, ResNet-18",
+    "losses": "Training losses",
     "input": "Batches from JPEGs",
-    "growth": "How cost grows",
+    "growth": "Scaling",
 }
 _RATIO = (
-    "A ratio is the median over pairs of processes that ran in turns, with the middle "
-    "95 % of a bootstrap"
+    "A ratio is how many times as fast reszoo is: the median over pairs of processes "
+    "that ran in turns (A B B A), with the middle 95 % of a bootstrap"
 )
 _PLOTTED = "resnet50 b1 "
-_COLD, _ALL, _FIT = "keras load + predict", "resnet50 all", "Keras' `fit` as it comes"
-_WRITING = "writing SavedModel, TFLite and ONNX"
-_PROVING = "writing and verifying the three"
-_TRAINING, _SMALL = "training in bfloat16", "training ResNet-20 in bfloat16"
-_CROPS = "random crops of JPEGs of 500 x 375 pixels"
-_SHARDS = "random crops from shards of 256 pixels"
-_50, _20 = "resnet50 reszoo", "resnet20 reszoo"
-# What the README shows: script, who and beside whom there, and both in words.
-_FIRST = (
-    ("inference", "tflite-int8", "keras predict", "int8 TFLite", "Keras' `predict`"),
-    ("inference", "onnx-int8", "keras predict", "int8 ONNX", "Keras' `predict`"),
-    ("inference", "tflite-int8", "torch eager", "int8 TFLite", "torch eager"),
-    ("inference", "onnx-int8", "torch eager", "int8 ONNX", "torch eager"),
-    ("inference", "tflite-int8", "tflite", "int8 TFLite", "its own float32 file"),
-    ("inference", "onnx-int8", "onnx", "int8 ONNX", "its own float32 file"),
-    ("inference", "onnx-int8", "quantize_static", "int8 ONNX", "`quantize_static`'s"),
-    ("inference", "saved_model", "Model.export", "SavedModel", "`Model.export`'s"),
-    ("inference", "onnx", "openvino", "float32 ONNX", "OpenVINO"),
-    ("inference", "tflite", "openvino", "float32 TFLite", "OpenVINO"),
-    ("first_answer", "tflite", _COLD, "first answer of a process, TFLite", "Keras'"),
-    ("first_answer", "onnx", _COLD, "first answer of a process, ONNX", "Keras'"),
-    ("export", f"{_ALL} reszoo", f"{_ALL} keras", _WRITING, "Keras"),
-    ("export", f"{_ALL} reszoo, proven", f"{_ALL} keras", _PROVING, "Keras"),
-    ("training", f"{_50} bfloat16", "resnet50 keras float32", _TRAINING, _FIT),
-    ("training", f"{_50} bfloat16", "resnet50 torch bfloat16", _TRAINING, "torch's"),
-    ("training", f"{_20} bfloat16", "resnet20 keras float32", _SMALL, _FIT),
-    ("input", "reszoo, folder", "torch, folder", _CROPS, "torch's"),
-    ("input", "reszoo, shards", "reszoo, folder", _SHARDS, "JPEGs"),
-    ("tools", "load reszoo", "load keras", "loading ResNet-50", "Keras"),
-    ("tools", "build reszoo", "build keras", "`build`", "keras.applications"),
+_50 = "resnet50 "
+_COLD, _ALL = "keras load + predict", "resnet50 all"
+_FIT, _FILES = "Keras' `fit`", "SavedModel, TFLite and ONNX"
+_STATIC = "ONNX Runtime's `quantize_static`"
+# Rows of the headline, by precision: benchmark, contenders, and both in words.
+_HEADLINE = {
+    "float32": (
+        ("inference", "onnx", "keras predict", "ONNX", "Keras' `predict`"),
+        ("inference", "onnx", "torch eager", "ONNX", "torch, eager"),
+        ("inference", "onnx", "torch's onnx", "ONNX", "torch's ONNX file"),
+        ("inference", "onnx", "openvino", "ONNX", "OpenVINO, same file"),
+        ("inference", "tflite", "openvino", "TFLite", "OpenVINO, ONNX file"),
+        ("inference", "saved_model", "Model.export", "SavedModel", "`Model.export`"),
+        ("first_answer", "tflite", _COLD, "first prediction, TFLite", "Keras"),
+        ("export", f"{_ALL} reszoo", f"{_ALL} keras", f"write {_FILES}", "Keras"),
+        ("training", f"{_50}reszoo float32", f"{_50}keras float32", "training", _FIT),
+        (
+            "training",
+            f"{_50}reszoo float32",
+            f"{_50}torch float32",
+            "training",
+            "torch",
+        ),
+    ),
+    "bfloat16": (
+        ("training", f"{_50}reszoo bfloat16", f"{_50}keras bfloat16", "training", _FIT),
+        (
+            "training",
+            f"{_50}reszoo bfloat16",
+            f"{_50}torch bfloat16",
+            "training",
+            "torch",
+        ),
+    ),
+    "int8": (
+        (
+            "inference",
+            "onnx-int8",
+            "quantize_static, tuned",
+            "ONNX",
+            f"{_STATIC}, tuned",
+        ),
+        (
+            "inference",
+            "onnx-int8",
+            "quantize_static, defaults",
+            "ONNX",
+            f"{_STATIC}, defaults",
+        ),
+        (
+            "inference",
+            "tflite-int8",
+            "quantize_static, tuned",
+            "TFLite",
+            f"{_STATIC}, tuned",
+        ),
+    ),
+    "uint8": (
+        (
+            "input",
+            "reszoo, folder",
+            "torch, folder",
+            "JPEGs to random crops",
+            "torch's `DataLoader`",
+        ),
+    ),
+}
+# What older files of results call things, and what they are called now.
+_RENAMED = (
+    ('"missed"', '"below target"'),
+    ("reszoo, proven", "reszoo, verified"),
+    ('quantize_static"', 'quantize_static, defaults"'),
+    (r"(\d+) ms, at most (\d+) asked: ", r"\1 ms, target at most \2 ms: "),
+    (r"(\d+%) asked: ", r"target \1: "),
+    (": missed", ": not met"),
+    (
+        r"The project's targets are those of ResNet-50 and",
+        "The targets are for ResNet-50 with",
+    ),
+    ("The targets are of ResNet-50", "The targets are for ResNet-50"),
 )
-# What the scripts found, by the name of the question.
-Answers = Mapping[str, Any]
-# Whole runs by their files' names, the latest first.
-Runs = Mapping[str, Answers]
+# The precision of a contender of the plot, by a part of its name.
+_PRECISIONS = (
+    ("int8", "int8"),
+    ("dynamic", "int8"),
+    ("quantize_static", "int8"),
+    ("bf16", "bfloat16"),
+)
+# The results of one processor, by benchmark.
+Results = Mapping[str, Any]
 
 
-def latest(folder: Path) -> list[Path]:
-    """Return the newest whole run on each processor, the newest of all first."""
-    found: dict[str, Path] = {}
-    files = folder.glob("*.json")
-    for path in sorted(files, key=lambda file: file.stem, reverse=True):
+def read(path: Path) -> dict[str, Any]:
+    """Return the results of a file, in today's terms."""
+    text = path.read_text(encoding="utf-8")
+    for old, new in _RENAMED:
+        text = re.sub(old, new, text)
+    results: dict[str, Any] = json.loads(text)
+    return {name: {**each, "file": path.name} for name, each in results.items()}
+
+
+def newest(paths: Iterable[Path]) -> dict[str, Results]:
+    """Return the newest result of each benchmark, by processor, the latest first."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths, key=lambda path: path.stem, reverse=True):
         if "quick" not in path.name:
-            found.setdefault(_processor(json.loads(path.read_text())), path)
+            results = read(path)
+            known = found.setdefault(_processor(results), {})
+            found[_processor(results)] = {**results, **known}
     if not found:
-        raise SystemExit(f"There are no results in {folder}. Run: make bench")
-    return list(found.values())
+        raise SystemExit(f"There are no results in {HERE / 'results'}. Run: make bench")
+    return dict(found)
 
 
-def ratios(runs: Runs) -> Iterator[str]:
-    """Yield the section of the README."""
-    yield f"{_RATIO}; what was asked and not met is told beside it."
-    yield "The net is ResNet-50, with one image at a time, if nothing else is said.\n"
-    names = [f"{_processor(run)} ({file})" for file, run in runs.items()]
-    yield f"| reszoo | beside | asked | {' | '.join(names)} |"
-    yield "|---|---|---|" + "---|" * len(runs)
-    for script, ours, theirs, what, whom in _FIRST:
-        before = _PLOTTED if script == "inference" else ""
-        pair = (before + ours, before + theirs)
-        found = [_row(run.get(script), pair) for run in runs.values()]
-        if known := next(filter(None, found), None):
-            told = " | ".join(_cell(row) for row in found)
-            yield f"| {what} | {whom} | {known['claim']:.3g} | {told} |"
+def headline(processors: Mapping[str, Results]) -> Iterator[str]:
+    """Yield the section of the README: rows that compare equal precisions."""
+    yield f"{_RATIO}."
+    yield "ResNet-50 with one image at a time, training with batches of 16 images.\n"
+    yield f"| precision | reszoo | baseline | {' | '.join(processors)} |"
+    yield "|---|---|---|" + "---|" * len(processors)
+    for precision, rows in _HEADLINE.items():
+        for benchmark, ours, theirs, what, whom in rows:
+            before = _PLOTTED if benchmark.startswith("inference") else ""
+            pair = (before + ours, before + theirs)
+            found = [_ratio(each, benchmark, pair) for each in processors.values()]
+            if any(found):
+                cells = " | ".join(found)
+                yield f"| {precision} | {what} | {whom} | {cells} |"
 
 
-def _row(answer: Mapping[str, Any] | None, pair: tuple[str, str]) -> Any:
-    rows = answer["ratios"] if answer else ()
-    return next((row for row in rows if (row["ours"], row["theirs"]) == pair), None)
+def _ratio(results: Results, benchmark: str, pair: tuple[str, str]) -> str:
+    """Return a ratio as text, whether it has a target or not; empty if not measured."""
+    for name in (f"{benchmark}_int8", benchmark):
+        measured = results.get(name, {}).get("contenders", {})
+        if all(each in measured for each in pair):
+            runs = {each: measured[each]["runs"] for each in pair}
+            ratio = harness.compare(runs, *pair)
+            return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+    return ""
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    told = "" if row["verdict"] == "met" else f", {row['verdict']}"
-    return f"{_span(row)}{told}"
+def page(processors: Mapping[str, Results]) -> Iterator[str]:
+    """Yield all results: milliseconds, memory, sizes, ratios, notes and scaling."""
+    yield f"{_RATIO}. Everything ran with 2 threads."
+    for processor, results in processors.items():
+        files = sorted({result["file"] for result in results.values()})
+        named = ", ".join(f"`benchmarks/results/{file}`" for file in files)
+        yield f"\n### {processor}\n\n{named}"
+        yield from _section(results)
 
 
-def page(runs: Runs) -> Iterator[str]:
-    """Yield the page of milliseconds, memory, sizes, notes and growth."""
-    yield "# What `make bench` measured"
-    yield f"\n{_RATIO}. Everything ran with 2 threads."
-    for file, answers in runs.items():
-        yield f"\n## {_processor(answers)}\n\n`benchmarks/results/{file}`"
-        yield from _section(answers)
-    yield ""
+def _section(results: Results) -> Iterator[str]:
+    for benchmark in ("inference", "inference_int8", "inference18"):
+        yield from _milliseconds(_TITLES[benchmark], results.get(benchmark))
+    for benchmark, title in _TITLES.items():
+        if results.get(benchmark, {}).get("ratios"):
+            yield from _ratios(title, results[benchmark])
+    for benchmark, title in _TITLES.items():
+        if notes := results.get(benchmark, {}).get("notes"):
+            yield f"\n**{title}: notes**\n"
+            yield from (f"* {note}" for note in notes)
 
 
-def _section(answers: Answers) -> Iterator[str]:
-    for script in ("inference", "inference18"):
-        yield from _milliseconds(_TITLES[script], answers.get(script))
-    for script, title in _TITLES.items():
-        if answers.get(script, {}).get("ratios"):
-            yield from _ratios(title, answers[script])
-    for script, answer in answers.items():
-        if answer["notes"]:
-            yield f"\n**{_TITLES[script]}: what else was seen**\n"
-            yield from (f"* {note}" for note in answer["notes"])
-
-
-def _processor(answers: Answers) -> str:
-    """Tell the processor, and its widest instructions where they are known."""
-    machine = next(iter(answers.values()))["machine"]
+def _processor(results: Results) -> str:
+    """Return the processor, and its widest instructions where they are known."""
+    machine = next(iter(results.values()))["machine"]
     able = machine.get("instructions")
     return f"{machine['processor']}, {able}" if able else str(machine["processor"])
 
 
-def _ratios(title: str, answer: Mapping[str, Any]) -> Iterator[str]:
+def _ratios(title: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n**{title}**\n"
-    yield "| reszoo | beside | times as fast | asked | |"
+    yield "| reszoo | baseline | times as fast | target | |"
     yield "|---|---|---|---|---|"
-    for row in answer["ratios"]:
-        yield _line(row["ours"], row["theirs"], row)
+    for row in result["ratios"]:
+        span = f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        target = f"{row['claim']:.3g}"
+        cells = (row["ours"], row["theirs"], span, target, row["verdict"])
+        yield f"| {' | '.join(cells)} |"
 
 
-def _line(ours: str, theirs: str, row: Mapping[str, Any]) -> str:
-    cells = (ours, theirs, _span(row), f"{row['claim']:.3g}", row["verdict"])
-    return f"| {' | '.join(cells)} |"
-
-
-def _span(row: Mapping[str, Any]) -> str:
-    return f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-
-
-def _milliseconds(title: str, answer: Mapping[str, Any] | None) -> Iterator[str]:
-    if not answer:
+def _milliseconds(title: str, result: Mapping[str, Any] | None) -> Iterator[str]:
+    if not result:
         return
-    yield f"\n**{title}: a call, start to first answer, memory and file**\n"
-    yield "| | ms | p10 to p90 | first answer, s | memory, MB | file, MB |"
+    yield f"\n**{title}: latency, time to the first prediction, memory and file**\n"
+    yield "| | ms | p10 to p90 | first prediction, s | memory, MB | file, MB |"
     yield "|---|---|---|---|---|---|"
-    for name, row in answer["contenders"].items():
+    for name, row in result["contenders"].items():
         if "ms" not in row:
             continue
         batch = row["median"] * row["ms"]
@@ -177,51 +239,61 @@ def _milliseconds(title: str, answer: Mapping[str, Any] | None) -> Iterator[str]
         yield f"| {name} | {' | '.join(cells)} | {row['megabytes']:.0f} | {file} |"
 
 
-def write_readme(runs: Runs) -> None:
-    """Put the section between its marks."""
+def write_between(path: Path, lines: Iterable[str]) -> None:
+    """Replace what a file has between its two marks."""
     from reszoo.files import write_text
 
-    before, begin, rest = README.read_text().partition(BEGIN)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise SystemExit(f"{README} has no {BEGIN} and {END}")
-    made = "\n".join(ratios(runs))
-    write_text(README, f"{before}{BEGIN}\n{made}\n{END}{after}")
+        raise SystemExit(f"{path} must have the lines {BEGIN} and {END}.")
+    made = "\n".join(lines)
+    write_text(path, f"{before}{BEGIN}\n{made}\n{END}{after}")
 
 
-def write_plot(answer: Mapping[str, Any], path: Path) -> None:
-    """Draw how long ResNet-50 takes for one image."""
-    rows = sorted(
-        (
-            (row["ms"], name.removeprefix(_PLOTTED))
-            for name, row in answer["contenders"].items()
-            if name.startswith(_PLOTTED)
-        ),
-        reverse=True,
-    )
+def _precision(name: str) -> str:
+    return next((kind for part, kind in _PRECISIONS if part in name), "float32")
+
+
+def write_plot(result: Mapping[str, Any], path: Path) -> None:
+    """Draw the latency of ResNet-50 with one image, a panel for each precision."""
     from inference_peers import OURS as FILES
 
-    figure = Figure(figsize=(8, 0.32 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    colours = [OURS if name in FILES else THEIRS for _, name in rows]
-    bars = axes.barh([name for _, name in rows], [ms for ms, _ in rows], color=colours)
-    axes.bar_label(bars, fmt="%.1f", padding=3)
-    machine = answer["machine"]["processor"]
-    axes.set_xlabel(f"milliseconds, {machine}; reszoo's files in blue")
-    axes.set_title("How long ResNet-50 takes for one image of 224 pixels", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    groups: dict[str, list[tuple[float, str]]] = {
+        precision: [] for precision in ("float32", "bfloat16", "int8")
+    }
+    for name, row in result["contenders"].items():
+        if name.startswith(_PLOTTED):
+            short = name.removeprefix(_PLOTTED)
+            groups[_precision(short)].append((row["ms"], short))
+    groups = {precision: rows for precision, rows in groups.items() if rows}
+    sizes = [len(rows) for rows in groups.values()]
+    figure = Figure(figsize=(8, 0.28 * sum(sizes) + 2.2), layout="constrained")
+    panels = figure.subplots(
+        len(groups), sharex=True, squeeze=False, height_ratios=sizes
+    ).ravel()
+    for axes, (precision, rows) in zip(panels, groups.items(), strict=True):
+        rows.sort(reverse=True)
+        colours = [OURS if name in FILES else THEIRS for _, name in rows]
+        names, values = [name for _, name in rows], [ms for ms, _ in rows]
+        axes.bar_label(axes.barh(names, values, color=colours), fmt="%.1f", padding=3)
+        axes.set_title(precision, loc="right", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    machine = result["machine"]["processor"]
+    panels[-1].set_xlabel(f"milliseconds, {machine}; reszoo's files in blue")
+    figure.suptitle("Latency of ResNet-50, one image of 224 pixels")
     figure.savefig(path, dpi=120)
 
 
 def main() -> None:
-    """Make both."""
-    files = [Path(each) for each in sys.argv[1:]] or latest(HERE / "results")
-    runs = {file.name: json.loads(file.read_text()) for file in files}
-    write_readme(runs)
-    PAGE.write_text("\n".join(page(runs)), encoding="utf-8")
-    newest = next(iter(runs.values()))
-    if "inference" in newest:
-        write_plot(newest["inference"], PLOT)
+    """Write the headline, the page and the plot."""
+    paths = [Path(each) for each in sys.argv[1:]] or (HERE / "results").glob("*.json")
+    processors = newest(paths)
+    write_between(README, headline(processors))
+    write_between(PAGE, page(processors))
+    latest = next(iter(processors.values()))
+    if "inference" in latest:
+        write_plot(latest["inference"], PLOT)
 
 
 if __name__ == "__main__":

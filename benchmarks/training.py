@@ -1,12 +1,12 @@
-"""How many images a second are trained on? reszoo beside Keras' `fit` and torch.
+"""How many images a second are trained on? reszoo, Keras' `fit` and torch.
 
 Run: python benchmarks/training.py [--models resnet50] [--peers PYTHON] [--json FILE]
 
-Synthetic uint8 images in memory, the same net, SGD with momentum, 2 threads. "keras" is
-`compile` and `fit` with their defaults (XLA where Keras chooses it): ResNet-50 from
+Synthetic uint8 images in memory, the same model, SGD with momentum, 2 threads. "keras"
+is `compile` and `fit` with their defaults (XLA where Keras chooses it): ResNet-50 from
 keras.applications, the others reszoo's layers with Keras' own BatchNormalization.
-torch runs torchvision's nets in channels_last, bfloat16 by autocast. Each process also
-checks that its loss is finite and falls.
+torch runs torchvision's models in channels_last, bfloat16 by autocast. Each process
+also checks that its loss is finite and falls.
 """
 
 import sys
@@ -18,7 +18,7 @@ from typing import Any
 import harness
 import numpy as np
 import roof
-from harness import Claim, Contender
+from harness import Contender, Target
 
 RATE, MOMENTUM, CLASSES, LABELS, WARM_UP = 0.001, 0.9, 1000, 10, 2
 
@@ -32,7 +32,7 @@ class Load:
         batch: Images a step.
         steps: A sample.
         samples: A process.
-        torch: Whether torchvision has the net.
+        torch: Whether torchvision has the model.
     """
 
     side: int
@@ -109,9 +109,11 @@ def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
         epochs=1,
     )
     card = reszoo.card(model)
-    net = twin(model, card.preprocessing, recipe)
+    trained = twin(model, card.preprocessing, recipe)
     (phase,) = phases(recipe, 1000 * batch)
-    engine = Engine(net, card.architecture.spec, card.preprocessing, phase, Devices())
+    engine = Engine(
+        trained, card.architecture.spec, card.preprocessing, phase, Devices()
+    )
     return lambda images, labels: engine.train(images, labels, 0, 0)[0]
 
 
@@ -139,7 +141,7 @@ def train_keras(name: str, load: Load, precision: str) -> None:
     losses = [float(loss) for loss in history.history["loss"]]
     falling(losses)
     harness.emit(
-        clock.told(load.batch * load.steps, WARM_UP),
+        clock.run(load.batch * load.steps, WARM_UP),
         losses=losses,
         versions=harness.versions("tensorflow", "keras"),
     )
@@ -167,7 +169,7 @@ def _keras_model(name: str) -> tuple[Any, bool]:
 
 
 def of_keras_layers(model: Any) -> Any:
-    """Return the same net with Keras' own BatchNormalization, without its weights."""
+    """Return the same model with Keras' own BatchNormalization, without its weights."""
     import keras
 
     from reszoo.layers import BatchNormalization
@@ -190,7 +192,7 @@ def train_torch(name: str, load: Load, precision: str) -> None:
 
 
 def import_torch() -> Any:
-    """Return torch, told how many threads it has; torchvision is there afterwards."""
+    """Import torchvision and torch with the right number of threads; return torch."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from torch_peers import import_torchvision
 
@@ -204,7 +206,7 @@ def import_torch() -> Any:
 def torch_step(
     name: str, classes: int, rate: float, precision: str, weights: Any = None
 ) -> Any:
-    """Return what `reszoo_step` does, of torchvision's net."""
+    """Return what `reszoo_step` does, for torchvision's model."""
     torch = import_torch()
     import torchvision
 
@@ -235,7 +237,7 @@ TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}
 
 
 def contenders(names: list[str], peers: str | None) -> list[Contender]:
-    """Return every library in both precisions, for every net."""
+    """Return every library in both precisions, for every model."""
     found = [roof.contender("float32"), roof.contender("bfloat16")]
     for name in names:
         for precision in ("float32", "bfloat16"):
@@ -248,23 +250,23 @@ def contenders(names: list[str], peers: str | None) -> list[Contender]:
     return found
 
 
-def claims(names: list[str], there: set[str]) -> list[Claim]:
-    """Return what the project promises, of those that take part."""
+def targets(names: list[str], there: set[str]) -> list[Target]:
+    """Return the project's targets for the contenders there are."""
     found = []
     for name in names:
         ours, plain = f"{name} reszoo bfloat16", f"{name} reszoo float32"
         found += [
-            Claim(ours, f"{name} keras float32", 2.0),
-            Claim(ours, f"{name} keras bfloat16", 1.0),
-            Claim(plain, f"{name} keras float32", 1.0),
-            Claim(ours, f"{name} torch bfloat16", 1.0),
-            Claim(plain, f"{name} torch float32", 1.0),
+            Target(ours, f"{name} keras float32", 2.0),
+            Target(ours, f"{name} keras bfloat16", 1.0),
+            Target(plain, f"{name} keras float32", 1.0),
+            Target(ours, f"{name} torch bfloat16", 1.0),
+            Target(plain, f"{name} torch float32", 1.0),
         ]
-    return [claim for claim in found if claim.theirs in there]
+    return [target for target in found if target.theirs in there]
 
 
 def main() -> None:
-    """Compare them."""
+    """Compare the libraries."""
     parser = harness.parser(__doc__ or "", rounds=4)
     parser.add_argument("--models", nargs="+", choices=LOADS, default=list(LOADS))
     given = parser.parse_args()
@@ -272,12 +274,12 @@ def main() -> None:
         library, name, precision = given.process
         TRAINERS[library](name, LOADS[name], precision)
         return
-    taking_part = contenders(given.models, given.peers)
-    notes = [] if given.peers else ["torch was left out: name its --peers PYTHON."]
-    runs = harness.measure(taking_part, given.rounds)
-    promised = claims(given.models, set(runs))
-    told = harness.summary(taking_part, runs, promised, notes)
-    harness.report(told, given.json)
+    entrants = contenders(given.models, given.peers)
+    notes = [] if given.peers else ["torch is left out: pass --peers PYTHON."]
+    runs = harness.measure(entrants, given.rounds)
+    wanted = targets(given.models, set(runs))
+    results = harness.summary(entrants, runs, wanted, notes)
+    harness.report(results, given.json)
 
 
 if __name__ == "__main__":

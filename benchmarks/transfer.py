@@ -1,8 +1,8 @@
-"""What does a pretrained net gain on few images of classes that it never saw?
+"""How much do pretrained weights gain on few images of new classes?
 
 A ResNet-20 is trained on five classes of CIFAR-10. On a hundred images of each of
-the other five it is then fine-tuned with `reszoo train`'s default recipe, beside the
-same net trained from scratch for several times as many steps; three seeds each.
+the other five it is then fine-tuned with `reszoo train`'s default recipe; the baseline
+is the same model trained from scratch for several times as many steps. Three seeds.
 
     python benchmarks/transfer.py DATA --output runs/transfer
 
@@ -18,7 +18,7 @@ import numpy as np
 
 import reszoo
 
-_NET = "resnet20"
+_VARIANT = "resnet20"
 _EACH = 100
 _SEEDS = (0, 1, 2)
 _SCRATCH = {"batch_size": 32, "epochs": 120, "learning_rate": 0.05}
@@ -39,7 +39,7 @@ def main() -> None:
     if weights is None:
         folder = given.output / "pretrained"
         weights = reszoo.train(
-            _NET, first, epochs=given.epochs, output=folder, resume=True
+            _VARIANT, first, epochs=given.epochs, output=folder, resume=True
         ).best
     rows = [_compare(given, classes[5:], weights, seed) for seed in _SEEDS]
     _tell(rows)
@@ -50,8 +50,8 @@ def _compare(
     given: argparse.Namespace, classes: list[str], weights: Path | None, seed: int
 ) -> dict[str, float]:
     few = _write_list(given.output / f"few{seed}.csv", given.data, classes, seed)
-    tuned = reszoo.train(_NET, few, weights=weights, seed=seed)
-    scratch = reszoo.train(_NET, few, recipe="cifar", seed=seed, **_SCRATCH)
+    tuned = reszoo.train(_VARIANT, few, weights=weights, seed=seed)
+    scratch = reszoo.train(_VARIANT, few, recipe="cifar", seed=seed, **_SCRATCH)
     return {
         "seed": seed,
         "fine-tuned": reszoo.evaluate(tuned.model, few).top1,

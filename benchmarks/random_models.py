@@ -1,9 +1,9 @@
-"""Nets with random weights that tell pictures apart, and the pictures.
+"""Models with random weights that tell images apart, and the images.
 
-Random nets are shown noise of several looks, each a class, and their classifiers get
-the classes' mean features; in `random_checkpoint` batch norms also get what they see as
-statistics. Those pictures judge about which a net is least undecided: trained nets are
-surer than any random one.
+Each class is noise of one colour and structure, and the classifier gets the mean
+features of each class; in `random_checkpoint` batch normalisation also gets its
+statistics from the images. Files are judged by the images with the clearest logits:
+trained models are surer than any random one.
 """
 
 import itertools
@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-# Pictures that calibrate; those to choose from for judging, and the number chosen.
+# Calibration images; candidates for test images, and the number chosen.
 TRAIN, CANDIDATES, TEST = 100, 120, 40
 # A class each: the corners of the cube of colours, grey and black.
 COLOURS = (*itertools.product((60, 195), repeat=3), (128, 128, 128), (30, 30, 30))
 CLASSES = len(COLOURS)
-# Grey levels by which pixels, 2 x 2, 8 x 8 pixels and whole pictures vary, at most.
+# Grey levels by which pixels, 2 x 2, 8 x 8 pixels and whole images vary, at most.
 STRENGTHS = (25, 25, 25, 5)
 # Share of other classes' logits in that of a class without images.
 MIXED = 0.6
-# By how much the right logit leads about the middle of them. What tells the pictures of
-# a deep random net apart is little: more would be rounding told apart.
+# Median lead of the right logit. The features of a deep random model differ little
+# between images: a larger lead would amplify rounding.
 LEAD = 0.5
 
 
 def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[str, str]:
-    """Make a net with random weights and pictures for it; return both paths."""
+    """Make a model with random weights and images for it; return both paths."""
     import keras
 
     import reszoo
@@ -42,21 +42,21 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
     images = noise(answers, size, strengths, draw)
     settle(model, images[: 2 * CLASSES])
     classify(model, images, answers, draw)
-    write_pictures(folder / "data" / "train", images, answers, labels)
+    write_images(folder / "data" / "train", images, answers, labels)
     answers = np.arange(CANDIDATES) % CLASSES
     images = noise(answers, size, strengths, draw)
     lead = leads(model, images, answers)
     chosen = surest(lead, answers)
     sharpen(model, LEAD / np.median(lead[chosen]))
-    write_pictures(folder / "data" / "test", images[chosen], answers[chosen], labels)
-    path = folder / "net.safetensors"
+    write_images(folder / "data" / "test", images[chosen], answers[chosen], labels)
+    path = folder / "model.safetensors"
     reszoo.save(model, path)
     keras.backend.clear_session()
     return str(path), str(folder / "data")
 
 
 def randomise(model: Any, draw: np.random.Generator) -> None:
-    """Give a net weights and statistics that are nowhere trivial, all of them drawn."""
+    """Give a model random weights and statistics that are nowhere trivial."""
     from reszoo.weights.names import assign_tensors, to_tensors
 
     plain = model.name.startswith("plain")
@@ -64,7 +64,7 @@ def randomise(model: Any, draw: np.random.Generator) -> None:
     for key, tensor in tensors.items():
         if key.endswith("running_var") or (tensor.ndim == 1 and "weight" in key):
             tensors[key] = draw.uniform(0.5, 1.5, tensor.shape).astype(np.float32)
-            # As in trained nets; otherwise activations grow with depth.
+            # As in trained models; otherwise activations grow with depth.
             if key.endswith(("bn2.weight", "bn3.weight")) and not plain:
                 tensors[key] *= 0.3
         elif tensor.ndim == 1:
@@ -92,7 +92,7 @@ def noise(answers: Any, size: int, strengths: Any, draw: np.random.Generator) ->
 
 
 def calm(model: Any) -> None:
-    """Weaken the branch of every block, the more the deeper a net is.
+    """Weaken the branch of every block, the more the deeper a model is.
 
     The sum of all branches then outweighs the stem no more than in ResNet-18; with
     random weights anything stronger enlarges rounding from block to block.
@@ -111,7 +111,7 @@ def calm(model: Any) -> None:
 def settle(model: Any, images: Any) -> None:
     """Make the statistics of every batch norm those of some images.
 
-    With others a deep net adds the same large offset to all its features, and what
+    With others a deep model adds the same large offset to all its features, and what
     tells images apart drowns in it.
     """
     import keras
@@ -130,16 +130,16 @@ def settle(model: Any, images: Any) -> None:
 
 
 def inputs_of(model: Any, images: Any) -> Any:
-    """Return images as the net takes them: float32 `(count, size, size, 3)`."""
+    """Return images as the model takes them: float32 `(count, size, size, 3)`."""
     import reszoo
 
-    record = reszoo.card(model).preprocessing
-    pixels = np.stack([record.prepare(image) for image in images])
-    return record.normalise(pixels.astype(np.float32))
+    preprocessing = reszoo.card(model).preprocessing
+    pixels = np.stack([preprocessing.prepare(image) for image in images])
+    return preprocessing.normalise(pixels.astype(np.float32))
 
 
 def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -> None:
-    """Give a net the classifier that takes the class of the nearest mean feature.
+    """Give a model the classifier that takes the class of the nearest mean feature.
 
     Classes without images are mixtures of those with some, and never lead.
     """
@@ -147,8 +147,8 @@ def classify(model: Any, images: Any, answers: Any, draw: np.random.Generator) -
 
     from reszoo.weights.names import assign_tensors, to_tensors
 
-    ask = keras.Model(model.input, model.get_layer("fc").input)
-    seen = ask.predict(inputs_of(model, images), batch_size=4, verbose=0)
+    features = keras.Model(model.input, model.get_layer("fc").input)
+    seen = features.predict(inputs_of(model, images), batch_size=4, verbose=0)
     shown = answers.max() + 1
     means = np.stack([seen[answers == each].mean(axis=0) for each in range(shown)])
     # |x - m|^2 is least where (m - c) x - (|m|^2 - |c|^2) / 2 is greatest.
@@ -186,7 +186,7 @@ def surest(lead: Any, answers: Any) -> Any:
     return ordered[rank < TEST // CLASSES]
 
 
-def write_pictures(root: Path, images: Any, answers: Any, labels: Any) -> None:
+def write_images(root: Path, images: Any, answers: Any, labels: Any) -> None:
     """Write a folder of class folders."""
     from PIL import Image
 
