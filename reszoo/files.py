@@ -1,4 +1,4 @@
-"""Write files and folders so that nobody ever sees half of one."""
+"""Atomic writes of files and folders, and the cache folder."""
 
 import glob
 import json
@@ -12,6 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.errors import ReszooError
+
+
+def cache_folder() -> Path:
+    """Return the folder for downloads and cached facts about data sets.
+
+    It is the environment variable `RESZOO_HOME`, or else `reszoo` in the user's
+    cache (`XDG_CACHE_HOME`, or else `~/.cache`). It need not exist yet.
+    """
+    home = os.environ.get("RESZOO_HOME")
+    if not home:
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = f"{caches}/reszoo"
+    return Path(home).expanduser().absolute()
 
 
 @contextmanager

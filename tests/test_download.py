@@ -17,7 +17,7 @@ from loopback import Site, answer, serve, start
 
 from reszoo.errors import CheckpointError, ReszooError, UsageError
 from reszoo.weights import download
-from reszoo.weights.download import cache_folder, fetch
+from reszoo.weights.download import fetch
 
 BODY = np.random.default_rng(0).bytes(300_000)
 HASH = hashlib.sha256(BODY).hexdigest()
@@ -341,18 +341,3 @@ def test_a_full_disk_is_told_as_such(site: Site, home: Path) -> None:
     assert "net.safetensors could not be written: File too large" in err
     assert "net.safetensors" not in leftovers(home)
     assert fetch(site.url + PATH, HASH).read_bytes() == BODY
-
-
-def test_the_cache_is_where_the_environment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cache_folder() == tmp_path / "home"
-    monkeypatch.setenv("RESZOO_HOME", "~/zoo")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "zoo"
-    monkeypatch.delenv("RESZOO_HOME")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "reszoo"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == tmp_path / ".cache" / "reszoo"
-    assert not (tmp_path / ".cache").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reszoo.errors import ReszooError
-from reszoo.files import atomic_file, atomic_folder, write_json
+from reszoo.files import atomic_file, atomic_folder, cache_folder, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -84,3 +84,18 @@ def test_a_folder_is_replaced_whole_or_not_at_all(
         (new / "three").write_text("three")
     assert names(folder) == ["two"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_the_cache_is_where_the_environment_says(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cache_folder() == home
+    monkeypatch.setenv("RESZOO_HOME", "~/zoo")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "zoo"
+    monkeypatch.delenv("RESZOO_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "reszoo"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / ".cache" / "reszoo"
+    assert not (tmp_path / ".cache").exists()

@@ -31,7 +31,7 @@ from reszoo.data.image_files import (
     reason_of,
 )
 from reszoo.errors import DataError, ReszooError
-from reszoo.weights.download import cache_folder
+from reszoo.files import cache_folder
 
 Rows = NDArray[np.void]
 # One image in 80 bytes. `key` stands for the path in the cache; an orientation of 0

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from reszoo.console import Progress
 from reszoo.errors import CheckpointError, ReszooError, UsageError
-from reszoo.files import atomic_file, write_text
+from reszoo.files import atomic_file, cache_folder, write_text
 
 # Seconds before each new attempt after a cut connection.
 WAITS = (0.5, 1.0, 2.0)
@@ -311,19 +311,6 @@ def parse_address(text: str) -> Address:
             f"Received: {text!r}."
         )
     return Address("hub", found["repo"], found["revision"])
-
-
-def cache_folder() -> Path:
-    """Return the folder that keeps downloads.
-
-    It is the environment variable `RESZOO_HOME`, or else `reszoo` in the user's
-    cache (`XDG_CACHE_HOME`, or else `~/.cache`). It need not exist yet.
-    """
-    home = os.environ.get("RESZOO_HOME")
-    if not home:
-        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        home = f"{caches}/reszoo"
-    return Path(home).expanduser().absolute()
 
 
 def fetch(url: str, sha256: str | None) -> Path:
