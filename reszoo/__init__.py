@@ -6,8 +6,6 @@ Every public name is imported on first use: `import reszoo` loads no TensorFlow.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from reszoo.console import quiet_tensorflow
-
 if TYPE_CHECKING:
     from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
@@ -103,7 +101,6 @@ __all__ = sorted([*_LAZY, "__version__"])
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'reszoo' has no attribute {name!r}")
-    quiet_tensorflow()
     module, attribute = _LAZY[name].split(":")
     value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value

@@ -6,12 +6,13 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,26 +23,48 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+_NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx")
+_NOISY_MODULES = r"(tensorflow|keras|tf2onnx|onnx|numpy|google|absl|h5py|PIL)\b"
+_own_process = False
+_terminal: TextIO | None = None
 
-def quiet_tensorflow() -> None:
-    """Have TensorFlow's first import say nothing, whoever imports it.
 
-    TensorFlow 2.21 logs from C++ while it is imported and while it looks for
-    devices, and no longer heeds TF_CPP_MIN_LOG_LEVEL there. Does nothing where
-    TensorFlow is loaded already.
+def enable_quiet_cli() -> None:
+    """Let `quiet` redirect the error stream, and import TensorFlow silently.
+
+    For processes that are ours alone: the command line and its subprocesses. In any
+    other process the error stream belongs to the program that imported reszoo, whose
+    threads may write to it at any time.
+
+    TensorFlow 2.21 logs from C++ while it is imported and while it looks for devices,
+    and no longer honours TF_CPP_MIN_LOG_LEVEL there.
     """
-    waiting = any(isinstance(finder, _QuietFinder) for finder in sys.meta_path)
-    if "tensorflow" not in sys.modules and not waiting:
+    global _own_process, _terminal
+    if _own_process:
+        return
+    _own_process = True
+    _terminal = os.fdopen(os.dup(2), "w", errors="backslashreplace")
+    if "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _QuietFinder())
 
 
 @contextmanager
-def held_stderr(show: bool = True) -> Iterator[None]:
-    """Hold back what the process writes to its error stream, also from C++.
+def quiet(*, show: bool = True) -> Iterator[None]:
+    """Suppress the warnings and log messages of TensorFlow, converters and decoders.
+
+    On our own command line also what they write to the error stream from C++, unless
+    the body fails. In a library the error stream stays as it is.
 
     Args:
-        show: Whether to show it after all if the body fails.
+        show: Whether to show what was written to the error stream if the body fails.
     """
+    redirected = _held_stderr(show) if _own_process else nullcontext()
+    with redirected, _LIBRARY_NOISE:
+        yield
+
+
+@contextmanager
+def _held_stderr(show: bool) -> Iterator[None]:
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -59,17 +82,36 @@ def held_stderr(show: bool = True) -> Iterator[None]:
             os.close(kept)
 
 
-@contextmanager
-def quiet_converters() -> Iterator[None]:
-    """Hold back what converters print, log and warn, unless the body fails."""
-    with held_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(max(before, logging.WARNING))
-        try:
-            yield
-        finally:
-            logging.disable(before)
+class _LibraryNoise:
+    """Ignores warnings and log messages of the libraries that reszoo calls.
+
+    Filters belong to the whole process: the first of several threads sets them, the
+    last one restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._filters = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", module=_NOISY_MODULES)
+                for logger in map(logging.getLogger, _NOISY_LOGGERS):
+                    self._filters.callback(logger.setLevel, logger.level)
+                    logger.setLevel(max(logger.level, logging.ERROR))
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._filters.close()
+
+
+_LIBRARY_NOISE = _LibraryNoise()
 
 
 class _QuietFinder:
@@ -87,7 +129,7 @@ class _QuietFinder:
         load = spec.loader.exec_module
 
         def load_quietly(module: ModuleType) -> None:
-            with held_stderr():
+            with _held_stderr(show=True):
                 load(module)
                 module.config.list_physical_devices()
             logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -108,10 +150,14 @@ class Progress:
         what: What is being done, as shown before the bar.
         total: Number of steps.
         done: Steps done before.
+        shown: Whether to show it at all.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        console = Console(file=sys.stderr)
+    def __init__(
+        self, what: str, total: int, done: int = 0, *, shown: bool = True
+    ) -> None:
+        # The terminal, for `quiet` may hold back what is written to sys.stderr.
+        console = Console(file=_terminal or sys.stderr)
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -120,7 +166,7 @@ class Progress:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
         )
         self._task = self._bar.add_task(what, total=total, completed=done, note="")
 

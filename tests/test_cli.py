@@ -13,6 +13,8 @@ from reszoo.cli import main
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Run the command line; return its exit code, output and error output."""
+    # The process is that of all tests.
+    monkeypatch.setattr("reszoo.cli.enable_quiet_cli", lambda: None)
 
     def run(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["reszoo", *map(str, arguments)])

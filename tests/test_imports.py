@@ -100,33 +100,6 @@ def test_every_public_name_is_there_and_no_module_takes_its_place() -> None:
         _ = reszoo.nonsense
 
 
-def test_tensorflow_says_nothing(folder: Path) -> None:
-    code = (
-        "import reszoo\n"
-        f"reszoo.train('plain20', {str(folder)!r}, batch_size=4, epochs=1)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    first, second = done.stderr.splitlines()
-    assert first.startswith("plain20 on ")
-    assert second.startswith("epoch   1/1 ")
-    assert done.stdout == ""
-
-
-def test_the_command_line_keeps_tensorflow_quiet(folder: Path) -> None:
-    """The demo loads the exporter first, then refuses a folder of photos."""
-    done = subprocess.run(
-        [sys.executable, "-m", "reszoo", "demo", "--output", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"reszoo: {folder} exists and is no export")
-
-
 def test_python_files_stay_readable() -> None:
     for name, file in modules().items():
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 600, name

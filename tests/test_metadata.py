@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from made_card import made_card
 
-from reszoo.console import quiet_converters
+from reszoo.console import quiet
 from reszoo_export.metadata import onnx_properties, tflite_card
 from reszoo_export.tflite.metadata import NAME, read_texts, with_card
 from reszoo_export.tflite.model import read_data, read_ports, with_data
@@ -31,7 +31,7 @@ def content() -> bytes:
     image = tf.TensorSpec((1, 8, 8, 3), tf.float32, "image")
     module = tf.Module()
     module.serve = tf.function(serve, input_signature=[image])
-    with quiet_converters():
+    with quiet():
         converter = tf.lite.TFLiteConverter.from_concrete_functions(
             [module.serve.get_concrete_function()], module
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from reszoo import errors
-from reszoo.console import Progress, quiet_tensorflow
+from reszoo.console import Progress, enable_quiet_cli
 from reszoo.errors import ReszooError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo_export.manifest import Latency, size_and_hash
@@ -94,7 +94,6 @@ def time_calls(
 def time_file(request: Request) -> Timing:
     """Open a file and time it; truthful only where nothing was loaded before."""
     path = Path(request.file)
-    quiet_tensorflow()
     importlib.import_module(library_of(path))
     base = _resident("VmRSS")
     started = time.perf_counter()
@@ -126,6 +125,7 @@ def main(request: str) -> None:
     # Libraries may print; only our line may reach the output stream.
     output = os.dup(1)
     os.dup2(2, 1)
+    enable_quiet_cli()
     told: dict[str, Any]
     try:
         told = asdict(time_file(Request(**json.loads(request))))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
-from reszoo.console import quiet_tensorflow
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.weights import reading, safetensors
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
@@ -274,7 +273,6 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
             f"{file} is a whole export. Inspect one of the files in it: "
             f"{', '.join(inside)}."
         )
-    quiet_tensorflow()
     reader = importlib.import_module(_READERS[suffix])
     contents: Contents = reader.read(file)
     size, digest = size_and_hash(file)

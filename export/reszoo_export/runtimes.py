@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.cards import Card
-from reszoo.console import quiet_tensorflow
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
@@ -207,7 +206,6 @@ def open_runtime(
         return KerasRuntime(model)
     path = Path(model)
     library_of(path)
-    quiet_tensorflow()
     kind = kind_of(path)
     if kind in CHECKPOINTS:
         from reszoo.zoo import load

@@ -13,13 +13,13 @@ from reszoo.cli import files  # noqa: F401
 from reszoo.cli.options import app
 
 # isort: on
-from reszoo.console import quiet_tensorflow
+from reszoo.console import enable_quiet_cli
 from reszoo.errors import ReszooError
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 wrong usage."""
-    quiet_tensorflow()
+    enable_quiet_cli()
     try:
         app(standalone_mode=True)
     except ReszooError as error:

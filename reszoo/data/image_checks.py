@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from reszoo import files
-from reszoo.console import Progress, held_stderr, say
+from reszoo.console import Progress, quiet, say
 from reszoo.data.decoding import decode
 from reszoo.data.image_files import (
     Header,
@@ -423,7 +422,8 @@ def _look(table: FactTable, new: NDArray[np.int64], progress: bool) -> None:
     Image.preinit()
     Image.init()
     with (
-        _quietly(len(new), progress) as bar,
+        quiet(),
+        Progress("Looking at images", len(new), shown=progress) as bar,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         for start in range(0, len(new), _WAVE):
@@ -432,21 +432,6 @@ def _look(table: FactTable, new: NDArray[np.int64], progress: bool) -> None:
             for index, facts in zip(wave, found, strict=True):
                 table[index] = facts
             bar.advance(len(wave))
-
-
-@contextlib.contextmanager
-def _quietly(total: int, progress: bool) -> Iterator[Progress]:
-    """Keep back what decoders print and warn of; the bar has a stream of its own."""
-    own = os.dup(2) if progress else os.open(os.devnull, os.O_WRONLY)
-    with (
-        os.fdopen(own, "w") as stream,
-        contextlib.redirect_stderr(stream),
-        Progress("Looking at images", total) as bar,
-        held_stderr(),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield bar
 
 
 def _keep(file: Path, before: Kept, table: FactTable) -> None:

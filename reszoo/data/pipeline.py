@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from reszoo.console import held_stderr
+from reszoo.console import quiet
 from reszoo.data.augment import geometry
 from reszoo.data.augment.policies import Canvas, find_policy
 from reszoo.data.decoding import Chooser, Decoder
@@ -254,7 +254,7 @@ def quietly(
 
     oneDNN reports there, as an error, that it has no kernel for turning bytes.
     """
-    with held_stderr(show=False):
+    with quiet(show=False):
         remaining = iter(batches)
         first = next(remaining, None)
     if first is not None:
@@ -271,7 +271,7 @@ def find_unreadable(examples: Examples) -> DataError | None:
         return None
     decoder = Decoder(examples)
     # TensorFlow writes to the error stream what it also raises.
-    with held_stderr():
+    with quiet():
         problems = (_problem(examples, decoder, i) for i in range(len(examples)))
         return next(filter(None, problems), None)
 

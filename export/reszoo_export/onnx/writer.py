@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.console import quiet_converters
+from reszoo.console import quiet
 from reszoo.errors import ExportError
 from reszoo_export.metadata import onnx_properties
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
@@ -103,7 +103,7 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     image = serving.spec(serving.batch(None), tf.uint8)
     channels_first = serving.options.layout == "nchw"
     specs = [tf.TensorSpec(each.shape, name=name) for name, each in weights.items()]
-    with quiet_converters(), _without_safety_copies():
+    with quiet(), _without_safety_copies():
         import tf2onnx
 
         model, _ = tf2onnx.convert.from_function(

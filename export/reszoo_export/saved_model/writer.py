@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-from reszoo.console import quiet_converters
+from reszoo.console import quiet
 from reszoo_export.metadata import EXTRA_FOLDER, card_files
 from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.saved_model.encoded import prepare_encoded
@@ -237,7 +237,7 @@ def save(
 
 
 def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
-    with quiet_converters():
+    with quiet():
         tf.saved_model.save(module, str(path), signatures)
 
 

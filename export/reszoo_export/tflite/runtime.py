@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reszoo.console import held_stderr
+from reszoo.console import quiet
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Pixels
 from reszoo_export.metadata import tflite_card
@@ -26,7 +26,7 @@ class TFLiteRuntime:
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         self.threads = threads or os.cpu_count() or 1
-        with held_stderr():
+        with quiet():
             from ai_edge_litert.interpreter import Interpreter
 
             try:

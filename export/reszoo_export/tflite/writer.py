@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from reszoo.console import quiet_converters
+from reszoo.console import quiet
 from reszoo.errors import ExportError
 from reszoo.preprocessing import Pixels
 from reszoo_export.quantization.integer_model import as_bytes, build_integer_net
@@ -96,7 +96,7 @@ def flatbuffer(serving: Serving, prepare: Prepare | None = None) -> bytes:
     )
     # By way of a SavedModel: the converter makes one itself where it is given a
     # function, and loses the signature where that fails.
-    with tempfile.TemporaryDirectory() as folder, quiet_converters():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         save(serving, function, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=["serving_default"]

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from reszoo.console import enable_quiet_cli
 from reszoo.errors import ReszooError, VerificationError
 
 _ANSWER, _ERRORS = "answer.json", "errors.txt"
@@ -90,6 +91,7 @@ def main(function: str, folder: Path) -> None:
         function: "module:name".
         folder: What it is called with.
     """
+    enable_quiet_cli()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, name = function.split(":")
     try:
