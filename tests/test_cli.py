@@ -213,9 +213,9 @@ def test_the_demo_does_it_all(
     import reszoo.cli.demo
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(reszoo.demo._CHANGES, "epochs", 1)
+    monkeypatch.setitem(reszoo.cli.demo._CHANGES, "epochs", 1)
     # The others cost time, and their tests are elsewhere.
-    monkeypatch.setattr(reszoo.demo, "FORMATS", ("tflite-int8", "onnx"))
+    monkeypatch.setattr(reszoo.cli.demo, "FORMATS", ("tflite-int8", "onnx"))
     code, out, err = call("demo")
     assert code == 0
     tuned, scratch = (
