@@ -200,8 +200,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Quantize in every way, and have every file classify all test images."""
     import reszoo
     from reszoo.data.sources import open_source
-    from reszoo.evaluation import prepared_batches
-    from reszoo.metrics import probabilities
+    from reszoo.metrics import prepared_batches, probabilities
     from reszoo_export.quantization.ranges import draw_calibration
     from reszoo_export.serving import make_serving
 

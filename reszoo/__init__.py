@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from reszoo.errors import UnknownNameError as UnknownNameError
     from reszoo.errors import UsageError as UsageError
     from reszoo.errors import VerificationError as VerificationError
-    from reszoo.evaluation import Metrics as Metrics
-    from reszoo.evaluation import evaluate as evaluate
+    from reszoo.metrics import Metrics as Metrics
     from reszoo.perceptron import mlp as mlp
     from reszoo.preprocessing import Preprocessing as Preprocessing
     from reszoo.specs import list_models as list_models
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from reszoo.zoo import load as load
     from reszoo.zoo import load_report as load_report
     from reszoo.zoo import save as save
+    from reszoo_export.evaluation import evaluate as evaluate
 
     card = get_card
     from reszoo_export.benchmark import Measurement as Measurement
@@ -63,7 +63,7 @@ _LAZY = {
     "LoadReport": "reszoo.weights.names:LoadReport",
     "Manifest": "reszoo_export.manifest:Manifest",
     "Measurement": "reszoo_export.benchmark:Measurement",
-    "Metrics": "reszoo.evaluation:Metrics",
+    "Metrics": "reszoo.metrics:Metrics",
     "Predictor": "reszoo_export.predictor:Predictor",
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
     "Recipe": "reszoo.training.recipes:Recipe",
@@ -78,7 +78,7 @@ _LAZY = {
     "build": "reszoo.zoo:build",
     "card": "reszoo.zoo:get_card",
     "compile": "reszoo.training.compile:compile",
-    "evaluate": "reszoo.evaluation:evaluate",
+    "evaluate": "reszoo_export.evaluation:evaluate",
     "export": "reszoo_export.export:export",
     "from_keras_applications": "reszoo.zoo:from_keras_applications",
     "inspect": "reszoo_export.inspection:inspect",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.evaluation import score
+from reszoo.metrics import score
 from reszoo_export.formats import FORMATS
 
 

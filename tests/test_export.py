@@ -19,8 +19,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.data.sources import open_source
-from reszoo.evaluation import prepared_batches
-from reszoo.metrics import probabilities
+from reszoo.metrics import prepared_batches, probabilities
 from reszoo.weights.names import to_tensors
 from reszoo_export import serving
 from reszoo_export.formats import FORMATS

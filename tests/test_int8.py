@@ -20,8 +20,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.data.sources import open_source
-from reszoo.evaluation import prepared_batches
-from reszoo.metrics import probabilities
+from reszoo.metrics import prepared_batches, probabilities
 from reszoo_export.formats import ExportOptions
 from reszoo_export.onnx import graph, writer
 from reszoo_export.onnx.inspection import wrong_onnx

@@ -8,7 +8,7 @@ from conftest import photos
 
 import reszoo
 from reszoo.data.sources import open_source
-from reszoo.evaluation import prepared_batches
+from reszoo.metrics import prepared_batches
 from reszoo_export.quantization.ranges import (
     LEAST,
     Calibration,

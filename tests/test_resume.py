@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.evaluation import Metrics
+from reszoo.metrics import Metrics
 from reszoo.training import history
 from reszoo.training.run import Judge
 from reszoo.training.state import STATE, read_state, stopping

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from reszoo.cards import Card, Metric
 from reszoo.errors import ReszooError
-from reszoo.evaluation import Metrics
 from reszoo.files import atomic_file, disk_errors, write_text
+from reszoo.metrics import Metrics
 
 if TYPE_CHECKING:
     from reszoo.training.run import RunConfig

@@ -24,8 +24,7 @@ from reszoo.data.pipeline import (
 )
 from reszoo.data.sources import Source
 from reszoo.errors import ReszooError
-from reszoo.evaluation import Metrics, score
-from reszoo.metrics import inference_function
+from reszoo.metrics import Metrics, inference_function, score
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.history import Epoch, EventLog, RunHistory

@@ -14,7 +14,7 @@ from reszoo.cards import Card
 from reszoo.data.examples import Examples
 from reszoo.data.sources import Source, check_classes
 from reszoo.errors import DataError, ExportError
-from reszoo.evaluation import prepared_batches
+from reszoo.metrics import prepared_batches
 from reszoo.preprocessing import Pixels, Preprocessing
 from reszoo_export.quantization.grids import Steps, full_steps, narrow_steps, on_grid
 from reszoo_export.quantization.integer_model import (

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from reszoo.cards import Card
 from reszoo.data.sources import Source, check_classes
 from reszoo.errors import ExportError
-from reszoo.evaluation import prepared_batches
 from reszoo.files import atomic_file
+from reszoo.metrics import prepared_batches
 from reszoo.preprocessing import Pixels
 from reszoo_export.manifest import REFERENCE_FILE
 from reszoo_export.runtimes import Answers, Kind

@@ -1,0 +1,58 @@
+"""`evaluate`: accuracy and loss of a model, a checkpoint or an exported file."""
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reszoo.console import Progress
+from reszoo.data.sources import Data, check_classes, open_source
+from reszoo.metrics import Metrics, prepared_batches, score
+from reszoo_export.predictor import Predictor
+
+if TYPE_CHECKING:
+    import keras
+
+
+def evaluate(
+    model: "keras.Model | str | os.PathLike[str]",
+    data: Data,
+    *,
+    split: str | None = None,
+    batch_size: int = 64,
+    threads: int | None = None,
+    bad_images: str | None = None,
+) -> Metrics:
+    """Measure a model, a checkpoint or an exported file on labelled images.
+
+    All of them go through `reszoo.Predictor`, so the same pixels reach each.
+
+    Args:
+        model: A model from reszoo, a `.safetensors` checkpoint, a SavedModel
+            folder, a `.tflite` or a `.onnx` file.
+        data: What `reszoo.train` takes: a folder of class folders, a `.csv` list,
+            shards, arrays, or a name such as "digits".
+        split: "train", "validation", "test" or "all"; by default the test split,
+            else the validation split, which training held out.
+        batch_size: Images at a time.
+        threads: Threads of the runtime; its own default if None.
+        bad_images: "skip" measures without unreadable images, "recover" with what
+            there is of JPEGs that are cut short; otherwise they are errors.
+
+    Raises:
+        DataError: An image is unreadable or the classes are not the model's.
+        UsageError: The split or the file's kind is unknown.
+    """
+    source = open_source(data, bad_images=bad_images)
+    examples = source.examples(split)
+    predictor = Predictor(model, threads=threads)
+    check_classes(source, predictor.card.labels, "the model")
+    parts = []
+    with Progress("evaluating", len(examples)) as progress:
+        for batch in prepared_batches(
+            examples, predictor.card.preprocessing, batch_size
+        ):
+            parts.append(predictor.predict_prepared(batch))
+            progress.advance(len(batch))
+    name = f"{source.name} ({split or source.judging_split})"
+    return score(np.concatenate(parts), examples.targets, name)
