@@ -35,7 +35,7 @@ from reszoo_export.manifest import (
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
 from reszoo_export.quantization.ranges import Calibration, draw_calibration
-from reszoo_export.reporting.report import write_report
+from reszoo_export.report import write_report
 from reszoo_export.runtimes import kind_of
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.snippets import write_snippets
