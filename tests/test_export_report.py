@@ -12,6 +12,7 @@ from test_report import HOSTILE, Page
 from reszoo.cards import Card, Metric
 from reszoo.preprocessing import Preprocessing
 from reszoo.specs import Architecture
+from reszoo.training.recipe_table import find_recipe
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.manifest import (
     Disagreement,
@@ -378,3 +379,30 @@ def test_a_file_that_was_not_measured_is_reported(tmp_path: Path) -> None:
     markdown, _ = written(tmp_path, manifest(record("onnx", latency=None)))
     assert cells(markdown, "model.onnx | 1.08 MB")[2:] == ["-"] * 6
     assert "Latency and memory were not measured." in markdown
+
+
+def test_what_is_unknown_is_reported(tmp_path: Path) -> None:
+    bare = card(labels=None, provenance={})
+    markdown, page = written(tmp_path, manifest(record("onnx"), card=bare))
+    for text in (markdown, page.text):
+        assert "The model has 6 classes; labels unavailable." in text
+        assert "Licence of the weights: not recorded." in text
+
+
+def test_a_file_without_outputs_does_not_hide_the_images_of_others(
+    tmp_path: Path,
+) -> None:
+    nothing = {"images": 0, "synthetic": 0, "worst": (), "model_accuracy": None}
+    broken = record("tflite", problems=("cannot be opened",), **nothing)
+    markdown, page = written(tmp_path, manifest(broken, record("onnx")))
+    for text in (markdown, page.text):
+        assert "on 40 real and 2 synthetic images" in text
+        assert "No images to compare." in text
+
+
+def test_recipes_show_their_changed_fields_only(tmp_path: Path) -> None:
+    recipe = {**find_recipe("cifar").to_json(), "epochs": 9}
+    trained = card(provenance={"recipe": recipe, "began_as": {"recipe": {"name": "x"}}})
+    _, page = written(tmp_path, manifest(record("onnx"), card=trained))
+    shown = [row[0] for row in page.tables["Provenance of the weights"][1:4]]
+    assert shown == ["recipe.name", "recipe.epochs", "began_as.recipe.name"]

@@ -31,7 +31,7 @@ LAYERS = (
     ("reszoo.__main__",),
 )
 # The pages of runs and studies are to move to what they show.
-PENDING = {"reszoo.report.figures", "reszoo.report.run", "reszoo.report.study"}
+PENDING = {"reszoo.report.run", "reszoo.report.study"}
 LAZY = reszoo._LAZY
 NAMED = re.compile(r"reszoo(_export)?(\.\w+)+(:\w+)?")
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}
