@@ -17,7 +17,7 @@ HEAVY = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "matplotlib")
 # its own row, only itself. `reszoo`, the table of lazily imported names, points
 # everywhere; only the command line may use such a name of a row below its own.
 LAYERS = (
-    ("reszoo.errors", "reszoo.environment"),
+    ("reszoo.errors", "reszoo.environment", "reszoo.defaults"),
     ("reszoo.files", "reszoo.console"),
     ("reszoo.specs",),
     ("reszoo.layers", "reszoo.blocks", "reszoo.preprocessing"),

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.bad_images import Unreadable
 from reszoo.data.examples import Examples
@@ -73,7 +74,7 @@ def write_shards(
     side: int = 256,
     quality: int = 95,
     per_shard: int = _PER_SHARD,
-    bad_images: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
     overwrite: bool = False,
 ) -> ShardResult:
     """Write a data set as TFRecord shards of JPEGs, small enough to be read fast.
