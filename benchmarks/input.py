@@ -3,9 +3,10 @@
 Run: python benchmarks/input.py [--peers PYTHON] [--json FILE]
 
 Random resized crop to 224 pixels and flip, of photo-like JPEGs of 500 x 375 pixels (40
-to 60 kB, which are made once): reszoo from the folder and from shards of side 256,
-torch's DataLoader with torchvision's transforms in 2 workers, and
-`keras.utils.image_dataset_from_directory`, which only resizes.
+to 60 kB, which are made once): reszoo from the folder and from the folder that
+`reszoo.resize_images` makes of it (side 256), torch's DataLoader with torchvision's
+transforms in 2 workers, and `keras.utils.image_dataset_from_directory`, which only
+resizes.
 """
 
 import os
@@ -128,7 +129,7 @@ def take(batches: Iterator[Any]) -> None:
 
 def contenders(root: Path, peers: str | None) -> list[Contender]:
     """Return the contenders."""
-    folder, shards = str(root / "photos"), str(root / "shards")
+    folder, resized = str(root / "photos"), str(root / "resized")
 
     def of(name: str, python: str, library: str, data: str) -> Contender:
         words = (python, __file__, "--process", library, data)
@@ -137,7 +138,7 @@ def contenders(root: Path, peers: str | None) -> list[Contender]:
     found = [
         roof.contender("float32"),
         of("reszoo, folder", sys.executable, "reszoo", folder),
-        of("reszoo, shards", sys.executable, "reszoo", shards),
+        of("reszoo, resized folder", sys.executable, "reszoo", resized),
         of("keras, folder (resize only)", sys.executable, "keras", folder),
     ]
     if peers:
@@ -147,7 +148,7 @@ def contenders(root: Path, peers: str | None) -> list[Contender]:
 
 TARGETS = (
     Target("reszoo, folder", "torch, folder", 3.5),
-    Target("reszoo, shards", "reszoo, folder", 2.0),
+    Target("reszoo, resized folder", "reszoo, folder", 1.0),
     Target("reszoo, folder", "keras, folder (resize only)", 1.0),
 )
 
@@ -164,7 +165,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         make_folder(root / "photos")
-        reszoo.write_shards(root / "photos", root / "shards", side=SHORT)
+        reszoo.resize_images(root / "photos", root / "resized", side=SHORT)
         entrants = contenders(root, given.peers)
         runs = harness.measure(entrants, given.rounds)
     targets = [target for target in TARGETS if target.theirs in runs]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
+    from reszoo.data.resize import ResizeResult as ResizeResult
+    from reszoo.data.resize import resize_images as resize_images
     from reszoo.data.scan import ScanReport as ScanReport
     from reszoo.data.scan import scan as scan
-    from reszoo.data.sharding import write_shards as write_shards
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError
     from reszoo.errors import ExportError as ExportError
@@ -67,6 +68,7 @@ _LAZY = {
     "Predictor": "reszoo_export.predictor:Predictor",
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
     "Recipe": "reszoo.training.recipes:Recipe",
+    "ResizeResult": "reszoo.data.resize:ResizeResult",
     "ReszooError": "reszoo.errors:ReszooError",
     "ScanReport": "reszoo.data.scan:ScanReport",
     "StudyResult": "reszoo.studies.results:StudyResult",
@@ -87,12 +89,12 @@ _LAZY = {
     "load_report": "reszoo.zoo:load_report",
     "mlp": "reszoo.perceptron:mlp",
     "residual": "reszoo.blocks:residual",
+    "resize_images": "reszoo.data.resize:resize_images",
     "save": "reszoo.zoo:save",
     "scan": "reszoo.data.scan:scan",
     "study": "reszoo.studies.study:study",
     "train": "reszoo.training.trainer:train",
     "verify": "reszoo_export.verification.verify:verify",
-    "write_shards": "reszoo.data.sharding:write_shards",
 }
 
 __all__ = sorted([*_LAZY, "__version__"])

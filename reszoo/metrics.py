@@ -3,18 +3,18 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
 from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.resnet import logits_model
 
-if TYPE_CHECKING:
-    import keras
-
-InferenceFunction = Callable[[Any], dict[str, Any]]
+InferenceFunction = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 # The least probability that the loss uses, so that it stays finite.
 _FLOOR = 1e-12
 
@@ -72,7 +72,7 @@ def prepared_batches(
 
 
 def inference_function(
-    model: "keras.Model", preprocessing: Preprocessing
+    model: keras.Model, preprocessing: Preprocessing
 ) -> InferenceFunction:
     """Return a function from pixels to a model's answers.
 
@@ -87,10 +87,6 @@ def inference_function(
         A function from uint8 `(batch, height, width, 3)` to float32 "logits" and
         "probabilities" of shape `(batch, classes)`.
     """
-    import tensorflow as tf
-
-    from reszoo.resnet import logits_model
-
     logits_of = logits_model(model)
 
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -104,7 +100,7 @@ def inference_function(
 
 
 def probabilities(
-    model: "keras.Model",
+    model: keras.Model,
     preprocessing: Preprocessing,
     images: Pixels,
     batch_size: int = 64,
@@ -112,7 +108,7 @@ def probabilities(
     """Return float32 `(n, classes)` for uint8 `(n, height, width, 3)`."""
     answer = inference_function(model, preprocessing)
     parts = [
-        answer(images[start : start + batch_size])["probabilities"].numpy()
+        answer(tf.constant(images[start : start + batch_size]))["probabilities"].numpy()
         for start in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts)

@@ -9,11 +9,11 @@ from conftest import photos
 from PIL import Image
 
 import reszoo
+from reszoo.data.checks import find_unreadable
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import open_image
-from reszoo.data.listing import is_of_characters
-from reszoo.data.pipeline import find_unreadable
 from reszoo.data.sources import check_classes, open_source
+from reszoo.data.tfds import is_of_characters
 
 pytestmark = pytest.mark.usefixtures("resnet8")
 
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_image_is_named_at_once(folder: Path, content: bytes) 
 
 
 def test_an_image_is_refused_or_read_in_silence_by_pillows_limit(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = folder / "cat" / "0.png"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 52 - 1)

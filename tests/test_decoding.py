@@ -9,15 +9,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from reszoo.data.checks import find_unreadable
 from reszoo.data.decoding import Decoder
-from reszoo.data.examples import Examples
+from reszoo.data.examples import Examples, Records
 from reszoo.data.image_files import open_image
-from reszoo.data.pipeline import evaluation_batches, find_unreadable
-from reszoo.data.records import Records
+from reszoo.data.pipeline import evaluation_batches
 from reszoo.data.sources import open_source
 from reszoo.preprocessing import default_preprocessing
 from reszoo.specs import SPECS
 
+pytestmark = pytest.mark.usefixtures("home")
 RECORD = default_preprocessing(SPECS["resnet20"])
 
 
@@ -201,21 +202,15 @@ def test_records_and_arrays_are_decoded_as_files_are(tmp_path: Path) -> None:
         WIDE.rotate(90 * number).save(path)
     files = Examples.from_paths(paths, [3, 1, 2])
     contents = [path.read_bytes() for path in paths]
-    shard = tmp_path / "shard"
-    shard.write_bytes(b"..".join(contents))
-    lengths = np.array([len(content) for content in contents], np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths[:-1] + 2)]).astype(np.int64)
-    records = replace(
-        files,
-        paths=None,
-        records=Records.from_counts([str(shard)], [3], offsets, lengths),
-    )
+    lengths = np.array([len(content) for content in contents])
+    source = Records("source", contents.__getitem__, np.arange(3), lengths)
+    records = Examples.from_records(source, [3, 1, 2])
     whole = np.stack([np.asarray(files.open(index)) for index in range(3)])
     arrays = Examples.from_arrays(whole, [3, 1, 2])
     for examples in (files, records, arrays):
         decoder = Decoder(examples)
         shown = tf.data.Dataset.range(3).map(
-            lambda i, decoder=decoder: (decoder.image(i), decoder.label(i))
+            lambda i, decoder=decoder: (decoder.image(i), decoder.target(i))
         )
         images, labels = zip(*shown.as_numpy_iterator(), strict=True)
         np.testing.assert_array_equal(images, whole)

@@ -28,10 +28,10 @@ from odd_images import (
 from PIL import Image
 
 import reszoo
-from reszoo.data import image_checks
+from reszoo.data import image_facts
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
-from reszoo.data.image_checks import ROW, Facts, examine
+from reszoo.data.image_facts import ROW, Facts, examine
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def decoded(path: str, *, recover: bool) -> str | None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_file_is_usable_exactly_when_training_decodes_it(
+def test_a_file_is_readable_exactly_when_training_decodes_it(
     zoo: dict[str, Facts], name: str
 ) -> None:
     facts = zoo[name]
@@ -69,14 +69,13 @@ def test_a_file_is_usable_exactly_when_training_decodes_it(
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_what_is_odd_about_a_file_is_found(zoo: dict[str, Facts], name: str) -> None:
+def test_what_is_unusual_about_a_file_is_found(
+    zoo: dict[str, Facts], name: str
+) -> None:
     facts, (content, expected) = zoo[name], ZOO[name]
     status = Path(facts.path).stat()
     expected = {"bytes": len(content), "mtime_ns": status.st_mtime_ns, **expected}
     assert {field: getattr(facts, field) for field in expected} == expected
-
-
-# How a picture is stored that shows upright under each orientation; EXIF 2.3, 4.6.4 A.
 
 
 def test_a_picture_is_the_same_however_held_and_losslessly_stored(
@@ -114,13 +113,13 @@ def test_all_orientations_of_a_jpeg_are_seen_as_training_sees_them(
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are opened."""
     opened: list[str] = []
-    inspect = image_checks.inspect
+    inspect = image_facts.inspect_file
 
     def recorded(path: str) -> Facts:
         opened.append(path)
         return inspect(path)
 
-    monkeypatch.setattr(image_checks, "inspect", recorded)
+    monkeypatch.setattr(image_facts, "inspect_file", recorded)
     return opened
 
 
@@ -210,22 +209,22 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "file"))
     assert all(facts.digest for facts in examine(paths_in(folder)))
-    assert "will look at every image again" in capfd.readouterr().err
+    assert "will examine every image again" in capfd.readouterr().err
 
 
 def test_an_interrupted_look_keeps_what_it_has(
     folder: Path, home: Path, looked_at: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, inspect = paths_in(folder), image_checks.inspect
+    paths, inspect = paths_in(folder), image_facts.inspect_file
 
     def interrupted(path: str) -> Facts:
         if path == paths[9]:
             raise KeyboardInterrupt
         return inspect(path)
 
-    monkeypatch.setattr(image_checks, "_WAVE", 4)
+    monkeypatch.setattr(image_facts, "_WAVE", 4)
     with monkeypatch.context() as patch:
-        patch.setattr(image_checks, "inspect", interrupted)
+        patch.setattr(image_facts, "inspect_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             examine(paths)
     looked_at.clear()
@@ -275,7 +274,7 @@ def test_decoders_keep_quiet(tmp_path: Path, home: Path) -> None:
     with pytest.warns(UserWarning, match="EXIF"), Image.open(paths[1]) as image:
         image.getexif()
     found = examine([str(path) for path in paths])
-    assert [facts.problem for facts in found] == ["cut short", None]
+    assert [facts.problem for facts in found] == ["truncated", None]
     # What decoders write to the error stream is the command line's to hold back.
     for folder in ("a", "b"):
         for number in range(2):
@@ -284,7 +283,7 @@ def test_decoders_keep_quiet(tmp_path: Path, home: Path) -> None:
         [sys.executable, "-m", "reszoo", "scan", str(tmp_path / "photos")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "cut short" in done.stdout
+    assert "truncated" in done.stdout
     assert (done.returncode, done.stderr) == (1, "")
 
 

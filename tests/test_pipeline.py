@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import reszoo
+from reszoo.data.checks import find_unreadable
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import open_image
 from reszoo.data.pipeline import (
     Augmentation,
     evaluation_batches,
-    find_unreadable,
     training_batches,
 )
 from reszoo.data.sources import open_source
@@ -197,7 +197,9 @@ def test_the_rest_that_fills_no_batch_is_another_one_each_epoch() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_truncated_image_is_found_by_name(folder: Path, suffix: str) -> None:
+def test_a_truncated_image_is_found_by_name(
+    folder: Path, home: Path, suffix: str
+) -> None:
     bad = folder / "cat" / f"x.{suffix}"
     Image.open(folder / "dog" / "0.png").save(bad)
     bad.write_bytes(bad.read_bytes()[:-100])
@@ -208,13 +210,10 @@ def test_a_truncated_image_is_found_by_name(folder: Path, suffix: str) -> None:
     assert f"{bad} is not a readable image" in str(error)
 
 
-def test_what_only_tensorflow_refuses_is_found_without_its_noise(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_only_tensorflow_refuses_is_found(folder: Path, home: Path) -> None:
     bad = folder / "cat" / "0.png"
     bad.write_bytes(bad.read_bytes()[:-4])
     open_image(bad)
     error = find_unreadable(open_source(folder).examples("all"))
     assert f"{bad} is not a readable image (" in str(error)
     assert "function_node" not in str(error)
-    assert capfd.readouterr().err == ""

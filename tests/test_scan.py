@@ -35,17 +35,17 @@ def test_a_clean_folder_leaves_nothing_to_do(tmp_path: Path, home: Path) -> None
     assert report.ok
     assert report.counts == {"train": (4, 12), "validation": (3, 3)}
     assert report.imbalance == 3
-    assert (report.unreadable, report.warnings) == ((), {})
+    assert (report.unreadable, report.anomalies) == ((), {})
     assert (report.leaks, report.conflicts, report.duplicates) == ((), (), ())
     assert str(report).splitlines() == [
-        f"{tmp_path / 'p'}: 22 usable images in 2 classes",
+        f"{tmp_path / 'p'}: 22 readable images in 2 classes",
         "  train             16  cat 4, dog 12",
         "  validation         6  cat 3, dog 3",
         "Nothing to do.",
     ]
 
 
-def test_the_same_picture_is_found_in_splits_and_classes(
+def test_the_same_image_is_found_in_splits_and_classes(
     tmp_path: Path, home: Path
 ) -> None:
     root = splits(tmp_path / "p")
@@ -57,7 +57,7 @@ def test_the_same_picture_is_found_in_splits_and_classes(
 
     def found(groups: Any) -> list[list[str]]:
         return [
-            [str(Path(place.path).relative_to(root)) for place in group.places]
+            [str(Path(each.path).relative_to(root)) for each in group.occurrences]
             for group in groups
         ]
 
@@ -67,7 +67,7 @@ def test_the_same_picture_is_found_in_splits_and_classes(
     assert not report.ok
     told = str(report)
     assert "1.png (train, cat) = train/cat/copy.png (train, cat)" in told
-    for advice in ("one split", "which class", "Remove copies"):
+    for advice in ("one split", "which class", "Remove duplicates"):
         assert advice in told
     (val / "cat" / "leak.bmp").unlink()
     assert scan(root).ok
@@ -78,18 +78,18 @@ def test_a_drawn_split_is_checked_for_leaks_too(folder: Path, home: Path) -> Non
     for number in range(1, 6):
         shutil.copy(folder / "cat" / "0.png", folder / "cat" / f"{number}.png")
     (group,) = scan(folder).leaks
-    assert len(group.places) == 6
-    assert group.splits == 2
+    assert len(group.occurrences) == 6
+    assert group.splits == {"train", "validation"}
 
 
-def test_pictures_that_are_not_read_are_listed(folder: Path, home: Path) -> None:
-    unread = folder / "cat" / "0.heic"
-    unread.touch()
+def test_unsupported_files_are_listed(folder: Path, home: Path) -> None:
+    unsupported = folder / "cat" / "0.heic"
+    unsupported.touch()
     report = scan(folder)
     assert not report.ok
     (facts,) = report.unreadable
-    assert facts.path == str(unread)
-    assert "  cat/0.heic: files ending in .heic are not read" in str(report)
+    assert facts.path == str(unsupported)
+    assert "  cat/0.heic: .heic files are not supported" in str(report)
 
 
 def test_a_report_lists_and_counts_what_is_wrong(tmp_path: Path, home: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_report_lists_and_counts_what_is_wrong(tmp_path: Path, home: Path) -> 
     bad = {name for name, (_, facts) in ZOO.items() if facts.get("problem")}
     assert {Path(facts.path).name for facts in report.unreadable} == bad
     names = {
-        kind: sorted(map(name_of, paths)) for kind, paths in report.warnings.items()
+        kind: sorted(map(name_of, paths)) for kind, paths in report.anomalies.items()
     }
     assert names == {
-        "misnamed": ["jpeg.png", "png.jpg"],
+        "wrong_extension": ["jpeg.png", "png.jpg"],
         "cmyk": ["cmyk.jpg"],
         "sixteen_bit": ["deep.png"],
         "transparent": ["clear.png", "key.png"],
@@ -115,16 +115,16 @@ def test_a_report_lists_and_counts_what_is_wrong(tmp_path: Path, home: Path) -> 
         "rotated": ["turned.jpg"],
         "tiny": ["small.png"],
     }
-    usable = len(ZOO) - len(bad) + 4
-    assert report.counts["train"] == (usable, 14)
+    readable = len(ZOO) - len(bad) + 4
+    assert report.counts["train"] == (readable, 14)
     lines = str(report).splitlines()
-    assert f"Cannot be used: {len(bad)} images" in lines
-    assert "  train/cat/page.jpg: text, no image" in lines
+    assert f"Unreadable: {len(bad)} images" in lines
+    assert "  train/cat/page.jpg: text, not an image" in lines
     assert any("recover would use 2 of these" in line for line in lines)
     content = json.loads(json.dumps(report.to_json()))
-    assert content["splits"]["train"] == {"cat": usable, "dog": 14}
+    assert content["splits"]["train"] == {"cat": readable, "dog": 14}
     assert len(content["unreadable"]) == len(bad)
-    assert content["warnings"]["cmyk"] == [str(root / "train" / "cat" / "cmyk.jpg")]
+    assert content["anomalies"]["cmyk"] == [str(root / "train" / "cat" / "cmyk.jpg")]
     assert content["duplicates"][0][0].keys() == {"path", "split", "label"}
 
 

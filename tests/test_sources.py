@@ -13,7 +13,8 @@ from PIL import Image, ImageFile
 import reszoo
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import JPEG_END, open_image
-from reszoo.data.sources import Source, fingerprint, list_images, open_source
+from reszoo.data.listing import list_images
+from reszoo.data.sources import Source, fingerprint, open_source
 
 
 def names(source: Source, split: str) -> list[str]:
@@ -30,10 +31,9 @@ def list_of(folder: Path, text: str | bytes) -> Path:
 @pytest.mark.parametrize("header", ["", "path,label\r\n", "\ufeffPath, Label\n"])
 def test_a_list_holds_out_what_its_folder_would(folder: Path, header: str) -> None:
     listing = list_images(folder)
-    files = listing.splits["all"]
     lines = [
-        f'"{Path(path).relative_to(folder)}",{listing.labels[label]}'
-        for path, label in zip(files.paths, files.targets, strict=True)
+        f'"{Path(path).relative_to(folder)}",{listing.labels[target]}'
+        for path, target in zip(listing.paths, listing.targets, strict=True)
     ]
     text = header + "\r\n".join(reversed(lines)) + "\r\n\r\n"
     source, expected = open_source(list_of(folder, text)), open_source(folder)
@@ -75,7 +75,7 @@ def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
         ("cat/0.png,cat,tset\n", r"line 1 has the split 'tset'; known are train, val"),
         ("image,class\ncat/0.png,cat\n", r"line 1 names no image \(.*path, label, spl"),
         (b"cat/0.png,cat\ncat/1.png,caf\xe9\n", "line 2 is not UTF-8"),
-        ('cat/0.png,cat\ncat/1.png,"cat\n', "line 2 is no CSV"),
+        ('cat/0.png,cat\ncat/1.png,"cat\n', "line 2 is not valid CSV"),
         ("cat/0.png,cat\n", "lists the one class 'cat'"),
         ("path,label\n", "lists no images"),
         ('cat/0.png,"a\nb"\n', r"line 2 has a label that is not printable, 'a\\nb'"),
@@ -120,7 +120,7 @@ BAD: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture
 def spoiled(tmp_path: Path, home: Path) -> tuple[Path, Source]:
-    """Ten images of each class, three of them unusable, and the source before."""
+    """Ten images of each class, three of them unreadable, and the source before."""
     root = photos(tmp_path / "photos", each=10)
     before = open_source(root)
     for number, (name, spoil) in enumerate(BAD.items()):
@@ -130,7 +130,7 @@ def spoiled(tmp_path: Path, home: Path) -> tuple[Path, Source]:
 
 
 @pytest.mark.parametrize(("policy", "lost"), [("skip", "012"), ("recover", "01")])
-def test_unusable_images_are_left_out_of_the_splits_they_were_in(
+def test_unreadable_images_are_left_out_of_the_splits_they_were_in(
     spoiled: tuple[Path, Source], policy: str, lost: str
 ) -> None:
     root, before = spoiled
@@ -149,7 +149,7 @@ def test_unusable_images_are_left_out_of_the_splits_they_were_in(
     assert sizes["train"] + sizes["validation"] == sizes["all"] == 20 - len(lost)
 
 
-def test_the_first_unusable_image_is_named(spoiled: tuple[Path, Source]) -> None:
+def test_the_first_unreadable_image_is_named(spoiled: tuple[Path, Source]) -> None:
     message = r"dog/0\.png cannot be used \(.+\)\. Replace it .*bad_images=\"skip\""
     with pytest.raises(reszoo.DataError, match=message):
         open_source(spoiled[0], bad_images="error")
@@ -159,21 +159,19 @@ def test_the_first_unusable_image_is_named(spoiled: tuple[Path, Source]) -> None
         open_source(spoiled[0], bad_images="skipp")
 
 
-def test_pictures_of_formats_that_are_not_read_are_named(
-    folder: Path, home: Path
-) -> None:
+def test_unsupported_formats_are_named(folder: Path, home: Path) -> None:
     for name in ("a.HEIC", "b.svg", "notes.txt"):
         (folder / "cat" / name).touch()
-    told = "files ending in .heic are not read; convert them to PNG or JPEG"
+    reason = ".heic files are not supported; convert them to PNG or JPEG"
     source = open_source(folder, bad_images="skip")
-    assert source.unreadable[0] == (str(folder / "cat" / "a.HEIC"), told)
+    assert source.unreadable[0] == (str(folder / "cat" / "a.HEIC"), reason)
     assert [Path(path).name for path, _ in source.unreadable] == ["a.HEIC", "b.svg"]
     assert len(source.splits["all"]) == 12
-    with pytest.raises(reszoo.DataError, match=r"a\.HEIC cannot be used \(files end"):
+    with pytest.raises(reszoo.DataError, match=r"a\.HEIC cannot be used \(\.heic"):
         open_source(folder, bad_images="error")
     for number in range(6):
         (folder / "dog" / f"{number}.png").rename(folder / "dog" / f"{number}.heic")
-    with pytest.raises(reszoo.DataError, match=r"not read: \.heic, \.svg\): dog"):
+    with pytest.raises(reszoo.DataError, match=r"unsupported .* \.heic, \.svg\): dog"):
         open_source(folder)
 
 
@@ -192,7 +190,7 @@ def test_every_ending_of_tiff_and_jpeg_is_read(folder: Path, home: Path) -> None
             open_source(folder, bad_images="error")
 
 
-def test_pictures_in_two_splits_or_classes_are_warned_of(
+def test_images_in_two_splits_or_classes_are_warned_of(
     tmp_path: Path, home: Path
 ) -> None:
     draw = np.random.default_rng(0)
@@ -208,9 +206,9 @@ def test_pictures_in_two_splits_or_classes_are_warned_of(
     assert open_source(tmp_path).warnings == ()
     classes, splits = open_source(tmp_path, bad_images="error").warnings
     same = "test/cat/0.png = test/dog/c.png"
-    assert classes == f"1 picture is in more than one class, e.g. {same}"
+    assert classes == f"1 image is in more than one class, e.g. {same}"
     same = "train/cat/0.png = val/cat/a.png"
-    assert splits == f"2 pictures are in both train and validation, e.g. {same}"
+    assert splits == f"2 images are in both train and validation, e.g. {same}"
 
 
 def test_a_class_or_split_that_loses_all_its_images_is_named(
@@ -223,7 +221,7 @@ def test_a_class_or_split_that_loses_all_its_images_is_named(
     with pytest.raises(reszoo.DataError, match=r"No image of the validation split"):
         open_source(tmp_path, bad_images="skip")
     (tmp_path / "train" / "dog" / "0.png").write_bytes(b"")
-    with pytest.raises(reszoo.DataError, match=r"one image\. .*usable images: dog"):
+    with pytest.raises(reszoo.DataError, match=r"one image\. .*readable images: dog"):
         open_source(tmp_path, bad_images="skip")
 
 

@@ -1,6 +1,8 @@
-import os
+"""Data sets of TensorFlow Datasets; most tests need the extra `tfds`."""
+
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,77 +11,13 @@ import pytest
 import tensorflow as tf
 
 import reszoo
-from reszoo.data.sources import open_source
-from reszoo.data.tfrecord import find_images
+from reszoo.data.checks import check_records
+from reszoo.data.examples import Records
+from reszoo.data.sources import fingerprint, open_source
 
 
 def noise(height: int, width: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def _example(**features: Any) -> bytes:
-    kinds = {bytes: "bytes_list", int: "int64_list", float: "float_list"}
-    lists = {
-        "bytes_list": tf.train.BytesList,
-        "int64_list": tf.train.Int64List,
-        "float_list": tf.train.FloatList,
-    }
-    made = {}
-    for name, value in features.items():
-        values = value if isinstance(value, list) else [value]
-        kind = kinds[type(values[0])]
-        made[name] = tf.train.Feature(**{kind: lists[kind](value=values)})
-    features = tf.train.Features(feature=made)
-    return bytes(tf.train.Example(features=features).SerializeToString())
-
-
-def _tfrecord(file: Path, records: list[bytes]) -> str:
-    with tf.io.TFRecordWriter(str(file)) as writer:
-        for record in records:
-            writer.write(record)
-    return str(file)
-
-
-def test_images_of_any_examples_are_found_without_tensorflow(tmp_path: Path) -> None:
-    contents = [os.urandom(size) for size in (1, 127, 128, 70_000)]
-    labels = [0, 1 << 40, 127, -1]
-    records = [
-        _example(label=label, image=image, name=b"x" * 200, box=[0.5, 0.25])
-        for label, image in zip(labels, contents, strict=True)
-    ]
-    file = _tfrecord(tmp_path / "any.tfrecord", records)
-    data = Path(file).read_bytes()
-    found = list(find_images(file, "image", "label"))
-    assert [row.label for row in found] == labels
-    assert [data[r.offset : r.offset + r.length] for r in found] == contents
-    for name, size in (("short", 5), ("inside", 100), ("tail", len(data) - 1)):
-        cut = tmp_path / name
-        cut.write_bytes(data[:size])
-        with pytest.raises(reszoo.DataError, match=f"{name} is cut short"):
-            list(find_images(str(cut), "image", "label"))
-    (tmp_path / "none").write_bytes(b"")
-    assert list(find_images(str(tmp_path / "none"), "image", "label")) == []
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        _example(image=b"x"),
-        _example(image=b"x", label=[1, 2]),
-        _example(image=[b"x", b"y"], label=1),
-        _example(image=b"x", label=b"\1"),
-        _example(image=1, label=1),
-        b"no example",
-    ],
-    # The bytes of a message are in another order in every process.
-    ids=range(6),
-)
-def test_examples_without_one_image_and_one_label_are_refused(
-    tmp_path: Path, record: bytes
-) -> None:
-    file = _tfrecord(tmp_path / "odd.tfrecord", [record])
-    with pytest.raises(reszoo.DataError, match=r"odd\.tfrecord record 0 is no Example"):
-        list(find_images(file, "image", "label"))
 
 
 @pytest.fixture
@@ -89,7 +27,13 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tfds"
 
 
-def _prepare(folder: Path, images: list[Any], version: str, **splits: int) -> None:
+def _prepare(
+    folder: Path,
+    images: list[Any],
+    version: str,
+    file_format: str = "array_record",
+    **splits: int,
+) -> None:
     """Make the data set "flowers" of PNGs, numbered tulip, daisy, tulip, ..."""
     tfds = pytest.importorskip("tensorflow_datasets", reason="it is an extra")
     features = {
@@ -106,18 +50,19 @@ def _prepare(folder: Path, images: list[Any], version: str, **splits: int) -> No
         split_datasets={split: everything.take(n) for split, n in splits.items()},
     )
     tfds.disable_progress_bar()
-    builder.download_and_prepare(file_format="tfrecord")
+    builder.download_and_prepare(file_format=file_format)
 
 
-def test_a_prepared_data_set_is_read_in_its_own_files(prepared: Path) -> None:
+@pytest.mark.parametrize("policy", [None, "error"])
+def test_a_prepared_data_set_is_read_in_its_own_files(
+    prepared: Path, policy: str | None
+) -> None:
     images = [noise(9, 7, seed) for seed in range(10)]
     _prepare(prepared, images, "1.0.0", train=10, test=4, extra=2)
-    source = open_source("tfds:flowers", bad_images="error")
+    source = open_source("tfds:flowers", bad_images=policy)
     assert source.labels == ("daisy", "tulip")
-    assert {name: len(part) for name, part in source.splits.items()} == {
-        "train": 10,
-        "test": 4,
-    }
+    sizes = {name: len(part) for name, part in source.splits.items()}
+    assert sizes == {"train": 10, "test": 4}
     train = source.splits["train"]
     # It shuffles what it writes.
     order = [
@@ -131,16 +76,20 @@ def test_a_prepared_data_set_is_read_in_its_own_files(prepared: Path) -> None:
     assert sorted(order) == list(range(10))
     np.testing.assert_array_equal(train.targets, 1 - np.array(order) % 2)
     assert not any(train.by_pillow if train.by_pillow is not None else [True])
-    assert re.search(r"flowers-train\.tfrecord-\S+ record 3$", train.name(3))
+    name = source.splits["test"].name(3)
+    assert re.fullmatch(r"tfds:flowers/1\.0\.0 t\w+\+t\w+ record \d+", name)
     _prepare(prepared, images, "1.10.0", train=6)
     latest = open_source("tfds:flowers")
     sizes = {name: len(part) for name, part in latest.splits.items()}
     assert sizes == {"all": 6, "train": 4, "validation": 2}
-    assert len(open_source("tfds:flowers:1.0.0").splits["train"]) == 10
-    (file,) = {*(train.records.files if train.records else ())}
-    Path(file).write_bytes(Path(file).read_bytes()[:-1])
-    with pytest.raises(reszoo.DataError, match=r"flowers-train\S+ is cut short"):
-        open_source("tfds:flowers:1.0.0")
+    older = open_source("tfds:flowers:1.0.0")
+    assert fingerprint(older) == fingerprint(source) != fingerprint(latest)
+
+
+def test_a_data_set_without_random_access_is_refused(prepared: Path) -> None:
+    _prepare(prepared, [noise(9, 7, 0)] * 4, "1.0.0", "tfrecord", train=4)
+    with pytest.raises(reszoo.DataError, match=r"stored as tfrecord.*'array_record'"):
+        open_source("tfds:flowers")
 
 
 def test_what_is_not_prepared_is_never_fetched(prepared: Path) -> None:
@@ -156,7 +105,7 @@ def test_what_is_not_prepared_is_never_fetched(prepared: Path) -> None:
         open_source("tfds:../etc")
 
 
-def test_a_missing_tensorflow_datasets_is_told(
+def test_a_missing_tensorflow_datasets_is_reported(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (prepared / "mnist" / "3.0.1").mkdir(parents=True)
@@ -164,3 +113,39 @@ def test_a_missing_tensorflow_datasets_is_told(
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(reszoo.DataError, match=r'pip install "reszoo\[tfds\]"'):
         open_source("tfds:mnist")
+
+
+def _records(contents: list[bytes]) -> Records:
+    lengths = np.array([len(content) for content in contents])
+    numbers = np.arange(len(contents))
+    return Records("tfds:x train", contents.__getitem__, numbers, lengths)
+
+
+def test_bad_records_are_found_by_a_policy() -> None:
+    png = tf.io.encode_png(noise(9, 7)).numpy()
+    jpeg = tf.io.encode_jpeg(noise(90, 70)).numpy()
+    contents = [png, b"\0nothing", jpeg[:-900], png[:-4], png, jpeg]
+    records, targets = _records(contents), np.array([0, 1, 0, 1, 1, 1])
+    splits = {"train": np.arange(5), "test": np.array([5])}
+
+    def checked(policy: str | None) -> Any:
+        return check_records(records, targets, splits, ("a", "b"), policy)
+
+    with pytest.raises(reszoo.DataError, match="train record 1 is not a readable im"):
+        checked(None)
+    with pytest.raises(reszoo.DataError, match=r"record 1 cannot be used \(no known"):
+        checked("error")
+    kept, unreadable, warnings = checked("skip")
+    assert [(image.path[-8:], image.reason) for image in unreadable] == [
+        ("record 1", "no known image format"),
+        ("record 2", "truncated"),
+        ("record 3", "damaged PNG data"),
+    ]
+    assert [kept["train"].name(i)[-8:] for i in range(2)] == ["record 0", "record 4"]
+    assert (len(kept["train"]), len(kept["test"]), warnings) == (2, 1, ())
+    kept, unreadable, _ = checked("recover")
+    assert (len(kept["train"]), len(unreadable), kept["train"].recover) == (3, 2, True)
+    assert np.asarray(kept["train"].open(1)).shape == (90, 70, 3)
+    records = replace(records, numbers=np.zeros(6, np.int64))
+    kept, unreadable, _ = check_records(records, targets, splits, ("a", "b"), "error")
+    assert unreadable == ()

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Data, check_classes, open_source
 from reszoo.metrics import Metrics, prepared_batches, score
@@ -22,7 +21,7 @@ def evaluate(
     split: str | None = None,
     batch_size: int = 64,
     threads: int | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
+    bad_images: str | None = None,
 ) -> Metrics:
     """Measure a model, a checkpoint or an exported file on labelled images.
 
@@ -32,13 +31,13 @@ def evaluate(
         model: A model from reszoo, a `.safetensors` checkpoint, a SavedModel
             folder, a `.tflite` or a `.onnx` file.
         data: What `reszoo.train` takes: a folder of class folders, a `.csv` list,
-            shards, arrays, or a name such as "digits".
+            arrays, or a name such as "digits".
         split: "train", "validation", "test" or "all"; by default the test split,
             else the validation split, which training held out.
         batch_size: Images at a time.
         threads: Threads of the runtime; its own default if None.
-        bad_images: "error" stops at the first unreadable image, "skip" leaves such
-            images out, "recover" decodes truncated JPEGs as far as they go.
+        bad_images: "skip" measures without unreadable images, "recover" with what
+            there is of truncated JPEGs; otherwise they are errors.
 
     Raises:
         DataError: An image is unreadable or the classes are not the model's.

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 import reszoo
-from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads, app
 from reszoo.console import print_json, print_table
 from reszoo.errors import UsageError
@@ -15,75 +14,61 @@ from reszoo.errors import UsageError
 @app.command()
 def export(
     model: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
+        Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors checkpoint.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    output: Annotated[Path, typer.Option(help="Folder to make.")],
     formats: Annotated[
         str,
         typer.Option(
-            help="Comma-separated formats: saved_model, tflite, tflite-fp16, "
+            help="Names with commas between: saved_model, tflite, tflite-fp16, "
             "tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; "
-            "or a group: all, mobile, server, web."
+            "or all, mobile, server, web."
         ),
-    ] = ",".join(defaults.FORMATS),
+    ] = "saved_model,tflite,onnx",
     calibration: Annotated[
         str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Images to calibrate int8 formats with; the training data.",
-            show_default="none",
-        ),
+        typer.Option(metavar="DATA", help="Images for int8: the training data."),
     ] = None,
     verify: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images to compare each file with the model on.",
-            show_default="those of --calibration",
+            help="Images to compare the files on.",
+            show_default="calibration's",
         ),
     ] = None,
-    bad_images: BadImages = defaults.BAD_IMAGES,
+    bad_images: BadImages = "error",
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="N|dynamic",
-            help="Batch size of the file's input.",
+            help="Images a call.",
             show_default="1 for TFLite, dynamic for the others",
         ),
     ] = None,
     input_size: Annotated[
         int | None,
-        typer.Option(
-            help="Height and width of the input, in pixels.",
-            show_default="the checkpoint's",
-        ),
+        typer.Option(help="Pixels a side.", show_default="the checkpoint's"),
     ] = None,
-    layout: Annotated[
-        str, typer.Option(help="Axes of the input: nhwc, or nchw (ONNX only).")
-    ] = "nhwc",
+    layout: Annotated[str, typer.Option(help="nhwc, or nchw for ONNX.")] = "nhwc",
     integer_io: Annotated[
         bool,
-        typer.Option(
-            "--integer-io", help="Give uint8 probabilities (tflite-int8 only)."
-        ),
+        typer.Option("--integer-io", help="tflite-int8: uint8 probabilities as well."),
     ] = False,
     outputs: Annotated[
         str | None,
         typer.Option(
-            help="Give one output only: probabilities, logits or features.",
-            show_default="probabilities for TFLite, both logits and probabilities for "
-            "the others",
+            help="The only answer to give: probabilities, logits or features.",
+            show_default="probabilities for TFLite, and logits for the others",
         ),
     ] = None,
     version: Annotated[
-        int, typer.Option(help="Version of the SavedModel, as TF Serving counts them.")
-    ] = defaults.SAVED_MODEL_VERSION,
+        int, typer.Option(help="Number of the SavedModel's folder, for TF Serving.")
+    ] = 1,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write SavedModel, TFLite and ONNX files and verify them.
-
-    Each file runs in its own runtime and must give the answers of the model.
+    """Write SavedModel, TFLite and ONNX files and prove that they answer alike.
 
     Example: reszoo export runs/photos/best.safetensors --output export
     --formats tflite-int8,onnx --calibration photos/
@@ -95,7 +80,7 @@ def export(
         calibration=calibration,
         verify=verify,
         bad_images=bad_images,
-        batch=_batch(batch),
+        batch=_images_a_call(batch),
         input_size=input_size,
         layout=layout,  # type: ignore[arg-type]
         integer_io=integer_io,
@@ -106,7 +91,7 @@ def export(
     _print_manifest(manifest, as_json)
 
 
-def _batch(text: str | None) -> Any:
+def _images_a_call(text: str | None) -> Any:
     if text is None or text == "dynamic":
         return text
     if not text.isdecimal():
@@ -116,13 +101,10 @@ def _batch(text: str | None) -> Any:
 
 @app.command()
 def verify(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="Folder that `reszoo export` wrote."),
-    ],
+    folder: Annotated[Path, typer.Argument(help="What `reszoo export` made.")],
     as_json: Json = False,
 ) -> None:
-    """Verify an export again, from its folder alone.
+    """Repeat the check of an export from its files alone.
 
     Example: reszoo verify export
     """
@@ -135,14 +117,12 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Checkpoint, SavedModel folder, .tflite or .onnx file, of any origin.",
+            help="Checkpoint, SavedModel folder, .tflite or .onnx file of anybody.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Describe a model file.
-
-    Shows its format, signature, labels, preprocessing and provenance.
+    """Tell what a file is, from the file alone: form, labels, preprocessing, origin.
 
     Example: reszoo inspect export/model-int8.tflite
     """
@@ -156,30 +136,27 @@ def inspect(
 @app.command()
 def benchmark(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Model files to compare.")
+        list[Path], typer.Argument(metavar="FILE...", help="Files of one net or more.")
     ],
     threads: Threads = None,
     batch: Annotated[
-        list[int], typer.Option(help="Batch size to measure; may be repeated.")
-    ] = list(defaults.BATCH_SIZES),  # noqa: B006
-    rounds: Annotated[
-        int, typer.Option(help="Number of processes that open each file.")
-    ] = defaults.ROUNDS,
+        list[int] | None,
+        typer.Option(help="Images a call; may be repeated.", show_default="1 and 8"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Processes for each file.")] = 4,
     seconds: Annotated[
-        float, typer.Option(help="Seconds to measure each batch size in each process.")
-    ] = defaults.SECONDS,
+        float, typer.Option(help="Of calls in each process, for each batch size.")
+    ] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Measure the latency of model files.
-
-    Files take turns, each time in a fresh process.
+    """Measure how long files take, each in fresh processes, in turns.
 
     Example: reszoo benchmark export/model.tflite export/model-int8.tflite
     """
     found = reszoo.benchmark(
         files,
         threads=threads,
-        batch_sizes=batch,
+        batch_sizes=batch or (1, 8),
         rounds=rounds,
         seconds=seconds,
     )
@@ -199,10 +176,7 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Fine-tune on handwritten digits, export and verify.
-
-    Example: reszoo demo
-    """
+    """Show it all: fine-tune on handwritten digits, export, prove, measure."""
     from reszoo.cli.demo import run_demo
 
     manifest = run_demo(output)
@@ -213,9 +187,9 @@ def demo(
 
 _NEXT = """\
 Next:
-  reszoo verify {folder}                         verify the files again
+  reszoo verify {folder}                         check the files again
   reszoo evaluate {folder}/model.onnx digits     measure one of them
-  reszoo predict {folder}/model.tflite IMAGE     classify an image
+  reszoo predict {folder}/model.tflite IMAGE     ask about a picture
   reszoo train FOLDER --model resnet20 --output runs/mine
                                                          train on your own images\
 """
@@ -227,13 +201,13 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
         return
     columns = ["file", "size", "accuracy", "agreement", "max difference", "latency"]
     rows = []
-    for file in manifest.files:
-        found, latency = file.verification, file.latency
+    for record in manifest.files:
+        found, latency = record.verification, record.latency
         accuracy = "" if found.accuracy is None else f"{found.accuracy:.2%}"
         rows.append(
             [
-                file.file,
-                f"{file.bytes / 1000:,.0f} kB",
+                record.file,
+                f"{record.bytes / 1000:,.0f} kB",
                 accuracy,
                 f"{found.agreement:.2%}",
                 f"{found.max_difference:.1e}",
@@ -247,11 +221,10 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
 def _footnote(manifest: Any) -> str:
     first = manifest.files[0]
     found, latency = first.verification, first.latency
-    lines = f"Compared with the model on {found.synthetic} synthetic images"
-    if found.images:
-        lines += f" and {found.images:,} held-out images"
+    on = f"{found.images:,} held-out images" if found.images else "made-up images"
+    lines = f"Compared with the model on {on} and {found.synthetic} made-up ones"
     if found.model_accuracy is not None:
-        lines += f" (accuracy of the model: {found.model_accuracy:.2%})"
+        lines += f" (the model's accuracy: {found.model_accuracy:.2%})"
     if latency:
         lines += f";\nlatency of one image with {latency.threads} threads"
         lines += f" on {latency.processor}"
@@ -265,15 +238,14 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="Split to measure: train, validation, test or all.",
-            show_default="test, else validation",
+            help="train, validation, test or all.", show_default="test, else validation"
         ),
     ] = None,
-    bad_images: BadImages = defaults.BAD_IMAGES,
+    bad_images: BadImages = "error",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy and loss on labelled images.
+    """Measure accuracy and loss of a checkpoint or an exported file.
 
     Example: reszoo evaluate export/model.tflite photos/
     """
@@ -291,16 +263,12 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")
-    ],
-    k: Annotated[
-        int, typer.Option("--top", "-k", help="Number of labels to show.")
-    ] = defaults.TOP,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files.")],
+    k: Annotated[int, typer.Option("--top", "-k", help="Labels an image.")] = 5,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images.
+    """Name what is on some images.
 
     Example: reszoo predict export/model.onnx cat.jpg
     """

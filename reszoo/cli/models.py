@@ -14,18 +14,13 @@ from reszoo.specs import SPECS
 
 @app.command("list")
 def list_(
-    pattern: Annotated[
-        str, typer.Argument(metavar="PATTERN", help='Names to list, such as "resnet*".')
-    ] = "*",
+    pattern: Annotated[str, typer.Argument(help='A glob such as "resnet*".')] = "*",
     weights: Annotated[
-        bool, typer.Option("--weights", help="List published weights instead.")
+        bool, typer.Option("--weights", help="Show the published weights instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the models, or their published weights.
-
-    Example: reszoo list "resnet*" --weights
-    """
+    """List the nets of the zoo, or the published weights for them."""
     names = reszoo.list_models(pattern)
     if not names:
         raise UnknownNameError("model", pattern, SPECS)
@@ -45,27 +40,26 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of "
-            "keras.applications, a timm folder, hf://owner/repo or a URL.",
+            help="Weights: .safetensors, .pth/.pt/.bin/.th, .h5 of keras.applications, "
+            "a folder of timm's, hf://owner/repo or a URL.",
         ),
     ],
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="A .safetensors file, or a folder for timm."
+            metavar="OUT", help="A .safetensors file, or a folder as timm has them."
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            help="Name of the model, if its tensors fit several.",
-            show_default="inferred",
+            help="The net, where the file leaves it open.", show_default="told"
         ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a checkpoint for reszoo, torchvision and timm.
+    """Turn a checkpoint into one that reszoo, torchvision and timm load.
 
     Example: reszoo convert resnet50-11ad3fa6.pth resnet50.safetensors
     """

@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="ResNets for Keras: train on your own images, export model files, verify and "
-    "measure them.",
+    help="ResNets for Keras: train on your images, export, and prove the files.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -18,26 +17,25 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+    bool, typer.Option("--overwrite", help="Replace what the output folder holds.")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(help="Number of threads to compute with.", show_default="all cores"),
+    typer.Option(help="Threads of the runtime.", show_default="one for each core"),
 ]
 Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
         help="Folder of class folders with images (or train/, val/, test/ folders of "
-        "these), CSV of path and label, folder made by `reszoo shard`, tfds:NAME, or "
-        'the name "digits".',
+        'these), CSV of path and label, tfds:NAME, or the name "digits".',
     ),
 ]
 BadImages = Annotated[
     str,
     typer.Option(
-        help="Handle unreadable images. error: stop at the first; skip: leave them out "
-        "and list them; recover: as skip, but decode truncated JPEGs as far as they go."
+        help="skip: leave unreadable images out and name them; error: end with the "
+        "first; recover: use what there is of truncated JPEGs."
     ),
 ]
 Model = Annotated[

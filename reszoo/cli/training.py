@@ -1,4 +1,4 @@
-"""`reszoo scan`, `shard`, `train` and `study`."""
+"""`reszoo scan`, `resize`, `train` and `study`."""
 
 import shlex
 import sys
@@ -9,25 +9,28 @@ from typing import Annotated, Any
 import typer
 
 import reszoo
-from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Overwrite, app
 from reszoo.console import print_json, print_table
 from reszoo.errors import UsageError
 from reszoo.studies.families import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
 
+Images = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA", help="Folder of class folders, or CSV of path and label."
+    ),
+]
+
 
 @app.command()
 def scan(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA", help="Folder of class folders, or CSV of path and label."
-        ),
-    ],
+    data: Images,
     as_json: Json = False,
 ) -> None:
-    """Look for unreadable, odd, doubled and leaking images; exit 1 if there are any.
+    """Find unreadable and unusual images, duplicates and leaks between splits.
+
+    Exit 1 if an image is unreadable or in more than one split.
 
     Example: reszoo scan photos/
     """
@@ -41,111 +44,102 @@ def scan(
 
 
 @app.command()
-def shard(
-    data: Data,
+def resize(
+    data: Images,
     output: Annotated[Path, typer.Option(help="Folder to make.")],
-    side: Annotated[int, typer.Option(help="Short side, in pixels.")] = 256,
-    quality: Annotated[int, typer.Option(help="Of JPEG, 1 to 100.")] = 95,
-    bad_images: BadImages = defaults.BAD_IMAGES,
-    overwrite: Overwrite = False,
+    side: Annotated[
+        int, typer.Option(help="Short side of larger images, in pixels.")
+    ] = 256,
+    quality: Annotated[int, typer.Option(help="Of written JPEGs, 1 to 95.")] = 95,
+    bad_images: BadImages = "error",
 ) -> None:
-    """Write images into few large files (TFRecord), smaller, for faster training.
+    """Write a folder of smaller images, which training reads faster.
 
-    Example: reszoo shard photos/ --output shards/photos --side 256
+    Example: reszoo resize photos/ --output photos-256 --side 256
     """
-    result = reszoo.write_shards(
-        data,
-        output,
-        side=side,
-        quality=quality,
-        bad_images=bad_images,
-        overwrite=overwrite,
+    result = reszoo.resize_images(
+        data, output, side=side, quality=quality, bad_images=bad_images
     )
     for path, reason in result.unreadable:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     print(
-        f"{sum(result.images.values()):,} images in {result.files:,} files, "
-        f"{result.bytes / 1e6:,.1f} MB ({result.copied:,} copied as they were)"
+        f"{sum(result.images.values()):,} images, {result.bytes_before / 1e6:,.1f} MB "
+        f"-> {result.bytes_after / 1e6:,.1f} MB ({result.copied:,} copied unchanged)"
     )
     runs = f"runs/{output.name}"
     following = ["reszoo", "train", str(output), "--model", "resnet18"]
     print(f"Next: {shlex.join([*following, '--output', runs])}")
 
 
-_RECIPES = "the recipe's"
+_OWN = "the recipe's"
+Epochs = Annotated[
+    int | None, typer.Option(help="Times every image is seen.", show_default=_OWN)
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Images a step.", show_default=_OWN)
+]
 
 
 @app.command()
 def train(
     data: Data,
-    model: Annotated[
-        str, typer.Option(help="Name of the model; `reszoo list` shows all.")
-    ],
+    model: Annotated[str, typer.Option(help="A name that `reszoo list` shows.")],
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoints, state, curves and report.")
     ],
     weights: Annotated[
         str | None,
         typer.Option(
-            help='Weights to start from: "imagenet", another published name (`reszoo '
-            "list --weights`), a checkpoint, hf://owner/repo or a URL.",
-            show_default="random",
+            help='What to start from: "imagenet", another published name (`reszoo list '
+            "--weights`), a checkpoint's path, hf://owner/repo or a URL.",
+            show_default="fresh",
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help=f"Training recipe: {', '.join(RECIPES)}.",
+            help=f"How to train: {', '.join(RECIPES)}.",
             show_default="finetune with weights, else cifar",
         ),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Number of epochs.", show_default=_RECIPES)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per step.", show_default=_RECIPES)
-    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default=_RECIPES)
+        float | None, typer.Option(help="Highest rate.", show_default=_OWN)
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(
-            help="Seed of initial weights, order of images and augmentation.",
-            show_default=_RECIPES,
-        ),
+        typer.Option(help="Decides fresh weights and order.", show_default=_OWN),
     ] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change any field of the recipe; may be repeated: --set mixup=0.2 "
+            help="Any field of the recipe, as often as needed: --set mixup=0.2 "
             "--set freeze=stages:2 --set ema=none.",
         ),
     ] = None,
-    bad_images: BadImages = defaults.TRAINING_BAD_IMAGES,
+    bad_images: BadImages = "skip",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the run in the output folder."),
+        typer.Option("--resume", help="Go on with the run in the output folder."),
     ] = False,
     save_every: Annotated[
-        float, typer.Option(help="Seconds between saved states within an epoch.")
-    ] = defaults.SAVE_EVERY,
+        float, typer.Option(help="Seconds between two states within an epoch.")
+    ] = 300.0,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="Distribute each batch. mirrored: over the GPUs of this machine; "
-            "multiworker: over the processes in TF_CONFIG, each running this command.",
+            help="mirrored: spread each batch over this machine's GPUs; multiworker: "
+            "over the processes that TF_CONFIG names, each running this command.",
             show_default="one device",
         ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on your images.
-
-    Starts from published weights, a checkpoint or random weights.
+    """Train a net on a folder of images, from published weights or from scratch.
 
     Example: reszoo train photos/ --model resnet18 --weights imagenet
     --output runs/photos
@@ -176,10 +170,10 @@ def train(
         print_json({"best": str(result.best), "card": card.to_json()})
         return
     if result.best is None:
-        # Of several workers only the first writes and reports.
+        # Of several workers the first one tells.
         return
     print(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
-    print(f"Report: {result.report}")
+    print(f"Look at: {result.report}")
     print(f"Next: {shlex.join(result.export_command)}")
 
 
@@ -191,22 +185,21 @@ def study(
             metavar="DATA",
             help='Images with a test split, as for `reszoo train`; or "digits".',
         ),
-    ] = defaults.STUDY_DATA,
+    ] = "digits",
     output: Annotated[
         Path, typer.Option(help="Folder for study.json, study.html and the plots.")
-    ] = Path(defaults.STUDY_OUTPUT),
+    ] = Path("study"),
     family: Annotated[
         str,
         typer.Option(
-            help="Models to compare. "
-            + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
+            help="; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
             + "."
         ),
-    ] = defaults.STUDY_FAMILY,
+    ] = "cifar",
     layers: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated depths to compare.",
+            help="Depths to compare, with commas between.",
             show_default="; ".join(
                 f"{row.name}: {','.join(map(str, row.default_layers))}"
                 for row in FAMILIES.values()
@@ -216,42 +209,35 @@ def study(
     shortcuts: Annotated[
         str,
         typer.Option(
-            help="Comma-separated shortcuts to compare: none (plain), identity (option "
-            "A), projection (B), projection-all (C)."
+            help="Kinds to compare: none (plain), identity (option A), projection (B), "
+            "projection-all (C)."
         ),
-    ] = ",".join(defaults.STUDY_SHORTCUTS),
-    seeds: Annotated[
-        int, typer.Option(help="Number of seeds for each model.")
-    ] = defaults.STUDY_SEEDS,
-    seed: Annotated[int, typer.Option(help="First seed; the others follow.")] = 0,
+    ] = "none,identity",
+    seeds: Annotated[int, typer.Option(help="Beginnings of each net.")] = 3,
+    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     size: Annotated[
         int | None,
-        typer.Option(
-            help="Height and width of the images, in pixels.",
-            show_default="8 for digits, else 32",
-        ),
+        typer.Option(help="Side of the images.", show_default="8 for digits, else 32"),
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="Training recipe of all models.")
-    ] = defaults.STUDY_RECIPE,
+    recipe: Annotated[str, typer.Option(help="How all of them train.")] = (
+        "he2015-cifar"
+    ),
     fields: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Change any field of the recipe; may be repeated: --set steps=2000.",
+            help="Any field of the recipe, as often as needed: --set steps=2000.",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the study in the output folder."),
+        typer.Option("--resume", help="Go on with the study in the output folder."),
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Compare deep networks with and without shortcuts.
-
-    Trains each at several depths and from several seeds.
+    """Show what depth does to nets with shortcuts and without.
 
     Example: reszoo study; reszoo study --family dense --output study-dense
     """
@@ -294,7 +280,7 @@ def study(
     print_table(COLUMNS, rows(result))
     for sentence in result.conclusion:
         print(sentence)
-    print(f"Report: {result.folder / PAGE}")
+    print(f"Look at: {result.folder / PAGE}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -302,6 +288,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            "--layers must be comma-separated numbers such as 20,56. "
+            "--layers must be numbers with commas between, such as 20,56. "
             f"Received: {text!r}."
         ) from error

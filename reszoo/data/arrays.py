@@ -7,31 +7,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
-from reszoo.data.listing import (
-    SPLIT_WORDS,
-    are_digits,
-    are_grey,
+from reszoo.data.splits import (
+    SPLIT_NAMES,
     check_counts,
     hold_out,
+    hold_out_test,
     split_name,
 )
 from reszoo.errors import DataError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 
+DIGITS = tuple("0123456789")
 # The scans hold 0 (paper) to 16 (ink).
-_DEEPEST = 16
+_DARKEST = 16
 
 
-class Arrays(NamedTuple):
-    """Images `(n, height, width, 3)`, targets `(n,)` and labels."""
-
-    images: Pixels
-    targets: NDArray[np.int64]
-    labels: tuple[str, ...]
-
-
-def read_digits() -> Arrays:
-    """Return the scans as RGB of 8x8 pixels.
+def read_digits() -> dict[str, Examples]:
+    """Return the digits by split, as RGB of 8x8 pixels.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits,
     UCI Machine Learning Repository, 1998 (CC BY 4.0); the test part, as shipped
@@ -47,9 +39,10 @@ def read_digits() -> Arrays:
             'The digits come with scikit-learn: pip install "reszoo[demo]".'
         ) from error
     scans = load_digits()
-    grey = np.round(scans.images * (255 / _DEEPEST)).astype(np.uint8)
+    grey = np.round(scans.images * (255 / _DARKEST)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    return Arrays(images, scans.target.astype(np.int64), tuple("0123456789"))
+    everything = Examples.from_arrays(images, scans.target)
+    return everything.split(hold_out_test(everything.targets))
 
 
 class _Part(NamedTuple):
@@ -58,7 +51,7 @@ class _Part(NamedTuple):
 
 
 def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
-    """Check arrays and number their labels.
+    """Check arrays and turn their labels into targets.
 
     Images are uint8 `(n, height, width, 3)`, or grey without the 3 or with 1.
     Labels `(n,)` are integers from 0, whose classes are called "0", "1", ..., or
@@ -70,7 +63,7 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
             "test": (images, labels)}`.
 
     Returns:
-        Class names, examples by split, and whether images may be mirrored: not where
+        Labels, examples by split, and whether images may be mirrored: not where
         strings name the ten digits, nor where ten integer labels come with grey
         images, as those of MNIST do.
 
@@ -80,30 +73,29 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
     """
     given = _by_split(data) if isinstance(data, Mapping) else {"all": data}
     parts = {split: _part(pair, split) for split, pair in given.items()}
-    names, numbers = _numbered({split: part.labels for split, part in parts.items()})
+    labels, targets = _numbered({split: part.labels for split, part in parts.items()})
+    if len(labels) < 2:
+        raise DataError(
+            f"The labels name {len(labels)} class. A classifier needs at least two."
+        )
     splits = {
-        split: Examples.from_arrays(part.images, numbers[split])
+        split: Examples.from_arrays(part.images, targets[split])
         for split, part in parts.items()
     }
-    if len(names) < 2:
-        raise DataError(
-            f"The labels name {len(names)} class. A classifier needs at least two."
-        )
     if "train" in splits:
-        check_counts(numbers["train"], names, 1, "the train split")
+        check_counts(targets["train"], labels, 1, "the train split")
     if "all" in splits:
-        # A split that we are to draw needs an image on either side.
-        check_counts(numbers["all"], names, 2, "the arrays")
-        everything = splits["all"]
-        drawn = hold_out(everything.targets).items()
-        splits |= {split: everything.take(indices) for split, indices in drawn}
-    return names, splits, not _may_be_digits(names, parts.values())
+        # A split that is drawn needs an image on either side.
+        check_counts(targets["all"], labels, 2, "the arrays")
+        splits = splits["all"].split(hold_out(targets["all"]))
+    return labels, splits, not _are_digits(labels, parts.values())
 
 
-def _may_be_digits(names: Sequence[str], parts: Iterable[_Part]) -> bool:
-    # Numbers as labels may count anything: CIFAR-10 has them too, but in colour.
-    return are_digits(names) and all(
-        part.labels.dtype.kind == "U" or are_grey(part.images) for part in parts
+def _are_digits(labels: Sequence[str], parts: Iterable[_Part]) -> bool:
+    # Integer labels may count anything: CIFAR-10 has them too, but in colour.
+    return labels == DIGITS and all(
+        part.labels.dtype.kind == "U" or (part.images == part.images[..., :1]).all()
+        for part in parts
     )
 
 
@@ -112,7 +104,7 @@ def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
     for word, pair in data.items():
         split = split_name(word)
         if split is None:
-            raise UnknownNameError("split", word, SPLIT_WORDS)
+            raise UnknownNameError("split", word, SPLIT_NAMES)
         if split in found:
             raise UsageError(
                 f"The arrays have two {split} splits: {', '.join(data)}. Keep one."
@@ -168,7 +160,7 @@ def _images(given: Any) -> Pixels:
 def _numbered(
     labels: Mapping[str, NDArray[Any]],
 ) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Return the class names and each split's labels as indices into them."""
+    """Return the labels in order and each split's targets."""
     kinds = {part.dtype.kind == "U" for part in labels.values()}
     if len(kinds) > 1:
         raise UsageError("The splits must all have integer labels, or all strings.")
@@ -179,7 +171,7 @@ def _numbered(
         return names, {s: np.searchsorted(everything, p) for s, p in labels.items()}
     if everything[0] < 0:
         raise UsageError(
-            f"Integer labels count from 0. Received: {everything[0]} among them."
+            f"Integer labels must count from 0. Received: {everything[0]} among them."
         )
     names = tuple(map(str, range(int(everything[-1]) + 1)))
     return names, {split: part.astype(np.int64) for split, part in labels.items()}

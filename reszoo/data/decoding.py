@@ -1,4 +1,4 @@
-"""From an example's number to its pixels, inside `tf.data` pipelines."""
+"""Decode examples inside `tf.data` pipelines."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from reszoo.data.examples import Examples
 from reszoo.data.image_files import JPEG_END
 from reszoo.preprocessing import Pixels
 
-# From the height and width of an upright picture to a part of it.
+# From the height and width of an upright image to a part of it.
 Chooser = Callable[[tf.Tensor, tf.Tensor], Window]
 
 # What Pillow uses; TensorFlow's default differs by a level or two.
@@ -24,7 +24,7 @@ _DOWN = (False, False, False, True, True, False, False, True, True)
 class Decoder:
     """Decodes examples, by TensorFlow where it gives Pillow's pixels.
 
-    Labels and paths are copied into tensors once, here; arrays stay where they are.
+    Targets and paths are copied into tensors once, here; arrays stay where they are.
     All indices are int64 `()`.
     """
 
@@ -35,41 +35,39 @@ class Decoder:
             self._targets = tf.constant(examples.targets)
             if examples.images is not None:
                 return
-            held, odd = examples.orientations, examples.by_pillow
-            self._orientations = tf.constant(held)
-            self._by_pillow = tf.constant(odd)
-            # What no example needs is left out of the graph: small pictures are
+            orientations, by_pillow = examples.orientations, examples.by_pillow
+            self._orientations = tf.constant(orientations)
+            self._by_pillow = tf.constant(by_pillow)
+            # What no example needs is left out of the graph: small images are
             # decoded in the time of a few such branches.
-            self._turned = bool(np.any(held != 1))
-            self._some_by_pillow = bool(np.any(odd))
+            self._some_rotated = bool(np.any(orientations != 1))
+            self._some_by_pillow = bool(np.any(by_pillow))
             if examples.paths is not None:
                 self._paths = tf.constant([os.fsencode(p) for p in examples.paths])
 
-    def label(self, index: tf.Tensor) -> tf.Tensor:
-        """Return the label of one example: int64 `()`."""
+    def target(self, index: tf.Tensor) -> tf.Tensor:
+        """Return the target of one example: int64 `()`."""
         return tf.gather(self._targets, index)
 
     def image(self, index: tf.Tensor) -> tf.Tensor:
-        """Return one picture, upright: uint8 `(height, width, 3)`."""
+        """Return one image, upright: uint8 `(height, width, 3)`."""
         if self._examples.images is not None:
             return self._of_array(index, self._examples.images)
         return self._unless_by_pillow(
-            index,
-            lambda: self._decode(self._content(index), self._held(index)),
-            lambda image: image,
+            index, lambda: self._decode(index), lambda image: image
         )
 
     def window(self, index: tf.Tensor, choose: Chooser) -> tf.Tensor:
-        """Return a part of one picture, upright; of a JPEG only that is decoded.
+        """Return a part of one image, upright; of a JPEG only that is decoded.
 
         Where a JPEG has fewer colour samples than pixels, the colours of the outermost
-        two columns may differ from those of the whole picture, since they are
+        two columns may differ from those of the whole image, since they are
         interpolated from what lies outside. All else is equal.
 
         Args:
             index: Of the example.
-            choose: Takes the height and width of the upright picture, int32 `()`, and
-                returns top, left, height and width of the part, alike.
+            choose: Takes the height and width of the upright image, int32 `()`, and
+                returns top, left, height and width of the part, as well.
 
         Returns:
             uint8 of that height and width, and 3 channels.
@@ -78,7 +76,7 @@ class Decoder:
             return _cut(self.image(index), choose)
         return self._unless_by_pillow(
             index,
-            lambda: self._decode_part(self._content(index), self._held(index), choose),
+            lambda: self._decode_part(index, choose),
             lambda image: _cut(image, choose),
         )
 
@@ -101,7 +99,7 @@ class Decoder:
         image = tf.numpy_function(lambda number: images[number], [index], tf.uint8)
         return tf.ensure_shape(image, images.shape[1:])
 
-    def _held(self, index: tf.Tensor) -> tf.Tensor:
+    def _orientation(self, index: tf.Tensor) -> tf.Tensor:
         return tf.gather(self._orientations, index)
 
     def _content(self, index: tf.Tensor) -> tf.Tensor:
@@ -113,31 +111,33 @@ class Decoder:
         )
         return tf.ensure_shape(content, ())
 
-    def _decode(self, content: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
-        turned = held if self._turned else None
-        return decode(content, turned, recover=self._examples.recover)
+    def _decode(self, index: tf.Tensor) -> tf.Tensor:
+        orientation = self._orientation(index) if self._some_rotated else None
+        recover = self._examples.recover
+        return decode(self._content(index), orientation, recover=recover)
 
-    def _decode_part(
-        self, content: tf.Tensor, held: tf.Tensor, choose: Chooser
-    ) -> tf.Tensor:
+    def _decode_part(self, index: tf.Tensor, choose: Chooser) -> tf.Tensor:
+        content, orientation = self._content(index), self._orientation(index)
+
         def of_jpeg() -> tf.Tensor:
             height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
             part = tf.image.decode_and_crop_jpeg(
                 _ended(content, recover=self._examples.recover),
-                tf.stack(_as_stored(choose, height, width, held)),
+                tf.stack(_as_stored(choose, height, width, orientation)),
                 3,
                 dct_method=_DCT,
             )
-            return self._upright(part, held)
+            return self._upright(part, orientation)
 
-        return tf.cond(
-            tf.io.is_jpeg(content),
-            of_jpeg,
-            lambda: _cut(self._upright(tf.io.decode_png(content, 3), held), choose),
-        )
+        def of_png() -> tf.Tensor:
+            return _cut(
+                self._upright(tf.io.decode_png(content, 3), orientation), choose
+            )
 
-    def _upright(self, image: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
-        return _upright(image, held) if self._turned else image
+        return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
+
+    def _upright(self, image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+        return _upright(image, orientation) if self._some_rotated else image
 
     def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
         def pixels(number: np.int64) -> Pixels:
@@ -157,8 +157,8 @@ def decode(
 
     Args:
         content: The file.
-        orientation: How the camera was held, 1 to 8; None for upright.
-        recover: Whether a JPEG that is cut short is decoded as far as it goes.
+        orientation: How the camera was held (EXIF), 1 to 8; None for upright.
+        recover: Whether a truncated JPEG is decoded as far as it goes.
 
     Returns:
         uint8 RGB `(height, width, 3)`.
@@ -172,7 +172,7 @@ def decode(
 
 
 def _ended(jpeg: tf.Tensor | bytes, *, recover: bool) -> tf.Tensor | bytes:
-    """Return a JPEG that the decoder takes for whole, as `open_image` does.
+    """Return a JPEG that the decoder takes as complete, as `open_image` does.
 
     With try_recover_truncated instead, rows around the break differ from Pillow's.
     """
@@ -197,7 +197,7 @@ def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def _as_stored(
     choose: Chooser, height: tf.Tensor, width: tf.Tensor, orientation: tf.Tensor
 ) -> Window:
-    """Choose a part of the upright picture and find it in the stored one."""
+    """Choose a part of the upright image and find it in the stored one."""
     sides, lies = tf.stack([height, width]), orientation > 4
     upright = tf.where(lies, sides[::-1], sides)
     top, left, tall, wide = choose(upright[0], upright[1])

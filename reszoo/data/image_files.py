@@ -1,4 +1,4 @@
-"""Open one encoded image, from a file or from bytes, as Pillow sees it."""
+"""Open one encoded image, from a file or from bytes, with Pillow."""
 
 import os
 import struct
@@ -23,6 +23,8 @@ _ALIKE = ("JPEG", "MPO", "PNG")
 _FILTERS = threading.Lock()
 # Start and end of a JPEG; ITU-T T.81, table B.1.
 _JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# The last chunk of a PNG; W3C PNG, 11.2.5.
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Header(NamedTuple):
@@ -45,10 +47,10 @@ def open_image(path: str | os.PathLike[str], *, recover: bool = False) -> Image.
 
     Args:
         path: The file.
-        recover: Whether a JPEG that is cut short is decoded as far as it goes.
+        recover: Whether a truncated JPEG is decoded as far as it goes.
 
     Raises:
-        DataError: The file is missing, cut short, no image, or has more pixels than
+        DataError: The file is missing, truncated, no image, or has more pixels than
             Pillow opens (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below
             that, nothing is printed about its size.
     """
@@ -56,7 +58,7 @@ def open_image(path: str | os.PathLike[str], *, recover: bool = False) -> Image.
     if recover:
         return decode_image(read_file(name), name, recover=True)
     with opened(name, name) as image:
-        return _upright_rgb(image)
+        return upright_rgb(image)
 
 
 def decode_image(data: bytes, name: str, *, recover: bool = False) -> Image.Image:
@@ -65,7 +67,7 @@ def decode_image(data: bytes, name: str, *, recover: bool = False) -> Image.Imag
     Args:
         data: The whole file.
         name: What messages call it.
-        recover: Whether a JPEG that is cut short is decoded as far as it goes.
+        recover: Whether a truncated JPEG is decoded as far as it goes.
 
     Raises:
         DataError: No image, or not a whole one.
@@ -74,7 +76,7 @@ def decode_image(data: bytes, name: str, *, recover: bool = False) -> Image.Imag
     # thread, and TensorFlow can do it too. A whole JPEG stays the same.
     ended = recover and is_jpeg(data)
     with opened(BytesIO(data + JPEG_END if ended else data), name) as image:
-        return _upright_rgb(image)
+        return upright_rgb(image)
 
 
 def read_header(content: str | bytes, name: str) -> Header:
@@ -89,9 +91,13 @@ def read_header(content: str | bytes, name: str) -> Header:
     """
     source = content if isinstance(content, str) else BytesIO(content)
     with opened(source, name) as image:
-        held = image.getexif().get(ExifTags.Base.Orientation, 1)
-        by_pillow = image.format not in _ALIKE
-    return Header(held if held in range(1, 9) else 1, by_pillow)
+        return Header(orientation_of(image), image.format not in _ALIKE)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return how the camera was held (EXIF), 1 (upright) to 8."""
+    held = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return held if held in range(1, 9) else 1
 
 
 def read_file(path: str) -> bytes:
@@ -116,7 +122,8 @@ def reason_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode an opened image as upright RGB; see `open_image`."""
     return to_rgb(ImageOps.exif_transpose(image))
 
 

@@ -1,176 +1,395 @@
-"""List image files, their targets and their splits without opening them."""
+"""List the image files, targets and splits of a folder or a CSV file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.errors import DataError
-from reszoo.preprocessing import Pixels
+from reszoo.data.splits import (
+    SPLIT_NAMES,
+    Indices,
+    check_counts,
+    hold_out,
+    split_name,
+)
+from reszoo.errors import DataError, UnknownNameError, UsageError
 
-Indices = NDArray[np.int64]
-
-# What people call a split -> what reszoo calls it.
-_NAMES = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-}
-# Words for a split, for messages.
-SPLIT_WORDS = tuple(_NAMES)
-# Shares of the images: of named arrays, and of data that comes without splits.
-_NAMED_VALIDATION, _NAMED_TEST = 0.1, 0.2
-_HELD_OUT = 0.2
-# One seed for everybody: what was held out in training is held out in judging.
-_SEED = 0
-
-
-def split_name(word: str) -> str | None:
-    """Return "train", "validation" or "test" for a word such as "Val", else None."""
-    return _NAMES.get(word.strip().casefold())
-
-
-def hold_out(targets: NDArray[np.int64]) -> dict[str, Indices]:
-    """Draw a fifth of every class as the validation split.
-
-    Args:
-        targets: int64 `(n,)`, of all images in a fixed order.
-
-    Returns:
-        Indices of "train" and "validation", the same for the same targets.
-    """
-    held, rest = _draw(targets, _HELD_OUT, _SEED)
-    return {"train": rest, "validation": held}
-
-
-def hold_out_test(targets: NDArray[np.int64]) -> dict[str, Indices]:
-    """Draw a fifth of every class as the test split, a tenth as validation.
-
-    Args:
-        targets: int64 `(n,)`, of all images in a fixed order.
-
-    Returns:
-        Indices of "train", "validation" and "test", the same for the same targets.
-    """
-    test, rest = _draw(targets, _NAMED_TEST, _SEED)
-    share = _NAMED_VALIDATION / (1 - _NAMED_TEST)
-    validation, train = _draw(targets[rest], share, _SEED + 1)
-    return {"train": rest[train], "validation": rest[validation], "test": test}
-
-
-def _draw(
-    targets: NDArray[np.int64], share: float, seed: int
-) -> tuple[Indices, Indices]:
-    """Draw a share of every class; at least one image stays on either side."""
-    generator = np.random.default_rng(seed)
-    held = []
-    for label in np.unique(targets):
-        members = generator.permutation(np.flatnonzero(targets == label))
-        count = min(max(1, round(share * len(members))), len(members) - 1)
-        held.append(members[:count])
-    first = np.sort(np.concatenate(held))
-    return first, np.setdiff1d(np.arange(len(targets)), first)
-
-
-_COUNTS = {1: "one image", 2: "two images"}
-
-
-class Files(NamedTuple):
-    """Image files and their targets, int64 `(n,)`."""
-
-    paths: tuple[str, ...]
-    targets: NDArray[np.int64]
+# Data sets that are opened by name; a folder of that name comes first.
+BUILT_IN = ("digits",)
+# What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+SUFFIXES = (*JPEG_SUFFIXES, ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+# Images that not every Pillow decodes, or none. Other files are no images.
+_UNSUPPORTED = (
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".exr"),
+    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files by split.
+    """Image files, their targets and splits; no image has been opened.
 
     Attributes:
-        root: The folder that the names of images are told against.
-        labels: Names in label order: sorted by code point.
-        splits: Files by name: "train", "validation", "test". Where the data has no
-            splits, "train" and "validation" were drawn from "all", which is listed
-            too.
-        unread: Pictures of formats that are not read.
+        root: The folder that paths in messages and fingerprints are relative to.
+        labels: Sorted by code point.
+        paths: Every image file once.
+        targets: int64 `(n,)`, indices into `labels`.
+        splits: Indices into `paths` by name: "train", "validation", "test". Where the
+            data has no splits, "all", and "train" and "validation" drawn from it.
+        unsupported: Images of formats that are not supported, such as HEIC.
     """
 
     root: str
     labels: tuple[str, ...]
-    splits: Mapping[str, Files]
-    unread: tuple[str, ...] = ()
+    paths: tuple[str, ...]
+    targets: NDArray[np.int64]
+    splits: Mapping[str, Indices]
+    unsupported: tuple[str, ...] = ()
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Every path once, whatever the number of splits it is in."""
-        if "all" in self.splits:
-            return self.splits["all"].paths
-        every = chain.from_iterable(files.paths for files in self.splits.values())
-        return tuple(dict.fromkeys(every))
+    def disjoint_splits(self) -> dict[str, Indices]:
+        """The splits without "all": every image is in one of them."""
+        return {name: part for name, part in self.splits.items() if name != "all"}
 
 
-def why_unread(path: str) -> str:
-    """Return why a picture of `Listing.unread` cannot be used."""
-    ending = Path(path).suffix.lower()
-    return f"files ending in {ending} are not read; convert them to PNG or JPEG"
-
-
-def with_held_out(files: Files) -> dict[str, Files]:
-    """Return the files as "all", and the "train" and "validation" drawn from them."""
-    parts = {
-        name: Files(tuple(files.paths[i] for i in indices), files.targets[indices])
-        for name, indices in hold_out(files.targets).items()
-    }
-    return {"all": files, **parts}
-
-
-def check_counts(
-    targets: NDArray[np.int64], labels: Sequence[str], least: int, where: str
-) -> None:
-    """Refuse targets in which a class has too few images.
+def list_images(data: str | os.PathLike[str]) -> Listing:
+    """List the image files of a folder or a CSV file; open none of them.
 
     Args:
-        targets: int64 `(n,)`, indices into `labels`.
-        labels: All classes.
-        least: 1, or 2 where a split is drawn and needs an image on either side.
-        where: The folder, file or split, for the message.
+        data: A folder of class folders, or a `.csv` file.
 
     Raises:
-        DataError: A class has fewer; lists all such classes.
+        DataError: There are no images or one class, or a line of the file is invalid.
+        UsageError: The data is of another kind, or there is no such folder or file.
     """
-    counts = np.bincount(targets, minlength=len(labels))
-    bare = [name for name, n in zip(labels, counts, strict=True) if n < least]
-    if bare:
+    is_path = isinstance(data, str | os.PathLike)
+    if not is_path or (os.fspath(data) in BUILT_IN and not Path(data).exists()):
+        raise UsageError(
+            "Expected a folder of images or a .csv file that lists images. "
+            f"Received: {data if is_path else type(data)!r}."
+        )
+    root = Path(data)
+    if not root.exists():
+        raise UnknownNameError("folder or data set", str(root), BUILT_IN)
+    if root.is_dir():
+        return _read_folder(root)
+    if root.suffix.lower() != ".csv":
         raise DataError(
-            f"Every class needs at least {_COUNTS[least]}. Too few in {where}: "
-            f"{', '.join(bare)}."
+            f"{root} is a file. Give a folder of class folders with images, or a .csv "
+            "file with a line path,label for each."
+        )
+    return _read_csv(root)
+
+
+def why_unsupported(path: str) -> str:
+    """Return why an image of `Listing.unsupported` cannot be used."""
+    suffix = Path(path).suffix.lower()
+    return f"{suffix} files are not supported; convert them to PNG or JPEG"
+
+
+def _read_folder(root: Path) -> Listing:
+    """List the classes and the image files of a folder.
+
+    Classes are sorted by code point, files by path, so that every machine and every
+    run agrees on the targets. Hidden files and folders are ignored, links are
+    followed.
+
+    Split folders may be written in capitals. A lone `train` beside no other split
+    folder, with images and no folders in it, is a class of that name; so are `val`
+    and `test` without `train`, unless both are there and hold folders.
+
+    Args:
+        root: `root/class/*.jpg` or `root/train/class/*.jpg`; deeper folders under
+            a class belong to it.
+
+    Raises:
+        DataError: No images, fewer than two classes, a class without images (with
+            fewer than two, where there are no split folders), two folders for one
+            split, splits whose classes differ, a class whose name is not one line
+            of printable text, or a link to a folder that contains it.
+    """
+    folders = _split_folders(root) or {"all": root}
+    labels = _common_labels(root, folders)
+    # A split that is drawn needs an image on either side.
+    least = 2 if "all" in folders else 1
+    paths: list[str] = []
+    unsupported: list[str] = []
+    targets, splits = [], {}
+    for split, folder in folders.items():
+        images, counts, others = _class_images(folder, labels, least)
+        splits[split] = np.arange(len(paths), len(paths) + len(images))
+        targets.append(np.repeat(np.arange(len(labels)), counts))
+        paths += images
+        unsupported += others
+    every = np.concatenate(targets).astype(np.int64)
+    if "all" in splits:
+        splits = hold_out(every)
+    return Listing(str(root), labels, tuple(paths), every, splits, tuple(unsupported))
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split; nothing where the folders are classes."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(_visible_folders(root)):
+        split = split_name(folder.name)
+        if split:
+            found.setdefault(split, []).append(folder)
+    if not _are_splits(found):
+        return {}
+    for split, folders in found.items():
+        if len(folders) > 1:
+            raise DataError(
+                f"{root} has more than one folder for its {split} split: "
+                f"{', '.join(folder.name for folder in folders)}. Keep one of them."
+            )
+    return {split: folder for split, (folder,) in found.items()}
+
+
+def _are_splits(found: dict[str, list[Path]]) -> bool:
+    """Tell split folders from classes that are called "train", "val" or "test"."""
+    if "train" not in found:
+        folders = [folder for same in found.values() for folder in same]
+        return len(found) > 1 and all(map(_visible_folders, folders))
+    return len(found) > 1 or not all(map(_is_class, found["train"]))
+
+
+def _is_class(folder: Path) -> bool:
+    return not _visible_folders(folder) and any(map(any, _images(str(folder))))
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
+
+
+def _common_labels(root: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
+    """Return the names of the class folders, which all splits must have."""
+    classes = [sorted(f.name for f in _visible_folders(f)) for f in folders.values()]
+    for folder, names in zip(folders.values(), classes, strict=True):
+        bad = [str(folder / name) for name in names if not name.isprintable()]
+        if bad:
+            raise DataError(
+                "A class folder must have a name of printable text, for it becomes a "
+                f"label. Rename {', '.join(map(repr, bad))}."
+            )
+    partial = set().union(*classes).difference(set(classes[0]).intersection(*classes))
+    if partial:
+        raise DataError(
+            f"The splits of {root} have different classes. Not in all of them: "
+            f"{', '.join(sorted(partial))}."
+        )
+    return tuple(classes[0])
+
+
+def _class_images(
+    folder: Path, labels: tuple[str, ...], least: int
+) -> tuple[list[str], list[int], list[str]]:
+    """Return one split's images, their number by class, and unsupported images."""
+    images: list[str] = []
+    unsupported: list[str] = []
+    counts = []
+    for label in labels:
+        found, others = _images(str(folder / label))
+        images += found
+        unsupported += others
+        counts.append(len(found))
+    suffixes = sorted({Path(path).suffix.lower() for path in unsupported})
+    hint = f" (unsupported files there: {', '.join(suffixes)})" if suffixes else ""
+    if not images:
+        raise DataError(
+            f"{folder} has no images in class folders. Expected {folder}/CLASS/*.jpg "
+            f"({', '.join(SUFFIXES)}){hint}."
+        )
+    if len(labels) < 2:
+        raise DataError(
+            f"{folder} has one class, {labels[0]!r}. A classifier needs at least two "
+            "class folders."
+        )
+    targets = np.repeat(np.arange(len(labels)), counts)
+    check_counts(targets, labels, least, f"{folder}{hint}")
+    return images, counts, unsupported
+
+
+def _images(folder: str) -> tuple[list[str], list[str]]:
+    """Return the images under a folder, and the unsupported ones."""
+    images, unsupported = [], []
+    for path in _walk(folder, os.path.realpath(folder), ()):
+        name = path.lower()
+        if name.endswith(SUFFIXES):
+            images.append(path)
+        elif name.endswith(_UNSUPPORTED):
+            unsupported.append(path)
+    return images, unsupported
+
+
+def _walk(folder: str, real: str, crossed: tuple[str, ...]) -> Iterator[str]:
+    """Yield the visible files under a folder, in the order of their paths' parts.
+
+    Strings, one folder at a time: a million `Path`s would fill a gigabyte.
+
+    Args:
+        folder: Where to look.
+        real: The same without links.
+        crossed: Real folders of the links that led here.
+
+    Raises:
+        DataError: A link leads to a folder that contains it; names the link.
+    """
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            inner = f"{real.rstrip(os.sep)}{os.sep}{entry.name}"
+            yield from _walk(entry.path, inner, crossed)
+        elif entry.is_symlink() and Path(entry.path).is_dir():
+            target, parents = os.path.realpath(entry.path), (*crossed, real)
+            if any(Path(parent).is_relative_to(target) for parent in parents):
+                raise DataError(
+                    f"{entry.path} is a link to {target}, which contains it: its "
+                    "images would be found without end. Remove the link."
+                )
+            yield from _walk(entry.path, target, parents)
+        else:
+            yield entry.path
+
+
+_COLUMNS = ("path", "label", "split")
+_FORM = "A line is path,label or path,label,split."
+
+
+class _Row(NamedTuple):
+    split: str
+    path: str
+    label: str
+
+
+def _read_csv(file: Path) -> Listing:
+    """List the classes and the images of a CSV file.
+
+    A line is `path,label` or `path,label,split`. Paths are relative to the file's
+    folder, splits are train, val (or validation) and test; without them a fifth of
+    every class becomes the validation split. A first line that names the columns may
+    bring them in another order. The text is UTF-8; fields with commas stand in double
+    quotes.
+
+    Classes are sorted by code point and images by path, so that the order of the
+    lines means nothing.
+
+    Raises:
+        DataError: An invalid line, named by its number; no images, fewer than two
+            classes, or a class with too few images to train on.
+    """
+    rows = sorted(_checked_rows(file))
+    labels = tuple(sorted({row.label for row in rows}))
+    if len(labels) < 2:
+        found = f"the one class {labels[0]!r}" if labels else "no images"
+        raise DataError(
+            f"{file} lists {found}. A classifier needs at least two classes. {_FORM}"
+        )
+    numbers = {label: number for number, label in enumerate(labels)}
+    targets = np.asarray([numbers[row.label] for row in rows], np.int64)
+    names = np.asarray([row.split for row in rows])
+    splits = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+    if "all" in splits:
+        check_counts(targets, labels, 2, str(file))
+        splits = hold_out(targets)
+    elif "train" in splits:
+        check_counts(targets[splits["train"]], labels, 1, str(file))
+    paths = tuple(row.path for row in rows)
+    return Listing(str(file.parent), labels, paths, targets, splits)
+
+
+def _checked_rows(file: Path) -> Iterator[_Row]:
+    """Yield the rows; their split is "all" where the file names none."""
+    lines: dict[str, int] = {}
+    with_splits: bool | None = None
+    for line, row in _rows(file):
+        _check_text(file, line, row)
+        if row.path in lines:
+            raise _wrong(
+                file, line, f"lists {row.path} again, as line {lines[row.path]} did"
+            )
+        lines[row.path] = line
+        if with_splits is None:
+            with_splits = bool(row.split)
+            _check_first(file, line, row)
+        if with_splits != bool(row.split):
+            raise _wrong(
+                file, line, "differs from those above: all lines name a split, or none"
+            )
+        yield row._replace(split=_split(file, line, row.split))
+
+
+def _rows(file: Path) -> Iterator[tuple[int, _Row]]:
+    columns: Sequence[str] = _COLUMNS
+    for line, fields in _fields(file):
+        if line == 1 and _is_header(fields):
+            columns = [field.casefold() for field in fields]
+            continue
+        if not 2 <= len(fields) <= len(columns):
+            raise _wrong(file, line, f"has {len(fields)} fields")
+        named = dict(zip(columns, fields, strict=False))
+        name = named.get("path", "")
+        path = os.path.join(file.parent, name) if name else ""  # noqa: PTH118
+        # Of a million lines the label of each would otherwise be a string of its own.
+        label = sys.intern(named.get("label", ""))
+        yield line, _Row(named.get("split", ""), path, label)
+
+
+def _fields(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of each line that is not blank, and its fields."""
+    # Bytes that are no UTF-8 come through, so that their line can be named.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = csv.reader(text, strict=True, skipinitialspace=True)
+        try:
+            for fields in reader:
+                if any(fields):
+                    yield reader.line_num, [field.strip() for field in fields]
+        except csv.Error as error:
+            line = reader.line_num
+            raise _wrong(file, line, f"is not valid CSV ({error})") from error
+
+
+def _is_header(fields: Iterable[str]) -> bool:
+    named = [field.casefold() for field in fields]
+    return {"path", "label"} <= set(named) <= set(_COLUMNS)
+
+
+def _check_text(file: Path, line: int, row: _Row) -> None:
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError as error:
+        raise _wrong(file, line, "is not UTF-8") from error
+    if not row.path or not row.label:
+        raise _wrong(file, line, f"has no {'label' if row.path else 'path'}")
+    if not row.label.isprintable():
+        raise _wrong(file, line, f"has a label that is not printable, {row.label!r}")
+
+
+def _check_first(file: Path, line: int, row: _Row) -> None:
+    """Refuse column names that are none of ours before they become an image."""
+    if not row.path.lower().endswith(SUFFIXES) and not Path(row.path).exists():
+        raise _wrong(
+            file,
+            line,
+            f"names no image ({row.path}); as names of columns, "
+            f"{', '.join(_COLUMNS)} are known",
         )
 
 
-_DIGITS = tuple("0123456789")
-# How names of data sets of characters begin; fashion_mnist is none of them.
-_OF_CHARACTERS = (
-    *("mnist", "emnist", "kmnist", "svhn", "cmaterdb", "omniglot"),
-    "binary_alpha_digits",
-)
+def _split(file: Path, line: int, word: str) -> str:
+    split = split_name(word) if word else "all"
+    if split is None:
+        known = ", ".join(SPLIT_NAMES)
+        raise _wrong(file, line, f"has the split {word!r}; known are {known}")
+    return split
 
 
-def are_digits(labels: Sequence[str]) -> bool:
-    """Return whether the classes are the ten digits, "0" to "9", by name."""
-    return tuple(labels) == _DIGITS
-
-
-def is_of_characters(data_set: str) -> bool:
-    """Return whether a data set of TensorFlow Datasets shows digits or letters."""
-    return data_set.lower().startswith(_OF_CHARACTERS)
-
-
-def are_grey(images: Iterable[Pixels]) -> bool:
-    """Return whether all images `(height, width, 3)` are without colour."""
-    return all(bool((image == image[..., :1]).all()) for image in images)
+def _wrong(file: Path, line: int, what: str) -> DataError:
+    return DataError(f"{file} line {line} {what}. {_FORM}")

@@ -13,7 +13,7 @@ from reszoo.data.augment import geometry
 from reszoo.data.augment.policies import Canvas, find_policy
 from reszoo.data.decoding import Chooser, Decoder
 from reszoo.data.examples import Examples
-from reszoo.errors import DataError, UsageError
+from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 
 
@@ -52,7 +52,7 @@ def epoch_order(
 def epoch_slots(
     count: int, batch_size: int, *, seed: int, epoch: int, repeats: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Tell what stands in each place of the batches of one epoch.
+    """Return the content of every place in the batches of one epoch.
 
     Args:
         count: Number of examples.
@@ -122,7 +122,7 @@ class Augmentation:
 
 
 def evaluation_batches(
-    examples: Examples, record: Preprocessing, batch_size: int
+    examples: Examples, preprocessing: Preprocessing, batch_size: int
 ) -> tf.data.Dataset:
     """Return every example once, in order.
 
@@ -134,7 +134,7 @@ def evaluation_batches(
     decoder = Decoder(examples)
 
     def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return record.prepare_tensor(decoder.image(index)), decoder.label(index)
+        return preprocessing.prepare_tensor(decoder.image(index)), decoder.target(index)
 
     images = indices.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     return images.batch(batch_size).prefetch(_AHEAD)
@@ -142,7 +142,7 @@ def evaluation_batches(
 
 def training_batches(
     examples: Examples,
-    record: Preprocessing,
+    preprocessing: Preprocessing,
     augmentation: Augmentation,
     *,
     batch_size: int,
@@ -160,7 +160,7 @@ def training_batches(
 
     Args:
         examples: All of them, on every worker.
-        record: How images are resized, and the mean colour.
+        preprocessing: How images are resized, and the mean colour.
         augmentation: How they are varied.
         batch_size: Of all workers together.
         seed: Of the training, not negative.
@@ -185,10 +185,10 @@ def training_batches(
             f"Received: batch_size={batch_size} for {workers} workers."
         )
     repeats, part = augmentation.repeats, batch_size // workers
-    load = _loader(Decoder(examples), record, augmentation)
+    load = _loader(Decoder(examples), preprocessing, augmentation)
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
-        """Tell what stands where in an epoch: index, key, label, draws."""
+        """Return the content of every place in an epoch: index, key, target, draws."""
         indices, keys, draws = epoch_slots(
             len(examples), batch_size, seed=seed, epoch=int(number), repeats=repeats
         )
@@ -204,9 +204,9 @@ def training_batches(
     # Nothing in it is for AutoGraph, which takes longer than all of the tracing.
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def prepare(
-        index: tf.Tensor, key: tf.Tensor, label: tf.Tensor, draw: tf.Tensor
+        index: tf.Tensor, key: tf.Tensor, target: tf.Tensor, draw: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return load(index, key, draw), label, draw
+        return load(index, key, draw), target, draw
 
     numbers = np.arange(epoch, epoch + epochs)
     starts = np.where(numbers == epoch, start, 0)
@@ -215,7 +215,8 @@ def training_batches(
     images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = images.batch(part, drop_remainder=True)
-    finish = tf.autograph.experimental.do_not_convert(_finisher(record, augmentation))
+    finish = _finisher(preprocessing, augmentation)
+    finish = tf.autograph.experimental.do_not_convert(finish)
     return batches.map(finish).prefetch(_AHEAD)
 
 
@@ -230,10 +231,10 @@ def _sliced(
 
 
 def _finisher(
-    record: Preprocessing, augmentation: Augmentation
+    preprocessing: Preprocessing, augmentation: Augmentation
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Return a function that does what is cheapest for a whole batch at once."""
-    fill = _mean_colour(record)
+    fill = _mean_colour(preprocessing)
 
     def finish(
         images: tf.Tensor, targets: tf.Tensor, draws: tf.Tensor
@@ -262,54 +263,25 @@ def quietly(
         yield from remaining
 
 
-def find_unreadable(examples: Examples) -> DataError | None:
-    """Return an error that names the first image that cannot be decoded, if any.
-
-    TensorFlow's own message tells the reason but not the file.
-    """
-    if examples.images is not None:
-        return None
-    decoder = Decoder(examples)
-    # TensorFlow writes to the error stream what it also raises.
-    with quiet():
-        problems = (_problem(examples, decoder, i) for i in range(len(examples)))
-        return next(filter(None, problems), None)
-
-
-def _problem(examples: Examples, decoder: Decoder, index: int) -> DataError | None:
-    try:
-        examples.open(index)
-        decoder.image(tf.constant(index, tf.int64))
-    except DataError as error:
-        return error
-    except tf.errors.OpError as error:
-        # Before the reason stands the name of the operation, in double braces.
-        reason = error.message.split("\n")[0].split("}} ")[-1]
-        return DataError(
-            f"{examples.name(index)} is not a readable image ({reason}). "
-            "Replace the file or take it out of the folder."
-        )
-    return None
-
-
 def _loader(
-    decoder: Decoder, record: Preprocessing, augmentation: Augmentation
+    decoder: Decoder, preprocessing: Preprocessing, augmentation: Augmentation
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
     """Return a function of an index, a key and draws that makes a training image."""
-    shown = replace(record, eval_size=record.train_size)
+    shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
 
-    fill = _mean_colour(record)
+    fill = _mean_colour(preprocessing)
     # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
     trivial = augmentation.policy == "trivial"
-    canvas = Canvas(tf.zeros_like(fill) if trivial else fill, record.interpolation)
+    outside = tf.zeros_like(fill) if trivial else fill
+    canvas = Canvas(outside, preprocessing.interpolation)
 
     def load(index: tf.Tensor, key: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
         # Each use has a stream of its own beside that of the image.
         if augmentation.crop == "resized":
             mirrored = (draw[2] < 0.5) & augmentation.flip
             part = decoder.window(index, _chooser(key, augmentation))
-            size, kind = record.train_size, record.interpolation
+            size, kind = preprocessing.train_size, preprocessing.interpolation
             image = geometry.resize(part, size, kind, mirrored)
         else:
             image = shown.prepare_tensor(decoder.image(index))
@@ -324,8 +296,8 @@ def _loader(
     return load
 
 
-def _mean_colour(record: Preprocessing) -> tf.Tensor:
-    return tf.constant(np.round(255 * np.asarray(record.mean)), tf.uint8)
+def _mean_colour(preprocessing: Preprocessing) -> tf.Tensor:
+    return tf.constant(np.round(255 * np.asarray(preprocessing.mean)), tf.uint8)
 
 
 def _chooser(key: tf.Tensor, augmentation: Augmentation) -> Chooser:

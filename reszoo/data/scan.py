@@ -10,25 +10,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.console import printable
-from reszoo.data.duplicates import Entries, Group
-from reszoo.data.image_checks import Facts, FactTable, Rows, examine
-from reszoo.data.listing import Listing, why_unread
-from reszoo.data.sources import NAMED, list_images
-from reszoo.errors import UsageError
+from reszoo.data.checks import Duplicates, find_duplicates, relative
+from reszoo.data.image_facts import Facts, FactTable, Rows, examine
+from reszoo.data.listing import Listing, list_images, why_unsupported
 
-# Kind of warning -> what it means. Such images are used.
-KINDS = {
-    "misnamed": "named wrongly: the ending belongs to another format",
-    "cmyk": "CMYK, for print: converted to RGB",
-    "sixteen_bit": "16 bits a channel: the upper 8 are used",
-    "transparent": "with transparency: it is dropped",
-    "palette": "with a palette: converted to RGB",
-    "animated": "animated: the first frame is used",
-    "rotated": "rotated by EXIF: turned upright",
-    "tiny": "under 32 pixels wide or high",
+# Paths that are shown of a kind, occurrences of an image, and classes of a split.
+_PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
+# Every model of the zoo takes at least this: smaller images are enlarged.
+_TINY = 32
+Mask = NDArray[np.bool_]
+
+
+def _mode(fits: Callable[[str], bool]) -> Callable[[Rows], Mask]:
+    """Return a function that tells which rows have a mode that fits."""
+
+    def has(rows: Rows) -> Mask:
+        fitting = [mode for mode in np.unique(rows["mode"]) if fits(mode.decode())]
+        return np.isin(rows["mode"], np.asarray(fitting, rows["mode"].dtype))
+
+    return has
+
+
+# Anomaly -> what it means, and which images have it. Such images are used.
+ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
+    "wrong_extension": (
+        "with the file extension of another format",
+        lambda rows: rows["wrong_extension"],
+    ),
+    "cmyk": ("CMYK, for print: converted to RGB", _mode(lambda mode: mode == "CMYK")),
+    "sixteen_bit": (
+        "16 bits a channel: the upper 8 are used",
+        _mode(lambda mode: mode.endswith(";16")),
+    ),
+    "transparent": (
+        "with transparency: it is dropped",
+        _mode(lambda mode: mode.removesuffix(";16").upper().endswith("A")),
+    ),
+    "palette": (
+        "with a palette: converted to RGB",
+        _mode(lambda mode: mode.startswith("P")),
+    ),
+    "animated": (
+        "animated: the first frame is used",
+        # The second image of an MPO is a camera's other eye, or a map of brightness.
+        lambda rows: (rows["frames"] > 1) & (rows["format"] != b"MPO"),
+    ),
+    "rotated": (
+        "rotated by EXIF: turned upright",
+        lambda rows: rows["orientation"] > 1,
+    ),
+    "tiny": (
+        f"under {_TINY} pixels wide or high",
+        lambda rows: np.minimum(rows["width"], rows["height"]) < _TINY,
+    ),
 }
-# Paths that are shown of a kind, and places of one picture, and classes of a split.
-_PATHS, _PLACES, _CLASSES = 10, 3, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +72,14 @@ class ScanReport:
 
     Attributes:
         data: What was scanned.
-        root: The folder that lines tell paths against.
+        root: The folder that paths in the report are relative to.
         labels: Sorted by code point.
-        counts: Usable images of each class, in the order of the labels, by split.
+        counts: Readable images of each class, in the order of the labels, by split.
         unreadable: Files that cannot be used.
-        warnings: Usable files by kind, a key of `KINDS`.
-        leaks: Pictures in more than one split.
-        conflicts: Pictures in more than one class.
-        duplicates: Pictures more than once in a split, always in the same class.
+        anomalies: Readable but unusual files by kind, a key of `ANOMALIES`.
+        leaks: Images in more than one split.
+        conflicts: Images in more than one class.
+        duplicates: Images more than once in a split, always in the same class.
     """
 
     data: str
@@ -52,10 +87,10 @@ class ScanReport:
     labels: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
     unreadable: tuple[Facts, ...]
-    warnings: Mapping[str, tuple[str, ...]]
-    leaks: tuple[Group, ...]
-    conflicts: tuple[Group, ...]
-    duplicates: tuple[Group, ...]
+    anomalies: Mapping[str, tuple[str, ...]]
+    leaks: tuple[Duplicates, ...]
+    conflicts: tuple[Duplicates, ...]
+    duplicates: tuple[Duplicates, ...]
 
     @property
     def ok(self) -> bool:
@@ -90,12 +125,12 @@ class ScanReport:
                 }
                 for facts in self.unreadable
             ],
-            "leaks": _groups_json(self.leaks),
-            "conflicts": _groups_json(self.conflicts),
-            "duplicates": _groups_json(self.duplicates),
-            "warnings": {
+            "leaks": _duplicates_json(self.leaks),
+            "conflicts": _duplicates_json(self.conflicts),
+            "duplicates": _duplicates_json(self.duplicates),
+            "anomalies": {
                 kind: [printable(path) for path in paths]
-                for kind, paths in self.warnings.items()
+                for kind, paths in self.anomalies.items()
             },
         }
 
@@ -103,85 +138,78 @@ class ScanReport:
         return "\n".join(self.lines())
 
     def lines(self) -> Iterator[str]:
-        """Yield the report for people; lists are cut, and what to do comes last."""
+        """Yield the report as text; lists are cut, and what to do comes last."""
         yield from self._summary()
-        yield from self._unreadable()
-        yield from self._groups("In more than one split", self.leaks)
-        yield from self._groups("In more than one class", self.conflicts)
-        yield from self._groups("More than once", self.duplicates)
-        yield from self._warnings()
-        yield from self._advice()
+        if self.unreadable:
+            yield f"Unreadable: {_count(len(self.unreadable), 'image')}"
+            yield from _cut(
+                f"{relative(self.root, facts.path)}: {facts.problem}"
+                for facts in self.unreadable
+            )
+        for title, groups in (
+            ("In more than one split", self.leaks),
+            ("In more than one class", self.conflicts),
+            ("Duplicates within a split", self.duplicates),
+        ):
+            if groups:
+                yield f"{title}: {_count(len(groups), 'image')}"
+                yield from _cut(map(self._occurrences, groups))
+        yield from self._anomalies()
+        advice = list(self._advice())
+        yield "To do:" if advice else "Nothing to do."
+        yield from (f"  {line}" for line in advice)
 
     def _summary(self) -> Iterator[str]:
-        usable = sum(map(sum, self.counts.values()))
-        images = _count(usable, "usable image")
+        readable = sum(map(sum, self.counts.values()))
+        images = _count(readable, "readable image")
         yield f"{printable(self.data)}: {images} in {len(self.labels)} classes"
         width = max(map(len, self.counts))
         for split, counts in self.counts.items():
             yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
 
     def _classes(self, counts: tuple[int, ...]) -> str:
-        named = zip(map(printable, self.labels), counts, strict=True)
-        told = [f"{name} {count:,}" for name, count in named]
-        if len(told) <= _CLASSES:
-            return ", ".join(told)
+        labelled = zip(map(printable, self.labels), counts, strict=True)
+        texts = [f"{label} {count:,}" for label, count in labelled]
+        if len(texts) <= _CLASSES:
+            return ", ".join(texts)
         if min(counts) == max(counts):
             return f"{counts[0]:,} each"
         least, most = (counts.index(end(counts)) for end in (min, max))
-        return f"from {told[least]} to {told[most]}"
+        return f"from {texts[least]} to {texts[most]}"
 
-    def _unreadable(self) -> Iterator[str]:
-        if self.unreadable:
-            yield f"Cannot be used: {_count(len(self.unreadable), 'image')}"
-            yield from _cut(
-                f"{self._short(facts.path)}: {facts.problem}"
-                for facts in self.unreadable
-            )
-
-    def _groups(self, title: str, groups: tuple[Group, ...]) -> Iterator[str]:
-        if groups:
-            yield f"{title}: {_count(len(groups), 'picture')}"
-            yield from _cut(map(self._group, groups))
-
-    def _group(self, group: Group) -> str:
+    def _occurrences(self, group: Duplicates) -> str:
         shown = [
-            f"{self._short(place.path)} ({place.split}, {printable(place.label)})"
-            for place in group.places[:_PLACES]
+            f"{relative(self.root, path)} ({split}, {printable(label)})"
+            for path, split, label in group.occurrences[:_OCCURRENCES]
         ]
-        more = len(group.places) - len(shown)
+        more = len(group.occurrences) - len(shown)
         return " = ".join(shown) + (f" and {more:,} more" if more else "")
 
-    def _warnings(self) -> Iterator[str]:
-        if self.warnings:
-            yield "Worth knowing, though all of these are used:"
-        for kind, paths in self.warnings.items():
-            first = ", ".join(self._short(path) for path in paths[:_PLACES])
-            more = ", ..." if len(paths) > _PLACES else ""
-            yield f"  {len(paths):,} {KINDS[kind]} ({first}{more})"
+    def _anomalies(self) -> Iterator[str]:
+        if self.anomalies:
+            yield "Anomalies (these images are used):"
+        for kind, paths in self.anomalies.items():
+            first = ", ".join(relative(self.root, p) for p in paths[:_OCCURRENCES])
+            more = ", ..." if len(paths) > _OCCURRENCES else ""
+            yield f"  {len(paths):,} {ANOMALIES[kind][0]} ({first}{more})"
 
     def _advice(self) -> Iterator[str]:
-        todo = list(self._todo())
-        yield "To do:" if todo else "Nothing to do."
-        yield from (f"  {line}" for line in todo)
-
-    def _todo(self) -> Iterator[str]:
         if self.unreadable:
             yield (
-                "Replace what cannot be used or take it out; or train without it: "
+                "Replace or remove unreadable images; or train without them: "
                 '--bad-images skip (bad_images="skip").'
             )
         part = sum(facts.recoverable for facts in self.unreadable)
         if part:
             yield f"--bad-images recover would use {part:,} of these as far as they go."
         if self.leaks:
-            yield "Keep each picture in one split: scores on training pictures mislead."
+            yield (
+                "Keep each image in one split: scores on training images are too high."
+            )
         if self.conflicts:
-            yield "Decide which class each picture in several classes belongs to."
+            yield "Decide which class each image in several classes belongs to."
         if self.duplicates:
-            yield "Remove copies, unless a picture is meant to count more than once."
-
-    def _short(self, path: str) -> str:
-        return printable(path.removeprefix(f"{self.root}{os.sep}"))
+            yield "Remove duplicates, unless an image should count more than once."
 
 
 def _cut(lines: Iterable[str]) -> Iterator[str]:
@@ -197,27 +225,21 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + "s" * (number != 1)
 
 
-def _groups_json(groups: Iterable[Group]) -> list[list[dict[str, str]]]:
+def _duplicates_json(groups: Iterable[Duplicates]) -> list[list[dict[str, str]]]:
     return [
         [
-            {name: printable(text) for name, text in place._asdict().items()}
-            for place in group.places
+            {name: printable(text) for name, text in occurrence._asdict().items()}
+            for occurrence in group.occurrences
         ]
         for group in groups
     ]
 
 
-# The smallest input of any net in the zoo (CIFAR): smaller images are blown up.
-_TINY = 32
-Mask = NDArray[np.bool_]
-
-
 def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
-    """Decode every image of a data set once and tell what training should know.
+    """Decode every image of a data set once and report what is wrong or unusual.
 
-    Nothing is changed. What was found about a file is remembered under
-    `RESZOO_HOME`, so that a second scan, or a training, opens only new and changed
-    files.
+    Nothing is changed. What was found about a file is cached under `RESZOO_HOME`, so
+    that a second scan, or a training, opens only new and changed files.
 
     Args:
         data: A folder of class folders (or of `train`, `val`, `test` folders of
@@ -228,69 +250,48 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
         DataError: The data has no images or fewer than two classes.
         UsageError: The data is of another kind.
     """
-    if not isinstance(data, str | os.PathLike) or os.fspath(data) in NAMED:
-        raise UsageError(
-            "What can be scanned is a folder of images or a .csv file that lists "
-            f"images. Received: {data if isinstance(data, str) else type(data)!r}."
-        )
     listing = list_images(data)
     table = examine(listing.paths, progress=progress)
-    return _report(os.fspath(data), listing, table)
-
-
-def _report(data: str, listing: Listing, table: FactTable) -> ScanReport:
-    entries = Entries(listing, table)
-    groups = list(entries.groups())
+    unsupported = (
+        Facts(path=path, problem=why_unsupported(path)) for path in listing.unsupported
+    )
+    bad = (table[int(index)] for index in np.flatnonzero(~table.readable()))
+    groups = list(find_duplicates(listing, table))
     return ScanReport(
-        data=data,
+        data=os.fspath(data),
         root=listing.root,
         labels=listing.labels,
-        counts=entries.counts(),
-        unreadable=tuple(_unreadable(listing, table)),
-        warnings=_warnings(table),
-        leaks=tuple(group for group in groups if group.splits > 1),
-        conflicts=tuple(group for group in groups if group.labels > 1),
+        counts=_counts(listing, table),
+        unreadable=(*bad, *unsupported),
+        anomalies=_anomalies(table),
+        leaks=tuple(group for group in groups if len(group.splits) > 1),
+        conflicts=tuple(group for group in groups if len(group.labels) > 1),
         duplicates=tuple(
             group
             for group in groups
-            if group.labels == 1 and len(group.places) > group.splits
+            if len(group.labels) == 1 and len(group.occurrences) > len(group.splits)
         ),
     )
 
 
-def _unreadable(listing: Listing, table: FactTable) -> Iterator[Facts]:
-    for index in np.flatnonzero(~table.usable):
-        yield table[int(index)]
-    for path in listing.unread:
-        yield Facts(path=path, problem=why_unread(path))
+def _counts(listing: Listing, table: FactTable) -> dict[str, tuple[int, ...]]:
+    """Return the number of readable images of each class, by split."""
+    readable = table.readable()
+    return {
+        split: tuple(
+            np.bincount(
+                listing.targets[indices[readable[indices]]],
+                minlength=len(listing.labels),
+            ).tolist()
+        )
+        for split, indices in listing.disjoint_splits.items()
+    }
 
 
-def _warnings(table: FactTable) -> dict[str, tuple[str, ...]]:
+def _anomalies(table: FactTable) -> dict[str, tuple[str, ...]]:
     found = {}
-    for kind, has in _KINDS.items():
-        indices = np.flatnonzero(table.usable & has(table.rows))
+    for kind, (_, has) in ANOMALIES.items():
+        indices = np.flatnonzero(table.readable() & has(table.rows))
         if len(indices):
-            found[kind] = tuple(table.paths[int(index)] for index in indices)
+            found[kind] = tuple(table.names[int(index)] for index in indices)
     return found
-
-
-def _mode(fits: Callable[[str], bool]) -> Callable[[Rows], Mask]:
-    def has(rows: Rows) -> Mask:
-        fitting = [mode for mode in np.unique(rows["mode"]) if fits(mode.decode())]
-        return np.isin(rows["mode"], np.asarray(fitting, rows["mode"].dtype))
-
-    return has
-
-
-# Kind -> which images are of it; `scan_report.KINDS` tells what it means.
-_KINDS: Mapping[str, Callable[[Rows], Any]] = {
-    "misnamed": lambda rows: rows["misnamed"],
-    "cmyk": _mode(lambda mode: mode == "CMYK"),
-    "sixteen_bit": _mode(lambda mode: mode.endswith(";16")),
-    "transparent": _mode(lambda mode: mode.removesuffix(";16").upper().endswith("A")),
-    "palette": _mode(lambda mode: mode.startswith("P")),
-    # The second picture of an MPO is a camera's other eye, or a map of brightness.
-    "animated": lambda rows: (rows["frames"] > 1) & (rows["format"] != b"MPO"),
-    "rotated": lambda rows: rows["orientation"] > 1,
-    "tiny": lambda rows: np.minimum(rows["width"], rows["height"]) < _TINY,
-}

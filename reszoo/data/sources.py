@@ -2,30 +2,23 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from reszoo.data import arrays, folder, shards, tfds
-from reszoo.data import arrays as digits
-from reszoo.data import folder as list_file
-from reszoo.data.bad_images import (
-    Unreadable,
-    check_policy,
-    open_listing,
-    screen_records,
-)
+from reszoo.data import arrays, tfds
+from reszoo.data.checks import Unreadable, check_files, check_policy, check_records
 from reszoo.data.examples import Examples
-from reszoo.data.listing import Listing, are_digits, hold_out_test, is_of_characters
+from reszoo.data.listing import list_images
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
 Data: TypeAlias = str | os.PathLike[str] | Pair | Mapping[str, Pair]
 _ACCEPTED = (
-    "Data is a folder of class folders, a .csv list of images, a folder of shards, "
+    "Data is a folder of class folders, a .csv list of images, "
     '"tfds:NAME", "digits", or NumPy arrays: (images, labels), or such pairs by split.'
 )
 
@@ -40,14 +33,15 @@ class Source:
             numbers.
         splits: Examples by name: "train", "validation", "test", or "all".
         mirror_safe: Whether a mirrored image still belongs to its class. False where
-            the classes are named "0" to "9", for a mirrored digit is none; for data
-            sets of TensorFlow Datasets with digits or letters (MNIST, SVHN); and for
+            the labels are "0" to "9", since a mirrored digit is none; for data sets
+            of TensorFlow Datasets with digits or letters (MNIST, SVHN); and for
             arrays with the integer labels 0 to 9 whose images are grey. In colour,
             such arrays may be CIFAR-10 or SVHN: True.
         unreadable: Images that were left out, and why.
-        root: The folder that paths are told against, if there is one.
-        warnings: A line for every two splits that share pictures, and one for
-            pictures in two classes; of folders and lists whose files were decoded.
+        root: The folder that paths in messages and fingerprints are relative to, if
+            there is one.
+        warnings: A line for every two splits that share images, and one for images
+            in two classes; of folders and lists whose files were decoded.
     """
 
     name: str
@@ -62,9 +56,9 @@ class Source:
         """Return the examples of one split.
 
         Args:
-            split: Its name. None takes what a model should be judged on: "test",
+            split: Its name. None takes what a model should be evaluated on: "test",
                 else "validation", else "train". "all" is taken only by name, as it
-                holds what a model was trained on.
+                includes what a model was trained on.
 
         Raises:
             DataError: The source has nothing to train on.
@@ -88,21 +82,16 @@ class Source:
         return next((name for name in unseen if name in self.splits), "train")
 
 
-# A name that is not a folder -> how it is read.
-NAMED: dict[str, Callable[[], Source]] = {"digits": lambda: _digits()}
-
-
 def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     """Open labelled images of any kind.
 
-    * A folder holds `class/image.jpg`, or splits of that: `train/class/image.jpg`
+    * A folder has `class/image.jpg`, or splits of that: `train/class/image.jpg`
       with `val` (or `validation`) and perhaps `test` beside it. `val` and `test`
-      without `train` can be measured on.
-    * A `.csv` file lists images: `path,label` or `path,label,split`, see
-      `reszoo.data.folder.read_table`.
-    * Shards are a folder that `write_shards` (`reszoo shard`) wrote.
+      without `train` can be evaluated on.
+    * A `.csv` file lists images: `path,label` or `path,label,split`. Paths are
+      relative to its folder.
     * `tfds:NAME`, `tfds:NAME/CONFIG:VERSION` is a data set that TensorFlow Datasets
-      has prepared on this machine.
+      has prepared on this machine as ArrayRecord files.
     * Arrays are `(images, labels)`, or `{"train": (images, labels), "test": ...}`.
 
     Where a folder, a list or arrays have no splits, a fifth of every class becomes
@@ -114,8 +103,8 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
             Otherwise every file of a folder or a list, and every image of TensorFlow
             Datasets, is decoded once before anything else: "error" names the first
             unreadable image, "skip" leaves unreadable ones out and lists them in
-            `Source.unreadable`, "recover" does too but keeps JPEGs that are cut short.
-            Pictures in a folder whose format is not read (HEIC) are unreadable.
+            `Source.unreadable`, "recover" does too but keeps truncated JPEGs.
+            Images in a folder whose format is not supported (HEIC) are unreadable.
 
     Raises:
         DataError: There are no images, one class, or an unreadable image.
@@ -124,54 +113,30 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     check_policy(bad_images)
     if isinstance(data, Mapping | tuple):
         return Source("arrays", *arrays.read_arrays(data))
-    word = _word(data)
-    if word.startswith(tfds.PREFIX):
-        names, records = tfds.read(word, strict=bad_images is None)
-        splits, unreadable = screen_records(records, bad_images, names)
-        safe = not (
-            are_digits(names) or is_of_characters(word.removeprefix(tfds.PREFIX))
+    if not isinstance(data, str | os.PathLike):
+        raise UsageError(
+            f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set "
+            "of your own, prepare the model with reszoo.compile(model, recipe)."
         )
-        return Source(word, names, splits, safe, unreadable)
-    if word in NAMED and not Path(word).exists():
-        return NAMED[word]()
-    if shards.is_sharded(word):
-        return _open_shards(Path(word))
-    listing = list_images(word)
-    opened = open_listing(listing, bad_images)
+    name = os.fspath(data)
+    if name.startswith(tfds.PREFIX):
+        labels, records, targets, splits = tfds.read(name)
+        checked = check_records(records, targets, splits, labels, bad_images)
+        mirror_safe = labels != arrays.DIGITS and not tfds.is_of_characters(name)
+        return Source(name, labels, checked.splits, mirror_safe, checked.unreadable)
+    if name == "digits" and not Path(name).exists():
+        return Source(name, arrays.DIGITS, arrays.read_digits(), mirror_safe=False)
+    listing = list_images(name)
+    checked = check_files(listing, bad_images)
     return Source(
-        str(Path(word)),
+        str(Path(name)),
         listing.labels,
-        opened.splits,
-        not are_digits(listing.labels),
-        opened.unreadable,
+        checked.splits,
+        listing.labels != arrays.DIGITS,
+        checked.unreadable,
         listing.root,
-        opened.warnings,
+        checked.warnings,
     )
-
-
-def list_images(data: str | os.PathLike[str]) -> Listing:
-    """List the image files of a folder or a list file; open none of them.
-
-    Args:
-        data: A folder of class folders, or a `.csv` file.
-
-    Raises:
-        DataError: There are no images or one class, or a line cannot be meant.
-        UsageError: The data is neither.
-    """
-    root = Path(_word(data))
-    if not root.exists():
-        raise UnknownNameError("folder or data set", str(root), NAMED)
-    if shards.is_sharded(root):
-        raise UsageError(f"{root} holds shards, not image files.")
-    if root.is_dir():
-        return folder.read_folder(root)
-    if root.suffix.lower() != ".csv":
-        raise DataError(
-            f"{root} is a file. Give a folder of class folders with images, or a .csv "
-            "file with a line path,label for each."
-        )
-    return list_file.read_table(root)
 
 
 def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> None:
@@ -204,46 +169,15 @@ def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> N
     )
 
 
-def _word(data: Any) -> str:
-    if isinstance(data, str | os.PathLike):
-        return str(os.fspath(data))
-    raise UsageError(
-        f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set of "
-        "your own, prepare the model with reszoo.compile(model, recipe)."
-    )
-
-
-def _open_shards(root: Path) -> Source:
-    # Their images need no policy: all of them were decoded when they were written.
-    found = shards.read(root)
-    return Source(
-        str(root),
-        found.labels,
-        found.splits,
-        found.mirror_safe,
-        root=str(root),
-    )
-
-
-def _digits() -> Source:
-    scans = digits.read_digits()
-    everything = Examples.from_arrays(scans.images, scans.targets)
-    splits = {
-        split: everything.take(indices)
-        for split, indices in hold_out_test(everything.targets).items()
-    }
-    return Source("digits", scans.labels, splits, mirror_safe=False)
-
-
-def fingerprint(source: "Source") -> dict[str, Any]:
-    """Return what has to be equal for a run to go on with a data set.
+def fingerprint(source: Source) -> dict[str, Any]:
+    """Return what has to be equal for a run to resume on a data set.
 
     Of files the size counts, not the content, and the name below the data's folder,
     so that the folder may move. Of arrays every byte counts. Nothing is decoded.
 
     Returns:
         JSON: "classes", a list of names, and for each split, but "all", the number of
-        "images" and a "sha256" over their names, sizes and labels in order.
+        "images" and a "sha256" over their names, sizes and targets in order.
 
     Raises:
         DataError: A file has gone; names it.
@@ -275,8 +209,8 @@ def _contents(examples: Examples, root: str | None) -> Iterator[bytes]:
             yield image.tobytes()
     elif examples.records is not None:
         records = examples.records
-        yield "\n".join(Path(file).name for file in records.files).encode()
-        for column in (records.shards, records.offsets, records.lengths):
+        yield records.source.encode()
+        for column in (records.numbers, records.lengths):
             yield column.astype("<i8").tobytes()
     else:
         for path in examples.paths or ():

@@ -167,7 +167,7 @@ TENSORBOARD = "tensorboard"
 # Share of the time spent waiting for images from which something should be done.
 _MUCH_WAITING = 0.2
 _WAITING = (
-    "Much of the time went into waiting for images. `reszoo shard` makes large photos "
+    "Much of the time went into waiting for images. `reszoo resize` makes large photos "
     "small once and for all; more processor cores decode faster."
 )
 

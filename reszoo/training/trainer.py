@@ -9,11 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.console import say
+from reszoo.data.checks import find_unreadable
 from reszoo.data.examples import Examples
-from reszoo.data.pipeline import find_unreadable
 from reszoo.data.sources import Source, check_classes, fingerprint, open_source
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
@@ -75,8 +74,8 @@ def train(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    bad_images: str = defaults.TRAINING_BAD_IMAGES,
-    save_every: float = defaults.SAVE_EVERY,
+    bad_images: str = "skip",
+    save_every: float = 300.0,
     strategy: str | None = None,
     **fields: Any,
 ) -> TrainResult:
@@ -88,9 +87,9 @@ def train(
     Args:
         model: A model from reszoo, or a name to build one from, with the classes of
             the data. Layers of a model that are not `trainable` stay as they are.
-        data: A folder of class folders, a CSV of path and label, a folder made by
-            `reszoo shard`, "tfds:NAME", a name such as "digits", or arrays:
-            `(images, labels)`, or a dict of these by split.
+        data: A folder of class folders, a CSV of path and label, "tfds:NAME", a name
+            such as "digits", or arrays: `(images, labels)`, or a dict of these by
+            split.
         recipe: A row of `RECIPES`, or a recipe of your own. None is "finetune" for
             weights that were trained before, and "cifar" for fresh ones.
         weights: With a name: what the net starts from, as in `reszoo.build`.

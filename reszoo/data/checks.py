@@ -1,0 +1,263 @@
+"""Dataset checks: images that cannot be used, and duplicates in splits and classes."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from reszoo.console import printable
+from reszoo.data.examples import Examples, Records
+from reszoo.data.image_facts import FactTable, examine, examine_records
+from reszoo.data.listing import Listing, why_unsupported
+from reszoo.data.splits import Indices, check_counts
+from reszoo.errors import DataError, UnknownNameError
+
+# Policy -> what it does, for help texts.
+POLICIES = {
+    "error": "name the first unreadable image and stop",
+    "skip": "leave unreadable images out and list them",
+    "recover": "as skip, but decode truncated JPEGs as far as they go",
+}
+
+
+class Unreadable(NamedTuple):
+    """An image that is left out: its path or record, and why."""
+
+    path: str
+    reason: str
+
+
+class Checked(NamedTuple):
+    """Examples by split, what was left out, and warnings of duplicates."""
+
+    splits: Mapping[str, Examples]
+    unreadable: tuple[Unreadable, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def check_policy(policy: str | None) -> None:
+    """Refuse a policy that is none of `POLICIES`, nor None."""
+    if policy is not None and policy not in POLICIES:
+        raise UnknownNameError("policy for bad images", policy, POLICIES)
+
+
+def refuse_first(unreadable: Sequence[Unreadable], policy: str) -> None:
+    """Raise an error for the first unreadable image if the policy is "error".
+
+    Raises:
+        DataError: Names the image, the reason and the remedy.
+    """
+    if policy == "error" and unreadable:
+        path, reason = unreadable[0]
+        raise DataError(
+            f"{path} cannot be used ({reason}). Replace it or remove it, or continue "
+            'without such images: bad_images="skip" (--bad-images skip).'
+        )
+
+
+def check_files(listing: Listing, policy: str | None) -> Checked:
+    """Turn listed files into examples and treat bad ones by a policy.
+
+    Splits were drawn before, so that what is skipped moves no image from one split
+    to another.
+
+    Args:
+        listing: Image files by split.
+        policy: A row of `POLICIES`; None reads headers only, and refuses a bad one;
+            it looks for no duplicates, and ignores unsupported files.
+
+    Raises:
+        DataError: An image cannot be used and the policy does not allow for that,
+            or too few are left; names the path or the class.
+    """
+    if policy is None:
+        files = Examples.from_paths(listing.paths, listing.targets)
+        return Checked(files.split(listing.splits))
+    unsupported = [Unreadable(p, why_unsupported(p)) for p in listing.unsupported]
+    refuse_first(unsupported, policy)
+    table = examine(listing.paths)
+    files = Examples(listing.targets, paths=listing.paths)
+    splits, unreadable = _without_unreadable(
+        files, listing.splits, listing.labels, table, policy
+    )
+    warnings = leak_warnings(listing, table)
+    return Checked(splits, (*unsupported, *unreadable), warnings)
+
+
+def check_records(
+    records: Records,
+    targets: Indices,
+    splits: Mapping[str, Indices],
+    labels: Sequence[str],
+    policy: str | None,
+) -> Checked:
+    """Turn records of a data source into examples, as `check_files` does with files.
+
+    Raises:
+        DataError: An image cannot be used and the policy does not allow for that,
+            or too few are left; names the record or the class.
+    """
+    if policy is None:
+        return Checked(Examples.from_records(records, targets).split(splits))
+    examples, table = Examples(targets, records=records), examine_records(records)
+    return Checked(*_without_unreadable(examples, splits, labels, table, policy))
+
+
+def find_unreadable(examples: Examples) -> DataError | None:
+    """Return an error that names the first image that cannot be decoded, if any.
+
+    TensorFlow's own message gives the reason but not the file.
+    """
+    if examples.paths is not None:
+        table = examine(examples.paths, progress=False)
+    elif examples.records is not None:
+        table = examine_records(examples.records)
+    else:
+        return None
+    for name, reason in _unreadable(table, recover=examples.recover):
+        return DataError(
+            f"{name} is not a readable image ({reason}). "
+            "Replace the file or remove it from the data."
+        )
+    return None
+
+
+def _without_unreadable(
+    examples: Examples,
+    splits: Mapping[str, Indices],
+    labels: Sequence[str],
+    table: FactTable,
+    policy: str,
+) -> tuple[dict[str, Examples], tuple[Unreadable, ...]]:
+    recover = policy == "recover"
+    unreadable = tuple(_unreadable(table, recover=recover))
+    refuse_first(unreadable, policy)
+    kept = splits
+    if unreadable:
+        readable = table.readable(recover=recover)
+        kept = {split: indices[readable[indices]] for split, indices in splits.items()}
+        _check_kept(splits, kept, examples.targets, labels)
+    decodable = examples.with_headers(table.headers, recover=recover)
+    return decodable.split(kept), unreadable
+
+
+def _check_kept(
+    splits: Mapping[str, Indices],
+    kept: Mapping[str, Indices],
+    targets: Indices,
+    labels: Sequence[str],
+) -> None:
+    """Refuse data whose train split lost a class, or another split all its images."""
+    for split, indices in kept.items():
+        if split == "train":
+            check_counts(targets[indices], labels, 1, "the readable images")
+        elif not len(indices):
+            raise DataError(
+                f"No image of the {split} split is readable, of "
+                f"{len(splits[split]):,}. Replace them or remove the split; "
+                "`reszoo scan` lists the reasons."
+            )
+
+
+def _unreadable(table: FactTable, *, recover: bool) -> Iterator[Unreadable]:
+    for index in np.flatnonzero(~table.readable(recover=recover)):
+        facts = table[int(index)]
+        yield Unreadable(facts.path, str(facts.problem))
+
+
+class Occurrence(NamedTuple):
+    """One occurrence of a duplicate image: its file, split and label."""
+
+    path: str
+    split: str
+    label: str
+
+
+class Duplicates(NamedTuple):
+    """Files with the same pixels."""
+
+    occurrences: tuple[Occurrence, ...]
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that the image is in."""
+        return {occurrence.split for occurrence in self.occurrences}
+
+    @property
+    def labels(self) -> set[str]:
+        """The labels that the image has."""
+        return {occurrence.label for occurrence in self.occurrences}
+
+
+def find_duplicates(listing: Listing, table: FactTable) -> Iterator[Duplicates]:
+    """Yield the images that occur more than once, in the order of the splits.
+
+    Args:
+        listing: Image files by split.
+        table: The facts about `listing.paths`.
+    """
+    splits = listing.disjoint_splits
+    images = np.concatenate(list(splits.values()))
+    names = np.repeat(list(splits), [len(indices) for indices in splits.values()])
+    readable = np.flatnonzero(table.readable()[images])
+    digests = table.rows["digest"][images[readable]]
+    # A stable sort: within a group, the order of the listing.
+    order = np.lexsort(digests.T)
+    digests = digests[order]
+    starts = np.flatnonzero(np.append(True, (digests[1:] != digests[:-1]).any(1)))
+    lengths = np.diff(np.append(starts, len(order)))
+    groups = [
+        readable[order[start : start + length]]
+        for start, length in zip(starts, lengths, strict=True)
+        if length > 1
+    ]
+    for group in sorted(groups, key=lambda group: int(group[0])):
+        yield Duplicates(
+            tuple(
+                Occurrence(
+                    listing.paths[images[member]],
+                    str(names[member]),
+                    listing.labels[listing.targets[images[member]]],
+                )
+                for member in group
+            )
+        )
+
+
+def leak_warnings(listing: Listing, table: FactTable) -> tuple[str, ...]:
+    """Return a line for every two splits that share images, and one for classes.
+
+    Args:
+        listing: Image files by split.
+        table: The facts about `listing.paths`.
+
+    Returns:
+        Such as "2 images are in both train and test, e.g. train/a.jpg = test/b.jpg".
+    """
+    shared: dict[str, list[tuple[Occurrence, Occurrence]]] = {}
+    for group in find_duplicates(listing, table):
+        for first, second in _firsts(group, "split"):
+            splits = f"both {first.split} and {second.split}"
+            shared.setdefault(splits, []).append((first, second))
+        for pair in _firsts(group, "label")[:1]:
+            shared.setdefault("more than one class", []).append(pair)
+    return tuple(
+        f"{len(pairs):,} {'image is' if len(pairs) == 1 else 'images are'} in {where}, "
+        f"e.g. {' = '.join(relative(listing.root, each.path) for each in pairs[0])}"
+        for where, pairs in shared.items()
+    )
+
+
+def _firsts(group: Duplicates, field: str) -> list[tuple[Occurrence, Occurrence]]:
+    """Return the first occurrences in every two splits, or in every two classes."""
+    firsts: dict[str, Occurrence] = {}
+    for occurrence in group.occurrences:
+        firsts.setdefault(getattr(occurrence, field), occurrence)
+    return list(combinations(firsts.values(), 2))
+
+
+def relative(root: str, path: str) -> str:
+    """Return a path relative to the data's folder, printable."""
+    return printable(path.removeprefix(f"{root}{os.sep}"))

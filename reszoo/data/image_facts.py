@@ -1,0 +1,432 @@
+"""Facts about image files, found by decoding each once, and their cache."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from reszoo.console import Progress, quiet, say
+from reszoo.data.examples import Records
+from reszoo.data.image_files import (
+    Header,
+    decode_image,
+    is_jpeg,
+    opened,
+    read_header,
+    reason_of,
+)
+from reszoo.errors import DataError, ReszooError
+from reszoo.files import atomic_file, cache_folder
+
+Rows = NDArray[np.void]
+# One image in 80 bytes. `key` is a hash of the path; an orientation of 0 says that the
+# file has not been examined yet.
+ROW = np.dtype(
+    [
+        ("key", "<u8"),
+        ("bytes", "<i8"),
+        ("mtime_ns", "<i8"),
+        ("digest", "<u8", (2,)),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("frames", "<i4"),
+        ("problem", "<i4"),
+        ("format", "S10"),
+        ("mode", "S9"),
+        ("orientation", "u1"),
+        ("wrong_extension", "?"),
+        ("by_pillow", "?"),
+        ("recoverable", "?"),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What is known of one image file.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        mtime_ns: When it was changed, in nanoseconds; -1 if it could not be read.
+        problem: Why it cannot be used; None if it can.
+        recoverable: Whether it is a truncated JPEG that decodes in part.
+        format: Pillow's name of the format, by content: "JPEG", "PNG"; "" if unknown.
+        wrong_extension: Whether the file extension belongs to another format.
+        mode: Pillow's name of the mode: "RGB", "L" (grey), "P" (palette), "CMYK";
+            with "A" behind it where parts are transparent, and then ";16" where a
+            channel has 16 bits.
+        frames: Number of images in the file.
+        orientation: How the camera was held (EXIF), 1 (upright) to 8.
+        by_pillow: Whether only Pillow decodes the file right.
+        width: Of the upright image, in pixels; 0 if unknown.
+        height: Of the upright image, in pixels; 0 if unknown.
+        digest: Hash of the decoded upright RGB pixels and their shape, in hex: equal
+            for the same image in another lossless format. "" if it cannot be used.
+    """
+
+    path: str
+    bytes: int = 0
+    mtime_ns: int = -1
+    problem: str | None = None
+    recoverable: bool = False
+    format: str = ""
+    wrong_extension: bool = False
+    mode: str = ""
+    frames: int = 1
+    orientation: int = 1
+    by_pillow: bool = False
+    width: int = 0
+    height: int = 0
+    digest: str = ""
+
+
+class FactTable:
+    """Facts about many images, each made on access.
+
+    Args:
+        names: Paths, or names of records.
+        rows: `(n,)` of `ROW`.
+        problems: The texts that the rows' `problem` indexes; the first is "".
+    """
+
+    def __init__(self, names: Sequence[str], rows: Rows, problems: list[str]) -> None:
+        self.names, self.rows, self.problems = names, rows, problems
+        self._numbers = {text: number for number, text in enumerate(problems)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Facts]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Facts:
+        row = self.rows[index]
+        values = {f.name: row[f.name].item() for f in _PLAIN}
+        digest = row["digest"].tobytes().hex() if row["digest"].any() else ""
+        return Facts(
+            path=self.names[index],
+            problem=self.problems[row["problem"]] or None,
+            format=row["format"].decode(),
+            mode=row["mode"].decode(),
+            digest=digest,
+            **values,
+        )
+
+    def __setitem__(self, index: int, facts: Facts) -> None:
+        row = self.rows[index]
+        for field in _PLAIN:
+            row[field.name] = getattr(facts, field.name)
+        row["format"], row["mode"] = facts.format, facts.mode
+        digest = bytes.fromhex(facts.digest or "00" * 16)
+        row["digest"] = np.frombuffer(digest, np.uint64)
+        problem = facts.problem or ""
+        if problem not in self._numbers:
+            self._numbers[problem] = len(self.problems)
+            self.problems.append(problem)
+        row["problem"] = self._numbers[problem]
+
+    @property
+    def headers(self) -> Iterator[Header]:
+        """The header of each image."""
+        return map(Header, self.rows["orientation"], self.rows["by_pillow"])
+
+    def readable(self, *, recover: bool = False) -> NDArray[np.bool_]:
+        """Return whether each image can be used, `(n,)`.
+
+        Args:
+            recover: Whether truncated JPEGs that decode in part can be used too.
+        """
+        found = self.rows["problem"] == 0
+        return np.asarray(found | (self.rows["recoverable"] & recover))
+
+
+# Stored as they are; the others are converted.
+_PLAIN = tuple(f for f in fields(Facts) if f.type in (int, bool))
+
+# To be raised when another file counts as readable, or a fact changes its meaning.
+_RULES = 3
+_CHECKSUM = 32  # bytes of SHA-256
+
+
+@dataclass(frozen=True)
+class CachedFacts:
+    """Facts that earlier calls found.
+
+    Attributes:
+        rows: `(n,)` of `ROW`, sorted by key.
+        problems: What the rows' `problem` indexes.
+    """
+
+    rows: Rows
+    problems: list[str]
+
+    def rows_of(self, paths: Sequence[str]) -> Rows:
+        """Return a row for each file; zeros for new and changed ones."""
+        keys = _keys(paths)
+        sizes, times = _sizes_and_times(paths)
+        rows = np.zeros(len(paths), ROW)
+        if len(self.rows):
+            at = np.searchsorted(self.rows["key"], keys)
+            near = np.minimum(at, len(self.rows) - 1)
+            same = (self.rows["key"][near] == keys) & (times >= 0)
+            same &= self.rows["bytes"][near] == sizes
+            same &= self.rows["mtime_ns"][near] == times
+            rows[same] = self.rows[near[same]]
+        rows["key"] = keys
+        return rows
+
+
+def _keys(paths: Sequence[str]) -> NDArray[np.uint64]:
+    """Return a hash of each path as it is written, `(n,)`."""
+    encoded = map(os.fsencode, paths)
+    hashes = (hashlib.blake2b(path, digest_size=8).digest() for path in encoded)
+    return np.frombuffer(b"".join(hashes), "<u8")
+
+
+def _sizes_and_times(paths: Sequence[str]) -> NDArray[np.int64]:
+    found = np.full((2, len(paths)), -1, np.int64)
+    for index, path in enumerate(paths):
+        with contextlib.suppress(OSError):
+            status = Path(path).stat()
+            found[:, index] = status.st_size, status.st_mtime_ns
+    return found
+
+
+def _cache_file(paths: Sequence[str]) -> Path:
+    """Return the file that caches facts about `paths`: one for their common folder."""
+    # What the first and the last share, all share.
+    ends = [Path(end(paths)).absolute().parent for end in (min, max)]
+    folder = os.fsencode(os.path.commonpath(ends))
+    return cache_folder() / "scans" / hashlib.sha256(folder).hexdigest()[:32]
+
+
+def _load_cache(file: Path) -> CachedFacts:
+    """Read what `_save_cache` wrote; nothing from a damaged or outdated file."""
+    nothing = CachedFacts(np.zeros(0, ROW), [""])
+    try:
+        content = memoryview(file.read_bytes())
+    except OSError:
+        return nothing
+    if hashlib.sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
+        return nothing
+    length = int.from_bytes(content[_CHECKSUM : _CHECKSUM + 8], "little")
+    rows_at = _CHECKSUM + 8 + length
+    header = json.loads(bytes(content[_CHECKSUM + 8 : rows_at]))
+    if header["version"] != _version():
+        return nothing
+    return CachedFacts(np.frombuffer(content, ROW, offset=rows_at), header["problems"])
+
+
+def _save_cache(file: Path, before: CachedFacts, table: FactTable) -> None:
+    """Write the rows of a table, and the older ones of other files."""
+    examined = table.rows[table.rows["orientation"] > 0]
+    # Of equal keys `unique` takes the first: the new one.
+    together = np.concatenate([examined, before.rows])
+    _, firsts = np.unique(together["key"], return_index=True)
+    content = {"version": _version(), "problems": table.problems}
+    header = json.dumps(content).encode()
+    body = len(header).to_bytes(8, "little") + header + together[firsts].tobytes()
+    try:
+        with atomic_file(file) as temporary:
+            temporary.write_bytes(hashlib.sha256(body).digest() + body)
+    except ReszooError as error:
+        say(f"The next run will examine every image again: {error}")
+
+
+def _version() -> str:
+    """Return what besides the file decides whether it can be used."""
+    return f"rules {_RULES}, {ROW}, Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS}"
+
+
+def examine(paths: Sequence[str], *, progress: bool = True) -> FactTable:
+    """Find out which image files can be used, by decoding each as training would.
+
+    The facts are cached under `cache_folder()/scans`, in one file for the folder that
+    all paths are in; a file whose size and time are unchanged is not opened again. So
+    pass all splits of a data set in one call. An interrupted call keeps what it found.
+
+    Args:
+        paths: Image files. One that is missing is a fact as well.
+        progress: Whether to show a bar on a terminal.
+
+    Returns:
+        The facts, in the order of `paths`.
+    """
+    if not paths:
+        return FactTable(paths, np.zeros(0, ROW), [""])
+    file = _cache_file(paths)
+    before = _load_cache(file)
+    table = FactTable(paths, before.rows_of(paths), list(before.problems))
+    new = np.flatnonzero(table.rows["orientation"] == 0)
+    if len(new):
+        try:
+            _examine(table, new, lambda index: inspect_file(paths[index]), progress)
+        finally:
+            _save_cache(file, before, table)
+    return table
+
+
+def examine_records(records: Records) -> FactTable:
+    """Find out which records can be used, as `examine` does; nothing is cached."""
+    names = [records.name(index) for index in range(len(records))]
+    table = FactTable(names, np.zeros(len(names), ROW), [""])
+
+    def inspect(index: int) -> Facts:
+        return Facts(path=names[index], **inspect_image(records.read(index), ""))
+
+    _examine(table, np.arange(len(names)), inspect, progress=True)
+    return table
+
+
+# Images that are handed to the threads at a time: what an interruption waits for.
+_WAVE = 256
+
+
+def _examine(
+    table: FactTable,
+    indices: NDArray[np.int64],
+    inspect: Callable[[int], Facts],
+    progress: bool,
+) -> None:
+    # Threads must not be the first to load Pillow's formats, each on its own; and the
+    # common ones first, for they are tried in that order.
+    Image.preinit()
+    Image.init()
+    with (
+        quiet(),
+        Progress("Examining images", len(indices), shown=progress) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for start in range(0, len(indices), _WAVE):
+            wave = indices[start : start + _WAVE]
+            for index, facts in zip(wave, pool.map(inspect, wave), strict=True):
+                table[index] = facts
+            bar.advance(len(wave))
+
+
+def inspect_file(path: str) -> Facts:
+    """Decode one image file as training does and return the facts.
+
+    What is wrong with a file is returned, not raised. A problem that lies not in the
+    file (no permission, no memory) leaves `mtime_ns` at -1.
+    """
+    try:
+        status = Path(path).stat()
+        found = inspect_image(Path(path).read_bytes(), path)
+    except OSError as error:
+        return Facts(path=path, problem=error.strerror or str(error))
+    return Facts(path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns, **found)
+
+
+def inspect_image(content: bytes, path: str) -> dict[str, Any]:
+    """Decode one encoded image and return its `Facts`, without path, size and time.
+
+    Raises:
+        OSError: TensorFlow's decoder failed for a reason outside the image.
+    """
+    found: dict[str, Any] = {}
+    try:
+        with opened(BytesIO(content), path) as image:
+            found |= _metadata(image, path)
+        header = read_header(content, path)
+        found |= header._asdict()
+        if header.orientation > 4:
+            found |= {"width": found["height"], "height": found["width"]}
+        if header.by_pillow:
+            found["digest"] = _digest(np.asarray(decode_image(content, path)))
+        else:
+            found |= _decoded_by_tensorflow(content, header, found["format"])
+    except DataError as error:
+        found["problem"] = _reason(error.__cause__ or error, content)
+    return found
+
+
+def _metadata(image: Image.Image, path: str) -> dict[str, Any]:
+    """Return what needs no decoding; Pillow forgets some of it when it decodes."""
+    deep = image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))
+    mode = "L" if image.mode.startswith("I") else image.mode
+    if image.has_transparency_data and not mode.upper().endswith("A"):
+        mode += "A"
+    return {
+        "format": str(image.format),
+        "wrong_extension": _has_wrong_extension(path, str(image.format)),
+        "mode": mode + ";16" * deep,
+        "width": image.width,
+        "height": image.height,
+        "frames": _frames(image),
+    }
+
+
+def _has_wrong_extension(path: str, kind: str) -> bool:
+    expected = Image.registered_extensions().get(Path(path).suffix.lower())
+    # Cameras put pairs of JPEGs into files that are called .jpg.
+    return expected != ("JPEG" if kind == "MPO" and expected == "JPEG" else kind)
+
+
+def _frames(image: Image.Image) -> int:
+    # Only the first frame is used: damage behind it is no problem.
+    with contextlib.suppress(OSError, SyntaxError, ValueError, EOFError):
+        return int(getattr(image, "n_frames", 1))
+    return 1
+
+
+def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> dict[str, Any]:
+    """Return the digest of the image, or the problem of one that is damaged."""
+    # Cached facts need no TensorFlow.
+    import tensorflow as tf
+
+    from reszoo.data.decoding import decode
+
+    held = header.orientation if header.orientation > 1 else None
+    # Not on a graphics card, which several threads would have to share.
+    with tf.device("CPU:0"):
+        try:
+            return {"digest": _digest(decode(content, held))}
+        except tf.errors.InvalidArgumentError:
+            if not is_jpeg(content):
+                return {"problem": f"damaged {kind} data"}
+        except tf.errors.OpError as error:
+            raise OSError(error.message) from error
+        try:
+            decode(content, recover=True)
+        except tf.errors.InvalidArgumentError:
+            return {"problem": f"damaged {kind} data"}
+    return {"problem": "truncated", "recoverable": True}
+
+
+def _digest(pixels: Any) -> str:
+    # Processors have instructions for SHA-256: it is faster than BLAKE2.
+    # Tensors have the buffer protocol too: nothing is copied.
+    view = memoryview(pixels)
+    found = hashlib.sha256(str(view.shape).encode())
+    found.update(view)
+    return found.hexdigest()[:32]
+
+
+def _reason(cause: BaseException, content: bytes) -> str:
+    if not content:
+        return "empty file"
+    if isinstance(cause, Image.DecompressionBombError):
+        return f"too many pixels ({cause})"
+    if isinstance(cause, UnidentifiedImageError) and _is_text(content):
+        return "text, not an image"
+    reason = reason_of(cause)
+    return "truncated" if "truncated" in reason.lower() else reason
+
+
+def _is_text(content: bytes) -> bool:
+    # Most often a web page that says why there is no image.
+    start = content[:64].decode("ascii", "replace")
+    return " ".join(start.split()).isprintable() and "\ufffd" not in start
