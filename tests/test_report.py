@@ -240,6 +240,14 @@ def test_the_page_can_be_heard(plain: Page) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_a_peak_inside_a_curve_is_told(page: Callable[..., Page]) -> None:
+    rates = (0.1, 0.4, 0.2)
+    history = [epoch(i, learning_rate=rate) for i, rate in enumerate(rates, 1)]
+    labels = [a["aria-label"] for tag, a in page(history=history).tags if tag == "svg"]
+    told = "Learning rate by epoch: learning rate from 0.1 to 0.2, highest 0.4."
+    assert labels[2] == told
+
+
 def test_figures_take_their_colours_from_the_page(plain: Page) -> None:
     figures = re.findall("<svg.*?</svg>", plain.source, re.DOTALL)
     for figure in figures:
