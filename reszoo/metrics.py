@@ -3,18 +3,18 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
 from reszoo.preprocessing import Pixels, Preprocessing
-from reszoo.resnet import logits_model
 
-InferenceFunction = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+if TYPE_CHECKING:
+    import keras
+
+InferenceFunction = Callable[[Any], dict[str, Any]]
 # The least probability that the loss uses, so that it stays finite.
 _FLOOR = 1e-12
 
@@ -72,7 +72,7 @@ def prepared_batches(
 
 
 def inference_function(
-    model: keras.Model, preprocessing: Preprocessing
+    model: "keras.Model", preprocessing: Preprocessing
 ) -> InferenceFunction:
     """Return a function from pixels to a model's answers.
 
@@ -87,6 +87,10 @@ def inference_function(
         A function from uint8 `(batch, height, width, 3)` to float32 "logits" and
         "probabilities" of shape `(batch, classes)`.
     """
+    import tensorflow as tf
+
+    from reszoo.resnet import logits_model
+
     logits_of = logits_model(model)
 
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -100,7 +104,7 @@ def inference_function(
 
 
 def probabilities(
-    model: keras.Model,
+    model: "keras.Model",
     preprocessing: Preprocessing,
     images: Pixels,
     batch_size: int = 64,
@@ -108,7 +112,7 @@ def probabilities(
     """Return float32 `(n, classes)` for uint8 `(n, height, width, 3)`."""
     answer = inference_function(model, preprocessing)
     parts = [
-        answer(tf.constant(images[start : start + batch_size]))["probabilities"].numpy()
+        answer(images[start : start + batch_size])["probabilities"].numpy()
         for start in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts)

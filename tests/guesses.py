@@ -1,4 +1,4 @@
-"""What a net could have answered, for reports to tell of."""
+"""Predictions that a model could have made, for tests of reports."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from reszoo.report import statistics
 
 def answers(
     classes: int, images: int
-) -> tuple[statistics.Labels, statistics.Probabilities]:
-    """Labels and the probabilities of a net that is right a little over half."""
+) -> tuple[statistics.Targets, statistics.Probabilities]:
+    """Targets, and probabilities of a model whose accuracy is a little over half."""
     draw = np.random.default_rng(0)
-    labels = draw.integers(0, classes, images)
+    targets = draw.integers(0, classes, images)
     logits = draw.normal(0, 1, (images, classes))
-    logits[np.arange(images), labels] += 1.8
+    logits[np.arange(images), targets] += 1.8
     odds = np.exp(logits)
-    return labels, (odds / odds.sum(1, keepdims=True)).astype(np.float32)
+    return targets, (odds / odds.sum(1, keepdims=True)).astype(np.float32)

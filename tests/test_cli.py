@@ -81,7 +81,7 @@ def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--layers", "20,x"), "must be numbers with commas between"),
+        (("--layers", "20,x"), "must be comma-separated numbers"),
         (("--layers", "21"), "The cifar family has nets of 20, 32, 44, 56, 110"),
         (("--family", "deep"), "There is no family 'deep'"),
     ],

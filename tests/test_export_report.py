@@ -12,6 +12,7 @@ from test_report import HOSTILE, Page
 from reszoo.cards import Card, Metric
 from reszoo.preprocessing import Preprocessing
 from reszoo.specs import Architecture
+from reszoo.training.recipe_table import find_recipe
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.manifest import (
     Disagreement,
@@ -20,14 +21,12 @@ from reszoo_export.manifest import (
     Manifest,
     Verification,
 )
-from reszoo_export.reporting.advice import Advice, advise
-from reszoo_export.reporting.markdown import code
-from reszoo_export.reporting.report import write_report
+from reszoo_export.report import Advice, Outside, advise, escape_markdown, write_report
 from reszoo_export.verification.reference import Reference
 
 LABELS = ("ant", "bee", "cat", "dog", "emu", "fox")
-ANSWERS = "The answers of each file, beside the model's"
-COST = "Size, time and memory of each file"
+ANSWERS = "Each file compared with the model"
+COST = "Size, latency and memory of each file"
 # Format -> bytes, accuracy, milliseconds.
 MEASURED = {
     "saved_model": (1_222_000, 0.8719, 4.0),
@@ -183,38 +182,43 @@ def test_both_reports_say_the_numbers(plain: tuple[str, Page]) -> None:
     assert cells(markdown, "model-int8.tflite | 0.31 MB")[1:] == row
     assert page.tables[COST][4][1:] == row
     for text in (markdown, page.text):
-        assert "6 of 6 files answer as the model does" in text
-        assert "compared on 40 real images and 2 made-up ones" in text
-        assert "accuracy on the real ones is 87.19%" in text
-        assert "short side of 32, bicubic, antialiased" in text
-        assert "Cut out the 28 x 28 pixels" in text
-        assert "reszoo predict model.tflite PICTURE" in text
+        assert "6 of 6 files are verified" in text
+        assert "compared with the model on 40 real and 2 synthetic images" in text
+        assert "accuracy on the real images is 87.19%" in text
+        assert "short side to 32 pixels, bicubic, antialiased" in text
+        assert "Crop the central 28 x 28 pixels" in text
+        assert "reszoo predict model.tflite IMAGE" in text
         assert "reszoo verify ." in text
         assert "reszoo benchmark saved_model model.tflite model-fp16.tflite" in text
         assert "2 threads on a fast one" in text
         assert "bsd-3-clause" in text
-    whence = dict(page.tables["Where the weights come from"][1:])
+    whence = dict(page.tables["Provenance of the weights"][1:])
     assert whence["recipe.epochs"] == "9"
     assert whence["top1 on photos (test)"] == "0.8719"
-    out = page.tables["What goes in and what comes out"][2]
-    assert out[2:] == ["probabilities", "uint8", "batch x 6, 0.00390625 a step from 0"]
+    out = page.tables["Inputs and outputs"][2]
+    assert out[2:] == [
+        "probabilities",
+        "uint8",
+        "batch x 6, scale 0.00390625, zero point 0",
+    ]
 
 
 def test_the_largest_disagreements_are_shown(plain: tuple[str, Page]) -> None:
     markdown, page = plain
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert [image["alt"] for image in images] == [
-        "Image 3: dog", "Image 41: made up"
+        "Image 3: dog", "Image 41: synthetic"
     ] * 6  # fmt: skip
-    shown = " ".join(page.text.split())
-    assert "cat 61.0%dog 55.0%is dog, differs by 0.21" in shown
-    assert cells(markdown, "3")[1:] == ["`dog`", "`cat 61.0%`", "`dog 55.0%`", "0.21"]
+    assert "cat 61.0% dog 55.0% true: dog, difference 0.21" in page.text
+    assert "cat 61.0% cat 55.0% synthetic, difference 0.1" in page.text
+    row = ["`dog`", "`cat`", "61.0%", "`dog`", "55.0%", "0.21"]
+    assert cells(markdown, "3")[1:] == row
 
 
 def test_rounding_is_told_in_short(tmp_path: Path) -> None:
     small = disagreement(3, file_label="cat", difference=3e-7)
     markdown, page = written(tmp_path, manifest(record("onnx", worst=(small,))))
-    told = "The largest difference is 3e-07, and the class is the model's."
+    told = "Largest difference: 3e-07. The predicted classes are the same."
     assert told in markdown
     assert told in page.text
     assert "| 3 |" not in markdown
@@ -224,7 +228,7 @@ def test_rounding_is_told_in_short(tmp_path: Path) -> None:
 def test_failures_come_first(tmp_path: Path) -> None:
     bad = record("onnx", problems=("the logits are <b>odd</b>",))
     markdown, page = written(tmp_path, manifest(record("tflite"), bad))
-    assert "1 of 2 files answer as the model does" in markdown
+    assert "1 of 2 files are verified" in markdown
     assert "* `model.onnx: the logits are <b>odd</b>`" in markdown
     assert "model.onnx: the logits are <b>odd</b>" in page.text
     assert [row[1] for row in page.tables[ANSWERS][1:]] == ["verified", "FAILED"]
@@ -262,7 +266,7 @@ def test_nothing_from_outside_becomes_markup(
     assert ours.count("\n#") == plain[0].count("\n#")
     # A bar ends a cell even in a code span, but after a backslash (GFM, 4.10).
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3, 6, 9}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3, 6, 8, 9}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,7 @@ def test_nothing_from_outside_becomes_markup(
      ("a\nb\u202e", "`a\\nb\\u202e`")],
 )  # fmt: skip
 def test_code_spans_hold_any_text(text: str, span: str) -> None:
-    assert code(text) == span
+    assert escape_markdown(Outside(text)) == span
 
 
 def test_the_page_needs_nothing_but_itself(plain: tuple[str, Page]) -> None:
@@ -303,23 +307,23 @@ def by_use(shown: Manifest) -> dict[str, Advice]:
 def test_advice_follows_from_the_measurements() -> None:
     found = by_use(manifest())
     assert {use: each.file for use, each in found.items()} == {
-        "A phone with a GPU": "model-fp16.tflite",
-        "A phone's processor": "model-int8.tflite",
-        "A server": "model-int8.onnx",
+        "Phone with a GPU": "model-fp16.tflite",
+        "Phone CPU": "model-int8.tflite",
+        "Server": "model-int8.onnx",
         "TensorFlow Serving": "saved_model",
-        "A browser with WebGPU": "model.onnx",
-        "A browser without WebGPU": "model-int8.onnx",
+        "Browser with WebGPU": "model.onnx",
+        "Browser without WebGPU": "model-int8.onnx",
     }
-    told = found["A phone's processor"].reason
+    told = found["Phone CPU"].reason
     assert "3.5 times smaller than model.tflite and 4.0 times faster here." in told
-    assert told.endswith("Its accuracy is 87.01%, the model's 87.19%.")
-    assert "2.0 times smaller than model.tflite and as fast here." in (
-        found["A phone with a GPU"].reason
+    assert told.endswith("Its accuracy is 87.01%, the model's is 87.19%.")
+    assert "2.0 times smaller than model.tflite and equally fast here." in (
+        found["Phone with a GPU"].reason
     )
-    assert "An image takes 4.00 ms here." in found["TensorFlow Serving"].reason
+    assert "One image takes 4.00 ms here." in found["TensorFlow Serving"].reason
 
 
-def test_what_loses_or_is_slow_or_failed_is_passed_over() -> None:
+def test_what_loses_or_is_slow_or_failed_is_not_recommended() -> None:
     slow = replace(record("onnx-int8").latency or Latency.of([1.0], batch=1, threads=1),
                    median_ms=3.0)  # fmt: skip
     shown = manifest(
@@ -330,28 +334,32 @@ def test_what_loses_or_is_slow_or_failed_is_passed_over() -> None:
         record("onnx-int8", latency=slow),
     )
     found = by_use(shown)
-    phone, server = found["A phone's processor"], found["A server"]
+    phone, server = found["Phone CPU"], found["Server"]
     assert (phone.file, server.file) == ("model.tflite", "model.onnx")
-    assert "model-int8.tflite was passed over: it loses 1.19 points" in phone.reason
-    assert "it is 2.5 times slower than model.onnx here" in server.reason
+    assert "model-int8.tflite is not recommended: it loses 1.19 points" in phone.reason
+    assert "it is 2.5 times slower than model.onnx on this machine" in server.reason
     # What is slow on this processor may be fast on a phone or in a browser.
-    assert found["A browser without WebGPU"].file == "model-int8.onnx"
-    assert found["A phone with a GPU"].file == "model.tflite"
+    assert found["Browser without WebGPU"].file == "model-int8.onnx"
+    assert found["Phone with a GPU"].file == "model.tflite"
     serving = found["TensorFlow Serving"]
     assert serving.file is None
-    assert (
-        serving.reason == "Nothing in this export serves; add the format saved_model."
+    assert serving.reason == "Not exported; add --formats saved_model."
+    lossy = by_use(manifest(record("tflite-int8", accuracy=0.86)))["Phone CPU"]
+    assert lossy.file is None
+    assert lossy.reason == (
+        "model-int8.tflite is not recommended: it loses 1.19 points of accuracy. "
+        "Add --formats tflite-dynamic."
     )
 
 
 def test_without_labels_agreement_decides() -> None:
     nothing = {"accuracy": None, "model_accuracy": None}
     good = manifest(record("tflite"), record("tflite-int8", **nothing))
-    assert by_use(good)["A phone's processor"].file == "model-int8.tflite"
+    assert by_use(good)["Phone CPU"].file == "model-int8.tflite"
     bad = record("tflite-int8", agreement=0.9, **nothing)
-    told = by_use(manifest(record("tflite"), bad))["A phone's processor"]
+    told = by_use(manifest(record("tflite"), bad))["Phone CPU"]
     assert told.file == "model.tflite"
-    assert "it agrees with the model to 90.00% only" in told.reason
+    assert "it agrees with the model on only 90.00% of the images" in told.reason
 
 
 def test_features_are_told_apart(tmp_path: Path) -> None:
@@ -361,8 +369,8 @@ def test_features_are_told_apart(tmp_path: Path) -> None:
         options=ExportOptions(outputs="features"),
     )
     markdown, page = written(tmp_path, shown)
-    assert "stands the mean cosine" in markdown
-    assert "features and the model's is 1.0000" in page.text
+    assert "the table shows the mean cosine similarity" in markdown
+    assert "Its features' cosine with the model's is 1.0000." in page.text
     assert cells(markdown, "model.onnx")[2:5] == ["-", "100.00%", "-"]
     assert "reszoo predict" not in markdown
 
@@ -370,4 +378,31 @@ def test_features_are_told_apart(tmp_path: Path) -> None:
 def test_a_file_that_was_not_measured_is_reported(tmp_path: Path) -> None:
     markdown, _ = written(tmp_path, manifest(record("onnx", latency=None)))
     assert cells(markdown, "model.onnx | 1.08 MB")[2:] == ["-"] * 6
-    assert "Time and memory were not measured." in markdown
+    assert "Latency and memory were not measured." in markdown
+
+
+def test_what_is_unknown_is_reported(tmp_path: Path) -> None:
+    bare = card(labels=None, provenance={})
+    markdown, page = written(tmp_path, manifest(record("onnx"), card=bare))
+    for text in (markdown, page.text):
+        assert "The model has 6 classes; labels unavailable." in text
+        assert "Licence of the weights: not recorded." in text
+
+
+def test_a_file_without_outputs_does_not_hide_the_images_of_others(
+    tmp_path: Path,
+) -> None:
+    nothing = {"images": 0, "synthetic": 0, "worst": (), "model_accuracy": None}
+    broken = record("tflite", problems=("cannot be opened",), **nothing)
+    markdown, page = written(tmp_path, manifest(broken, record("onnx")))
+    for text in (markdown, page.text):
+        assert "on 40 real and 2 synthetic images" in text
+        assert "No images to compare." in text
+
+
+def test_recipes_show_their_changed_fields_only(tmp_path: Path) -> None:
+    recipe = {**find_recipe("cifar").to_json(), "epochs": 9}
+    trained = card(provenance={"recipe": recipe, "began_as": {"recipe": {"name": "x"}}})
+    _, page = written(tmp_path, manifest(record("onnx"), card=trained))
+    shown = [row[0] for row in page.tables["Provenance of the weights"][1:4]]
+    assert shown == ["recipe.name", "recipe.epochs", "began_as.recipe.name"]

@@ -17,7 +17,7 @@ HEAVY = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "matplotlib")
 # its own row, only itself. `reszoo`, the table of lazily imported names, points
 # everywhere; only the command line may use such a name of a row below its own.
 LAYERS = (
-    ("reszoo.errors", "reszoo.environment"),
+    ("reszoo.errors", "reszoo.environment", "reszoo.defaults"),
     ("reszoo.files", "reszoo.console"),
     ("reszoo.specs",),
     ("reszoo.layers", "reszoo.blocks", "reszoo.preprocessing"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("reszoo.__main__",),
 )
 # The pages of runs and studies are to move to what they show.
-PENDING = {"reszoo.report.figures", "reszoo.report.run", "reszoo.report.study"}
+PENDING = {"reszoo.report.run", "reszoo.report.study"}
 LAZY = reszoo._LAZY
 NAMED = re.compile(r"reszoo(_export)?(\.\w+)+(:\w+)?")
 RANK = {package: rank for rank, row in enumerate(LAYERS) for package in row}

@@ -21,8 +21,8 @@ from sklearn.metrics import (
 
 import reszoo
 from reszoo.report import statistics
-from reszoo.report.html import text, thumbnail
-from reszoo.report.run import Judged, RunReport, shell_command, write_report
+from reszoo.report.page import escape_html, shell_command, thumbnail
+from reszoo.report.run import Evaluation, RunReport, write_report
 from reszoo.training.history import Epoch
 
 HOSTILE = (
@@ -33,15 +33,15 @@ HOSTILE = (
 )
 
 
-def judged(classes: int = 4, images: int = 90, **changes: Any) -> Judged:
-    labels, probabilities = answers(classes, images)
+def evaluation(classes: int = 4, images: int = 90, **changes: Any) -> Evaluation:
+    targets, probabilities = answers(classes, images)
     return replace(
-        Judged(
+        Evaluation(
             split="validation",
-            labels=labels,
+            targets=targets,
             probabilities=probabilities,
             picture=lambda index: Image.new("RGB", (300, 200), (index, 0, 0)),
-            name_of=lambda index: f"photos/{index}.jpg",
+            file_name=lambda index: f"photos/{index}.jpg",
         ),
         **changes,
     )
@@ -65,13 +65,13 @@ def epoch(number: int, **changes: Any) -> Epoch:
 
 def run_report(**changes: Any) -> RunReport:
     report = RunReport(
-        net="resnet20",
+        model="resnet20",
         data="photos",
-        class_names=("ant", "bee", "cat", "dog"),
+        labels=("ant", "bee", "cat", "dog"),
         training_images=1234,
         history=[epoch(1), epoch(2), epoch(3)],
         best_epoch=2,
-        judged=judged(),
+        evaluation=evaluation(),
         recipe={"epochs": 3, "seed": 0},
         defaults={"epochs": 30, "seed": 0},
         batch_norm=(19, 2),
@@ -100,6 +100,7 @@ class Page(HTMLParser):
         self._caption = ""
         self.feed(source)
         self.close()
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {key: value or "" for key, value in attrs}))
@@ -154,16 +155,15 @@ def test_the_page_says_the_numbers(page: Callable[..., Page]) -> None:
     labels, probabilities = answers(4, 90)
     predicted = probabilities.argmax(1)
     hits = int((predicted == labels).sum())
-    shown = page(judged=judged(probe_top1=0.5))
-    assert f"{hits / 90:.2%} of the 90 validation images" in shown.text
-    assert (
-        "epoch 2 of 3. Trained on 1,234 images of 4 classes in 1 h 2 min" in shown.text
-    )
-    assert "19 layers frozen, 2 live" in shown.text
-    assert "1,167 images/s on average; 23% of the time" in shown.text
-    assert shown.tables["What fine-tuning brought"][1:] == [
-        ["linear probe on frozen features", "50.00%"],
-        ["after fine-tuning", f"{hits / 90:.2%}"],
+    shown = page(evaluation=evaluation(head_top1=0.5))
+    assert f"{hits / 90:.2%} of the 90 validation images correctly" in shown.text
+    assert "trained on 1,234 images of 4 classes in 1 h 2 min" in shown.text
+    assert "its weights are those of epoch 2 of 3." in shown.text
+    assert "19 layers frozen, 2 layers trained" in shown.text
+    assert "1,167 images/s on average; 23% of the training time" in shown.text
+    assert shown.tables["What fine-tuning added"][1:] == [
+        ["head alone, on the frozen backbone, for 1 epoch", "50.00%"],
+        ["then the other layers too", f"{hits / 90:.2%}"],
         ["gain", f"{100 * hits / 90 - 50:+.2f} points"],
     ]
     precision, recall, f1, images = precision_recall_fscore_support(labels, predicted)
@@ -178,20 +178,21 @@ def test_the_page_says_the_numbers(page: Callable[..., Page]) -> None:
         *("2", "all", "1.0000", "25.00%", "1.2500", "30.00%", "0.05", "1,000", "20%"),
     ]
     mean = probabilities.max(1).mean()
-    assert f"a probability of {mean:.1%} and is right for {hits / 90:.1%}" in shown.text
-    assert shown.tables["The recipe"][1:] == [
-        ["epochs", "3 (changed)", "30"],
-        ["seed", "0", "-"],
-    ]
-    assert "reszoo 0.1, keras 3.15. Computed on a fast one." in shown.text
+    assert f"a probability of {mean:.1%} and is right on {hits / 90:.1%}" in shown.text
+    gap = 100 * (hits / 90 - mean)
+    assert f"it is right {gap:.1f} points more often than it claims" in shown.text
+    changed = "Fields changed from the recipe's own values"
+    assert shown.tables[changed][1:] == [["epochs", "3", "30"]]
+    assert shown.tables["All fields"][1:] == [["epochs", "3"], ["seed", "0"]]
+    assert "reszoo 0.1, keras 3.15. Trained on a fast one." in shown.text
 
 
 def test_nothing_from_outside_becomes_markup(page: Callable[..., Page]) -> None:
     hostile = page(
-        net=HOSTILE[0],
+        model=HOSTILE[0],
         data=HOSTILE[1],
-        class_names=HOSTILE,
-        judged=judged(name_of=lambda index: HOSTILE[index % 4]),
+        labels=HOSTILE,
+        evaluation=evaluation(file_name=lambda index: HOSTILE[index % 4]),
         recipe={HOSTILE[0]: HOSTILE[1]},
         defaults={HOSTILE[0]: HOSTILE[0]},
         skipped=[(HOSTILE[3], HOSTILE[0])],
@@ -232,7 +233,7 @@ def test_the_page_can_be_heard(plain: Page) -> None:
     figures = [attributes for tag, attributes in plain.tags if tag == "svg"]
     assert [figure["role"] for figure in figures] == ["img"] * 4
     assert figures[0]["aria-label"] == (
-        "Loss by epoch. training from 2 to 0.667; validation from 2.5 to 0.833."
+        "Loss by epoch: training from 2 to 0.667; validation from 2.5 to 0.833."
     )
     assert all(a["scope"] in ("row", "col") for tag, a in plain.tags if tag == "th")
     assert all(a["alt"] for tag, a in plain.tags if tag == "img")
@@ -276,44 +277,44 @@ def test_the_worst_mistakes_are_shown_as_small_pictures(
         drawn.info["exif"], drawn.info["comment"] = exif.tobytes(), b"where I live"
         return drawn
 
-    shown = page(judged=judged(picture=picture))
+    shown = page(evaluation=evaluation(picture=picture))
     images = [attributes for tag, attributes in shown.tags if tag == "img"]
     assert [image["title"] for image in images] == [f"photos/{i}.jpg" for i in worst]
     names = ("ant", "bee", "cat", "dog")
     for index, image in zip(worst, images, strict=True):
         called = names[probabilities[index].argmax()]
-        assert image["alt"] == f"{names[labels[index]]}, taken for {called}"
+        assert image["alt"] == f"{names[labels[index]]}, predicted as {called}"
         content = base64.b64decode(image["src"].removeprefix("data:image/jpeg;base64,"))
         assert b"where I live" not in content
         small = Image.open(io.BytesIO(content))
         assert (small.format, small.size) == ("JPEG", (128, 85))
         assert small.getpixel((64, 40)) == pytest.approx((2 * index, 0, 0), abs=3)
     sure = [f"{probabilities[i].max():.1%}" for i in worst]
-    assert re.findall(r"</b>\n (\S+%)", shown.source) == sure
+    assert re.findall(r"</b> (\S+%)", shown.source) == sure
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_pictures_of_every_mode_are_shown(mode: str) -> None:
-    [(_, attributes)] = Page(thumbnail(Image.new(mode, (20, 20)), "a", "b")).tags
-    assert attributes["class"] == "small"
-    assert attributes["src"].startswith("data:image/jpeg;base64,/9j/")
+    small = thumbnail(Image.new(mode, (20, 20)))
+    assert small.pixelated
+    assert small.source.startswith("data:image/jpeg;base64,/9j/")
 
 
 def test_many_classes_are_folded_and_their_confusions_listed(
     page: Callable[..., Page],
 ) -> None:
     names = [f"species {i}" for i in range(60)]
-    crowd = judged(60, 600)
-    shown = page(class_names=names, judged=crowd)
+    crowd = evaluation(60, 600)
+    shown = page(labels=names, evaluation=crowd)
     classes = shown.tables["Classes, lowest recall first"][1:]
     rest = shown.tables["Classes, lowest recall first, continued"][1:]
     assert (len(classes), len(rest)) == (50, 10)
     assert {row[0] for row in classes + rest} == set(names)
     assert "10 more" in shown.text
     assert not [name for name in shown.tables if "in rows" in name]
-    confusion = statistics.confusion_matrix(crowd.labels, crowd.probabilities)
+    confusion = statistics.confusion_matrix(crowd.targets, crowd.probabilities)
     truth, called, count = statistics.frequent_confusions(confusion, 1)[0]
-    share = f"{count / (crowd.labels == truth).sum():.1%}"
+    share = f"{count / (crowd.targets == truth).sum():.1%}"
     listed = shown.tables["The most frequent confusions"]
     assert len(listed) == 31
     assert listed[1] == [names[truth], names[called], str(count), share]
@@ -321,25 +322,30 @@ def test_many_classes_are_folded_and_their_confusions_listed(
 
 def test_without_validation_the_page_says_so(page: Callable[..., Page]) -> None:
     blank = {"validation_loss": None, "validation_top1": None}
-    shown = page(judged=None, history=[epoch(1, **blank)])
-    assert "no validation split" in shown.text
+    shown = page(evaluation=None, history=[epoch(1, **blank)])
+    assert "Not measured: the data has no validation or test split." in shown.text
     assert not [tag for tag, _ in shown.tags if tag == "img"]
     assert shown.tables["Every epoch"][1][4:6] == ["-", "-"]
 
 
-def test_a_net_without_mistakes_is_reported(page: Callable[..., Page]) -> None:
-    labels = np.array([0, 1, 2, 3])
-    perfect = judged(labels=labels, probabilities=np.eye(4, dtype=np.float32))
-    assert "None: every image is right." in page(judged=perfect).text
+def test_a_model_without_mistakes_is_reported(page: Callable[..., Page]) -> None:
+    targets = np.array([0, 1, 2, 3])
+    perfect = evaluation(targets=targets, probabilities=np.eye(4, dtype=np.float32))
+    shown = page(evaluation=perfect)
+    assert "None: all images are classified correctly." in shown.text
+
+
+def test_an_unchanged_recipe_is_reported(page: Callable[..., Page]) -> None:
+    assert "All fields have the recipe's own values." in page(defaults={"seed": 0}).text
 
 
 def test_skipped_images_are_named(page: Callable[..., Page]) -> None:
     skipped = [(f"{i}.jpg", f"reason {i}") for i in range(60)]
-    shown = page(skipped=skipped, judged=None)
+    shown = page(skipped=skipped, evaluation=None)
     rows = shown.tables["Skipped images"][1:]
     rows += shown.tables["Skipped images, continued"][1:]
     assert [tuple(row) for row in rows] == skipped
-    assert "60 could not be used" in shown.text
+    assert "60 images were skipped because" in shown.text
 
 
 def test_commands_reach_the_program_as_they_were(page: Callable[..., Page]) -> None:
@@ -352,7 +358,7 @@ def test_commands_reach_the_program_as_they_were(page: Callable[..., Page]) -> N
         "",
         "--x=ä",
     ]
-    shown = page(repeat=["printf", r"%s\0", *arguments], judged=None)
+    shown = page(repeat=["printf", r"%s\0", *arguments], evaluation=None)
     (repeat, export) = shown.pre
     heard = subprocess.run(["bash", "-c", repeat], capture_output=True, check=True)
     assert heard.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1] == arguments
@@ -360,29 +366,29 @@ def test_commands_reach_the_program_as_they_were(page: Callable[..., Page]) -> N
 
 
 def test_invisible_characters_are_spelt_out() -> None:
-    assert text("a\0b\u202e\n<é") == r"a\x00b\u202e\n&lt;é"
+    assert escape_html("a\0b\u202e\n<é") == r"a\x00b\u202e\n&lt;é"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": np.array([0, 4])}, r"lie in \[0, 4\)\. Received: 0 to 4"),
-        ({"labels": np.array([0])}, r"Received: shape \(2, 4\) for 1 labels"),
-        ({"labels": np.array([], np.int64)}, "at least one"),
+        ({"targets": np.array([0, 4])}, r"lie in \[0, 4\)\. Received: 0 to 4"),
+        ({"targets": np.array([0])}, r"Received: shape \(2, 4\) for 1 targets"),
+        ({"targets": np.array([], np.int64)}, "at least one"),
         ({"probabilities": np.full((2, 4), np.nan, np.float32)}, "Received: NaN"),
     ],
 )
 def test_answers_that_cannot_be_judged_are_refused(
     changes: dict[str, Any], message: str
 ) -> None:
-    two = {"labels": np.array([0, 1]), "probabilities": np.eye(4, dtype="f4")[:2]}
+    two = {"targets": np.array([0, 1]), "probabilities": np.eye(4, dtype="f4")[:2]}
     with pytest.raises(reszoo.UsageError, match=message):
-        judged(**{**two, **changes})
+        evaluation(**{**two, **changes})
 
 
 def test_reports_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(reszoo.UsageError, match="3 names for 4 classes"):
-        run_report(class_names=("ant", "bee", "cat"))
+    with pytest.raises(reszoo.UsageError, match="3 labels for 4 classes"):
+        run_report(labels=("ant", "bee", "cat"))
     with pytest.raises(reszoo.UsageError, match="at least one epoch"):
         run_report(history=[])
 

@@ -38,9 +38,9 @@ def test_counts_by_hand() -> None:
     probabilities[np.arange(6), told] = sure
     confusion = statistics.confusion_matrix(labels, probabilities)
     two, zero, one, none = statistics.class_rows(confusion)
-    assert (two.index, two.recall, two.precision, two.taken_for) == (2, 0.0, 0.0, 0)
-    assert (zero.recall, zero.taken_for, zero.mistaken) == (0.25, 1, 2)
-    assert (one.recall, one.precision, one.taken_for) == (1.0, 1 / 3, None)
+    assert (two.index, two.recall, two.precision, two.confused_with) == (2, 0.0, 0.0, 0)
+    assert (zero.recall, zero.confused_with, zero.confused) == (0.25, 1, 2)
+    assert (one.recall, one.precision, one.confused_with) == (1.0, 1 / 3, None)
     # Class 3 has no image and no answer, so there is nothing to divide.
     assert (none.index, none.images) == (3, 0)
     assert none.recall is none.precision is none.f1 is None

@@ -274,11 +274,25 @@ def test_the_page_shows_plots_table_and_conclusion(found: StudyResult) -> None:
     assert page.count("<img") == len(PLOT_SECTIONS)
     assert "<script" not in page
     for sentence in found.conclusion:
-        assert sentence.replace("'", "&#x27;") in page
+        assert sentence.replace("'", "&#39;") in page
     for name in PLOT_SECTIONS:
         with Image.open(found.folder / name) as plot:
             assert min(plot.size) > 400
             assert len(plot.convert("RGB").getcolors(1 << 20) or ()) > 50
+
+
+def test_a_study_page_is_safe_and_needs_no_snapshots(
+    found: StudyResult, tmp_path: Path
+) -> None:
+    courses = tuple(
+        replace(course, snapshots=(), points=()) for course in found.courses
+    )
+    diverged = tuple(replace(course, diverged=True) for course in courses)
+    data = "<script>$x_{\udcff\n"
+    write_page(replace(found, folder=tmp_path, data=data, courses=diverged))
+    page = (tmp_path / PAGE).read_text()
+    assert page.count("&lt;script&gt;$x_{\\udcff\\n") == 2
+    assert "<script" not in page
 
 
 def test_plots_and_page_repeat_themselves(found: StudyResult, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
     assert [row.phase for row in tuned.history] == ["head", "head", "all", "all"]
     assert tuned.recipe.name == "finetune"
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert "probe" in page
+    assert "head alone, on the frozen backbone, for 2 epochs" in page
     before, after = to_tensors(reszoo.load(run.best)), to_tensors(tuned.model)
     still = [n for n in before if np.array_equal(before[n], after[n])]
     assert {name for name in after if "running" in name} <= set(still)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reszoo import errors
+from reszoo import defaults, errors
 from reszoo.console import Progress, enable_quiet_cli
 from reszoo.errors import ReszooError, UsageError
 from reszoo.preprocessing import Pixels
@@ -188,9 +188,9 @@ def benchmark(
     files: Files,
     *,
     threads: int | None = None,
-    batch_sizes: Sequence[int] = (1, 8),
-    rounds: int = 4,
-    seconds: float = 1.0,
+    batch_sizes: Sequence[int] = defaults.BATCH_SIZES,
+    rounds: int = defaults.ROUNDS,
+    seconds: float = defaults.SECONDS,
 ) -> list[Measurement]:
     """Measure how long files take to answer, beside each other.
 

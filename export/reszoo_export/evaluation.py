@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Data, check_classes, open_source
 from reszoo.metrics import Metrics, prepared_batches, score
@@ -21,7 +22,7 @@ def evaluate(
     split: str | None = None,
     batch_size: int = 64,
     threads: int | None = None,
-    bad_images: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
 ) -> Metrics:
     """Measure a model, a checkpoint or an exported file on labelled images.
 
@@ -36,8 +37,8 @@ def evaluate(
             else the validation split, which training held out.
         batch_size: Images at a time.
         threads: Threads of the runtime; its own default if None.
-        bad_images: "skip" measures without unreadable images, "recover" with what
-            there is of truncated JPEGs; otherwise they are errors.
+        bad_images: "error" stops at the first unreadable image, "skip" leaves such
+            images out, "recover" decodes truncated JPEGs as far as they go.
 
     Raises:
         DataError: An image is unreadable or the classes are not the model's.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 
+from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
@@ -35,7 +36,7 @@ from reszoo_export.manifest import (
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
 from reszoo_export.quantization.ranges import Calibration, draw_calibration
-from reszoo_export.reporting.report import write_report
+from reszoo_export.report import write_report
 from reszoo_export.runtimes import kind_of
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.snippets import write_snippets
@@ -53,10 +54,10 @@ def export(
     model: "keras.Model | str | os.PathLike[str]",
     output: str | os.PathLike[str],
     *,
-    formats: Sequence[str] | str = ("saved_model", "tflite", "onnx"),
+    formats: Sequence[str] | str = defaults.FORMATS,
     calibration: Data | None = None,
     verify: Data | None = None,
-    bad_images: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     batch: int | Literal["dynamic"] | None = None,
@@ -64,7 +65,7 @@ def export(
     layout: Literal["nhwc", "nchw"] = "nhwc",
     integer_io: bool = False,
     outputs: Outputs | None = None,
-    version: int = 1,
+    version: int = defaults.SAVED_MODEL_VERSION,
     overwrite: bool = False,
 ) -> Manifest:
     """Write a model as files that answer like it, and prove that they do.
@@ -85,8 +86,8 @@ def export(
             "digits"; the training split is used.
         verify: Images to compare on; `calibration` if None. Without either, only
             made-up images are compared.
-        bad_images: "skip" does without unreadable images of the data, "recover" uses
-            what there is of truncated JPEGs; None or "error" ends with the first.
+        bad_images: "error" stops at the first unreadable image of the data, "skip"
+            leaves such images out, "recover" decodes truncated JPEGs as far as they go.
         labels: Names of the classes in order, where the model has none.
         preprocessing: How pictures were shown to a plain Keras model, where that
             does not follow from what it is.
@@ -312,5 +313,5 @@ def free_folder(folder: Path, overwrite: bool) -> Path:
     return folder
 
 
-def _opened(data: Data | None, bad_images: str | None) -> Source | None:
+def _opened(data: Data | None, bad_images: str) -> Source | None:
     return None if data is None else open_source(data, bad_images=bad_images)

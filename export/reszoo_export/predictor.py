@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.data.image_files import open_image
 from reszoo.errors import UsageError
@@ -205,7 +206,7 @@ class Predictor:
             )
         return run_in_batches(self._runtime, images)
 
-    def top(self, image: Picture, k: int = 5) -> list[tuple[str, float]]:
+    def top(self, image: Picture, k: int = defaults.TOP) -> list[tuple[str, float]]:
         """Return the `k` most probable labels of one image, best first.
 
         Args:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 import reszoo
+from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads, app
 from reszoo.console import print_json, print_table
 from reszoo.errors import UsageError
@@ -14,61 +15,75 @@ from reszoo.errors import UsageError
 @app.command()
 def export(
     model: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="A .safetensors checkpoint.")
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
     ],
-    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
     formats: Annotated[
         str,
         typer.Option(
-            help="Names with commas between: saved_model, tflite, tflite-fp16, "
+            help="Comma-separated formats: saved_model, tflite, tflite-fp16, "
             "tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; "
-            "or all, mobile, server, web."
+            "or a group: all, mobile, server, web."
         ),
-    ] = "saved_model,tflite,onnx",
+    ] = ",".join(defaults.FORMATS),
     calibration: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Images for int8: the training data."),
+        typer.Option(
+            metavar="DATA",
+            help="Images to calibrate int8 formats with; the training data.",
+            show_default="none",
+        ),
     ] = None,
     verify: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Images to compare the files on.",
-            show_default="calibration's",
+            help="Images to compare each file with the model on.",
+            show_default="those of --calibration",
         ),
     ] = None,
-    bad_images: BadImages = "error",
+    bad_images: BadImages = defaults.BAD_IMAGES,
     batch: Annotated[
         str | None,
         typer.Option(
             metavar="N|dynamic",
-            help="Images a call.",
+            help="Batch size of the file's input.",
             show_default="1 for TFLite, dynamic for the others",
         ),
     ] = None,
     input_size: Annotated[
         int | None,
-        typer.Option(help="Pixels a side.", show_default="the checkpoint's"),
+        typer.Option(
+            help="Height and width of the input, in pixels.",
+            show_default="the checkpoint's",
+        ),
     ] = None,
-    layout: Annotated[str, typer.Option(help="nhwc, or nchw for ONNX.")] = "nhwc",
+    layout: Annotated[
+        str, typer.Option(help="Axes of the input: nhwc, or nchw (ONNX only).")
+    ] = "nhwc",
     integer_io: Annotated[
         bool,
-        typer.Option("--integer-io", help="tflite-int8: uint8 probabilities as well."),
+        typer.Option(
+            "--integer-io", help="Give uint8 probabilities (tflite-int8 only)."
+        ),
     ] = False,
     outputs: Annotated[
         str | None,
         typer.Option(
-            help="The only answer to give: probabilities, logits or features.",
-            show_default="probabilities for TFLite, and logits for the others",
+            help="Give one output only: probabilities, logits or features.",
+            show_default="probabilities for TFLite, both logits and probabilities for "
+            "the others",
         ),
     ] = None,
     version: Annotated[
-        int, typer.Option(help="Number of the SavedModel's folder, for TF Serving.")
-    ] = 1,
+        int, typer.Option(help="Version of the SavedModel, as TF Serving counts them.")
+    ] = defaults.SAVED_MODEL_VERSION,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write SavedModel, TFLite and ONNX files and prove that they answer alike.
+    """Write SavedModel, TFLite and ONNX files and verify them.
+
+    Each file runs in its own runtime and must give the answers of the model.
 
     Example: reszoo export runs/photos/best.safetensors --output export
     --formats tflite-int8,onnx --calibration photos/
@@ -80,7 +95,7 @@ def export(
         calibration=calibration,
         verify=verify,
         bad_images=bad_images,
-        batch=_images_a_call(batch),
+        batch=_batch(batch),
         input_size=input_size,
         layout=layout,  # type: ignore[arg-type]
         integer_io=integer_io,
@@ -91,7 +106,7 @@ def export(
     _print_manifest(manifest, as_json)
 
 
-def _images_a_call(text: str | None) -> Any:
+def _batch(text: str | None) -> Any:
     if text is None or text == "dynamic":
         return text
     if not text.isdecimal():
@@ -101,10 +116,13 @@ def _images_a_call(text: str | None) -> Any:
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="What `reszoo export` made.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder that `reszoo export` wrote."),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Repeat the check of an export from its files alone.
+    """Verify an export again, from its folder alone.
 
     Example: reszoo verify export
     """
@@ -117,12 +135,14 @@ def inspect(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Checkpoint, SavedModel folder, .tflite or .onnx file of anybody.",
+            help="Checkpoint, SavedModel folder, .tflite or .onnx file, of any origin.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Tell what a file is, from the file alone: form, labels, preprocessing, origin.
+    """Describe a model file.
+
+    Shows its format, signature, labels, preprocessing and provenance.
 
     Example: reszoo inspect export/model-int8.tflite
     """
@@ -136,27 +156,30 @@ def inspect(
 @app.command()
 def benchmark(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files of one net or more.")
+        list[Path], typer.Argument(metavar="FILE...", help="Model files to compare.")
     ],
     threads: Threads = None,
     batch: Annotated[
-        list[int] | None,
-        typer.Option(help="Images a call; may be repeated.", show_default="1 and 8"),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="Processes for each file.")] = 4,
+        list[int], typer.Option(help="Batch size to measure; may be repeated.")
+    ] = list(defaults.BATCH_SIZES),  # noqa: B006
+    rounds: Annotated[
+        int, typer.Option(help="Number of processes that open each file.")
+    ] = defaults.ROUNDS,
     seconds: Annotated[
-        float, typer.Option(help="Of calls in each process, for each batch size.")
-    ] = 1.0,
+        float, typer.Option(help="Seconds to measure each batch size in each process.")
+    ] = defaults.SECONDS,
     as_json: Json = False,
 ) -> None:
-    """Measure how long files take, each in fresh processes, in turns.
+    """Measure the latency of model files.
+
+    Files take turns, each time in a fresh process.
 
     Example: reszoo benchmark export/model.tflite export/model-int8.tflite
     """
     found = reszoo.benchmark(
         files,
         threads=threads,
-        batch_sizes=batch or (1, 8),
+        batch_sizes=batch,
         rounds=rounds,
         seconds=seconds,
     )
@@ -176,7 +199,10 @@ def demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Show it all: fine-tune on handwritten digits, export, prove, measure."""
+    """Fine-tune on handwritten digits, export and verify.
+
+    Example: reszoo demo
+    """
     from reszoo.cli.demo import run_demo
 
     manifest = run_demo(output)
@@ -187,9 +213,9 @@ def demo(
 
 _NEXT = """\
 Next:
-  reszoo verify {folder}                         check the files again
+  reszoo verify {folder}                         verify the files again
   reszoo evaluate {folder}/model.onnx digits     measure one of them
-  reszoo predict {folder}/model.tflite IMAGE     ask about a picture
+  reszoo predict {folder}/model.tflite IMAGE     classify an image
   reszoo train FOLDER --model resnet20 --output runs/mine
                                                          train on your own images\
 """
@@ -201,13 +227,13 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
         return
     columns = ["file", "size", "accuracy", "agreement", "max difference", "latency"]
     rows = []
-    for record in manifest.files:
-        found, latency = record.verification, record.latency
+    for file in manifest.files:
+        found, latency = file.verification, file.latency
         accuracy = "" if found.accuracy is None else f"{found.accuracy:.2%}"
         rows.append(
             [
-                record.file,
-                f"{record.bytes / 1000:,.0f} kB",
+                file.file,
+                f"{file.bytes / 1000:,.0f} kB",
                 accuracy,
                 f"{found.agreement:.2%}",
                 f"{found.max_difference:.1e}",
@@ -221,10 +247,11 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
 def _footnote(manifest: Any) -> str:
     first = manifest.files[0]
     found, latency = first.verification, first.latency
-    on = f"{found.images:,} held-out images" if found.images else "made-up images"
-    lines = f"Compared with the model on {on} and {found.synthetic} made-up ones"
+    lines = f"Compared with the model on {found.synthetic} synthetic images"
+    if found.images:
+        lines += f" and {found.images:,} held-out images"
     if found.model_accuracy is not None:
-        lines += f" (the model's accuracy: {found.model_accuracy:.2%})"
+        lines += f" (accuracy of the model: {found.model_accuracy:.2%})"
     if latency:
         lines += f";\nlatency of one image with {latency.threads} threads"
         lines += f" on {latency.processor}"
@@ -238,14 +265,15 @@ def evaluate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="train, validation, test or all.", show_default="test, else validation"
+            help="Split to measure: train, validation, test or all.",
+            show_default="test, else validation",
         ),
     ] = None,
-    bad_images: BadImages = "error",
+    bad_images: BadImages = defaults.BAD_IMAGES,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy and loss of a checkpoint or an exported file.
+    """Measure accuracy and loss on labelled images.
 
     Example: reszoo evaluate export/model.tflite photos/
     """
@@ -263,12 +291,16 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files.")],
-    k: Annotated[int, typer.Option("--top", "-k", help="Labels an image.")] = 5,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")
+    ],
+    k: Annotated[
+        int, typer.Option("--top", "-k", help="Number of labels to show.")
+    ] = defaults.TOP,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Name what is on some images.
+    """Classify images.
 
     Example: reszoo predict export/model.onnx cat.jpg
     """

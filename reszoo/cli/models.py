@@ -14,13 +14,18 @@ from reszoo.specs import SPECS
 
 @app.command("list")
 def list_(
-    pattern: Annotated[str, typer.Argument(help='A glob such as "resnet*".')] = "*",
+    pattern: Annotated[
+        str, typer.Argument(metavar="PATTERN", help='Names to list, such as "resnet*".')
+    ] = "*",
     weights: Annotated[
-        bool, typer.Option("--weights", help="Show the published weights instead.")
+        bool, typer.Option("--weights", help="List published weights instead.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the nets of the zoo, or the published weights for them."""
+    """List the models, or their published weights.
+
+    Example: reszoo list "resnet*" --weights
+    """
     names = reszoo.list_models(pattern)
     if not names:
         raise UnknownNameError("model", pattern, SPECS)
@@ -40,26 +45,27 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="Weights: .safetensors, .pth/.pt/.bin/.th, .h5 of keras.applications, "
-            "a folder of timm's, hf://owner/repo or a URL.",
+            help="Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of "
+            "keras.applications, a timm folder, hf://owner/repo or a URL.",
         ),
     ],
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="A .safetensors file, or a folder as timm has them."
+            metavar="OUT", help="A .safetensors file, or a folder for timm."
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            help="The net, where the file leaves it open.", show_default="told"
+            help="Name of the model, if its tensors fit several.",
+            show_default="inferred",
         ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint into one that reszoo, torchvision and timm load.
+    """Convert a checkpoint for reszoo, torchvision and timm.
 
     Example: reszoo convert resnet50-11ad3fa6.pth resnet50.safetensors
     """

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="ResNets for Keras: train on your images, export, and prove the files.",
+    help="ResNets for Keras: train on your own images, export model files, verify and "
+    "measure them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -17,11 +18,11 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what the output folder holds.")
+    bool, typer.Option("--overwrite", help="Replace the output if it exists.")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(help="Threads of the runtime.", show_default="one for each core"),
+    typer.Option(help="Number of threads to compute with.", show_default="all cores"),
 ]
 Data = Annotated[
     str,
@@ -34,8 +35,8 @@ Data = Annotated[
 BadImages = Annotated[
     str,
     typer.Option(
-        help="skip: leave unreadable images out and name them; error: end with the "
-        "first; recover: use what there is of truncated JPEGs."
+        help="Handle unreadable images. error: stop at the first; skip: leave them out "
+        "and list them; recover: as skip, but decode truncated JPEGs as far as they go."
     ),
 ]
 Model = Annotated[

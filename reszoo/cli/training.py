@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import reszoo
+from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Overwrite, app
 from reszoo.console import print_json, print_table
 from reszoo.errors import UsageError
@@ -51,7 +52,7 @@ def resize(
         int, typer.Option(help="Short side of larger images, in pixels.")
     ] = 256,
     quality: Annotated[int, typer.Option(help="Of written JPEGs, 1 to 95.")] = 95,
-    bad_images: BadImages = "error",
+    bad_images: BadImages = defaults.BAD_IMAGES,
 ) -> None:
     """Write a folder of smaller images, which training reads faster.
 
@@ -71,75 +72,80 @@ def resize(
     print(f"Next: {shlex.join([*following, '--output', runs])}")
 
 
-_OWN = "the recipe's"
-Epochs = Annotated[
-    int | None, typer.Option(help="Times every image is seen.", show_default=_OWN)
-]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Images a step.", show_default=_OWN)
-]
+_RECIPES = "the recipe's"
 
 
 @app.command()
 def train(
     data: Data,
-    model: Annotated[str, typer.Option(help="A name that `reszoo list` shows.")],
+    model: Annotated[
+        str, typer.Option(help="Name of the model; `reszoo list` shows all.")
+    ],
     output: Annotated[
         Path, typer.Option(help="Folder for checkpoints, state, curves and report.")
     ],
     weights: Annotated[
         str | None,
         typer.Option(
-            help='What to start from: "imagenet", another published name (`reszoo list '
-            "--weights`), a checkpoint's path, hf://owner/repo or a URL.",
-            show_default="fresh",
+            help='Weights to start from: "imagenet", another published name (`reszoo '
+            "list --weights`), a checkpoint, hf://owner/repo or a URL.",
+            show_default="random",
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help=f"How to train: {', '.join(RECIPES)}.",
+            help=f"Training recipe: {', '.join(RECIPES)}.",
             show_default="finetune with weights, else cifar",
         ),
     ] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Number of epochs.", show_default=_RECIPES)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step.", show_default=_RECIPES)
+    ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Highest rate.", show_default=_OWN)
+        float | None, typer.Option(help="Peak learning rate.", show_default=_RECIPES)
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="Decides fresh weights and order.", show_default=_OWN),
+        typer.Option(
+            help="Seed of initial weights, order of images and augmentation.",
+            show_default=_RECIPES,
+        ),
     ] = None,
     fields: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Any field of the recipe, as often as needed: --set mixup=0.2 "
+            help="Change any field of the recipe; may be repeated: --set mixup=0.2 "
             "--set freeze=stages:2 --set ema=none.",
         ),
     ] = None,
-    bad_images: BadImages = "skip",
+    bad_images: BadImages = defaults.TRAINING_BAD_IMAGES,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run in the output folder."),
+        typer.Option("--resume", help="Continue the run in the output folder."),
     ] = False,
     save_every: Annotated[
-        float, typer.Option(help="Seconds between two states within an epoch.")
-    ] = 300.0,
+        float, typer.Option(help="Seconds between saved states within an epoch.")
+    ] = defaults.SAVE_EVERY,
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="mirrored: spread each batch over this machine's GPUs; multiworker: "
-            "over the processes that TF_CONFIG names, each running this command.",
+            help="Distribute each batch. mirrored: over the GPUs of this machine; "
+            "multiworker: over the processes in TF_CONFIG, each running this command.",
             show_default="one device",
         ),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a net on a folder of images, from published weights or from scratch.
+    """Train a model on your images.
+
+    Starts from published weights, a checkpoint or random weights.
 
     Example: reszoo train photos/ --model resnet18 --weights imagenet
     --output runs/photos
@@ -170,10 +176,10 @@ def train(
         print_json({"best": str(result.best), "card": card.to_json()})
         return
     if result.best is None:
-        # Of several workers the first one tells.
+        # Of several workers only the first writes and reports.
         return
     print(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
-    print(f"Look at: {result.report}")
+    print(f"Report: {result.report}")
     print(f"Next: {shlex.join(result.export_command)}")
 
 
@@ -185,21 +191,22 @@ def study(
             metavar="DATA",
             help='Images with a test split, as for `reszoo train`; or "digits".',
         ),
-    ] = "digits",
+    ] = defaults.STUDY_DATA,
     output: Annotated[
         Path, typer.Option(help="Folder for study.json, study.html and the plots.")
-    ] = Path("study"),
+    ] = Path(defaults.STUDY_OUTPUT),
     family: Annotated[
         str,
         typer.Option(
-            help="; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
+            help="Models to compare. "
+            + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
             + "."
         ),
-    ] = "cifar",
+    ] = defaults.STUDY_FAMILY,
     layers: Annotated[
         str | None,
         typer.Option(
-            help="Depths to compare, with commas between.",
+            help="Comma-separated depths to compare.",
             show_default="; ".join(
                 f"{row.name}: {','.join(map(str, row.default_layers))}"
                 for row in FAMILIES.values()
@@ -209,35 +216,42 @@ def study(
     shortcuts: Annotated[
         str,
         typer.Option(
-            help="Kinds to compare: none (plain), identity (option A), projection (B), "
-            "projection-all (C)."
+            help="Comma-separated shortcuts to compare: none (plain), identity (option "
+            "A), projection (B), projection-all (C)."
         ),
-    ] = "none,identity",
-    seeds: Annotated[int, typer.Option(help="Beginnings of each net.")] = 3,
-    seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    ] = ",".join(defaults.STUDY_SHORTCUTS),
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds for each model.")
+    ] = defaults.STUDY_SEEDS,
+    seed: Annotated[int, typer.Option(help="First seed; the others follow.")] = 0,
     size: Annotated[
         int | None,
-        typer.Option(help="Side of the images.", show_default="8 for digits, else 32"),
+        typer.Option(
+            help="Height and width of the images, in pixels.",
+            show_default="8 for digits, else 32",
+        ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="How all of them train.")] = (
-        "he2015-cifar"
-    ),
+    recipe: Annotated[
+        str, typer.Option(help="Training recipe of all models.")
+    ] = defaults.STUDY_RECIPE,
     fields: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="Any field of the recipe, as often as needed: --set steps=2000.",
+            help="Change any field of the recipe; may be repeated: --set steps=2000.",
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the study in the output folder."),
+        typer.Option("--resume", help="Continue the study in the output folder."),
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Show what depth does to nets with shortcuts and without.
+    """Compare deep networks with and without shortcuts.
+
+    Trains each at several depths and from several seeds.
 
     Example: reszoo study; reszoo study --family dense --output study-dense
     """
@@ -280,7 +294,7 @@ def study(
     print_table(COLUMNS, rows(result))
     for sentence in result.conclusion:
         print(sentence)
-    print(f"Look at: {result.folder / PAGE}")
+    print(f"Report: {result.folder / PAGE}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -288,6 +302,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            "--layers must be numbers with commas between, such as 20,56. "
+            "--layers must be comma-separated numbers such as 20,56. "
             f"Received: {text!r}."
         ) from error

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.checks import Unreadable, check_policy, refuse_first
 from reszoo.data.image_files import (
@@ -77,7 +78,7 @@ def resize_images(
     *,
     side: int = 256,
     quality: int = 95,
-    bad_images: str = "error",
+    bad_images: str = defaults.BAD_IMAGES,
 ) -> ResizeResult:
     """Write a data set as a folder of smaller JPEG and PNG files.
 

@@ -1,42 +1,31 @@
 """The report of a training run."""
 
-import os
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from reszoo.cards import library_versions
-from reszoo.data.sources import Source
 from reszoo.environment import processor
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.files import write_text
-from reszoo.report.figures import (
-    error_curve,
-    loss_curve,
-    rate_curve,
-    reliability_diagram,
-)
-from reszoo.report.html import (
-    STYLE,
-    Html,
-    document,
-    folded,
-    scrolling_table,
-    table,
-    tag,
+from reszoo.report.page import (
+    BLUE,
+    INK,
+    VERMILLION,
+    render,
+    shell_command,
+    svg,
     thumbnail,
 )
 from reszoo.report.statistics import (
     Bin,
-    ClassRow,
-    Counts,
-    Labels,
     Probabilities,
+    Targets,
     calibration_bins,
     calibration_error,
     class_rows,
@@ -47,269 +36,99 @@ from reszoo.report.statistics import (
     share_interval,
     worst_mistakes,
 )
-from reszoo.training.history import BEST, Epoch
 from reszoo.training.recipe_table import find_recipe
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from reszoo.data.sources import Source
+
+    # It loads TensorFlow, which a report does not need.
+    from reszoo.training.history import Epoch
     from reszoo.training.run import Run
 
-
+REPORT = "report.html"
 _MATRIX = 30  # classes up to which the whole matrix is shown
 _PICTURES = 24
+_Series = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Labelled images that training never saw, and what the net says of them.
+class Evaluation:
+    """Images held out from training, and the model's predictions on them.
 
     Attributes:
-        split: Their name in the data ("validation").
-        labels: int64 `(n,)`, n > 0.
-        probabilities: float32 `(n, classes)` of the weights of the best epoch.
+        split: Name of their split ("validation").
+        targets: int64 `(n,)`, n > 0.
+        probabilities: float32 `(n, classes)`, with the weights of the best epoch.
         picture: Returns the picture of an index.
-        name_of: Returns the file name of an index.
-        probe_top1: Share in 0..1 that a linear classifier on the frozen features
-            gets right; None where there was none.
+        file_name: Returns the file name of an index.
+        head_top1: Accuracy, in 0..1, when the head had been trained on the frozen
+            backbone; None without such a phase.
     """
 
     split: str
-    labels: Labels
+    targets: Targets
     probabilities: Probabilities
     picture: Callable[[int], Image.Image]
-    name_of: Callable[[int], str]
-    probe_top1: float | None = None
+    file_name: Callable[[int], str]
+    head_top1: float | None = None
 
     def __post_init__(self) -> None:
-        shape, count = self.probabilities.shape, len(self.labels)
+        shape, count = self.probabilities.shape, len(self.targets)
         if not count or len(shape) != 2 or shape[0] != count:
             raise UsageError(
-                "There must be one row of probabilities a label, and at least one. "
-                f"Received: shape {shape} for {count} labels."
+                "There must be one row of probabilities per target, and at least one. "
+                f"Received: shape {shape} for {count} targets."
             )
-        if self.labels.min() < 0 or self.labels.max() >= shape[1]:
+        if self.targets.min() < 0 or self.targets.max() >= shape[1]:
             raise UsageError(
-                f"Labels must lie in [0, {shape[1]}). "
-                f"Received: {self.labels.min()} to {self.labels.max()}."
+                f"Targets must lie in [0, {shape[1]}). "
+                f"Received: {self.targets.min()} to {self.targets.max()}."
             )
         if not np.isfinite(self.probabilities).all():
             raise UsageError(
-                "Probabilities must be finite. Received: NaN or infinity; the net "
+                "Probabilities must be finite. Received: NaN or infinity; the model "
                 "has diverged."
             )
 
     @property
     def hits(self) -> int:
-        """Number of images whose most probable class is right."""
-        return int((predictions(self.probabilities) == self.labels).sum())
-
-
-def judged_sections(judged: Judged, names: Sequence[str]) -> list[Html]:
-    """Return the sections on accuracy, classes, confusions, mistakes, calibration."""
-    confusion = confusion_matrix(judged.labels, judged.probabilities)
-    rows = class_rows(confusion)
-    return [
-        _accuracy(judged, rows),
-        _classes(rows, names),
-        _confusions(confusion, names),
-        _mistakes(judged, names),
-        _calibration(calibration_bins(judged.labels, judged.probabilities)),
-    ]
-
-
-def _section(title: str, *content: object) -> Html:
-    return tag("section", tag("h2", title), *content)
-
-
-def _accuracy(judged: Judged, rows: Sequence[ClassRow]) -> Html:
-    hits, images = judged.hits, len(judged.labels)
-    low, high = share_interval(hits, images)
-    told = (
-        f"{hits:,} of {images:,} images are right: {hits / images:.2%}. On ever more "
-        f"images like these it would end between {low:.1%} and {high:.1%} (95% "
-        f"interval). The mean over classes is {mean_recall(rows):.2%}."
-    )
-    if judged.probe_top1 is None:
-        return _section("How good it is", tag("p", told))
-    gain = 100 * (hits / images - judged.probe_top1)
-    compared = [
-        ["linear probe on frozen features", f"{judged.probe_top1:.2%}"],
-        ["after fine-tuning", f"{hits / images:.2%}"],
-        ["gain", f"{gain:+.2f} points"],
-    ]
-    shown = table("What fine-tuning brought", ["classifier", "accuracy"], compared)
-    return _section("How good it is", tag("p", told), shown)
-
-
-def _classes(rows: Sequence[ClassRow], names: Sequence[str]) -> Html:
-    columns = ["class", "images", "recall", "precision", "F1", "most often taken for"]
-    cells = [
-        [
-            names[row.index],
-            f"{row.images:,}",
-            *map(_share, (row.recall, row.precision, row.f1)),
-            _taken_for(row, names),
-        ]
-        for row in rows
-    ]
-    note = (
-        "Recall: share of a class's images that are called so. Precision: share of "
-        "the images called so that are of the class. F1: harmonic mean of both."
-    )
-    shown = table("Classes, lowest recall first", columns, cells, words=(0, 5))
-    return _section("Class by class", tag("p", note, class_="quiet"), shown)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _taken_for(row: ClassRow, names: Sequence[str]) -> str:
-    return "-" if row.taken_for is None else f"{names[row.taken_for]} ({row.mistaken})"
-
-
-def _confusions(confusion: Counts, names: Sequence[str]) -> Html:
-    if len(names) <= _MATRIX:
-        return _section("What is confused", _matrix(confusion, names))
-    rows = [
-        [
-            names[truth],
-            names[called],
-            f"{count:,}",
-            f"{count / confusion[truth].sum():.1%}",
-        ]
-        for truth, called, count in frequent_confusions(confusion, _MATRIX)
-    ]
-    columns = ["true class", "taken for", "images", "of the class"]
-    shown = table("The most frequent confusions", columns, rows, words=(0, 1))
-    return _section("What is confused", shown)
-
-
-def _matrix(confusion: Counts, names: Sequence[str]) -> Html:
-    # The style sheet cuts long names short; their titles have them in full.
-    heads = [tag("th", tag("span", name, title=name), scope="col") for name in names]
-    rows = [
-        tag(
-            "tr",
-            tag("th", tag("span", name, title=name), scope="row"),
-            *_matrix_cells(confusion, truth),
-        )
-        for truth, name in enumerate(names)
-    ]
-    caption = "Number of images: true class in rows, predicted class in columns"
-    return scrolling_table(caption, tag("tr", tag("td"), *heads), rows, kind="matrix")
-
-
-def _matrix_cells(confusion: Counts, truth: int) -> list[Html]:
-    images = max(1, int(confusion[truth].sum()))
-    cells = []
-    for called, count in enumerate(confusion[truth]):
-        kind = "right" if called == truth else "wrong"
-        # The root lets a few mistakes in a hundred be seen; never so dark that the
-        # number on it cannot be read.
-        depth = f"--share: {60 * (count / images) ** 0.5:.0f}%"
-        cells.append(
-            tag("td", f"{count:,}", class_=kind, style=depth)
-            if count
-            else tag("td", "0", class_="none")
-        )
-    return cells
-
-
-def _mistakes(judged: Judged, names: Sequence[str]) -> Html:
-    worst = worst_mistakes(judged.labels, judged.probabilities, _PICTURES)
-    if not worst:
-        return _section("Worst mistakes", tag("p", "None: every image is right."))
-    predicted = predictions(judged.probabilities)
-    shown = []
-    for index in worst:
-        truth, called = names[judged.labels[index]], names[predicted[index]]
-        sure = f"{judged.probabilities[index, predicted[index]]:.1%}"
-        picture = thumbnail(
-            judged.picture(index), f"{truth}, taken for {called}", judged.name_of(index)
-        )
-        told = [tag("b", called), f" {sure}", tag("br"), f"is {truth}"]
-        shown.append(tag("li", tag("figure", picture, tag("figcaption", *told))))
-    note = "The wrong answers that the net was surest of, and below them the truth."
-    return _section(
-        "Worst mistakes", tag("p", note), tag("ul", *shown, class_="mistakes")
-    )
-
-
-def _calibration(bins: Sequence[Bin]) -> Html:
-    images = sum(group.images for group in bins)
-    sure = sum(group.images * group.confidence for group in bins) / images
-    right = sum(group.images * group.accuracy for group in bins) / images
-    manner = "more" if sure > right else "less"
-    told = (
-        f"On average the net gives its answer a probability of {sure:.1%} and is right "
-        f"for {right:.1%}: {abs(sure - right) * 100:.1f} points {manner} sure than "
-        f"right. The expected calibration error, the mean gap over {len(bins)} bins, "
-        f"is {calibration_error(bins):.2%}."
-    )
-    rows = [
-        [
-            f"{group.low:.0%} to {group.high:.0%}",
-            f"{group.images:,}",
-            _share(group.confidence),
-            _share(group.accuracy),
-        ]
-        for group in bins
-        if group.images
-    ]
-    columns = ["probability", "images", "mean probability", "right"]
-    note = "Larger dots stand for more images; below the line the net is too sure."
-    figure = tag("figure", reliability_diagram(bins), tag("figcaption", note))
-    return _section(
-        "Can its probabilities be trusted?",
-        tag("p", told),
-        tag("div", figure, class_="plots"),
-        folded("The numbers", table("Bins of the diagram", columns, rows)),
-    )
-
-
-_EPOCH_COLUMNS = (
-    "epoch",
-    "phase",
-    "loss",
-    "top-1 error",
-    "validation loss",
-    "validation error",
-    "learning rate",
-    "images/s",
-    "data wait",
-)
+        """Number of images that are classified correctly."""
+        return int((predictions(self.probabilities) == self.targets).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What a run did.
+    """What a training run did.
 
     Attributes:
-        net: Name of the net.
+        model: Name of the model.
         data: Name of the data set.
-        class_names: In the order of the outputs.
+        labels: In the order of the outputs.
         training_images: Number of images trained on.
-        history: One row an epoch, at least one.
+        history: One row per epoch, at least one.
         best_epoch: Counted from 1.
-        judged: Answers on the split held out; None without such a split.
-        recipe: Fields and values, as carried out.
-        defaults: Values of the same fields in the recipe as it is named.
-        batch_norm: Numbers of frozen and of live batch-norm layers.
-        skipped: Paths that could not be used, and why.
+        evaluation: On the split held out; None without such a split.
+        recipe: Fields and values used.
+        defaults: Fields and values of the recipe of that name; empty if unknown.
+        batch_norm: Numbers of frozen and of trained batch normalisation layers.
+        skipped: Paths of unreadable images, and the reasons.
         repeat: Arguments of the command that repeats the run.
-        export: Arguments of the command that exports the result.
+        export: Arguments of the command that exports the best weights.
         versions: Of the libraries.
         processor: What the run was computed on.
-        seconds: That the run took.
+        seconds: Duration of the run.
     """
 
-    net: str
+    model: str
     data: str
-    class_names: Sequence[str]
+    labels: Sequence[str]
     training_images: int
-    history: Sequence[Epoch]
+    history: "Sequence[Epoch]"
     best_epoch: int
-    judged: Judged | None
+    evaluation: Evaluation | None
     recipe: Mapping[str, Any]
     defaults: Mapping[str, Any]
     batch_norm: tuple[int, int]
@@ -323,163 +142,19 @@ class RunReport:
     def __post_init__(self) -> None:
         if not self.history:
             raise UsageError("A report needs at least one epoch. Received: none.")
-        if self.judged and self.judged.probabilities.shape[1] != len(self.class_names):
+        classes = self.evaluation and self.evaluation.probabilities.shape[1]
+        if classes is not None and classes != len(self.labels):
             raise UsageError(
-                "There must be one name a class. Received: "
-                f"{len(self.class_names)} names for "
-                f"{self.judged.probabilities.shape[1]} classes."
+                "There must be one label per class. Received: "
+                f"{len(self.labels)} labels for {classes} classes."
             )
-
-
-def write_report(path: str | os.PathLike[str], report: RunReport) -> None:
-    """Write the page to `path`, in one step: HTML without scripts or other files.
-
-    Raises:
-        ReszooError: The disk refused the write.
-    """
-    title = f"{report.net} on {report.data}"
-    write_text(path, document(title, STYLE, [tag("h1", title), *_sections(report)]))
-
-
-def _sections(report: RunReport) -> list[Html]:
-    return [
-        tag("p", _summary(report), class_="lead"),
-        _curves(report.history),
-        *_judgement(report),
-        _skipped(report.skipped),
-        _recipe(report),
-        _again(report),
-    ]
-
-
-def _summary(report: RunReport) -> str:
-    trained = (
-        f"Trained on {report.training_images:,} images of {len(report.class_names):,} "
-        f"classes in {_duration(report.seconds)}"
-    )
-    epochs = f"epoch {report.best_epoch} of {len(report.history)}"
-    if report.judged is None:
-        return f"{trained}. The weights kept are those of {epochs}."
-    hits, count = report.judged.hits, len(report.judged.labels)
-    return (
-        f"{hits / count:.2%} of the {count:,} {report.judged.split} images are "
-        f"classified rightly ({hits:,}), with the weights of {epochs}. {trained}."
-    )
-
-
-def _curves(history: Sequence[Epoch]) -> Html:
-    seconds = sum(row.seconds for row in history)
-    speed = sum(row.images_per_second * row.seconds for row in history) / seconds
-    wait = sum(row.data_wait * row.seconds for row in history) / seconds
-    told = (
-        f"{speed:,.0f} images/s on average; {wait:.0%} of the time went into waiting "
-        "for images to arrive."
-    )
-    drawn = [loss_curve(history), error_curve(history), rate_curve(history)]
-    rows = map(_epoch_row, history)
-    numbers = table("Every epoch", _EPOCH_COLUMNS, rows, words=(0, 1))
-    return tag(
-        "section",
-        tag("h2", "Learning curves"),
-        tag("div", *(tag("figure", plot) for plot in drawn), class_="plots"),
-        tag("p", told),
-        folded("The numbers", numbers),
-    )
-
-
-def _epoch_row(row: Epoch) -> list[str]:
-    loss, top1 = row.validation_loss, row.validation_top1
-    return [
-        str(row.epoch),
-        row.phase,
-        f"{row.loss:.4f}",
-        f"{1 - row.top1:.2%}",
-        "-" if loss is None else f"{loss:.4f}",
-        "-" if top1 is None else f"{1 - top1:.2%}",
-        f"{row.learning_rate:.3g}",
-        f"{row.images_per_second:,.0f}",
-        f"{row.data_wait:.0%}",
-    ]
-
-
-def _judgement(report: RunReport) -> list[Html]:
-    if report.judged is not None:
-        return judged_sections(report.judged, report.class_names)
-    told = (
-        "The data has no validation split, so nothing measures how the net does on "
-        "images it has not seen. Hold some out to see its accuracy, the classes, "
-        "confusions, worst mistakes and calibration here."
-    )
-    return [tag("section", tag("h2", "How good it is"), tag("p", told))]
-
-
-def _skipped(skipped: Sequence[tuple[str, str]]) -> Html:
-    title = tag("h2", "Images left out")
-    if not skipped:
-        return tag("section", title, tag("p", "None: every image could be used."))
-    paths = table("Skipped images", ["path", "reason"], skipped, words=(0, 1))
-    count = f"{len(skipped):,} could not be used."
-    return tag("section", title, tag("p", count), folded("Which, and why", paths))
-
-
-def _recipe(report: RunReport) -> Html:
-    rows = []
-    for field, value in report.recipe.items():
-        default = report.defaults.get(field)
-        changed = field in report.defaults and value != default
-        shown = tag("mark", f"{value} (changed)") if changed else str(value)
-        rows.append([field, shown, str(default) if changed else "-"])
-    frozen, live = report.batch_norm
-    return tag(
-        "section",
-        tag("h2", "How it was trained"),
-        tag("p", f"Batch normalisation: {frozen} layers frozen, {live} live."),
-        table("The recipe", ["field", "value", "recipe's own"], rows, words=(0, 1, 2)),
-    )
-
-
-def _again(report: RunReport) -> Html:
-    versions = ", ".join(f"{name} {v}" for name, v in report.versions.items())
-    return tag(
-        "section",
-        tag("h2", "Do it again"),
-        tag("p", "Repeat the run:"),
-        tag("pre", tag("code", shell_command(report.repeat))),
-        tag("p", "Export the result:"),
-        tag("pre", tag("code", shell_command(report.export))),
-        tag("p", f"{versions}. Computed on {report.processor}.", class_="quiet"),
-    )
-
-
-def shell_command(arguments: Sequence[str]) -> str:
-    """Quote arguments so that bash and zsh pass them on as they are."""
-    return " ".join(map(_quoted, arguments))
-
-
-def _quoted(argument: str) -> str:
-    if argument.isprintable():
-        return shlex.quote(argument)
-    # What cannot be shown could not be copied: each byte as its number.
-    numbers = "".join(f"\\x{byte:02x}" for byte in os.fsencode(argument))
-    return f"$'{numbers}'"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-REPORT = "report.html"
 
 
 def write_summary(run: "Run", command: Sequence[str]) -> None:
     """Write `report.html` into the folder of a finished run.
 
-    The answers are those of the best weights, on the split that training never
-    learnt from: the test images where there are some, else the validation images.
+    It evaluates the best weights on images held out from training: the test split if
+    there is one, else the validation split.
 
     Args:
         run: With at least one epoch, and a folder.
@@ -489,20 +164,16 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
     folder, recipe = setting.folder, setting.recipe
     if folder is None or run.chronicle.best is None:
         return
-    try:
-        defaults = find_recipe(recipe.name).to_json()
-    except UnknownNameError:
-        defaults = {}
     report = RunReport(
-        net=setting.card.architecture.spec,
+        model=setting.card.architecture.spec,
         data=setting.source.name,
-        class_names=setting.source.labels,
+        labels=setting.source.labels,
         training_images=len(run.examples),
         history=run.chronicle.history,
         best_epoch=run.chronicle.best.epoch,
-        judged=_judged(run),
+        evaluation=_evaluation(run),
         recipe=recipe.to_json(),
-        defaults=defaults,
+        defaults=recipe_defaults(recipe.name),
         batch_norm=run.engine.batch_norm,
         skipped=setting.source.unreadable,
         repeat=command,
@@ -514,11 +185,14 @@ def write_summary(run: "Run", command: Sequence[str]) -> None:
     write_report(folder / REPORT, report)
 
 
-def export_command(folder: Path, source: Source) -> list[str]:
+def export_command(folder: Path, source: "Source") -> list[str]:
     """Return the arguments that export a run's best weights.
 
-    Images in memory cannot be named; then made-up ones are compared.
+    Arrays in memory have no name for the command line; then the exported files are
+    verified on synthetic images.
     """
+    from reszoo.training.history import BEST
+
     command = ["reszoo", "export", str(folder / BEST)]
     command += ["--output", str(folder / "export")]
     if source.root is not None or source.name != "arrays":
@@ -528,17 +202,212 @@ def export_command(folder: Path, source: Source) -> list[str]:
     return command
 
 
-def _judged(run: "Run") -> Judged | None:
+def recipe_defaults(name: object) -> dict[str, Any]:
+    """Return the fields of a named recipe, none if there is no such recipe."""
+    try:
+        return find_recipe(name).to_json() if isinstance(name, str) else {}
+    except UnknownNameError:
+        return {}
+
+
+def write_report(path: Path, report: RunReport) -> None:
+    """Write the page to `path`, in one step: HTML without scripts or other files.
+
+    Raises:
+        ReszooError: The disk refused the write.
+    """
+    history, found = report.history, report.evaluation
+    seconds = sum(row.seconds for row in history)
+    page = render(
+        "run.html.j2",
+        title=f"{report.model} on {report.data}",
+        report=report,
+        duration=_duration(report.seconds),
+        curves=_learning_curves(history),
+        speed=sum(row.images_per_second * row.seconds for row in history) / seconds,
+        data_wait=sum(row.data_wait * row.seconds for row in history) / seconds,
+        head_epochs=sum(row.phase == "head" for row in history),
+        evaluation=found and _evaluated(found, report.labels),
+        changed=[
+            field
+            for field, default in report.defaults.items()
+            if report.recipe.get(field, default) != default
+        ],
+        repeat=shell_command(report.repeat),
+        export=shell_command(report.export),
+    )
+    write_text(path, page)
+
+
+def _evaluation(run: "Run") -> Evaluation | None:
     split = run.setting.source.judging_split
     if split == "train":
         return None
     examples = run.setting.source.examples(split)
     run.judge.assign_tensors(run.chronicle.best_tensors)
-    return Judged(
+    return Evaluation(
         split=split,
-        labels=examples.targets,
+        targets=examples.targets,
         probabilities=run.judge.probabilities(examples),
         picture=examples.open,
-        name_of=examples.name,
-        probe_top1=run.probe,
+        file_name=examples.name,
+        head_top1=run.probe,
     )
+
+
+def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
+    """Return what the template shows of an evaluation."""
+    hits, images = found.hits, len(found.targets)
+    low, high = share_interval(hits, images)
+    confusion = confusion_matrix(found.targets, found.probabilities)
+    shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    matrix = [
+        list(zip(counts.tolist(), row.tolist(), strict=True))
+        for counts, row in zip(confusion, shares, strict=True)
+    ]
+    classes = class_rows(confusion)
+    bins = calibration_bins(found.targets, found.probabilities)
+    return {
+        "images": images,
+        "accuracy": hits / images,
+        "low": low,
+        "high": high,
+        "balanced": mean_recall(classes),
+        "classes": classes,
+        "matrix": matrix if len(labels) <= _MATRIX else None,
+        "confusions": [
+            (truth, predicted, count, shares[truth, predicted])
+            for truth, predicted, count in frequent_confusions(confusion, _MATRIX)
+        ],
+        "mistakes": _mistakes(found, labels),
+        "confidence": sum(each.images * each.confidence for each in bins) / images,
+        "bins": bins,
+        "calibration_error": calibration_error(bins),
+        "reliability": _reliability_diagram(bins),
+    }
+
+
+def _mistakes(found: Evaluation, labels: Sequence[str]) -> list[dict[str, Any]]:
+    predicted = predictions(found.probabilities)
+    return [
+        {
+            "picture": thumbnail(found.picture(index)),
+            "file": found.file_name(index),
+            "truth": labels[found.targets[index]],
+            "predicted": labels[predicted[index]],
+            "probability": float(found.probabilities[index, predicted[index]]),
+        }
+        for index in worst_mistakes(found.targets, found.probabilities, _PICTURES)
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _learning_curves(history: "Sequence[Epoch]") -> list[Markup]:
+    def percent(shares: Sequence[float | None]) -> list[float | None]:
+        return [None if share is None else 100 * (1 - share) for share in shares]
+
+    losses: _Series = {
+        "training": [row.loss for row in history],
+        "validation": [row.validation_loss for row in history],
+    }
+    errors: _Series = {
+        "training": percent([row.top1 for row in history]),
+        "validation": percent([row.validation_top1 for row in history]),
+    }
+    rates: _Series = {"learning rate": [row.learning_rate for row in history]}
+    return [
+        _curve("loss", history, losses, log=True),
+        _curve("top-1 error (%)", history, errors),
+        _curve("learning rate", history, rates),
+    ]
+
+
+def _curve(
+    quantity: str, history: "Sequence[Epoch]", series: _Series, *, log: bool = False
+) -> Markup:
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        _plot_epochs(axes, history, series)
+        axes.set_ylabel(quantity)
+        if log:
+            _plain_log_ticks(axes)
+        else:
+            axes.set_ylim(0, None)
+
+    return svg(
+        quantity, f"{quantity.capitalize()} by epoch: {_in_words(series)}.", draw
+    )
+
+
+def _reliability_diagram(bins: Sequence[Bin]) -> Markup:
+    filled = [each for each in bins if each.images]
+    most = max(each.images for each in filled)
+
+    def draw(figure: "Figure") -> None:
+        axes = figure.subplots()
+        axes.plot([0, 100], [0, 100], ":", color=INK, label="perfect calibration")
+        confidence = [100 * each.confidence for each in filled]
+        accuracy = [100 * each.accuracy for each in filled]
+        axes.plot(confidence, accuracy, color=VERMILLION, alpha=0.5)
+        areas = [8 + 100 * each.images / most for each in filled]
+        axes.scatter(confidence, accuracy, areas, color=VERMILLION, label="this model")
+        axes.set(
+            xlabel="mean predicted probability (%)",
+            ylabel="accuracy (%)",
+            xlim=(0, 102),
+            ylim=(0, 105),
+        )
+        axes.legend(markerscale=0.6)
+
+    label = "Reliability diagram: accuracy against predicted probability"
+    return svg("reliability", f"{label}; the table below has the numbers.", draw)
+
+
+def _plot_epochs(axes: "Axes", history: "Sequence[Epoch]", series: _Series) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for name, values in series.items():
+        pairs = zip(history, values, strict=True)
+        points = [(row.epoch, y) for row, y in pairs if y is not None]
+        if not points:
+            continue
+        second = name == "validation"
+        colour, dashes = (VERMILLION, "--") if second else (BLUE, "-")
+        # A lone epoch would be an invisible line.
+        marker = "o" if len(points) == 1 else "None"
+        line = axes.plot(*zip(*points, strict=True), dashes, color=colour, label=name)
+        line[0].set(marker=marker, clip_on=False)
+    axes.set(xlabel="epoch", xlim=(history[0].epoch - 0.5, history[-1].epoch + 0.5))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+    )
+    if len(series) > 1:
+        axes.legend()
+
+
+def _in_words(series: _Series) -> str:
+    told = []
+    for name, values in series.items():
+        if ys := [y for y in values if y is not None]:
+            top = f", highest {max(ys):.3g}" * (max(ys) > max(ys[0], ys[-1]))
+            told.append(f"{name} from {ys[0]:.3g} to {ys[-1]:.3g}{top}")
+    return "; ".join(told)
+
+
+def _plain_log_ticks(axes: "Axes") -> None:
+    """Make y logarithmic, labelled 0.2, not 2e-1; more labels on a short range."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 100 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
+Targets = NDArray[np.int64]
 Probabilities = NDArray[np.float32]
 Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """How one class fared; shares are in 0..1, None where there is none.
+    """The results of one class; shares are in 0..1, None where undefined.
 
     Attributes:
         index: Of the class.
-        images: Images that truly belong to it.
-        precision: Share of the images called so that belong to it.
-        recall: Share of its images that were called so.
+        images: Number of its images.
+        precision: Share of the images given this class that belong to it.
+        recall: Share of its images given this class.
         f1: Harmonic mean of the two.
-        taken_for: Class that its images were most often mistaken for.
-        mistaken: How many of them were.
+        confused_with: The wrong class that its images got most often.
+        confused: How many of them did.
     """
 
     index: int
@@ -31,8 +31,8 @@ class ClassRow:
     precision: float | None
     recall: float | None
     f1: float | None
-    taken_for: int | None
-    mistaken: int
+    confused_with: int | None
+    confused: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Bin:
         high: Upper edge.
         images: Number of images; the next two are 0 where there are none.
         confidence: Mean probability of the predicted class.
-        accuracy: Share that is right.
+        accuracy: Share classified correctly.
     """
 
     low: float
@@ -54,33 +54,33 @@ class Bin:
     accuracy: float
 
 
-def predictions(probabilities: Probabilities) -> Labels:
+def predictions(probabilities: Probabilities) -> Targets:
     """Return the most probable class of each image; the lower index wins a tie."""
-    best: Labels = np.argmax(probabilities, axis=1).astype(np.int64)
+    best: Targets = np.argmax(probabilities, axis=1).astype(np.int64)
     return best
 
 
-def confusion_matrix(labels: Labels, probabilities: Probabilities) -> Counts:
+def confusion_matrix(targets: Targets, probabilities: Probabilities) -> Counts:
     """Count images by true and predicted class, int64 `(classes, classes)`."""
     classes = probabilities.shape[1]
-    pairs = labels * classes + predictions(probabilities)
+    pairs = targets * classes + predictions(probabilities)
     counts: Counts = np.bincount(pairs, minlength=classes**2)
     return counts.reshape(classes, classes)
 
 
 def class_rows(confusion: Counts) -> list[ClassRow]:
-    """Judge each class; lowest recall first, classes without images last."""
+    """Return each class, lowest recall first, those without images last."""
     rows = [_class_row(confusion, index) for index in range(len(confusion))]
     return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
 
 
 def mean_recall(rows: Sequence[ClassRow]) -> float:
-    """Return the mean over the classes that have images, as all count alike."""
+    """Return the mean recall of the classes with images: the balanced accuracy."""
     return float(np.mean([row.recall for row in rows if row.recall is not None]))
 
 
 def frequent_confusions(confusion: Counts, most: int) -> list[tuple[int, int, int]]:
-    """Return the most frequent (true class, predicted class, images) that differ."""
+    """Return (true class, predicted class, images) of the most frequent mistakes."""
     wrong = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
@@ -88,24 +88,24 @@ def frequent_confusions(confusion: Counts, most: int) -> list[tuple[int, int, in
 
 
 def worst_mistakes(
-    labels: Labels, probabilities: Probabilities, most: int
+    targets: Targets, probabilities: Probabilities, most: int
 ) -> list[int]:
-    """Return the indices of the wrong answers, most confident first."""
+    """Return the indices of the misclassified images, most confident first."""
     predicted = predictions(probabilities)
-    wrong = np.flatnonzero(predicted != labels)
+    wrong = np.flatnonzero(predicted != targets)
     confidence = probabilities[wrong, predicted[wrong]]
     return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")][:most]]
 
 
 def calibration_bins(
-    labels: Labels, probabilities: Probabilities, bins: int = 15
+    targets: Targets, probabilities: Probabilities, bins: int = 15
 ) -> list[Bin]:
     """Group the images by confidence into bins of equal width.
 
     Source: Guo et al. 2017, arXiv:1706.04599, section 2, with their 15 bins.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
-    right = predictions(probabilities) == labels
+    right = predictions(probabilities) == targets
     edges = np.linspace(0, 1, bins + 1)
     # Softmax may round to just above 1, which belongs to the last bin.
     where = np.searchsorted(edges[1:-1], confidence, side="left")
@@ -132,7 +132,7 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 
 def share_interval(hits: int, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share counted on few images.
+    """Return the 95 % confidence interval of a share counted on few images.
 
     Source: Wilson 1927, "Probable inference"; it stays inside 0..1 and is of use
     where every image or none is a hit.
@@ -146,16 +146,16 @@ def share_interval(hits: int, images: int) -> tuple[float, float]:
 
 def _class_row(confusion: Counts, index: int) -> ClassRow:
     hits, images = int(confusion[index, index]), int(confusion[index].sum())
-    called = int(confusion[:, index].sum())
+    predicted = int(confusion[:, index].sum())
     wrong = confusion[index].copy()
     wrong[index] = 0
     worst = int(wrong.argmax())
     return ClassRow(
         index=index,
         images=images,
-        precision=hits / called if called else None,
+        precision=hits / predicted if predicted else None,
         recall=hits / images if images else None,
-        f1=2 * hits / (called + images) if called + images else None,
-        taken_for=worst if wrong[worst] else None,
-        mistaken=int(wrong[worst]),
+        f1=2 * hits / (predicted + images) if predicted + images else None,
+        confused_with=worst if wrong[worst] else None,
+        confused=int(wrong[worst]),
     )

@@ -1,39 +1,130 @@
 """The report of a study and its plots."""
 
-import base64
-import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from reszoo.files import atomic_file, write_text
-from reszoo.report.html import STYLE, Html, document, table, tag
+from reszoo.report.page import Table, png, png_picture, printable, render
 from reszoo.studies.families import OPTIONS, Net, find_family
 from reszoo.studies.results import Course, StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_Draw = Callable[[StudyResult, Sequence["Axes"], Sequence[str]], None]
+PAGE = "study.html"
+COLUMNS = (
+    "model", "parameters", "training error (%)", "test error (%)", "seconds per seed",
+    "seeds",
+)  # fmt: skip
+# Okabe and Ito's colours: of depths, from shallow to deep, and of shortcuts.
+_DEPTH_COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#D55E00", "#0072B2", "#CC79A7")
+_KIND_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+_MARKERS = {"none": "o", "identity": "s", "projection": "^", "projection-all": "D"}
 
 
-# Okabe and Ito's colours, from shallow to deep.
-_COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#D55E00", "#0072B2", "#CC79A7")
-_MARKS = {"none": "o", "identity": "s", "projection": "^", "projection-all": "D"}
-_STYLE: Any = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 11,
-    "font.size": 10,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
-_DPI = 130
-Draw = Callable[[StudyResult, Sequence["Axes"], Sequence[str]], None]
+@dataclass(frozen=True)
+class Plot:
+    """A plot of a study.
+
+    Attributes:
+        title: What it shows.
+        caption: What to see in it.
+        draw: Draws the study on axes, one per kind of shortcut or one for all.
+        legend: Title of the legend.
+        by_kind: Whether every kind of shortcut has its own axes.
+    """
+
+    title: str
+    caption: str
+    draw: _Draw
+    legend: str
+    by_kind: bool = True
 
 
-def curves(result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]) -> None:
-    """Draw the error against the step: training dashed, test solid, as in figure 6."""
+def write_page(result: StudyResult) -> None:
+    """Write the plots and `study.html` into the folder, each in one step."""
+    drawn = {name: draw(result, name) for name in PLOTS}
+    for name, content in drawn.items():
+        with atomic_file(result.folder / name) as temporary:
+            temporary.write_bytes(content)
+    page = render(
+        "study.html.j2",
+        title=f"Plain and residual networks by depth: {result.data}",
+        result=result,
+        family=find_family(result.conditions["family"]).title,
+        steps=max((c.points[-1].step for c in result.courses if c.points), default=0),
+        results=Table("Mean ± standard deviation over seeds", COLUMNS, rows(result)),
+        plots=[(plot, png_picture(drawn[name])) for name, plot in PLOTS.items()],
+    )
+    write_text(result.folder / PAGE, page)
+
+
+def rows(result: StudyResult) -> list[tuple[str, ...]]:
+    """Return the table of a study: a row per model, as `COLUMNS` says."""
+    return [
+        (
+            net.label,
+            f"{courses[0].parameters:,}",
+            str(result.training_error(net)),
+            str(result.test_error(net)),
+            f"{mean(course.seconds for course in courses):,.0f}",
+            str(len(courses)),
+        )
+        for net in result.nets
+        for courses in [result.of(net)]
+    ]
+
+
+def draw(result: StudyResult, name: str) -> bytes:
+    """Draw one of `PLOTS` as a PNG."""
+    plot = PLOTS[name]
+    kinds = list(dict.fromkeys(net.shortcut for net in result.nets))
+    count = len(kinds) if plot.by_kind else 1
+
+    def on(figure: "Figure") -> None:
+        panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
+        plot.draw(result, panels, kinds)
+        shown = [panel.get_legend_handles_labels() for panel in panels]
+        lines = {name: line for each in shown for line, name in zip(*each, strict=True)}
+        figure.legend(
+            lines.values(), lines, title=plot.legend, loc="outside right center"
+        )
+        family = find_family(result.conditions["family"]).title
+        title = f"{plot.title}\n{family}, on {printable(result.data)}"
+        figure.suptitle(title, parse_math=False)
+
+    return png(on, 1.6 + max(5.4, 4.0 * count), 4.2)
+
+
+def _depths(
+    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
+) -> None:
+    (axes,) = panels
+    for kind, colour in zip(kinds, _KIND_COLOURS, strict=False):
+        nets = [net for net in result.nets if net.shortcut == kind]
+        layers = [net.layers for net in nets]
+        means = [100 * result.training_error(net).mean for net in nets]
+        axes.plot(layers, means, color=colour, label=_title(kind))
+        for net in nets:
+            errors = [100 * course.training_error for course in result.of(net)]
+            at = [net.layers] * len(errors)
+            axes.plot(at, errors, _MARKERS[kind], color=colour, alpha=0.6)
+    axes.set(
+        xlabel="layers",
+        ylabel="final training error (%)",
+        xticks=sorted({net.layers for net in result.nets}),
+        ylim=(0, None),
+    )
+
+
+def _curves(
+    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
+) -> None:
+    # Training dashed, test solid, as in figure 6 of He et al. 2015.
     for axes, kind in zip(panels, kinds, strict=True):
         for net, colour in _coloured(result, kind):
             courses = [course for course in result.of(net) if course.points]
@@ -44,108 +135,77 @@ def curves(result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]) 
             steps, errors = _mean_curve(courses, "test_error")
             axes.plot(steps, errors, color=colour, label=f"{net.layers} layers")
         axes.set(title=_title(kind), xlabel="step", ylim=(0, None))
-        axes.legend(title="solid: test\ndashed: training")
     panels[0].set_ylabel("error (%)")
 
 
-def depths(result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]) -> None:
-    """Draw the final training error against depth: means as lines, seeds as dots."""
-    (axes,) = panels
-    for index, kind in enumerate(kinds):
-        nets = [net for net in result.nets if net.shortcut == kind]
-        colour = _kind_colour(index)
-        layers = [net.layers for net in nets]
-        means = [100 * result.training_error(net).mean for net in nets]
-        axes.plot(layers, means, color=colour, label=_title(kind))
-        for net in nets:
-            errors = [100 * course.training_error for course in result.of(net)]
-            at = [net.layers] * len(errors)
-            axes.plot(at, errors, _MARKS[kind], color=colour, alpha=0.6)
-    axes.set(
-        xlabel="layers",
-        ylabel="training error at the end (%)",
-        xticks=sorted({net.layers for net in result.nets}),
-        ylim=(0, None),
-    )
-    axes.legend(title="dots: single seeds")
+def _by_layer(field: str, ylabel: str, every: int = 1) -> _Draw:
+    """Return what draws a field of the snapshots against the layer."""
+
+    def draw(
+        result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
+    ) -> None:
+        for axes, kind in zip(panels, kinds, strict=True):
+            for net, colour in _coloured(result, kind):
+                courses = [course for course in result.of(net) if course.snapshots]
+                if not courses:
+                    continue
+                for place, width in ((0, 0.9), (len(courses[0].snapshots) // 2, 2.2)):
+                    values = _mean_snapshot(courses, place, field)[::every]
+                    label = f"{net.layers} layers" if width > 1 else None
+                    at = range(1, every * len(values) + 1, every)
+                    axes.plot(at, values, color=colour, linewidth=width, label=label)
+            axes.set(title=_title(kind), xlabel="layer, from the input", yscale="log")
+        panels[0].set_ylabel(ylabel)
+
+    return draw
 
 
-def gradients(
-    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
-) -> None:
-    """Draw the norm of each layer's gradient, at first (thin) and half-way (bold)."""
-    _by_layer(result, panels, kinds, "gradients")
-    panels[0].set_ylabel("norm of the gradient of a layer's weights")
-
-
-def activations(
-    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
-) -> None:
-    """Draw the scale of each layer's activation, at first (thin) and half-way."""
-    _by_layer(result, panels, kinds, "activations")
-    panels[0].set_ylabel("standard deviation after each ReLU")
-
-
-# Name of the file -> how it is drawn, its title, and whether kinds have panels.
-PLOTS: dict[str, tuple[Draw, str, bool]] = {
-    "depth.png": (depths, "What more layers do to the training error", False),
-    "curves.png": (curves, "How plain and residual nets learn", True),
-    "gradients.png": (
-        gradients, "What reaches each layer on the way back", True,
+# File name -> what it shows.
+PLOTS = {
+    "depth.png": Plot(
+        "Training error by depth",
+        "Training error at the end by number of layers. A deeper model could copy a "
+        "shallow one and let its other layers compute the identity, so its training "
+        "error need not be higher. Plain models do not find this solution; with "
+        "shortcuts, a layer only needs to output 0 to be the identity.",
+        _depths,
+        "markers: single seeds",
+        by_kind=False,
     ),
-    "activations.png": (
-        activations, "What is left of the signal on the way forward", True,
+    "curves.png": Plot(
+        "Error during training",
+        "Error by step, mean over the seeds. Training errors are measured on the "
+        "training batches.",
+        _curves,
+        "solid: test\ndashed: training",
     ),
-}  # fmt: skip
-
-
-def draw(result: StudyResult, name: str) -> bytes:
-    """Draw one of `PLOTS` as a PNG."""
-    import matplotlib as mpl
-
-    # Not pyplot, which would start a window system and keep figures.
-    from matplotlib.figure import Figure
-
-    function, title, divided = PLOTS[name]
-    kinds = list(dict.fromkeys(net.shortcut for net in result.nets))
-    count = len(kinds) if divided else 1
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(max(6.4, 4.3 * count), 4.2), layout="constrained")
-        panels = list(figure.subplots(1, count, sharey=True, squeeze=False)[0])
-        function(result, panels, kinds)
-        family = find_family(result.conditions["family"]).title
-        figure.suptitle(f"{title}\n{family}, on {result.data}")
-        written = io.BytesIO()
-        # Nothing that differs from one writing to the next.
-        figure.savefig(written, format="png", dpi=_DPI, metadata={"Software": None})
-    return written.getvalue()
-
-
-def _by_layer(
-    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str], field: str
-) -> None:
-    for axes, kind in zip(panels, kinds, strict=True):
-        for net, colour in _coloured(result, kind):
-            courses = [course for course in result.of(net) if course.snapshots]
-            if not courses:
-                continue
-            for place, width in ((0, 0.9), (len(courses[0].snapshots) // 2, 2.2)):
-                values = _mean_snapshot(courses, place, field)
-                label = f"{net.layers} layers" if width > 1 else None
-                at = range(1, len(values) + 1)
-                axes.plot(at, values, color=colour, linewidth=width, label=label)
-        axes.set(title=_title(kind), xlabel="layer, from the image", yscale="log")
-        axes.legend(title="thin: first step\nbold: half-way")
+    "gradients.png": Plot(
+        "Gradient norm by layer",
+        "Norm of the gradient of each layer's weights, mean over the seeds. Where it "
+        "differs by powers of ten between layers, no single learning rate suits all "
+        "of them.",
+        _by_layer("gradients", "norm of the weight gradient"),
+        "thin: first step\nthick: halfway",
+    ),
+    "activations.png": Plot(
+        "Activation scale by layer",
+        "Standard deviation of the activations after each block, mean over the seeds. "
+        "Batch normalisation keeps it constant in a plain model; in a residual model "
+        "every block adds to it.",
+        # Every second ReLU: the first layer's and the last of each block of two
+        # layers. Those inside blocks have another scale, as nothing is added there.
+        _by_layer("activations", "standard deviation of the activation", every=2),
+        "thin: first step\nthick: halfway",
+    ),
+}
+PLOT_SECTIONS = tuple(PLOTS)
 
 
 def _coloured(result: StudyResult, kind: str) -> list[tuple[Net, str]]:
     depths = sorted({net.layers for net in result.nets})
     nets = [net for net in result.nets if net.shortcut == kind]
-    return [(net, _COLOURS[depths.index(net.layers) % len(_COLOURS)]) for net in nets]
-
-
-def _kind_colour(index: int) -> str:
-    return ("#D55E00", "#0072B2", "#009E73", "#CC79A7")[index % 4]
+    count = len(_DEPTH_COLOURS)
+    return [(net, _DEPTH_COLOURS[depths.index(net.layers) % count]) for net in nets]
 
 
 def _title(kind: str) -> str:
@@ -167,105 +227,3 @@ def _mean_snapshot(courses: Sequence[Course], place: int, field: str) -> list[An
         for course in courses
     ]
     return [mean(values) for values in zip(*seen, strict=True)]
-
-
-PAGE = "study.html"
-PLOT_SECTIONS = tuple(PLOTS)
-_SAYS = {
-    "depth.png": (
-        "Training error at the end, against depth. A deeper net could copy a shallow "
-        "one and let its other layers pass everything on, so its training error need "
-        "not be higher. A plain net does not find that; a residual net begins with it."
-    ),
-    "curves.png": (
-        "Error against steps, mean over the seeds. Training errors are those of the "
-        "batches, as they were trained on."
-    ),
-    "gradients.png": (
-        "The norm of the gradient of every layer's weights, mean over the seeds. Where "
-        "it changes by powers of ten from layer to layer, no single learning rate "
-        "suits them all."
-    ),
-    "activations.png": (
-        "The scale of the signal after every ReLU, mean over the seeds. Batch "
-        "normalisation holds it in a plain net; in a residual net every block adds to "
-        "it."
-    ),
-}
-
-
-def write_page(result: StudyResult) -> None:
-    """Write the plots and `study.html` into the folder, each in one step."""
-    drawn = {name: draw(result, name) for name in PLOT_SECTIONS}
-    for name, content in drawn.items():
-        with atomic_file(result.folder / name) as temporary:
-            temporary.write_bytes(content)
-    family = find_family(result.conditions["family"])
-    title = f"Depth, with shortcuts and without: {result.data}"
-    body = [
-        tag("h1", title),
-        tag("p", " ".join(result.conclusion), class_="lead"),
-        tag("p", _setting(result, family.title)),
-        _figure("depth.png", drawn["depth.png"]),
-        tag("h2", "Every net"),
-        _table(result),
-        tag("h2", "How they got there"),
-        *(_figure(name, drawn[name]) for name in PLOT_SECTIONS if name != "depth.png"),
-    ]
-    write_text(Path(result.folder) / PAGE, document(title, STYLE, body))
-
-
-def rows(result: StudyResult) -> list[tuple[str, ...]]:
-    """Return the table of a study: net, parameters, errors in %, seconds, seeds."""
-    found: list[tuple[str, ...]] = []
-    for net in result.nets:
-        courses = result.of(net)
-        seconds = sum(course.seconds for course in courses) / len(courses)
-        found.append(
-            (
-                net.label,
-                f"{courses[0].parameters:,}",
-                str(result.training_error(net)),
-                str(result.test_error(net)),
-                f"{seconds:,.0f}",
-                str(len(courses)),
-            )
-        )
-    return found
-
-
-COLUMNS = (
-    "net",
-    "parameters",
-    "training error (%)",
-    "test error (%)",
-    "seconds a seed",
-    "seeds",
-)
-
-
-def _table(result: StudyResult) -> Html:
-    caption = "Errors at the end: mean over the seeds ± standard deviation"
-    return table(caption, COLUMNS, rows(result))
-
-
-def _setting(result: StudyResult, family: str) -> str:
-    names = ("name", "batch_size", "learning_rate")
-    recipe, batch, rate = (result.conditions[f"recipe's {name}"] for name in names)
-    return (
-        f"The {family}, from images of {result.conditions['size']} pixels: recipe "
-        f"{recipe}, batches of {batch}, learning rate {rate:g}, {_length(result)}, "
-        f"{result.conditions['precision']}. Nets of one depth differ in their "
-        "shortcuts alone."
-    )
-
-
-def _length(result: StudyResult) -> str:
-    ends = [course.points[-1].step for course in result.courses if course.points]
-    return f"{max(ends, default=0):,} steps"
-
-
-def _figure(name: str, content: bytes) -> Html:
-    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    picture = tag("img", src=source, alt=_SAYS[name], style="max-width: 100%")
-    return tag("figure", picture, tag("figcaption", _SAYS[name]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from reszoo import defaults
 from reszoo.cards import new_card
 from reszoo.console import say
 from reszoo.data.pipeline import Augmentation
@@ -32,7 +33,6 @@ from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
 from reszoo.training.state import Stop, Stopped, check_same, stopping
 
 _FILES = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
-_RECIPE = "he2015-cifar"
 # The digits are 8 x 8: small enough to train over a hundred layers in seconds.
 _DIGITS_SIZE, _SIZE = 8, 32
 # What makes the paper's recipe fit some 1,300 of them.
@@ -60,19 +60,19 @@ _CARRIED_OUT = LEARNING | {
 
 
 def study(
-    family: str = "cifar",
-    data: Data = "digits",
+    family: str = defaults.STUDY_FAMILY,
+    data: Data = defaults.STUDY_DATA,
     *,
     layers: Sequence[int] | None = None,
-    shortcuts: Sequence[str] = ("none", "identity"),
-    seeds: int = 3,
+    shortcuts: Sequence[str] = defaults.STUDY_SHORTCUTS,
+    seeds: int = defaults.STUDY_SEEDS,
     seed: int = 0,
     size: int | None = None,
-    recipe: str | Recipe = _RECIPE,
-    output: str | os.PathLike[str] = "study",
+    recipe: str | Recipe = defaults.STUDY_RECIPE,
+    output: str | os.PathLike[str] = defaults.STUDY_OUTPUT,
     resume: bool = False,
     overwrite: bool = False,
-    save_every: float = 300.0,
+    save_every: float = defaults.SAVE_EVERY,
     **fields: Any,
 ) -> StudyResult:
     """Show what depth does to nets with and without shortcuts.
@@ -186,7 +186,7 @@ def _settled(
 ) -> Recipe:
     """Return the recipe with the study's own defaults, if it can be carried out."""
     usual = {"steps": family.digits_steps, **_DIGITS_FIELDS}
-    if not _is_digits(source) or recipe != _RECIPE:
+    if not _is_digits(source) or recipe != defaults.STUDY_RECIPE:
         usual = {}
     if "epochs" in fields:
         usual.pop("steps", None)
@@ -202,7 +202,8 @@ def _settled(
         raise UsageError(
             "A study trains whole nets from scratch on images that are shifted and "
             f"mirrored at most. Received: recipe={settled.name!r} with "
-            f"{', '.join(beyond)}; take {_RECIPE!r} or 'cifar', without these."
+            f"{', '.join(beyond)}; take {defaults.STUDY_RECIPE!r} or 'cifar', without "
+            "these."
         )
     return settled
 

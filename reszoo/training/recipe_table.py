@@ -7,6 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_origin
 
+from reszoo import defaults
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, fitted, options_of
 from reszoo.training.schedules import rescaled_decay
@@ -289,7 +290,9 @@ def repeating(
     """
     options = {
         "weights": None if weights is None else str(weights),
-        "bad_images": None if bad_images == "skip" else bad_images,
+        "bad_images": None
+        if bad_images == defaults.TRAINING_BAD_IMAGES
+        else bad_images,
         "strategy": strategy,
         "output": None if output is None else str(output),
     }

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.data.checks import find_unreadable
@@ -74,8 +75,8 @@ def train(
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    bad_images: str = "skip",
-    save_every: float = 300.0,
+    bad_images: str = defaults.TRAINING_BAD_IMAGES,
+    save_every: float = defaults.SAVE_EVERY,
     strategy: str | None = None,
     **fields: Any,
 ) -> TrainResult:

@@ -1,0 +1,428 @@
+"""The report of an export: its files, how good they are, and which to use for what."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from PIL import Image
+
+from reszoo.cards import Card
+from reszoo.files import write_text
+from reszoo.report.page import (
+    Table,
+    environment,
+    number,
+    printable,
+    render,
+    shell_command,
+    thumbnail,
+)
+from reszoo.report.run import recipe_defaults
+from reszoo_export.formats import FORMATS
+from reszoo_export.manifest import Disagreement, FileRecord, Latency, Manifest
+from reszoo_export.verification.reference import Reference
+
+# A quantised file that loses more than this is not recommended.
+_MOST_LOST = 0.005
+_LEAST_AGREEMENT = 0.98
+# Ratios of latencies below this count as equally fast.
+_ALIKE = 1.1
+# Smaller differences are floating-point rounding: a sentence instead of pictures.
+_ROUNDING = 0.01
+# Underscores inside words are no emphasis in GitHub's Markdown.
+_MARKUP = r"[\\`*<>\[\]|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
+
+
+class Outside(str):
+    """Text that others chose, such as a label or a path: a code span in Markdown."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """A purpose, and the formats that suit it.
+
+    Attributes:
+        name: What the file is for.
+        formats: Best first.
+        why: What the purpose requires.
+        here: Whether the file runs on machines like the one that measured, so that a
+            file which is slower here is not recommended.
+    """
+
+    name: str
+    formats: tuple[str, ...]
+    why: str
+    here: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """Which file to use for a purpose.
+
+    Attributes:
+        use: The purpose.
+        file: The file's name; None where no exported file suits it.
+        reason: Why, in sentences.
+    """
+
+    use: str
+    file: str | None
+    reason: str
+
+
+USES = (
+    Use(
+        name="Phone with a GPU",
+        formats=("tflite-fp16", "tflite"),
+        why="Mobile GPUs compute in float16, and their delegates take float32 pixels.",
+    ),
+    Use(
+        name="Phone CPU",
+        formats=("tflite-int8", "tflite-dynamic", "tflite-fp16", "tflite"),
+        why="ARM CPUs compute several times faster in int8 than in float32.",
+    ),
+    Use(
+        name="Server",
+        formats=("onnx-int8", "onnx"),
+        why="ONNX Runtime runs on CPUs and GPUs without TensorFlow.",
+        here=True,
+    ),
+    Use(
+        name="TensorFlow Serving",
+        formats=("saved_model",),
+        why="It serves the versioned folder as it is.",
+    ),
+    Use(
+        name="Browser with WebGPU",
+        formats=("onnx-fp16", "onnx"),
+        why="Small files download faster, and GPUs compute in float16.",
+    ),
+    Use(
+        name="Browser without WebGPU",
+        formats=("onnx-int8", "onnx"),
+        why="Small files download faster; WebAssembly then runs them on the CPU.",
+    ),
+)
+
+
+def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:
+    """Write `REPORT.md` and `report.html` into the folder of an export.
+
+    Both are the same for the same export, apart from what was measured.
+
+    Args:
+        folder: Where the files are.
+        manifest: What was written and measured.
+        reference: The images that `Disagreement.image` indexes.
+    """
+    content = _content(manifest, reference)
+    # The same style as a run's report.
+    write_text(folder / "report.html", render("export.html.j2", **content))
+    template = environment(escape_markdown).get_template("export.md.j2")
+    write_text(folder / "REPORT.md", template.render(content, cell=markdown_cell))
+
+
+def advise(manifest: Manifest) -> list[Advice]:
+    """Return one piece of advice per use; only verified files are recommended."""
+    records = {record.format: record for record in manifest.files}
+    return [_advice(use, records) for use in USES]
+
+
+def escape_markdown(value: object) -> Markup:
+    """Escape a value for use within a line of GitHub's Markdown.
+
+    Text from outside becomes a code span, in which nothing is markup. `Markup` stays
+    as it is.
+    """
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, Outside):
+        return Markup(code_span(value))
+    return Markup(re.sub(_MARKUP, r"\\\g<0>", printable(value)))
+
+
+def markdown_cell(value: object) -> Markup:
+    """Escape a value for use in a table."""
+    # A bar ends a cell even inside a code span (GFM, 4.10).
+    if isinstance(value, Outside):
+        return Markup(code_span(value).replace("|", r"\|"))
+    return escape_markdown(value)
+
+
+def code_span(text: str) -> str:
+    """Return text as a code span. Source: CommonMark 0.31, 6.1."""
+    shown = printable(text)
+    longest = max(map(len, re.findall("`+", shown)), default=0)
+    fence = "`" * (longest + 1)
+    padding = " " if longest or not shown.strip() else ""
+    return f"{fence}{padding}{shown}{padding}{fence}"
+
+
+def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
+    """Return what both templates show."""
+    card, files = manifest.card, manifest.files
+    features = manifest.options.outputs == "features"
+    found = [each.verification for each in files]
+    verified = [each.file for each in files if not each.verification.problems]
+    return {
+        "features": features,
+        "title": f"Export of {card.architecture.spec}",
+        "spec": Outside(card.architecture.spec),
+        "verified": len(verified),
+        "files": files,
+        "found": next((each for each in found if each.answered), found[0]),
+        "problems": [Outside(problem) for problem in manifest.problems],
+        "answers": _answer_table(files),
+        "runtimes": sorted({each.runtime for each in found}),
+        "costs": _cost_table(files),
+        "latency": next((each.latency for each in files if each.latency), None),
+        "advice": advise(manifest),
+        "card": card,
+        "tensors": _tensor_table(files),
+        "differences": [_difference(each, card, reference) for each in files],
+        "commands": [
+            (purpose, shell_command(["reszoo", *arguments]))
+            for purpose, arguments in _commands(verified, features=features)
+        ],
+        "licences": [
+            Outside(value)
+            for name, value in _leaves(card.provenance)
+            if name.endswith("licence")
+        ],
+        "origin": _origin_table(card),
+    }
+
+
+def _advice(use: Use, records: Mapping[str, FileRecord]) -> Advice:
+    rejected: list[str] = []
+    for record in (records[name] for name in use.formats if name in records):
+        base = _float_twin(record, records)
+        doubt = _doubt(record, base, use)
+        if not doubt:
+            reason = " ".join([use.why, *_compared(record, base), *rejected])
+            return Advice(use=use.name, file=record.file, reason=reason)
+        rejected.append(f"{record.file} is not recommended: {doubt}.")
+    if wanted := [name for name in use.formats if name not in records]:
+        add = "Add" if rejected else "Not exported; add"
+        rejected.append(f"{add} --formats {wanted[0]}.")
+    return Advice(use=use.name, file=None, reason=" ".join(rejected))
+
+
+def _float_twin(
+    record: FileRecord, records: Mapping[str, FileRecord]
+) -> FileRecord | None:
+    """Return the verified float32 file of the same runtime, if it is another one."""
+    twin = records.get(FORMATS[record.format].runtime)
+    if twin is None or twin is record or twin.verification.problems:
+        return None
+    return twin
+
+
+def _doubt(record: FileRecord, base: FileRecord | None, use: Use) -> str | None:
+    """Return why a file is not recommended, or None."""
+    if record.verification.problems:
+        return "its verification failed"
+    if FORMATS[record.format].precision in ("float32", "float16"):
+        return None
+    lost = _lost(record)
+    if lost is not None and lost > _MOST_LOST:
+        return f"it loses {100 * lost:.2f} points of accuracy"
+    agreement = record.verification.agreement
+    if lost is None and agreement < _LEAST_AGREEMENT:
+        return f"it agrees with the model on only {agreement:.2%} of the images"
+    speed = _speed(record, base)
+    if use.here and base and speed is not None and speed < 1:
+        return f"it is {1 / speed:.1f} times slower than {base.file} on this machine"
+    return None
+
+
+def _compared(record: FileRecord, base: FileRecord | None) -> list[str]:
+    """Return sentences on size, speed and accuracy."""
+    told = []
+    if base is not None:
+        size = f"{base.bytes / record.bytes:.1f} times smaller than {base.file}"
+        told.append(f"It is {size}{_in_words(_speed(record, base))}.")
+    elif record.latency is not None:
+        told.append(f"One image takes {record.latency.median_ms:.2f} ms here.")
+    found = record.verification
+    if found.top5_agreement is None:
+        told.append(f"Its features' cosine with the model's is {found.agreement:.4f}.")
+    elif _lost(record) is None:
+        told.append(f"Its top-1 agreement with the model is {found.agreement:.2%}.")
+    else:
+        told.append(f"Its accuracy is {found.accuracy:.2%},")
+        told.append(f"the model's is {found.model_accuracy:.2%}.")
+    return told
+
+
+def _lost(record: FileRecord) -> float | None:
+    found = record.verification
+    if found.accuracy is None or found.model_accuracy is None:
+        return None
+    # Rounded, for 0.97 - 0.965 is more than 0.005 in floating point.
+    return round(found.model_accuracy - found.accuracy, 9)
+
+
+def _speed(record: FileRecord, base: FileRecord | None) -> float | None:
+    if base is None or base.latency is None or record.latency is None:
+        return None
+    return base.latency.median_ms / record.latency.median_ms
+
+
+def _in_words(speed: float | None) -> str:
+    if speed is None:
+        return ""
+    if 1 / _ALIKE < speed < _ALIKE:
+        return " and equally fast here"
+    faster = speed > 1
+    times = speed if faster else 1 / speed
+    return f" and {times:.1f} times {'faster' if faster else 'slower'} here"
+
+
+def _answer_table(files: Sequence[FileRecord]) -> Table:
+    columns = (
+        "file", "status", "accuracy", "top-1 agreement", "top-5 agreement",
+        "largest difference", "mean difference", "confidence change",
+    )  # fmt: skip
+    rows = [
+        [
+            record.file,
+            "FAILED" if found.problems else "verified",
+            number(found.accuracy, ".2%"),
+            number(found.agreement, ".2%"),
+            number(found.top5_agreement, ".2%"),
+            f"{found.max_difference:.1e}",
+            f"{found.mean_difference:.1e}",
+            number(found.drift, "+.1e"),
+        ]
+        for record in files
+        for found in [record.verification]
+    ]
+    return Table("Each file compared with the model", columns, rows, (0, 1))
+
+
+def _cost_table(files: Sequence[FileRecord]) -> Table:
+    columns = (
+        "file", "size", "median latency", "p90", "p99", "images/s", "cold start",
+        "memory",
+    )  # fmt: skip
+    rows = [
+        [each.file, f"{each.bytes / 1e6:,.2f} MB", *_latency_cells(each.latency)]
+        for each in files
+    ]
+    return Table("Size, latency and memory of each file", columns, rows)
+
+
+def _latency_cells(latency: Latency | None) -> list[str]:
+    if latency is None:
+        return ["-"] * 6
+    times = (latency.median_ms, latency.p90_ms, latency.p99_ms)
+    return [
+        *(f"{each:.2f} ms" for each in times),
+        f"{latency.images_per_second:,.0f}",
+        "-" if latency.cold_ms is None else f"{latency.cold_ms:,.0f} ms",
+        "-" if latency.memory_mb is None else f"{latency.memory_mb:,.0f} MB",
+    ]
+
+
+def _tensor_table(files: Sequence[FileRecord]) -> Table:
+    rows = [
+        [record.file, kind, tensor["name"], tensor["dtype"], _shape(tensor)]
+        for record in files
+        for kind, tensors in (("input", record.inputs), ("output", record.outputs))
+        for tensor in tensors
+    ]
+    columns = ("file", "kind", "name", "dtype", "shape")
+    return Table("Inputs and outputs", columns, rows, (0, 1, 2, 3, 4))
+
+
+def _shape(tensor: Mapping[str, Any]) -> str:
+    sides = ["batch" if side in (-1, None) else str(side) for side in tensor["shape"]]
+    shape = " x ".join(sides)
+    if "scale" not in tensor:
+        return shape
+    return f"{shape}, scale {tensor['scale']:.6g}, zero point {tensor['zero_point']}"
+
+
+def _difference(record: FileRecord, card: Card, reference: Reference) -> dict[str, Any]:
+    """Return what is shown of the images on which a file differs most."""
+    worst = record.verification.worst
+    same = all(each.model_label == each.file_label for each in worst)
+    largest = max((each.difference for each in worst), default=None)
+    return {
+        "file": record.file,
+        "largest": largest,
+        "rounding": largest is None or (same and largest < _ROUNDING),
+        "images": [_compared_image(each, card, reference) for each in worst],
+    }
+
+
+def _compared_image(
+    each: Disagreement, card: Card, reference: Reference
+) -> dict[str, Any]:
+    real = each.image < len(reference.labels)
+    truth = card.label(int(reference.labels[each.image])) if real else None
+    return {
+        "index": each.image,
+        "truth": truth and Outside(truth),
+        "picture": thumbnail(Image.fromarray(reference.images[each.image])),
+        "model": (Outside(each.model_label), each.model_probability),
+        "file": (Outside(each.file_label), each.file_probability),
+        "difference": each.difference,
+    }
+
+
+def _commands(
+    verified: Sequence[str], *, features: bool
+) -> list[tuple[str, list[str]]]:
+    """Return what to run in the export's folder, and what it does."""
+    if not verified:
+        return []
+    # A lone file starts at once, a SavedModel loads TensorFlow first.
+    one = next((file for file in verified if file != "saved_model"), verified[0])
+    of_classifiers = [
+        ("Classify an image:", ["predict", one, "IMAGE"]),
+        ("Measure the accuracy on labelled images:", ["evaluate", one, "DATA"]),
+    ]
+    return [
+        ("Verify all files again, from this folder alone:", ["verify", "."]),
+        *(of_classifiers if not features else []),
+        ("Measure the latency on this machine:", ["benchmark", *verified]),
+    ]
+
+
+def _origin_table(card: Card) -> Table:
+    leaves = [*_leaves(card.provenance), *_leaves({"versions": card.versions})]
+    rows = [[Outside(name), Outside(value)] for name, value in leaves]
+    rows += [
+        [Outside(f"{metric.name} on {metric.data}"), Outside(f"{metric.value:.4f}")]
+        for metric in card.metrics
+    ]
+    return Table("Provenance of the weights", ("field", "value"), rows, (0, 1))
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the leaves of nested mappings, under names with dots between.
+
+    Of a recipe, only its name and the fields that differ from it.
+    """
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            shown = _changed(value) if name == "recipe" else value
+            yield from _leaves(shown, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", str(value)
+
+
+def _changed(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = recipe_defaults(recipe.get("name"))
+    return {
+        name: value
+        for name, value in recipe.items()
+        if name == "name" or name not in defaults or value != defaults[name]
+    }

@@ -1,0 +1,27 @@
+"""Defaults that the Python functions and the command line share.
+
+A module of its own: `--help` shows them, and must not load TensorFlow.
+"""
+
+# Policies for unreadable images: training leaves them out, what measures stops.
+BAD_IMAGES = "error"
+TRAINING_BAD_IMAGES = "skip"
+
+# Seconds between two states within an epoch: at most this much work is lost.
+SAVE_EVERY = 300.0
+
+FORMATS = ("saved_model", "tflite", "onnx")
+SAVED_MODEL_VERSION = 1
+
+TOP = 5
+
+BATCH_SIZES = (1, 8)
+ROUNDS = 4
+SECONDS = 1.0
+
+STUDY_FAMILY = "cifar"
+STUDY_DATA = "digits"
+STUDY_SHORTCUTS = ("none", "identity")
+STUDY_SEEDS = 3
+STUDY_RECIPE = "he2015-cifar"
+STUDY_OUTPUT = "study"

@@ -1,0 +1,218 @@
+"""Render reports from templates: escaping, tables, pictures and figures."""
+
+import base64
+import functools
+import io
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_THUMBNAIL = 128  # longest side of a picture, in pixels
+# Okabe and Ito's blue and vermillion, and an ink. The pages' style sheet defines the
+# variables, with lighter colours of the same set for dark screens.
+BLUE, VERMILLION, INK = "#0072b2", "#d55e00", "#123456"
+_VARIABLES = {
+    BLUE: "var(--training)",
+    VERMILLION: "var(--validation)",
+    INK: "currentColor",
+}
+_STYLE: dict[str, Any] = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.alpha": 0.2,
+    "legend.frameon": False,
+}
+_SVG_STYLE: dict[str, Any] = {
+    **_STYLE,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "font.size": 10.5,
+    "grid.color": INK,
+    "svg.fonttype": "none",  # text stays text, in the page's own font
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report.
+
+    Attributes:
+        caption: What it shows.
+        columns: Column heads.
+        rows: Cells; the first of each row is its head.
+        text_columns: Indices of the columns that hold text; the others hold numbers.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside a page.
+
+    Attributes:
+        source: A `data:` URL.
+        pixelated: Whether it is so small that its pixels should stay sharp.
+    """
+
+    source: str
+    pixelated: bool = False
+
+
+def render(template: str, **values: object) -> str:
+    """Render a template of this package as HTML.
+
+    Every value is escaped; only `Markup` is inserted as it is.
+
+    Args:
+        template: Its file name, such as "run.html.j2".
+        **values: The template's variables; a missing one is an error.
+    """
+    return environment(escape_html).get_template(template).render(values)
+
+
+@functools.cache
+def environment(escape: Callable[[object], Markup]) -> Environment:
+    """Return an environment in which `escape` is applied to every value.
+
+    Args:
+        escape: Returns its argument if it is `Markup`, else escapes it.
+    """
+    made = Environment(
+        loader=PackageLoader("reszoo.report"),
+        autoescape=True,
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters["number"] = number
+    return made
+
+
+def escape_html(value: object) -> Markup:
+    """Escape a value for use between tags and in quoted attributes.
+
+    Invisible characters are shown as escapes, see `printable`.
+    """
+    return value if isinstance(value, Markup) else Markup.escape(printable(value))
+
+
+def printable(value: object) -> str:
+    """Return text in which invisible characters are shown as escapes.
+
+    Those are, for example, line breaks, changes of direction, and the halves of a
+    file name that is not valid UTF-8.
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def number(value: float | None, spec: str = ",") -> str:
+    """Format a number, as `format` does; "-" for None."""
+    return "-" if value is None else format(value, spec)
+
+
+def thumbnail(picture: Image.Image) -> Picture:
+    """Return a picture as a small JPEG without its metadata."""
+    small = picture.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    clean = Image.new("RGB", small.size)
+    clean.paste(small)
+    written = io.BytesIO()
+    clean.save(written, "JPEG", quality=85)
+    return Picture(
+        source=_data_url("image/jpeg", written.getvalue()),
+        pixelated=max(clean.size) <= _THUMBNAIL // 2,
+    )
+
+
+def png_picture(content: bytes) -> Picture:
+    """Return the content of a PNG file as a picture."""
+    return Picture(source=_data_url("image/png", content))
+
+
+def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> Markup:
+    """Draw a figure as an `<svg>` element in the colours of the page.
+
+    Args:
+        name: Keeps its ids apart from those of the page's other figures.
+        label: Says what it shows, for screen readers.
+        draw: Draws on an empty figure, in `BLUE`, `VERMILLION` and `INK`.
+    """
+    # Nothing that differs from one rendering to the next.
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    style = {**_SVG_STYLE, "svg.hashsalt": name}
+    written = _figure(draw, (4.8, 3.2), style, format="svg", metadata=nothing).decode()
+    # Groups are named alike in every figure, and an id must be unique on a page.
+    drawn = re.sub('<g id="[^"]*"', "<g", written)
+    for colour, variable in _VARIABLES.items():
+        drawn = drawn.replace(colour, variable)
+    shape = drawn[drawn.index("<svg") + len("<svg") :]
+    # Matplotlib escapes the texts that it draws.
+    return Markup(f'<svg role="img" aria-label="{escape_html(label)}"{shape}')
+
+
+def png(draw: "Callable[[Figure], None]", width: float, height: float) -> bytes:
+    """Draw a figure of some inches as a PNG file, the same bytes each time."""
+    style = {**_STYLE, "axes.titlesize": 11, "font.size": 10}
+    return _figure(
+        draw, (width, height), style, format="png", dpi=130, metadata={"Software": None}
+    )
+
+
+def shell_command(arguments: Sequence[str]) -> str:
+    """Quote arguments so that bash and zsh pass them on as they are."""
+    return " ".join(map(_quoted, arguments))
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(
+    draw: "Callable[[Figure], None]",
+    size: tuple[float, float],
+    style: Any,
+    **options: Any,
+) -> bytes:
+    import matplotlib as mpl
+
+    # Not pyplot, which would start a window system and keep figures.
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        written = io.BytesIO()
+        transparent = options["format"] == "svg"
+        figure.savefig(written, transparent=transparent, **options)
+    return written.getvalue()
+
+
+def _quoted(argument: str) -> str:
+    if argument.isprintable():
+        return shlex.quote(argument)
+    # What cannot be shown could not be copied: each byte as its number.
+    numbers = "".join(f"\\x{byte:02x}" for byte in os.fsencode(argument))
+    return f"$'{numbers}'"
