@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,77 +15,6 @@ from reszoo.data.decoding import Chooser, Decoder
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
-
-
-def epoch_order(
-    count: int, batch_size: int, *, seed: int, epoch: int, repeats: int = 1
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the batches of one epoch.
-
-    The rest that does not fill a batch is left out; another epoch leaves out
-    others. With repeats every batch shows fewer images several times (Hoffer et al.
-    2019, arXiv 1901.09335), so the same number of batches shows a part of the
-    images, as torchvision's RASampler does over all of its devices.
-
-    Args:
-        count: Number of examples.
-        batch_size: Of all devices together.
-        seed: Of the training, not negative.
-        epoch: From 0.
-        repeats: How often a batch shows each of its images.
-
-    Returns:
-        Indices of examples and which repetition it is, from 0: int64
-        `(steps, batch_size)`. Equal indices are as far apart as can be, so that
-        devices and mixup's neighbours have different images.
-    """
-    steps, distinct = count // batch_size, -(-batch_size // repeats)
-    order = np.random.default_rng((seed, epoch)).permutation(count)
-    shown = order[: steps * distinct].reshape(steps, 1, distinct)
-    indices = np.broadcast_to(shown, (steps, repeats, distinct))
-    copies = np.broadcast_to(np.arange(repeats)[:, None], indices.shape)
-    # Where repetitions do not fill a batch evenly, some images lack their last one.
-    kept = [part.reshape(steps, -1)[:, :batch_size] for part in (indices, copies)]
-    return kept[0].astype(np.int64), kept[1].astype(np.int64)
-
-
-def epoch_slots(
-    count: int, batch_size: int, *, seed: int, epoch: int, repeats: int = 1
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return the content of every place in the batches of one epoch.
-
-    Args:
-        count: Number of examples.
-        batch_size: Of all devices together.
-        seed: Of the training, not negative.
-        epoch: From 0.
-        repeats: How often a batch shows each of its images.
-
-    Returns:
-        Indices of examples, int64 `(steps, batch_size)`; keys for their variations,
-        int64 `(steps, batch_size, 2)`; and numbers from [0, 1) for what is done to
-        whole batches, float32 `(steps, batch_size, 3)`. Keys and numbers belong to
-        an image and its repetition, not to the place.
-    """
-    indices, copies = epoch_order(
-        count, batch_size, seed=seed, epoch=epoch, repeats=repeats
-    )
-    key, variants = epoch_key(seed, epoch), indices * repeats + copies
-    keys = np.stack([np.full_like(variants, key), variants], axis=-1)
-    draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
-    return indices, keys, draws[variants]
-
-
-def epoch_key(seed: int, epoch: int) -> int:
-    """Return a number for the random variations of an epoch, below 2**63.
-
-    Args:
-        seed: Of any size, not negative.
-        epoch: From 0.
-    """
-    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
-
 
 # Batches made ahead. Left to itself tf.data may keep ever more of them.
 _AHEAD = 2
@@ -176,7 +105,7 @@ def training_batches(
         where `part` is `batch_size` over the number of workers.
 
     Raises:
-        UsageError: The batch cannot be split among the workers or into repetitions.
+        UsageError: The batch cannot be split among the workers.
     """
     worker, workers = shard
     if batch_size % workers:
@@ -188,18 +117,12 @@ def training_batches(
     load = _loader(Decoder(examples), preprocessing, augmentation)
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
-        """Return the content of every place in an epoch: index, key, target, draws."""
-        indices, keys, draws = epoch_slots(
-            len(examples), batch_size, seed=seed, epoch=int(number), repeats=repeats
+        slots = _epoch_slots(
+            examples.targets, batch_size, seed=seed, epoch=int(number), repeats=repeats
         )
         mine = np.s_[first:, worker * part : (worker + 1) * part]
-        indices, keys, draws = indices[mine], keys[mine], draws[mine]
-        return [
-            indices.ravel(),
-            keys.reshape(-1, keys.shape[-1]),
-            examples.targets[indices].ravel(),
-            draws.reshape(-1, draws.shape[-1]),
-        ]
+        # One row for each place, without the axis of steps.
+        return [each[mine].reshape(-1, *each.shape[2:]) for each in slots]
 
     # Nothing in it is for AutoGraph, which takes longer than all of the tracing.
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -218,6 +141,61 @@ def training_batches(
     finish = _finisher(preprocessing, augmentation)
     finish = tf.autograph.experimental.do_not_convert(finish)
     return batches.map(finish).prefetch(_AHEAD)
+
+
+class _Slots(NamedTuple):
+    """The content of every place in the batches of one epoch.
+
+    Keys and draws belong to an image and its repetition, not to the place.
+
+    Attributes:
+        indices: Of examples, int64 `(steps, batch_size)`.
+        keys: For their variations, int64 `(steps, batch_size, 2)`.
+        targets: int64 `(steps, batch_size)`.
+        draws: Numbers from [0, 1) for what is done to whole batches, float32
+            `(steps, batch_size, 3)`.
+    """
+
+    indices: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    draws: NDArray[np.float32]
+
+
+def _epoch_slots(
+    targets: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int, repeats: int
+) -> _Slots:
+    """Draw the batches of one epoch.
+
+    The rest that does not fill a batch is left out; another epoch leaves out others.
+    With repeats every batch shows fewer images several times (Hoffer et al. 2019,
+    arXiv 1901.09335), so the same number of batches shows a part of the images, as
+    torchvision's RASampler does over all of its devices. Equal indices are as far
+    apart as can be, so that devices and mixup's neighbours have different images.
+
+    Args:
+        targets: int64 `(n,)`, of all examples.
+        batch_size: Of all devices together.
+        seed: Of the training, of any size, not negative.
+        epoch: From 0.
+        repeats: How often a batch shows each of its images.
+    """
+    count = len(targets)
+    steps, distinct = count // batch_size, -(-batch_size // repeats)
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    shown = order[: steps * distinct].reshape(steps, 1, distinct)
+    repeated = np.broadcast_to(shown, (steps, repeats, distinct))
+    numbers = np.broadcast_to(np.arange(repeats)[:, None], repeated.shape)
+    # Where repetitions do not fill a batch evenly, some images lack their last one.
+    indices, numbers = (
+        part.reshape(steps, -1)[:, :batch_size].astype(np.int64)
+        for part in (repeated, numbers)
+    )
+    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    key, variants = int(state[0] >> np.uint64(1)), indices * repeats + numbers
+    keys = np.stack([np.full_like(variants, key), variants], axis=-1)
+    draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
+    return _Slots(indices, keys, targets[indices], draws[variants])
 
 
 def _sliced(
