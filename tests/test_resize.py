@@ -149,7 +149,7 @@ def test_the_images_of_a_list_go_into_folders(tmp_path: Path) -> None:
 
 
 def test_a_drawn_split_stays_when_images_are_left_out(
-    mixed: Path, tmp_path: Path
+    mixed: Path, tmp_path: Path, home: Path
 ) -> None:
     (mixed / "dog" / "0.png").write_bytes(b"")
     (mixed / "cat" / "photo.heic").touch()
@@ -163,6 +163,15 @@ def test_a_drawn_split_stays_when_images_are_left_out(
     assert sorted(folder.name for folder in output.iterdir()) == ["train", "val"]
     with pytest.raises(reszoo.DataError, match=r"photo\.heic cannot be used \(\.heic"):
         resize_images(mixed, tmp_path / "other")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path, home: Path) -> None:
+    root = photos(tmp_path / "p", ("bus", "train"))
+    (root / "train" / "0.png").write_bytes(b"")
+    resize_images(root, tmp_path / "small", side=SIDE, bad_images="skip")
+    after = open_source(tmp_path / "small")
+    check_same_images(open_source(root, bad_images="skip"), after)
+    assert set(after.splits) == {"train", "validation"}
 
 
 def test_truncated_jpegs_are_recovered(mixed: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from reszoo.console import printable
 from reszoo.data.examples import Examples, Records
 from reszoo.data.image_facts import FactTable, examine, examine_records
-from reszoo.data.listing import Listing, why_unsupported
+from reszoo.data.listing import Listing, Unreadable
 from reszoo.data.splits import Indices, check_counts
 from reszoo.errors import DataError, UnknownNameError
 
@@ -20,13 +20,6 @@ POLICIES = {
     "skip": "leave unreadable images out and list them",
     "recover": "as skip, but decode truncated JPEGs as far as they go",
 }
-
-
-class Unreadable(NamedTuple):
-    """An image that is left out: its path or record, and why."""
-
-    path: str
-    reason: str
 
 
 class Checked(NamedTuple):
@@ -75,15 +68,14 @@ def check_files(listing: Listing, policy: str | None) -> Checked:
     if policy is None:
         files = Examples.from_paths(listing.paths, listing.targets)
         return Checked(files.split(listing.splits))
-    unsupported = [Unreadable(p, why_unsupported(p)) for p in listing.unsupported]
-    refuse_first(unsupported, policy)
+    refuse_first(listing.unsupported, policy)
     table = examine(listing.paths)
     files = Examples(listing.targets, paths=listing.paths)
     splits, unreadable = _without_unreadable(
         files, listing.splits, listing.labels, table, policy
     )
     warnings = leak_warnings(listing, table)
-    return Checked(splits, (*unsupported, *unreadable), warnings)
+    return Checked(splits, (*listing.unsupported, *unreadable), warnings)
 
 
 def check_records(

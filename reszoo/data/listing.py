@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ _UNSUPPORTED = (
 )
 
 
+class Unreadable(NamedTuple):
+    """An image that cannot be used: its path or record, and why."""
+
+    path: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Listing:
     """Image files, their targets and splits; no image has been opened.
@@ -43,7 +51,7 @@ class Listing:
         targets: int64 `(n,)`, indices into `labels`.
         splits: Indices into `paths` by name: "train", "validation", "test". Where the
             data has no splits, "all", and "train" and "validation" drawn from it.
-        unsupported: Images of formats that are not supported, such as HEIC.
+        unsupported: Files of formats that are not supported, such as HEIC.
     """
 
     root: str
@@ -51,7 +59,7 @@ class Listing:
     paths: tuple[str, ...]
     targets: NDArray[np.int64]
     splits: Mapping[str, Indices]
-    unsupported: tuple[str, ...] = ()
+    unsupported: tuple[Unreadable, ...] = ()
 
     @property
     def disjoint_splits(self) -> dict[str, Indices]:
@@ -88,12 +96,6 @@ def list_images(data: str | os.PathLike[str]) -> Listing:
     return _read_csv(root)
 
 
-def why_unsupported(path: str) -> str:
-    """Return why an image of `Listing.unsupported` cannot be used."""
-    suffix = Path(path).suffix.lower()
-    return f"{suffix} files are not supported; convert them to PNG or JPEG"
-
-
 def _read_folder(root: Path) -> Listing:
     """List the classes and the image files of a folder.
 
@@ -120,7 +122,7 @@ def _read_folder(root: Path) -> Listing:
     # A split that is drawn needs an image on either side.
     least = 2 if "all" in folders else 1
     paths: list[str] = []
-    unsupported: list[str] = []
+    unsupported: list[Unreadable] = []
     targets, splits = [], {}
     for split, folder in folders.items():
         images, counts, others = _class_images(folder, labels, least)
@@ -161,7 +163,10 @@ def _are_splits(found: dict[str, list[Path]]) -> bool:
 
 
 def _is_class(folder: Path) -> bool:
-    return not _visible_folders(folder) and any(map(any, _images(str(folder))))
+    if _visible_folders(folder):
+        return False
+    images, unsupported = _images(str(folder))
+    return bool(images or unsupported)
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -189,17 +194,17 @@ def _common_labels(root: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
 
 def _class_images(
     folder: Path, labels: tuple[str, ...], least: int
-) -> tuple[list[str], list[int], list[str]]:
-    """Return one split's images, their number by class, and unsupported images."""
+) -> tuple[list[str], list[int], list[Unreadable]]:
+    """Return one split's images, their number by class, and unsupported files."""
     images: list[str] = []
-    unsupported: list[str] = []
+    unsupported: list[Unreadable] = []
     counts = []
     for label in labels:
         found, others = _images(str(folder / label))
         images += found
         unsupported += others
         counts.append(len(found))
-    suffixes = sorted({Path(path).suffix.lower() for path in unsupported})
+    suffixes = sorted({Path(path).suffix.lower() for path, _ in unsupported})
     hint = f" (unsupported files there: {', '.join(suffixes)})" if suffixes else ""
     if not images:
         raise DataError(
@@ -216,15 +221,17 @@ def _class_images(
     return images, counts, unsupported
 
 
-def _images(folder: str) -> tuple[list[str], list[str]]:
-    """Return the images under a folder, and the unsupported ones."""
+def _images(folder: str) -> tuple[list[str], list[Unreadable]]:
+    """Return the images under a folder, and the unsupported files."""
     images, unsupported = [], []
     for path in _walk(folder, os.path.realpath(folder), ()):
         name = path.lower()
         if name.endswith(SUFFIXES):
             images.append(path)
         elif name.endswith(_UNSUPPORTED):
-            unsupported.append(path)
+            suffix = Path(name).suffix
+            reason = f"{suffix} files are not supported; convert them to PNG or JPEG"
+            unsupported.append(Unreadable(path, reason))
     return images, unsupported
 
 
@@ -261,6 +268,8 @@ def _walk(folder: str, real: str, crossed: tuple[str, ...]) -> Iterator[str]:
 
 _COLUMNS = ("path", "label", "split")
 _FORM = "A line is path,label or path,label,split."
+# What `surrogateescape` makes of bytes that are not UTF-8.
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 class _Row(NamedTuple):
@@ -308,22 +317,38 @@ def _read_csv(file: Path) -> Listing:
 def _checked_rows(file: Path) -> Iterator[_Row]:
     """Yield the rows; their split is "all" where the file names none."""
     lines: dict[str, int] = {}
-    with_splits: bool | None = None
+    first: _Row | None = None
     for line, row in _rows(file):
-        _check_text(file, line, row)
-        if row.path in lines:
-            raise _wrong(
-                file, line, f"lists {row.path} again, as line {lines[row.path]} did"
-            )
+        first = first or row
+        problem = _problem(row, first, lines)
+        if problem:
+            raise _wrong(file, line, problem)
         lines[row.path] = line
-        if with_splits is None:
-            with_splits = bool(row.split)
-            _check_first(file, line, row)
-        if with_splits != bool(row.split):
-            raise _wrong(
-                file, line, "differs from those above: all lines name a split, or none"
-            )
-        yield row._replace(split=_split(file, line, row.split))
+        yield row._replace(split=split_name(row.split) or "all")
+
+
+def _problem(row: _Row, first: _Row, lines: Mapping[str, int]) -> str | None:
+    """Return what is wrong with a row, given the first one and the lines of paths."""
+    if _NO_UTF8.search("".join(row)):
+        return "is not UTF-8"
+    if not row.path or not row.label:
+        return f"has no {'label' if row.path else 'path'}"
+    if not row.label.isprintable():
+        return f"has a label that is not printable, {row.label!r}"
+    if row.path in lines:
+        return f"lists {row.path} again, as line {lines[row.path]} did"
+    # Unknown names of columns must not become an image.
+    is_image = row is not first or row.path.lower().endswith(SUFFIXES)
+    if not is_image and not Path(row.path).exists():
+        return (
+            f"names no image ({row.path}); as names of columns, "
+            f"{', '.join(_COLUMNS)} are known"
+        )
+    if bool(row.split) != bool(first.split):
+        return "differs from those above: all lines name a split, or none"
+    if row.split and not split_name(row.split):
+        return f"has the split {row.split!r}; known are {', '.join(SPLIT_NAMES)}"
+    return None
 
 
 def _rows(file: Path) -> Iterator[tuple[int, _Row]]:
@@ -359,36 +384,6 @@ def _fields(file: Path) -> Iterator[tuple[int, list[str]]]:
 def _is_header(fields: Iterable[str]) -> bool:
     named = [field.casefold() for field in fields]
     return {"path", "label"} <= set(named) <= set(_COLUMNS)
-
-
-def _check_text(file: Path, line: int, row: _Row) -> None:
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError as error:
-        raise _wrong(file, line, "is not UTF-8") from error
-    if not row.path or not row.label:
-        raise _wrong(file, line, f"has no {'label' if row.path else 'path'}")
-    if not row.label.isprintable():
-        raise _wrong(file, line, f"has a label that is not printable, {row.label!r}")
-
-
-def _check_first(file: Path, line: int, row: _Row) -> None:
-    """Refuse column names that are none of ours before they become an image."""
-    if not row.path.lower().endswith(SUFFIXES) and not Path(row.path).exists():
-        raise _wrong(
-            file,
-            line,
-            f"names no image ({row.path}); as names of columns, "
-            f"{', '.join(_COLUMNS)} are known",
-        )
-
-
-def _split(file: Path, line: int, word: str) -> str:
-    split = split_name(word) if word else "all"
-    if split is None:
-        known = ", ".join(SPLIT_NAMES)
-        raise _wrong(file, line, f"has the split {word!r}; known are {known}")
-    return split
 
 
 def _wrong(file: Path, line: int, what: str) -> DataError:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from reszoo import defaults
 from reszoo.console import Progress
-from reszoo.data.checks import Unreadable, check_policy, refuse_first
+from reszoo.data.checks import check_policy, refuse_first
 from reszoo.data.image_files import (
     JPEG_END,
     PNG_END,
@@ -27,7 +27,7 @@ from reszoo.data.image_files import (
     reason_of,
     upright_rgb,
 )
-from reszoo.data.listing import JPEG_SUFFIXES, Listing, list_images, why_unsupported
+from reszoo.data.listing import JPEG_SUFFIXES, Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError, UsageError
 from reszoo.files import atomic_folder
@@ -121,7 +121,7 @@ def resize_images(
         raise UsageError(f"{folder} exists already. Choose another folder.")
     listing = list_images(data)
     _check_labels(listing.labels)
-    unreadable = [Unreadable(p, why_unsupported(p)) for p in listing.unsupported]
+    unreadable = list(listing.unsupported)
     refuse_first(unreadable, bad_images)
     names: dict[int, str] = {}
     copied = before = after = 0
@@ -218,17 +218,15 @@ def _is_copied(image: Image.Image, content: bytes, side: int) -> bool:
 
 
 def _resized(image: Image.Image, side: int) -> Image.Image:
-    grey = image.mode == "L"
-    short = min(image.size)
+    grey, short = image.mode == "L", min(image.size)
     if short <= side:
         resized = upright_rgb(image)
     else:
-        least = [int(_REDUCING_GAP * scaled_side(n, short, side)) for n in image.size]
-        lies, (width, height) = orientation_of(image) > 4, image.size
-        image.draft(None, (least[0], least[1]))
-        size = [scaled_side(n, short, side) for n in (width, height)]
+        width, height = (scaled_side(length, short, side) for length in image.size)
+        lies = orientation_of(image) > 4
+        image.draft(None, (int(_REDUCING_GAP * width), int(_REDUCING_GAP * height)))
         resized = upright_rgb(image).resize(
-            (size[lies], size[not lies]),
+            (height, width) if lies else (width, height),
             Image.Resampling.BICUBIC,
             reducing_gap=_REDUCING_GAP,
         )
@@ -245,14 +243,15 @@ def _names(listing: Listing) -> Iterator[str]:
         listing.paths, split_of, listing.targets, strict=True
     ):
         label = listing.labels[target]
-        parts = list(Path(os.path.relpath(path, listing.root)).parts)
-        if parts[0] == os.pardir:
-            parts = parts[-1:]
-        if split and split_name(parts[0]) == split:
+        *parts, file = Path(os.path.relpath(path, listing.root)).parts
+        if parts[:1] == [os.pardir]:
+            parts = []
+        if split and parts and split_name(parts[0]) == split:
             del parts[0]
-        if parts[0] == label:
+        if parts[:1] == [label]:
             del parts[0]
-        yield "/".join([_FOLDERS[split], label, *parts] if split else [label, *parts])
+        folders = [_FOLDERS[split], label] if split else [label]
+        yield "/".join([*folders, *parts, file])
 
 
 def _free_name(name: str, kind: str, taken: set[str]) -> str:
@@ -296,11 +295,14 @@ def _reads_as(folder: Path, splits: Mapping[str, list[str]]) -> bool:
 
 
 def _move_into_splits(folder: Path, splits: Mapping[str, list[str]]) -> None:
-    before = list(folder.iterdir())
+    # Out of the way first: a class may be called "train".
+    classes, labels = folder / ".classes", list(folder.iterdir())
+    classes.mkdir()
+    for label in labels:
+        label.rename(classes / label.name)
     for split, names in splits.items():
         for name in names:
             moved = folder / _FOLDERS[split] / name
             moved.parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).rename(moved)
-    for emptied in before:
-        shutil.rmtree(emptied)
+            (classes / name).rename(moved)
+    shutil.rmtree(classes)

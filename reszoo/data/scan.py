@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reszoo.console import printable
 from reszoo.data.checks import Duplicates, find_duplicates, relative
 from reszoo.data.image_facts import Facts, FactTable, Rows, examine
-from reszoo.data.listing import Listing, list_images, why_unsupported
+from reszoo.data.listing import Listing, list_images
 
 # Paths that are shown of a kind, occurrences of an image, and classes of a split.
 _PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
@@ -252,9 +252,7 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     """
     listing = list_images(data)
     table = examine(listing.paths, progress=progress)
-    unsupported = (
-        Facts(path=path, problem=why_unsupported(path)) for path in listing.unsupported
-    )
+    unsupported = (Facts(path=p, problem=reason) for p, reason in listing.unsupported)
     bad = (table[int(index)] for index in np.flatnonzero(~table.readable()))
     groups = list(find_duplicates(listing, table))
     return ScanReport(

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from numpy.typing import ArrayLike
 
 from reszoo.data import arrays, tfds
-from reszoo.data.checks import Unreadable, check_files, check_policy, check_records
+from reszoo.data.checks import check_files, check_policy, check_records
 from reszoo.data.examples import Examples
-from reszoo.data.listing import list_images
+from reszoo.data.listing import Unreadable, list_images
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
