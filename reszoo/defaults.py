@@ -7,6 +7,10 @@ A module of its own: `--help` shows them, and must not load TensorFlow.
 BAD_IMAGES = "error"
 TRAINING_BAD_IMAGES = "skip"
 
+# Short side of resized images, in pixels, and quality of written JPEGs.
+RESIZE_SIDE = 256
+JPEG_QUALITY = 95
+
 # Seconds between two states within an epoch: at most this much work is lost.
 SAVE_EVERY = 300.0
 

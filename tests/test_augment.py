@@ -203,7 +203,7 @@ def test_a_batch_is_shifted_as_drawn() -> None:
 def test_half_of_a_batch_is_mirrored() -> None:
     images = DRAW.integers(1, 256, (4, 9, 7, 3)).astype(np.uint8)
     draws = tf.constant([0.0, 0.49, 0.5, 0.99])
-    shown = np.asarray(geometry.mirror(tf.constant(images), draws))
+    shown = np.asarray(geometry.flip(tf.constant(images), draws))
     np.testing.assert_array_equal(shown[:2], images[:2, :, ::-1])
     np.testing.assert_array_equal(shown[2:], images[2:])
 

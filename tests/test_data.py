@@ -166,7 +166,7 @@ def test_the_digits_are_scikit_learns() -> None:
     assert images is not None
     assert images.shape[1:] == (8, 8, 3)
     assert (images.min(), images.max()) == (0, 255)
-    assert not source.mirror_safe
+    assert not source.flip_safe
 
 
 def test_a_folder_may_be_for_measuring_only(tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_links_that_lead_to_each_other_are_named(folder: Path, tmp_path: Path) -
 
 def test_digits_by_name_are_not_mirrored(tmp_path: Path) -> None:
     ten = tuple("0123456789")
-    assert not open_source(photos(tmp_path / "ten", ten, each=2)).mirror_safe
-    assert open_source(photos(tmp_path / "two", ("0", "1"), each=2)).mirror_safe
+    assert not open_source(photos(tmp_path / "ten", ten, each=2)).flip_safe
+    assert open_source(photos(tmp_path / "two", ("0", "1"), each=2)).flip_safe
     for name in ("mnist", "svhn_cropped:3.1.0", "emnist/letters", "KMNIST"):
         assert is_of_characters(name)
     for name in ("fashion_mnist", "cifar10"):
@@ -240,8 +240,8 @@ def test_ten_integer_labels_are_digits_where_images_are_grey() -> None:
     labels = np.arange(30) % 10
     colour = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8)
     grey, words = colour[..., 0], labels.astype(str)
-    assert not open_source((grey, labels)).mirror_safe
-    assert not open_source((np.stack([grey] * 3, -1), labels)).mirror_safe
-    assert not open_source((colour, words)).mirror_safe
-    assert open_source((colour, labels)).mirror_safe
-    assert open_source((grey, labels % 9)).mirror_safe
+    assert not open_source((grey, labels)).flip_safe
+    assert not open_source((np.stack([grey] * 3, -1), labels)).flip_safe
+    assert not open_source((colour, words)).flip_safe
+    assert open_source((colour, labels)).flip_safe
+    assert open_source((grey, labels % 9)).flip_safe

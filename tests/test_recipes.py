@@ -309,7 +309,7 @@ def test_small_pictures_are_shifted_and_large_ones_cropped(
     setting = RunConfig(
         model=None,
         card=SimpleNamespace(preprocessing=SimpleNamespace(train_size=side)),  # type: ignore[arg-type]
-        source=SimpleNamespace(mirror_safe=True),  # type: ignore[arg-type]
+        source=SimpleNamespace(flip_safe=True),  # type: ignore[arg-type]
         recipe=find_recipe("finetune", **changes),
         phases=(),
         folder=None,

@@ -1,7 +1,6 @@
 """`reszoo scan`, `resize`, `train` and `study`."""
 
 import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 import reszoo
 from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Overwrite, app
-from reszoo.console import print_json, print_table
+from reszoo.console import print_json, print_table, printable, say
 from reszoo.errors import UsageError
 from reszoo.studies.families import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
@@ -50,8 +49,10 @@ def resize(
     output: Annotated[Path, typer.Option(help="Folder to make.")],
     side: Annotated[
         int, typer.Option(help="Short side of larger images, in pixels.")
-    ] = 256,
-    quality: Annotated[int, typer.Option(help="Of written JPEGs, 1 to 95.")] = 95,
+    ] = defaults.RESIZE_SIDE,
+    quality: Annotated[
+        int, typer.Option(help="Quality of written JPEGs, 1 to 95.")
+    ] = defaults.JPEG_QUALITY,
     bad_images: BadImages = defaults.BAD_IMAGES,
 ) -> None:
     """Write a folder of smaller images, which training reads faster.
@@ -62,7 +63,7 @@ def resize(
         data, output, side=side, quality=quality, bad_images=bad_images
     )
     for path, reason in result.unreadable:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
+        say(f"skipped {printable(path)}: {reason}")
     print(
         f"{sum(result.images.values()):,} images, {result.bytes_before / 1e6:,.1f} MB "
         f"-> {result.bytes_after / 1e6:,.1f} MB ({result.copied:,} copied unchanged)"

@@ -63,7 +63,7 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
             "test": (images, labels)}`.
 
     Returns:
-        Labels, examples by split, and whether images may be mirrored: not where
+        Labels, examples by split, and whether images may be flipped: not where
         strings name the ten digits, nor where ten integer labels come with grey
         images, as those of MNIST do.
 

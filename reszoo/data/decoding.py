@@ -198,14 +198,14 @@ def _as_stored(
     choose: Chooser, height: tf.Tensor, width: tf.Tensor, orientation: tf.Tensor
 ) -> Window:
     """Choose a part of the upright image and find it in the stored one."""
-    sides, lies = tf.stack([height, width]), orientation > 4
-    upright = tf.where(lies, sides[::-1], sides)
+    sides, swapped = tf.stack([height, width]), orientation > 4
+    upright = tf.where(swapped, sides[::-1], sides)
     top, left, tall, wide = choose(upright[0], upright[1])
     top = tf.where(tf.gather(_DOWN, orientation), upright[0] - top - tall, top)
     left = tf.where(tf.gather(_ACROSS, orientation), upright[1] - left - wide, left)
     return (
-        tf.where(lies, left, top),
-        tf.where(lies, top, left),
-        tf.where(lies, wide, tall),
-        tf.where(lies, tall, wide),
+        tf.where(swapped, left, top),
+        tf.where(swapped, top, left),
+        tf.where(swapped, wide, tall),
+        tf.where(swapped, tall, wide),
     )

@@ -319,8 +319,8 @@ def _examine(
 def inspect_file(path: str) -> Facts:
     """Decode one image file as training does and return the facts.
 
-    What is wrong with a file is returned, not raised. A problem that lies not in the
-    file (no permission, no memory) leaves `mtime_ns` at -1.
+    What is wrong with a file is returned, not raised. A problem outside the file
+    (no permission, no memory) leaves `mtime_ns` at -1.
     """
     try:
         status = Path(path).stat()

@@ -24,9 +24,9 @@ _AHEAD = 2
 class Augmentation:
     """How training images are varied.
 
-    A resized crop and its mirroring come first, then the policy, then erasing.
-    Without resized crops, shifting and mirroring come last, for whole batches (a
-    mirrored policy is the policy of a mirrored image: all of them are symmetric).
+    A resized crop and its horizontal flip come first, then the policy, then erasing.
+    Without resized crops, shifts and flips come last, for whole batches (a flipped
+    result of a policy is its result on a flipped image: all of them are symmetric).
 
     Attributes:
         crop: "resized" cuts a random window and resizes it to the training size;
@@ -34,7 +34,7 @@ class Augmentation:
         pad: With "pad": greatest shift in pixels, which shows the mean colour.
         scale: With "resized": share of the area, least and greatest.
         ratio: With "resized": width over height, least and greatest.
-        flip: Whether half of the images are mirrored.
+        flip: Whether half of the images are flipped horizontally.
         policy: "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policies`.
         erase: Share of the images of which a random box gets the mean colour.
         repeats: How often a batch shows each of its images, varied differently.
@@ -220,7 +220,7 @@ def _finisher(
         if augmentation.crop == "pad" and augmentation.pad:
             images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
         if augmentation.flip and augmentation.crop != "resized":
-            images = geometry.mirror(images, draws[:, 2])
+            images = geometry.flip(images, draws[:, 2])
         return images, targets
 
     return finish
@@ -255,12 +255,12 @@ def _loader(
     canvas = Canvas(outside, preprocessing.interpolation)
 
     def load(index: tf.Tensor, key: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
-        # Each use has a stream of its own beside that of the image.
+        # Each use has a random stream of its own.
         if augmentation.crop == "resized":
-            mirrored = (draw[2] < 0.5) & augmentation.flip
+            flipped = (draw[2] < 0.5) & augmentation.flip
             part = decoder.window(index, _chooser(key, augmentation))
             size, kind = preprocessing.train_size, preprocessing.interpolation
-            image = geometry.resize(part, size, kind, mirrored)
+            image = geometry.resize(part, size, kind, flipped)
         else:
             image = shown.prepare_tensor(decoder.image(index))
         if policy:

@@ -76,8 +76,8 @@ def resize_images(
     data: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    side: int = 256,
-    quality: int = 95,
+    side: int = defaults.RESIZE_SIDE,
+    quality: int = defaults.JPEG_QUALITY,
     bad_images: str = defaults.BAD_IMAGES,
 ) -> ResizeResult:
     """Write a data set as a folder of smaller JPEG and PNG files.
@@ -223,10 +223,10 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
         resized = upright_rgb(image)
     else:
         width, height = (scaled_side(length, short, side) for length in image.size)
-        lies = orientation_of(image) > 4
+        swapped = orientation_of(image) > 4
         image.draft(None, (int(_REDUCING_GAP * width), int(_REDUCING_GAP * height)))
         resized = upright_rgb(image).resize(
-            (height, width) if lies else (width, height),
+            (height, width) if swapped else (width, height),
             Image.Resampling.BICUBIC,
             reducing_gap=_REDUCING_GAP,
         )

@@ -32,11 +32,11 @@ class Source:
         labels: Sorted by code point; of integer targets, in the order of the
             numbers.
         splits: Examples by name: "train", "validation", "test", or "all".
-        mirror_safe: Whether a mirrored image still belongs to its class. False where
-            the labels are "0" to "9", since a mirrored digit is none; for data sets
-            of TensorFlow Datasets with digits or letters (MNIST, SVHN); and for
-            arrays with the integer labels 0 to 9 whose images are grey. In colour,
-            such arrays may be CIFAR-10 or SVHN: True.
+        flip_safe: Whether an image flipped horizontally still belongs to its class.
+            False where the labels are "0" to "9", since a flipped digit is none; for
+            data sets of TensorFlow Datasets with digits or letters (MNIST, SVHN); and
+            for arrays with the integer labels 0 to 9 whose images are grey. In
+            colour, such arrays may be CIFAR-10 or SVHN: True.
         unreadable: Images that were left out, and why.
         root: The folder that paths in messages and fingerprints are relative to, if
             there is one.
@@ -47,7 +47,7 @@ class Source:
     name: str
     labels: tuple[str, ...]
     splits: Mapping[str, Examples]
-    mirror_safe: bool = True
+    flip_safe: bool = True
     unreadable: tuple[Unreadable, ...] = ()
     root: str | None = None
     warnings: tuple[str, ...] = ()
@@ -122,10 +122,10 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     if name.startswith(tfds.PREFIX):
         labels, records, targets, splits = tfds.read(name)
         checked = check_records(records, targets, splits, labels, bad_images)
-        mirror_safe = labels != arrays.DIGITS and not tfds.is_of_characters(name)
-        return Source(name, labels, checked.splits, mirror_safe, checked.unreadable)
+        flip_safe = labels != arrays.DIGITS and not tfds.is_of_characters(name)
+        return Source(name, labels, checked.splits, flip_safe, checked.unreadable)
     if name == "digits" and not Path(name).exists():
-        return Source(name, arrays.DIGITS, arrays.read_digits(), mirror_safe=False)
+        return Source(name, arrays.DIGITS, arrays.read_digits(), flip_safe=False)
     listing = list_images(name)
     checked = check_files(listing, bad_images)
     return Source(

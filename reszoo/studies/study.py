@@ -160,7 +160,7 @@ def _planned(
         augmentation=Augmentation(
             crop="pad" if settled.crop == "pad" else "none",
             pad=round(settled.pad * side),
-            flip=source.mirror_safe if settled.flip is None else settled.flip,
+            flip=source.flip_safe if settled.flip is None else settled.flip,
         ),
         phase=phases(settled, len(train))[0],
         folder=folder,

@@ -81,7 +81,7 @@ class RunConfig:
     def augmentation(self) -> Augmentation:
         """How training images are varied."""
         recipe, side = self.recipe, self.card.preprocessing.train_size
-        flip = self.source.mirror_safe if recipe.flip is None else recipe.flip
+        flip = self.source.flip_safe if recipe.flip is None else recipe.flip
         kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
         return Augmentation(
             crop=kind if recipe.crop == "auto" else recipe.crop,

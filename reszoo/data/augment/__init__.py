@@ -30,8 +30,8 @@ def strength_of(policy: str) -> tuple[float, float] | None:
         return None
     match = _RAND.fullmatch(policy)
     levels = [float(level or 0) for level in match.groups()] if match else []
-    # timm takes greater ones, but cuts a magnitude off here, and a deviation above 100
-    # stands for another way to draw.
+    # timm takes greater ones, but clips the magnitude here, and reads a deviation above
+    # 100 as another distribution.
     if not levels or max(levels) > GREATEST:
         raise UsageError(
             "An augmentation policy is 'trivial' or 'rand-mM-mstdS' with M and S from "

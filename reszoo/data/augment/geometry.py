@@ -1,11 +1,11 @@
-"""Which part of a picture is shown: windows, shifts, mirrors, erased boxes."""
+"""Random crops, shifts, horizontal flips and erased boxes."""
 
 from math import log
 from typing import Any
 
 import tensorflow as tf
 
-# Top, left, height and width of a part of a picture: int32 `()`.
+# Top, left, height and width of a part of an image: int32 `()`.
 Window = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
 
 # Both from torchvision 0.28: draws before RandomResizedCrop and RandomErasing give
@@ -28,7 +28,7 @@ def random_window(
     within the ratios.
 
     Args:
-        height: int32 `()`, of the picture.
+        height: int32 `()`, of the image.
         width: int32 `()`.
         key: int64 `(2,)`.
         scale: Least and greatest share of the area, in (0, 1].
@@ -61,7 +61,7 @@ def resize(
     image: tf.Tensor,
     side: int,
     interpolation: str,
-    mirrored: tf.Tensor | bool = False,
+    flipped: tf.Tensor | bool = False,
 ) -> tf.Tensor:
     """Resize a window to a square, antialiased.
 
@@ -72,13 +72,13 @@ def resize(
         image: uint8 `(height, width, 3)`.
         side: Height and width afterwards, in pixels.
         interpolation: "bilinear" or "bicubic".
-        mirrored: Whether left and right change places, bool `()`: here, where
+        flipped: Whether the image is flipped horizontally, bool `()`: here, where
             columns are whole rows in memory, it costs a tenth of what it does later.
     """
     low = _resize_down(image, side, interpolation)
     turned = _resize_down(tf.transpose(low, (1, 0, 2)), side, interpolation)
     columns = tf.range(side)
-    turned = tf.gather(turned, tf.where(mirrored, columns[::-1], columns))
+    turned = tf.gather(turned, tf.where(flipped, columns[::-1], columns))
     pixels = tf.transpose(turned, (1, 0, 2))
     return tf.cast(tf.clip_by_value(pixels, 0, 255) + 0.5, tf.uint8)
 
@@ -121,8 +121,8 @@ def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.
     )
 
 
-def mirror(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Mirror half of the images left to right.
+def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
+    """Flip half of the images horizontally.
 
     Args:
         images: uint8 `(batch, height, width, 3)`.
@@ -173,7 +173,7 @@ def _drawn_sides(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return whole numbers `(tries,)` whose ratio, first to second, is as told."""
+    """Return whole numbers `(tries,)` whose ratio, first to second, is in `ratio`."""
     draws = tf.random.stateless_uniform((2, _TRIES), key)
     share = scale[0] + draws[0] * (scale[1] - scale[0])
     shape = tf.exp(log(ratio[0]) + draws[1] * (log(ratio[1]) - log(ratio[0])))

@@ -23,9 +23,9 @@ def mix(
         pixels: Floating `(batch, height, width, channels)`.
         targets: Floating `(batch, classes)`; rows that sum to one still do so.
         key: int64 `(2,)`.
-        mixup_alpha: Of mixup (arXiv 1710.09412), where whole pictures are blended.
+        mixup_alpha: Of mixup (arXiv 1710.09412), where whole images are blended.
             0 leaves it out.
-        cutmix_alpha: Of cutmix (arXiv 1905.04899), where a box of the other picture
+        cutmix_alpha: Of cutmix (arXiv 1905.04899), where a box of the other image
             is pasted. 0 leaves it out.
 
     Returns:
@@ -57,7 +57,7 @@ def cutmix(
 ) -> Mixed:
     """Paste a box of the example before it into every example; see `mix`.
 
-    Targets follow the area of the box that lies inside the picture.
+    Targets follow the area of the box that lies inside the image.
     """
     keys = tf.unstack(tf.random.split(key, 2))
     height, width = tf.unstack(tf.shape(pixels)[1:3])

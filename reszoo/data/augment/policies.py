@@ -21,7 +21,7 @@ class Canvas(NamedTuple):
     """What the geometric operations draw with.
 
     Attributes:
-        fill: uint8 `(3,)`, colour of what comes in from outside the picture.
+        fill: uint8 `(3,)`, colour of what comes in from outside the image.
         interpolation: "bilinear" or "bicubic".
     """
 
@@ -64,7 +64,7 @@ def transform(image: tf.Tensor, matrix: Matrix, canvas: Canvas) -> tf.Tensor:
 
 
 def rotation(degrees: Any, height: tf.Tensor, width: tf.Tensor) -> Matrix:
-    """Return the matrix that turns a picture anticlockwise about its centre."""
+    """Return the matrix that rotates an image anticlockwise about its centre."""
     angle = _float(degrees) * (pi / 180)
     cosine, sine = tf.cos(angle), tf.sin(angle)
     x, y = _float(width) / 2, _float(height) / 2
@@ -91,17 +91,17 @@ def _located(
 
 
 def _strips(image: tf.Tensor, first: int, taps: int) -> tf.Tensor:
-    """Lay neighbours in a row side by side, so that one look-up finds all of them.
+    """Stack each pixel's neighbours in a row, so that one look-up finds all of them.
 
     Returns:
         uint8 `(height * (width + 1), taps * 3)`; the pixels from `x + first` on for x
-        from -1, where the outermost pixels go on for ever.
+        from -1, with the outermost pixels repeated.
     """
     width = tf.shape(image)[1]
     starts = tf.range(-1, width) + first
     columns = [tf.clip_by_value(starts + tap, 0, width - 1) for tap in range(taps)]
-    beside = tf.stack([tf.gather(image, column, axis=1) for column in columns], axis=2)
-    return tf.reshape(beside, (-1, taps * 3))
+    strips = tf.stack([tf.gather(image, column, axis=1) for column in columns], axis=2)
+    return tf.reshape(strips, (-1, taps * 3))
 
 
 def _linear(behind: tf.Tensor) -> list[tf.Tensor]:
@@ -157,13 +157,13 @@ def contrast(image: tf.Tensor, factor: Any) -> tf.Tensor:
 
 
 def saturation(image: tf.Tensor, factor: Any) -> tf.Tensor:
-    """Blend with the grey picture; a factor of 1 changes nothing, 0 is grey."""
+    """Blend with the grey image; a factor of 1 changes nothing, 0 is grey."""
     grey = tf.cast(_grey(image), tf.float32)[..., None]
     return _blend(grey, tf.cast(image, tf.float32), factor)
 
 
 def sharpness(image: tf.Tensor, factor: Any) -> tf.Tensor:
-    """Blend with the smoothed picture; 1 changes nothing, 0 is smooth, 2 sharp."""
+    """Blend with the smoothed image; 1 changes nothing, 0 is smooth, 2 sharp."""
     pixels = tf.cast(image, tf.int32)
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     around = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
