@@ -138,9 +138,9 @@ class _QuietFinder:
         return spec
 
 
-def say(line: str) -> None:
-    """Print one plain line of progress."""
-    print(line, file=sys.stderr, flush=True)
+def say(text: str) -> None:
+    """Print a line of progress on the error stream."""
+    print_text(text, sys.stderr)
 
 
 class Progress:
@@ -204,7 +204,7 @@ def print_table(
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console = Console(emoji=False)
     # In a pipe rich assumes 80 columns and would cut names off.
     console.width = max(console.width, 120)
@@ -212,10 +212,32 @@ def print_table(
 
 
 def printable(text: str) -> str:
-    r"""Return a file name with bytes that are no UTF-8 written as `\xff`."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    r"""Return text of an unknown origin as one line that only shows what it says.
+
+    Control characters, which may move the cursor or change what was printed before,
+    and marks of writing direction are escaped as in Python: `\x1b`, `\u202e`. So are
+    bytes of a file name that are not UTF-8: `\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        # How Python holds an undecodable byte (PEP 383).
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return ascii(character)[1:-1]
+
+
+def print_text(text: str, file: TextIO | None = None) -> None:
+    """Print lines, each `printable`, on the output stream unless `file` is given."""
+    lines = (printable(line) for line in text.split("\n"))
+    print("\n".join(lines), file=file, flush=True)
 
 
 def print_json(content: Any) -> None:
     """Print JSON on the output stream."""
-    print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate, which UTF-8 cannot hold, becomes JSON's own escape for it.
+    print(text.encode("utf-8", "backslashreplace").decode())

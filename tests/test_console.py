@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reszoo.console import printable, quiet
+from reszoo.cli import main
+from reszoo.console import print_json, print_table, print_text, printable, quiet, say
 
 NUMBERED = "a line of another thread, number "
 
@@ -134,5 +135,39 @@ def test_on_the_command_line_written_noise_is_shown_if_the_body_fails() -> None:
     assert done.stderr.splitlines() == ["after", "True", "after"]
 
 
-def test_bytes_that_are_no_utf8_are_printable() -> None:
-    assert printable(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
+        ("caf\u00e9 \u732b", "caf\u00e9 \u732b"),
+        ("\x1b[2J\r\n\x7f\x9b", r"\x1b[2J\r\n\x7f\x9b"),
+        ("gnp.\u202etac", r"gnp.\u202etac"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_everything_printed_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    print_text("one\x1b[31m\ntwo")
+    print_table(["image"], [["a\nb\x1b[1m"]])
+    print_json([os.fsdecode(b"\xe9")])
+    say("three\r")
+    found = capsys.readouterr()
+    assert found.out.startswith("one\\x1b[31m\ntwo\n")
+    assert "\x1b" not in found.out
+    assert "a\\nb" in found.out
+    assert '"\\udce9"' in found.out
+    assert found.err == "three\\r\n"
+
+
+def test_an_error_is_printed_escaped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("reszoo.cli.enable_quiet_cli", lambda: None)
+    name = str(tmp_path / "\x1b[2Jgone.onnx")
+    monkeypatch.setattr(sys, "argv", ["reszoo", "inspect", name])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert r"\x1b[2Jgone.onnx" in capsys.readouterr().err

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from reszoo.cards import Card
+from reszoo.console import printable
 from reszoo.files import write_text
 from reszoo.report.page import (
     Table,
     environment,
     number,
-    printable,
     render,
     shell_command,
     thumbnail,
@@ -143,7 +143,7 @@ def escape_markdown(value: object) -> Markup:
         return value
     if isinstance(value, Outside):
         return Markup(code_span(value))
-    return Markup(re.sub(_MARKUP, r"\\\g<0>", printable(value)))
+    return Markup(re.sub(_MARKUP, r"\\\g<0>", printable(str(value))))
 
 
 def markdown_cell(value: object) -> Markup:

@@ -13,7 +13,7 @@ from reszoo.cli import files  # noqa: F401
 from reszoo.cli.options import app
 
 # isort: on
-from reszoo.console import enable_quiet_cli
+from reszoo.console import enable_quiet_cli, print_text
 from reszoo.errors import ReszooError
 
 
@@ -23,5 +23,5 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except ReszooError as error:
-        print(f"reszoo: {error}", file=sys.stderr)
+        print_text(f"reszoo: {error}", sys.stderr)
         sys.exit(error.exit_code)

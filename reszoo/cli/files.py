@@ -8,7 +8,7 @@ import typer
 import reszoo
 from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads, app
-from reszoo.console import print_json, print_table
+from reszoo.console import print_json, print_table, print_text
 from reszoo.errors import UsageError
 
 
@@ -150,7 +150,7 @@ def inspect(
     if as_json:
         print_json(description.to_json())
     else:
-        print(description.text())
+        print_text(description.text())
 
 
 @app.command()
@@ -189,7 +189,7 @@ def benchmark(
     from reszoo_export.benchmark import benchmark_note, benchmark_table
 
     print_table(*benchmark_table(found))
-    print(benchmark_note(found))
+    print_text(benchmark_note(found))
 
 
 @app.command()
@@ -241,7 +241,7 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
             ]
         )
     print_table(columns, rows)
-    print(_footnote(manifest))
+    print_text(_footnote(manifest))
 
 
 def _footnote(manifest: Any) -> str:

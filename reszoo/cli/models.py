@@ -7,7 +7,7 @@ import typer
 
 import reszoo
 from reszoo.cli.options import Json, Overwrite, app
-from reszoo.console import print_json, print_table
+from reszoo.console import print_json, print_table, print_text
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.specs import SPECS
 
@@ -77,7 +77,7 @@ def convert(
     if as_json:
         print_json({"output": str(written), "card": card.to_json()})
         return
-    print(f"{card.architecture.spec}: {report}. Written to {written}")
+    print_text(f"{card.architecture.spec}: {report}. Written to {written}")
 
 
 def _print_weights(names: list[str], as_json: bool) -> None:

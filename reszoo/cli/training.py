@@ -10,7 +10,7 @@ import typer
 import reszoo
 from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Overwrite, app
-from reszoo.console import print_json, print_table, printable, say
+from reszoo.console import print_json, print_table, print_text, say
 from reszoo.errors import UsageError
 from reszoo.studies.families import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
@@ -38,7 +38,7 @@ def scan(
     if as_json:
         print_json(report.to_json())
     else:
-        print(report)
+        print_text(str(report))
     if not report.ok:
         raise typer.Exit(1)
 
@@ -63,7 +63,7 @@ def resize(
         data, output, side=side, quality=quality, bad_images=bad_images
     )
     for path, reason in result.unreadable:
-        say(f"skipped {printable(path)}: {reason}")
+        say(f"skipped {path}: {reason}")
     print(
         f"{sum(result.images.values()):,} images, {result.bytes_before / 1e6:,.1f} MB "
         f"-> {result.bytes_after / 1e6:,.1f} MB ({result.copied:,} copied unchanged)"
@@ -179,9 +179,9 @@ def train(
     if result.best is None:
         # Of several workers only the first writes and reports.
         return
-    print(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
-    print(f"Report: {result.report}")
-    print(f"Next: {shlex.join(result.export_command)}")
+    print_text(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
+    print_text(f"Report: {result.report}")
+    print_text(f"Next: {shlex.join(result.export_command)}")
 
 
 @app.command()
@@ -294,8 +294,8 @@ def study(
         return
     print_table(COLUMNS, rows(result))
     for sentence in result.conclusion:
-        print(sentence)
-    print(f"Report: {result.folder / PAGE}")
+        print_text(sentence)
+    print_text(f"Report: {result.folder / PAGE}")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from reszoo.console import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -113,19 +115,7 @@ def escape_html(value: object) -> Markup:
 
     Invisible characters are shown as escapes, see `printable`.
     """
-    return value if isinstance(value, Markup) else Markup.escape(printable(value))
-
-
-def printable(value: object) -> str:
-    """Return text in which invisible characters are shown as escapes.
-
-    Those are, for example, line breaks, changes of direction, and the halves of a
-    file name that is not valid UTF-8.
-    """
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return value if isinstance(value, Markup) else Markup.escape(printable(str(value)))
 
 
 def number(value: float | None, spec: str = ",") -> str:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
-from reszoo.report.page import Table, png, png_picture, printable, render
+from reszoo.report.page import Table, png, png_picture, render
 from reszoo.studies.families import OPTIONS, Net, find_family
 from reszoo.studies.results import Course, StudyResult
 
