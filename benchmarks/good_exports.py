@@ -66,9 +66,9 @@ def decided(model: Any, size: int, draw: np.random.Generator) -> tuple[Any, Any]
 
     Returns:
         Those to judge by, about which it is least undecided, and those to calibrate
-        with: uint8 `(LEAST, size, size, 3)` each.
+        with: uint8 `(MIN_IMAGES, size, size, 3)` each.
     """
-    from reszoo_export.quantization.ranges import LEAST
+    from reszoo_export.quantization.ranges import MIN_IMAGES
 
     strengths = draw.uniform(2, STRENGTHS, (len(COLOURS), len(STRENGTHS)))
     answers = np.arange(CANDIDATES) % min(len(LOOKS), model.output_shape[-1])
@@ -76,9 +76,9 @@ def decided(model: Any, size: int, draw: np.random.Generator) -> tuple[Any, Any]
     images = noise(looks, size, strengths, draw)
     classify(model, images, answers, draw)
     lead = leads(model, images, answers)
-    chosen = np.argsort(-lead)[:LEAST]
+    chosen = np.argsort(-lead)[:MIN_IMAGES]
     sharpen(model, LEAD / np.median(lead[chosen]))
-    return images[chosen], noise(looks[:LEAST], size, strengths, draw)
+    return images[chosen], noise(looks[:MIN_IMAGES], size, strengths, draw)
 
 
 def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     from reszoo_export.quantization.ranges import Calibration
     from reszoo_export.serving import make_serving
     from reszoo_export.verification.reference import Reference, make_reference
-    from reszoo_export.verification.verify import judge
+    from reszoo_export.verification.verify import verify_file
 
     draw = np.random.default_rng((seed, number))
     row = list(FORMATS.values())[number % len(FORMATS)]
@@ -102,13 +102,15 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     answers = answer(real)
     reference = Reference(
         np.concatenate([real, synthetic.images]),
-        np.concatenate([answers, synthetic.answers]),
+        np.concatenate([answers, synthetic.outputs]),
         answers.argmax(axis=-1),
         synthetic.synthetic,
     )
     path = folder / row.file
     row.write(serving, path, Calibration(images) if row.calibrated else None)
-    found = judge(row, path, reference, serving.options, serving.card).verification
+    found = verify_file(
+        row, path, reference, serving.options, serving.card
+    ).verification
     return {
         "model": model.name,
         "format": row.name,

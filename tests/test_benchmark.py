@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from reszoo_export.benchmark import (
     benchmark_note,
     benchmark_table,
     measure_files,
+    time_stored,
 )
 from reszoo_export.manifest import Latency
-from reszoo_export.metadata import onnx_properties
+from reszoo_export.onnx.writer import properties
+from reszoo_export.verification.isolation import run_in_subprocess
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = onnx.helper.make_graph(nodes, "sums", [image], [sums])
     opsets = [onnx.helper.make_opsetid("", 17)]
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=opsets)
-    for key, value in onnx_properties(reszoo.card(built)).items():
+    for key, value in properties(reszoo.card(built)).items():
         model.metadata_props.add(key=key, value=value)
     path = tmp_path_factory.mktemp("files") / "model.onnx"
     onnx.save(model, path)
@@ -104,7 +107,7 @@ def test_files_take_turns_forwards_and_backwards(
         shift = len(asked)
         return timing((1.0 * shift, 2.0 * shift, 3.0 * shift), (8.0,), peak=90 + shift)
 
-    monkeypatch.setattr(benchmark, "_timing", told)
+    monkeypatch.setattr(benchmark, "_time_in_subprocess", told)
     names = ["a.onnx", "b.tflite", "c.safetensors"]
     for name in names:
         (tmp_path / name).write_bytes(b"12")
@@ -158,41 +161,59 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, file: Path) -> None:
         reszoo.benchmark(tmp_path / "odd.onnx")
 
 
-def test_a_process_that_dies_is_told(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+def noisy(folder: Path, **request: Any) -> Any:
+    """Time a file while its library prints, in the process of the benchmark."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession
+
+    def printing(*arguments: Any, **options: Any) -> Any:
+        print("a library talks")
+        return session(*arguments, **options)
+
+    onnxruntime.InferenceSession = printing
+    return time_stored(folder, **request)
+
+
+def test_what_libraries_print_is_no_part_of_the_result(
+    file: Path, tmp_path: Path
 ) -> None:
-    def dies(*_: Any, **__: Any) -> Any:
-        return subprocess.CompletedProcess([], -9, "", "line\nkilled\n")
+    request = Request(
+        file=str(file), threads=1, batch_sizes=[1], seconds=0.01, max_runs=5
+    )
+    code = f"{Path(__file__).stem}:noisy"
+    found = run_in_subprocess(code, tmp_path, 60, **asdict(request))
+    assert len(found["times_ms"][0]) == 5
+    assert found["runtime"].startswith("onnxruntime ")
+    assert "a library talks" in (tmp_path / "output.txt").read_text()
 
-    monkeypatch.setattr(subprocess, "run", dies)
-    with pytest.raises(reszoo.ReszooError, match="ended with exit status -9: killed"):
-        reszoo.benchmark(file)
 
-
-def test_the_stopwatch_prints_nothing_but_its_answer(file: Path) -> None:
-    request = {
-        "file": str(file),
-        "threads": 1,
-        "batch_sizes": [1],
-        "seconds": 0.01,
-        "most_runs": 5,
-    }
+def test_only_the_library_of_the_file_is_loaded(file: Path, tmp_path: Path) -> None:
+    request = Request(
+        file=str(file), threads=1, batch_sizes=[1], seconds=0.01, max_runs=5
+    )
     script = (
-        "import sys, onnxruntime\n"
-        "session = onnxruntime.InferenceSession\n"
-        "def noisy(*args, **options):\n"
-        "    print('a library talks')\n"
-        "    return session(*args, **options)\n"
-        "onnxruntime.InferenceSession = noisy\n"
-        "from reszoo_export.benchmark import main\n"
-        f"main({json.dumps(request)!r})\n"
-        "sys.stderr.write(str({'tensorflow', 'keras'} & set(sys.modules)))"
+        "import json, sys\n"
+        "from reszoo_export.benchmark import Request, time_file\n"
+        f"time_file(Request(**{asdict(request)!r}))\n"
+        "print(sorted({'tensorflow', 'keras', 'onnx'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert len(json.loads(done.stdout)["times_ms"][0]) == 5
-    assert done.stderr.endswith("set()")
+    assert done.stdout == "[]\n"
+
+
+def test_a_process_that_dies_is_reported_with_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(function: str, folder: Path, **_: Any) -> Any:
+        return run_in_subprocess("test_isolation:crash", folder)
+
+    monkeypatch.setattr(benchmark, "run_in_subprocess", dies)
+    told = r"model\.onnx could not be timed: its runtime crashed \(SIGSEGV\)\n    one"
+    with pytest.raises(reszoo.ReszooError, match=told):
+        reszoo.benchmark(file)
 
 
 def test_people_see_a_table_and_what_it_means() -> None:
@@ -221,8 +242,8 @@ def test_people_see_a_table_and_what_it_means() -> None:
     }
     note = benchmark_note([made])
     assert "2 threads on " in note
-    assert note.endswith("medians lie within 10% of each other.")
+    assert note.endswith("medians of the processes are within 10% of each other.")
     busy = benchmark_note(
         [made, Measurement(**{**vars(made), "medians_ms": (1.0, 2.0)})]
     )
-    assert "within 100% of each other: others were at work" in busy
+    assert "within 100% of each other: other programs were running" in busy

@@ -45,13 +45,13 @@ from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.keras_models.source import source_answers
-from reszoo_export.metadata import ONNX_KEY
+from reszoo_export.onnx.reader import CARD_KEY
 from reszoo_export.saved_model import writer
-from reszoo_export.saved_model.encoded import prepare_encoded
+from reszoo_export.saved_model.writer import prepare_encoded
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.tflite import writer as tflite_writer
 from reszoo_export.verification.reference import Reference, make_reference
-from reszoo_export.verification.verify import examine
+from reszoo_export.verification.verify import verify_in_process
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def fresh(seed: int = 0) -> Any:
 def complaints(case: Case, format_: str, path: Path) -> str:
     """Return everything that verification says about a file."""
     try:
-        found = examine(
+        found = verify_in_process(
             FORMATS[format_], path, case.reference, case.serving.options,
             case.serving.card,
         )  # fmt: skip
@@ -179,10 +179,10 @@ DEFECTS: dict[str, tuple[Change, str]] = {
     ),
     "norm in training mode": (
         training_mode,
-        r"an answer moves by .* with the other images of its batch",
+        r"an output changes by .* with the other images of its batch",
     ),
-    "mean of the batch": (batch_mean, r"an answer moves by .* with the other images"),
-    "left-over dropout": (chance, r"asked twice about an image, it moves by"),
+    "mean of the batch": (batch_mean, r"an output changes by .* with the other images"),
+    "left-over dropout": (chance, r"an output changes by .* when it is run again"),
     "frozen batch": (
         frozen_batch, r"image must be of shape \['batch', 32, 32, 3\], not \[1, 32, 32",
     ),
@@ -267,7 +267,7 @@ def later_ir(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (property_(ONNX_KEY), "not the model's: other labels, or in another order"),
+        (property_(CARD_KEY), "not the model's: other labels, or in another order"),
         (
             property_("labels"),
             r"for other programs \(a1, a0, a2\.\.\.\) are not the ca",
@@ -297,7 +297,7 @@ def test_activations_that_float16_cannot_hold_are_seen(tmp_path: Path) -> None:
     case, path = of_model(model), tmp_path / "model.tflite"
     FORMATS["tflite-fp16"].write(case.serving, path, None)
     found = complaints(case, "tflite-fp16", path)
-    assert "do not fit into float16, which ends at 65504" in found
+    assert "exceed 65504, the largest number in float16" in found
 
 
 def without_calibration(serving: Serving, path: Path) -> None:
@@ -315,7 +315,7 @@ def red_for_blue(serving: Serving, path: Path) -> None:
     record = serving.card.preprocessing
     turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
     other = replace(serving.card, preprocessing=turned)
-    content = tflite_writer.flatbuffer(replace(serving, card=other))
+    content = tflite_writer.convert_flatbuffer(replace(serving, card=other))
     tflite_writer.write_flatbuffer(content, serving, path)
 
 
@@ -396,4 +396,4 @@ def test_another_resize_of_encoded_pictures_is_seen(
     monkeypatch.setattr(writer, "prepare_encoded", careless)
     writer.write(case.serving, tmp_path / "saved_model", None)
     found = complaints(case, "saved_model", tmp_path / "saved_model")
-    assert "serving_bytes answers otherwise than serving_default" in found
+    assert "serving_bytes and serving_default differ on the same images" in found

@@ -11,7 +11,7 @@ import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.serving import make_serving
 from reszoo_export.verification import divergence
-from reszoo_export.verification.divergence import first_apart, first_divergence
+from reszoo_export.verification.divergence import first_difference, first_divergence
 from reszoo_export.verification.reference import synthetic_images
 
 IMAGES = synthetic_images(32)[-4:]
@@ -53,8 +53,8 @@ def test_the_layer_that_was_changed_is_named(
 def test_a_layer_of_a_saved_model_is_named(
     serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(function: str, folder: Path, seconds: float) -> Any:
-        return divergence.find_in(folder)
+    def here(function: str, folder: Path, seconds: float, **arguments: Any) -> Any:
+        return divergence.find_stored(folder, **arguments)
 
     # TensorFlow is loaded here, and takes long to load again.
     monkeypatch.setattr(divergence, "run_in_subprocess", here)
@@ -78,9 +78,9 @@ def test_rounding_that_grows_slowly_is_no_divergence() -> None:
     apart = dict(zip(layers, (0.05, 0.08, 0.15, 0.3, 0.5, 2.0), strict=True))
     inside: Any = {name: layers[name] + apart[name] * noise[name] for name in layers}
     expected: Any = layers
-    assert first_apart(expected, inside, 0.1) == "layer5"
+    assert first_difference(expected, inside, 0.1) == "layer5"
     # Converters move channels in front of rows and columns.
     moved = {str(n): np.moveaxis(each, -1, 1) for n, each in enumerate(inside.values())}
-    assert first_apart(expected, moved, 0.1) == "layer5"
+    assert first_difference(expected, moved, 0.1) == "layer5"
     del inside["layer1"]
-    assert first_apart(expected, inside, 0.1) == "layer1"
+    assert first_difference(expected, inside, 0.1) == "layer1"

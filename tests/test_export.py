@@ -26,7 +26,6 @@ from reszoo_export.formats import FORMATS
 from reszoo_export.quantization import ranges
 from reszoo_export.quantization.ranges import draw_calibration, fingerprint
 from reszoo_export.runtimes import open_runtime
-from reszoo_export.tflite import writer
 from reszoo_export.verification.reference import read_reference
 
 pytestmark = pytest.mark.usefixtures("untimed")
@@ -135,11 +134,11 @@ def test_a_mixed_precision_model_exports_in_float32(tmp_path: Path) -> None:
     kept = read_reference(tmp_path / "export", manifest.card)
     again = reszoo.load(tmp_path / "model.safetensors")
     expected = probabilities(again, manifest.card.preprocessing, kept.images)
-    np.testing.assert_allclose(kept.answers, expected, atol=1e-5)
+    np.testing.assert_allclose(kept.outputs, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in EXPORTED if FORMATS[n].runtime != "tflite"]
+    "name", [n for n in EXPORTED if FORMATS[n].runtime.batch is None]
 )
 def test_answers_do_not_depend_on_batch_mates(
     exported: Any, digits: Any, name: str
@@ -281,7 +280,9 @@ def test_too_few_calibration_images_are_refused(tmp_path: Path, folder: Path) ->
 
 def test_int8_wants_calibration(tmp_path: Path) -> None:
     with pytest.raises(reszoo.ExportError, match="needs calibration images"):
-        writer.write_int8(serving.make_serving(small()), tmp_path / "x.tflite", None)
+        FORMATS["tflite-int8"].write(
+            serving.make_serving(small()), tmp_path / "x.tflite", None
+        )
 
 
 def test_no_graph_holds_anything_of_training(exported: Any) -> None:

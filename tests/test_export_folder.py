@@ -31,14 +31,12 @@ def test_an_export_that_is_there_is_kept_unless_told_otherwise(
     exported: Any, tmp_path: Path
 ) -> None:
     before = (exported.folder / "manifest.json").read_bytes()
-    with pytest.raises(
-        reszoo.UsageError, match=r"holds an export already.*--overwrite"
-    ):
+    with pytest.raises(reszoo.UsageError, match=r"is an export already.*--overwrite"):
         reszoo.export(small(), exported.folder)
     assert (exported.folder / "manifest.json").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("years of work")
     (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
-    with pytest.raises(reszoo.UsageError, match="is no export of reszoo"):
+    with pytest.raises(reszoo.UsageError, match="is not an export of reszoo"):
         reszoo.export(small(), tmp_path, overwrite=True)
     assert files(tmp_path) == {"thesis.txt", "manifest.json"}
 

@@ -1,6 +1,5 @@
 """What exports keep: evidence of a crash, and how ranges were chosen."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from conftest import randomise
 import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import read_manifest
-from reszoo_export.quantization.ranges import LEAST, SHARES
+from reszoo_export.quantization.ranges import MIN_IMAGES, SHARES
 from reszoo_export.verification import verify
 from reszoo_export.verification.isolation import run_in_subprocess
 
@@ -22,17 +21,17 @@ def names(folder: Path) -> set[str]:
 def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crashing(function: str, folder: Path, seconds: float) -> Any:
+    def crashing(function: str, folder: Path, seconds: float, **arguments: Any) -> Any:
         """Let the process that opens the TFLite file die of a segmentation fault."""
-        asked = json.loads((folder / "request.json").read_text())["format"]
-        other = "test_apart:crash" if asked == "tflite" else function
-        return run_in_subprocess(other, folder, seconds)
+        if arguments["format_name"] == "tflite":
+            return run_in_subprocess("test_isolation:crash", folder, seconds)
+        return run_in_subprocess(function, folder, seconds, **arguments)
 
     monkeypatch.setattr(verify, "run_in_subprocess", crashing)
     told = (
         r"(?s)1 check\(s\) failed.*model\.tflite: tflite could not be verified: its "
         r"runtime crashed \(SIGSEGV\)\n    one\n    last words\n"
-        r"Nothing was written to .*export; what failed is kept in .*export\.failed"
+        r"Nothing was written to .*export; the failed export is kept in .*\.failed"
     )
     net = randomise(reszoo.build("resnet20", classes=3, input_shape=(32, 32, 3)))
     with pytest.raises(reszoo.VerificationError, match=told):
@@ -55,4 +54,4 @@ def test_the_manifest_tells_how_ranges_were_chosen(exported: Any) -> None:
         assert best in trials
         assert best["divergence"] == min(trial["divergence"] for trial in trials)
         assert {trial["share"] for trial in trials} == set(SHARES)
-        assert record.ranges["images"] >= LEAST
+        assert record.ranges["images"] >= MIN_IMAGES

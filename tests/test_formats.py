@@ -1,11 +1,15 @@
 """The table of formats, and the words that stand for its rows."""
 
+import ast
 import importlib
+from importlib import resources
+from pathlib import Path
 
 import pytest
 
 import reszoo
-from reszoo_export.formats import FORMATS, GROUPS, find_formats
+import reszoo_export
+from reszoo_export.formats import FORMATS, GROUPS, RUNTIMES, Reader, find_formats
 
 
 def names(words: str | list[str]) -> list[str]:
@@ -41,14 +45,47 @@ def test_what_is_not_in_the_table_is_refused() -> None:
 def test_every_row_has_a_writer_and_a_file_of_its_own(row: object) -> None:
     assert row in FORMATS.values()
     found = FORMATS[getattr(row, "name", "")]
-    module, function = found.writer.split(":")
-    assert callable(getattr(importlib.import_module(module), function))
-    ending = {"saved_model": "", "tflite": ".tflite", "onnx": ".onnx"}[found.runtime]
-    assert found.file.endswith(ending)
+    module = importlib.import_module(f"{found.runtime.package}.writer")
+    assert callable(getattr(module, found.writer))
+    assert Path(found.file).suffix == found.runtime.suffix
     assert [each.file for each in FORMATS.values()].count(found.file) == 1
     assert found.groups <= set(GROUPS)
     # int8 needs images to set its ranges, unless it sets them while it runs.
     assert found.calibrated == found.precision.startswith("int")
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_every_runtime_is_a_package_with_all_that_is_specific_to_it(name: str) -> None:
+    runtime = RUNTIMES[name]
+    assert runtime.name == name
+    functions = [each for each in vars(Reader) if not each.startswith("_")]
+    assert len(functions) == 5
+    for function in functions:
+        assert callable(getattr(runtime.reader, function)), function
+    snippets = resources.files(runtime.package) / "snippets"
+    opener = (snippets / "server.py.in").read_text(encoding="utf-8")
+    assert f"def open_{name}(path):" in opener
+    # The float32 format has the runtime's name, and there is one.
+    assert FORMATS[name].runtime is runtime
+    assert FORMATS[name].precision == "float32"
+
+
+def test_nothing_but_the_tables_and_the_packages_knows_a_runtime() -> None:
+    """What adding a runtime takes: its package, and rows of `formats.py`."""
+    root = Path(reszoo_export.__file__).parent
+    for file in root.rglob("*.py"):
+        package = file.relative_to(root).parts[0]
+        if (
+            package in {*RUNTIMES, "reporting", "report.py"}
+            or file.name == "formats.py"
+        ):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value not in {*RUNTIMES, ".tflite", ".onnx"}, file
+            if isinstance(node, ast.ImportFrom):
+                parts = str(node.module).split(".")
+                assert parts[:1] != ["reszoo_export"] or parts[1] not in RUNTIMES, file
 
 
 def test_no_format_allows_operators_that_some_runtimes_lack() -> None:

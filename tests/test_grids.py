@@ -61,4 +61,4 @@ def test_no_kernel_overflows_however_it_is_rounded() -> None:
         steps = grids.narrow_steps(kernel)
         whole = np.round(grids.on_grid(kernel, steps) / steps)
         most += grids.greatest_pairs(whole).tolist()
-    assert 125 < min(most) < max(most) == grids.MOST_OF_PAIR
+    assert 125 < min(most) < max(most) == grids.MAX_PAIR

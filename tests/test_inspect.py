@@ -16,7 +16,7 @@ import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.inspection import inspect
 from reszoo_export.manifest import size_and_hash
-from reszoo_export.metadata import onnx_properties
+from reszoo_export.onnx.writer import properties
 from reszoo_export.serving import make_serving
 
 # Those of ResNet-20 for 10 classes, with batch normalisation folded: 2 numbers fewer
@@ -78,9 +78,9 @@ def test_it_is_told_in_words_and_as_json(written: Any) -> None:
     row, path, card = written
     found = inspect(path)
     rows = dict(found.rows())
-    assert rows["net"] == "resnet20, shortcut identity, input 32x32x3"
+    assert rows["model"] == "resnet20, shortcut identity, input 32x32x3"
     assert rows["parameters"] == "269,034"
-    assert rows["labels"] == "never told; 10 classes"
+    assert rows["labels"] == "not recorded; 10 classes"
     assert rows["source"] == "initialised, not trained"
     assert "short side to 32 (bilinear), centre 32x32" in rows["preprocessing"]
     assert "mean 0.485/0.456/0.406" in rows["preprocessing"]
@@ -123,7 +123,7 @@ def _onnx_net(card: Any = None, kind: int = TensorProto.FLOAT) -> Any:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, producer_name="somebody")
-    helper.set_model_props(model, onnx_properties(card) if card else {"names": "{0}"})
+    helper.set_model_props(model, properties(card) if card else {"names": "{0}"})
     return model
 
 
@@ -164,7 +164,7 @@ def test_files_of_others_are_described_as_far_as_they_tell(tmp_path: Path) -> No
     assert found.card is None
     assert (found.format, found.contents.precision) == ("onnx-fp16", "float16")
     rows = dict(found.rows())
-    assert rows["card"].startswith("none: reszoo did not write this file")
+    assert rows["card"].startswith("none: not written by reszoo")
     assert rows["producer"] == "somebody"
     assert rows["names"] == "{0}"
     # A weight and a bias; the factor behind them is neither.

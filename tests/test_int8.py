@@ -21,9 +21,9 @@ from conftest import randomise
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import prepared_batches, probabilities
-from reszoo_export.formats import ExportOptions
+from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.onnx import graph, writer
-from reszoo_export.onnx.inspection import wrong_onnx
+from reszoo_export.onnx.reader import find_problems
 from reszoo_export.onnx.writer import convert
 from reszoo_export.quantization import grids, integer_model, ranges
 from reszoo_export.quantization.ranges import draw_calibration
@@ -304,17 +304,21 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
     assert np.abs(found - expected).sum(1).mean() < 0.02
 
 
+def problems_of(path: Path, digits: Any) -> list[str]:
+    return find_problems(path, FORMATS["onnx-int8"], digits[0].card, digits[2])
+
+
 def test_weights_that_overflow_on_other_processors_are_seen(
     files: Any, digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert wrong_onnx(files["a.onnx"]) == []
+    assert problems_of(files["a.onnx"], digits) == []
     monkeypatch.setattr(ranges, "narrow_steps", grids.full_steps)
     # Nothing is chosen with it yet.
     calibration = replace(digits[1], choices={})
     writer.write_int8(digits[0], tmp_path / "a.onnx", calibration)
-    (told,) = wrong_onnx(tmp_path / "a.onnx")
+    (told,) = problems_of(tmp_path / "a.onnx", digits)
     expected = r"its weights overflow on x86 processors without VNNI: two of [\w.]+ add"
-    expected += r" up to 2\d\d, and at most 128 fit; export it anew"
+    expected += r" up to 2\d\d, and at most 128 fit; export it again"
     assert re.fullmatch(expected, told), told
 
 
@@ -359,10 +363,8 @@ def test_features_and_other_layouts_are_quantised_as_well(
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
 
 
-@pytest.mark.parametrize(
-    "write", [tflite_writer.write_int8, tflite_writer.write_int16x8, writer.write_int8]
-)
-def test_no_calibration_is_refused(digits: Any, tmp_path: Path, write: Any) -> None:
-    with pytest.raises(reszoo.ExportError, match="needs calibration images"):
-        write(digits[0], tmp_path / "file", None)
+@pytest.mark.parametrize("name", [r.name for r in FORMATS.values() if r.calibrated])
+def test_no_calibration_is_refused(digits: Any, tmp_path: Path, name: str) -> None:
+    with pytest.raises(reszoo.ExportError, match=f"{name} needs calibration images"):
+        FORMATS[name].write(digits[0], tmp_path / "file", None)
     assert not list(tmp_path.iterdir())

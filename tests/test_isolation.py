@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 
 import reszoo
-from reszoo_export.verification.isolation import run_in_subprocess
+from reszoo_export.verification.isolation import (
+    SubprocessError,
+    run_in_subprocess,
+)
 
 # What the child runs: this module, found by the path that it inherits.
 HERE = Path(__file__).stem
 
 
-def greet(folder: Path) -> Any:
+def greet(folder: Path, **arguments: Any) -> Any:
     sys.stdout.write("noise\n")
-    return {"from": folder.name, "gpus": os.environ["CUDA_VISIBLE_DEVICES"]}
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"from": folder.name, "gpus": gpus, **arguments}
 
 
 def crash(folder: Path) -> None:
@@ -40,6 +44,10 @@ def refuse(folder: Path) -> None:
     raise reszoo.CheckpointError("it is damaged")
 
 
+def misname(folder: Path) -> None:
+    raise reszoo.UnknownNameError("model", "x", ["y"])
+
+
 def hang(folder: Path) -> None:
     (folder / "pid").write_text(str(os.getpid()))
     time.sleep(600)
@@ -50,29 +58,42 @@ def hanging(folder: Path) -> None:
     run_in_subprocess(f"{HERE}:hang", folder, 600)
 
 
-def test_it_returns_what_the_function_returned(tmp_path: Path) -> None:
-    answer = run_in_subprocess(f"{HERE}:greet", tmp_path, 60)
-    assert answer == {"from": tmp_path.name, "gpus": "-1"}
+def test_it_returns_what_the_function_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    found = run_in_subprocess(f"{HERE}:greet", tmp_path, 60, size=[1, "two"])
+    assert found == {"from": tmp_path.name, "gpus": "-1", "size": [1, "two"]}
+    found = run_in_subprocess(f"{HERE}:greet", tmp_path, hide_gpus=False)
+    assert found == {"from": tmp_path.name, "gpus": "1"}
 
 
 @pytest.mark.parametrize(
     ("function", "told"),
     [
         ("crash", r"its runtime crashed \(SIGSEGV\)\n    one\n    last words$"),
-        ("starve", r"its runtime crashed \(SIGKILL, often for want of memory\)$"),
+        ("starve", r"its runtime crashed \(SIGKILL, often because memory ran out\)$"),
         ("stumble", r"(?s)crashed \(exit 1\).*RuntimeError: no such kernel$"),
-        ("refuse", r"^it is damaged$"),
     ],
 )
 def test_a_crash_is_told_with_the_last_words(
     function: str, told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(reszoo.VerificationError, match=told):
+    with pytest.raises(SubprocessError, match=told):
         run_in_subprocess(f"{HERE}:{function}", tmp_path, 60)
 
 
+def test_errors_of_ours_are_raised_as_they_were(tmp_path: Path) -> None:
+    with pytest.raises(reszoo.CheckpointError, match=r"^it is damaged$"):
+        run_in_subprocess(f"{HERE}:refuse", tmp_path, 60)
+    with pytest.raises(
+        reszoo.UsageError, match=r"^There is no model 'x'\. Known: y\.$"
+    ):
+        run_in_subprocess(f"{HERE}:misname", tmp_path, 60)
+
+
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(reszoo.VerificationError, match=r"gave no answer in 3 seconds"):
+    with pytest.raises(SubprocessError, match=r"did not finish within 3 seconds"):
         run_in_subprocess(f"{HERE}:hang", tmp_path, 3)
     assert not alive(int((tmp_path / "pid").read_text()))
 

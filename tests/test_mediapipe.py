@@ -14,8 +14,8 @@ import pytest
 from made_card import made_card
 
 import reszoo
-from reszoo_export.tflite.metadata import model_metadata
-from reszoo_export.tflite.model import Port
+from reszoo_export.inspection import TensorDescription
+from reszoo_export.tflite.flatbuffer import model_metadata
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("mediapipe") is None,
@@ -128,8 +128,9 @@ def test_its_classifier_gives_our_labels_and_scores(
 
 def test_the_schemas_own_reader_finds_what_we_wrote(tmp_path: Path) -> None:
     card = replace(made_card(), provenance={"licence": "apache-2.0"})
-    image = Port("image", "float32", (1, 24, 32, 3))
-    content = model_metadata(card, [image], [Port("probabilities", "float32", (1, 2))])
+    image = TensorDescription("image", "float32", (1, 24, 32, 3))
+    output = TensorDescription("probabilities", "float32", (1, 2))
+    content = model_metadata(card, [image], [output])
     (tmp_path / "metadata").write_bytes(content)
     assert _run(_DESCRIBE, tmp_path / "metadata") == {
         "identified": True,

@@ -13,9 +13,16 @@ from ai_edge_litert.interpreter import Interpreter
 from made_card import made_card
 
 from reszoo.console import quiet
-from reszoo_export.metadata import onnx_properties, tflite_card
-from reszoo_export.tflite.metadata import NAME, read_texts, with_card
-from reszoo_export.tflite.model import read_data, read_ports, with_data
+from reszoo_export.onnx.writer import properties
+from reszoo_export.tflite.flatbuffer import (
+    METADATA_NAME,
+    read_data,
+    read_tensors,
+    read_texts,
+    with_card,
+    with_data,
+)
+from reszoo_export.tflite.reader import read_card
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def test_the_models_own_bytes_stay_as_they_are(content: bytes, tmp_path: Path) -
     data = after.Buffers(entry.Buffer())
     start = data._tab.Vector(data._tab.Offset(4))
     assert start % 16 == 0
-    assert entry.Name() == NAME.encode()
+    assert entry.Name() == METADATA_NAME.encode()
     assert with_card(content, made_card()) == described
 
 
@@ -81,7 +88,7 @@ def test_data_may_be_added_twice_and_to_a_model_of_any_length(content: bytes) ->
     assert read_data(model, "one") == b"1" * 17
     assert read_data(model, "two") == b""
     assert read_data(model, "three") is None
-    (image,), (answer,) = read_ports(model)
+    (image,), (answer,) = read_tensors(model)
     assert (image.name, image.dtype, image.shape) == ("image", "float32", (1, 8, 8, 3))
     assert (answer.name, answer.shape) == ("probabilities", (1, 2))
 
@@ -101,7 +108,7 @@ def test_odd_labels_arrive_as_they_were(content: bytes, tmp_path: Path) -> None:
     card = made_card(labels)
     path = tmp_path / "model.tflite"
     path.write_bytes(with_card(content, card))
-    assert tflite_card(path).labels == labels
+    assert read_card(path).labels == labels
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         entry = archive.getinfo("labels.txt")
@@ -109,7 +116,7 @@ def test_odd_labels_arrive_as_they_were(content: bytes, tmp_path: Path) -> None:
     # MediaPipe maps the file into memory: it must not be compressed.
     assert entry.compress_type == zipfile.ZIP_STORED
     assert tuple(text.removesuffix("\n").split("\n")) == labels
-    assert tuple(json.loads(onnx_properties(card)["labels"])) == labels
+    assert tuple(json.loads(properties(card)["labels"])) == labels
 
 
 def test_the_description_is_in_words(content: bytes) -> None:
@@ -125,9 +132,9 @@ def test_the_description_is_in_words(content: bytes) -> None:
     assert read_texts(schema.Model.GetRootAs(content)) == {}
 
 
-def test_onnx_properties_speak_to_people() -> None:
+def test_onnx_properties_describe_the_model() -> None:
     card = made_card(("cat", "dog"), crop_pct=0.875, interpolation="bicubic")
-    found = onnx_properties(card)
+    found = properties(card)
     assert list(found) == sorted(found)
     assert found["labels"] == '["cat", "dog"]'
     assert found["input"] == "image: RGB, 0 to 255, 32x32 pixels"
@@ -135,4 +142,4 @@ def test_onnx_properties_speak_to_people() -> None:
     assert "Normalisation is inside" in found["description"]
     assert json.loads(found["reszoo_card"]) == json.loads(card.to_text())
     assert "license" not in found
-    assert "labels" not in onnx_properties(made_card(None))
+    assert "labels" not in properties(made_card(None))

@@ -33,12 +33,20 @@ def test_an_option_out_of_range_is_refused(
 @pytest.mark.parametrize(
     ("formats", "options", "message"),
     [
-        ("onnx,tflite", {"layout": "nchw"}, r"layout='nchw' is not for tflite\."),
-        ("tflite,tflite-int8", {"integer_io": True}, r"integer_io is not for tflite\."),
+        (
+            "onnx,tflite",
+            {"layout": "nchw"},
+            r"layout='nchw' is not supported by tflite\.",
+        ),
+        (
+            "tflite,tflite-int8",
+            {"integer_io": True},
+            r"integer_io is not supported by tflite\.",
+        ),
         (
             "tflite-int8",
             {"integer_io": True, "outputs": "logits"},
-            r"steps of 1/256 are known\. Received: outputs='logits'",
+            r"known steps of 1/256\. Received: outputs='logits'",
         ),
     ],
 )

@@ -70,18 +70,18 @@ def array(*shape: int, value: float = 1, dtype: Any = np.float32) -> Any:
     ("image", "received", "remedy"),
     [
         (array(8, 8, 3), r"float32 \(8, 8, 3\) in 1..1", r"pass \(255 \* array\)"),
-        (array(8, 8, 3, value=-1.5), r"in -1.5..-1.5", "normalised already"),
+        (array(8, 8, 3, value=-1.5), r"in -1.5..-1.5", "seems to be normalised"),
         (array(8, 8, 3, value=200), r"in 200..200", r"array.round\(\).astype"),
         (array(8, 8, 3, value=256, dtype=np.int32), r"int32.*in 256", "scale it"),
-        (array(8, 8, 3, value=np.nan), r"float32.*in nan..nan", "whole numbers"),
-        (array(8, 8, dtype=np.uint8), r"uint8 \(8, 8\)", "level three times"),
-        (array(8, 8, 1, dtype=np.uint8), r"\(8, 8, 1\)", "level three times"),
+        (array(8, 8, 3, value=np.nan), r"float32.*in nan..nan", "normalises integers"),
+        (array(8, 8, dtype=np.uint8), r"uint8 \(8, 8\)", "convert grey images to RGB"),
+        (array(8, 8, 1, dtype=np.uint8), r"\(8, 8, 1\)", "convert grey images to RGB"),
         (array(8, 8, 4, dtype=np.uint8), r"\(8, 8, 4\)", "drop the transparency"),
         (array(3, 8, 8, dtype=np.uint8), r"\(3, 8, 8\)", r"transpose\(1, 2, 0\)"),
         (array(2, 3, 8, 8, dtype=np.uint8), r"\(3, 8, 8\)", r"transpose\(1, 2, 0\)"),
         (array(0, 8, 3, dtype=np.uint8), r"\(0, 8, 3\);", "has no pixels"),
-        (array(2, dtype=np.uint8), r"uint8 \(2,\)", "no picture"),
-        ([None], r"object \(\)", "no picture"),
+        (array(2, dtype=np.uint8), r"uint8 \(2,\)", "is not an image"),
+        ([None], r"object \(\)", "is not an image"),
     ],
 )
 def test_other_arrays_are_refused_with_how_to_mend_them(
@@ -93,7 +93,7 @@ def test_other_arrays_are_refused_with_how_to_mend_them(
 
 
 def test_a_picture_without_a_white_is_refused(run: Any) -> None:
-    with pytest.raises(reszoo.UsageError, match=r"what is white. Received: mode 'F'"):
+    with pytest.raises(reszoo.UsageError, match=r"a known range. Received: mode 'F'"):
         reszoo.Predictor(run.model).predict(Image.new("F", (8, 8)))
 
 
@@ -115,7 +115,7 @@ def test_files_of_features_give_what_the_classifier_sees(
     path = tmp_path / "model.onnx"
     FORMATS["onnx"].write(made, path, None)
     predictor = reszoo.Predictor(path)
-    assert (predictor.answers, predictor.labels) == ("features", ())
+    assert (predictor.output_kind, predictor.labels) == ("features", ())
     features = predictor.features([digit[1], digit[0]])
     assert features.shape == (2, 64)
     head = to_tensors(run.model)
@@ -132,12 +132,10 @@ def test_files_of_features_give_what_the_classifier_sees(
     ]
     for ask in asked:
         with pytest.raises(
-            reszoo.UsageError, match=r"gives features.*Use features, or"
+            reszoo.UsageError, match=r"gives features, not prob.*Use features, or"
         ):
             ask()
-    with pytest.raises(
-        reszoo.UsageError, match=r"gives probabilities. Asked for: feat"
-    ):
+    with pytest.raises(reszoo.UsageError, match=r"gives probabilities, not feat"):
         answers.features(digit[0])
 
 

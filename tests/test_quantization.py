@@ -10,14 +10,14 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import prepared_batches
 from reszoo_export.quantization.ranges import (
-    LEAST,
+    MIN_IMAGES,
     Calibration,
     draw_calibration,
     fingerprint,
 )
 
 
-def noise(count: int = LEAST, seed: int = 0) -> Any:
+def noise(count: int = MIN_IMAGES, seed: int = 0) -> Any:
     draw = np.random.default_rng(seed)
     return draw.integers(0, 256, (count, 8, 8, 3), np.uint8)
 
@@ -37,7 +37,7 @@ def marks(images: Any) -> set[str]:
 
 def test_calibration_trial_and_verification_share_no_image(drawn: Any) -> None:
     calibration, avoid, _, _ = drawn
-    assert len(calibration.images) >= LEAST
+    assert len(calibration.images) >= MIN_IMAGES
     assert len(marks(calibration.images)) == len(calibration.images)
     assert len(marks(calibration.trial)) == len(calibration.trial) == 200
     assert not marks(calibration.images) & marks(calibration.trial)
@@ -72,7 +72,7 @@ def test_an_image_to_verify_with_is_never_drawn(drawn: Any) -> None:
     assert not marks(taken.images) & marks(calibration.images)
 
 
-@pytest.mark.parametrize("count", [0, 1, LEAST - 1])
+@pytest.mark.parametrize("count", [0, 1, MIN_IMAGES - 1])
 def test_too_few_images_are_refused_with_their_number(count: int) -> None:
     with pytest.raises(reszoo.DataError, match=f"at least 100.*Received: {count},"):
         Calibration(noise(count))
@@ -85,7 +85,7 @@ def test_repeated_images_are_refused_with_their_number() -> None:
 
 
 def test_blank_images_are_refused_with_their_number() -> None:
-    images = noise(LEAST + 10)
+    images = noise(MIN_IMAGES + 10)
     images[3:7] = np.arange(4, dtype=np.uint8)[:, None, None, None] * 60
     with pytest.raises(reszoo.DataError, match="Received: 4 blank of 110"):
         Calibration(images)

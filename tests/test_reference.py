@@ -1,4 +1,4 @@
-"""The images that files are judged on, and what crosses to another process."""
+"""The images that files are compared on, and how another process gets them."""
 
 import subprocess
 import sys
@@ -12,11 +12,11 @@ import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.verification.reference import (
     make_reference,
+    read_arrays,
     read_reference,
     synthetic_images,
-    taken_over,
 )
-from reszoo_export.verification.verify import judge
+from reszoo_export.verification.verify import verify_file
 
 
 @pytest.mark.parametrize("size", [1, 32, 33])
@@ -45,7 +45,7 @@ def test_a_function_may_answer_in_place_of_a_model(run: Any) -> None:
         return images.mean(axis=(1, 2)).astype(np.float32)
 
     reference = make_reference(features, card, None)
-    np.testing.assert_array_equal(reference.answers, features(reference.images))
+    np.testing.assert_array_equal(reference.outputs, features(reference.images))
     assert reference.synthetic == len(reference.images) == 17
 
 
@@ -55,34 +55,36 @@ def test_features_are_kept_and_read_as_such(run: Any, tmp_path: Path) -> None:
         lambda images: np.ones((len(images), 3), "f"), card, None
     )
     reference.write(tmp_path)
-    assert read_reference(tmp_path, card, "features").answers.shape == (17, 3)
-    with pytest.raises(reszoo.ExportError, match="float32 answers for 10 classes"):
+    assert read_reference(tmp_path, card, "features").outputs.shape == (17, 3)
+    with pytest.raises(reszoo.ExportError, match="float32 outputs for 10 classes"):
         read_reference(tmp_path, card)
 
 
 def test_another_process_gets_the_same_reference(exported: Any, tmp_path: Path) -> None:
     kept = read_reference(exported.folder, exported.card)
-    kept.hand_over(tmp_path)
-    taken = taken_over(tmp_path)
-    for name in ("images", "answers", "labels", "synthetic"):
+    kept.write_arrays(tmp_path)
+    taken = read_arrays(tmp_path)
+    for name in ("images", "outputs", "targets", "synthetic"):
         np.testing.assert_array_equal(getattr(taken, name), getattr(kept, name))
 
 
-def test_a_file_is_judged_apart(exported: Any) -> None:
+def test_a_file_is_verified_in_a_subprocess(exported: Any) -> None:
     kept = read_reference(exported.folder, exported.card)
     (record,) = [each for each in exported.files if each.format == "onnx"]
     path = exported.folder / record.file
-    found = judge(FORMATS["onnx"], path, kept, card=exported.card)
+    found = verify_file(FORMATS["onnx"], path, kept, card=exported.card)
     assert found.verification == record.verification
     assert (found.inputs, found.outputs) == (record.inputs, record.outputs)
-    with pytest.raises(reszoo.VerificationError, match=r"gave no answer in 0\.01 s"):
-        judge(FORMATS["onnx"], path, kept, seconds=0.01)
+    with pytest.raises(
+        reszoo.VerificationError, match=r"did not finish within 0\.01 s"
+    ):
+        verify_file(FORMATS["onnx"], path, kept, seconds=0.01)
 
 
-def test_tflite_and_onnx_are_judged_without_tensorflow() -> None:
+def test_tflite_and_onnx_are_verified_without_tensorflow() -> None:
     code = (
         "import sys\n"
-        "from reszoo_export.verification import divergence, judging\n"
+        "from reszoo_export.verification import divergence, verify\n"
         "print({'tensorflow', 'keras', 'onnx'} & set(sys.modules) or 'none')"
     )
     told = subprocess.run(

@@ -15,7 +15,7 @@ import reszoo
 from reszoo.cards import Card, new_card
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.runtimes import find_interface, open_runtime, softmax
-from reszoo_export.saved_model.runtime import newest_version
+from reszoo_export.saved_model.reader import newest_version
 from reszoo_export.serving import Serving
 from reszoo_export.tflite import writer
 
@@ -81,7 +81,9 @@ def test_files_of_every_form_answer_alike(
     row = FORMATS[name]
     row.write(serving(**options), tmp_path / row.file, None)
     runtime = open_runtime(tmp_path / row.file)
-    assert runtime.answers == ("features" if features else "probabilities")
+    assert runtime.interface.output_kind == (
+        "features" if features else "probabilities"
+    )
     truth = expected(images, features)
     for count in (7, 1, 2, 7):
         answers = runtime.run(images[:count])
@@ -90,7 +92,7 @@ def test_files_of_every_form_answer_alike(
     assert runtime.run(images[:0]).shape == (0, truth.shape[1])
     fixed = options.get("batch", 1 if name == "tflite" else "batch")
     first = runtime.inputs[0]["shape"][0]
-    assert first == {"dynamic": -1}.get(fixed, fixed)
+    assert first == {"dynamic": "batch"}.get(fixed, fixed)
 
 
 def test_bytes_are_answered_as_probabilities(tmp_path: Path, images: Any) -> None:
@@ -105,7 +107,7 @@ def test_bytes_are_answered_as_probabilities(tmp_path: Path, images: Any) -> Non
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
 
-    writer.write_flatbuffer(writer.flatbuffer(made, prepare), made, path)
+    writer.write_flatbuffer(writer.convert_flatbuffer(made, prepare), made, path)
     runtime = open_runtime(path)
     (out,) = runtime.outputs
     assert (out["dtype"], out["scale"], out["zero_point"]) == ("uint8", 1 / 256, 0)
@@ -130,7 +132,7 @@ def test_integers_count_from_their_zero_point() -> None:
     images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 8, 8, 3), np.uint8
     )
-    np.testing.assert_array_equal(found.ask(call, images), [[1.5], [2.0], [2.5]])
+    np.testing.assert_array_equal(found.run(call, images), [[1.5], [2.0], [2.5]])
 
 
 def test_softmax_stands_any_logits() -> None:

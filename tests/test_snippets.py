@@ -32,7 +32,7 @@ int main(int, char** given) {
 """
 _NODE = """
 import {{ readFileSync, writeFileSync }} from "node:fs";
-import {{ prepare, ask }} from "{module}";
+import {{ prepare, predict }} from "{module}";
 const [width, height] = [{width}, {height}];
 const pixels = prepare(readFileSync("{picture}"), width, height);
 writeFileSync("{picture}.pixels", pixels);
@@ -46,7 +46,7 @@ const session = {{
     return {{ {output}: {{ data: Float32Array.from({answer}) }} }};
   }},
 }};
-console.log(JSON.stringify(await ask({{ Tensor }}, session, pixels)));
+console.log(JSON.stringify(await predict({{ Tensor }}, session, pixels)));
 """
 
 
@@ -158,10 +158,10 @@ def test_the_server_answers_like_the_predictor(exported: Any, tmp_path: Path) ->
     photo = tmp_path / "photo.png"
     Image.fromarray(_picture(301, 447)).save(photo)
     assert len(program["FILES"]) == len(exported.files)
-    for name, (model, dtype, shape) in program["FILES"].items():
+    for name, (open_file, dtype, shape) in program["FILES"].items():
         path = tmp_path / "export" / name
         pixels = program["prepare"](photo)
-        answer = program["ask"](model(path), dtype, shape, pixels)
+        answer = program["predict"](open_file(path), dtype, shape, pixels)
         expected = reszoo.Predictor(path).predict(photo)[0]
         np.testing.assert_allclose(answer, expected, atol=1e-3, err_msg=name)
 

@@ -25,7 +25,7 @@ from reszoo_export.verification.reference import (
     make_reference,
     read_reference,
 )
-from reszoo_export.verification.verify import judge
+from reszoo_export.verification.verify import verify_file
 
 Change = Callable[[Any], Any]
 
@@ -78,7 +78,7 @@ def test_a_missing_and_a_broken_file_are_noticed_together(pair: Path) -> None:
 
 
 def test_a_folder_without_an_export_is_refused(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(reszoo.ExportError, match="holds no export"):
+    with pytest.raises(reszoo.ExportError, match="is not an export"):
         reszoo.verify(tmp_path)
     (copy / "reference.npz").write_bytes(b"nonsense")
     with pytest.raises(reszoo.ExportError, match=r"reference\.npz cannot be read"):
@@ -94,20 +94,20 @@ def test_the_reference_fits_its_room_and_keeps_classes_even(run: Any) -> None:
     source = open_source("digits")
     serving = make_serving(run.model)
     full = make_reference(source_answers(run.model, serving), card, source)
-    assert len(full.labels) == 359
+    assert len(full.targets) == 359
     big = replace(full, images=np.repeat(full.images, 100, axis=1))
     short = big.shortened()
     assert short.images.nbytes <= 16 * 2**20
     assert short.synthetic == full.synthetic == 17
-    assert set(short.labels) == set(range(10))
-    np.testing.assert_array_equal(short.answers[-17:], full.answers[-17:])
+    assert set(short.targets) == set(range(10))
+    np.testing.assert_array_equal(short.outputs[-17:], full.outputs[-17:])
 
 
 def test_the_kept_reference_is_the_models(run: Any, exported: Any) -> None:
     kept = read_reference(exported.folder, exported.card)
     record = reszoo.card(run.model).preprocessing
     np.testing.assert_allclose(
-        kept.answers, probabilities(run.model, record, kept.images), atol=1e-5
+        kept.outputs, probabilities(run.model, record, kept.images), atol=1e-5
     )
 
 
@@ -117,7 +117,7 @@ def test_half_precision_does_not_pass_for_single(exported: Any) -> None:
     exact = runtime.run
     runtime.run = lambda images: exact(images).astype(np.float16).astype(np.float32)
     problems = str(compare(FORMATS["onnx"], runtime, reference).problems)
-    assert "the logarithm of a probability is off by" in problems
+    assert "a log probability differs from the model's by" in problems
 
 
 def test_foreign_operators_and_lost_names_are_problems(exported: Any) -> None:
@@ -136,7 +136,7 @@ def test_answers_that_are_not_numbers_are_a_problem(exported: Any) -> None:
     run = runtime.run
     runtime.run = lambda images: run(images) * np.float32("nan")
     assert (
-        "some answers are not numbers"
+        "some outputs are NaN or infinite"
         in compare(FORMATS["onnx"], runtime, reference).problems
     )
 
@@ -147,7 +147,7 @@ def test_a_batch_that_mixes_its_images_is_a_problem(exported: Any) -> None:
     run = runtime.run
     runtime.run = lambda images: run(images) + np.float32(5e-5 * (len(images) == 1))
     problems = compare(FORMATS["onnx"], runtime, reference).problems
-    assert "an answer moves by 5e-05 with the other images of its batch" in problems
+    assert "an output changes by 5e-05 with the other images of its batch" in problems
 
 
 def without_graph(file: Path) -> None:
@@ -179,11 +179,11 @@ def test_a_changed_file_is_not_opened(
 ) -> None:
     opened: list[str] = []
 
-    def judging(row: Any, path: Path, *rest: Any) -> Any:
+    def verifying(row: Any, path: Path, *rest: Any) -> Any:
         opened.append(path.name)
-        return judge(row, path, *rest)
+        return verify_file(row, path, *rest)
 
-    monkeypatch.setattr(verify, "judge", judging)
+    monkeypatch.setattr(verify, "verify_file", verifying)
     with (pair / "model.onnx").open("ab") as file:
         file.write(b"x")
     with pytest.raises(reszoo.VerificationError, match=r"1 check\(s\) failed"):
@@ -219,11 +219,11 @@ def test_a_reference_of_another_model_is_refused(exported: Any, copy: Path) -> N
     kept = read_reference(exported.folder, exported.card)
     others = {
         "size": replace(kept, images=kept.images[:, :30, :30]),
-        "classes": replace(kept, answers=kept.answers[:, :9]),
-        "count": replace(kept, answers=kept.answers[:-1]),
-        "labels": replace(kept, labels=kept.labels[:-1]),
-        "numbers": replace(kept, answers=kept.answers * np.float32("nan")),
-        "none": Reference(kept.images[:0], kept.answers[:0], kept.labels[:0], 0),
+        "classes": replace(kept, outputs=kept.outputs[:, :9]),
+        "count": replace(kept, outputs=kept.outputs[:-1]),
+        "labels": replace(kept, targets=kept.targets[:-1]),
+        "numbers": replace(kept, outputs=kept.outputs * np.float32("nan")),
+        "none": Reference(kept.images[:0], kept.outputs[:0], kept.targets[:0], 0),
     }
     for other in others.values():
         other.write(copy)
@@ -239,7 +239,7 @@ def test_what_lies_beside_the_files_is_checked(exported: Any, pair: Path) -> Non
         reszoo.verify(pair)
     labels.unlink()
     kept = read_reference(exported.folder, exported.card)
-    replace(kept, images=kept.images[::-1], answers=kept.answers[::-1]).write(pair)
+    replace(kept, images=kept.images[::-1], outputs=kept.outputs[::-1]).write(pair)
     with pytest.raises(reszoo.VerificationError) as caught:
         reszoo.verify(pair)
     assert "labels.txt: There is no file" in str(caught.value)
@@ -278,7 +278,7 @@ def test_the_worst_images_are_told(exported: Any) -> None:
     runtime.run = mistaken
     found = compare(FORMATS["onnx"], runtime, reference)
     first = found.worst[0]
-    expected = reference.answers[7]
+    expected = reference.outputs[7]
     assert len(found.worst) == 5
     assert first.image == 7
     assert first.difference == pytest.approx(found.max_difference)

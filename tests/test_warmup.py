@@ -86,11 +86,13 @@ def test_the_requests_fit_both_signatures(serving: Serving, tmp_path: Any) -> No
 def test_a_fixed_batch_is_the_only_one_that_is_asked(tmp_path: Any) -> None:
     net = reszoo.build("resnet20", classes=3)
     serving = make_serving(net, ExportOptions(batch=3))
-    content = warmup_requests(serving, ("serving_default",))
-    (record,) = tf.data.TFRecordDataset(_written(content, tmp_path)).as_numpy_iterator()
-    assert b"serving_default" in record
-    assert b"image" in record
-    assert warmup_requests(serving, ("serving_default",)) == content
+    content = warmup_requests(serving)
+    records = tf.data.TFRecordDataset(_written(content, tmp_path)).as_numpy_iterator()
+    of_pixels, of_bytes = records
+    assert b"serving_default" in of_pixels
+    assert b"image" in of_pixels
+    assert b"serving_bytes" in of_bytes
+    assert warmup_requests(serving) == content
 
 
 def _written(content: bytes, tmp_path: Any) -> str:

@@ -1,265 +1,414 @@
-"""The table of export formats with their tolerances, and export options."""
+"""The tables of runtimes and export formats, and the export options.
+
+A new runtime is one package, one row of `RUNTIMES` and a row of `FORMATS` for each of
+its formats; nothing else knows a runtime by name.
+"""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.errors import ExportError, UnknownNameError, UsageError
 
-# A file that gives one class to more of the images than the first, where the model
-# gives none to more than the second, has lost its input.
-ONE_CLASS = 0.95
-VARIED = 0.8
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from reszoo.cards import Card
+    from reszoo.preprocessing import Pixels
+    from reszoo_export.inspection import Contents
+    from reszoo_export.runtimes import Runtime
+
+
+class Reader(Protocol):
+    """What the module `reader` of a runtime's package offers."""
+
+    def open_file(self, path: Path, threads: int | None) -> "Runtime":
+        """Open a file in its runtime.
+
+        Raises:
+            CheckpointError: It is not a whole file, or has no card.
+        """
+
+    def describe(self, path: Path) -> "Contents":
+        """Describe a file, anybody's, without running it.
+
+        Raises:
+            CheckpointError: It is not a whole file.
+        """
+
+    def stored_labels(self, path: Path) -> Sequence[str] | None:
+        """Return the labels stored for other programs, beside the card."""
+
+    def find_problems(
+        self, path: Path, row: "Format", card: "Card", images: "Pixels"
+    ) -> list[str]:
+        """Check what running the file on this machine does not show.
+
+        Args:
+            path: The file.
+            row: Its format.
+            card: Of the model.
+            images: uint8 `(n, height, width, 3)`, to run parts of it with.
+        """
+
+    def activation_reader(
+        self, path: Path
+    ) -> "Callable[[NDArray[Any]], Mapping[str, NDArray[np.float32]]]":
+        """Return a function from the file's input to its activations, by tensor.
+
+        Operators are not fused beyond what the file says, quantized activations are
+        dequantized, and tensors are in the order in which they are computed.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSpec:
+    """A runtime, and the package with everything that is specific to it.
+
+    The package `reszoo_export.<name>` has the modules `writer`, with the functions
+    that formats name, and `reader` (see `Reader`). Its folder `snippets` has templates
+    of code that runs its files, of which `server.py.in` is required.
+
+    Attributes:
+        name: Of the package, and of the float32 format.
+        library: The module that opening a file imports.
+        suffix: Of its files; "" for folders.
+        folder_file: Of folders: a file in them, or in the folders of versions there.
+        outputs: What files give by default.
+        batch: Images in a call by default; None for any number.
+        layouts: Orders of the image's axes that it supports.
+        operators: Those that files of every format may use.
+    """
+
+    name: str
+    library: str
+    suffix: str = ""
+    folder_file: str = ""
+    outputs: tuple[str, ...] = ("logits", "probabilities")
+    batch: int | None = None
+    layouts: frozenset[str] = frozenset({"nhwc"})
+    operators: frozenset[str]
+
+    @property
+    def package(self) -> str:
+        """The package's full name."""
+        return f"reszoo_export.{self.name}"
+
+    @property
+    def reader(self) -> Reader:
+        """The package's module `reader`, imported on first use."""
+        return cast(Reader, importlib.import_module(f"{self.package}.reader"))
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether a file or folder looks like one of this runtime's."""
+        if self.suffix or not path.is_dir():
+            return not path.is_dir() and path.suffix == self.suffix
+        return any((*path.glob(self.folder_file), *path.glob(f"*/{self.folder_file}")))
+
+
+SAVED_MODEL = RuntimeSpec(
+    name="saved_model",
+    library="tensorflow",
+    folder_file="saved_model.pb",
+    operators=frozenset(
+        {
+            "AddV2", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul",
+            "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder",
+            "Relu", "Reshape", "Softmax", "Squeeze", "StatefulPartitionedCall",
+            "StridedSlice",
+        }
+    ),
+)  # fmt: skip
+TFLITE = RuntimeSpec(
+    name="tflite",
+    library="ai_edge_litert.interpreter",
+    suffix=".tflite",
+    outputs=("probabilities",),
+    batch=1,
+    # DELEGATE replaces the operators that XNNPACK computes.
+    operators=frozenset(
+        {
+            "ADD", "CONV_2D", "DELEGATE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN",
+            "MUL", "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
+        }
+    ),
+)  # fmt: skip
+ONNX = RuntimeSpec(
+    name="onnx",
+    library="onnxruntime",
+    suffix=".onnx",
+    layouts=frozenset({"nhwc", "nchw"}),
+    operators=frozenset(
+        {
+            "Add", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "Mul",
+            "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
+        }
+    ),
+)  # fmt: skip
+RUNTIMES = {row.name: row for row in (SAVED_MODEL, TFLITE, ONNX)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """The rules of one precision.
+    """How far the outputs of a file may be from the model's.
+
+    Rounding of float32 and float16 is limited output by output. Int8 changes single
+    probabilities much more, and is judged by top-1 and by means over the images. A
+    limit of None does not apply.
 
     Attributes:
-        max_difference: Largest allowed difference of a probability; None where
-            `max_moved` says it.
-        max_log_difference: Largest allowed difference of a probability's logarithm,
-            relative to it where it is beyond 1; None where rounding is coarser. It
-            sees what hides behind answers that are all 0 or 1.
-        max_moved: Most probability that may go to other classes, mean over the
-            real images, in 0..1; None where `max_difference` says it.
-        max_moved_synthetic: The same of the made-up images, which lie far from what
-            calibration saw.
-        max_lost: Most that may be lost of what tells the real images apart, or the
-            made-up ones where there are no real ones: what moved by what the model's
-            own answers move from image to image. It judges flat answers as strictly
-            as confident ones.
-        max_drift: Most that the mean confidence may change; None as above.
-        margin: Where the model's top probability leads that of the file's class by
-            at most this, the model is undecided and either answer agrees.
-        tie: The same as a share: where the model gives the file's class at least
-            this share of its top probability.
-        min_agreement: Least share of images with the model's top-1, ties included.
-        min_same: Least share of images with the model's top-1, ties not included.
-        max_accuracy_drop: Most that top-1 accuracy may fall, in 0..1, where chance
-            explains no more; None where agreement leaves nothing to lose.
-        max_batch_difference: Most that a probability may change with the batch that
-            its image is asked in.
-        max_relative: Largest allowed difference of a feature, relative to the
-            largest feature; None where `min_cosine` says it.
-        min_cosine: Least cosine between the file's features and the model's, mean
+        max_difference: Difference of a probability.
+        max_log_difference: Difference of a log probability, relative to it beyond 1.
+            It shows errors in outputs that are all 0 or 1.
+        max_variation: Total variation distance of the probabilities, in 0..1, mean
             over the real images.
+        max_variation_synthetic: The same over the synthetic images, which are unlike
+            any that calibration saw.
+        max_relative_variation: Total variation distance, relative to that of the
+            model's outputs from their mean over the images; over real images where
+            there are any. It is as strict with flat outputs as with confident ones.
+        max_confidence_change: Change of the mean confidence, in 0..1.
+        margin: Images on which the model's probability of the file's top-1 is within
+            this of its largest count as ties, which agree.
+        tie: The same as a share of the model's largest probability.
+        min_agreement: Share of images with the model's top-1, ties included.
+        min_top1: Share of images with the model's top-1, ties not included.
+        max_accuracy_drop: Drop of the top-1 accuracy, in 0..1, where it is more than
+            chance explains.
+        max_batch_difference: Change of a probability with the other images of the
+            batch.
+        max_feature_difference: Difference of a feature, relative to the largest one.
+        min_cosine: Cosine of the file's features and the model's, mean over the real
+            images.
+        max_activation_difference: Root mean square difference of a layer's output,
+            relative to the output's own. Only used to locate where a file begins to
+            differ.
     """
 
     max_difference: float | None = None
     max_log_difference: float | None = None
-    max_moved: float | None = None
-    max_moved_synthetic: float | None = None
-    max_lost: float | None = None
-    max_drift: float | None = None
+    max_variation: float | None = None
+    max_variation_synthetic: float | None = None
+    max_relative_variation: float | None = None
+    max_confidence_change: float | None = None
     margin: float = 0.0
     tie: float = 1.0
     min_agreement: float = 1.0
-    min_same: float = 0.9
+    min_top1: float = 0.9
     max_accuracy_drop: float | None = None
     max_batch_difference: float = 1e-5
-    max_relative: float | None = None
+    max_feature_difference: float | None = None
     min_cosine: float | None = None
+    max_activation_difference: float
 
 
 FLOAT32 = Tolerance(
-    max_difference=1e-5, max_log_difference=1e-4, margin=1e-4, max_relative=1e-4
+    max_difference=1e-5,
+    max_log_difference=1e-4,
+    margin=1e-4,
+    max_feature_difference=1e-4,
+    max_activation_difference=1e-4,
 )
 FLOAT16 = Tolerance(
-    max_difference=2e-3, margin=5e-3, max_batch_difference=2e-3, max_relative=1e-2
+    max_difference=2e-3,
+    margin=5e-3,
+    max_batch_difference=2e-3,
+    max_feature_difference=1e-2,
+    max_activation_difference=1e-2,
 )
-# Single probabilities move; what counts is the class. Nets with random weights, whose
-# answers to real images are nearly alike, lose up to 0.19 with int16 activations and
-# 0.09 with dynamic ranges.
+# Models with random weights, whose outputs for real images are nearly alike, reach a
+# relative variation of 0.19 with int16 activations and of 0.09 with dynamic ranges.
 INT8 = Tolerance(
-    max_moved=0.15,
-    max_moved_synthetic=0.35,
-    max_lost=0.5,
-    max_drift=0.1,
+    max_variation=0.15,
+    max_variation_synthetic=0.35,
+    max_relative_variation=0.5,
+    max_confidence_change=0.1,
     tie=0.9,
     min_agreement=0.97,
     max_accuracy_drop=0.01,
     min_cosine=0.97,
+    max_activation_difference=0.1,
 )
-DYNAMIC = Tolerance(
-    max_moved=0.05,
-    max_moved_synthetic=0.15,
-    max_lost=0.3,
-    max_drift=0.03,
-    tie=0.9,
+DYNAMIC = replace(
+    INT8,
+    max_variation=0.05,
+    max_variation_synthetic=0.15,
+    max_relative_variation=0.3,
+    max_confidence_change=0.03,
     min_agreement=0.98,
-    max_accuracy_drop=0.01,
     min_cosine=0.99,
+    max_activation_difference=0.05,
 )
-# Ranges of activations are measured beforehand, as for int8, but finely divided.
-INT16X8 = replace(DYNAMIC, max_moved_synthetic=0.35, max_lost=0.4)
-
-
-RuntimeKind = Literal["saved_model", "tflite", "onnx"]
+# Ranges of activations are calibrated, as for int8, but finely divided.
+INT16X8 = replace(DYNAMIC, max_variation_synthetic=0.35, max_relative_variation=0.4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One kind of exported file, and how close to its model it must be.
+    """One kind of exported file.
 
     Attributes:
-        name: What `--formats` calls it.
+        name: As in `--formats`.
         file: Name of the file or folder in an export.
-        writer: Module and function that writes it.
-        runtime: What opens it: the family of formats.
+        runtime: What runs it.
+        writer: The function of the runtime's module `writer` that writes it.
         precision: Of its arithmetic: "float32", "float16", "dynamic" (int8 weights,
-            ranges of activations measured while running), "int8" or "int16x8".
+            ranges of activations measured at run time), "int8" or "int16x8".
         calibrated: Whether it needs calibration images.
-        tolerance: How far its answers may lie from the model's.
-        most_images: How many real images are enough to judge it by, where its runtime
-            is slow; None for all.
-        groups: The words of `--formats` that include it, beside "all".
-        operators: Every operator that may occur.
+        input_dtype: Of the pixels, which are 0..255 in either.
+        integer_io: Whether the option `integer_io` applies to it.
+        tolerance: How far its outputs may be from the model's.
+        max_images: How many real images it is verified on, where its runtime is
+            slow; None for all.
+        groups: The groups of `--formats` that include it, besides "all".
+        extra_operators: Those it may use besides the runtime's.
     """
 
     name: str
     file: str
-    writer: str
-    runtime: RuntimeKind
+    runtime: RuntimeSpec
+    writer: str = "write"
     precision: str = "float32"
     calibrated: bool = False
+    input_dtype: Literal["uint8", "float32"] = "uint8"
+    integer_io: bool = False
     tolerance: Tolerance = FLOAT32
-    most_images: int | None = None
+    max_images: int | None = None
     groups: frozenset[str] = frozenset()
-    operators: frozenset[str]
+    extra_operators: frozenset[str] = frozenset()
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """Every operator that it may use."""
+        return self.runtime.operators | self.extra_operators
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
-        """Write the file (see the writer)."""
-        module, name = self.writer.split(":")
-        writer: Callable[..., None] = getattr(importlib.import_module(module), name)
-        writer(serving, path, calibration)
+        """Write the file.
+
+        Args:
+            serving: The function to write.
+            path: The file or folder to make.
+            calibration: Images that set the ranges of activations, if `calibrated`.
+
+        Raises:
+            ExportError: Calibration images are missing, or a weight does not fit the
+                precision.
+        """
+        if self.calibrated and calibration is None:
+            raise ExportError(f"{self.name} needs calibration images.")
+        module = importlib.import_module(f"{self.runtime.package}.writer")
+        getattr(module, self.writer)(serving, path, calibration)
 
 
-_SAVED_MODEL = {
-    "AddV2", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul", "MaxPool",
-    "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder", "Relu", "Reshape",
-    "Softmax", "Squeeze", "StatefulPartitionedCall", "StridedSlice",
-}  # fmt: skip
-# DELEGATE stands for what XNNPACK computes of the operators beside it.
-_TFLITE = {
-    "ADD", "CONV_2D", "DELEGATE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN", "MUL",
-    "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
-}  # fmt: skip
-# PADV2 pads with what stands for zero.
-_QUANTISED = _TFLITE | {"QUANTIZE", "DEQUANTIZE", "PADV2"}
-_ONNX = {
-    "Add", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "Mul", "Pad",
-    "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
-}  # fmt: skip
-
+# PADV2 pads with the zero point.
+_QUANTIZED_TFLITE = frozenset({"QUANTIZE", "DEQUANTIZE", "PADV2"})
 FORMATS = {
     row.name: row
     for row in (
         Format(
             name="saved_model",
             file="saved_model",
-            writer="reszoo_export.saved_model.writer:write",
-            runtime="saved_model",
+            runtime=SAVED_MODEL,
             groups=frozenset({"server"}),
-            operators=frozenset(_SAVED_MODEL),
         ),
+        # The delegates of mobile GPUs cannot cast uint8: float files take float32.
         Format(
             name="tflite",
             file="model.tflite",
-            writer="reszoo_export.tflite.writer:write",
-            runtime="tflite",
+            runtime=TFLITE,
+            input_dtype="float32",
             groups=frozenset({"mobile"}),
-            operators=frozenset(_TFLITE),
         ),
         Format(
             name="tflite-fp16",
             file="model-fp16.tflite",
-            writer="reszoo_export.tflite.writer:write_fp16",
-            runtime="tflite",
+            runtime=TFLITE,
+            writer="write_fp16",
             precision="float16",
+            input_dtype="float32",
             tolerance=FLOAT16,
             groups=frozenset({"mobile"}),
-            operators=frozenset(_TFLITE | {"DEQUANTIZE"}),
+            extra_operators=frozenset({"DEQUANTIZE"}),
         ),
         Format(
             name="tflite-dynamic",
             file="model-dynamic.tflite",
-            writer="reszoo_export.tflite.writer:write_dynamic",
-            runtime="tflite",
+            runtime=TFLITE,
+            writer="write_dynamic",
             precision="dynamic",
+            input_dtype="float32",
             tolerance=DYNAMIC,
-            operators=frozenset(_TFLITE),
         ),
         Format(
             name="tflite-int8",
             file="model-int8.tflite",
-            writer="reszoo_export.tflite.writer:write_int8",
-            runtime="tflite",
+            runtime=TFLITE,
+            writer="write_int8",
             precision="int8",
             calibrated=True,
+            integer_io=True,
             tolerance=INT8,
             groups=frozenset({"mobile"}),
-            operators=frozenset(_QUANTISED),
+            extra_operators=_QUANTIZED_TFLITE,
         ),
         Format(
             name="tflite-int16x8",
             file="model-int16x8.tflite",
-            writer="reszoo_export.tflite.writer:write_int16x8",
-            runtime="tflite",
+            runtime=TFLITE,
+            writer="write_int16x8",
             precision="int16x8",
             calibrated=True,
+            input_dtype="float32",
             tolerance=INT16X8,
             # LiteRT has no fast kernels for it: some 400 times the time of int8.
-            most_images=100,
-            operators=frozenset(_QUANTISED),
+            max_images=100,
+            extra_operators=_QUANTIZED_TFLITE,
         ),
         Format(
             name="onnx",
             file="model.onnx",
-            writer="reszoo_export.onnx.writer:write",
-            runtime="onnx",
+            runtime=ONNX,
             groups=frozenset({"server", "web"}),
-            operators=frozenset(_ONNX),
         ),
         Format(
             name="onnx-fp16",
             file="model-fp16.onnx",
-            writer="reszoo_export.onnx.writer:write_fp16",
-            runtime="onnx",
+            runtime=ONNX,
+            writer="write_fp16",
             precision="float16",
             tolerance=FLOAT16,
             groups=frozenset({"web"}),
-            operators=frozenset(_ONNX),
         ),
         Format(
             name="onnx-int8",
             file="model-int8.onnx",
-            writer="reszoo_export.onnx.writer:write_int8",
-            runtime="onnx",
+            runtime=ONNX,
+            writer="write_int8",
             precision="int8",
             calibrated=True,
             tolerance=INT8,
             groups=frozenset({"server", "web"}),
-            operators=frozenset(_ONNX | {"QuantizeLinear", "DequantizeLinear"}),
+            extra_operators=frozenset({"QuantizeLinear", "DequantizeLinear"}),
         ),
     )
 }
+DEFAULT_FORMATS = ("saved_model", "tflite", "onnx")
 GROUPS = ("all", "mobile", "server", "web")
 
 
 def find_formats(names: Sequence[str] | str) -> list[Format]:
-    """Return the table's rows for some names.
+    """Return the rows of some formats, in the order of the table.
 
     Args:
-        names: Names or groups of formats, or one text with commas between them.
-            "all", "mobile", "server" and "web" stand for several.
+        names: Names of formats or of groups ("all", "mobile", "server", "web"), as a
+            sequence or as a string with commas in between.
 
     Raises:
-        UnknownNameError: A name is not in the table; tells the nearest.
-        UsageError: No names, or one twice.
+        UnknownNameError: There is no such format; names the nearest.
+        UsageError: There are no names, or one twice.
     """
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
@@ -271,14 +420,11 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
             "formats must name at least one format, each once. "
             f"Received: {', '.join(names) or 'none'}."
         )
-    wanted = {row for name in names for row in _members(name)}
-    return [FORMATS[name] for name in FORMATS if name in wanted]
-
-
-def _members(name: str) -> list[str]:
-    if name in FORMATS:
-        return [name]
-    return [row.name for row in FORMATS.values() if name == "all" or name in row.groups]
+    return [
+        row
+        for row in FORMATS.values()
+        if row.name in names or "all" in names or row.groups & set(names)
+    ]
 
 
 Outputs = Literal["probabilities", "logits", "features"]
@@ -287,19 +433,19 @@ _OUTPUTS = ("probabilities", "logits", "features")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How the exported function looks from outside.
+    """Input and output of the exported function.
 
     Attributes:
-        batch: Images a call: a number fixes it, "dynamic" leaves it open; None is
-            each format's own: one image for TFLite, open for the others.
-        input_size: Height and width of the image in pixels; None is that of the card.
-        layout: Axes of the image, "nhwc" or "nchw"; only ONNX knows the second.
-        integer_io: Whether int8 TFLite files take uint8 pixels and give uint8
+        batch: Images in a call: a number, or "dynamic" for any number; None is each
+            format's default, 1 for TFLite and any number for the others.
+        input_size: Height and width of the image in pixels; None is the card's.
+        layout: Order of the image's axes, "nhwc" or "nchw" (ONNX only).
+        integer_io: Whether tflite-int8 takes uint8 pixels and gives uint8
             probabilities in steps of 1/256, for devices without floating point.
-        outputs: The only answer to give: "probabilities", "logits", or "features",
-            what the classifier would see. None is each format's own: probabilities
-            for TFLite, probabilities and logits for the others.
-        version: Number of the SavedModel's folder, as TF Serving counts them.
+        outputs: The only output: "probabilities", "logits", or "features", the input
+            of the classifier. None is each format's default: probabilities for
+            TFLite, probabilities and logits for the others.
+        version: Number of the SavedModel's folder, as TF Serving counts versions.
     """
 
     batch: int | Literal["dynamic"] | None = None
@@ -322,8 +468,8 @@ class ExportOptions:
             )
         if self.outputs not in (None, *_OUTPUTS):
             raise UsageError(
-                f"outputs must be one of {', '.join(_OUTPUTS)}, or None for what each "
-                f"format gives by itself. Received: {self.outputs!r}."
+                f"outputs must be one of {', '.join(_OUTPUTS)}, or None for each "
+                f"format's default. Received: {self.outputs!r}."
             )
 
 
@@ -337,26 +483,26 @@ def _check_number(name: str, value: object, *, optional: bool) -> None:
 
 
 def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
-    """Refuse what one of the formats cannot do, before any work is done for it.
+    """Refuse options that one of the formats does not support.
 
     Raises:
-        UsageError: Tells which format and which option.
+        UsageError: Names the formats and the option.
     """
-    if options.layout == "nchw":
-        _only(rows, "layout='nchw'", lambda row: row.runtime == "onnx")
-    if options.integer_io:
-        _only(rows, "integer_io", lambda row: row.name == "tflite-int8")
-        if options.outputs not in (None, "probabilities"):
+    layout, integer_io = options.layout, options.integer_io
+    unsupported = {
+        f"layout={layout!r}": [
+            row.name for row in rows if layout not in row.runtime.layouts
+        ],
+        "integer_io": [row.name for row in rows if integer_io and not row.integer_io],
+    }
+    for option, names in unsupported.items():
+        if names:
             raise UsageError(
-                "integer_io gives probabilities, whose steps of 1/256 are known. "
-                f"Received: outputs={options.outputs!r} with it."
+                f"{option} is not supported by {', '.join(names)}. "
+                "Export those formats without it, into a folder of their own."
             )
-
-
-def _only(rows: Sequence[Format], option: str, fits: Callable[[Format], bool]) -> None:
-    others = [row.name for row in rows if not fits(row)]
-    if others:
+    if integer_io and options.outputs not in (None, "probabilities"):
         raise UsageError(
-            f"{option} is not for {', '.join(others)}. "
-            "Export those formats without it, into a folder of their own."
+            "integer_io gives probabilities, which have known steps of 1/256. "
+            f"Received: outputs={options.outputs!r} with it."
         )

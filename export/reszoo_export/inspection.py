@@ -1,6 +1,5 @@
 """`reszoo inspect`: describe a model file without running it."""
 
-import importlib
 import os
 import zipfile
 from collections import Counter
@@ -10,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
-from reszoo.errors import CheckpointError, UnknownNameError, UsageError
+from reszoo.errors import CheckpointError
 from reszoo.weights import reading, safetensors
-from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
 from reszoo_export.formats import FORMATS
-from reszoo_export.manifest import is_export, size_and_hash
+from reszoo_export.manifest import size_and_hash
+from reszoo_export.metadata import licence
+from reszoo_export.runtimes import find_runtime
 
 # Labels and operators that a line shows before it says how many more there are.
-_SHOWN = 8
+_MAX_SHOWN = 8
 _CHANNELS = (1, 3, 4)
-NO_CARD = "none: reszoo did not write this file, so nobody knows its labels"
+_NO_CARD = "none: not written by reszoo, labels unavailable"
+# Statistics of batch normalisation are measured, not learned.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,12 @@ class TensorDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the reader of one kind of file finds in it.
+    """What the reader of a runtime finds in a file.
 
     Attributes:
-        kind: "tflite.metadata", "onnx", "saved_model" or "checkpoint".
         precision: Of its arithmetic, as in the table of formats.
-        inputs: What it takes; empty for a checkpoint.
-        outputs: What it gives.
+        inputs: Empty for a checkpoint.
+        outputs: Empty for a checkpoint.
         operators: How often each operator occurs.
         parameters: Numbers in weights and biases.
         card: The card inside.
@@ -71,7 +72,6 @@ class Contents:
         details: What only this kind of file has, such as ONNX's opset.
     """
 
-    kind: str
     precision: str
     inputs: tuple[TensorDescription, ...] = ()
     outputs: tuple[TensorDescription, ...] = ()
@@ -84,17 +84,20 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class FileDescription:
-    """A file, described from itself alone.
+    """The description of a model file, from the file alone.
 
     Attributes:
-        path: Where it lies.
-        format: Its row of the table of formats, or its kind where it is in none.
+        path: As given to `inspect`.
+        kind: "saved_model", "tflite", "onnx" or "checkpoint".
+        format: Name in the table of formats; the kind of other files, and the suffix
+            of checkpoints.
         bytes: Its size; of a folder, that of all files in it.
-        sha256: Of its content, as manifests have it.
+        sha256: Of its content, as in manifests.
         contents: What is in it.
     """
 
     path: str
+    kind: str
     format: str
     bytes: int
     sha256: str
@@ -107,18 +110,14 @@ class FileDescription:
 
     @property
     def title(self) -> str:
-        """A line above the rows."""
+        """The heading of the description."""
         return f"{self.path}: {self.format}"
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return what there is to say, as pairs of a word and a line."""
+        """Return the description as pairs of a name and a line."""
         found = self.contents
-        operators = [
-            f"{count} {name}"
-            for name, count in sorted(
-                found.operators.items(), key=lambda each: -each[1]
-            )
-        ]
+        counts = Counter(found.operators).most_common()
+        operators = [f"{count} {name}" for name, count in counts]
         return [
             ("format", f"{self.format} ({found.precision})"),
             ("size", f"{self.bytes:,} bytes"),
@@ -144,7 +143,7 @@ class FileDescription:
         return {
             "path": self.path,
             "format": self.format,
-            "kind": found.kind,
+            "kind": self.kind,
             "precision": found.precision,
             "bytes": self.bytes,
             "sha256": self.sha256,
@@ -158,35 +157,23 @@ class FileDescription:
         }
 
 
-def card_or_note(read: Callable[[], Card]) -> tuple[Card | None, str]:
-    """Return a file's card, or a sentence on why there is none."""
-    try:
-        return read(), ""
-    except CheckpointError as error:
-        missing = KeyError | FileNotFoundError | zipfile.BadZipFile
-        if isinstance(error.__cause__, missing):
-            return (
-                None,
-                "none: reszoo did not write this file, so nobody knows its labels",
-            )
-        return None, f"damaged: {error}"
-
-
 def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
-    record, net = card.preprocessing, card.architecture
-    sides = "x".join("?" if side is None else str(side) for side in net.input_shape)
-    yield "net", f"{net.spec}, shortcut {net.shortcut}, input {sides}"
+    preprocessing, architecture = card.preprocessing, card.architecture
+    sides = ("?" if side is None else str(side) for side in architecture.input_shape)
+    shown = f"shortcut {architecture.shortcut}, input {'x'.join(sides)}"
+    yield "model", f"{architecture.spec}, {shown}"
     if card.labels:
         yield "labels", f"{len(card.labels)}: {_some(card.labels)}"
-    elif net.classes:
-        yield "labels", f"never told; {net.classes} classes"
+    elif architecture.classes:
+        yield "labels", f"not recorded; {architecture.classes} classes"
+    size, mean, std = preprocessing.eval_size, preprocessing.mean, preprocessing.std
     shown = (
-        f"short side to {record.resize_size} ({record.interpolation}), "
-        f"centre {record.eval_size}x{record.eval_size}, RGB 0..255; "
-        f"inside: mean {_numbers(record.mean)}, std {_numbers(record.std)}"
+        f"short side to {preprocessing.resize_size} ({preprocessing.interpolation}), "
+        f"centre {size}x{size}, RGB 0..255; "
+        f"inside: mean {_numbers(mean)}, std {_numbers(std)}"
     )
     yield "preprocessing", shown
-    yield "licence", str(card.provenance.get("licence") or "never told")
+    yield "licence", licence(card) or "not recorded"
     for key, value in card.provenance.items():
         if key != "licence" and value is not None:
             yield key, _brief(value)
@@ -205,91 +192,73 @@ def _numbers(values: tuple[float, ...]) -> str:
     return "/".join(f"{value:g}" for value in values)
 
 
-def _some(found: Sequence[str]) -> str:
-    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-    return ", ".join([*found[:_SHOWN], *more])
-
-
-# Statistics of batch normalisation are measured, not learned.
-_MEASURED = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def read(path: Path) -> Contents:
-    """Read a file; a `.safetensors` may hold any net.
-
-    Raises:
-        CheckpointError: It is no checkpoint that reszoo reads, or damaged.
-    """
-    if path.suffix == safetensors.SUFFIX:
-        tensors, card = safetensors.read(path)
-    else:
-        found = reading.read(path)
-        tensors, card = found.tensors, found.card
-    learned = [name for name in tensors if not name.endswith(_MEASURED)]
-    kinds: Counter[str] = Counter()
-    for name in learned:
-        kinds[tensors[name].dtype.name] += tensors[name].size
-    return Contents(
-        kind="checkpoint",
-        precision=kinds.most_common(1)[0][0] if kinds else "float32",
-        parameters=kinds.total(),
-        card=card,
-        note="" if card else NO_CARD,
-        details={"tensors": str(len(tensors))},
-    )
-
-
-# Ending of a name -> module that reads such files; each imports no more than it needs.
-_READERS = {
-    ".tflite": "reszoo_export.tflite.metadata",
-    ".onnx": "reszoo_export.onnx.inspection",
-    "": "reszoo_export.saved_model.inspection",
-    **dict.fromkeys(CHECKPOINTS, "reszoo_export.inspection"),
-}
+def _some(texts: Sequence[str]) -> str:
+    hidden = len(texts) - _MAX_SHOWN
+    more = [f"and {hidden} more"] if hidden > 0 else []
+    return ", ".join([*texts[:_MAX_SHOWN], *more])
 
 
 def inspect(path: str | os.PathLike[str]) -> FileDescription:
-    """Tell what a model file is: form, operators, labels, preprocessing, origin.
+    """Describe a model file without running it.
 
-    Files of others are described as far as they tell. `.tflite`, `.onnx` and
-    `.safetensors` are read without TensorFlow.
+    Files of other programs are described as far as their content allows. `.tflite`,
+    `.onnx` and `.safetensors` files are read without TensorFlow.
 
     Args:
-        path: A `.tflite`, a `.onnx`, a SavedModel folder or a checkpoint.
+        path: A `.tflite` or `.onnx` file, a SavedModel folder or a checkpoint.
+
+    Returns:
+        Format, inputs and outputs, operators, labels, preprocessing and provenance.
 
     Raises:
         CheckpointError: There is no such file, or it is damaged.
-        UsageError: The ending is unknown, or the folder is a whole export.
+        UsageError: The suffix is unknown, or the folder is a whole export.
     """
     file = Path(path)
-    if not file.exists():
-        raise CheckpointError(f"There is no file {file}.")
-    suffix = "" if file.is_dir() else file.suffix
-    if suffix not in _READERS or (not suffix and file.is_file()):
-        raise UnknownNameError("kind of model file", file.name, filter(None, _READERS))
-    if file.is_dir() and is_export(file):
-        inside = [row.file for row in FORMATS.values() if (file / row.file).exists()]
-        raise UsageError(
-            f"{file} is a whole export. Inspect one of the files in it: "
-            f"{', '.join(inside)}."
-        )
-    reader = importlib.import_module(_READERS[suffix])
-    contents: Contents = reader.read(file)
+    row = find_runtime(file)
+    contents = row.reader.describe(file) if row else _describe_checkpoint(file)
     size, digest = size_and_hash(file)
+    formats = [
+        each.name
+        for each in FORMATS.values()
+        if (each.runtime, each.precision) == (row, contents.precision)
+    ]
     return FileDescription(
         path=str(file),
-        format=_format(file, contents),
+        kind=row.name if row else "checkpoint",
+        format=(formats or [row.name if row else file.suffix[1:]])[0],
         bytes=size,
         sha256=digest,
         contents=contents,
     )
 
 
-def _format(file: Path, contents: Contents) -> str:
-    """Return the row of the table that fits, or what the file is called elsewhere."""
-    if contents.kind == "checkpoint":
-        return file.suffix.removeprefix(".")
-    for row in FORMATS.values():
-        if (row.runtime, row.precision) == (contents.kind, contents.precision):
-            return row.name
-    return contents.kind
+def _describe_checkpoint(path: Path) -> Contents:
+    if path.suffix == safetensors.SUFFIX:
+        # Of any model, not only of one that reszoo can build.
+        tensors, card = safetensors.read(path)
+    else:
+        found = reading.read(path)
+        tensors, card = found.tensors, found.card
+    sizes: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        if not name.endswith(_STATISTICS):
+            sizes[tensor.dtype.name] += tensor.size
+    return Contents(
+        precision=sizes.most_common(1)[0][0] if sizes else "float32",
+        parameters=sizes.total(),
+        card=card,
+        note="" if card else _NO_CARD,
+        details={"tensors": str(len(tensors))},
+    )
+
+
+def card_or_note(read: Callable[[], Card]) -> tuple[Card | None, str]:
+    """Return a file's card, or a sentence on why there is none."""
+    try:
+        return read(), ""
+    except CheckpointError as error:
+        missing = KeyError | FileNotFoundError | zipfile.BadZipFile
+        if isinstance(error.__cause__, missing):
+            return None, _NO_CARD
+        return None, f"damaged: {error}"

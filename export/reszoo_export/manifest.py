@@ -1,4 +1,4 @@
-"""The manifest: what an export contains and what was measured."""
+"""The manifest of an export: its files, and the measurements of each."""
 
 import hashlib
 import json
@@ -16,28 +16,34 @@ from reszoo.files import write_json
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.metadata import LABELS_FILE
 
+MANIFEST_FILE = "manifest.json"
+# Raised when a field changes its meaning; other versions are refused.
+MANIFEST_VERSION = 2
+REFERENCE_FILE = "reference.npz"
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long one call takes, measured where the files were made.
+    """Latency and memory of one file, on the machine that exported it.
 
-    What only a fresh process can tell is None where none was started, and memory
-    also where the system does not tell it.
+    Cold start and memory are None where they were not measured in a new process, and
+    memory also where the system does not report it.
 
     Attributes:
-        batch: Images a call.
+        batch: Images in a call.
         median_ms: Median over the calls, in milliseconds.
-        p90_ms: What nine of ten calls stay below.
-        p99_ms: What 99 of 100 calls stay below; close to the slowest of few calls.
-        images_per_second: Images answered in the median call, a second.
-        runs: Number of calls measured, after warming up.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile; of few calls nearly the slowest.
+        images_per_second: Throughput of the median call.
+        runs: Number of calls, after warming up.
         threads: Threads of the runtime.
         processor: Its name.
-        load_ms: Opening the file, its runtime's library loaded before.
-        first_ms: The first answer, to one image.
-        memory_mb: Most resident megabytes (10**6 bytes) that file and answers took,
-            above what the process held with its libraries loaded.
-        peak_mb: Most resident megabytes of the whole process.
+        load_ms: Time to open the file, with its runtime's library loaded before.
+        first_ms: Time of the first call, with one image.
+        memory_mb: Peak resident megabytes (10**6 bytes) beyond those of the process
+            with its libraries loaded.
+        peak_mb: Peak resident megabytes of the whole process.
     """
 
     batch: int = 1
@@ -55,7 +61,7 @@ class Latency:
 
     @property
     def cold_ms(self) -> float | None:
-        """From the closed file to the first answer."""
+        """Cold start: time to open the file and to run it once."""
         if self.load_ms is None or self.first_ms is None:
             return None
         return self.load_ms + self.first_ms
@@ -66,8 +72,8 @@ class Latency:
 
         Args:
             times_ms: Of each call.
-            batch: Images a call.
-            **others: The fields that do not follow from these.
+            batch: Images in a call.
+            **others: The remaining fields.
         """
         median, p90, p99 = np.percentile(times_ms, [50, 90, 99])
         return cls(
@@ -82,22 +88,15 @@ class Latency:
         )
 
 
-MANIFEST_FILE = "manifest.json"
-# Raised when a field changes its meaning; readers refuse what they do not know.
-MANIFEST_VERSION = 2
-REFERENCE_FILE = "reference.npz"
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """An image about which a file and its model differ much.
+    """An image with a large difference between a file and its model.
 
     Attributes:
-        image: Its place in the reference that was compared.
-        model_label: The model's most probable class.
+        image: Its index in the reference that was compared.
+        model_label: The model's top-1.
         model_probability: Of that class, in 0..1.
-        file_label: The file's most probable class.
+        file_label: The file's top-1.
         file_probability: Of that class, in 0..1.
         difference: The largest difference of a probability.
     """
@@ -112,75 +111,56 @@ class Disagreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How a file's answers compare with the model's.
+    """How a file's outputs compare with the model's.
 
-    All numbers but `synthetic_difference` are of the real images, or of the made-up
-    ones where there were no real ones. Of a file that gives features, differences
-    are relative to the largest feature, the agreement is the mean cosine, and what
-    needs classes is None. Of a file that did not answer at all, no images were
-    compared, and the other numbers are the worst there are.
+    All numbers but `synthetic_difference` are of the real images, or of the synthetic
+    ones where there are no real ones. Of a file that gives features, differences are
+    relative to the largest feature, the agreement is the mean cosine, and what needs
+    classes is None. Of a file that could not be run, no images were compared, and
+    differences and agreement are the worst possible.
 
     Attributes:
-        runtime: What ran the file, with its version.
+        runtime: Name and version of what ran the file.
         images: Number of real images compared.
-        synthetic: Number of made-up images compared besides.
+        synthetic: Number of synthetic images compared.
         max_difference: Largest difference of a probability.
-        mean_difference: The mean of the same.
-        synthetic_difference: Largest difference on the made-up images.
+        mean_difference: Mean difference of a probability.
+        synthetic_difference: Largest difference on the synthetic images.
         agreement: Share of images with the same top-1.
-        top5_agreement: Share of the model's five most probable classes that are
-            the file's as well, mean over the images.
-        drift: How much more confident the file is, mean over the images: the
-            probability of its top-1 less that of the model's.
-        confidence_difference: The mean size of that change.
-        accuracy: Top-1 accuracy of the file, where labels were given.
-        model_accuracy: The same of the model.
+        top5_agreement: Share of the model's top-5 that are also in the file's, mean
+            over the images.
+        drift: Mean change of the confidence: the file's top-1 probability less the
+            model's.
+        confidence_difference: Mean absolute change of the confidence.
+        accuracy: Top-1 accuracy of the file, where there are targets.
+        model_accuracy: Top-1 accuracy of the model.
         worst: The images with the largest differences, the largest first.
-        problems: What is wrong with the file; nothing if it is verified.
+        problems: What is wrong with the file; empty if it is verified.
     """
 
     runtime: str
-    images: int
-    synthetic: int
-    max_difference: float
-    mean_difference: float
-    synthetic_difference: float
-    agreement: float
-    top5_agreement: float | None
-    drift: float | None
-    confidence_difference: float | None
-    accuracy: float | None
-    model_accuracy: float | None
+    images: int = 0
+    synthetic: int = 0
+    max_difference: float = 1.0
+    mean_difference: float = 1.0
+    synthetic_difference: float = 1.0
+    agreement: float = 0.0
+    top5_agreement: float | None = None
+    drift: float | None = None
+    confidence_difference: float | None = None
+    accuracy: float | None = None
+    model_accuracy: float | None = None
     worst: tuple[Disagreement, ...] = ()
     problems: tuple[str, ...] = ()
 
-    @classmethod
-    def unanswered(cls, runtime: str, problem: str) -> "Verification":
-        """Return what there is to tell of a file whose runtime failed."""
-        return cls(
-            runtime=runtime,
-            images=0,
-            synthetic=0,
-            max_difference=1.0,
-            mean_difference=1.0,
-            synthetic_difference=1.0,
-            agreement=0.0,
-            top5_agreement=None,
-            drift=None,
-            confidence_difference=None,
-            accuracy=None,
-            model_accuracy=None,
-            problems=(problem,),
-        )
-
     @property
-    def answered(self) -> bool:
-        """Whether the file gave answers to compare."""
+    def compared(self) -> bool:
+        """Whether the file could be run and compared."""
         return self.images + self.synthetic > 0
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Verification":
-        """Return what `dataclasses.asdict` made, after a trip through JSON."""
+        """Return the verification that `dataclasses.asdict` turned into JSON."""
         worst = tuple(Disagreement(**each) for each in content["worst"])
         problems = tuple(map(str, content["problems"]))
         return cls(**{**content, "worst": worst, "problems": problems})
@@ -191,7 +171,7 @@ class FileRecord:
     """One exported file.
 
     Attributes:
-        format: Its row of the table of formats.
+        format: Its name in the table of formats.
         file: Its name in the folder.
         bytes: Its size; of a folder, that of all files in it.
         sha256: Of its content; of a folder, of all names and contents in order.
@@ -199,8 +179,8 @@ class FileRecord:
         outputs: Name, dtype and shape of each.
         verification: Compared with the model.
         latency: Of one image.
-        ranges: Of an int8 file: which ranges its activations got, and how each kind
-            that was tried did (see `quantization.ranges.Choice`); None of others.
+        ranges: Of an int8 file: the ranges of its activations that were tried and
+            chosen (see `quantization.ranges.Choice`).
     """
 
     format: str
@@ -219,11 +199,11 @@ class Manifest:
     """An export: the card and its files.
 
     Attributes:
-        folder: Where it lies; not written into the manifest.
-        card: Of the model that was exported.
-        files: One record a file.
-        beside: The sha256 of what lies beside them: labels and reference.
-        options: What was asked of the files beside their formats.
+        folder: Its path; not written into the manifest.
+        card: Of the exported model.
+        files: One record per file.
+        beside: The sha256 of the other files: labels and reference.
+        options: What the files were exported with.
     """
 
     folder: Path
@@ -234,7 +214,7 @@ class Manifest:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, a sentence each, with the file's name in front."""
+        """What is wrong with the files, each with the file's name in front."""
         return [
             f"{record.file}: {problem}"
             for record in self.files
@@ -252,10 +232,10 @@ class Manifest:
         }
 
     def checked(self) -> "Manifest":
-        """Return the manifest if it can be the manifest of an export.
+        """Return the manifest if it is valid.
 
         Raises:
-            ValueError: It cannot; tells why.
+            ValueError: It is not; says why.
         """
         if not self.files:
             raise ValueError("it lists no files")
@@ -265,7 +245,7 @@ class Manifest:
         for record in self.files:
             if record.format not in FORMATS:
                 raise ValueError(f"unknown format {record.format!r}")
-            # A name such as "../x" would lead out of the folder.
+            # A name such as "../x" would be outside the folder.
             if record.file != FORMATS[record.format].file:
                 raise ValueError(f"no {record.format} file is called {record.file!r}")
         return self
@@ -276,7 +256,7 @@ class Manifest:
 
 
 def is_export(folder: Path) -> bool:
-    """Tell whether a folder holds a manifest of ours, of any version."""
+    """Tell whether a folder is an export of reszoo, of any version."""
     try:
         content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -288,8 +268,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an export.
 
     Raises:
-        ExportError: The folder holds no export, one of another version, or a
-            manifest that names nothing, or something outside the folder.
+        ExportError: The folder is not an export, or its manifest is of another
+            version, damaged, or names files outside the folder.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -309,14 +289,16 @@ def read_manifest(folder: Path) -> Manifest:
             options=ExportOptions(**content["options"]),
         ).checked()
     except FileNotFoundError as error:
-        raise ExportError(f"{folder} holds no export (no {MANIFEST_FILE}).") from error
+        raise ExportError(
+            f"{folder} is not an export: it has no {MANIFEST_FILE}."
+        ) from error
     except (CheckpointError, OSError, *_MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ExportError(f"{path} cannot be read ({reason}).") from error
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:
-    """Return the bytes and the sha256 of a file, or of a folder's content."""
+    """Return the size in bytes and the sha256 of a file, or of a folder's content."""
     digest, size = hashlib.sha256(), 0
     inside = sorted(file for file in path.rglob("*") if file.is_file())
     for file in inside or [path]:

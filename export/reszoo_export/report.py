@@ -217,7 +217,7 @@ def _float_twin(
     record: FileRecord, records: Mapping[str, FileRecord]
 ) -> FileRecord | None:
     """Return the verified float32 file of the same runtime, if it is another one."""
-    twin = records.get(FORMATS[record.format].runtime)
+    twin = records.get(FORMATS[record.format].runtime.name)
     if twin is None or twin is record or twin.verification.problems:
         return None
     return twin
@@ -365,8 +365,8 @@ def _difference(record: FileRecord, card: Card, reference: Reference) -> dict[st
 def _compared_image(
     each: Disagreement, card: Card, reference: Reference
 ) -> dict[str, Any]:
-    real = each.image < len(reference.labels)
-    truth = card.label(int(reference.labels[each.image])) if real else None
+    real = each.image < len(reference.targets)
+    truth = card.label(int(reference.targets[each.image])) if real else None
     return {
         "index": each.image,
         "truth": truth and Outside(truth),

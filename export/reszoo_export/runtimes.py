@@ -1,8 +1,7 @@
-"""Open a model file in its own runtime: one interface for all."""
+"""Open a model in its runtime: one interface for checkpoints and exported files."""
 
-import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -14,30 +13,33 @@ from reszoo.cards import Card
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, RUNTIMES, RuntimeSpec
 from reszoo_export.manifest import is_export
 
 if TYPE_CHECKING:
     import keras
 
-
-Answers = NDArray[np.float32]
-# Name, dtype and shape; where integers stand for numbers also scale and zero_point.
+# Probabilities `(n, classes)` or features `(n, width)`.
+ModelOutput = NDArray[np.float32]
+# Name, dtype and shape; of quantized tensors also scale and zero_point.
 TensorInfo = dict[str, Any]
-Kind = Literal["probabilities", "features"]
-# What is read of several outputs: probabilities need no work of ours.
+OutputKind = Literal["probabilities", "features"]
+Activations = Mapping[str, NDArray[np.float32]]
+# Which of several outputs is used: probabilities need no further computation.
 _PREFERRED = ("probabilities", "logits", "features")
+# Images in a call: the activations of 32 photos fit any machine that fits the model.
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What a file takes and gives.
+    """Input and output of a file, and how to run it on any number of images.
 
     Attributes:
-        batch: Images a call; None where it is open.
-        dtype: Of the pixels, which lie in 0..255 whatever it is.
+        batch: Images in a call; None for any number.
+        dtype: Of the pixels, which are 0..255 in any dtype.
         channels_first: Whether the axes are (batch, channels, height, width).
-        output: The output that is read, with its dtype and width.
+        output: The output that is used, with its dtype and shape.
     """
 
     batch: int | None
@@ -46,14 +48,14 @@ class Interface:
     output: TensorInfo
 
     @property
-    def answers(self) -> Kind:
-        """What comes out of `ask`."""
+    def output_kind(self) -> OutputKind:
+        """What `run` returns."""
         return "features" if self.output["name"] == "features" else "probabilities"
 
-    def ask(
+    def run(
         self, call: Callable[[NDArray[Any]], NDArray[Any]], images: Pixels
-    ) -> Answers:
-        """Have a file answer, whatever form it wants images in.
+    ) -> ModelOutput:
+        """Run a file on images, whatever dtype, axes and batch size it requires.
 
         Args:
             call: From pixels as the file takes them to its output.
@@ -68,33 +70,33 @@ class Interface:
         pixels = np.ascontiguousarray(pixels, self.dtype)
         step = self.batch or len(pixels)
         starts = range(0, len(pixels), step)
-        parts = [self._batch(call, pixels[at : at + step]) for at in starts]
-        return self._meaning(np.concatenate(parts))
+        parts = [self._run_batch(call, pixels[at : at + step]) for at in starts]
+        return self._to_float(np.concatenate(parts))
 
-    def _batch(
+    def _run_batch(
         self, call: Callable[[NDArray[Any]], NDArray[Any]], pixels: NDArray[Any]
     ) -> NDArray[Any]:
         if self.batch is None or len(pixels) == self.batch:
             return call(pixels)
-        filling = np.repeat(pixels[-1:], self.batch - len(pixels), axis=0)
-        return call(np.concatenate([pixels, filling]))[: len(pixels)]
+        padding = np.repeat(pixels[-1:], self.batch - len(pixels), axis=0)
+        return call(np.concatenate([pixels, padding]))[: len(pixels)]
 
-    def _meaning(self, answers: NDArray[Any]) -> Answers:
+    def _to_float(self, output: NDArray[Any]) -> ModelOutput:
         if "scale" in self.output:
-            steps = answers.astype(np.float64) - self.output["zero_point"]
-            answers = steps * self.output["scale"]
+            steps = output.astype(np.float64) - self.output["zero_point"]
+            output = steps * self.output["scale"]
         if self.output["name"] == "logits":
-            return softmax(answers)
-        return answers.astype(np.float32, copy=False)
+            return softmax(output)
+        return output.astype(np.float32, copy=False)
 
 
 def find_interface(
     path: Path, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]
 ) -> Interface:
-    """Tell how a file is asked from what it says of itself.
+    """Return the interface of a file with these inputs and outputs.
 
     Raises:
-        CheckpointError: It takes no `image`, or gives nothing that is known.
+        CheckpointError: The input is not `image`, or no output is known.
     """
     images = [each for each in inputs if len(each["shape"]) == 4]
     named = {output["name"]: output for output in outputs}
@@ -114,29 +116,33 @@ def find_interface(
     )
 
 
-def softmax(logits: NDArray[Any]) -> Answers:
+def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
+    """Return a shape with "batch" for an open first side (-1) and "?" for others."""
+    return tuple(
+        side if side >= 0 else "?" if axis else "batch"
+        for axis, side in enumerate(shape)
+    )
+
+
+def softmax(logits: NDArray[Any]) -> ModelOutput:
     """Return probabilities `(n, classes)`, computed in float64 without overflow."""
     exact = logits.astype(np.float64)
     odds = np.exp(exact - exact.max(axis=-1, keepdims=True))
-    shares: Answers = (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
+    shares: ModelOutput = (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
     return shares
 
 
-# Images a call: the activations of 32 photos fit any machine that holds the net.
-_AT_ONCE = 32
-
-
 class Runtime(Protocol):
-    """A file, opened.
+    """An opened file.
 
     Attributes:
         name: Of the runtime, with its version.
         card: The card inside the file.
-        threads: How many compute one answer.
-        inputs: Name, dtype and shape of each input; where integers stand for
-            numbers, also the scale and the zero point.
+        threads: How many compute one output.
+        inputs: Name, dtype and shape of each input; of quantized ones also scale and
+            zero point.
         outputs: The same of each output.
-        answers: What `run` gives.
+        interface: How it is run.
     """
 
     name: str
@@ -144,43 +150,111 @@ class Runtime(Protocol):
     threads: int
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
-    answers: Kind
+    interface: Interface
 
     @property
     def operators(self) -> Mapping[str, int]:
-        """How often each operator occurs; empty where that is not told."""
-        ...
+        """How often each operator occurs; empty for checkpoints."""
 
-    def run(self, images: Pixels) -> Answers:
-        """Answer for uint8 `(n, height, width, 3)`, whatever form the file wants.
+    def run(self, images: Pixels) -> ModelOutput:
+        """Run the file on uint8 `(n, height, width, 3)`.
 
         Returns:
-            Probabilities `(n, classes)`, also of a file that gives logits or bytes;
-            features `(n, width)` of a file that gives those.
+            Probabilities `(n, classes)`, also where the file gives logits or uint8;
+            features `(n, width)` where it gives features.
         """
-        ...
 
 
-def run_in_batches(runtime: Runtime, images: Pixels) -> Answers:
-    """Return `runtime.run(images)`, asking about at most 32 images at a time."""
-    starts = range(0, max(1, len(images)), _AT_ONCE)
-    return np.concatenate([runtime.run(images[at : at + _AT_ONCE]) for at in starts])
+def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
+    """Return `runtime.run(images)`, computed 32 images at a time."""
+    starts = range(0, max(1, len(images)), _BATCH_SIZE)
+    return np.concatenate([runtime.run(images[at : at + _BATCH_SIZE]) for at in starts])
 
 
-def kind_of(path: Path) -> str:
-    """Return what kind of file a path stands for: its ending, "" for a folder."""
-    return "" if path.is_dir() else path.suffix
+class KerasRuntime:
+    """A checkpoint, or a model in memory, run by Keras."""
+
+    def __init__(self, model: "keras.Model") -> None:
+        import keras
+
+        from reszoo.metrics import inference_function
+        from reszoo.zoo import get_card
+
+        self.card = get_card(model)
+        self.name = f"keras {keras.__version__}"
+        self.threads = tensorflow_threads()
+        self.operators: Mapping[str, int] = {}
+        shape = [None, *self.card.architecture.input_shape]
+        self.inputs = [{"name": "image", "dtype": "uint8", "shape": shape}]
+        classes = [None, self.card.architecture.classes]
+        self.outputs = [
+            {"name": name, "dtype": "float32", "shape": classes}
+            for name in ("logits", "probabilities")
+        ]
+        self.interface = find_interface(Path(model.name), self.inputs, self.outputs)
+        self._function = inference_function(model, self.card.preprocessing)
+
+    def run(self, images: Pixels) -> ModelOutput:
+        """See `Runtime.run`."""
+        return self.interface.run(self._call, images)
+
+    def _call(self, pixels: NDArray[Any]) -> Any:
+        return self._function(pixels)[self.interface.output["name"]].numpy()
 
 
-# Kind of path -> who opens it, and what that imports.
-_BY_KIND = {
-    "": ("reszoo_export.saved_model.runtime:SavedModelRuntime", "tensorflow"),
-    ".tflite": (
-        "reszoo_export.tflite.runtime:TFLiteRuntime",
-        "ai_edge_litert.interpreter",
-    ),
-    ".onnx": ("reszoo_export.onnx.runtime:OnnxRuntime", "onnxruntime"),
-}
+def tensorflow_threads() -> int:
+    """Return how many threads compute one operation."""
+    import tensorflow as tf
+
+    threads: int = tf.config.threading.get_intra_op_parallelism_threads()
+    return threads or os.cpu_count() or 1
+
+
+def limit_tensorflow(threads: int | None) -> None:
+    """Set the number of TensorFlow's threads; None leaves it as it is.
+
+    Raises:
+        UsageError: TensorFlow has started to compute with another number.
+    """
+    import tensorflow as tf
+
+    if threads in (None, tf.config.threading.get_intra_op_parallelism_threads()):
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        raise UsageError(
+            "The number of TensorFlow's threads can be set only before its first "
+            f"operation. Received: threads={threads}; set it in a new process."
+        ) from error
+
+
+def find_runtime(path: Path) -> RuntimeSpec | None:
+    """Return the runtime of a file or folder; None for a checkpoint.
+
+    Raises:
+        CheckpointError: There is no such file.
+        UsageError: The suffix is unknown, or the folder is a whole export.
+    """
+    if not path.exists():
+        raise CheckpointError(f"There is no file {path}.")
+    if path.is_dir() and is_export(path):
+        files = [row.file for row in FORMATS.values() if (path / row.file).exists()]
+        raise UsageError(
+            f"{path} is a whole export. Choose one of the files in it: "
+            f"{', '.join(files)}."
+        )
+    fitting = [row for row in RUNTIMES.values() if row.matches(path)]
+    if not fitting and path.is_dir():
+        # Its reader tells what is missing.
+        fitting = [row for row in RUNTIMES.values() if not row.suffix]
+    if fitting:
+        return fitting[0]
+    if path.suffix in CHECKPOINTS:
+        return None
+    suffixes = [row.suffix for row in RUNTIMES.values() if row.suffix]
+    raise UnknownNameError("kind of model file", path.name, [*CHECKPOINTS, *suffixes])
 
 
 def open_runtime(
@@ -194,55 +268,54 @@ def open_runtime(
 
     Raises:
         CheckpointError: There is no such file, or it is damaged.
-        UsageError: The ending is unknown, the folder is a whole export, threads are
-            out of range, or TensorFlow can no longer change their number.
+        UsageError: The suffix is unknown, the folder is a whole export, threads are
+            out of range, or the number of TensorFlow's threads is already set.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: threads={threads}.")
-    if not isinstance(model, str | os.PathLike):
-        from reszoo_export.saved_model.runtime import KerasRuntime, limit_tensorflow
-
-        limit_tensorflow(threads)
-        return KerasRuntime(model)
-    path = Path(model)
-    library_of(path)
-    kind = kind_of(path)
-    if kind in CHECKPOINTS:
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        row = find_runtime(path)
+        if row is not None:
+            return row.reader.open_file(path, threads)
         from reszoo.zoo import load
-        from reszoo_export.saved_model.runtime import KerasRuntime, limit_tensorflow
 
         limit_tensorflow(threads)
         return KerasRuntime(load(path))
-    module, name = _BY_KIND[kind][0].split(":")
-    runtime: Callable[[Path, int | None], Runtime]
-    runtime = getattr(importlib.import_module(module), name)
-    return runtime(path, threads)
+    limit_tensorflow(threads)
+    return KerasRuntime(model)
 
 
-def library_of(path: Path) -> str:
-    """Return the module that opening a path imports.
+def compute_activations(path: Path, row: RuntimeSpec, images: Pixels) -> Activations:
+    """Return the activations of an exported file (see `Reader.activation_reader`).
 
-    Raises:
-        CheckpointError: There is no such file.
-        UsageError: The ending is unknown, or the folder is a whole export.
+    Args:
+        path: The file or folder.
+        row: Its runtime.
+        images: uint8 `(n, height, width, 3)`.
+
+    Returns:
+        Arrays with the images along their first axis, in the order of computation.
     """
-    if not path.exists():
-        raise CheckpointError(f"There is no file {path}.")
-    kind = kind_of(path)
-    if kind in CHECKPOINTS:
-        return "reszoo.zoo"
-    if kind not in _BY_KIND or (not kind and not path.is_dir()):
-        known = [*CHECKPOINTS, *filter(None, _BY_KIND)]
-        raise UnknownNameError("kind of model file", path.name, known)
-    if not kind:
-        _refuse_whole_export(path)
-    return _BY_KIND[kind][1]
+    interface = open_runtime(path).interface
+    read = row.reader.activation_reader(path)
+    calls: list[Activations] = []
+
+    def call(pixels: NDArray[Any]) -> NDArray[Any]:
+        calls.append(read(pixels))
+        return np.zeros((len(pixels), 1), np.float32)
+
+    interface.run(call, images)
+    return {
+        name: np.concatenate([each[name] for each in calls])[: len(images)]
+        for name in calls[0]
+    }
 
 
-def _refuse_whole_export(folder: Path) -> None:
-    if is_export(folder):
-        files = [row.file for row in FORMATS.values() if (folder / row.file).exists()]
-        raise UsageError(
-            f"{folder} is a whole export. Open one of the files in it: "
-            f"{', '.join(files)}."
-        )
+def float_activations(arrays: Mapping[str, NDArray[Any]]) -> Activations:
+    """Select the activations: floating point with a batch, not shapes or integers."""
+    return {
+        name: np.asarray(array, np.float32)
+        for name, array in arrays.items()
+        if array.dtype.kind == "f" and array.ndim >= 2
+    }

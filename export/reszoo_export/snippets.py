@@ -1,84 +1,80 @@
-"""Code to paste, beside the files of an export, with their true names and formats."""
+"""Code snippets beside the files of an export, with their names, dtypes and shapes."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
 from reszoo.files import write_text
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, RUNTIMES
 from reszoo_export.manifest import FileRecord, Manifest
-from reszoo_export.saved_model.runtime import newest_version
 
 FOLDER = "snippets"
-_TEMPLATES = resources.files("reszoo_export") / "snippet_templates"
-# What is read where a file has several outputs.
+# Templates for all runtimes; those of one runtime are in its package.
+_COMMON = resources.files("reszoo_export") / "snippet_templates"
+_SERVER, _SUFFIX = "server.py.in", ".in"
+# Which of several outputs a snippet reads.
 _PREFERRED = ("probabilities", "logits", "features")
-# Class in server.py that asks files of each runtime.
-_CLASSES = {"onnx": "OnnxModel", "tflite": "TFLiteModel", "saved_model": "SavedModel"}
 _CTYPES = {"float32": "float", "uint8": "uint8_t"}
 _ARRAYS = {"float32": "Float32Array", "uint8": "Uint8Array"}
 
 
-@dataclass(frozen=True)
-class _Snippet:
-    """A template, and the formats it is for, the one it would rather show first."""
-
-    name: str
-    formats: tuple[str, ...]
-
-
-_MOBILE = ("tflite-int8", "tflite", "tflite-fp16", "tflite-dynamic", "tflite-int16x8")
-_WEB = ("onnx-int8", "onnx", "onnx-fp16")
-_SNIPPETS = (
-    _Snippet("Android.kt", _MOBILE),
-    _Snippet("iOS.swift", _MOBILE),
-    _Snippet("browser.js", _WEB),
-    _Snippet("index.html", _WEB),
-    _Snippet("native_onnx.cc", _WEB),
-    _Snippet("native_tflite.cc", _MOBILE),
-    _Snippet("preprocess.h", (*_WEB, *_MOBILE)),
-    _Snippet("server.py", tuple(FORMATS)),
-)
-
-
 def write_snippets(folder: Path, manifest: Manifest) -> list[str]:
-    """Write `snippets/`: code that asks the files, for phones, servers and browsers.
+    """Write `snippets/`: code that runs the files on phones, servers and in browsers.
 
     Args:
-        folder: Where the files of the export lie.
-        manifest: What they are; only what fits them is written.
+        folder: The folder of the export.
+        manifest: Its files; snippets are written for their runtimes only.
 
     Returns:
-        The names of what was written, from `folder` on, in order.
+        The paths written, relative to `folder`.
     """
-    records = {record.format: record for record in manifest.files}
     written = []
-    for snippet in _SNIPPETS:
-        fitting = [
-            records[name]
-            for name in snippet.formats
-            if name in records and (snippet.name == "server.py" or _fits(records[name]))
-        ]
-        if fitting:
-            words, facts = _words(folder, fitting[0], manifest)
-            name = f"{FOLDER}/{snippet.name}"
-            write_text(folder / name, fill(_template(snippet.name), words, facts))
-            written.append(name)
+    for template, record in _templates(manifest):
+        words, facts = _words(record, manifest)
+        name = f"{FOLDER}/{template.name.removesuffix(_SUFFIX)}"
+        text = template.read_text(encoding="utf-8")
+        write_text(folder / name, fill(text, words, facts))
+        written.append(name)
     return written
 
 
+def _templates(manifest: Manifest) -> Iterator[tuple[Any, FileRecord]]:
+    """Yield templates and the file that each is filled in for."""
+    native: list[FileRecord] = []
+    for runtime in RUNTIMES.values():
+        records = [
+            record
+            for record in manifest.files
+            if FORMATS[record.format].runtime == runtime and _is_native(record)
+        ]
+        # int8 files are the smallest and, on most devices, the fastest.
+        records.sort(key=lambda record: FORMATS[record.format].precision != "int8")
+        folder = resources.files(runtime.package) / FOLDER
+        for template in sorted(folder.iterdir(), key=lambda each: each.name):
+            if records and template.name != _SERVER:
+                native.append(records[0])
+                yield template, records[0]
+    if native:
+        yield _COMMON / "preprocess.h.in", native[0]
+    yield _COMMON / _SERVER, manifest.files[0]
+
+
+def _is_native(record: FileRecord) -> bool:
+    """Tell whether languages without NumPy have arrays of the file's dtypes."""
+    return {record.inputs[0]["dtype"], _output(record)["dtype"]} <= set(_CTYPES)
+
+
 def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
-    """Return a template's text with its words replaced and what does not hold left out.
+    """Fill in a template.
 
     Args:
         template: Text with `@WORD@`s, and lines between `@if fact@` or `@if !fact@`
             and `@end@`.
-        words: What stands for each word.
-        facts: What holds.
+        words: What replaces each word.
+        facts: The facts that are true.
     """
 
     def kept(block: re.Match[str]) -> str:
@@ -88,26 +84,15 @@ def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
     return re.sub(r"@([A-Z_]+)@", lambda word: words[word[1]], text)
 
 
-def _template(name: str) -> str:
-    return (_TEMPLATES / f"{name}.in").read_text(encoding="utf-8")
-
-
-def _fits(record: FileRecord) -> bool:
-    """Tell whether languages without NumPy have arrays of the file's dtypes."""
-    return {record.inputs[0]["dtype"], _output(record)["dtype"]} <= set(_CTYPES)
-
-
 def _output(record: FileRecord) -> dict[str, Any]:
     return min(record.outputs, key=lambda output: _PREFERRED.index(output["name"]))
 
 
-def _words(
-    folder: Path, record: FileRecord, manifest: Manifest
-) -> tuple[dict[str, str], list[str]]:
+def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list[str]]:
     card, image, output = manifest.card, record.inputs[0], _output(record)
     nchw = image["shape"][1] == 3
-    batch = image["shape"][0] if _number(image["shape"][0]) else 1
-    facts = _facts(card, record, manifest)
+    facts = _facts(card, record)
+    features = output["name"] == "features"
     size, short = card.preprocessing.eval_size, card.preprocessing.resize_size
     words: dict[str, Any] = {
         "NET": card.architecture.spec,
@@ -116,7 +101,7 @@ def _words(
         "RESAMPLING": card.preprocessing.interpolation.upper(),
         "FILE": record.file,
         "STEM": Path(record.file).stem,
-        "FILES": _files(folder, manifest),
+        "FILES": "\n".join(map(_server_line, manifest.files)),
         "INPUT": image["name"],
         "DTYPE": image["dtype"],
         "SHAPE": _shape(image),
@@ -124,62 +109,61 @@ def _words(
         "ITEM_SIZE": 4 if image["dtype"] == "float32" else 1,
         "ARRAY": _ARRAYS.get(image["dtype"], ""),
         "CTYPE": _CTYPES.get(image["dtype"], ""),
-        "BATCH": batch,
+        "BATCH": image["shape"][0] if isinstance(image["shape"][0], int) else 1,
         "OUTPUT": output["name"],
         "OUTPUT_DTYPE": output["dtype"],
         "OUTPUT_CTYPE": _CTYPES.get(output["dtype"], ""),
         "OUTPUT_SHAPE": _shape(output),
-        "OUTPUT_WORDS": "features" if "features" in facts else "probabilities",
-        "CLASS_WORD": "feature" if "features" in facts else "class",
+        "OUTPUT_WORDS": "features" if features else "probabilities",
+        "CLASS_WORD": "feature" if features else "class",
         "WIDTH": output["shape"][-1],
         "SCALE": repr(output.get("scale", 1)),
         "ZERO": output.get("zero_point", 0),
         "LABELS_TOO": " and labels.txt" if "named" in facts else "",
         "PODS": " (and MediaPipeTasksVision)" if "mediapipe" in facts else "",
     }
+    words["OPENERS"] = _openers(manifest, words)
     return {word: str(value) for word, value in words.items()}, facts
 
 
-def _facts(card: Card, record: FileRecord, manifest: Manifest) -> list[str]:
+def _openers(manifest: Manifest, words: Mapping[str, str]) -> str:
+    """Return the functions of server.py that open the files of each runtime."""
+    used = {FORMATS[record.format].runtime.name for record in manifest.files}
+    texts = [
+        (resources.files(row.package) / FOLDER / _SERVER).read_text(encoding="utf-8")
+        for name, row in RUNTIMES.items()
+        if name in used
+    ]
+    return "\n\n".join(fill(text, words, []) for text in texts) + "\n"
+
+
+def _server_line(record: FileRecord) -> str:
+    image, opener = record.inputs[0], f"open_{FORMATS[record.format].runtime.name}"
+    return f'    "{record.file}": ({opener}, "{image["dtype"]}", {_shape(image)}),'
+
+
+def _facts(card: Card, record: FileRecord) -> list[str]:
     image, output = record.inputs[0], _output(record)
     features, logits = (output["name"] == name for name in ("features", "logits"))
-    quantised = output["dtype"] == "uint8"
+    uint8 = output["dtype"] == "uint8"
     holds: dict[str, bool] = {
         "bicubic": card.preprocessing.interpolation == "bicubic",
         "nchw": image["shape"][1] == 3,
         "float_input": image["dtype"] == "float32",
         "features": features,
         "logits": logits,
-        "bytes": quantised,
-        "plain": not (logits or quantised),
+        "uint8_output": uint8,
+        "plain": not (logits or uint8),
         "named": bool(card.labels) and not features,
         "numbered": not (card.labels or features),
-        # It takes one picture at a time and reads probabilities.
+        # MediaPipe takes one image at a time and reads probabilities.
         "mediapipe": image["shape"][0] == 1 and not (features or logits),
-        **{FORMATS[each.format].runtime: True for each in manifest.files},
     }
     return [fact for fact, true in holds.items() if true]
 
 
-def _files(folder: Path, manifest: Manifest) -> str:
-    lines = []
-    for record in manifest.files:
-        runtime = FORMATS[record.format].runtime
-        place = folder / record.file
-        if runtime == "saved_model":
-            place = newest_version(place)
-        name = place.relative_to(folder).as_posix()
-        image = record.inputs[0]
-        lines.append(
-            f'    "{name}": ({_CLASSES[runtime]}, "{image["dtype"]}", {_shape(image)}),'
-        )
-    return "\n".join(lines)
-
-
 def _shape(tensor: Mapping[str, Any]) -> str:
-    sides = [str(side) if _number(side) else f'"{side}"' for side in tensor["shape"]]
+    sides = (
+        str(side) if isinstance(side, int) else f'"{side}"' for side in tensor["shape"]
+    )
     return f"({', '.join(sides)})"
-
-
-def _number(side: object) -> bool:
-    return isinstance(side, int) and side > 0

@@ -20,10 +20,10 @@ from reszoo_export.keras_models.resnet import (
     KerasResNet,
     read_resnet,
 )
-from reszoo_export.runtimes import Answers, softmax
+from reszoo_export.runtimes import ModelOutput, softmax
 from reszoo_export.serving import Serving, float32_twin
 
-Answering = Callable[[Pixels], Answers]
+Answering = Callable[[Pixels], ModelOutput]
 Preparing = Callable[[Pixels], Any]
 _AT_ONCE = 64
 
@@ -63,7 +63,7 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
 def _in_batches(model: keras.Model, prepare: Preparing) -> Answering:
     ask = tf.function(lambda pixels: model(pixels, training=False))
 
-    def answer(images: Pixels) -> Answers:
+    def answer(images: Pixels) -> ModelOutput:
         starts = range(0, len(images), _AT_ONCE)
         parts = [ask(prepare(images[at : at + _AT_ONCE])) for at in starts]
         return np.concatenate([np.asarray(part, np.float32) for part in parts])

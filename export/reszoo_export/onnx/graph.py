@@ -1,4 +1,4 @@
-"""Tidy a converted ONNX graph, and rewrite it for int8."""
+"""Clean up a converted ONNX graph, and quantize it."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -10,18 +10,27 @@ from numpy.typing import NDArray
 from reszoo_export.quantization.grids import Steps
 from reszoo_export.quantization.integer_model import LEVELS, Ranges
 
-# What the inputs of a convolution and of a classifier are.
-_WEIGHTS = {1: "weight", 2: "bias"}
+Array = NDArray[Any]
+# Names of the inputs of a convolution and of a classifier.
+_ROLES = {1: "weight", 2: "bias"}
 # The scope of a layer called twice: "conv1_1/BiasAdd" (TensorFlow's unique names).
 _REPEATED = re.compile(r"_\d+$")
+# Axis of the outputs in the weights of an operator.
+_OUTPUT_AXIS = {"Conv": 0, "Gemm": 1}
+# Of a quantized bias: half of the range of int32, so that sums do not overflow.
+_MAX_BIAS = 2**30
+# Their outputs have the scale and zero point of their inputs.
+_PASSING = ("MaxPool", "Pad", "Reshape", "Slice", "Squeeze")
+# The model's layer takes the mean and squeezes; in ONNX those are two operators.
+_POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
 
 
-def assign_tensors(graph: Any, weights: Mapping[str, NDArray[np.float32]]) -> None:
-    """Make constants of the inputs that stand for weights.
+def assign_tensors(graph: Any, weights: Mapping[str, Array]) -> None:
+    """Replace the inputs that are weights by constants.
 
     Args:
         graph: With weights as inputs, each used by one node at most.
-        weights: As Keras has them, by the name of their input.
+        weights: In Keras' layout, by the name of their input.
     """
     from onnx import numpy_helper
 
@@ -46,14 +55,14 @@ def assign_tensors(graph: Any, weights: Mapping[str, NDArray[np.float32]]) -> No
 
 
 def tidy(graph: Any, layers: Collection[str]) -> None:
-    """Merge what is one operator in ONNX; name and order the rest by its layers.
+    """Merge operators that are one in ONNX; name and order nodes by the layers.
 
     The converter names nodes by counters of the process and orders them by name:
     without this a second export of the same weights has other bytes.
 
     Args:
         graph: As converted.
-        layers: Names of the net's layers.
+        layers: Names of the model's layers.
     """
     _pad_while_pooling(graph)
     _merge_classifier(graph)
@@ -67,7 +76,7 @@ def constants(graph: Any) -> dict[str, Any]:
 
 
 def _pad_while_pooling(graph: Any) -> None:
-    """Let the max-pooling pad by itself: its -inf is as good as 0 after a ReLU."""
+    """Move padding into the max-pooling: -inf is equivalent to 0 after a ReLU."""
     from onnx import helper, numpy_helper
 
     known, makers = constants(graph), _makers(graph)
@@ -86,12 +95,12 @@ def _pad_while_pooling(graph: Any) -> None:
 
 
 def _merge_classifier(graph: Any) -> None:
-    """Make one `Gemm` of the classifier's product and sum: int8 has a kernel for it."""
+    """Merge the classifier's MatMul and Add into a `Gemm`, which has an int8 kernel."""
     known = constants(graph)
     for product in [node for node in graph.node if node.op_type == "MatMul"]:
         product.op_type = "Gemm"
         for total in [node for node in graph.node if product.output[0] in node.input]:
-            # A bias of zeros, as fresh nets have it, is left out by TensorFlow.
+            # TensorFlow removes a bias of zeros, as of untrained models.
             if total.op_type == "Add":
                 product.input.extend(name for name in total.input if name in known)
                 product.output[:] = total.output
@@ -99,7 +108,7 @@ def _merge_classifier(graph: Any) -> None:
 
 
 def _order(graph: Any) -> None:
-    """Order nodes as a walk back from the outputs finds them, constants by use."""
+    """Sort nodes topologically from the outputs, and constants by first use."""
     makers = _makers(graph)
     ordered: list[Any] = []
     done: set[str] = set()
@@ -124,7 +133,7 @@ def _order(graph: Any) -> None:
 
 
 def _name(graph: Any, layers: Collection[str]) -> None:
-    """Call nodes and what they give as the layer that they end, or number them."""
+    """Name nodes and their outputs after the layer that they end, or number them."""
     outside = {value.name for value in (*graph.input, *graph.output)}
     names = {name: name for name in outside}
     taken = set(outside)  # The input is a layer, too.
@@ -135,7 +144,7 @@ def _name(graph: Any, layers: Collection[str]) -> None:
         taken.add(node.name)
         names.setdefault(node.output[0], node.name)
     for node in graph.node:
-        roles = _WEIGHTS if node.op_type in ("Conv", "Gemm") else {}
+        roles = _ROLES if node.op_type in ("Conv", "Gemm") else {}
         for place, name in enumerate(node.input):
             names.setdefault(name, f"{node.name}.{roles.get(place, place)}")
         node.input[:] = [names[name] for name in node.input]
@@ -145,7 +154,7 @@ def _name(graph: Any, layers: Collection[str]) -> None:
 
 
 def _layer(node: Any, layers: Collection[str]) -> str | None:
-    """Return the layer that a node belongs to, if its names tell."""
+    """Return the layer in a node's names, if there is one."""
     weights = [name.removesuffix(".weight") for name in node.input]
     parts = [_REPEATED.sub("", part) for part in node.output[0].split("/")]
     found = [name for name in (*weights, *parts) if name in layers]
@@ -165,39 +174,33 @@ def _replace_input(graph: Any, old: str, new: str) -> None:
         node.input[:] = [new if name == old else name for name in node.input]
 
 
-Array = NDArray[Any]
-# Axis of the outputs in the weights of an operator.
-_OUTPUT_AXIS = {"Conv": 0, "Gemm": 1}
-# Of a bias in integers: half of what 32 bits hold, so that sums have room, too.
-_MOST = 2**30
-# Their integers stand for what those of their input stand for.
-_PASSING = ("MaxPool", "Pad", "Reshape", "Slice", "Squeeze")
-# The net's layer takes the mean and squeezes; in ONNX those are two operators.
-_POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
-
-
-def quantize(graph: Any, steps: Steps, ranges: Ranges, picture: str) -> None:
-    """Quantise what the ranges tell; the rest stays float32.
+def quantize(graph: Any, steps: Steps, ranges: Ranges, image: str) -> None:
+    """Quantize the activations that have ranges; others stay float32.
 
     Args:
-        graph: Of a net that takes bytes; it is changed.
-        steps: Of the grids of kernels, by layer.
-        ranges: Of activations, by the layers that give them.
-        picture: Name of what the first convolution sees before it is transposed:
-            uint8, and meant as it is.
+        graph: Of a model that takes uint8 pixels; it is changed.
+        steps: Scales of kernels, by layer.
+        ranges: Of activations, by layer.
+        image: Name of the first convolution's input before it is transposed: uint8
+            with scale 1.
     """
-    _start_with_bytes(graph, picture)
-    rewriting = _Rewriting(graph, steps, ranges)
+    _start_with_uint8(graph, image)
+    quantizer = _Quantizer(graph, steps, ranges)
     for node in list(graph.node):
-        rewriting.take(node)
-    _keep(graph, rewriting.nodes)
+        quantizer.add_node(node)
+    del graph.node[:]
+    graph.node.extend(quantizer.nodes)
+    used = _uses(graph)
+    kept = [each for each in graph.initializer if each.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
-def _start_with_bytes(graph: Any, picture: str) -> None:
-    """Feed pixels to the first padding as bytes, without float arithmetic before."""
+def _start_with_uint8(graph: Any, image: str) -> None:
+    """Pass pixels to the first padding as uint8, without float arithmetic before."""
     from onnx import numpy_helper
 
-    (first,) = (node for node in graph.node if node.output[0] == picture)
+    (first,) = (node for node in graph.node if node.output[0] == image)
     before = list(graph.node)[: list(graph.node).index(first)]
     for node in before:
         graph.node.remove(node)
@@ -207,105 +210,94 @@ def _start_with_bytes(graph: Any, picture: str) -> None:
     value.CopyFrom(numpy_helper.from_array(filled, value.name))
 
 
-class _Rewriting:
-    """Takes the nodes of a graph in their order, and knows what is quantised."""
+class _Quantizer:
+    """Adds quantized nodes in the order of a graph, and tracks quantized tensors."""
 
     def __init__(self, graph: Any, steps: Steps, ranges: Ranges) -> None:
         self.initializers = graph.initializer
         self.known = constants(graph)
         self.steps, self.ranges = steps, ranges
         self.nodes: list[Any] = []
-        # Tensor -> its step, and name of its scale (the zero point has the same).
+        # Tensor -> its scale, and the prefix of the scale's and zero point's names.
         self.scales: dict[str, tuple[float, str]] = {}
-        # Tensor -> what stands for it from here on.
-        self.now: dict[str, str] = {}
+        # Tensor -> the dequantized tensor that replaces it.
+        self.replaced: dict[str, str] = {}
 
-    def take(self, node: Any) -> None:
-        given, made = node.input[0], node.output[0]
-        if node.op_type in _OUTPUT_AXIS and given not in self.scales:
-            self.dequantize_bytes(given)
-        span = self.ranges.get(_POOL_LAYER if node.op_type == _POOL else made)
+    def add_node(self, node: Any) -> None:
+        source, output = node.input[0], node.output[0]
+        if node.op_type in _OUTPUT_AXIS and source not in self.scales:
+            pixels = self.make_scale(f"{source}.bytes", (0.0, LEVELS))
+            self.dequantize(source, source, pixels)
+        span = self.ranges.get(_POOL_LAYER if node.op_type == _POOL else output)
         if node.op_type == "Relu" and span:
-            # A range that begins at 0 cuts as it does.
-            self.round(self.now.get(given, given), made, self.scale(made, span))
+            # Quantizing to a range that begins at 0 is a ReLU.
+            scale = self.make_scale(output, span)
+            self.quantize(self.replaced.get(source, source), output, scale)
             return
         kernel = node.input[1] if node.op_type in _OUTPUT_AXIS else None
-        node.input[:] = [self.now.get(name, name) for name in node.input]
+        node.input[:] = [self.replaced.get(name, name) for name in node.input]
         if kernel:
-            self.weights(node, kernel, self.scales[given][0])
-        scale = self.scales.get(given) if node.op_type in _PASSING else None
-        if span and not scale:
-            scale = self.scale(made, span)
+            self.quantize_weights(node, kernel, self.scales[source][0])
+        passed = self.scales.get(source) if node.op_type in _PASSING else None
+        if passed is None and span:
+            passed = self.make_scale(output, span)
         self.nodes.append(node)
-        if scale:
-            node.output[0] = f"{made}.exact"
-            self.round(node.output[0], made, scale)
+        if passed is not None:
+            node.output[0] = f"{output}.exact"
+            self.quantize(node.output[0], output, passed)
 
-    def scale(self, name: str, span: tuple[float, float]) -> tuple[float, str]:
+    def make_scale(self, name: str, span: tuple[float, float]) -> tuple[float, str]:
         low, high = span
         step = np.float32((high - low) / LEVELS)
-        self.constant(f"{name}.scale", step)
-        self.constant(f"{name}.zero", np.uint8(np.round(-low / step)))
+        self.add_constant(f"{name}.scale", step)
+        self.add_constant(f"{name}.zero", np.uint8(np.round(-low / step)))
         return float(step), name
 
-    def round(self, source: str, made: str, scale: tuple[float, str]) -> None:
-        quantised = f"{made}.quantized"
-        self.add("QuantizeLinear", source, quantised, scale[1])
-        self.dequantize(quantised, made, scale)
+    def quantize(self, source: str, output: str, scale: tuple[float, str]) -> None:
+        quantized = f"{output}.quantized"
+        self.add("QuantizeLinear", source, quantized, scale[1])
+        self.dequantize(quantized, output, scale)
 
-    def dequantize(self, source: str, made: str, scale: tuple[float, str]) -> None:
-        self.now[made], self.scales[made] = f"{made}.rounded", scale
-        self.add("DequantizeLinear", source, self.now[made], scale[1])
+    def dequantize(self, source: str, output: str, scale: tuple[float, str]) -> None:
+        self.replaced[output], self.scales[output] = f"{output}.rounded", scale
+        self.add("DequantizeLinear", source, self.replaced[output], scale[1])
 
-    def dequantize_bytes(self, name: str) -> None:
-        self.dequantize(name, name, self.scale(f"{name}.bytes", (0.0, LEVELS)))
-
-    def weights(self, node: Any, kernel: str, step: float) -> None:
-        """Make integers of a node's kernel and bias."""
+    def quantize_weights(self, node: Any, kernel: str, input_step: float) -> None:
+        """Replace a node's kernel and bias by integers."""
         from onnx import numpy_helper
 
         axis = _OUTPUT_AXIS[node.op_type]
         value = numpy_helper.to_array(self.known[kernel])
         bias = numpy_helper.to_array(self.known[node.input[2]]).astype(np.float64)
-        # A kernel of nearly nothing must leave room for its bias in 32 bits.
-        least = (np.abs(bias) / (_MOST * step)).astype(np.float32)
+        # The bias of a kernel of nearly zeros must fit 32 bits.
+        least = (np.abs(bias) / (_MAX_BIAS * input_step)).astype(np.float32)
         steps = np.maximum(self.steps[kernel.removesuffix(".weight")], least)
         wide = steps.reshape([-1 if side == axis else 1 for side in range(value.ndim)])
-        self.channels(node, 1, np.round(value / wide).astype(np.int8), steps, axis)
-        steps = (steps.astype(np.float64) * step).astype(np.float32)
-        self.channels(node, 2, np.round(bias / steps).astype(np.int32), steps, 0)
+        self.per_channel(node, 1, np.round(value / wide).astype(np.int8), steps, axis)
+        steps = (steps.astype(np.float64) * input_step).astype(np.float32)
+        self.per_channel(node, 2, np.round(bias / steps).astype(np.int32), steps, 0)
 
-    def channels(
+    def per_channel(
         self, node: Any, place: int, value: Array, steps: Array, axis: int
     ) -> None:
         """Replace an input of a node by integers with a scale for each output."""
         name = node.input[place]
-        self.constant(f"{name}.quantized", value)
-        self.constant(f"{name}.scale", steps)
-        self.constant(f"{name}.zero", np.zeros(steps.shape, value.dtype))
+        self.add_constant(f"{name}.quantized", value)
+        self.add_constant(f"{name}.scale", steps)
+        self.add_constant(f"{name}.zero", np.zeros(steps.shape, value.dtype))
         node.input[place] = f"{name}.rounded"
         self.add("DequantizeLinear", f"{name}.quantized", node.input[place], name, axis)
 
     def add(
-        self, kind: str, source: str, made: str, scale: str, axis: int | None = None
+        self, kind: str, source: str, output: str, scale: str, axis: int | None = None
     ) -> None:
         from onnx import helper
 
         inputs = [source, f"{scale}.scale", f"{scale}.zero"]
         options = {} if axis is None else {"axis": axis}
-        self.nodes.append(helper.make_node(kind, inputs, [made], made, **options))
+        self.nodes.append(helper.make_node(kind, inputs, [output], output, **options))
 
-    def constant(self, name: str, value: Any) -> None:
+    def add_constant(self, name: str, value: Any) -> None:
         from onnx import numpy_helper
 
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))
-
-
-def _keep(graph: Any, nodes: list[Any]) -> None:
-    """Leave these nodes, and of the constants those that they use."""
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [each for each in graph.initializer if each.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

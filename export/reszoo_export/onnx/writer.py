@@ -1,5 +1,6 @@
 """Write ONNX files: float32, float16 weights, int8."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,42 +10,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.cards import Card
 from reszoo.console import quiet
-from reszoo.errors import ExportError
-from reszoo_export.metadata import onnx_properties
+from reszoo_export.formats import ONNX
+from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
+from reszoo_export.onnx.reader import CARD_KEY, IR_VERSION, LABELS_KEY, OPSET
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import INSIDE, as_bytes, build_integer_net
 from reszoo_export.quantization.ranges import Calibration, choose
 from reszoo_export.serving import INPUT, Serving
 
-# 18 breaks the pooling of quantised nets, tf2onnx 1.17 refuses 19 and later.
-OPSET = 17
-# IR 8 belongs to opset 17 and opens in every runtime since 2022.
-IR_VERSION = 8
-BATCH = "batch"
+_BATCH = "batch"
 _CATCH_ERRORS = "TF2ONNX_CATCH_ERRORS"
+_WITH_KERNEL = ("Conv", "Gemm")
 
 
 def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write a float32 file: uint8 pixels in, `logits` and `probabilities` out.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Not used; floating point needs none.
-    """
+    """Write a float32 file: uint8 pixels in, `logits` and `probabilities` out."""
     write_model(convert(serving), serving, path)
 
 
+def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+    """Write a file with float16 kernels: uint8 pixels in, float32 outputs.
+
+    Raises:
+        ExportError: A weight is too large for float16.
+    """
+    model = convert(serving)
+    round_kernels(model.graph)
+    write_model(model, serving, path)
+
+
+def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
+    """Write an int8 file: uint8 pixels in, float32 outputs, as in the float32 file."""
+    choice = choose(serving.net, serving.card.preprocessing, calibration)
+    net = build_integer_net(serving.net, choice.narrow_weights, {})
+    model = convert(as_bytes(serving, net))
+    quantize(model.graph, choice.narrow_steps, choice.inner_ranges, INSIDE)
+    write_model(model, serving, path)
+
+
 def convert(serving: Serving) -> Any:
-    """Return the float32 net as an `onnx.ModelProto`, without its card.
+    """Return the float32 model as an `onnx.ModelProto`, without its card.
 
-    Nodes and what they give are called as the layers, weights as torchvision calls
-    them (`layer1.0.conv1.weight`), with batch normalisation folded into them.
-
-    Args:
-        serving: What to convert.
+    Nodes and their outputs are named after the layers, weights as in torchvision
+    (`layer1.0.conv1.weight`), with batch normalisation folded into them.
     """
     weights = {
         f"{layer.name}.weight": layer.kernel
@@ -58,32 +69,6 @@ def convert(serving: Serving) -> Any:
     return model
 
 
-def write_model(model: Any, serving: Serving, path: Path) -> None:
-    """Check a model and write it with its card.
-
-    Args:
-        model: An `onnx.ModelProto`, as `convert` makes it; it is changed.
-        serving: What it was made from.
-        path: The file to make.
-
-    Raises:
-        onnx.checker.ValidationError: It is no valid model.
-    """
-    import onnx
-
-    for opset in [entry for entry in model.opset_import if entry.domain]:
-        model.opset_import.remove(opset)  # Declared by converters, never used.
-    model.ir_version = IR_VERSION
-    model.producer_name, model.producer_version = "reszoo", _version()
-    model.graph.name = serving.card.architecture.spec
-    model.graph.ClearField("doc_string")  # Names a process-wide counter.
-    del model.metadata_props[:]
-    for key, value in onnx_properties(serving.card).items():
-        model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
 def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     """Convert with the large weights as further inputs.
 
@@ -93,14 +78,14 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     import keras
     import tensorflow as tf
 
-    names = serving.outputs(["logits", "probabilities"])
+    names = serving.outputs(ONNX.outputs)
     answer = serving.function(*names).python_function
 
     def stateless(image: Any, *values: Any) -> Any:
         with keras.StatelessScope(zip(weights.values(), values, strict=True)):
             return answer(image)
 
-    image = serving.spec(serving.batch(None), tf.uint8)
+    image = serving.spec(serving.batch(ONNX.batch), tf.uint8)
     channels_first = serving.options.layout == "nchw"
     specs = [tf.TensorSpec(each.shape, name=name) for name, each in weights.items()]
     with quiet(), _without_safety_copies():
@@ -119,8 +104,8 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
 def _without_safety_copies() -> Iterator[None]:
     """Keep tf2onnx from copying the whole graph before every optimizer's pass.
 
-    It does so to go on when a pass fails (tf2onnx 1.17, `optimizer.optimize_graph`);
-    we prefer the error, and the time.
+    It does so to continue when a pass fails (tf2onnx 1.17, `optimizer.optimize_graph`);
+    an error is better, and faster.
     """
     before = os.environ.get(_CATCH_ERRORS)
     os.environ[_CATCH_ERRORS] = "FALSE"
@@ -134,48 +119,73 @@ def _without_safety_copies() -> Iterator[None]:
 
 
 def _name_batch(model: Any, serving: Serving) -> None:
-    """Call the first axis of inputs and outputs `batch` where it is open."""
-    if serving.batch(None) is None:
+    """Name the first axis of inputs and outputs `batch` where it is not fixed."""
+    if serving.batch(ONNX.batch) is None:
         for value in (*model.graph.input, *model.graph.output):
             axis = value.type.tensor_type.shape.dim[0]
             axis.ClearField("dim_value")
-            axis.dim_param = BATCH
-    # What the converter inferred inside names the axis otherwise.
+            axis.dim_param = _BATCH
+    # The converter's inferred shapes name the axis otherwise.
     del model.graph.value_info[:]
 
 
-def _version() -> str:
-    import reszoo
-
-    return reszoo.__version__
-
-
-_WITH_KERNEL = ("Conv", "Gemm")
-
-
-def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write a file with float16 kernels: uint8 pixels in, float32 answers out.
+def write_model(model: Any, serving: Serving, path: Path) -> None:
+    """Check a model and write it with its card.
 
     Args:
-        serving: What to write.
+        model: An `onnx.ModelProto`, as `convert` makes it; it is changed.
+        serving: What it was made from.
         path: The file to make.
-        calibration: Not used; floating point needs none.
 
     Raises:
-        ExportError: A weight is too large for float16.
+        onnx.checker.ValidationError: It is not a valid model.
     """
-    model = convert(serving)
-    halve_kernels(model.graph)
-    write_model(model, serving, path)
+    import onnx
+
+    import reszoo
+
+    for opset in [entry for entry in model.opset_import if entry.domain]:
+        model.opset_import.remove(opset)  # Declared by converters, never used.
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version = "reszoo", reszoo.__version__
+    model.graph.name = serving.card.architecture.spec
+    model.graph.ClearField("doc_string")  # Names a process-wide counter.
+    del model.metadata_props[:]
+    for key, value in properties(serving.card).items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def halve_kernels(graph: Any) -> None:
-    """Turn the kernels of a float32 graph to float16, each widened by a Cast.
+def properties(card: Card) -> dict[str, str]:
+    """Return the `metadata_props` of a file, in order.
 
-    Runtimes widen them once, when they load the file, and compute in float32. With
+    The card is for reszoo, the others are for people and other programs.
+    """
+    size, resize = card.preprocessing.eval_size, card.preprocessing.resize_size
+    found = {
+        CARD_KEY: card.to_text(),
+        "description": summary(card),
+        "input": f"image: RGB, 0 to 255, {size}x{size} pixels",
+        "license": licence(card),
+        "preprocessing": (
+            f"resize the short side to {resize} pixels "
+            f"({card.preprocessing.interpolation}, antialiased), "
+            f"cut {size}x{size} from the centre"
+        ),
+    }
+    if card.labels:
+        found[LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)
+    return {key: found[key] for key in sorted(found) if found[key]}
+
+
+def round_kernels(graph: Any) -> None:
+    """Round the kernels of a float32 graph to float16, each followed by a Cast.
+
+    Runtimes cast them once, when they load the file, and compute in float32. With
     float16 arithmetic, biases and activations would be rounded as well: a trained
-    ResNet-20 then moves probabilities by up to 0.0035, and ONNX Runtime on a CPU, which
-    leaves such rounding out, could not show by how much a GPU does.
+    ResNet-20 then changes probabilities by up to 0.0035, and ONNX Runtime on a CPU,
+    which skips such rounding, could not show by how much a GPU does.
 
     Args:
         graph: An `onnx.GraphProto`; it is changed.
@@ -189,8 +199,8 @@ def halve_kernels(graph: Any) -> None:
     for node in list(graph.node):
         if node.op_type in _WITH_KERNEL:
             tensor = known[node.input[1]]
-            halves = _rounded(numpy_helper.to_array(tensor))
-            tensor.CopyFrom(numpy_helper.from_array(halves, tensor.name))
+            rounded = _rounded(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
             wide = node.input[1] = f"{tensor.name}.float32"
             nodes.append(
                 helper.make_node(
@@ -207,22 +217,5 @@ def _rounded(weights: NDArray[np.float32]) -> NDArray[np.float16]:
     if weights.ndim == 2:
         return np.ascontiguousarray(round_kernel(weights.T[:, None])[:, 0].T)
     outputs, inputs, *sides = weights.shape
-    places = weights.reshape(outputs, inputs, -1).transpose(0, 2, 1)
-    return round_kernel(places).transpose(0, 2, 1).reshape(outputs, inputs, *sides)
-
-
-def write_int8(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write an int8 file: uint8 pixels in, float32 answers out, as the float file.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Images that set and judge the ranges of the activations.
-    """
-    if calibration is None:
-        raise ExportError("onnx-int8 needs calibration images, and there are none.")
-    chosen = choose(serving.net, serving.card.preprocessing, calibration)
-    net = build_integer_net(serving.net, chosen.narrow_weights, {})
-    model = convert(as_bytes(serving, net))
-    quantize(model.graph, chosen.narrow_steps, chosen.inner_ranges, INSIDE)
-    write_model(model, serving, path)
+    taps = weights.reshape(outputs, inputs, -1).transpose(0, 2, 1)
+    return round_kernel(taps).transpose(0, 2, 1).reshape(outputs, inputs, *sides)

@@ -1,4 +1,4 @@
-"""Choose activation ranges from calibration images."""
+"""Draw calibration images and choose activation ranges with them."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,26 +27,32 @@ from reszoo_export.quantization.integer_model import (
     set_ranges,
 )
 
-# TFLite's and ONNX Runtime's guides name 100 to 500; below 100 ranges are luck.
-LEAST = 100
-MOST = 300
-# Enough to tell good ranges from bad by the divergence of whole answers.
-TRIAL = 200
-# A picture whose pixels differ less is blank and tells nothing about activations.
-_BLANK = 1.0
-# Among a hundred photos somewhere is a bright pixel; where none is, they are scaled.
-_DARK = 32
+Array = NDArray[Any]
+# The guides of TFLite and ONNX Runtime recommend 100 to 500 calibration images.
+MIN_IMAGES, MAX_IMAGES = 100, 300
+# Enough to compare ranges by the divergence of the outputs.
+TRIAL_IMAGES = 200
+# Images with a smaller standard deviation are blank: all activations are constant.
+_MIN_DEVIATION = 1.0
+# At least one pixel in 100 photos is brighter, unless they are scaled.
+_MIN_BRIGHTNESS = 32
+# A range is that of the least and the largest value in this share of the images; 1 is
+# min-max, the default of converters.
+SHARES = (1.0, 0.98, 0.95, 0.9, 0.8)
+_BATCH = 25
+# A range must not be empty, even where an activation is 0 in every image.
+_MIN_RANGE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Distinct images as the net sees them, none of them used to verify.
+    """Distinct images as the model takes them, none of them used for verification.
 
     Attributes:
-        images: uint8 `(n, height, width, 3)`: what sets the ranges.
-        trial: The same of others: what tells good ranges from bad; empty where
-            there are no others, and the first do both.
-        choices: What was chosen with them, by net, so that formats share it.
+        images: uint8 `(n, height, width, 3)`, which set the ranges.
+        trial: The same of others, on which ranges are compared; empty if there are no
+            others, and `images` are used for both.
+        choices: The ranges chosen with them, by model, so that formats share them.
     """
 
     images: Pixels
@@ -54,37 +60,42 @@ class Calibration:
     choices: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        images = self.images
+        images, count = self.images, len(self.images)
         if images.dtype != np.uint8 or images.ndim != 4:
             raise DataError(
                 "Calibration images must be uint8 RGB in 0..255 of shape (n, height, "
-                f"width, 3). Received: {len(images)} of {images.dtype} {images.shape}; "
-                "normalisation happens inside."
+                f"width, 3). Received: {count} of {images.dtype} {images.shape}; "
+                "the model normalises them itself."
             )
-        _refuse(images, "blank", [image.std() <= _BLANK for image in images])
-        if len(images) and images.max() < _DARK:
+        blank = sum(image.std() <= _MIN_DEVIATION for image in images)
+        if blank:
+            raise DataError(
+                "Calibration images must not be blank. "
+                f"Received: {blank} blank of {count}."
+            )
+        if count and images.max() < _MIN_BRIGHTNESS:
             raise DataError(
                 "Calibration images must be RGB in 0..255, not scaled. Received: "
-                f"{len(images)} images with values up to {images.max()}."
+                f"{count} images with values up to {images.max()}."
             )
-        marks = [fingerprint(image) for image in images]
-        if len(set(marks)) < LEAST or len(set(marks)) < len(marks):
+        distinct = len({fingerprint(image) for image in images})
+        if distinct < max(MIN_IMAGES, count):
             raise DataError(
-                f"Calibration needs at least {LEAST} images, all distinct. Received: "
-                f"{len(marks)}, of which {len(set(marks))} are distinct; give a larger "
+                f"Calibration needs at least {MIN_IMAGES} images, all distinct. "
+                f"Received: {count}, of which {distinct} are distinct; use a larger "
                 "data set."
             )
 
     @property
     def trial_images(self) -> Pixels:
-        """Return the images on which ranges are compared."""
+        """The images on which ranges are compared."""
         return self.trial if len(self.trial) else self.images
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yield float32 `(1, height, width, 3)` in 0..255, one image at a time.
 
-        The first has a black and a white corner, so that the input's range is all
-        of 0..255 and a byte means itself.
+        The first has a black and a white corner, so that the input's range is 0..255
+        and its scale 1.
         """
         for index, image in enumerate(self.images):
             pixels = image[None].astype(np.float32)
@@ -96,36 +107,37 @@ class Calibration:
 def draw_calibration(
     source: Source, card: Card, avoid: Pixels, seed: int = 0
 ) -> Calibration:
-    """Draw a class-balanced calibration set from training images.
+    """Draw class-balanced calibration images from the training split of a source.
 
     Args:
-        source: Where from: its training split.
+        source: Where to draw from.
         card: Of the model, for labels and preprocessing.
-        avoid: uint8 images that must not be among them: the verification images.
-        seed: Decides which images are drawn.
+        avoid: uint8 images to leave out: those used for verification.
+        seed: Of the random order.
 
     Raises:
         DataError: Other classes than the model's, or too few distinct images.
     """
     check_classes(source, card.labels, "the model")
     examples = source.examples("train")
-    # Twice as many as needed, for some are blank, repeated or verified with.
-    order = _balanced_order(examples, seed)[: 2 * (MOST + TRIAL)]
+    needed = MAX_IMAGES + TRIAL_IMAGES
+    # Twice as many, because some are blank, duplicates, or used for verification.
+    order = _balanced_order(examples, seed)[: 2 * needed]
     seen = {fingerprint(image) for image in avoid}
     chosen: list[Pixels] = []
     for batch in prepared_batches(examples.take(order), card.preprocessing, 64):
         for image in batch:
-            mark = fingerprint(image)
-            if mark not in seen and image.std() > _BLANK:
+            digest = fingerprint(image)
+            if digest not in seen and image.std() > _MIN_DEVIATION:
                 chosen.append(image)
-            seen.add(mark)
-        if len(chosen) >= MOST + TRIAL:
+            seen.add(digest)
+        if len(chosen) >= needed:
             break
     size = card.preprocessing.eval_size
     images = np.array(chosen, np.uint8).reshape(-1, size, size, 3)
-    # Of a small data set calibration comes first.
-    first = min(MOST, max(LEAST, len(images) - TRIAL))
-    return Calibration(images[:first], images[first : first + TRIAL])
+    # In a small data set calibration takes precedence over trials.
+    first = min(MAX_IMAGES, max(MIN_IMAGES, len(images) - TRIAL_IMAGES))
+    return Calibration(images[:first], images[first : first + TRIAL_IMAGES])
 
 
 def fingerprint(image: Pixels) -> str:
@@ -133,42 +145,25 @@ def fingerprint(image: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
 
 
-def _refuse(images: Pixels, kind: str, found: list[bool]) -> None:
-    if any(found):
-        raise DataError(
-            f"Calibration images must not be {kind}. Received: {sum(found)} {kind} "
-            f"of {len(images)}."
-        )
-
-
 def _balanced_order(examples: Examples, seed: int) -> np.ndarray:
-    """Return all indices, taking turns among the classes."""
+    """Return all indices, alternating between the classes."""
     generator = np.random.default_rng(seed)
     turns = np.empty(len(examples))
-    for label in np.unique(examples.targets):
-        members = generator.permutation(np.flatnonzero(examples.targets == label))
+    for target in np.unique(examples.targets):
+        members = generator.permutation(np.flatnonzero(examples.targets == target))
         turns[members] = np.arange(len(members))
     return np.lexsort((examples.targets, turns))
 
 
-# Range of an activation: the least and the greatest value that this share of the
-# images stays within. 1 is min-max, what converters do by themselves.
-SHARES = (1.0, 0.98, 0.95, 0.9, 0.8)
-_BATCH = 25
-# A range must not be empty, even where an activation is 0 in every image.
-_LEAST = 1e-6
-Array = NDArray[Any]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How one kind of ranges did.
+    """How one choice of ranges did on the trial images.
 
     Attributes:
-        share: Of the calibration images that stay within the ranges.
-        divergence: Kullback and Leibler's, of the answers from the float net's, in
-            nats, mean over the trial images; features are taken for logits.
-        agreement: Share of the trial images with the float net's top-1.
+        share: Of the calibration images within the ranges.
+        divergence: Kullback-Leibler divergence of the outputs from the float model's,
+            in nats, mean over the images; features are treated as logits.
+        agreement: Share of images with the float model's top-1.
     """
 
     share: float
@@ -178,15 +173,15 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The integers of a net: what was chosen, and from what.
+    """The quantization of a model: what was chosen, and what was tried.
 
     Attributes:
-        weights: On their grids of 255 steps, biases corrected, by layer.
-        narrow_weights: The same on grids on which no pair overflows 16 bits.
-        narrow_steps: Of those grids.
-        ranges: Of activations, by layer; of the answers as well.
-        best: How the ranges chosen did.
-        trials: How each kind did.
+        weights: Rounded to 255 steps, with corrected biases, by layer.
+        narrow_weights: The same in steps with which no pair overflows 16 bits.
+        narrow_steps: Those steps.
+        ranges: Of activations, by layer, the output's last.
+        best: The trial of the ranges chosen.
+        trials: All of them.
         images: Number of calibration images.
         tried_on: Number of trial images.
     """
@@ -202,11 +197,11 @@ class Choice:
 
     @property
     def inner_ranges(self) -> Ranges:
-        """Return the ranges without that of the answers."""
+        """The ranges without that of the output."""
         return dict(list(self.ranges.items())[:-1])
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a report tells of it, as plain JSON values."""
+        """Return the trials as plain JSON values, for the manifest."""
         return {
             "best": asdict(self.best),
             "trials": [asdict(trial) for trial in self.trials],
@@ -215,27 +210,29 @@ class Choice:
         }
 
 
-def choose(net: keras.Model, record: Preprocessing, calibration: Calibration) -> Choice:
-    """Choose the ranges with which a net's answers change least.
+def choose(
+    net: keras.Model, preprocessing: Preprocessing, calibration: Calibration
+) -> Choice:
+    """Choose the ranges that change a model's outputs least.
 
     Args:
         net: Normalised pixels in, logits or features out, no batch normalisation.
-        record: How pixels are normalised.
-        calibration: Images that give the ranges, and others that judge them.
+        preprocessing: How pixels are normalised.
+        calibration: Images that set the ranges, and others that compare them.
 
     Returns:
-        The same for the same net and calibration, without measuring twice.
+        The choice, which is cached in the calibration.
     """
     if net not in calibration.choices:
-        calibration.choices[net] = _choose(net, record, calibration)
-    chosen: Choice = calibration.choices[net]
-    return chosen
+        calibration.choices[net] = _choose(net, preprocessing, calibration)
+    choice: Choice = calibration.choices[net]
+    return choice
 
 
 def _choose(
-    net: keras.Model, record: Preprocessing, calibration: Calibration
+    net: keras.Model, preprocessing: Preprocessing, calibration: Calibration
 ) -> Choice:
-    weights = byte_weights(net, record)
+    weights = byte_weights(net, preprocessing)
     exact = build_integer_net(net, weights, {})
     layers = [*quantized_layers(net), net.layers[-1].name]
     extremes, inputs = observe(exact, layers, calibration.images)
@@ -244,26 +241,26 @@ def _choose(
         for steps_of in (full_steps, narrow_steps)
     )
     rounded = rounded_weights(exact, weights, full, inputs)
-    kinds = {share: ranges_of(extremes, share) for share in SHARES}
-    inner = {name: kinds[1.0][name] for name in layers[:-1]}
+    candidates = {share: ranges_of(extremes, share) for share in SHARES}
+    inner = {name: candidates[1.0][name] for name in layers[:-1]}
     integers = build_integer_net(net, rounded, inner)
     images = calibration.trial_images
-    expected, answer = _in_batches(_answering(exact), images), _answering(integers)
+    expected, predict = _in_batches(_function(exact), images), _function(integers)
     if not np.isfinite(expected).all():
         raise ExportError(
-            f"The answers to {len(images)} calibration images must be numbers. "
-            "Received: infinite ones, or none; train the model anew."
+            f"The outputs for {len(images)} calibration images must be finite. "
+            "Received: NaN or infinite ones; train the model again."
         )
     trials = []
-    for share, ranges in kinds.items():
+    for share, ranges in candidates.items():
         set_ranges(integers, {name: ranges[name] for name in inner})
-        trials.append(_judged(share, expected, _in_batches(answer, images)))
+        trials.append(_trial(share, expected, _in_batches(predict, images)))
     best = min(trials, key=lambda trial: trial.divergence)
     return Choice(
         weights=rounded,
         narrow_weights=rounded_weights(exact, weights, narrow, inputs),
         narrow_steps=narrow,
-        ranges=kinds[best.share],
+        ranges=candidates[best.share],
         best=best,
         trials=tuple(trials),
         images=len(calibration.images),
@@ -274,16 +271,16 @@ def _choose(
 def observe(
     exact: keras.Model, layers: Sequence[str], images: Pixels
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Look at activations while a net answers.
+    """Measure the activations of a model.
 
     Args:
-        exact: A net from `build_integer_net` that rounds nothing.
-        layers: After which to look.
+        exact: A model from `build_integer_net` that rounds nothing.
+        layers: Whose outputs are measured.
         images: uint8 `(n, height, width, 3)`.
 
     Returns:
-        The least and the greatest value in each image `(n, 2)`, by layer; and the
-        mean of what comes into each layer with weights, over the images.
+        The least and the largest value in each image `(n, 2)`, by layer; and the mean
+        input of each layer with weights, over the images.
     """
     weighted = [layer.name for layer in exact.layers if layer.weights]
     watched = {name: exact.get_layer(name).output for name in layers}
@@ -291,18 +288,18 @@ def observe(
     model = keras.Model(exact.input, {"watched": watched, "inputs": inputs})
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def look(pixels: tf.Tensor) -> Any:
-        seen = model(tf.cast(pixels, tf.float32), training=False)
+    def measure(pixels: tf.Tensor) -> Any:
+        found = model(tf.cast(pixels, tf.float32), training=False)
         flat = {
-            n: tf.reshape(a, (tf.shape(a)[0], -1)) for n, a in seen["watched"].items()
+            n: tf.reshape(a, (tf.shape(a)[0], -1)) for n, a in found["watched"].items()
         }
         ends = {
             name: tf.stack([tf.reduce_min(a, 1), tf.reduce_max(a, 1)], axis=1)
             for name, a in flat.items()
         }
-        return ends, {n: tf.reduce_sum(a, 0) for n, a in seen["inputs"].items()}
+        return ends, {n: tf.reduce_sum(a, 0) for n, a in found["inputs"].items()}
 
-    parts = [look(batch) for batch in _batches(images)]
+    parts = [measure(batch) for batch in _batches(images)]
     extremes = {n: np.concatenate([ends[n] for ends, _ in parts]) for n in layers}
     means = {
         name: np.sum([sums[name] for _, sums in parts], axis=0) / len(images)
@@ -312,17 +309,17 @@ def observe(
 
 
 def ranges_of(extremes: Mapping[str, Array], share: float) -> Ranges:
-    """Return the ranges within which a share of the images stays.
+    """Return the ranges that contain the activations of a share of the images.
 
     Args:
-        extremes: Least and greatest value in each image `(n, 2)`, by layer.
-        share: In (0, 1], for each end by itself.
+        extremes: Least and largest value in each image `(n, 2)`, by layer.
+        share: In (0, 1], for each end separately.
 
     Returns:
-        By layer, moved so that 0 is one of their 256 steps, as runtimes need it.
+        By layer, shifted so that 0 is one of their 256 steps, as runtimes require.
     """
     return {
-        name: _nudged(
+        name: _with_zero(
             float(np.quantile(ends[:, 0], 1 - share)),
             float(np.quantile(ends[:, 1], share)),
         )
@@ -330,47 +327,47 @@ def ranges_of(extremes: Mapping[str, Array], share: float) -> Ranges:
     }
 
 
+def _with_zero(low: float, high: float) -> tuple[float, float]:
+    low, high = min(low, 0.0), max(high, low + _MIN_RANGE, _MIN_RANGE)
+    step = (high - low) / LEVELS
+    zero = np.clip(np.round(-low / step), 0, LEVELS)
+    return float(-zero * step), float((LEVELS - zero) * step)
+
+
 def rounded_weights(
     exact: keras.Model, weights: Weights, steps: Steps, inputs: Mapping[str, Array]
 ) -> Weights:
-    """Round kernels, and take from biases what that adds to the mean of the outputs.
+    """Round kernels, and correct biases by the change of the mean output.
 
     Bias correction (Nagel et al., arXiv:1906.04721, section 4.2) with the mean input
     of each layer: a layer without its bias is linear.
 
     Args:
-        exact: The net, for strides and padding.
+        exact: The model, for strides and padding.
         weights: By layer.
-        steps: Of the grids to round to.
+        steps: To round to.
         inputs: The mean input of each layer.
     """
     rounded = {}
     for name, (kernel, bias) in weights.items():
         near = on_grid(kernel, steps[name])
-        added = _applied(exact.get_layer(name), inputs[name][None], near - kernel)
+        added = _apply(exact.get_layer(name), inputs[name][None], near - kernel)
         axes = tuple(range(added.ndim - 1))
         rounded[name] = near, (bias - added.mean(axes)).astype(np.float32)
     return rounded
 
 
-def _applied(layer: keras.layers.Layer, inputs: Array, kernel: Array) -> Array:
+def _apply(layer: keras.layers.Layer, inputs: Array, kernel: Array) -> Array:
     if kernel.ndim == 2:
         return inputs @ kernel
     found = tf.nn.conv2d(inputs, kernel, layer.strides, layer.padding.upper())
     return np.asarray(found)
 
 
-def _nudged(low: float, high: float) -> tuple[float, float]:
-    low, high = min(low, 0.0), max(high, low + _LEAST, _LEAST)
-    step = (high - low) / LEVELS
-    zero = np.clip(np.round(-low / step), 0, LEVELS)
-    return float(-zero * step), float((LEVELS - zero) * step)
-
-
-def _judged(share: float, expected: Array, found: Array) -> Trial:
-    exact, near = _log_softmax(expected), _log_softmax(found)
+def _trial(share: float, expected: Array, outputs: Array) -> Trial:
+    exact, near = _log_softmax(expected), _log_softmax(outputs)
     divergence = (np.exp(exact) * (exact - near)).sum(1).mean()
-    agreement = (expected.argmax(1) == found.argmax(1)).mean()
+    agreement = (expected.argmax(1) == outputs.argmax(1)).mean()
     return Trial(share=share, divergence=float(divergence), agreement=float(agreement))
 
 
@@ -380,18 +377,18 @@ def _log_softmax(logits: Array) -> Array:
     return scores
 
 
-def _answering(net: keras.Model) -> Callable[[Pixels], Array]:
+def _function(net: keras.Model) -> Callable[[Pixels], Array]:
     spec = tf.TensorSpec((None, *net.input_shape[1:]), tf.uint8)
-    answer = tf.function(
+    function = tf.function(
         lambda pixels: net(tf.cast(pixels, tf.float32), training=False),
         input_signature=[spec],
         autograph=False,
     )
-    return lambda pixels: np.asarray(answer(pixels))
+    return lambda pixels: np.asarray(function(pixels))
 
 
-def _in_batches(answer: Callable[[Pixels], Array], images: Pixels) -> Array:
-    return np.concatenate([answer(batch) for batch in _batches(images)])
+def _in_batches(predict: Callable[[Pixels], Array], images: Pixels) -> Array:
+    return np.concatenate([predict(batch) for batch in _batches(images)])
 
 
 def _batches(images: Pixels) -> list[Pixels]:

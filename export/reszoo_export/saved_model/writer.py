@@ -14,28 +14,169 @@ from PIL import Image
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from reszoo.console import quiet
-from reszoo_export.metadata import EXTRA_FOLDER, card_files
+from reszoo.data.decoding import decode
+from reszoo.preprocessing import Preprocessing
+from reszoo_export.formats import SAVED_MODEL
+from reszoo_export.metadata import card_files
 from reszoo_export.quantization.ranges import Calibration
-from reszoo_export.saved_model.encoded import prepare_encoded
+from reszoo_export.saved_model.reader import (
+    ENCODED_INPUT,
+    EXTRA_FOLDER,
+    MODEL_FILE,
+    SIGNATURES,
+)
 from reszoo_export.serving import INPUT, Serving
 
-_SAVED_MODEL = "saved_model.pb"
-# Read for log entries only: tensorflow 2.21, `saved_model/load.py`.
+
+def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+    """Write a SavedModel folder as TF Serving reads it, `<path>/<version>`.
+
+    It has two signatures with the same outputs: `serving_default` takes `image`, uint8
+    `(batch, height, width, 3)`, and `serving_bytes` takes `image_bytes`, a string
+    `(batch,)` of JPEG or PNG files, which it decodes, resizes and crops.
+    """
+    folder = path / str(serving.options.version)
+    _save(tf.Module(), _signatures(serving), folder)
+    make_repeatable(folder)
+    extra = folder / EXTRA_FOLDER
+    extra.mkdir()
+    for name, text in card_files(serving.card).items():
+        (extra / name).write_text(text, encoding="utf-8")
+    (extra / WARMUP_FILE).write_bytes(warmup_requests(serving))
+
+
+def save(
+    serving: Serving, function: tf.types.experimental.PolymorphicFunction, path: Path
+) -> None:
+    """Save one serving function as `serving_default`, its weights as variables.
+
+    For converters; `write` makes the folder that is served.
+    """
+    module = tf.Module()
+    module.weights = [variable.value for variable in serving.net.variables]
+    _save(module, {"serving_default": function.get_concrete_function()}, path)
+
+
+def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
+    with quiet():
+        tf.saved_model.save(module, str(path), signatures)
+
+
+def _signatures(serving: Serving) -> dict[str, Any]:
+    batch = serving.batch(SAVED_MODEL.batch)
+    answer = _with_constants(serving, batch)
+
+    def serve_bytes(image_bytes: tf.Tensor) -> Any:
+        return answer(prepare_encoded(image_bytes, serving.card.preprocessing))
+
+    encoded = tf.function(
+        serve_bytes,
+        input_signature=[tf.TensorSpec((batch,), tf.string, ENCODED_INPUT)],
+        autograph=False,
+    )
+    return {
+        "serving_default": answer.get_concrete_function(),
+        "serving_bytes": encoded.get_concrete_function(),
+    }
+
+
+def _with_constants(serving: Serving, batch: int | None) -> Any:
+    """Return the serving function with its weights as constants of the graph.
+
+    oneDNN reorders constants once for its convolutions, but variables in every call.
+    """
+    outputs = serving.outputs(SAVED_MODEL.outputs)
+    answer = serving.function(*outputs).python_function
+    weights = [(variable, variable.numpy()) for variable in serving.net.variables]
+
+    def serve(image: tf.Tensor) -> Any:
+        constants = [(variable, tf.constant(value)) for variable, value in weights]
+        with keras.StatelessScope(constants):
+            return answer(image)
+
+    return tf.function(
+        serve, input_signature=[serving.spec(batch, tf.uint8)], autograph=False
+    )
+
+
+# JEITA CP-3451 (EXIF 2.3): the mark of its segment in a JPEG (4.7.2), and the most
+# bytes of the TIFF structure behind it, as a segment's length has 16 bits.
+_MARK = b"Exif\x00\x00"
+_SEGMENT = 65536
+# TIFF 6.0, section 2: an entry's length and the tag of the orientation (section 8).
+_ENTRY = 12
+_ORIENTATION = 0x0112
+
+
+def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+    """Decode, rotate, resize and crop images as `Predictor` does.
+
+    The EXIF orientation is read from JPEG files only.
+
+    Args:
+        files: string `(batch,)`, whole JPEG or PNG files.
+        preprocessing: How they are resized and cropped.
+
+    Returns:
+        uint8 RGB `(batch, eval_size, eval_size, 3)`.
+    """
+    size = preprocessing.eval_size
+
+    def prepare(content: tf.Tensor) -> tf.Tensor:
+        image = preprocessing.prepare_tensor(decode(content, orientation(content)))
+        return tf.ensure_shape(image, (size, size, 3))
+
+    spec = tf.TensorSpec((size, size, 3), tf.uint8)
+    return tf.map_fn(prepare, files, fn_output_signature=spec)
+
+
+def orientation(content: tf.Tensor) -> tf.Tensor:
+    """Read the EXIF orientation of a JPEG; 1 (upright) for other files.
+
+    Args:
+        content: string `()`, the file.
+
+    Returns:
+        int64 `()`, 1 to 8; EXIF 2.3, section 4.6.4 A.
+    """
+    parts = tf.strings.split(tf.strings.substr(content, 0, 2 * _SEGMENT), _MARK, 1)
+    found = tf.io.is_jpeg(content) & (tf.size(parts) == 2)
+    return tf.cond(found, lambda: _of_tiff(parts[1]), lambda: tf.constant(1, tf.int64))
+
+
+def _of_tiff(structure: tf.Tensor) -> tf.Tensor:
+    octets = tf.cast(tf.io.decode_raw(structure, tf.uint8), tf.int64)[:_SEGMENT]
+    # A truncated structure is read as one without orientation.
+    octets = tf.pad(octets, [(0, 16)])
+    little = octets[0] == ord("I")
+
+    def number(at: tf.Tensor, weights: tuple[int, ...]) -> tf.Tensor:
+        places = at[..., None] + tf.range(len(weights), dtype=tf.int64)
+        places = tf.minimum(places, tf.size(octets, tf.int64) - 1)
+        order = tf.where(little, weights, weights[::-1])
+        return tf.reduce_sum(tf.gather(octets, places) * tf.cast(order, tf.int64), -1)
+
+    short, long = (1, 1 << 8), (1, 1 << 8, 1 << 16, 1 << 24)
+    directory = number(tf.constant(4, tf.int64), long)
+    entries = directory + 2 + _ENTRY * tf.range(number(directory, short))
+    held = number(entries + 8, short)
+    fits = (number(entries, short) == _ORIENTATION) & (held >= 1) & (held <= 8)
+    return tf.concat([tf.boolean_mask(held, fits), [1]], 0)[0]
+
+
+# Used in log messages only: tensorflow 2.21, `saved_model/load.py`.
 _FINGERPRINT = "fingerprint.pb"
-# In what a loop's condition is handed and does not read: tensorflow 2.21,
-# `ops/while_v2.py`. The number is the counter of the process.
+# In arguments that a loop's condition does not use: tensorflow 2.21,
+# `ops/while_v2.py`. The number is a counter of the process.
 _COUNTED = re.compile(r"_\d+(?=___redundant_placeholder)")
 
 
 def make_repeatable(folder: Path) -> None:
-    """Rewrite a SavedModel that was just saved: the same bytes for the same net.
+    """Rewrite a SavedModel so that the same model always has the same bytes.
 
     Functions are numbered in the order in which the signatures reach them.
-
-    Args:
-        folder: With `saved_model.pb`.
     """
-    file = folder / _SAVED_MODEL
+    file = folder / MODEL_FILE
     model = SavedModel.FromString(file.read_bytes())
     for graph in model.meta_graphs:
         _renumber(graph)
@@ -54,7 +195,7 @@ def _renumber(graph: Any) -> None:
         _rename_calls(function.node_def, names)
         _rename_attributes(function.attr.values(), names)
     _rename_calls(graph.graph_def.node, names)
-    # Those that nothing reaches have no name now, and come first.
+    # Unreachable functions have no name now, and come first.
     order = ["", *names.values()]
     library.function.sort(key=lambda each: order.index(each.signature.name))
     del library.function[: len(library.function) - len(names)], library.gradient[:]
@@ -105,7 +246,7 @@ def _rename_objects(objects: Any, names: dict[str, str]) -> None:
         elif node.HasField("bare_concrete_function"):
             bare = node.bare_concrete_function
             bare.concrete_function_name = names[bare.concrete_function_name]
-    # Taken out first, for a new name can be another's old one.
+    # Taken out first, because a new name can be another's old one.
     kept = {
         new: objects.concrete_functions[old].SerializeToString()
         for old, new in names.items()
@@ -117,32 +258,25 @@ def _rename_objects(objects: Any, names: dict[str, str]) -> None:
 
 
 WARMUP_FILE = "tf_serving_warmup_requests"
-SIGNATURES = ("serving_default", "serving_bytes")
-BYTES_INPUT = "image_bytes"
-# Batches that are asked where the size is open: TensorFlow plans each size anew.
+# Sizes of a batch that is not fixed: TensorFlow initialises each size separately.
 _BATCHES = (1, 8)
 _GREY = 128
 _LENGTH_DELIMITED = 2
-# Numbers of fields.
+# Field numbers in tensorflow_serving.apis.
 _PREDICT_LOG, _REQUEST = 6, 1
 _MODEL_SPEC, _INPUTS = 1, 2
 _SIGNATURE_NAME = 3
 _KEY, _VALUE = 1, 2
 
 
-def warmup_requests(serving: Serving, signatures: Sequence[str] = SIGNATURES) -> bytes:
-    """Return the content of the file of warm-up requests.
-
-    Args:
-        serving: What the SavedModel holds.
-        signatures: Those that it has, of `SIGNATURES`.
-    """
+def warmup_requests(serving: Serving) -> bytes:
+    """Return the content of the file of warm-up requests."""
     fixed = serving.options.batch
     batches = (fixed,) if isinstance(fixed, int) else _BATCHES
     return _records(
         [
             _request(signature, *_example(signature, serving, batch))
-            for signature in signatures
+            for signature in SIGNATURES
             for batch in batches
         ]
     )
@@ -152,15 +286,15 @@ def _example(signature: str, serving: Serving, batch: int) -> tuple[str, bytes]:
     """Return the name of a signature's input and a tensor for it."""
     if signature == "serving_bytes":
         images = [_jpeg(serving)] * batch
-        return BYTES_INPUT, tf.make_tensor_proto(images).SerializeToString()
+        return ENCODED_INPUT, tf.make_tensor_proto(images).SerializeToString()
     shape = serving.spec(batch, tf.uint8).shape.as_list()
-    # A tensor of one number only keeps it once, and no megabytes of grey.
+    # A constant tensor is stored as one number.
     tensor = tf.make_tensor_proto(_GREY, dtype=tf.uint8, shape=shape)
     return INPUT, tensor.SerializeToString()
 
 
 def _jpeg(serving: Serving) -> bytes:
-    """Make a grey JPEG that is larger than the net's input and not square."""
+    """Make a grey JPEG that is larger than the model's input and not square."""
     side = serving.card.preprocessing.resize_size
     pixels = np.full((2 * side, 3 * side, 3), _GREY, np.uint8)
     file = io.BytesIO()
@@ -169,7 +303,7 @@ def _jpeg(serving: Serving) -> bytes:
 
 
 def _request(signature: str, name: str, tensor: bytes) -> bytes:
-    """Return a PredictionLog; the name of the model is the server's own affair."""
+    """Return a PredictionLog; the server adds the model's name."""
     entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
     spec = _field(_SIGNATURE_NAME, signature.encode())
     request = _field(_MODEL_SPEC, spec) + _field(_INPUTS, entry)
@@ -197,83 +331,3 @@ def _records(messages: Sequence[bytes]) -> bytes:
             for message in messages:
                 writer.write(message)
         return file.read_bytes()
-
-
-OUTPUTS = ("logits", "probabilities")
-
-
-def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write a SavedModel folder as TF Serving reads it, `<path>/<version>`.
-
-    It has two signatures with the same outputs: `serving_default` takes `image`, uint8
-    `(batch, height, width, 3)`, and `serving_bytes` takes `image_bytes`, a string
-    `(batch,)` of JPEG or PNG files, which it decodes, resizes and crops.
-
-    Args:
-        serving: What to write.
-        path: The folder to make.
-        calibration: Not used; floating point needs none.
-    """
-    folder = path / str(serving.options.version)
-    _save(tf.Module(), _signatures(serving), folder)
-    make_repeatable(folder)
-    extra = folder / EXTRA_FOLDER
-    extra.mkdir()
-    for name, text in card_files(serving.card).items():
-        (extra / name).write_text(text, encoding="utf-8")
-    (extra / WARMUP_FILE).write_bytes(warmup_requests(serving))
-
-
-def save(
-    serving: Serving, function: tf.types.experimental.PolymorphicFunction, path: Path
-) -> None:
-    """Save one serving function as `serving_default`, its weights as variables.
-
-    This is what converters want; `write` makes what is served.
-    """
-    module = tf.Module()
-    module.weights = [variable.value for variable in serving.net.variables]
-    _save(module, {"serving_default": function.get_concrete_function()}, path)
-
-
-def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
-    with quiet():
-        tf.saved_model.save(module, str(path), signatures)
-
-
-def _signatures(serving: Serving) -> dict[str, Any]:
-    batch = serving.batch(None)
-    answer = _with_constants(serving, batch)
-
-    def serve_bytes(image_bytes: tf.Tensor) -> Any:
-        return answer(prepare_encoded(image_bytes, serving.card.preprocessing))
-
-    encoded = tf.function(
-        serve_bytes,
-        input_signature=[tf.TensorSpec((batch,), tf.string, BYTES_INPUT)],
-        autograph=False,
-    )
-    return {
-        "serving_default": answer.get_concrete_function(),
-        "serving_bytes": encoded.get_concrete_function(),
-    }
-
-
-def _with_constants(serving: Serving, batch: int | None) -> Any:
-    """Return the serving function with its weights as constants of the graph.
-
-    Of constants oneDNN keeps the layout that its convolutions want; variables it lays
-    out again in every call.
-    """
-    outputs = serving.outputs(OUTPUTS)
-    answer = serving.function(*outputs).python_function
-    weights = [(variable, variable.numpy()) for variable in serving.net.variables]
-
-    def serve(image: tf.Tensor) -> Any:
-        constants = [(variable, tf.constant(value)) for variable, value in weights]
-        with keras.StatelessScope(constants):
-            return answer(image)
-
-    return tf.function(
-        serve, input_signature=[serving.spec(batch, tf.uint8)], autograph=False
-    )

@@ -1,67 +1,59 @@
 """Write TFLite files: float32, float16, dynamic, int8 and int16x8."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from reszoo.console import quiet
-from reszoo.errors import ExportError
 from reszoo.preprocessing import Pixels
+from reszoo_export.formats import TFLITE
+from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import as_bytes, build_integer_net
-from reszoo_export.quantization.ranges import LEAST, Calibration, choose
+from reszoo_export.quantization.ranges import MIN_IMAGES, Calibration, choose
 from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
-from reszoo_export.tflite.metadata import with_card
-from reszoo_export.tflite.model import halve_kernels
+from reszoo_export.tflite.flatbuffer import (
+    FILE_IDENTIFIER,
+    aligned_bytes,
+    table,
+    with_card,
+)
 
 Prepare = Callable[[Any], None]
+# Of int16x8: every fourth calibration image is given once more, at this contrast.
+_EVERY, _CONTRAST = 4, 8
 
 
 def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write a float32 file: float32 pixels in 0..255 in, probabilities out.
-
-    The input is float32 because GPU delegates cannot cast bytes.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Not used; floating point needs none.
-    """
+    """Write a float32 file: float32 pixels in 0..255 in, probabilities out."""
     convert(serving, path)
 
 
 def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write a file of half the size: kernels in float16, all else in float32.
+    """Write a file of half the size: kernels in float16, everything else in float32.
 
-    GPU delegates compute in float16 anyway; a CPU widens the weights when it loads
-    the file, and is as fast as with float32.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Not used; floating point needs none.
+    GPU delegates compute in float16 anyway; a CPU converts the weights to float32 when
+    it loads the file, and is as fast as with float32.
 
     Raises:
         ExportError: A weight is too large for float16.
     """
-    write_flatbuffer(halve_kernels(flatbuffer(serving)), serving, path)
+    write_flatbuffer(float16_kernels(convert_flatbuffer(serving)), serving, path)
 
 
 def write_dynamic(
     serving: Serving, path: Path, calibration: Calibration | None
 ) -> None:
-    """Write a file of a quarter of the size: int8 weights, float32 pixels and answers.
+    """Write a file of a quarter of the size: int8 weights, float32 input and output.
 
-    The ranges of activations are measured while it runs, image by image.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Not used: nothing is measured beforehand.
+    The ranges of activations are measured at run time, image by image.
     """
 
     def prepare(converter: Any) -> None:
@@ -70,29 +62,81 @@ def write_dynamic(
     convert(serving, path, prepare)
 
 
+def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
+    """Write an int8 file: uint8 pixels in, float32 probabilities out.
+
+    Classifier and softmax are computed in float32: in integers they would round to
+    steps of 1/256 and produce ties. With `integer_io` they are integers as well, for
+    devices without floating point: uint8 probabilities in steps of 1/256.
+    """
+    choice = choose(serving.net, serving.card.preprocessing, calibration)
+    integer_io = serving.options.integer_io
+    ranges = choice.ranges if integer_io else choice.inner_ranges
+    net = build_integer_net(serving.net, choice.weights, ranges)
+
+    def prepare(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = tf.uint8
+        converter.inference_output_type = tf.uint8 if integer_io else tf.float32
+
+    content = convert_flatbuffer(as_bytes(serving, net), prepare)
+    write_flatbuffer(content, serving, path)
+
+
+def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> None:
+    """Write a file with int8 weights, int16 activations, float32 input and output.
+
+    Its outputs are nearly those of float32. LiteRT computes it with reference kernels:
+    it is meant for accelerators and signal processors.
+    """
+
+    def prepare(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: _int16_samples(calibration)
+        converter.target_spec.supported_ops = [
+            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        ]
+
+    convert(serving, path, prepare)
+
+
+def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
+    """Yield images, some of them once more at a high contrast.
+
+    Ranges of int16 may be many times too wide before rounding shows, but activations
+    outside of them are clipped. More images would only take time.
+    """
+    for index, image in zip(range(MIN_IMAGES), calibration.batches(), strict=False):
+        yield {"image": image}
+        if index % _EVERY == 0:
+            yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
+
+
 def convert(serving: Serving, path: Path, prepare: Prepare | None = None) -> None:
     """Convert and write a file with its card.
 
     Args:
         serving: What to write.
         path: The file to make.
-        prepare: Sets what else the converter should do; None leaves float32.
+        prepare: Sets further options of the converter; None leaves float32.
     """
-    write_flatbuffer(flatbuffer(serving, prepare), serving, path)
+    write_flatbuffer(convert_flatbuffer(serving, prepare), serving, path)
 
 
-def flatbuffer(serving: Serving, prepare: Prepare | None = None) -> bytes:
-    """Return what the converter makes, without a card.
+def convert_flatbuffer(serving: Serving, prepare: Prepare | None = None) -> bytes:
+    """Return the converter's output, without a card.
 
-    Input `image` is float32 in 0..255, unless `prepare` asks for another type.
+    Input `image` is float32 in 0..255, unless `prepare` sets another dtype.
 
     Args:
         serving: What to convert.
-        prepare: Sets what else the converter should do; None leaves float32.
+        prepare: Sets further options of the converter; None leaves float32.
     """
-    # One image, and no -1 in any shape: delegates refuse open shapes.
+    # A fixed batch, and no -1 in any shape: delegates refuse open shapes.
     function = serving.function(
-        *serving.outputs(["probabilities"]), batch=serving.batch(1), dtype=tf.float32
+        *serving.outputs(TFLITE.outputs),
+        batch=serving.batch(TFLITE.batch),
+        dtype=tf.float32,
     )
     # By way of a SavedModel: the converter makes one itself where it is given a
     # function, and loses the signature where that fails.
@@ -101,7 +145,7 @@ def flatbuffer(serving: Serving, prepare: Prepare | None = None) -> bytes:
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=["serving_default"]
         )
-        # Only what every LiteRT runtime has: no Flex operations.
+        # Only what every LiteRT runtime has: no Flex operators.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         # Versions of the converter and a hash, for which it parses the file again.
         converter.exclude_conversion_metadata = True
@@ -116,78 +160,98 @@ def write_flatbuffer(content: bytes, serving: Serving, path: Path) -> None:
     path.write_bytes(with_card(content, serving.card))
 
 
-# How many images have one in glaring colours, and how many times the contrast that has.
-_GLARING, _CONTRAST = 4, 8
+_OPERATORS, _TYPES = schema.BuiltinOperator, schema.TensorType
+_WITH_KERNEL = (_OPERATORS.CONV_2D, _OPERATORS.FULLY_CONNECTED)
+# The first version of DEQUANTIZE that supports float16 (`register.cc`).
+_DEQUANTIZE_VERSION = 3
 
 
-def write_int8(serving: Serving, path: Path, calibration: Calibration | None) -> None:
-    """Write an int8 file: uint8 pixels in, float32 answers out.
+class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+    """A buffer whose data, once packed, begins where runtimes can map it.
 
-    Classifier and softmax answer in floating point: integers would round to steps of
-    1/256 and tie. With `integer_io` they are integers as well, for devices that have
-    nothing else: uint8 probabilities in steps of 1/256.
+    The generated class begins it anywhere (flatc leaves out `force_align`).
+    """
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
+        if self.data is None:
+            return table(builder, 3, {})
+        data = np.asarray(self.data, np.uint8).tobytes()
+        return table(builder, 3, {0: aligned_bytes(builder, data)})
+
+
+def float16_kernels(content: bytes) -> bytes:
+    """Return a model with float16 kernels, each converted to float32 by a DEQUANTIZE.
+
+    Runtimes convert them once, when they load the file.
 
     Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Images that set and judge the ranges of the activations.
+        content: A float32 model of one subgraph, as the converter made it.
+
+    Raises:
+        ExportError: A weight is too large for float16.
     """
-    images = _given(calibration, "tflite-int8")
-    chosen = choose(serving.net, serving.card.preprocessing, images)
-    integer_io = serving.options.integer_io
-    net = build_integer_net(
-        serving.net,
-        chosen.weights,
-        chosen.ranges if integer_io else chosen.inner_ranges,
+    model = schema.ModelT.InitFromPackedBuf(content)
+    (graph,) = model.subgraphs
+    kernels = _kernels(model, graph)
+    float32 = {tensor: len(graph.tensors) + i for i, tensor in enumerate(kernels)}
+    for operator in graph.operators:
+        inputs = [float32.get(tensor, tensor) for tensor in operator.inputs]
+        operator.inputs = np.array(inputs, np.int32)
+    graph.tensors += [_float32_tensor(graph.tensors[tensor]) for tensor in kernels]
+    _round_buffers(model, [graph.tensors[tensor] for tensor in kernels])
+    conversions = [_dequantize(model, *pair) for pair in float32.items()]
+    model.operatorCodes.append(
+        schema.OperatorCodeT(
+            deprecatedBuiltinCode=_OPERATORS.DEQUANTIZE,
+            builtinCode=_OPERATORS.DEQUANTIZE,
+            version=_DEQUANTIZE_VERSION,
+        )
+    )
+    graph.operators = [*conversions, *graph.operators]
+    for buffer in model.buffers:
+        buffer.__class__ = _AlignedBuffer
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _kernels(model: Any, graph: Any) -> list[int]:
+    """Return the tensors that are kernels, each once, in order of use."""
+    found = [
+        int(operator.inputs[1])
+        for operator in graph.operators
+        if model.operatorCodes[operator.opcodeIndex].builtinCode in _WITH_KERNEL
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _float32_tensor(kernel: Any) -> Any:
+    """Return a float32 tensor without data, for what a kernel is converted to."""
+    return schema.TensorT(
+        shape=kernel.shape,
+        type=_TYPES.FLOAT32,
+        name=kernel.name + b"_float32",
+        hasRank=kernel.hasRank,
     )
 
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = tf.uint8
-        converter.inference_output_type = tf.uint8 if integer_io else tf.float32
 
-    content = flatbuffer(as_bytes(serving, net), prepare)
-    write_flatbuffer(content, serving, path)
-
-
-def write_int16x8(
-    serving: Serving, path: Path, calibration: Calibration | None
-) -> None:
-    """Write a file with int8 weights and int16 activations; pixels and answers float32.
-
-    Its answers are nearly those of float32. LiteRT computes it by its plain kernels,
-    so it is made for accelerators and signal processors.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        calibration: Images that set the ranges of the activations.
-    """
-    images = _given(calibration, "tflite-int16x8")
-
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: _wide(images)
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
-
-    convert(serving, path, prepare)
+def _round_buffers(model: Any, kernels: Sequence[Any]) -> None:
+    # Equal tensors may share a buffer: all are read before any is written.
+    rounded = [_float16(model.buffers[each.buffer], each.shape) for each in kernels]
+    for kernel, data in zip(kernels, rounded, strict=True):
+        kernel.type = _TYPES.FLOAT16
+        model.buffers[kernel.buffer].data = data
 
 
-def _wide(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
-    """Yield images, some of them once more in glaring colours.
-
-    Ranges of int16 may be many times too wide before its steps are felt, but what lies
-    outside of them is cut off. More images would only take time.
-    """
-    for index, image in zip(range(LEAST), calibration.batches(), strict=False):
-        yield {"image": image}
-        if index % _GLARING == 0:
-            yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
+def _float16(buffer: Any, shape: Sequence[int]) -> NDArray[np.uint8]:
+    weights = np.frombuffer(buffer.data.tobytes(), "<f4")
+    rounded = round_kernel(weights.reshape(shape[0], -1, shape[-1]))
+    return np.frombuffer(rounded.astype("<f2").tobytes(), np.uint8)
 
 
-def _given(calibration: Calibration | None, name: str) -> Calibration:
-    if calibration is None:
-        raise ExportError(f"{name} needs calibration images, and there are none.")
-    return calibration
+def _dequantize(model: Any, float16: int, float32: int) -> Any:
+    return schema.OperatorT(
+        opcodeIndex=len(model.operatorCodes),
+        inputs=np.array([float16], np.int32),
+        outputs=np.array([float32], np.int32),
+    )

@@ -1,4 +1,4 @@
-"""Compare an opened file with a reference: signature, answers, batch invariance."""
+"""Compare an opened file with a reference: signature, outputs, batch invariance."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,147 +10,12 @@ from reszoo.errors import VerificationError
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.manifest import Verification
-from reszoo_export.runtimes import Answers, Runtime, TensorInfo, run_in_batches
+from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, run_in_batches
 from reszoo_export.verification import rules
-from reszoo_export.verification import rules as distances
 from reszoo_export.verification.reference import Reference
 
-# GPU delegates of phones cannot cast bytes, so float TFLite files take float32.
-_BYTES_IN_TFLITE = ("int8",)
-
-
-def signature_problems(
-    row: Format,
-    options: ExportOptions,
-    card: Card,
-    inputs: Sequence[TensorInfo],
-    outputs: Sequence[TensorInfo],
-) -> list[str]:
-    """Tell what of a file's names, dtypes and shapes is not as promised.
-
-    Args:
-        row: The file's format.
-        options: What was asked for.
-        card: Of the model.
-        inputs: What the file takes.
-        outputs: What it gives.
-    """
-    problems = []
-    if [tensor["name"] for tensor in inputs] != ["image"]:
-        problems.append(
-            f"the only input must be 'image', not {', '.join(map(_shown, inputs))}"
-        )
-    elif inputs[0]["dtype"] != _pixels(row):
-        problems.append(f"image must be {_pixels(row)}, not {inputs[0]['dtype']}")
-    if inputs and list(inputs[0]["shape"]) != _image_shape(row, options, card):
-        shape = _image_shape(row, options, card)
-        problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
-    return problems + _wrong_outputs(row, options, card, outputs)
-
-
-def _wrong_outputs(
-    row: Format, options: ExportOptions, card: Card, outputs: Sequence[TensorInfo]
-) -> list[str]:
-    names = _output_names(row, options)
-    given = {tensor["name"]: tensor for tensor in outputs}
-    if sorted(given) != sorted(names) or len(given) != len(outputs):
-        shown = ", ".join(map(_shown, outputs)) or "none"
-        return [f"the outputs must be {' and '.join(names)}, not {shown}"]
-    dtype = "uint8" if options.integer_io else "float32"
-    batch = _batch(row, options)
-    problems = []
-    for name in names:
-        width = card.architecture.classes if name != "features" else None
-        tensor = given[name]
-        shape = [batch, width or tensor["shape"][-1]]
-        if tensor["dtype"] != dtype or list(tensor["shape"]) != shape:
-            problems.append(f"{name} must be {dtype} {shape}, not {_shown(tensor)}")
-    return problems
-
-
-def _pixels(row: Format) -> str:
-    floats = row.runtime == "tflite" and row.precision not in _BYTES_IN_TFLITE
-    return "float32" if floats else "uint8"
-
-
-def _image_shape(row: Format, options: ExportOptions, card: Card) -> list[Any]:
-    size = card.preprocessing.eval_size
-    image = [3, size, size] if options.layout == "nchw" else [size, size, 3]
-    return [_batch(row, options), *image]
-
-
-def _batch(row: Format, options: ExportOptions) -> int | str:
-    if isinstance(options.batch, int):
-        return options.batch
-    if row.runtime == "tflite":
-        return -1 if options.batch == "dynamic" else 1
-    return "batch"
-
-
-def _output_names(row: Format, options: ExportOptions) -> tuple[str, ...]:
-    if options.outputs is not None:
-        return (options.outputs,)
-    if row.runtime == "tflite":
-        return ("probabilities",)
-    return ("logits", "probabilities")
-
-
-def _shown(tensor: TensorInfo) -> str:
-    return f"{tensor['name']} {tensor['dtype']} {list(tensor['shape'])}"
-
-
-_BATCHES = range(1, 9)
-
-
-def dependences(
-    runtime: Runtime, images: Pixels, answers: Answers, allowed: float
-) -> list[str]:
-    """Ask about some images again, in other company, and tell what changed.
-
-    Where the batch is open, it takes every size from 1 to 8; where it is fixed, an
-    image changes its place and its neighbours. A batch of one is only asked twice.
-
-    Args:
-        runtime: The file, opened.
-        images: uint8 `(n, height, width, 3)`.
-        answers: What it gave for them.
-        allowed: Largest change of a number that is rounding.
-    """
-    chosen = _spread(len(images))
-    fixed = _fixed_batch(runtime.inputs)
-    sizes = _BATCHES if fixed is None else (fixed,)
-    again, other = 0.0, 0.0
-    for size in sizes:
-        places = np.roll(chosen, size)[:size]
-        first = runtime.run(images[places])
-        other = max(other, _largest(first - answers[places]))
-        if size == sizes[-1]:
-            again = _largest(first - runtime.run(images[places]))
-    problems = []
-    if not other <= allowed:
-        problems.append(
-            f"an answer moves by {other:.2g} with the other images of its batch"
-        )
-    if not again <= allowed:
-        problems.append(f"asked twice about an image, it moves by {again:.2g}")
-    return problems
-
-
-def _spread(count: int) -> np.ndarray:
-    """Return places of images, real and made up, as many as the largest batch asks."""
-    return np.linspace(0, count - 1, max(_BATCHES)).astype(int)
-
-
-def _fixed_batch(inputs: list[TensorInfo]) -> int | None:
-    batch = inputs[0]["shape"][0]
-    return batch if isinstance(batch, int) and batch > 0 else None
-
-
-def _largest(change: Answers) -> float:
-    return float(np.abs(change).max())
-
-
 _DEFAULTS = ExportOptions()
+_BATCH_SIZES = range(1, 9)
 
 
 def compare(
@@ -160,125 +25,226 @@ def compare(
     options: ExportOptions = _DEFAULTS,
     card: Card | None = None,
 ) -> Verification:
-    """Ask an opened file about the reference's images and compare.
+    """Run an opened file on the reference's images and compare.
 
     Args:
-        row: The file's format: how close the answers must be.
+        row: The file's format, which has the tolerance.
         runtime: The file, opened.
-        reference: Images and the model's answers.
-        options: What was asked of the file beside its format.
-        card: Of the model; None takes the file's word for it.
+        reference: Images and the model's outputs.
+        options: What the file was exported with.
+        card: Of the model; None takes the one in the file.
 
     Raises:
         VerificationError: The runtime cannot run the file on the images, or its
-            answers cannot be compared.
+            outputs have another shape than the model's.
     """
     card = card or runtime.card
-    form = _wrong_form(row, runtime, options, card)
+    problems = _structure_problems(row, runtime, options, card)
     try:
-        answers = run_in_batches(runtime, reference.images)
-        form += dependences(
-            runtime, reference.images, answers, row.tolerance.max_batch_difference
+        outputs = run_in_batches(runtime, reference.images)
+        problems += batch_problems(
+            runtime, reference.images, outputs, row.tolerance.max_batch_difference
         )
     except Exception as error:
         raise VerificationError(
             f"{runtime.name} cannot run it ({type(error).__name__}: {error})"
         ) from error
-    _check_comparable(answers, reference, form)
-    finite = np.nan_to_num(answers, nan=0.0, posinf=1.0, neginf=0.0)
-    if not np.isfinite(answers).all():
-        form.insert(0, "some answers are not numbers")
+    if outputs.shape != reference.outputs.shape:
+        raise VerificationError(
+            f"it gives {outputs.shape[-1]} numbers per image, the model "
+            f"{reference.outputs.shape[-1]}" + "".join(f"; {each}" for each in problems)
+        )
+    if not np.isfinite(outputs).all():
+        problems.insert(0, "some outputs are NaN or infinite")
+        outputs = np.nan_to_num(outputs, nan=0.0, posinf=1.0, neginf=0.0)
     if options.outputs == "features":
-        problems = rules.wrong_features(row.tolerance, finite, reference)
-        return _of_features(runtime, finite, reference, (*problems, *form))
-    problems = rules.wrong_probabilities(row.tolerance, finite, reference)
-    return _of_probabilities(runtime, finite, reference, card, (*problems, *form))
+        return _compare_features(row, runtime, outputs, reference, problems)
+    return _compare_probabilities(row, runtime, outputs, reference, card, problems)
 
 
-def _wrong_form(
+def _structure_problems(
     row: Format, runtime: Runtime, options: ExportOptions, card: Card
 ) -> list[str]:
     problems = signature_problems(row, options, card, runtime.inputs, runtime.outputs)
-    odd = set(runtime.operators) - row.operators
-    if odd:
-        problems.append(f"operators that are not allowed: {', '.join(sorted(odd))}")
+    others = set(runtime.operators) - row.operators
+    if others:
+        problems.append(f"operators that are not allowed: {', '.join(sorted(others))}")
     if runtime.card.to_text() != card.to_text():
-        unlike = _unlike(runtime.card, card)
-        problems.append(f"the card inside is not the model's: {unlike}")
+        different = _different_fields(runtime.card, card)
+        problems.append(f"the card inside is not the model's: {different}")
     return problems
 
 
-def _unlike(inside: Card, card: Card) -> str:
+def _different_fields(inside: Card, card: Card) -> str:
     if inside.labels != card.labels:
         return "other labels, or in another order"
     ours, theirs = inside.to_json(), card.to_json()
     return "other " + ", ".join(key for key in theirs if ours[key] != theirs[key])
 
 
-def _check_comparable(answers: Answers, reference: Reference, form: list[str]) -> None:
-    if answers.shape != reference.answers.shape:
-        told = "; ".join(["", *form])
-        raise VerificationError(
-            f"it gives {answers.shape[-1]} numbers an image, the model "
-            f"{reference.answers.shape[-1]}{told}"
+def signature_problems(
+    row: Format,
+    options: ExportOptions,
+    card: Card,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+) -> list[str]:
+    """Compare names, dtypes and shapes with those of the format; return what is wrong.
+
+    Args:
+        row: The file's format.
+        options: What the file was exported with.
+        card: Of the model.
+        inputs: Of the file.
+        outputs: Of the file.
+    """
+    size = card.preprocessing.eval_size
+    batch = _batch(row, options)
+    image = [3, size, size] if options.layout == "nchw" else [size, size, 3]
+    problems = []
+    if [tensor["name"] for tensor in inputs] != ["image"]:
+        shown = ", ".join(map(_shown, inputs))
+        problems.append(f"the only input must be 'image', not {shown}")
+    elif inputs[0]["dtype"] != row.input_dtype:
+        problems.append(f"image must be {row.input_dtype}, not {inputs[0]['dtype']}")
+    if inputs and list(inputs[0]["shape"]) != [batch, *image]:
+        shape = inputs[0]["shape"]
+        problems.append(f"image must be of shape {[batch, *image]}, not {shape}")
+    return problems + _output_problems(row, options, card, outputs)
+
+
+def _output_problems(
+    row: Format, options: ExportOptions, card: Card, outputs: Sequence[TensorInfo]
+) -> list[str]:
+    names = (options.outputs,) if options.outputs else row.runtime.outputs
+    given = {tensor["name"]: tensor for tensor in outputs}
+    if sorted(given) != sorted(names) or len(given) != len(outputs):
+        shown = ", ".join(map(_shown, outputs)) or "none"
+        return [f"the outputs must be {' and '.join(names)}, not {shown}"]
+    dtype = "uint8" if options.integer_io else "float32"
+    problems = []
+    for name in names:
+        width = card.architecture.classes if name != "features" else None
+        tensor = given[name]
+        shape = [_batch(row, options), width or tensor["shape"][-1]]
+        if tensor["dtype"] != dtype or list(tensor["shape"]) != shape:
+            problems.append(f"{name} must be {dtype} {shape}, not {_shown(tensor)}")
+    return problems
+
+
+def _batch(row: Format, options: ExportOptions) -> int | str:
+    batch = row.runtime.batch if options.batch is None else options.batch
+    return batch if isinstance(batch, int) else "batch"
+
+
+def _shown(tensor: TensorInfo) -> str:
+    return f"{tensor['name']} {tensor['dtype']} {list(tensor['shape'])}"
+
+
+def batch_problems(
+    runtime: Runtime, images: Pixels, outputs: ModelOutput, allowed: float
+) -> list[str]:
+    """Check that outputs do not depend on the batch, and are reproducible.
+
+    Some images are run again in batches of every size from 1 to 8, or of the file's
+    fixed size, at other places and with other images.
+
+    Args:
+        runtime: The file, opened.
+        images: uint8 `(n, height, width, 3)`.
+        outputs: The file's, for these images.
+        allowed: Largest change by rounding.
+    """
+    # Real and synthetic images, as many as the largest batch needs.
+    chosen = np.linspace(0, len(images) - 1, max(_BATCH_SIZES)).astype(int)
+    fixed = runtime.interface.batch
+    sizes = _BATCH_SIZES if fixed is None else (fixed,)
+    repeated, other = 0.0, 0.0
+    for size in sizes:
+        places = np.roll(chosen, size)[:size]
+        first = runtime.run(images[places])
+        other = max(other, _largest(first - outputs[places]))
+        if size == sizes[-1]:
+            repeated = _largest(first - runtime.run(images[places]))
+    problems = []
+    # `not <=` because of NaN.
+    if not other <= allowed:
+        problems.append(
+            f"an output changes by {other:.2g} with the other images of its batch"
         )
+    if not repeated <= allowed:
+        problems.append(f"an output changes by {repeated:.2g} when it is run again")
+    return problems
 
 
-def _of_probabilities(
+def _largest(change: ModelOutput) -> float:
+    return float(np.abs(change).max())
+
+
+def _compare_probabilities(
+    row: Format,
     runtime: Runtime,
-    answers: Answers,
+    outputs: ModelOutput,
     reference: Reference,
     card: Card,
-    problems: tuple[str, ...],
+    problems: list[str],
 ) -> Verification:
-    judged = slice(0, len(reference.labels) or None)
-    ours, theirs = answers[judged], reference.answers[judged]
-    changes = distances.confidence_changes(ours, theirs)
-    made_up = (answers - reference.answers)[len(reference.labels) :]
-    return Verification(
-        runtime=runtime.name,
-        images=len(reference.labels),
-        synthetic=reference.synthetic,
-        max_difference=float(np.abs(ours - theirs).max()),
-        mean_difference=float(np.abs(ours - theirs).mean()),
-        synthetic_difference=float(np.abs(made_up).max(initial=0)),
+    compared, real = reference.compared, len(reference.targets)
+    ours, theirs = outputs[compared], reference.outputs[compared]
+    changes = rules.confidence_changes(ours, theirs)
+
+    def accuracy(outputs: ModelOutput) -> float | None:
+        return rules.top1_accuracy(outputs[:real], reference.targets) if real else None
+
+    return _verification(
+        runtime,
+        reference,
+        np.abs(outputs - reference.outputs),
         agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
-        top5_agreement=distances.top5_agreement(ours, theirs),
+        top5_agreement=rules.top5_agreement(ours, theirs),
         drift=float(changes.mean()),
         confidence_difference=float(np.abs(changes).mean()),
-        accuracy=_accuracy(answers, reference),
-        model_accuracy=_accuracy(reference.answers, reference),
-        worst=distances.worst_images(answers, reference.answers, judged, card),
-        problems=problems,
+        accuracy=accuracy(outputs),
+        model_accuracy=accuracy(reference.outputs),
+        worst=rules.worst_images(outputs, reference.outputs, compared, card),
+        problems=(
+            *rules.probability_problems(row.tolerance, outputs, reference),
+            *problems,
+        ),
     )
 
 
-def _of_features(
+def _compare_features(
+    row: Format,
     runtime: Runtime,
-    answers: Answers,
+    outputs: ModelOutput,
     reference: Reference,
-    problems: tuple[str, ...],
+    problems: list[str],
 ) -> Verification:
-    judged = slice(0, len(reference.labels) or None)
-    largest = distances.largest(reference.answers)
-    apart = np.abs(answers - reference.answers) / largest
+    cosines = rules.cosines(outputs, reference.outputs)[reference.compared]
+    return _verification(
+        runtime,
+        reference,
+        rules.relative_differences(outputs, reference.outputs),
+        agreement=float(cosines.mean()),
+        problems=(
+            *rules.feature_problems(row.tolerance, outputs, reference),
+            *problems,
+        ),
+    )
+
+
+def _verification(
+    runtime: Runtime, reference: Reference, differences: ModelOutput, **others: Any
+) -> Verification:
+    real = len(reference.targets)
+    compared = differences[reference.compared]
     return Verification(
         runtime=runtime.name,
-        images=len(reference.labels),
+        images=real,
         synthetic=reference.synthetic,
-        max_difference=float(apart[judged].max()),
-        mean_difference=float(apart[judged].mean()),
-        synthetic_difference=float(apart[len(reference.labels) :].max(initial=0)),
-        agreement=float(distances.cosines(answers, reference.answers)[judged].mean()),
-        top5_agreement=None,
-        drift=None,
-        confidence_difference=None,
-        accuracy=None,
-        model_accuracy=None,
-        problems=problems,
+        max_difference=float(compared.max()),
+        mean_difference=float(compared.mean()),
+        synthetic_difference=float(differences[real:].max(initial=0)),
+        **others,
     )
-
-
-def _accuracy(answers: Answers, reference: Reference) -> float | None:
-    real = len(reference.labels)
-    return distances.accuracy_of(answers[:real], reference.labels) if real else None

@@ -1,4 +1,4 @@
-"""Run a function in a process of its own, so that a crash takes nobody with it."""
+"""Run a function in a subprocess, so that a crash does not end this process."""
 
 import importlib
 import json
@@ -10,96 +10,111 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from reszoo import errors
 from reszoo.console import enable_quiet_cli
-from reszoo.errors import ReszooError, VerificationError
+from reszoo.errors import ReszooError, UsageError
 
-_ANSWER, _ERRORS = "answer.json", "errors.txt"
+_ARGUMENTS, _RESULT, _OUTPUT = "arguments.json", "result.json", "output.txt"
 _LINES = 5
 
 
-def run_in_subprocess(function: str, folder: Path, seconds: float) -> Any:
-    """Call a function in a fresh process and return what it returns.
+class SubprocessError(ReszooError):
+    """A subprocess that crashed or took too long."""
 
-    The process ends with ours, also when ours is killed, and sees no GPU: what one
-    process computes there is not repeated by another to the last digits, and ours
-    may hold all of its memory.
+
+def run_in_subprocess(
+    function: str,
+    folder: Path,
+    seconds: float | None = None,
+    *,
+    hide_gpus: bool = True,
+    **arguments: Any,
+) -> Any:
+    """Call a function in a new process and return its result.
+
+    The process ends with this one, also when this one is killed.
 
     Args:
-        function: "module:name" of a function from a folder to plain JSON values.
-        folder: What it is called with; the answer is left there as well.
-        seconds: How long it may take.
+        function: "module:name" of a function that takes a folder and the arguments.
+        folder: Its first argument, for arrays. Arguments and result are stored there.
+        seconds: Timeout; None for none.
+        hide_gpus: Whether it sees no GPU: results computed there are not exactly
+            reproducible, and this process may have allocated all of the memory.
+        **arguments: Further arguments, JSON values as the result.
 
     Raises:
-        VerificationError: The function raised an error of ours, or the process
-            crashed or took too long; the message ends in its last words.
+        ReszooError: As raised by the function.
+        SubprocessError: It crashed or took too long; with its last lines of output.
     """
-    with (folder / _ERRORS).open("wb") as errors:
+    (folder / _ARGUMENTS).write_text(json.dumps(arguments), encoding="utf-8")
+    with (folder / _OUTPUT).open("wb") as output:
         process = subprocess.Popen(
+            # -P: modules in the current folder are not ours.
             [sys.executable, "-P", "-m", __name__, function, str(folder)],
             stdin=subprocess.PIPE,
-            stdout=errors,
-            stderr=errors,
-            env=_environment(),
+            stdout=output,
+            stderr=output,
+            env=_environment(hide_gpus),
         )
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            late = f"it gave no answer in {seconds:g} seconds"
-            raise VerificationError(late) from None
+            message = f"it did not finish within {seconds:g} seconds"
+            raise SubprocessError(message) from None
         finally:
             process.kill()
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-    return _answer(folder, process.returncode)
+    return _result(folder, process.returncode)
 
 
-def _environment() -> dict[str, str]:
-    # A notebook may have found its modules by what it did to sys.path.
+def _environment(hide_gpus: bool) -> dict[str, str]:
+    # A notebook may have changed sys.path.
     path = os.pathsep.join(filter(None, sys.path))
-    return {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"}
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if hide_gpus else {}
+    return {**os.environ, "PYTHONPATH": path, **hidden}
 
 
-def _answer(folder: Path, code: int) -> Any:
+def _result(folder: Path, code: int) -> Any:
     if code:
-        raise VerificationError(f"its runtime crashed ({_ending(code)}){_last(folder)}")
-    answer = json.loads((folder / _ANSWER).read_text(encoding="utf-8"))
-    if "error" in answer:
-        raise VerificationError(answer["error"])
-    return answer["value"]
+        raise SubprocessError(f"its runtime crashed ({_status(code)}){_tail(folder)}")
+    result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    if "error" in result:
+        kind: type[ReszooError] = getattr(errors, result["error"], ReszooError)
+        # Its subclasses take other arguments than the message.
+        kind = UsageError if issubclass(kind, UsageError) else kind
+        raise kind(result["message"])
+    return result["value"]
 
 
-def _ending(code: int) -> str:
+def _status(code: int) -> str:
     if code > 0:
         return f"exit {code}"
     name = signal.Signals(-code).name
-    # The kernel's way to say that memory ran out.
-    hint = ", often for want of memory" if name == "SIGKILL" else ""
-    return f"{name}{hint}"
+    # The kernel sends it when memory runs out.
+    return f"{name}, often because memory ran out" if name == "SIGKILL" else name
 
 
-def _last(folder: Path) -> str:
-    text = (folder / _ERRORS).read_text(encoding="utf-8", errors="replace")
+def _tail(folder: Path) -> str:
+    text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "".join(f"\n    {line}" for line in lines[-_LINES:])
 
 
 def main(function: str, folder: Path) -> None:
-    """Call a function with a folder and leave its answer there.
-
-    Args:
-        function: "module:name".
-        folder: What it is called with.
-    """
+    """Call a function with what is stored in a folder, and store its result there."""
     enable_quiet_cli()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, name = function.split(":")
+    arguments = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))
     try:
-        answer = {"value": getattr(importlib.import_module(module), name)(folder)}
+        value = getattr(importlib.import_module(module), name)(folder, **arguments)
+        result = {"value": value}
     except ReszooError as error:
-        answer = {"error": str(error)}
-    (folder / _ANSWER).write_text(json.dumps(answer), encoding="utf-8")
-    # Some runtimes crash while they are taken down, after all was said.
+        result = {"error": type(error).__name__, "message": str(error)}
+    (folder / _RESULT).write_text(json.dumps(result), encoding="utf-8")
+    # Some runtimes crash at exit, after all work is done.
     os._exit(0)
 
 

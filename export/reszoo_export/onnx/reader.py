@@ -1,0 +1,308 @@
+"""Run ONNX files with ONNX Runtime, describe them, and check their contents."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from reszoo.cards import Card
+from reszoo.errors import CheckpointError
+from reszoo.preprocessing import Pixels
+from reszoo_export.formats import Format
+from reszoo_export.inspection import Contents, TensorDescription, card_or_note
+from reszoo_export.metadata import parse_card
+from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
+from reszoo_export.runtimes import (
+    Activations,
+    ModelOutput,
+    TensorInfo,
+    find_interface,
+    float_activations,
+)
+
+CARD_KEY, LABELS_KEY = "reszoo_card", "labels"
+# Later ones do not open in runtimes that are in use (ONNX Runtime 1.13, 2022). tf2onnx
+# 1.17 writes no opset after 18, and with 18 the pooling of quantized models breaks.
+OPSET, IR_VERSION = 17, 8
+# ONNX Runtime's levels; 3 is an error. Its warnings are about its own optimizations.
+_ERRORS_ONLY = 3
+_NUMPY_DTYPES = {"float": "float32", "double": "float64"}
+
+
+class OnnxRuntime:
+    """A `.onnx` file, run by ONNX Runtime.
+
+    Args:
+        path: The file.
+        threads: Of ONNX Runtime; one for each core if None.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self.threads = threads or os.cpu_count() or 1
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self.card = read_card(path, properties)
+        self.name = f"onnxruntime {onnxruntime.__version__}"
+        self._path = path
+        self.inputs = [_tensor_info(value) for value in self._session.get_inputs()]
+        self.outputs = [_tensor_info(value) for value in self._session.get_outputs()]
+        self.interface = find_interface(path, self.inputs, self.outputs)
+
+    @cached_property
+    def operators(self) -> Mapping[str, int]:
+        """Those of the file, which a session does not list: read on first use."""
+        import onnx
+
+        return _operators(onnx.load(self._path).graph)
+
+    def run(self, images: Pixels) -> ModelOutput:
+        """See `Runtime.run`."""
+        return self.interface.run(self._call, images)
+
+    def _call(self, pixels: NDArray[Any]) -> Any:
+        names = [self.interface.output["name"]]
+        return self._session.run(names, {"image": pixels})[0]
+
+
+open_file = OnnxRuntime
+
+
+def _tensor_info(value: Any) -> TensorInfo:
+    dtype = value.type.removeprefix("tensor(").removesuffix(")")
+    dtype = _NUMPY_DTYPES.get(dtype, dtype)
+    return {"name": value.name, "dtype": dtype, "shape": list(value.shape)}
+
+
+def _operators(graph: Any) -> Counter[str]:
+    return Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in graph.node)
+
+
+def read_card(path: Path, properties: Mapping[str, str]) -> Card:
+    """Return the card in the `metadata_props` of a `.onnx` file.
+
+    Raises:
+        CheckpointError: It has no card, or is damaged.
+    """
+    return parse_card(path, lambda: properties[CARD_KEY])
+
+
+def stored_labels(path: Path) -> Sequence[str] | None:
+    """See `Reader.stored_labels`."""
+    properties = _properties(_load(path))
+    return json.loads(properties[LABELS_KEY]) if LABELS_KEY in properties else None
+
+
+def _load(path: Path) -> Any:
+    import onnx
+
+    # Weights in files beside it are not needed: the shapes are in the file.
+    return onnx.load(path, load_external_data=False)
+
+
+def _properties(model: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
+    """See `Reader.activation_reader`."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path)
+    names = [name for node in model.graph.node for name in node.output]
+    outputs = {value.name for value in model.graph.output}
+    inner = [onnx.ValueInfoProto(name=name) for name in names if name not in outputs]
+    model.graph.output.extend(inner)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(pixels: NDArray[Any]) -> Activations:
+        arrays = session.run(names, {"image": pixels})
+        return float_activations(dict(zip(names, arrays, strict=True)))
+
+    return run
+
+
+# Operators with weights, and how many inputs come before them.
+_WEIGHTED = {
+    "BatchNormalization": 1, "Conv": 1, "ConvInteger": 1, "ConvTranspose": 1,
+    "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "PRelu": 1, "QLinearConv": 3,
+    "QLinearMatMul": 3,
+}  # fmt: skip
+# Operators between a stored weight and its use.
+_PASSING = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"}
+_PRECISIONS = {"int8": "int8", "uint8": "int8", "float16": "float16"}
+# Characters shown of a property of another program's.
+_MAX_SHOWN = 200
+
+
+def describe(path: Path) -> Contents:
+    """See `Reader.describe`."""
+    try:
+        model = _load(path)
+    except (DecodeError, OSError) as error:
+        raise CheckpointError(f"{path} is not a whole ONNX file ({error}).") from error
+    graph, properties = model.graph, _properties(model)
+    if not graph.node:
+        raise CheckpointError(f"{path} is not an ONNX file: it has no operators.")
+    card, note = card_or_note(lambda: read_card(path, properties))
+    constants = _constants(graph)
+    weights = [constants[name] for name in _weights(graph, constants)]
+    # Old files list weights among the inputs.
+    inputs = [value for value in graph.input if value.name not in constants]
+    return Contents(
+        precision=_precision(graph, weights),
+        inputs=tuple(map(_describe_tensor, inputs)),
+        outputs=tuple(map(_describe_tensor, graph.output)),
+        operators=_operators(graph),
+        parameters=sum(math.prod(weight.dims) for weight in weights),
+        card=card,
+        note=note,
+        details=_details(model, {} if card else properties),
+    )
+
+
+def _details(model: Any, properties: Mapping[str, str]) -> dict[str, str]:
+    opsets = [f"{each.domain} {each.version}".strip() for each in model.opset_import]
+    details = {"opset": ", ".join(opsets), "IR version": str(model.ir_version)}
+    if model.producer_name:
+        details["producer"] = f"{model.producer_name} {model.producer_version}".strip()
+    return details | {key: value[:_MAX_SHOWN] for key, value in properties.items()}
+
+
+def _constants(graph: Any) -> dict[str, Any]:
+    inside = {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    }
+    return {tensor.name: tensor for tensor in graph.initializer} | inside
+
+
+def _weights(graph: Any, constants: Mapping[str, Any]) -> set[str]:
+    """Return the constants that operators use as weights or biases."""
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def origin(name: str) -> str:
+        while name in makers and makers[name].op_type in _PASSING:
+            name = makers[name].input[0]
+        return name
+
+    names: list[str] = []
+    for node in graph.node:
+        if node.op_type in _WEIGHTED:
+            names += node.input[_WEIGHTED[node.op_type] :]
+        elif node.op_type == "Add":
+            # The bias of a MatMul is an addition of its own.
+            products = [makers.get(origin(name)) for name in node.input]
+            if any(maker and maker.op_type == "MatMul" for maker in products):
+                names += node.input
+    return {origin(name) for name in names} & set(constants)
+
+
+def _precision(graph: Any, weights: Iterable[Any]) -> str:
+    sizes: Counter[str] = Counter()
+    for tensor in weights:
+        sizes[_dtype(tensor.data_type)] += math.prod(tensor.dims)
+    stored = sizes.most_common(1)[0][0] if sizes else "float32"
+    precision = _PRECISIONS.get(stored, "float32")
+    operators = {node.op_type for node in graph.node}
+    static = operators & {"QuantizeLinear", "QLinearConv", "QLinearMatMul"}
+    return "dynamic" if precision == "int8" and not static else precision
+
+
+def _describe_tensor(value: Any) -> TensorDescription:
+    tensor = value.type.tensor_type
+    sides = tuple(
+        side.dim_value if side.HasField("dim_value") else side.dim_param or "?"
+        for side in tensor.shape.dim
+    )
+    return TensorDescription(value.name, _dtype(tensor.elem_type), sides)
+
+
+def _dtype(number: int) -> str:
+    import onnx
+
+    name: str = onnx.TensorProto.DataType.Name(number).lower()
+    return _NUMPY_DTYPES.get(name, name)
+
+
+def find_problems(path: Path, row: Format, card: Card, images: Pixels) -> list[str]:
+    """Find what keeps a file from opening, or from equal outputs, elsewhere."""
+    model = _load(path)
+    problems = []
+    opsets = {each.domain or "ai.onnx": each.version for each in model.opset_import}
+    if set(opsets) != {"ai.onnx"} or opsets["ai.onnx"] > OPSET:
+        shown = ", ".join(f"{name} {number}" for name, number in opsets.items())
+        problems.append(f"its operators must be ai.onnx {OPSET}, not {shown}")
+    if model.ir_version > IR_VERSION:
+        problems.append(f"its IR version must be {IR_VERSION}, not {model.ir_version}")
+    if model.functions or model.training_info:
+        problems.append("it defines functions or training of its own")
+    return problems + _int8_activations(model.graph) + _overflowing(model.graph)
+
+
+def _int8_activations(graph: Any) -> list[str]:
+    """Refuse int8 activations: ONNX Runtime computes them 3 to 4 times slower."""
+    constants = _constants(graph)
+    zero_points = {
+        _dtype(constants[node.input[2]].data_type)
+        for node in graph.node
+        if node.op_type == "QuantizeLinear" and node.input[2] in constants
+    }
+    others = sorted(zero_points - {"uint8"})
+    return [f"activations must be uint8, not {', '.join(others)}"] if others else []
+
+
+def _overflowing(graph: Any) -> list[str]:
+    """Refuse weights that give other outputs on processors of another kind."""
+    largest, name = max(_weight_pairs(graph), default=(0, ""))
+    if largest <= MAX_PAIR:
+        return []
+    problem = (
+        "its weights overflow on x86 processors without VNNI: two of "
+        f"{name} add up to {largest}, and at most {MAX_PAIR} fit; export it again"
+    )
+    return [problem]
+
+
+def _weight_pairs(graph: Any) -> list[tuple[int, str]]:
+    """Return the largest sum of two int8 weights of an output, by tensor."""
+    from onnx import numpy_helper
+
+    constants, pairs = _constants(graph), []
+    for node in graph.node:
+        weights = constants.get(node.input[0])
+        if node.op_type != "DequantizeLinear" or weights is None:
+            continue
+        if _dtype(weights.data_type) == "int8":
+            axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
+            array = numpy_helper.to_array(weights).astype(np.int32)
+            largest = greatest_pairs(np.moveaxis(array, axis, -1)).max()
+            pairs.append((int(largest), weights.name.removesuffix(".quantized")))
+    return pairs

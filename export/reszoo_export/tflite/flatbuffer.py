@@ -1,0 +1,304 @@
+"""Read the FlatBuffer of a TFLite file and add metadata to it."""
+
+import io
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers import number_types
+from flatbuffers.table import Table
+
+from reszoo.cards import Card
+from reszoo_export.inspection import TensorDescription
+from reszoo_export.metadata import LABELS_FILE, card_files, licence, summary
+from reszoo_export.runtimes import name_open_sides
+
+FILE_IDENTIFIER = b"TFL3"
+# Data of buffers begins at multiples of this (`schema.fbs`, force_align).
+ALIGNMENT = 16
+# Fields of the table `Model` in TensorFlow Lite's `schema.fbs`.
+_VERSION, _BUFFERS, _METADATA = 0, 4, 6
+_UINT16, _INT32 = number_types.Uint16Flags, number_types.Int32Flags
+Model = Any
+
+
+def _names(enumeration: Any) -> dict[int, str]:
+    return {
+        number: name
+        for name, number in vars(enumeration).items()
+        if not name.startswith("_")
+    }
+
+
+OPERATORS = _names(schema.BuiltinOperator)
+DTYPES = {number: name.lower() for number, name in _names(schema.TensorType).items()}
+
+
+def table(
+    builder: flatbuffers.Builder,
+    fields: int,
+    offsets: Mapping[int, int],
+    *,
+    uint32: Mapping[int, int] | None = None,
+    uint8: Mapping[int, int] | None = None,
+) -> int:
+    """Write a table and return its offset.
+
+    Args:
+        builder: What it is written into.
+        fields: How many the schema has.
+        offsets: What fields point to, by the number of the field.
+        uint32: Values of fields.
+        uint8: Values of fields.
+    """
+    builder.StartObject(fields)
+    for field, offset in offsets.items():
+        builder.PrependUOffsetTRelativeSlot(field, offset, 0)
+    for field, number in (uint32 or {}).items():
+        builder.PrependUint32Slot(field, number, 0)
+    for field, number in (uint8 or {}).items():
+        builder.PrependUint8Slot(field, number, 0)
+    written: int = builder.EndObject()
+    return written
+
+
+def vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
+    """Write a vector of offsets and return its own."""
+    builder.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        builder.PrependUOffsetTRelative(offset)
+    written: int = builder.EndVector()
+    return written
+
+
+def aligned_bytes(builder: flatbuffers.Builder, content: bytes) -> int:
+    """Write bytes that begin at a multiple of `ALIGNMENT` and return their offset."""
+    builder.Prep(ALIGNMENT, len(content))
+    offset: int = builder.CreateByteVector(content)
+    return offset
+
+
+def read_model(content: bytes) -> Model:
+    """Return the root table of a TFLite file."""
+    return schema.Model.GetRootAs(content)
+
+
+def read_tensors(
+    model: Model,
+) -> tuple[tuple[TensorDescription, ...], tuple[TensorDescription, ...]]:
+    """Return the inputs and the outputs of a model, by the names of its signature."""
+    graph = model.Subgraphs(0)
+    names: dict[int, str] = {}
+    if model.SignatureDefsLength():
+        signature = model.SignatureDefs(0)
+        for count, entry in (
+            (signature.InputsLength(), signature.Inputs),
+            (signature.OutputsLength(), signature.Outputs),
+        ):
+            for each in map(entry, range(count)):
+                names[each.TensorIndex()] = each.Name().decode()
+
+    def describe(count: int, index: Any) -> tuple[TensorDescription, ...]:
+        return tuple(_describe(graph, index(i), names) for i in range(count))
+
+    return (
+        describe(graph.InputsLength(), graph.Inputs),
+        describe(graph.OutputsLength(), graph.Outputs),
+    )
+
+
+def _describe(graph: Any, index: int, names: Mapping[int, str]) -> TensorDescription:
+    tensor = graph.Tensors(index)
+    shape = tensor.ShapeSignatureAsNumpy()
+    if not tensor.ShapeSignatureLength():
+        shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
+    name = names.get(index) or tensor.Name().decode()
+    sides = name_open_sides(int(side) for side in shape)
+    return TensorDescription(name, DTYPES[tensor.Type()], sides)
+
+
+def read_data(model: Model, name: str) -> bytes | None:
+    """Return the data that a model keeps under a name in its list of metadata."""
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        if entry.Name() == name.encode():
+            buffer = model.Buffers(entry.Buffer())
+            return bytes(buffer.DataAsNumpy()) if buffer.DataLength() else b""
+    return None
+
+
+def with_data(content: bytes, name: str, data: bytes) -> bytes:
+    """Return a model with data added to its list of metadata.
+
+    The model's own bytes and their alignment stay as they are: a new root table with
+    longer lists goes in front of them and points into them. (Unpacking and packing
+    the model, as the generated classes do, would lose the alignment of its weights.)
+
+    Args:
+        content: The model, as the converter made it.
+        name: Of the entry.
+        data: Its content.
+    """
+    content += bytes(-len(content) % ALIGNMENT)
+    model = read_model(content)
+    builder = flatbuffers.Builder(len(content) + len(data) + 4096)
+    # A FlatBuffer is written from its end: old offsets from there stay valid.
+    aligned_bytes(builder, content)
+    buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
+    entries = [model.Metadata(index) for index in range(model.MetadataLength())]
+    buffer = table(builder, 3, {0: aligned_bytes(builder, data)})
+    label = builder.CreateString(name)
+    entry = table(builder, 2, {0: label}, uint32={1: len(buffers)})
+    pointers = _pointers(content, model) | {
+        _BUFFERS: vector(builder, [*_offsets(content, buffers), buffer]),
+        _METADATA: vector(builder, [*_offsets(content, entries), entry]),
+    }
+    version = {_VERSION: model.Version()}
+    root = table(builder, max(pointers) + 1, pointers, uint32=version)
+    builder.Finish(root, FILE_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _offsets(content: bytes, tables: Iterable[Any]) -> list[int]:
+    return [len(content) - each._tab.Pos for each in tables]
+
+
+def _pointers(content: bytes, model: Model) -> dict[int, int]:
+    """Return the offsets of what `Model`'s fields point to; all but the version do."""
+    own = model._tab
+    fields = (own.Get(_UINT16, own.Pos - own.Get(_INT32, own.Pos)) - 4) // 2
+    found = {}
+    for field in range(_VERSION + 1, fields):
+        if offset := own.Offset(4 + 2 * field):
+            found[field] = len(content) - own.Indirect(own.Pos + offset)
+    return found
+
+
+# TensorFlow Lite Metadata, `metadata_schema.fbs`: name of the entry, file identifier,
+# and the version of the schema that has every field used here.
+METADATA_NAME = "TFLITE_METADATA"
+_METADATA_IDENTIFIER = b"M001"
+_MIN_PARSER_VERSION = "1.0.0"
+# Number of fields of each table.
+_MODEL, _SUBGRAPH, _TENSOR, _CONTENT, _UNIT, _FILE = 8, 10, 7, 3, 2, 5
+# Fields of `ModelMetadata` that are strings.
+_TEXTS = {"name": 0, "description": 1, "version": 2, "author": 4, "license": 5}
+# Members of enumerations and unions.
+_FEATURE, _IMAGE, _RGB, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 1, 2
+# Zip entries carry a date; a fixed one keeps files of the same weights identical.
+_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+def with_card(content: bytes, card: Card) -> bytes:
+    """Return a TFLite file with its card, as metadata and in a zip archive behind it.
+
+    Args:
+        content: The model, as the converter made it.
+        card: Of the model.
+    """
+    tensors = read_tensors(read_model(content))
+    archive = io.BytesIO()
+    archive.write(with_data(content, METADATA_NAME, model_metadata(card, *tensors)))
+    with zipfile.ZipFile(archive, "a") as target:
+        for name, text in card_files(card).items():
+            target.writestr(zipfile.ZipInfo(name, _DATE), text.encode())
+    return archive.getvalue()
+
+
+def model_metadata(
+    card: Card,
+    inputs: Sequence[TensorDescription],
+    outputs: Sequence[TensorDescription],
+) -> bytes:
+    """Return TensorFlow Lite Metadata for a model.
+
+    Args:
+        card: Of the model.
+        inputs: Of the model, in its order.
+        outputs: Of the model; labels are attached to those with a number per class.
+    """
+    builder = flatbuffers.Builder()
+    ins = [_image(builder, each) for each in inputs]
+    outs = [_output(builder, each, card) for each in outputs]
+    lists = {2: vector(builder, ins), 3: vector(builder, outs)}
+    graph = table(builder, _SUBGRAPH, lists)
+    reszoo = card.versions.get("reszoo")
+    texts = {
+        "name": card.architecture.spec,
+        "description": summary(card),
+        "version": f"reszoo {reszoo}" if reszoo is not None else "",
+        "author": "made with reszoo",
+        "license": licence(card),
+    }
+    fields = {
+        _TEXTS[word]: builder.CreateString(text) for word, text in texts.items() if text
+    }
+    fields[7] = builder.CreateString(_MIN_PARSER_VERSION)
+    fields[3] = vector(builder, [graph])
+    builder.Finish(table(builder, _MODEL, fields), _METADATA_IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def read_texts(model: Model) -> dict[str, str]:
+    """Return the strings of a model's metadata, whoever wrote it."""
+    data = read_data(model, METADATA_NAME)
+    if not data or data[4:8] != _METADATA_IDENTIFIER:
+        return {}
+    root = Table(data, int.from_bytes(data[:4], "little"))
+    places = {word: root.Offset(4 + 2 * field) for word, field in _TEXTS.items()}
+    return {
+        word: root.String(root.Pos + place).decode()
+        for word, place in places.items()
+        if place
+    }
+
+
+def _image(builder: flatbuffers.Builder, tensor: TensorDescription) -> int:
+    height, width = map(int, tensor.shape[1:3])
+    size = table(builder, 2, {}, uint32={0: width, 1: height})
+    image = table(builder, 2, {1: size}, uint8={0: _RGB})
+    content = table(builder, _CONTENT, {1: image}, uint8={0: _IMAGE})
+    # The graph normalises; readers require this of float32 inputs.
+    identity = {0: _floats(builder, 0), 1: _floats(builder, 1)}
+    options = table(builder, 2, identity)
+    unit = table(builder, _UNIT, {1: options}, uint8={0: _NORMALIZATION})
+    fields = {3: content, 4: vector(builder, [unit]), 5: _range(builder, 0, 255)}
+    return _tensor(builder, tensor, "RGB image with pixels from 0 to 255", fields)
+
+
+def _output(builder: flatbuffers.Builder, tensor: TensorDescription, card: Card) -> int:
+    feature = table(builder, 0, {})
+    fields = {3: table(builder, _CONTENT, {1: feature}, uint8={0: _FEATURE})}
+    if tensor.name == "probabilities":
+        fields[5] = _range(builder, 0, 1)
+    if card.labels and tensor.name != "features":
+        texts = {0: LABELS_FILE, 1: "Names of the classes, one a line"}
+        file = {slot: builder.CreateString(text) for slot, text in texts.items()}
+        labels = table(builder, _FILE, file, uint8={2: _AXIS_LABELS})
+        fields[6] = vector(builder, [labels])
+    return _tensor(builder, tensor, f"{tensor.name} of the image", fields)
+
+
+def _tensor(
+    builder: flatbuffers.Builder,
+    tensor: TensorDescription,
+    text: str,
+    fields: dict[int, int],
+) -> int:
+    fields[0] = builder.CreateString(tensor.name)
+    fields[1] = builder.CreateString(text)
+    return table(builder, _TENSOR, fields)
+
+
+def _floats(builder: flatbuffers.Builder, *values: float) -> int:
+    builder.StartVector(4, len(values), 4)
+    for value in reversed(values):
+        builder.PrependFloat32(value)
+    offset: int = builder.EndVector()
+    return offset
+
+
+def _range(builder: flatbuffers.Builder, low: float, high: float) -> int:
+    return table(builder, 2, {0: _floats(builder, high), 1: _floats(builder, low)})

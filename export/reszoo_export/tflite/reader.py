@@ -1,0 +1,281 @@
+"""Run TFLite files with LiteRT, describe them, and check their contents."""
+
+import math
+import os
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reszoo.cards import Card
+from reszoo.console import quiet
+from reszoo.errors import CheckpointError
+from reszoo.preprocessing import Pixels
+from reszoo_export.formats import Format
+from reszoo_export.inspection import Contents, card_or_note
+from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
+from reszoo_export.runtimes import (
+    Activations,
+    ModelOutput,
+    TensorInfo,
+    compute_activations,
+    find_interface,
+    float_activations,
+    name_open_sides,
+)
+
+_LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+_IMAGES = 4
+# Operators with weights.
+_WEIGHTED = {
+    "BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
+    "PRELU", "TRANSPOSE_CONV",
+}  # fmt: skip
+# dtype of activations and of weights -> precision of the table of formats.
+_INTEGERS = {"int8": "int8", "uint8": "int8", "int16": "int16x8"}
+_STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
+
+
+class TFLiteRuntime:
+    """A `.tflite` file, run by LiteRT.
+
+    Args:
+        path: The file.
+        threads: Of LiteRT; one for each core if None.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self.threads = threads or os.cpu_count() or 1
+        with quiet():
+            from ai_edge_litert.interpreter import Interpreter
+
+            try:
+                self._interpreter = Interpreter(str(path), num_threads=self.threads)
+                self._interpreter.allocate_tensors()
+                signature = self._interpreter.get_signature_runner("serving_default")
+            except (ValueError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{path} is not a TFLite file ({error})."
+                ) from error
+        self.card = read_card(path)
+        self.name = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
+        self.operators: Mapping[str, int] = Counter(
+            detail["op_name"] for detail in self._interpreter._get_ops_details()
+        )
+        inputs, outputs = signature.get_input_details(), signature.get_output_details()
+        self.inputs, self.outputs = _tensor_info(inputs), _tensor_info(outputs)
+        self.interface = find_interface(path, self.inputs, self.outputs)
+        self._input = inputs["image"]["index"]
+        self._output = outputs[self.interface.output["name"]]["index"]
+        self._shape = tuple(inputs["image"]["shape"])
+
+    def run(self, images: Pixels) -> ModelOutput:
+        """See `Runtime.run`."""
+        return self.interface.run(self._call, images)
+
+    def _call(self, pixels: NDArray[Any]) -> Any:
+        if pixels.shape != self._shape:
+            self._interpreter.resize_tensor_input(self._input, pixels.shape)
+            self._interpreter.allocate_tensors()
+            self._shape = pixels.shape
+        self._interpreter.set_tensor(self._input, pixels)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output)
+
+
+open_file = TFLiteRuntime
+
+
+def _tensor_info(details: Mapping[str, Any]) -> list[TensorInfo]:
+    return [
+        {
+            "name": name,
+            "dtype": np.dtype(detail["dtype"]).name,
+            "shape": [*name_open_sides(map(int, detail["shape_signature"]))],
+            **_quantization(detail),
+        }
+        for name, detail in sorted(details.items())
+    ]
+
+
+def _quantization(detail: Mapping[str, Any]) -> dict[str, Any]:
+    scale, zero_point = detail["quantization"]
+    return {"scale": scale, "zero_point": zero_point} if scale else {}
+
+
+def read_card(path: Path) -> Card:
+    """Read the card of a `.tflite` file, from the zip archive at its end.
+
+    Raises:
+        CheckpointError: It has no card, or is damaged.
+    """
+    return parse_card(path, lambda: _archived(path, CARD_FILE))
+
+
+def _archived(path: Path, name: str) -> str:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name).decode()
+
+
+def stored_labels(path: Path) -> Sequence[str] | None:
+    """See `Reader.stored_labels`; MediaPipe and Android Studio read these."""
+    try:
+        return split_labels(_archived(path, LABELS_FILE))
+    except KeyError:
+        return None
+
+
+def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
+    """See `Reader.activation_reader`."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        str(path),
+        experimental_preserve_all_tensors=True,
+        # XNNPACK would fuse operators.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    image = interpreter.get_input_details()[0]["index"]
+    details = {each["index"]: each for each in interpreter.get_tensor_details()}
+    operators = interpreter._get_ops_details()
+    indices = [index for each in operators for index in each["outputs"]]
+
+    def run(pixels: NDArray[Any]) -> Activations:
+        interpreter.resize_tensor_input(image, pixels.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(image, pixels)
+        interpreter.invoke()
+        return float_activations(
+            {str(i): _dequantized(interpreter, details[i]) for i in indices}
+        )
+
+    return run
+
+
+def _dequantized(interpreter: Any, detail: Mapping[str, Any]) -> NDArray[Any]:
+    array: NDArray[Any] = interpreter.get_tensor(detail["index"])
+    scale, zero_point = detail["quantization"]
+    return (array.astype(np.float32) - zero_point) * scale if scale else array
+
+
+def find_problems(path: Path, row: Format, card: Card, images: Pixels) -> list[str]:
+    """Find activations of a float16 file that float16 cannot represent.
+
+    LiteRT computes such files in float32 on a CPU, but in float16 on a phone's GPU.
+    """
+    if row.precision != "float16":
+        return []
+    chosen = images[np.linspace(0, len(images) - 1, _IMAGES).astype(int)]
+    for name, array in compute_activations(path, row.runtime, chosen).items():
+        # NaN is not small either.
+        if not np.abs(array).max() <= _LARGEST_FLOAT16:
+            problem = (
+                f"activations of {name!r} exceed {_LARGEST_FLOAT16:g}, the largest "
+                "number in float16: they become infinite on a GPU"
+            )
+            return [problem]
+    return []
+
+
+def describe(path: Path) -> Contents:
+    """See `Reader.describe`."""
+    # The schema takes longer to load than LiteRT.
+    from reszoo_export.tflite import flatbuffer
+
+    content = path.read_bytes()
+    if content[4:8] != flatbuffer.FILE_IDENTIFIER:
+        raise CheckpointError(
+            f"{path} is not a TFLite file: it has no {flatbuffer.FILE_IDENTIFIER!r}."
+        )
+    try:
+        model = flatbuffer.read_model(content)
+        inputs, outputs = flatbuffer.read_tensors(model)
+        card, note = card_or_note(lambda: read_card(path))
+        graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+        operators = [_Operators(model, graph) for graph in graphs]
+        sizes = sum((each.sizes() for each in operators), Counter[str]())
+        return Contents(
+            precision=sizes.most_common(1)[0][0] if sizes else "float32",
+            inputs=inputs,
+            outputs=outputs,
+            operators=Counter(name for each in operators for name, _ in each.named),
+            parameters=sum(each.parameters() for each in operators),
+            card=card,
+            note=note,
+            details={} if card else flatbuffer.read_texts(model),
+        )
+    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole TFLite file ({type(error).__name__}: {error})."
+        ) from error
+
+
+class _Operators:
+    """The operators of a subgraph, and the constants that they use as weights."""
+
+    def __init__(self, model: Any, graph: Any) -> None:
+        self.model, self.graph = model, graph
+        operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+        self.named = [(_operator_name(model, each), each) for each in operators]
+        self.weighted = [each for name, each in self.named if name in _WEIGHTED]
+        # Tensor that is dequantized at run time -> the constant that is stored.
+        self.stored = {
+            operator.Outputs(0): operator.Inputs(0)
+            for name, operator in self.named
+            if name == "DEQUANTIZE"
+        }
+
+    def sizes(self) -> Counter[str]:
+        """Count the weights of each precision."""
+        sizes: Counter[str] = Counter()
+        for operator in self.weighted:
+            weight = self._tensor(operator.Inputs(1))
+            activation = self.graph.Tensors(operator.Inputs(0))
+            precision = _STORED.get(_dtype(weight), "float32")
+            sizes[_INTEGERS.get(_dtype(activation), precision)] += _size(weight)
+        return sizes
+
+    def parameters(self) -> int:
+        """Count the numbers in weights and biases, each constant once."""
+        indices = {
+            self.stored.get(operator.Inputs(place), operator.Inputs(place))
+            for operator in self.weighted
+            for place in range(1, operator.InputsLength())
+        }
+        # An optional input that is missing has the index -1.
+        tensors = [self.graph.Tensors(index) for index in indices if index >= 0]
+        return sum(
+            _size(tensor)
+            for tensor in tensors
+            if self.model.Buffers(tensor.Buffer()).DataLength()
+        )
+
+    def _tensor(self, index: int) -> Any:
+        return self.graph.Tensors(self.stored.get(index, index))
+
+
+def _operator_name(model: Any, operator: Any) -> str:
+    from reszoo_export.tflite.flatbuffer import OPERATORS
+
+    code = model.OperatorCodes(operator.OpcodeIndex())
+    # Codes above 127 do not fit into the older field.
+    builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    name = OPERATORS.get(builtin, str(builtin))
+    return name if name != "CUSTOM" else f"CUSTOM {(code.CustomCode() or b'').decode()}"
+
+
+def _dtype(tensor: Any) -> str:
+    from reszoo_export.tflite.flatbuffer import DTYPES
+
+    return DTYPES[tensor.Type()]
+
+
+def _size(tensor: Any) -> int:
+    return math.prod(tensor.ShapeAsNumpy().tolist()) if tensor.ShapeLength() else 1
