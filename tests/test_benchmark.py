@@ -182,7 +182,7 @@ def test_what_libraries_print_is_no_part_of_the_result(
         file=str(file), threads=1, batch_sizes=[1], seconds=0.01, max_runs=5
     )
     code = f"{Path(__file__).stem}:noisy"
-    found = run_in_subprocess(code, tmp_path, 60, **asdict(request))
+    found = run_in_subprocess(code, tmp_path, asdict(request))
     assert len(found["times_ms"][0]) == 5
     assert found["runtime"].startswith("onnxruntime ")
     assert "a library talks" in (tmp_path / "output.txt").read_text()
@@ -207,8 +207,8 @@ def test_only_the_library_of_the_file_is_loaded(file: Path, tmp_path: Path) -> N
 def test_a_process_that_dies_is_reported_with_the_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(function: str, folder: Path, **_: Any) -> Any:
-        return run_in_subprocess("test_isolation:crash", folder)
+    def dies(function: str, folder: Path, arguments: Any, **_: Any) -> Any:
+        return run_in_subprocess("test_isolation:crash", folder, {})
 
     monkeypatch.setattr(benchmark, "run_in_subprocess", dies)
     told = r"model\.onnx could not be timed: its runtime crashed \(SIGSEGV\)\n    one"

@@ -189,7 +189,7 @@ def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
         (["export", "n", "--output", "x", "--formats", "onx"], 2, "mean 'onnx'"),
         (["evaluate", "none.onnx", "digits"], 1, "There is no file none.onnx"),
         (["predict", "none.onnx", "cat.jpg"], 1, "There is no file none.onnx"),
-        (["verify", "nowhere"], 1, "holds no export"),
+        (["verify", "nowhere"], 1, "is not an export"),
         (["trian"], 2, "No such command 'trian'"),
     ],
 )  # fmt: skip
@@ -234,4 +234,4 @@ def test_the_demo_does_it_all(
     code, _, err = call("demo", "--output", tmp_path / "photos")
     assert code == 2
     assert err.startswith("reszoo: ")
-    assert "is no export of reszoo" in err
+    assert "is not an export of reszoo" in err

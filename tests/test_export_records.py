@@ -21,11 +21,11 @@ def names(folder: Path) -> set[str]:
 def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crashing(function: str, folder: Path, seconds: float, **arguments: Any) -> Any:
+    def crashing(function: str, folder: Path, arguments: Any, *, seconds: float) -> Any:
         """Let the process that opens the TFLite file die of a segmentation fault."""
         if arguments["format_name"] == "tflite":
-            return run_in_subprocess("test_isolation:crash", folder, seconds)
-        return run_in_subprocess(function, folder, seconds, **arguments)
+            return run_in_subprocess("test_isolation:crash", folder, {})
+        return run_in_subprocess(function, folder, arguments, seconds=seconds)
 
     monkeypatch.setattr(verify, "run_in_subprocess", crashing)
     told = (

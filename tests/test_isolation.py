@@ -55,16 +55,16 @@ def hang(folder: Path) -> None:
 
 def hanging(folder: Path) -> None:
     """Run in a process that the test ends."""
-    run_in_subprocess(f"{HERE}:hang", folder, 600)
+    run_in_subprocess(f"{HERE}:hang", folder, {}, seconds=600)
 
 
 def test_it_returns_what_the_function_returned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    found = run_in_subprocess(f"{HERE}:greet", tmp_path, 60, size=[1, "two"])
+    found = run_in_subprocess(f"{HERE}:greet", tmp_path, {"size": [1, "two"]})
     assert found == {"from": tmp_path.name, "gpus": "-1", "size": [1, "two"]}
-    found = run_in_subprocess(f"{HERE}:greet", tmp_path, hide_gpus=False)
+    found = run_in_subprocess(f"{HERE}:greet", tmp_path, {}, hide_gpus=False)
     assert found == {"from": tmp_path.name, "gpus": "1"}
 
 
@@ -80,21 +80,21 @@ def test_a_crash_is_told_with_the_last_words(
     function: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SubprocessError, match=told):
-        run_in_subprocess(f"{HERE}:{function}", tmp_path, 60)
+        run_in_subprocess(f"{HERE}:{function}", tmp_path, {}, seconds=60)
 
 
 def test_errors_of_ours_are_raised_as_they_were(tmp_path: Path) -> None:
     with pytest.raises(reszoo.CheckpointError, match=r"^it is damaged$"):
-        run_in_subprocess(f"{HERE}:refuse", tmp_path, 60)
+        run_in_subprocess(f"{HERE}:refuse", tmp_path, {}, seconds=60)
     with pytest.raises(
         reszoo.UsageError, match=r"^There is no model 'x'\. Known: y\.$"
     ):
-        run_in_subprocess(f"{HERE}:misname", tmp_path, 60)
+        run_in_subprocess(f"{HERE}:misname", tmp_path, {}, seconds=60)
 
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(SubprocessError, match=r"did not finish within 3 seconds"):
-        run_in_subprocess(f"{HERE}:hang", tmp_path, 3)
+        run_in_subprocess(f"{HERE}:hang", tmp_path, {}, seconds=3)
     assert not alive(int((tmp_path / "pid").read_text()))
 
 

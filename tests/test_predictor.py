@@ -173,7 +173,9 @@ def test_files_for_devices_open_without_tensorflow(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{digit[2]} set()\n"
-    assert done.stderr == ""
+    # LiteRT writes this from C++, and a library does not redirect its host's streams.
+    created = "INFO: Created TensorFlow Lite XNNPACK delegate for CPU."
+    assert set(done.stderr.splitlines()) <= {created}
 
 
 def test_a_model_that_was_never_told_names_answers_with_numbers() -> None:

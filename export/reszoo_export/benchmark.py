@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError
 from reszoo.preprocessing import Pixels
@@ -58,9 +59,9 @@ def benchmark(
     files: Files,
     *,
     threads: int | None = None,
-    batch_sizes: Sequence[int] = (1, 8),
-    rounds: int = 4,
-    seconds: float = 1.0,
+    batch_sizes: Sequence[int] = defaults.BATCH_SIZES,
+    rounds: int = defaults.ROUNDS,
+    seconds: float = defaults.SECONDS,
 ) -> list[Measurement]:
     """Measure latency, cold start and memory of model files.
 
@@ -208,13 +209,12 @@ def _time_in_subprocess(request: Request) -> Timing:
     function = f"{__name__}:time_stored"
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
         try:
-            return Timing(
-                **run_in_subprocess(
-                    function, Path(place), hide_gpus=False, **asdict(request)
-                )
+            found = run_in_subprocess(
+                function, Path(place), asdict(request), hide_gpus=False
             )
         except SubprocessError as error:
             raise ReszooError(f"{request.file} could not be timed: {error}") from error
+    return Timing(**found)
 
 
 def time_stored(folder: Path, **request: Any) -> dict[str, Any]:

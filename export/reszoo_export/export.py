@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import keras
 
+from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
@@ -18,7 +19,6 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
 from reszoo_export.formats import (
-    DEFAULT_FORMATS,
     RUNTIMES,
     ExportOptions,
     Format,
@@ -37,7 +37,7 @@ from reszoo_export.manifest import (
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
 from reszoo_export.quantization.ranges import Calibration, draw_calibration
-from reszoo_export.reporting.report import write_report
+from reszoo_export.report import write_report
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.snippets import write_snippets
 from reszoo_export.verification.divergence import first_divergence
@@ -55,10 +55,10 @@ def export(
     model: "keras.Model | str | os.PathLike[str]",
     output: str | os.PathLike[str],
     *,
-    formats: Sequence[str] | str = DEFAULT_FORMATS,
+    formats: Sequence[str] | str = defaults.FORMATS,
     calibration: Data | None = None,
     verify: Data | None = None,
-    bad_images: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     batch: int | Literal["dynamic"] | None = None,
@@ -66,7 +66,7 @@ def export(
     layout: Literal["nhwc", "nchw"] = "nhwc",
     integer_io: bool = False,
     outputs: Outputs | None = None,
-    version: int = 1,
+    version: int = defaults.SAVED_MODEL_VERSION,
     overwrite: bool = False,
 ) -> Manifest:
     """Export a model and verify that every file gives the model's outputs.
@@ -87,9 +87,8 @@ def export(
             the training split is used.
         verify: Images to compare on; `calibration` if None. Without either, only
             synthetic images are compared.
-        bad_images: What to do about unreadable images: "error" (the default) stops at
-            the first, "skip" leaves them out, "recover" uses what is left of truncated
-            JPEG files.
+        bad_images: "error" stops at the first unreadable image of the data, "skip"
+            leaves such images out, "recover" decodes truncated JPEGs as far as they go.
         labels: Names of the classes in order, where the model has none.
         preprocessing: Of a Keras model that reszoo did not build, where it is not
             known from the model.
@@ -145,7 +144,7 @@ def export(
     return _Export(folder, serving, reference, drawn).write(rows)
 
 
-def _open(data: Data | None, bad_images: str | None) -> Source | None:
+def _open(data: Data | None, bad_images: str) -> Source | None:
     return None if data is None else open_source(data, bad_images=bad_images)
 
 

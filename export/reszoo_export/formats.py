@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from reszoo import defaults
 from reszoo.errors import ExportError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -395,7 +396,6 @@ FORMATS = {
         ),
     )
 }
-DEFAULT_FORMATS = ("saved_model", "tflite", "onnx")
 GROUPS = ("all", "mobile", "server", "web")
 
 
@@ -453,7 +453,7 @@ class ExportOptions:
     layout: Literal["nhwc", "nchw"] = "nhwc"
     integer_io: bool = False
     outputs: Outputs | None = None
-    version: int = 1
+    version: int = defaults.SAVED_MODEL_VERSION
 
     def __post_init__(self) -> None:
         if isinstance(self.batch, str | bool | float) and self.batch != "dynamic":

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.data.image_files import open_image
 from reszoo.errors import UsageError
@@ -126,7 +127,7 @@ class Predictor:
             )
         return run_in_batches(self._runtime, images)
 
-    def top(self, image: ImageLike, k: int = 5) -> list[tuple[str, float]]:
+    def top(self, image: ImageLike, k: int = defaults.TOP) -> list[tuple[str, float]]:
         """Return the `k` most probable labels of one image, best first.
 
         Args:
@@ -232,4 +233,4 @@ def _range_remedy(array: NDArray[Any], numeric: bool) -> str:
         )
     if high <= 255:
         return "the model normalises integers: pass array.round().astype(np.uint8)"
-    return "values above 255 have no known range: scale them to 0..255 first"
+    return "values above 255 have no known range: scale it to 0..255 first"

@@ -175,7 +175,7 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
         "spec": Outside(card.architecture.spec),
         "verified": len(verified),
         "files": files,
-        "found": next((each for each in found if each.answered), found[0]),
+        "found": next((each for each in found if each.compared), found[0]),
         "problems": [Outside(problem) for problem in manifest.problems],
         "answers": _answer_table(files),
         "runtimes": sorted({each.runtime for each in found}),

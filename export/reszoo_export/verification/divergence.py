@@ -55,14 +55,14 @@ def first_divergence(
         folder = Path(place)
         np.save(folder / _IMAGES_FILE, images)
         np.savez(folder / _LAYERS_FILE, *expected.values())
+        arguments = {
+            "format_name": row.name,
+            "path": str(path.absolute()),
+            "layers": list(expected),
+        }
         try:
             layer: str | None = run_in_subprocess(
-                f"{__name__}:find_stored",
-                folder,
-                _SECONDS,
-                format_name=row.name,
-                path=str(path.absolute()),
-                layers=list(expected),
+                f"{__name__}:find_stored", folder, arguments, seconds=_SECONDS
             )
         except ReszooError:
             return None

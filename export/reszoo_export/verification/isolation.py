@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ class SubprocessError(ReszooError):
 def run_in_subprocess(
     function: str,
     folder: Path,
-    seconds: float | None = None,
+    arguments: Mapping[str, Any],
     *,
+    seconds: float | None = None,
     hide_gpus: bool = True,
-    **arguments: Any,
 ) -> Any:
     """Call a function in a new process and return its result.
 
@@ -37,16 +38,16 @@ def run_in_subprocess(
     Args:
         function: "module:name" of a function that takes a folder and the arguments.
         folder: Its first argument, for arrays. Arguments and result are stored there.
+        arguments: Its keyword arguments, JSON values as the result.
         seconds: Timeout; None for none.
         hide_gpus: Whether it sees no GPU: results computed there are not exactly
             reproducible, and this process may have allocated all of the memory.
-        **arguments: Further arguments, JSON values as the result.
 
     Raises:
         ReszooError: As raised by the function.
         SubprocessError: It crashed or took too long; with its last lines of output.
     """
-    (folder / _ARGUMENTS).write_text(json.dumps(arguments), encoding="utf-8")
+    (folder / _ARGUMENTS).write_text(json.dumps(dict(arguments)), encoding="utf-8")
     with (folder / _OUTPUT).open("wb") as output:
         process = subprocess.Popen(
             # -P: modules in the current folder are not ours.

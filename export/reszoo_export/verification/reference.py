@@ -5,18 +5,20 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.cards import Card
-from reszoo.data.sources import Source, check_classes
 from reszoo.errors import ExportError
 from reszoo.files import atomic_file
-from reszoo.metrics import prepared_batches
 from reszoo.preprocessing import Pixels
 from reszoo_export.manifest import REFERENCE_FILE
 from reszoo_export.runtimes import ModelOutput, OutputKind
+
+if TYPE_CHECKING:
+    from reszoo.data.sources import Source
 
 # Size of the images stored with an export, before compression: 111 of 224 pixels.
 _MAX_STORED_BYTES = 16 * 2**20
@@ -105,7 +107,7 @@ def read_arrays(folder: Path) -> Reference:
 
 
 def make_reference(
-    predict: Callable[[Pixels], ModelOutput], card: Card, source: Source | None
+    predict: Callable[[Pixels], ModelOutput], card: Card, source: "Source | None"
 ) -> Reference:
     """Run a model on the evaluation split of a source, and on synthetic images.
 
@@ -119,6 +121,10 @@ def make_reference(
     Raises:
         DataError: The source has other classes, or an unreadable image.
     """
+    # They load TensorFlow, which verifying a TFLite or ONNX file does not need.
+    from reszoo.data.sources import check_classes
+    from reszoo.metrics import prepared_batches
+
     size = card.preprocessing.eval_size
     images, targets = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int64)
     if source is not None:

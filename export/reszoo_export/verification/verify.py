@@ -153,18 +153,18 @@ def verify_file(
     reference = reference.select(indices)
     if seconds is None:
         seconds = _SECONDS_TO_OPEN + _SECONDS_PER_IMAGE * len(reference.images)
+    arguments = {
+        "format_name": row.name,
+        "path": str(path.absolute()),
+        "options": asdict(options),
+        "card": card and card.to_text(),
+    }
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        reference.write_arrays(Path(place))
+        folder = Path(place)
+        reference.write_arrays(folder)
         try:
-            found = run_in_subprocess(
-                f"{__name__}:verify_stored",
-                Path(place),
-                seconds,
-                format_name=row.name,
-                path=str(path.absolute()),
-                options=asdict(options),
-                card=card and card.to_text(),
-            )
+            function = f"{__name__}:verify_stored"
+            found = run_in_subprocess(function, folder, arguments, seconds=seconds)
         except ReszooError as error:
             raise VerificationError(str(error)) from error
     verification = Verification.from_json(found["verification"])
