@@ -15,7 +15,7 @@ from typing import Any
 
 import reszoo
 from reszoo.cards import Metric
-from reszoo.training.recipe_table import repeating
+from reszoo.training.recipe_table import repeat_command
 from reszoo.weights.location import BUNDLED
 
 DATA = "CIFAR-10 (JPEG)"
@@ -29,7 +29,7 @@ def commands(spec: str, provenance: Mapping[str, Any], run: str = "RUN") -> list
         earlier = commands(spec, before, f"{run}0")
         weights = f"{run}0/best.safetensors"
     recipe = reszoo.Recipe(**provenance["recipe"])
-    words = repeating(spec, "DATA", recipe, weights, Path(run), "skip")
+    words = repeat_command(spec, "DATA", recipe, weights, Path(run), "skip")
     return [*earlier, " ".join(words)]
 
 

@@ -92,10 +92,10 @@ def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
     """Return a function of uint8 images and labels: a step, which returns the loss."""
     import reszoo
     from reszoo.training.devices import Devices
-    from reszoo.training.model import twin
-    from reszoo.training.phases import phases
+    from reszoo.training.model import training_copy
     from reszoo.training.recipe_table import find_recipe
-    from reszoo.training.step import Engine
+    from reszoo.training.recipes import phases
+    from reszoo.training.step import PhaseTrainer
 
     recipe = find_recipe(
         "torchvision-v1",
@@ -109,12 +109,11 @@ def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
         epochs=1,
     )
     card = reszoo.card(model)
-    trained = twin(model, card.preprocessing, recipe)
+    spec, preprocessing = card.architecture.spec, card.preprocessing
+    copy = training_copy(model, preprocessing, recipe)
     (phase,) = phases(recipe, 1000 * batch)
-    engine = Engine(
-        trained, card.architecture.spec, card.preprocessing, phase, Devices()
-    )
-    return lambda images, labels: engine.train(images, labels, 0, 0)[0]
+    trainer = PhaseTrainer(copy, spec, preprocessing, phase, Devices())
+    return lambda images, targets: trainer.train(images, targets, 0, 0)[0]
 
 
 def train_keras(name: str, load: Load, precision: str) -> None:

@@ -18,7 +18,7 @@ from tiny import RESNET8
 
 import reszoo
 from reszoo.specs import SPECS
-from reszoo.training.step import Engine
+from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 
 SPECS["resnet8"] = RESNET8
@@ -51,12 +51,12 @@ def train(job: dict[str, Any], folder: Path) -> None:
     losses: list[float] = []
     spread: list[float] = []
     last = [time.time()]
-    plain = Engine.train
+    plain = PhaseTrainer.train
 
-    def watched(engine: Engine, *arguments: Any) -> tuple[float, int]:
-        taken = plain(engine, *arguments)
+    def watched(trainer: PhaseTrainer, *arguments: Any) -> tuple[float, int]:
+        taken = plain(trainer, *arguments)
         losses.append(taken[0])
-        copies = [getattr(each, "values", ()) for each in engine.variables().values()]
+        copies = [getattr(each, "values", ()) for each in trainer.variables().values()]
         spread.extend(float(abs(c[0] - c[-1]).numpy().max()) for c in copies if c)
         last.append(time.time())
         if (len(losses), WORKER["index"]) == (signalled.get("step"), 1):
@@ -64,7 +64,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
         return taken
 
     found: dict[str, Any] = {}
-    Engine.train = watched  # type: ignore[method-assign,assignment]
+    PhaseTrainer.train = watched  # type: ignore[method-assign,assignment]
     try:
         run = reszoo.train("resnet8", images(), strategy=job["strategy"], **options)
         history = [(row.loss, row.validation_loss) for row in run.history]
@@ -72,7 +72,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
     except (reszoo.ReszooError, KeyboardInterrupt) as error:
         found = {"error": f"{type(error).__name__}: {error}"}
     finally:
-        Engine.train = plain  # type: ignore[method-assign]
+        PhaseTrainer.train = plain  # type: ignore[method-assign]
     path = folder / f"{job['name']}.{WORKER['index']}.npz"
     found["copies"], found["spread"] = len(spread), max(spread, default=0.0)
     np.savez(path, losses=losses, last_step_to_end=time.time() - last[-1], **found)

@@ -70,7 +70,7 @@ def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     assert code == 0, err
     found = json.loads(out)
     assert [net["shortcut"] for net in found["nets"]] == ["none", "identity"]
-    assert "one depth only" in found["conclusion"][-1]
+    assert "only one depth" in found["conclusion"][-1]
     assert "residual-4 (A), seed 5: training error" in err
     code, out, _ = call(*words, "--resume")
     assert code == 0
@@ -82,7 +82,7 @@ def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     ("words", "told"),
     [
         (("--layers", "20,x"), "must be comma-separated numbers"),
-        (("--layers", "21"), "The cifar family has nets of 20, 32, 44, 56, 110"),
+        (("--layers", "21"), "The cifar family has networks of 20, 32, 44, 56, 110"),
         (("--family", "deep"), "There is no family 'deep'"),
     ],
 )
@@ -173,7 +173,7 @@ def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
     assert out.count("%") == 1
     code, _, err = call("train", folder, "--model", "resnet20", "--output", output)
     assert code == 2
-    assert "holds a run already" in err
+    assert "already holds a run" in err
 
 
 @pytest.mark.parametrize(

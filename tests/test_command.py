@@ -14,14 +14,14 @@ from reszoo.training.recipe_table import (
     _written,
     find_recipe,
     parse_field,
-    repeating,
+    repeat_command,
 )
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_field_can_be_written_on_the_command_line(name: str) -> None:
     recipe = RECIPES[name]
-    command = repeating("resnet20", "photos", recipe, None, None, "skip")
+    command = repeat_command("resnet20", "photos", recipe, None, None, "skip")
     assert command[-1] == name
     for field in FIELDS:
         value = getattr(recipe, field)
@@ -37,7 +37,7 @@ def test_every_field_can_be_written_on_the_command_line(name: str) -> None:
         ("epochs=3.5", r"epochs must be a whole number. Received: epochs=3\.5"),
         ("ema=much", "ema must be a number"),
         ("flip=maybe", "flip must be yes or no"),
-        ("scale=a,b", "scale must be numbers with commas between"),
+        ("scale=a,b", "scale must be numbers separated by commas"),
         ("scale=0.25", r"scale must be 2 numbers. Received: scale=\(0\.25,\)"),
         ("ema=nan", "ema must be a number"),
     ],
@@ -49,7 +49,9 @@ def test_fields_of_another_kind_are_refused(text: str, message: str) -> None:
 
 def test_a_run_tells_the_command_that_repeats_it() -> None:
     recipe = find_recipe("finetune", epochs=3, flip=False, scale=(0.5, 1.0), ema=0.99)
-    told = repeating("resnet18", "my photos", recipe, "imagenet", Path("out"), "error")
+    told = repeat_command(
+        "resnet18", "my photos", recipe, "imagenet", Path("out"), "error"
+    )
     assert told[:5] == ["reszoo", "train", "my photos", "--model", "resnet18"]
     fields = dict(
         parse_field(text) for flag, text in itertools.pairwise(told) if flag == "--set"
@@ -61,7 +63,7 @@ def test_a_run_tells_the_command_that_repeats_it() -> None:
 
 def test_a_change_that_carries_others_along_is_told_in_full() -> None:
     recipe = replace(RECIPES["cifar"], epochs=None, steps=9_000)
-    told = repeating("resnet18", "photos", recipe, None, None, "skip")
+    told = repeat_command("resnet18", "photos", recipe, None, None, "skip")
     fields = dict(
         parse_field(text) for flag, text in itertools.pairwise(told) if flag == "--set"
     )
@@ -80,7 +82,9 @@ def call_of(told: list[str]) -> tuple[list[str], dict[str, str]]:
 def test_what_is_in_memory_is_repeated_in_python_with_everything_given() -> None:
     recipe = find_recipe("finetune", epochs=3, scale=(0.5, 1))
     output = Path("my run")
-    told = repeating("resnet18", {}, recipe, Path("a.h5"), output, "error", "mirrored")
+    told = repeat_command(
+        "resnet18", {}, recipe, Path("a.h5"), output, "error", "mirrored"
+    )
     assert call_of(told) == (
         ["'resnet18'", "data"],
         {
@@ -93,13 +97,17 @@ def test_what_is_in_memory_is_repeated_in_python_with_everything_given() -> None
             "output": "'my run'",
         },
     )
-    plain = repeating(object(), Path("photos"), RECIPES["cifar"], None, None, "skip")
+    plain = repeat_command(
+        object(), Path("photos"), RECIPES["cifar"], None, None, "skip"
+    )
     assert call_of(plain) == (["model", "'photos'"], {"recipe": "'cifar'"})
 
 
 def test_a_recipe_of_ones_own_is_repeated_as_it_is() -> None:
     own = replace(RECIPES["he2015-cifar"], name="mine", seed=3)
-    words, named = call_of(repeating("resnet20", "digits", own, None, None, "skip"))
+    words, named = call_of(
+        repeat_command("resnet20", "digits", own, None, None, "skip")
+    )
     assert words == ["'resnet20'", "'digits'"]
     assert set(named) == {"recipe"}
     assert eval(named["recipe"], {"reszoo": reszoo}) == own

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo.training.devices import Cluster, Devices, gather, open_devices, read_cluster
+from reszoo.training.devices import (
+    Cluster,
+    Devices,
+    open_devices,
+    read_cluster,
+    wait_for_workers,
+)
 
 PROGRAM = Path(__file__).with_name("distributed.py")
 # Seconds; a survivor has to notice much sooner, which is measured by itself.
@@ -108,7 +114,7 @@ def assert_equal_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
-def assert_same_course(one: dict[str, Any], other: dict[str, Any]) -> None:
+def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["losses"].shape == other["losses"].shape == (16,)
     np.testing.assert_allclose(one["losses"], other["losses"], atol=1e-3, rtol=0)
     np.testing.assert_allclose(one["history"], other["history"], atol=2e-3, rtol=0)
@@ -116,7 +122,7 @@ def assert_same_course(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 def test_two_devices_with_shared_statistics_do_what_one_does(machine: Path) -> None:
     synced = read(machine, "synced")
-    assert_same_course(read(machine, "one"), synced)
+    assert_same_training(read(machine, "one"), synced)
     assert synced["losses"][-4:].mean() < 0.75 * synced["losses"][:2].mean()
 
 
@@ -133,7 +139,7 @@ def test_all_copies_of_a_variable_stay_equal(machine: Path) -> None:
 def test_two_workers_with_shared_statistics_do_what_one_does(
     machine: Path, pair: Path
 ) -> None:
-    assert_same_course(read(machine, "one"), read(pair, "synced"))
+    assert_same_training(read(machine, "one"), read(pair, "synced"))
 
 
 @pytest.mark.slow
@@ -178,7 +184,9 @@ def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not(pair: Path) -> 
 def test_workers_that_were_started_unlike_are_refused(pair: Path) -> None:
     for worker in (0, 1):
         error = str(read(pair, "unlike", worker)["error"])
-        assert "UsageError: All workers must be started alike" in error
+        assert (
+            "UsageError: All workers must be started with the same arguments" in error
+        )
         assert "recipe's seed, weights; on worker 1" in error
 
 
@@ -231,7 +239,7 @@ def together(workers: list[int], patience: float) -> list[BaseException | None]:
     addresses = tuple(f"127.0.0.1:{free_port()}" for _ in range(3))
     with ThreadPoolExecutor() as pool:
         waiting = [
-            pool.submit(gather, Cluster(addresses, worker), patience)
+            pool.submit(wait_for_workers, Cluster(addresses, worker), patience)
             for worker in workers
         ]
         return [each.exception() for each in waiting]
@@ -244,16 +252,18 @@ def test_workers_wait_for_each_other() -> None:
 def test_workers_that_do_not_come_are_named() -> None:
     for error in together([0, 2], patience=0.5):
         assert isinstance(error, reszoo.ReszooError)
-        assert "Not all workers came within 0.5 seconds. Missing: 127" in str(error)
+        assert "Not all workers connected within 0.5 seconds. Missing: 127" in str(
+            error
+        )
 
 
 def test_a_port_in_use_is_told() -> None:
     with socket.create_server(("", 0)) as taken:
         addresses = (f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:1")
         with pytest.raises(reszoo.ReszooError, match="Worker 0 cannot open its port"):
-            gather(Cluster(addresses, 0), 1)
+            wait_for_workers(Cluster(addresses, 0), 1)
 
 
 def test_accumulated_parts_must_fit_too() -> None:
-    with pytest.raises(reszoo.UsageError, match="1 devices times accumulate=3"):
-        Devices().check(16, 3)
+    with pytest.raises(reszoo.UsageError, match="1 device times accumulate=3"):
+        Devices().check_batch_size(16, 3)

@@ -12,9 +12,9 @@ from conftest import randomise
 
 import reszoo
 from reszoo.cards import Metric
-from reszoo.training.model import twin
-from reszoo.training.phases import phases
+from reszoo.training.model import training_copy
 from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import phases
 from reszoo.training.step import TrainingStep
 from reszoo.weights.names import to_tensors
 from reszoo.zoo import set_card
@@ -47,9 +47,9 @@ def test_fit_takes_the_steps_that_train_takes(optimizer: str) -> None:
     reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2, **fields)
     fit(model, epochs=2)
     recipe = find_recipe("cifar", epochs=2, precision="float32", batch_size=4, **fields)
-    record = reszoo.card(other).preprocessing
-    net = twin(other, record, recipe)
-    step, (phase,) = TrainingStep(net, record, recipe), phases(recipe, 12)
+    preprocessing = reszoo.card(other).preprocessing
+    net = training_copy(other, preprocessing, recipe)
+    step, (phase,) = TrainingStep(net, preprocessing, recipe), phases(recipe, 12)
     for index in range(6):
         some = slice(index % 3 * 4, index % 3 * 4 + 4)
         images, labels = tf.constant(IMAGES[some]), tf.constant(LABELS[some])
@@ -106,7 +106,7 @@ def test_compile_again_thaws_what_compile_froze_and_nothing_else() -> None:
     recipe = find_recipe("cifar", precision="float32")
     all_but_one = {layer.name for layer in model.layers if layer.weights}
     all_but_one -= {"layer1.0.conv1"}
-    assert learning(twin(model, reszoo.card(model).preprocessing, recipe)) == (
+    assert learning(training_copy(model, reszoo.card(model).preprocessing, recipe)) == (
         all_but_one
     )
     with pytest.raises(reszoo.UsageError, match="resnet8 has 3 stages"):
@@ -178,9 +178,9 @@ def test_what_only_train_can_do_is_refused() -> None:
     model = small()
     for name in ONLY_TRAIN.split():
         field: dict[str, Any] = {name: 1}
-        with pytest.raises(reszoo.UsageError, match=f"cannot carry out {name};"):
+        with pytest.raises(reszoo.UsageError, match=f"does not support {name};"):
             reszoo.compile(model, steps_per_epoch=3, epochs=1, **field)
-    with pytest.raises(reszoo.UsageError, match="data set decides the size of a b"):
+    with pytest.raises(reszoo.UsageError, match="data set decides the batch size"):
         reszoo.compile(model, steps_per_epoch=3, epochs=1, batch_size=4)
     assert reszoo.card(model).is_fresh
 

@@ -10,10 +10,10 @@ from conftest import randomise
 
 import reszoo
 from reszoo.training.devices import Devices
-from reszoo.training.model import freeze, twin
-from reszoo.training.phases import phases
+from reszoo.training.model import freeze, training_copy
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.step import Engine
+from reszoo.training.recipes import phases
+from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 
 NETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -27,14 +27,14 @@ def moved(name: str, **fields: Any) -> set[str]:
     model = randomise(
         reszoo.build(name, classes=3, input_shape=(side, side, 3), seed=0)
     )
-    record = reszoo.card(model).preprocessing
+    preprocessing = reszoo.card(model).preprocessing
     recipe = find_recipe("cifar", batch_size=2, precision="float32", **fields)
     (phase,) = phases(recipe, 2)
-    net = twin(model, record, recipe)
-    engine = Engine(net, name, record, phase, Devices())
+    net = training_copy(model, preprocessing, recipe)
+    trainer = PhaseTrainer(net, name, preprocessing, phase, Devices())
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     before = to_tensors(net)
-    engine.train(tf.constant(images), tf.constant([0, 1], tf.int64), 0, 0)
+    trainer.train(tf.constant(images), tf.constant([0, 1], tf.int64), 0, 0)
     after = to_tensors(net)
     return {name for name in before if not np.array_equal(before[name], after[name])}
 
@@ -105,6 +105,6 @@ def test_a_stage_that_is_not_there_is_refused() -> None:
 def test_layers_that_the_caller_froze_stay_frozen() -> None:
     model = reszoo.build("resnet20", input_shape=(8, 8, 3))
     model.get_layer("layer1.0.conv1").trainable = False
-    net = twin(model, reszoo.card(model).preprocessing, find_recipe("cifar"))
+    net = training_copy(model, reszoo.card(model).preprocessing, find_recipe("cifar"))
     assert not net.get_layer("layer1.0.conv1").trainable
     assert net.get_layer("layer1.0.conv2").trainable

@@ -9,7 +9,14 @@ import pytest
 import tensorflow as tf
 
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.optimizers import DECAYED, Average, Lamb, Optimizer, Sgd, decay_of
+from reszoo.training.optimizers import (
+    DECAYED,
+    Lamb,
+    MovingAverage,
+    Optimizer,
+    Sgd,
+    is_decayed,
+)
 from reszoo.training.schedules import Schedule, ema_decay_at, rescaled_decay
 
 STEPS, EPOCH = 50, 5
@@ -99,7 +106,7 @@ def test_the_average_is_torchvisions(golden: Any) -> None:
     weights = variables(golden)
     for weight, name in zip(weights, NAMES, strict=True):
         weight.assign(tf.zeros_like(golden[f"start/{name}"]))
-    average = Average(weights)
+    average = MovingAverage(weights)
     update = tf.function(average.update)
     decay = rescaled_decay(0.999, every=2, batch_size=1024, epochs=10)
     assert decay == pytest.approx(1 - 0.001 * 1024 * 2 / 10, rel=1e-12)
@@ -117,7 +124,7 @@ def test_the_average_is_torchvisions(golden: Any) -> None:
 def test_an_average_of_a_long_memory_is_not_blurred() -> None:
     """In float32, 1 - 0.99999 would be 0.14 % too large."""
     weight = tf.Variable([0.0], name="w")
-    average = Average([weight])
+    average = MovingAverage([weight])
     weight.assign([1.0])
     average.update(0.99999)
     np.testing.assert_allclose(average.copies[0], [1e-5], rtol=1e-6)
@@ -176,8 +183,11 @@ def test_rates_per_step_and_without_a_slope() -> None:
         ({"warmup": -1}, r"warmup must lie in \[0, inf\]. Received: warmup=-1"),
         ({"floor": 1.5}, r"floor must lie in \[0, 1\]"),
         ({"kind": "steps"}, "needs at least one"),
-        ({"milestones": (0.5,)}, 'milestones belong to kind="steps"'),
-        ({"kind": "steps", "milestones": (0.5, 0.3)}, "each above the one before"),
+        ({"milestones": (0.5,)}, 'milestones go with kind="steps"'),
+        (
+            {"kind": "steps", "milestones": (0.5, 0.3)},
+            "milestones must be increasing shares",
+        ),
         ({"kind": "steps", "milestones": (30, 60)}, r"shares of the run, in \(0, 1\)"),
     ],
 )
@@ -196,7 +206,7 @@ def test_decay_is_for_the_weights_that_were_named() -> None:
     choices: Any = DECAYED
     decayed = {
         which: [
-            v.path.split("/")[-1] for v in weights if decay_of(v.path, v.ndim, which)
+            v.path.split("/")[-1] for v in weights if is_decayed(v.path, v.ndim, which)
         ]
         for which in choices
     }
@@ -204,7 +214,7 @@ def test_decay_is_for_the_weights_that_were_named() -> None:
     assert decayed["all-but-norm"] == ["kernel", "bias"]
     assert decayed["all"] == ["kernel", "bias", "gamma", "beta"]
     with pytest.raises(UnknownNameError, match="no choice of decayed weights 'kernel'"):
-        decay_of("fc/kernel", 2, cast(Any, "kernel"))
+        is_decayed("fc/kernel", 2, cast(Any, "kernel"))
     optimizer = Optimizer(Sgd(), weights, [0.0] * 4)
     assert list(optimizer.state())[1] == f"velocity/{weights[0].path}"
     optimizer.apply([tf.ones_like(v.value) for v in weights], 1.0)
@@ -214,9 +224,9 @@ def test_decay_is_for_the_weights_that_were_named() -> None:
 def test_variables_that_cannot_be_told_apart_or_moved_are_refused() -> None:
     one, two = tf.Variable([1.0], name="w"), tf.Variable([1.0], name="w")
     with pytest.raises(UsageError, match="Received two of the name 'w'"):
-        Average([one, two])
+        MovingAverage([one, two])
     with pytest.raises(UsageError, match=r"must be float32\. Received: 'n' of int64"):
-        Average([tf.Variable(1, dtype=tf.int64, name="n")])
+        MovingAverage([tf.Variable(1, dtype=tf.int64, name="n")])
     with pytest.raises(UsageError, match="2 decays and 1 variables"):
         Optimizer(Sgd(), [one], [0.0, 0.0])
     with pytest.raises(UsageError, match=r"Without one: w\. Leave frozen ones out"):

@@ -12,9 +12,8 @@ import pytest
 
 import reszoo
 from reszoo.data.augment import strength_of
-from reszoo.training.phases import phases
 from reszoo.training.recipe_table import RECIPES, find_recipe
-from reszoo.training.recipes import DEFAULTS, NEEDS
+from reszoo.training.recipes import DEFAULTS, NEEDS, phases
 from reszoo.training.run import RunConfig
 from reszoo.training.schedules import Schedule
 
@@ -137,14 +136,14 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
             r"flip must be True or False \(or None\). Received: flip='no'",
         ),
         ({"freeze_bn": "no"}, r"freeze_bn must be True or False \(or None\)"),
-        ({"freeze": 3}, r"freeze must be a text \(or None\). Received: freeze=3"),
+        ({"freeze": 3}, r"freeze must be a string \(or None\). Received: freeze=3"),
         ({"scale": 0.25}, r"scale must be 2 numbers. Received: scale=0\.25"),
         ({"scale": (0.1, 0.2, 0.3)}, r"scale must be 2 numbers.*=\(0\.1, 0\.2, 0\.3\)"),
         ({"scale": ("a", 1)}, r"scale must be 2 numbers. Received: scale=\('a', 1\)"),
         ({"milestones": 0.5}, r"milestones must be numbers. .*: milestones=0\.5"),
         ({"epochs": 2, "steps": 5}, "epochs or steps, not both"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
-        ({"learning_rate": -1}, "learning_rate must be above 0"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
+        ({"learning_rate": -1}, "learning_rate must be positive"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"optimizer": "adam"}, "no optimizer 'adam'. Known: sgd, caffe-sgd, lamb"),
         ({"interpolation": "area"}, "no interpolation 'area'"),
@@ -153,7 +152,7 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"policy": "rand-m7-mstd11"}, "M and S from 0 to 10.*'rand-m7-mstd11'"),
         ({"freeze": "stage:2"}, 'freeze must be "backbone", "stages:N"'),
         ({"scale": (0.5, 0.2)}, "scale must be two numbers, the least first"),
-        ({"erase": 1.5}, r"erase must lie in \[0, 1\]"),
+        ({"erase": 1.5}, r"erase must be in \[0, 1\]"),
         ({"mixup": -0.1}, "mixup and cutmix must not be negative"),
         ({"accumulate": 3}, "accumulate must divide batch_size"),
         ({"milestones": (0.5,)}, 'milestones has an effect with schedule="steps" only'),
@@ -161,7 +160,7 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"factor": 0.5}, "factor has an effect with"),
         (
             {"scale": (0.5, 1)},
-            r"scale=\(0\.5, 1\.0\) with crop='pad'. Leave",
+            r"scale=\(0\.5, 1\.0\) with crop='pad'. Leave one out",
         ),
         ({"crop": "none", "pad": 0.1}, 'pad has an effect with crop="pad" only'),
         ({"epochs": 3, "warmup_epochs": 5}, "warmup_epochs=5 for 3 epochs. Give a sm"),
@@ -169,7 +168,10 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
             {"epochs": 3, "warmup_epochs": 3},
             "warmup_epochs must be less than the",
         ),
-        ({"schedule": "steps", "milestones": (0.5, 0.2)}, "milestones must be shares"),
+        (
+            {"schedule": "steps", "milestones": (0.5, 0.2)},
+            "milestones must be increasing shares",
+        ),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], text: str) -> None:
@@ -306,7 +308,7 @@ def test_recipes_are_plain_json() -> None:
 def test_small_pictures_are_shifted_and_large_ones_cropped(
     side: int, changes: dict[str, Any], crop: str
 ) -> None:
-    setting = RunConfig(
+    config = RunConfig(
         model=None,
         card=SimpleNamespace(preprocessing=SimpleNamespace(train_size=side)),  # type: ignore[arg-type]
         source=SimpleNamespace(flip_safe=True),  # type: ignore[arg-type]
@@ -316,8 +318,8 @@ def test_small_pictures_are_shifted_and_large_ones_cropped(
         save_every=0,
         devices=None,  # type: ignore[arg-type]
     )
-    assert setting.augmentation.crop == crop
+    assert config.augmentation.crop == crop
     if crop == "pad":
-        assert setting.augmentation.pad == round(setting.recipe.pad * side) > 0
+        assert config.augmentation.pad == round(config.recipe.pad * side) > 0
     else:
-        assert setting.augmentation.scale == (0.25, 1)
+        assert config.augmentation.scale == (0.25, 1)

@@ -18,9 +18,9 @@ import pytest
 import reszoo
 from reszoo.metrics import Metrics
 from reszoo.training import history
-from reszoo.training.run import Judge
-from reszoo.training.state import STATE, read_state, stopping
-from reszoo.training.step import Engine
+from reszoo.training.run import Evaluator
+from reszoo.training.state import STATE, read_state, stop_on_signals
+from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
@@ -80,7 +80,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def at_step(number: int, act: Callable[[], Any]) -> Any:
     """Return a patch that acts before the `number`-th step from now."""
-    patch, step, count = pytest.MonkeyPatch(), Engine.train, 0
+    patch, step, count = pytest.MonkeyPatch(), PhaseTrainer.train, 0
 
     def watched(*arguments: Any) -> Any:
         nonlocal count
@@ -89,7 +89,7 @@ def at_step(number: int, act: Callable[[], Any]) -> Any:
             act()
         return step(*arguments)
 
-    patch.setattr(Engine, "train", watched)
+    patch.setattr(PhaseTrainer, "train", watched)
     return patch
 
 
@@ -146,10 +146,10 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
         train(output, save_every=1e9, **_SGD)
     patch.undo()
     told = capsys.readouterr().err
-    assert f"Stopped. Go on with --resume (resume=True); {output} has it all." in told
+    assert f"Stopped; the state is in {output}. Resume with --resume" in told
     assert read_state(output / STATE)[1]["tally"]["steps"] == 2
     result = train(output, **_SGD)
-    assert "Going on in epoch 2, step 3." in capsys.readouterr().err
+    assert "Resuming at epoch 2, step 3." in capsys.readouterr().err
     reference = whole.best.parent
     assert_equal(output, reference)
     for name in ("best.safetensors", "last.safetensors", "recipe.json"):
@@ -168,7 +168,7 @@ def test_a_finished_run_has_nothing_left_to_do(
     patch = at_step(1, die)
     result = train(output, **_SGD)
     patch.undo()
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
     assert result.history == whole.history
     ours, theirs = to_tensors(result.model), to_tensors(whole.model)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
@@ -191,9 +191,9 @@ def test_the_best_epoch_outlives_worse_ones_after_a_kill(
         current = arguments[4] + 1
         return step(*arguments)
 
-    step = Engine.train
-    monkeypatch.setattr(Judge, "measure", measured)
-    monkeypatch.setattr(Engine, "train", lambda *a: count(step, *a))
+    step = PhaseTrainer.train
+    monkeypatch.setattr(Evaluator, "evaluate", measured)
+    monkeypatch.setattr(PhaseTrainer, "train", lambda *a: count(step, *a))
     train(outputs[0], **_LAMB)
     killed_at_step(8, outputs[1], save_every=1e9, **_LAMB)
     assert read_state(outputs[1] / STATE)[1]["epoch"] == 2
@@ -207,7 +207,7 @@ def test_the_best_epoch_outlives_worse_ones_after_a_kill(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"epochs": 3}, r"begun\. recipe's epochs was 2, is 3\. Use the same data"),
+        ({"epochs": 3}, r"recipe\. recipe's epochs was 2, is 3\. Use those"),
         ({"net": "plain20"}, r"net was .*, is .*plain20"),
         ({"data": images(16)}, r'data\'s train was .*"images": 12.* is .*16'),
         ({"data": images(seed=1)}, r"data's train was .*; data's validation was"),
@@ -224,9 +224,11 @@ def test_a_run_is_resumed_only_as_it_was_begun(
 
 
 def test_resuming_needs_a_folder_with_a_state(tmp_path: Path) -> None:
-    with pytest.raises(reszoo.UsageError, match=r"give that folder as output="):
+    with pytest.raises(reszoo.UsageError, match=r"give it as output="):
         reszoo.train("resnet20", images(), resume=True)
-    with pytest.raises(reszoo.UsageError, match=r"without overwrite=True"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"overwrite=True replaces it: give only one"
+    ):
         train(tmp_path, overwrite=True)
     (tmp_path / "best.safetensors").write_text("")
     with pytest.raises(reszoo.UsageError, match=r"holds a run without a state"):
@@ -296,8 +298,8 @@ def test_processes_that_are_killed_or_told_to_end_can_be_resumed(
     with start(folder, output) as process:
         process.terminate()
         told = process.stderr.read() if process.stderr else ""
-    assert "Going on in epoch" in told
-    assert f"Stopped. Go on with --resume (resume=True); {output} has it all." in told
+    assert "Resuming at epoch" in told
+    assert f"Stopped; the state is in {output}. Resume with --resume" in told
     assert "Traceback" not in told
     assert process.returncode == 130
     assert read_state(output / STATE)[1]["epoch"] < 12
@@ -310,10 +312,10 @@ def test_processes_that_are_killed_or_told_to_end_can_be_resumed(
 
 def test_who_asks_twice_does_not_wait() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with stopping() as stop:
-        assert stop.asked is None
+    with stop_on_signals() as stop:
+        assert stop.received is None
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked == signal.SIGINT
+        assert stop.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
@@ -321,9 +323,9 @@ def test_who_asks_twice_does_not_wait() -> None:
 
 def test_what_a_background_job_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked is None
+        assert stop.received is None
     assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 
 
@@ -331,8 +333,8 @@ def test_threads_leave_signals_alone() -> None:
     seen = []
 
     def work() -> None:
-        with stopping() as stop:
-            seen.append((stop.asked, signal.getsignal(signal.SIGINT)))
+        with stop_on_signals() as stop:
+            seen.append((stop.received, signal.getsignal(signal.SIGINT)))
 
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=work)

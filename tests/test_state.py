@@ -141,7 +141,7 @@ def test_what_is_no_state_of_ours_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_the_same_variables_are_restored() -> None:
-    with pytest.raises(reszoo.CheckpointError, match=r"Only on one side: a, c\."):
+    with pytest.raises(reszoo.CheckpointError, match=r"In only one of them: a, c\."):
         restore({"a": None, "b": None}, {"b": np.zeros(1), "c": np.zeros(1)})
 
 
@@ -151,7 +151,7 @@ def test_the_difference_of_conditions_is_listed(tmp_path: Path) -> None:
     now = {name: value + 1 for name, value in then.items()} | {"new": "x" * 99}
     with pytest.raises(
         reszoo.UsageError,
-        match=r"begun\. field 0 was 0, is 1; .*; and 3 more\. Use the same data",
+        match=r"recipe\. field 0 was 0, is 1; .*; and 3 more\. Use those",
     ):
         check_same(then, now, tmp_path)
     with pytest.raises(reszoo.UsageError, match=r'new was null, is "x{56}\.\.\.\. Use'):

@@ -10,11 +10,15 @@ from conftest import randomise
 
 import reszoo
 from reszoo.training.devices import Devices
-from reszoo.training.model import precision, twin
-from reszoo.training.phases import phases
+from reszoo.training.model import resolve_precision, training_copy
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import Recipe
-from reszoo.training.step import Engine, TrainingStep, binary_loss, softmax_loss
+from reszoo.training.recipes import Recipe, phases
+from reszoo.training.step import (
+    PhaseTrainer,
+    TrainingStep,
+    binary_loss,
+    softmax_loss,
+)
 from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
@@ -34,9 +38,9 @@ def small(classes: int = 3, seed: int = 0, **options: Any) -> Any:
 
 
 def step_of(model: Any, recipe: Recipe) -> tuple[TrainingStep, Any]:
-    record = reszoo.card(model).preprocessing
-    net = twin(model, record, recipe)
-    return TrainingStep(net, record, recipe), net
+    preprocessing = reszoo.card(model).preprocessing
+    net = training_copy(model, preprocessing, recipe)
+    return TrainingStep(net, preprocessing, recipe), net
 
 
 def test_a_step_is_torchs_sgd_with_decay_on_kernels_only() -> None:
@@ -51,12 +55,12 @@ def test_a_step_is_torchs_sgd_with_decay_on_kernels_only() -> None:
     features = reszoo.build(
         "resnet8", include_top=False, pooling="avg", input_shape=(8, 8, 3)
     )
-    record = reszoo.card(model).preprocessing
+    preprocessing = reszoo.card(model).preprocessing
     for _ in range(2):
         before = to_tensors(net)
         for layer in features.layers:
             layer.set_weights(net.get_layer(layer.name).get_weights())
-        pixels = record.normalise(IMAGES.astype(np.float32))
+        pixels = preprocessing.normalise(IMAGES.astype(np.float32))
         pooled = np.asarray(features(pixels, training=True), np.float64)
         logits = pooled @ before["fc.weight"].T + before["fc.bias"]
         soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -129,7 +133,7 @@ def test_the_binary_loss_takes_both_mixed_classes_for_true() -> None:
 
 
 def test_half_precision_learns_like_full_precision() -> None:
-    if precision(find_recipe("cifar")) != "bfloat16":
+    if resolve_precision(find_recipe("cifar")) != "bfloat16":
         pytest.skip("this processor has no bfloat16 instructions")
     losses = {}
     for name in ("float32", "bfloat16"):
@@ -148,15 +152,15 @@ def test_bfloat16_without_such_instructions_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("reszoo.training.model.has_bfloat16", lambda: False)
-    assert precision(find_recipe("cifar")) == "float32"
+    assert resolve_precision(find_recipe("cifar")) == "float32"
     with pytest.raises(reszoo.UsageError, match="no bfloat16 instructions"):
-        precision(find_recipe("cifar", precision="bfloat16"))
+        resolve_precision(find_recipe("cifar", precision="bfloat16"))
 
 
 def test_training_works_at_another_size_than_judging() -> None:
     model = small(input_shape=(8, 8, 3))
-    record = replace(reszoo.card(model).preprocessing, train_size=12)
-    net = twin(model, record, recipe_of())
+    preprocessing = replace(reszoo.card(model).preprocessing, train_size=12)
+    net = training_copy(model, preprocessing, recipe_of())
     assert net.input_shape == (None, 12, 12, 3)
     assert np.array_equal(to_tensors(net)["fc.weight"], to_tensors(model)["fc.weight"])
 
@@ -165,7 +169,7 @@ def test_stochastic_depth_leaves_blocks_out_as_often_as_told() -> None:
     """The last block of three is left out half of the time, the first one never."""
     model = small()
     recipe = recipe_of(stochastic_depth=0.5)
-    net = twin(model, reszoo.card(model).preprocessing, recipe)
+    net = training_copy(model, reszoo.card(model).preprocessing, recipe)
     assert "layer1.0.drop" not in {layer.name for layer in net.layers}
     drop = net.get_layer("layer3.0.drop")
     branch = tf.ones((4_000, 1, 1, 2))
@@ -198,18 +202,18 @@ def test_a_block_that_starts_at_zero_is_its_shortcut() -> None:
 
 def test_the_average_follows_every_weight_and_statistic() -> None:
     model = small()
-    record = reszoo.card(model).preprocessing
+    preprocessing = reszoo.card(model).preprocessing
     recipe = recipe_of(ema=0.75, epochs=1, warmup_epochs=0)
     (phase,) = phases(recipe, 16)
-    net = twin(model, record, recipe)
-    engine = Engine(net, "resnet8", record, phase, Devices())
+    net = training_copy(model, preprocessing, recipe)
+    trainer = PhaseTrainer(net, "resnet8", preprocessing, phase, Devices())
     expected = None
     for step in range(4):
-        engine.train(tf.constant(IMAGES), tf.constant(LABELS), step, 0)
+        trainer.train(tf.constant(IMAGES), tf.constant(LABELS), step, 0)
         now = [np.asarray(variable.value, np.float64) for variable in net.variables]
         # The first step is copied, as torchvision does.
         expected = expected or now
         expected = [0.75 * a + 0.25 * b for a, b in zip(expected, now, strict=True)]
-    judged = engine.judged()
+    averages = trainer.evaluated_variables()
     for variable, mean in zip(net.variables, expected or [], strict=True):
-        np.testing.assert_allclose(judged[variable.path], mean, atol=1e-6)
+        np.testing.assert_allclose(averages[variable.path], mean, atol=1e-6)

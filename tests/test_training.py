@@ -12,8 +12,7 @@ from PIL import Image
 import reszoo
 from reszoo.data.pipeline import training_batches
 from reszoo.data.sources import open_source
-from reszoo.training import phases as phases_module
-from reszoo.training import run
+from reszoo.training import recipes, run
 from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
@@ -163,7 +162,7 @@ def test_any_file_of_a_run_keeps_its_folder(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(reszoo.UsageError, match=rf"holds a run already \({name}\)"):
+    with pytest.raises(reszoo.UsageError, match=rf"already holds a run \({name}\)"):
         reszoo.train("resnet8", folder, output=tmp_path)
     with pytest.raises(reszoo.UsageError, match=r"is a file"):
         reszoo.train("resnet8", folder, output=tmp_path / name)
@@ -176,7 +175,7 @@ def test_a_run_that_is_there_is_kept_unless_told_otherwise(
     run: Any, folder: Path
 ) -> None:
     before = run.best.read_bytes()
-    with pytest.raises(reszoo.UsageError, match=r"holds a run already.*--overwrite"):
+    with pytest.raises(reszoo.UsageError, match=r"already holds a run.*--overwrite"):
         reszoo.train("resnet8", folder, output=run.best.parent)
     assert run.best.read_bytes() == before
 
@@ -190,11 +189,11 @@ def test_requests_that_cannot_be_meant_are_refused(folder: Path) -> None:
     with pytest.raises(reszoo.DataError, match="only in the model: cow"):
         reszoo.train(other, folder, batch_size=4)
     headless = reszoo.build("resnet8", include_top=False)
-    with pytest.raises(reszoo.UsageError, match="needs a net with a classifier"):
+    with pytest.raises(reszoo.UsageError, match="needs a model with a classifier"):
         reszoo.train(headless, folder, batch_size=4)
-    with pytest.raises(reszoo.UsageError, match="goes with the name of a net"):
+    with pytest.raises(reszoo.UsageError, match="goes with the name of a model"):
         reszoo.train(other, folder, weights="imagenet")
-    with pytest.raises(reszoo.UsageError, match="give that folder as output="):
+    with pytest.raises(reszoo.UsageError, match="give it as output="):
         reszoo.train("resnet8", folder, resume=True)
 
 
@@ -233,7 +232,7 @@ def test_unusable_images_are_skipped_named_and_not_counted(
     skipped = {line.split(": ")[0].removeprefix("skipped ") for line in lines[:3]}
     assert skipped == unusable
     assert f": {count} images" in lines[3]
-    assert f" {count // 4} steps in 1 epochs" in lines[3]
+    assert f" {count // 4} steps in 1 epoch," in lines[3]
     assert len(done.history) == 1
 
 
@@ -318,8 +317,8 @@ def test_a_run_that_began_from_other_weights_is_not_resumed(
 def test_epochs_of_few_steps_are_told_together(
     run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phases_module, "_BIT_STEPS", ((10**9, 6),))
-    monkeypatch.setattr(phases_module, "_LEAST_EPOCHS", 1)
+    monkeypatch.setattr(recipes, "_BIT_STEPS", ((10**9, 6),))
+    monkeypatch.setattr(recipes, "_LEAST_EPOCHS", 1)
     tuned = reszoo.train(
         "resnet20",
         folder,
@@ -339,7 +338,7 @@ def test_epochs_of_few_steps_are_told_together(
 
 
 def test_an_output_inside_the_data_is_refused(folder: Path) -> None:
-    with pytest.raises(reszoo.UsageError, match="must not lie inside the data"):
+    with pytest.raises(reszoo.UsageError, match="must not be inside the data"):
         reszoo.train("resnet8", folder, batch_size=4, output=folder / "run")
     assert not (folder / "run").exists()
 

@@ -261,7 +261,7 @@ def study(
     kinds = tuple(name.strip() for name in shortcuts.split(",") if name.strip())
     changes = dict(parse_field(text) for text in fields or ())
     # Before TensorFlow is loaded, which takes seconds.
-    chosen.nets(depths, kinds)
+    chosen.variants(depths, kinds)
     result = reszoo.study(
         family,
         data,
@@ -283,11 +283,11 @@ def study(
             "conclusion": result.conclusion,
             "nets": [
                 {
-                    **asdict(net),
-                    "training_error": asdict(result.training_error(net)),
-                    "test_error": asdict(result.test_error(net)),
+                    **asdict(variant),
+                    "training_error": asdict(result.training_error(variant)),
+                    "test_error": asdict(result.test_error(variant)),
                 }
-                for net in result.nets
+                for variant in result.variants
             ],
         }
         print_json(found)

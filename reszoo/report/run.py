@@ -42,13 +42,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from reszoo.data.sources import Source
-
     # It loads TensorFlow, which a report does not need.
     from reszoo.training.history import Epoch
     from reszoo.training.run import Run
 
-REPORT = "report.html"
 _MATRIX = 30  # classes up to which the whole matrix is shown
 _PICTURES = 24
 _Series = Mapping[str, Sequence[float | None]]
@@ -150,56 +147,42 @@ class RunReport:
             )
 
 
-def write_summary(run: "Run", command: Sequence[str]) -> None:
-    """Write `report.html` into the folder of a finished run.
+def write_summary(
+    run: "Run", path: Path, *, repeat: Sequence[str], export: Sequence[str]
+) -> None:
+    """Write the report of a finished run to `path`.
 
     It evaluates the best weights on images held out from training: the test split if
     there is one, else the validation split.
 
     Args:
-        run: With at least one epoch, and a folder.
-        command: Arguments that repeat it.
+        run: With at least one epoch.
+        path: Of the page.
+        repeat: Arguments of the command that repeats the run.
+        export: Arguments of the command that exports its best weights.
     """
-    setting = run.setting
-    folder, recipe = setting.folder, setting.recipe
-    if folder is None or run.chronicle.best is None:
+    config, history = run.config, run.history
+    if history.best is None:
         return
     report = RunReport(
-        model=setting.card.architecture.spec,
-        data=setting.source.name,
-        labels=setting.source.labels,
+        model=config.card.architecture.spec,
+        data=config.source.name,
+        labels=config.source.labels,
         training_images=len(run.examples),
-        history=run.chronicle.history,
-        best_epoch=run.chronicle.best.epoch,
+        history=history.epochs,
+        best_epoch=history.best.epoch,
         evaluation=_evaluation(run),
-        recipe=recipe.to_json(),
-        defaults=recipe_defaults(recipe.name),
-        batch_norm=run.engine.batch_norm,
-        skipped=setting.source.unreadable,
-        repeat=command,
-        export=export_command(folder, setting.source),
+        recipe=config.recipe.to_json(),
+        defaults=recipe_defaults(config.recipe.name),
+        batch_norm=run.phase_trainer.batch_norm,
+        skipped=config.source.unreadable,
+        repeat=repeat,
+        export=export,
         versions=library_versions(),
         processor=processor(),
-        seconds=sum(row.seconds for row in run.chronicle.history),
+        seconds=sum(row.seconds for row in history.epochs),
     )
-    write_report(folder / REPORT, report)
-
-
-def export_command(folder: Path, source: "Source") -> list[str]:
-    """Return the arguments that export a run's best weights.
-
-    Arrays in memory have no name for the command line; then the exported files are
-    verified on synthetic images.
-    """
-    from reszoo.training.history import BEST
-
-    command = ["reszoo", "export", str(folder / BEST)]
-    command += ["--output", str(folder / "export")]
-    if source.root is not None or source.name != "arrays":
-        command += ["--verify", source.name]
-    if source.unreadable:
-        command += ["--bad-images", "skip"]
-    return command
+    write_report(path, report)
 
 
 def recipe_defaults(name: object) -> dict[str, Any]:
@@ -240,18 +223,18 @@ def write_report(path: Path, report: RunReport) -> None:
 
 
 def _evaluation(run: "Run") -> Evaluation | None:
-    split = run.setting.source.judging_split
+    split = run.config.source.judging_split
     if split == "train":
         return None
-    examples = run.setting.source.examples(split)
-    run.judge.assign_tensors(run.chronicle.best_tensors)
+    examples = run.config.source.examples(split)
+    run.evaluator.load_tensors(run.history.best_tensors)
     return Evaluation(
         split=split,
         targets=examples.targets,
-        probabilities=run.judge.probabilities(examples),
+        probabilities=run.evaluator.probabilities(examples),
         picture=examples.open,
         file_name=examples.name,
-        head_top1=run.probe,
+        head_top1=run.head_top1,
     )
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
 from reszoo.report.page import Table, png, png_picture, render
-from reszoo.studies.families import OPTIONS, Net, find_family
-from reszoo.studies.results import Course, StudyResult
+from reszoo.studies.families import OPTIONS, Variant, find_family
+from reszoo.studies.results import RunResult, StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def write_page(result: StudyResult) -> None:
         title=f"Plain and residual networks by depth: {result.data}",
         result=result,
         family=find_family(result.conditions["family"]).title,
-        steps=max((c.points[-1].step for c in result.courses if c.points), default=0),
+        steps=max((c.points[-1].step for c in result.runs if c.points), default=0),
         results=Table("Mean ± standard deviation over seeds", COLUMNS, rows(result)),
         plots=[(plot, png_picture(drawn[name])) for name, plot in PLOTS.items()],
     )
@@ -68,22 +68,22 @@ def rows(result: StudyResult) -> list[tuple[str, ...]]:
     """Return the table of a study: a row per model, as `COLUMNS` says."""
     return [
         (
-            net.label,
-            f"{courses[0].parameters:,}",
-            str(result.training_error(net)),
-            str(result.test_error(net)),
-            f"{mean(course.seconds for course in courses):,.0f}",
-            str(len(courses)),
+            variant.label,
+            f"{runs[0].parameters:,}",
+            str(result.training_error(variant)),
+            str(result.test_error(variant)),
+            f"{mean(run.seconds for run in runs):,.0f}",
+            str(len(runs)),
         )
-        for net in result.nets
-        for courses in [result.of(net)]
+        for variant in result.variants
+        for runs in [result.of(variant)]
     ]
 
 
 def draw(result: StudyResult, name: str) -> bytes:
     """Draw one of `PLOTS` as a PNG."""
     plot = PLOTS[name]
-    kinds = list(dict.fromkeys(net.shortcut for net in result.nets))
+    kinds = list(dict.fromkeys(variant.shortcut for variant in result.variants))
     count = len(kinds) if plot.by_kind else 1
 
     def on(figure: "Figure") -> None:
@@ -106,18 +106,18 @@ def _depths(
 ) -> None:
     (axes,) = panels
     for kind, colour in zip(kinds, _KIND_COLOURS, strict=False):
-        nets = [net for net in result.nets if net.shortcut == kind]
-        layers = [net.layers for net in nets]
-        means = [100 * result.training_error(net).mean for net in nets]
+        variants = [variant for variant in result.variants if variant.shortcut == kind]
+        layers = [variant.layers for variant in variants]
+        means = [100 * result.training_error(variant).mean for variant in variants]
         axes.plot(layers, means, color=colour, label=_title(kind))
-        for net in nets:
-            errors = [100 * course.training_error for course in result.of(net)]
-            at = [net.layers] * len(errors)
+        for variant in variants:
+            errors = [100 * run.training_error for run in result.of(variant)]
+            at = [variant.layers] * len(errors)
             axes.plot(at, errors, _MARKERS[kind], color=colour, alpha=0.6)
     axes.set(
         xlabel="layers",
         ylabel="final training error (%)",
-        xticks=sorted({net.layers for net in result.nets}),
+        xticks=sorted({variant.layers for variant in result.variants}),
         ylim=(0, None),
     )
 
@@ -127,14 +127,14 @@ def _curves(
 ) -> None:
     # Training dashed, test solid, as in figure 6 of He et al. 2015.
     for axes, kind in zip(panels, kinds, strict=True):
-        for net, colour in _coloured(result, kind):
-            courses = [course for course in result.of(net) if course.points]
-            if not courses:
+        for variant, colour in _coloured(result, kind):
+            runs = [run for run in result.of(variant) if run.points]
+            if not runs:
                 continue
-            steps, errors = _mean_curve(courses, "training_error")
+            steps, errors = _mean_curve(runs, "training_error")
             axes.plot(steps, errors, "--", color=colour, linewidth=1.2)
-            steps, errors = _mean_curve(courses, "test_error")
-            axes.plot(steps, errors, color=colour, label=f"{net.layers} layers")
+            steps, errors = _mean_curve(runs, "test_error")
+            axes.plot(steps, errors, color=colour, label=f"{variant.layers} layers")
         axes.set(title=_title(kind), xlabel="step", ylim=(0, None))
     panels[0].set_ylabel("error (%)")
 
@@ -146,13 +146,13 @@ def _by_layer(field: str, ylabel: str, every: int = 1) -> _Draw:
         result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
     ) -> None:
         for axes, kind in zip(panels, kinds, strict=True):
-            for net, colour in _coloured(result, kind):
-                courses = [course for course in result.of(net) if course.snapshots]
-                if not courses:
+            for variant, colour in _coloured(result, kind):
+                runs = [run for run in result.of(variant) if run.snapshots]
+                if not runs:
                     continue
-                for place, width in ((0, 0.9), (len(courses[0].snapshots) // 2, 2.2)):
-                    values = _mean_snapshot(courses, place, field)[::every]
-                    label = f"{net.layers} layers" if width > 1 else None
+                for place, width in ((0, 0.9), (len(runs[0].snapshots) // 2, 2.2)):
+                    values = _mean_snapshot(runs, place, field)[::every]
+                    label = f"{variant.layers} layers" if width > 1 else None
                     at = range(1, every * len(values) + 1, every)
                     axes.plot(at, values, color=colour, linewidth=width, label=label)
             axes.set(title=_title(kind), xlabel="layer, from the input", yscale="log")
@@ -202,29 +202,32 @@ PLOTS = {
 PLOT_SECTIONS = tuple(PLOTS)
 
 
-def _coloured(result: StudyResult, kind: str) -> list[tuple[Net, str]]:
-    depths = sorted({net.layers for net in result.nets})
-    nets = [net for net in result.nets if net.shortcut == kind]
+def _coloured(result: StudyResult, kind: str) -> list[tuple[Variant, str]]:
+    depths = sorted({variant.layers for variant in result.variants})
+    variants = [variant for variant in result.variants if variant.shortcut == kind]
     count = len(_DEPTH_COLOURS)
-    return [(net, _DEPTH_COLOURS[depths.index(net.layers) % count]) for net in nets]
+    return [
+        (variant, _DEPTH_COLOURS[depths.index(variant.layers) % count])
+        for variant in variants
+    ]
 
 
 def _title(kind: str) -> str:
     return "plain" if kind == "none" else f"residual, option {OPTIONS[kind]}"
 
 
-def _mean_curve(courses: Sequence[Course], field: str) -> tuple[list[int], list[float]]:
+def _mean_curve(runs: Sequence[RunResult], field: str) -> tuple[list[int], list[float]]:
     """Return steps and the mean over seeds, in %, as far as all seeds went."""
-    length = min(len(course.points) for course in courses)
-    rows = list(zip(*(course.points[:length] for course in courses), strict=True))
+    length = min(len(run.points) for run in runs)
+    rows = list(zip(*(run.points[:length] for run in runs), strict=True))
     measured = [row for row in rows if getattr(row[0], field) is not None]
     errors = [100 * mean(getattr(point, field) for point in row) for row in measured]
     return [row[0].step for row in measured], errors
 
 
-def _mean_snapshot(courses: Sequence[Course], place: int, field: str) -> list[Any]:
+def _mean_snapshot(runs: Sequence[RunResult], place: int, field: str) -> list[Any]:
     seen = [
-        getattr(course.snapshots[min(place, len(course.snapshots) - 1)], field)
-        for course in courses
+        getattr(run.snapshots[min(place, len(run.snapshots) - 1)], field)
+        for run in runs
     ]
     return [mean(values) for values in zip(*seen, strict=True)]

@@ -1,4 +1,4 @@
-"""The nets that a study compares, as data: one row a family."""
+"""The variants that a study compares, as data: one row per family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ OPTIONS = {"identity": "A", "projection": "B", "projection-all": "C"}
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
-class Net:
-    """One contender: how deep, and with which shortcuts.
+class Variant:
+    """A network of a study: its depth and its kind of shortcuts.
 
     Attributes:
         layers: Number of weighted layers.
-        shortcut: "none" is a plain net; the others are those of `reszoo.build`.
+        shortcut: "none" is a plain network; the others are those of `reszoo.build`.
     """
 
     layers: int
@@ -33,7 +33,7 @@ class Net:
 
     @property
     def label(self) -> str:
-        """What tables and plots call it, such as "plain-56" or "residual-56 (B)"."""
+        """Its name in tables and plots, such as "plain-56" or "residual-56 (B)"."""
         if self.plain:
             return f"plain-{self.layers}"
         return f"residual-{self.layers} ({OPTIONS[self.shortcut]})"
@@ -41,17 +41,17 @@ class Net:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Nets that differ in depth and shortcuts alone.
+    """Networks that differ in depth and shortcuts alone.
 
     Attributes:
-        name: What `reszoo.study` calls it.
-        layers: Depths that there are; None is any.
-        default_layers: Depths that are compared unless others are asked for.
-        shortcuts: Those it can have.
-        digits_steps: Batches of digits after which the deep ones have settled.
-        build: From a net, the images' side, the number of classes and a seed to a
+        name: The `family` argument of `reszoo.study`.
+        layers: Available depths; None is any.
+        default_layers: Depths that are compared by default.
+        shortcuts: Available kinds.
+        digits_steps: Steps on digits after which the deep ones have converged.
+        build: From a variant, the images' side, the number of classes and a seed to a
             model from images to logits.
-        title: What plots call its nets.
+        title: Of its networks in plots.
     """
 
     name: str
@@ -59,10 +59,12 @@ class Family:
     default_layers: tuple[int, ...]
     shortcuts: tuple[str, ...]
     digits_steps: int
-    build: Callable[[Net, int, int, int], "keras.Model"]
+    build: Callable[[Variant, int, int, int], "keras.Model"]
     title: str
 
-    def nets(self, layers: tuple[int, ...], shortcuts: tuple[str, ...]) -> list[Net]:
+    def variants(
+        self, layers: tuple[int, ...], shortcuts: tuple[str, ...]
+    ) -> list[Variant]:
         """Return every depth with every shortcut, shallow before deep.
 
         Raises:
@@ -75,7 +77,7 @@ class Family:
         for depth in layers:
             if self.layers is not None and depth not in self.layers:
                 raise UsageError(
-                    f"The {self.name} family has nets of "
+                    f"The {self.name} family has networks of "
                     f"{', '.join(map(str, self.layers))} layers. Received: {depth}."
                 )
         if not layers or not shortcuts:
@@ -85,30 +87,32 @@ class Family:
             )
         kinds = [shortcut for shortcut in get_args(Shortcut) if shortcut in shortcuts]
         return [
-            Net(layers=depth, shortcut=kind)
+            Variant(layers=depth, shortcut=kind)
             for kind in sorted(kinds, key=lambda kind: kind != "none")
             for depth in sorted(set(layers))
         ]
 
 
-def _convolutional(net: Net, side: int, classes: int, seed: int) -> "keras.Model":
+def _convolutional(
+    variant: Variant, side: int, classes: int, seed: int
+) -> "keras.Model":
     from reszoo.resnet import build_resnet
 
-    kind = "plain" if net.plain else "resnet"
+    kind = "plain" if variant.plain else "resnet"
     built = architecture(
-        f"{kind}{net.layers}",
+        f"{kind}{variant.layers}",
         input_shape=(side, side, 3),
         classes=classes,
-        shortcut=net.shortcut,
+        shortcut=variant.shortcut,
     )
     return build_resnet(built, seed=seed)
 
 
-def _dense(net: Net, side: int, classes: int, seed: int) -> "keras.Model":
+def _dense(variant: Variant, side: int, classes: int, seed: int) -> "keras.Model":
     from reszoo.perceptron import mlp
 
     options: dict[str, Any] = {"input_shape": (side, side, 3), "classes": classes}
-    return mlp(net.layers, shortcut=net.shortcut, seed=seed, **options)
+    return mlp(variant.layers, shortcut=variant.shortcut, seed=seed, **options)
 
 
 _CIFAR_LAYERS = tuple(
@@ -124,7 +128,7 @@ _TABLE = (
         shortcuts=get_args(Shortcut),
         digits_steps=160,
         build=_convolutional,
-        title="convolutional nets of He et al. 2015, section 4.2",
+        title="convolutional networks of He et al. 2015, section 4.2",
     ),
     Family(
         name="dense",

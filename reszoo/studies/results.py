@@ -1,4 +1,4 @@
-"""Results of a study, and what they say about the claim."""
+"""Results of a study, and the conclusion about the claim."""
 
 import json
 import math
@@ -10,19 +10,19 @@ from typing import Any
 
 from reszoo.errors import DataError
 from reszoo.files import write_json
-from reszoo.studies.families import OPTIONS, Net
+from reszoo.studies.families import OPTIONS, Variant
 
 RESULTS = "study.json"
-# Raised when the content changes its meaning.
-_VERSION = 1
+# Increased when the content changes its meaning. Version 1 has other names.
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """How a net was doing at one moment of its training.
+    """The errors at one moment of a training.
 
     Attributes:
-        step: Batches trained on so far.
+        step: Steps taken so far.
         loss: Mean training loss since the point before, in nats.
         training_error: Share of training images classified wrongly since the point
             before, while training on them, as in the paper's figures; in 0..1.
@@ -38,10 +38,10 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What went forward and backward through a net in one step.
+    """Gradients and activations of every layer for one batch.
 
     Attributes:
-        step: Batches trained on before.
+        step: Steps taken before.
         gradients: Norm of the gradient of each layer's weights, input first.
         activations: Standard deviation of each ReLU's output, input first.
     """
@@ -50,22 +50,31 @@ class Snapshot:
     gradients: tuple[float, ...]
     activations: tuple[float, ...]
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Snapshot":
+        """Return what `asdict` made into JSON."""
+        return cls(
+            step=content["step"],
+            gradients=tuple(content["gradients"]),
+            activations=tuple(content["activations"]),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """One net's training from one seed.
+class RunResult:
+    """The training of one variant from one seed.
 
     Attributes:
-        net: The contender.
-        seed: Of its first weights and of the order of images.
-        parameters: Number of its weights that learn.
+        variant: What was trained.
+        seed: Of the initial weights and the order of images.
+        parameters: Number of trainable parameters.
         seconds: Spent on training.
-        diverged: Whether the loss stopped being a number; the points end before.
+        diverged: Whether the loss became NaN or infinite; the points end before.
         points: From the first steps to the last.
         snapshots: At the first step, half-way, and at the last.
     """
 
-    net: Net
+    variant: Variant
     seed: int
     parameters: int
     seconds: float
@@ -75,12 +84,12 @@ class Course:
 
     @property
     def training_error(self) -> float:
-        """Share wrong at the end, in 0..1; all of it for one that diverged."""
+        """Training error at the end, in 0..1; 1 if it diverged."""
         return 1.0 if self.diverged else self.points[-1].training_error
 
     @property
     def test_error(self) -> float:
-        """Share wrong at the end, in 0..1; all of it for one that diverged."""
+        """Test error at the end, in 0..1; 1 if it diverged."""
         measured = [p.test_error for p in self.points if p.test_error is not None]
         return 1.0 if self.diverged or not measured else measured[-1]
 
@@ -106,7 +115,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Return mean and standard deviation of one value a seed."""
+    """Return mean and standard deviation of one value per seed."""
     found = list(values)
     deviation = stdev(found) if len(found) > 1 else None
     return Spread(mean=mean(found), deviation=deviation, seeds=len(found))
@@ -114,50 +123,50 @@ def spread(values: Iterable[float]) -> Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """All courses of a study.
+    """All runs of a study.
 
     Attributes:
-        data: Name of the images' source.
-        conditions: What all courses have in common: family, data, recipe, size.
-        courses: Finished ones.
+        data: Name of the data set.
+        conditions: What all runs have in common: family, data, recipe, size.
+        runs: Finished ones.
         conclusion: What the numbers say, as sentences; none before the end.
         folder: Where `study.json`, `study.html` and the plots are.
     """
 
     data: str
     conditions: dict[str, Any]
-    courses: tuple[Course, ...]
+    runs: tuple[RunResult, ...]
     folder: Path
     conclusion: tuple[str, ...] = ()
 
     @property
-    def nets(self) -> list[Net]:
-        """The contenders, plain ones first, shallow before deep."""
-        found = {course.net for course in self.courses}
-        return sorted(found, key=lambda net: (not net.plain, net.shortcut, net.layers))
+    def variants(self) -> list[Variant]:
+        """What was trained, plain variants first, shallow before deep."""
+        found = {run.variant for run in self.runs}
+        return sorted(found, key=lambda v: (not v.plain, v.shortcut, v.layers))
 
-    def of(self, net: Net) -> list[Course]:
-        """Return the courses of one net, by seed."""
-        found = [course for course in self.courses if course.net == net]
-        return sorted(found, key=lambda course: course.seed)
+    def of(self, variant: Variant) -> list[RunResult]:
+        """Return the runs of one variant, by seed."""
+        found = [run for run in self.runs if run.variant == variant]
+        return sorted(found, key=lambda run: run.seed)
 
-    def training_error(self, net: Net) -> Spread:
-        """Return the final training error of one net over its seeds."""
-        return spread(course.training_error for course in self.of(net))
+    def training_error(self, variant: Variant) -> Spread:
+        """Return the final training error of one variant over its seeds."""
+        return spread(run.training_error for run in self.of(variant))
 
-    def test_error(self, net: Net) -> Spread:
-        """Return the final test error of one net over its seeds."""
-        return spread(course.test_error for course in self.of(net))
+    def test_error(self, variant: Variant) -> Spread:
+        """Return the final test error of one variant over its seeds."""
+        return spread(run.test_error for run in self.of(variant))
 
 
 def write_results(result: StudyResult) -> None:
-    """Write `study.json` in one step."""
+    """Write `study.json` atomically."""
     content = {
         "version": _VERSION,
         "data": result.data,
         "conclusion": result.conclusion,
         "conditions": result.conditions,
-        "courses": [asdict(course) for course in result.courses],
+        "runs": [asdict(run) for run in result.runs],
     }
     write_json(result.folder / RESULTS, content)
 
@@ -171,52 +180,51 @@ def read_results(folder: Path) -> StudyResult:
     path = folder / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
+        version = content["version"]
+        if version not in (1, _VERSION):
             raise DataError(
-                f"This reszoo reads studies of version {_VERSION}. Received: version "
-                f"{content['version']} in {path}; use the release that wrote it."
+                f"This reszoo reads studies up to version {_VERSION}. Received: "
+                f"version {version} in {path}; use the release that wrote it."
             )
-        courses = tuple(map(_course, content["courses"]))
-        held = {"data": content["data"], "conditions": content["conditions"]}
-        held["conclusion"] = tuple(content["conclusion"])
+        return StudyResult(
+            data=content["data"],
+            conditions=content["conditions"],
+            runs=tuple(map(_run, content["courses" if version == 1 else "runs"])),
+            folder=folder,
+            conclusion=tuple(content["conclusion"]),
+        )
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is not a study's results ({error}). Choose another folder, or "
-            "overwrite=True to begin again."
+            f"{path} does not hold the results of a study ({error}). Choose another "
+            "folder, or overwrite=True to start again."
         ) from error
-    return StudyResult(**held, courses=courses, folder=folder)
 
 
-def _course(content: dict[str, Any]) -> Course:
-    return Course(
+def _run(content: dict[str, Any]) -> RunResult:
+    fields = dict(content)
+    # Called "net" in version 1.
+    variant = fields.pop("variant", None) or fields.pop("net")
+    return RunResult(
         **{
-            **content,
-            "net": Net(**content["net"]),
-            "points": tuple(Point(**point) for point in content["points"]),
-            "snapshots": tuple(_snapshot(each) for each in content["snapshots"]),
+            **fields,
+            "variant": Variant(**variant),
+            "points": tuple(Point(**point) for point in fields["points"]),
+            "snapshots": tuple(map(Snapshot.from_json, fields["snapshots"])),
         }
     )
 
 
-def _snapshot(content: dict[str, Any]) -> Snapshot:
-    return Snapshot(
-        step=content["step"],
-        gradients=tuple(content["gradients"]),
-        activations=tuple(content["activations"]),
-    )
-
-
-# A difference below this is none, whatever the seeds' spread: half a point.
+# Changes of less than half a point count as none, whatever the spread of the seeds.
 _LEAST = 0.005
 # Standard errors by which means must differ: about 95 %.
 _ERRORS = 2.0
-# What residual nets may lose, of what plain nets lose, for a claim held in the main.
+# Share of the plain networks' loss that residual ones may have for "mostly supports".
 _SMALL_PART = 0.1
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What depth did to one kind of net; `sentence` is empty for a single depth."""
+class _Effect:
+    """The effect of depth on one kind of network; empty for a single depth."""
 
     sentence: str
     trend: str
@@ -224,11 +232,11 @@ class _Found:
 
 
 def conclude(result: StudyResult) -> list[str]:
-    """Return the conclusion of a study as sentences, the claim's fate last."""
-    kinds = sorted({net.shortcut for net in result.nets}, key=_plain_first)
-    found: dict[str, _Found] = {kind: _of_kind(result, kind) for kind in kinds}
-    told = [each.sentence for each in found.values() if each.sentence]
-    return [*told, _verdict(result, found)]
+    """Return the conclusion of a study as sentences, the one on the claim last."""
+    kinds = sorted({each.shortcut for each in result.variants}, key=_plain_first)
+    effects: dict[str, _Effect] = {kind: _effect(result, kind) for kind in kinds}
+    sentences = [each.sentence for each in effects.values() if each.sentence]
+    return [*sentences, _verdict(result, effects)]
 
 
 def trend(shallow: Spread, deep: Spread) -> str:
@@ -251,71 +259,67 @@ def _plain_first(kind: str) -> tuple[bool, str]:
     return kind != "none", kind
 
 
-def _ends(result: StudyResult, kind: str) -> tuple[Net, Net]:
-    nets = [net for net in result.nets if net.shortcut == kind]
-    return nets[0], nets[-1]
-
-
-def _of_kind(result: StudyResult, kind: str) -> _Found:
-    shallow, deep = _ends(result, kind)
+def _effect(result: StudyResult, kind: str) -> _Effect:
+    variants = [each for each in result.variants if each.shortcut == kind]
+    shallow, deep = variants[0], variants[-1]
     if shallow == deep:
-        return _Found("", "", 0.0)
+        return _Effect("", "", 0.0)
     errors = result.training_error(shallow), result.training_error(deep)
     found = trend(*errors)
     if found == "stays":
-        told = "is the same from shallow to deep within the spread of the seeds,"
+        verb = "does not change with depth beyond the spread of the seeds:"
     else:
-        told = f"{found} with depth, from"
+        verb = f"{found} with depth, from"
     joint = "and" if found == "stays" else "to"
     sentence = (
-        f"{_name(kind)}: the training error {told} {errors[0]} % ({shallow.layers} "
+        f"{_name(kind)}: the training error {verb} {errors[0]} % ({shallow.layers} "
         f"layers) {joint} {errors[1]} % ({deep.layers} layers)."
     )
-    return _Found(sentence, found, errors[1].mean - errors[0].mean)
+    return _Effect(sentence, found, errors[1].mean - errors[0].mean)
 
 
 def _name(kind: str) -> str:
     if kind == "none":
-        return "Plain nets"
-    return f"Residual nets with shortcut option {OPTIONS[kind]}"
+        return "Plain networks"
+    return f"Residual networks with shortcut option {OPTIONS[kind]}"
 
 
-def _verdict(result: StudyResult, found: dict[str, _Found]) -> str:
-    residual = [each for kind, each in found.items() if kind != "none"]
-    if "none" not in found or not residual:
+def _verdict(result: StudyResult, effects: dict[str, _Effect]) -> str:
+    residual = [each for kind, each in effects.items() if kind != "none"]
+    if "none" not in effects or not residual:
         return (
-            "The claim is about plain and residual nets; this study has one kind only."
+            "The claim compares plain and residual networks; this study has only one "
+            "kind."
         )
-    if not all(each.trend for each in found.values()):
-        return "The claim is about depth; this study has one depth only."
-    few = min(len(result.of(net)) for net in result.nets) < 2
-    caution = " One seed shows no spread: read this as an example, not as proof."
+    if not all(each.trend for each in effects.values()):
+        return "The claim is about depth; this study has only one depth."
+    few = min(len(result.of(each)) for each in result.variants) < 2
+    caution = " A single seed shows no spread: this is an example, not evidence."
     worst = max(residual, key=lambda each: each.change)
-    return _fate(found["none"], worst) + caution * few
+    return _on_claim(effects["none"], worst) + caution * few
 
 
-def _fate(of_plain: _Found, of_residual: _Found) -> str:
-    plain = of_plain.trend
-    if plain == "rises" and of_residual.trend != "rises":
+def _on_claim(plain: _Effect, residual: _Effect) -> str:
+    if plain.trend == "rises" and residual.trend != "rises":
         return (
             "This supports the claim: without shortcuts more layers made even the "
             "training error worse, with shortcuts they did not."
         )
-    if plain == "rises":
+    if plain.trend == "rises":
         points = (
-            f"the training error of plain nets grew by {100 * of_plain.change:.1f} "
-            f"points with depth, that of residual nets by "
-            f"{100 * of_residual.change:.1f}."
+            f"the training error of plain networks rose by {100 * plain.change:.1f} "
+            f"points with depth, that of residual networks by "
+            f"{100 * residual.change:.1f}."
         )
-        if of_residual.change < _SMALL_PART * of_plain.change:
-            return f"This supports the claim in the main, not to the letter: {points}"
-        return f"This supports half of the claim only: {points}"
-    if plain == "stays":
+        if residual.change < _SMALL_PART * plain.change:
+            return f"This mostly supports the claim: {points}"
+        return f"This supports only half of the claim: {points}"
+    if plain.trend == "stays":
         return (
-            "This does not decide the claim: plain nets did not get worse beyond the "
-            "spread of the seeds at these depths and this length of training."
+            "This does not decide the claim: plain networks did not get worse beyond "
+            "the spread of the seeds at these depths and this length of training."
         )
     return (
-        "This does not support the claim: plain nets got better with depth. Deeper "
-        "nets or a harder task may show another end."
+        "This does not support the claim: plain networks got better with depth. Deeper "
+        "networks or a harder task may show another outcome."
     )

@@ -12,10 +12,10 @@ from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.training.model import freeze, set_momentum
-from reszoo.training.phases import moving_momentum
+from reszoo.training.optimizers import Update
 from reszoo.training.recipe_table import FIELDS, find_recipe
-from reszoo.training.recipes import LEARNING, Recipe
-from reszoo.training.step import LOSSES, decay, rule_of, targets
+from reszoo.training.recipes import LEARNING, Recipe, moving_momentum
+from reszoo.training.step import LOSSES, update_rule, weight_decay_of
 from reszoo.zoo import get_card, set_card
 
 _registered = keras.saving.register_keras_serializable(package="reszoo")
@@ -24,7 +24,7 @@ _STEP = "iteration"
 
 @_registered
 class RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """The learning rate of each step under a recipe; the last one stays.
+    """The learning rate of each step of a recipe; constant after the last one.
 
     Args:
         recipe: With `epochs`.
@@ -58,12 +58,12 @@ class RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ign
 
 @_registered
 class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """A rule of reszoo as `fit` wants it: a Keras optimizer.
+    """A Keras optimizer that applies the update rule of a recipe.
 
     Args:
-        recipe: How a weight moves, which weights decay, and how much; with `epochs`.
+        recipe: Update rule and weight decay; with `epochs`.
         steps_per_epoch: At least 1.
-        name: Of the optimizer; the rule's by default.
+        name: Of the optimizer; the recipe's by default.
     """
 
     def __init__(
@@ -71,17 +71,18 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     ) -> None:
         rates = RecipeRates(recipe, steps_per_epoch)
         super().__init__(learning_rate=rates, name=name or recipe.optimizer)
-        self._rule, self._recipe, self._steps = rule_of(recipe), recipe, steps_per_epoch
-        self._kept: list[list[Any]] = []
+        self._rule, self._recipe = update_rule(recipe), recipe
+        self._steps = steps_per_epoch
+        self._slots: list[list[Any]] = []
         self._decays: list[float] = []
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make what the rule keeps for each variable."""
+        """Create the rule's slots of each variable."""
         if self.built:
             return
         super().build(variables)
-        self._decays = [decay(variable, self._recipe) for variable in variables]
-        self._kept = [
+        self._decays = [weight_decay_of(each, self._recipe) for each in variables]
+        self._slots = [
             [
                 self.add_variable_from_reference(variable, name=slot)
                 for slot in self._rule.slots
@@ -94,16 +95,16 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return super().apply(self._rule.prepare(grads), trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Move one variable."""
+        """Update one variable."""
         index = self._get_variable_index(variable)
-        self._rule.move(
-            variable,
-            [slot.value for slot in self._kept[index]],
-            gradient,
-            tf.cast(learning_rate, tf.float32),
-            self._decays[index],
-            tf.cast(self.iterations.value, tf.int64) + 1,
+        update = Update(
+            slots=[slot.value for slot in self._slots[index]],
+            gradient=gradient,
+            rate=tf.cast(learning_rate, tf.float32),
+            decay=self._decays[index],
+            step=tf.cast(self.iterations.value, tf.int64) + 1,
         )
+        self._rule.apply(variable, update)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as JSON values."""
@@ -122,37 +123,37 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         recipe = Recipe(**config["recipe"])
         return cls(recipe, config["steps_per_epoch"], config["name"])
 
-    # By name, for Keras' numbering breaks off where the reader made fewer variables:
-    # `compile` makes them for all weights, `load_model` for those that learn.
+    # By name, for Keras' numbering fails where the reader has fewer variables:
+    # `compile` creates them for all weights, `load_model` for the trainable ones.
     def save_own_variables(self, store: Any) -> None:
-        """Write the step and what the rule keeps, except for what is still zero."""
+        """Write the step and the slots, except for those that are still zero."""
         store[_STEP] = self.iterations.numpy()
-        for variable in self._slots():
+        for variable in self._all_slots():
             value = variable.numpy()
             if value.any():
                 store[variable.name] = value
 
     def load_own_variables(self, store: Any) -> None:
-        """Take what `save_own_variables` wrote."""
-        there = set(store.keys())
-        if _STEP not in there:
+        """Restore what `save_own_variables` wrote."""
+        stored = set(store.keys())
+        if _STEP not in stored:
             warnings.warn(
-                "The file holds the state of another optimizer, which is left out.",
+                "The file holds the state of another optimizer, which is ignored.",
                 stacklevel=2,
             )
             return
         self.iterations.assign(store[_STEP])
-        for variable in self._slots():
-            known = variable.name in there
-            variable.assign(store[variable.name] if known else np.zeros(variable.shape))
+        for slot in self._all_slots():
+            known = slot.name in stored
+            slot.assign(store[slot.name] if known else np.zeros(slot.shape))
 
-    def _slots(self) -> list[Any]:
-        return [slot for slots in self._kept for slot in slots]
+    def _all_slots(self) -> list[Any]:
+        return [slot for slots in self._slots for slot in slots]
 
 
 @_registered
 class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
-    """A recipe's loss of int labels `(batch,)` and logits `(batch, classes)`.
+    """A recipe's loss of int targets `(batch,)` and logits `(batch, classes)`.
 
     Args:
         loss: "softmax" or "binary".
@@ -166,9 +167,9 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each image: float32 `(batch,)`."""
-        labels = tf.reshape(tf.cast(y_true, tf.int64), (-1,))
-        target = targets(labels, y_pred.shape[-1])
-        return LOSSES[self._loss](y_pred, target, self._label_smoothing)
+        targets = tf.reshape(tf.cast(y_true, tf.int64), (-1,))
+        soft = tf.one_hot(targets, y_pred.shape[-1], dtype=tf.float32)
+        return LOSSES[self._loss](y_pred, soft, self._label_smoothing)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as JSON values."""
@@ -176,10 +177,10 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
         return {**super().get_config(), **own}
 
 
-_CARRIED_OUT = LEARNING | {"freeze", "freeze_bn"}
-# What `fit` cannot be told through `compile`: it is done to the images, to the net,
-# or around the loop. By difference, so that a new field is refused until it works.
-_ONLY_TRAIN = tuple(name for name in FIELDS if name not in _CARRIED_OUT)
+_SUPPORTED = LEARNING | {"freeze", "freeze_bn"}
+# Fields that act on the images, on the architecture or around the loop, where `compile`
+# has no influence. By difference, so that a new field is refused until it is supported.
+_ONLY_TRAIN = tuple(name for name in FIELDS if name not in _SUPPORTED)
 
 
 def compile(
@@ -192,33 +193,33 @@ def compile(
 ) -> keras.Model:
     """Prepare a model for `model.fit` with a recipe's optimizer, loss and freezing.
 
-    The optimizer (with coupled weight decay), the learning rate of every step, the
-    loss, what is frozen and the momentum of batch normalisation are the recipe's.
-    Augmentation, averages, the phase of the head and half precision are not: they
-    belong to `reszoo.train`. Changing `layer.trainable` afterwards has effect at the
-    next `fit`. Layers that were frozen by hand stay so; what an earlier `compile`
-    froze is thawed first. The card then tells of this recipe and of no metrics. With
-    batches of fewer than 16 images pass `freeze_bn=True`: what `reszoo.train` decides
-    by itself, this function cannot know.
+    The recipe decides the optimizer (with coupled weight decay), the learning rate of
+    every step, the loss, the frozen layers and the momentum of batch normalisation.
+    Augmentation, averaged weights, the phase of the head alone and half precision are
+    left to `reszoo.train`. Changing `layer.trainable` afterwards takes effect at the
+    next `fit`. Layers that were frozen by hand stay frozen; what an earlier `compile`
+    froze is unfrozen first. The card then names this recipe and has no metrics. With
+    batches of fewer than 16 images pass `freeze_bn=True`: `reszoo.train` does so by
+    itself, but this function does not know the batch size.
 
-    `model.save("x.keras")` keeps the optimizer and its state, but no card: that is
-    what `reszoo.save` writes. A new program needs `import reszoo.training.compile`
-    before `keras.models.load_model("x.keras")`, and Keras' own rule holds for what it
-    opens: a change of `layer.trainable` has effect after compiling again.
+    `model.save("x.keras")` saves the optimizer and its state, but no card: use
+    `reszoo.save` for that. A new program needs `import reszoo.training.compile`
+    before `keras.models.load_model("x.keras")`, and as usual in Keras a change of
+    `layer.trainable` in the loaded model takes effect after compiling again.
 
     Args:
         model: A model from reszoo that ends in logits. Its inputs are normalised
             pixels: `reszoo.card(model).preprocessing.normalise(pixels)`.
-        recipe: A row of `RECIPES`, or a recipe of your own.
-        steps_per_epoch: Batches an epoch, which the learning rate follows.
+        recipe: Name of a recipe, or a recipe of your own.
+        steps_per_epoch: Batches per epoch, by which the learning rate is scheduled.
         epochs: Of the whole training.
         **fields: Fields of the recipe to change, such as `freeze="backbone"`.
 
     Returns:
-        The same model, compiled; labels are int `(batch,)`.
+        The same model, compiled; targets are int `(batch,)`.
 
     Raises:
-        UsageError: A field that only `reszoo.train` carries out, or a model that does
+        UsageError: A field that only `reszoo.train` supports, or a model that does
             not end in logits.
 
     Example:
@@ -226,35 +227,36 @@ def compile(
         >>> reszoo.compile(model, steps_per_epoch=100, epochs=5)
         >>> model.fit(batches, epochs=5)
     """
-    _refuse(model, fields)
-    plan, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
-    counted = freeze(model, card.architecture.spec, plan.freeze, bool(plan.freeze_bn))
-    set_momentum(model, moving_momentum(plan, steps_per_epoch))
+    _check_supported(model, fields)
+    chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
+    freeze_bn = bool(chosen.freeze_bn)
+    batch_norm = freeze(model, card.architecture.spec, chosen.freeze, freeze_bn)
+    set_momentum(model, moving_momentum(chosen, steps_per_epoch))
     model.compile(
-        optimizer=RuleOptimizer(plan, steps_per_epoch),
-        loss=RecipeLoss(plan.loss, plan.label_smoothing),
+        optimizer=RuleOptimizer(chosen, steps_per_epoch),
+        loss=RecipeLoss(chosen.loss, chosen.label_smoothing),
         metrics=["accuracy"],
         jit_compile=False,
     )
-    _heed_trainable(model)
-    set_card(model, _card_for_fit(card, plan, steps_per_epoch))
-    say(str(counted))
+    _retrace_on_freezing(model)
+    set_card(model, _card_for_fit(card, chosen, steps_per_epoch))
+    say(str(batch_norm))
     return model
 
 
-def _refuse(model: keras.Model, fields: Iterable[str]) -> None:
-    beyond = sorted(set(fields) & set(_ONLY_TRAIN))
-    if beyond:
-        batches = " Your data set decides the size of a batch."
+def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
+    unsupported = sorted(set(fields) & set(_ONLY_TRAIN))
+    if unsupported:
+        batches = " Your data set decides the batch size."
         raise UsageError(
-            f"compile cannot carry out {', '.join(beyond)}; reszoo.train does."
-            f"{batches if 'batch_size' in beyond else ''} Leave "
+            f"compile does not support {', '.join(unsupported)}; reszoo.train does."
+            f"{batches if 'batch_size' in unsupported else ''} Leave "
             "them out, or call reszoo.train(model, data, ...)."
         )
     built = get_card(model).architecture
     if not built.include_top or built.classifier_activation is not None:
         raise UsageError(
-            "compile needs a model that ends in logits, for the loss is theirs. "
+            "compile needs a model that ends in logits, for its loss takes logits. "
             f"Received: include_top={built.include_top}, "
             f"classifier_activation={built.classifier_activation!r}; build it with "
             "include_top=True, classifier_activation=None."
@@ -262,7 +264,7 @@ def _refuse(model: keras.Model, fields: Iterable[str]) -> None:
 
 
 def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
-    """Return a card that claims neither fresh weights nor what was measured before."""
+    """Return a card without "fresh" and without the metrics of the old weights."""
     content = recipe.to_json().items()
     provenance: dict[str, Any] = {
         "source": "compiled with reszoo for fit",
@@ -272,27 +274,25 @@ def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
     return card.after(provenance)
 
 
-def _heed_trainable(model: keras.Model) -> None:
-    """Have `fit` trace its step anew when what is trainable has changed.
+def _retrace_on_freezing(model: keras.Model) -> None:
+    """Have `fit` trace its step again when `layer.trainable` has changed.
 
-    Keras 3.15 keeps the step that it traced first, without a word.
+    Keras 3.15 silently keeps the step that it traced first.
     """
     make, traced_for = model.make_train_function, _trainable(model)
-    # Slots for all weights, so that any of them can begin to learn later.
-    model.optimizer.build([v for v in model.variables if _learns(v)])
+    # Slots for all weights, so that any of them can be unfrozen later.
+    statistics = ("/moving_mean", "/moving_variance")
+    weights = [v for v in model.variables if not v.path.endswith(statistics)]
+    model.optimizer.build(weights)
 
-    def heeding(force: bool = False) -> Any:
+    def make_train_function(force: bool = False) -> Any:
         nonlocal traced_for
         now = _trainable(model)
         changed, traced_for = now != traced_for, now
         return make(force=force or changed)
 
-    model.make_train_function = heeding
+    model.make_train_function = make_train_function
 
 
 def _trainable(model: keras.Model) -> tuple[bool, ...]:
     return tuple(layer.trainable for layer in model.layers)
-
-
-def _learns(variable: Any) -> bool:
-    return not variable.path.endswith(("/moving_mean", "/moving_variance"))

@@ -26,18 +26,18 @@ _EXAMPLE = (
     '{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, '
     '"task": {"type": "worker", "index": 0}}'
 )
-_GO = b"reszoo: all are here"
-# Seconds between two tries, and for what should come at once.
-_PAUSE, _SHORT = 0.2, 5.0
+_READY = b"reszoo: all are here"
+# Seconds between two attempts, and for an answer that takes no waiting.
+_PAUSE, _TIMEOUT = 0.2, 5.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """All workers of a training and which of them this process is.
+    """The workers of a distributed training, and the number of this process.
 
     Attributes:
         addresses: "host:port" of every worker, in the same order everywhere.
-        worker: Number of this one, from 0.
+        worker: Number of this process, from 0.
     """
 
     addresses: tuple[str, ...]
@@ -48,21 +48,21 @@ def read_cluster() -> Cluster:
     """Read the environment variable TF_CONFIG.
 
     Raises:
-        UsageError: It is missing, malformed, names fewer than two workers, or asks
-            for other tasks than workers.
+        UsageError: It is missing, malformed, or names fewer than two workers or tasks
+            other than workers.
     """
     text = os.environ.get(_VARIABLE)
     if not text:
         raise UsageError(
             'strategy="multiworker" needs the environment variable TF_CONFIG, which '
-            f"names every worker and this one. Set it in each process: {_EXAMPLE}."
+            f"lists all workers and selects one. Set it in each process: {_EXAMPLE}."
         )
     try:
         return _cluster(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            "TF_CONFIG must name two workers or more as host:port, and this one by "
-            f"its index, as in {_EXAMPLE}. Received: {text}."
+            "TF_CONFIG must name two workers or more as host:port, and this process "
+            f"by its index, as in {_EXAMPLE}. Received: {text}."
         ) from error
 
 
@@ -71,118 +71,117 @@ def _cluster(content: Any) -> Cluster:
     addresses = tuple(jobs["worker"])
     cluster = Cluster(addresses, int(task["index"]))
     ports = [address.rpartition(":")[2].isdigit() for address in addresses]
-    fits = (
+    valid = (
         set(jobs) == {"worker"}
         and task["type"] == "worker"
         and len(set(addresses)) == len(addresses) >= 2
         and all(ports)
         and 0 <= cluster.worker < len(addresses)
     )
-    if not fits:
+    if not valid:
         raise ValueError
     return cluster
 
 
-def gather(cluster: Cluster, patience: float) -> None:
-    """Wait until all workers are there, before TensorFlow begins to wait for them.
+def wait_for_workers(cluster: Cluster, timeout: float) -> None:
+    """Wait until all workers have started, before TensorFlow waits for them.
 
-    TensorFlow 2.21 waits for an hour, deaf to Ctrl-C. Every worker reports to the
+    TensorFlow 2.21 waits for an hour and ignores Ctrl-C. Every worker connects to the
     first one, at the address that TensorFlow opens afterwards.
 
     Args:
         cluster: The workers.
-        patience: Seconds.
+        timeout: In seconds.
 
     Raises:
-        ReszooError: One did not come, or the first one cannot open its port.
+        ReszooError: A worker did not connect, or the first one cannot open its port.
     """
-    end = time.monotonic() + patience
+    end = time.monotonic() + timeout
+    connect = _accept_workers if cluster.worker == 0 else _connect_to_chief
     try:
-        missing = _call(cluster, end) if cluster.worker == 0 else _report(cluster, end)
+        missing = connect(cluster, end)
     except OSError as error:
         raise ReszooError(
             f"Worker 0 cannot open its port: {cluster.addresses[0]} ({error}). Choose "
-            "one that is free."
+            "a free one."
         ) from error
     if missing:
         raise ReszooError(
-            f"Not all workers came within {patience:g} seconds. Missing: "
+            f"Not all workers connected within {timeout:g} seconds. Missing: "
             f"{', '.join(missing)}. Start all of them, where each can be reached "
             "under its address."
         )
 
 
-def _call(cluster: Cluster, end: float) -> list[str]:
-    """Let all others report; return the addresses of those who did not."""
-    present: dict[int, socket.socket] = {}
+def _accept_workers(cluster: Cluster, end: float) -> list[str]:
+    """Accept the other workers; return the addresses of those that are missing."""
+    connected: dict[int, socket.socket] = {}
     others = range(1, len(cluster.addresses))
     port = int(cluster.addresses[0].rpartition(":")[2])
     with socket.create_server(("", port)) as server:
         server.settimeout(_PAUSE)
-        while len(present) < len(others) and time.monotonic() < end:
-            _welcome(server, present)
-            _drop_closed(present)
-        missing = [cluster.addresses[n] for n in others if n not in present]
-        for line in present.values():
-            with line:
+        while len(connected) < len(others) and time.monotonic() < end:
+            _accept(server, connected)
+            _drop_closed(connected)
+        missing = [cluster.addresses[n] for n in others if n not in connected]
+        for connection in connected.values():
+            with connection:
                 if not missing:
-                    line.sendall(_GO)
+                    connection.sendall(_READY)
     return missing
 
 
-def _welcome(server: socket.socket, present: dict[int, socket.socket]) -> None:
+def _accept(server: socket.socket, connected: dict[int, socket.socket]) -> None:
     with suppress(TimeoutError):
-        line, _ = server.accept()
-        line.settimeout(_SHORT)
+        connection, _ = server.accept()
+        connection.settimeout(_TIMEOUT)
         try:
-            number = int(line.recv(16))
+            number = int(connection.recv(16))
         except (OSError, ValueError):
-            # Somebody who is no worker.
-            line.close()
+            # Not a worker.
+            connection.close()
             return
-        line.setblocking(False)
-        if number in present:
-            present[number].close()
-        present[number] = line
+        connection.setblocking(False)
+        if number in connected:
+            connected[number].close()
+        connected[number] = connection
 
 
-def _drop_closed(present: dict[int, socket.socket]) -> None:
-    """Forget who went away again while it waited; it has to come anew."""
-    for number in [n for n, line in present.items() if _is_closed(line)]:
-        present.pop(number).close()
+def _drop_closed(connected: dict[int, socket.socket]) -> None:
+    """Forget workers that disconnected while they waited; they have to reconnect."""
+    for number in [n for n, each in connected.items() if _is_closed(each)]:
+        connected.pop(number).close()
 
 
-def _is_closed(line: socket.socket) -> bool:
+def _is_closed(connection: socket.socket) -> bool:
     try:
-        return not line.recv(1, socket.MSG_PEEK)
+        return not connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return False
     except OSError:
         return True
 
 
-def _report(cluster: Cluster, end: float) -> list[str]:
-    """Report to worker 0; return its address if it did not call."""
+def _connect_to_chief(cluster: Cluster, end: float) -> list[str]:
+    """Connect to worker 0; return its address if it did not answer."""
     host, _, port = cluster.addresses[0].rpartition(":")
     while (left := end - time.monotonic()) > 0:
-        try:
-            line = socket.create_connection((host, int(port)), min(left, _SHORT))
-            with line:
-                line.sendall(str(cluster.worker).encode())
-                line.settimeout(left)
-                if line.recv(len(_GO), socket.MSG_WAITALL) == _GO:
+        with suppress(OSError):
+            address = (host, int(port))
+            with socket.create_connection(address, min(left, _TIMEOUT)) as connection:
+                connection.sendall(str(cluster.worker).encode())
+                connection.settimeout(left)
+                if connection.recv(len(_READY), socket.MSG_WAITALL) == _READY:
                     return []
-        except OSError:
-            pass
         time.sleep(_PAUSE)
     return [f"{cluster.addresses[0]} or another one"]
 
 
 STRATEGIES = ("mirrored", "multiworker")
-# Seconds in which all workers have to be started.
-_PATIENCE = 300.0
-# What TensorFlow raises where another worker does not answer any more.
-_GONE = (
+# Seconds within which all workers have to be started.
+_START_TIMEOUT = 300.0
+# What TensorFlow raises where another worker no longer answers.
+_UNREACHABLE = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -190,11 +189,11 @@ _GONE = (
     tf.errors.FailedPreconditionError,
     tf.errors.InternalError,
 )
-_DIGEST = 32
+_DIGEST_SIZE = 32
 
 
 class Devices:
-    """Some devices of one worker or of several; see `open_devices`.
+    """The devices of one worker or of several; see `open_devices`.
 
     Attributes:
         count: Devices of all workers together.
@@ -211,26 +210,26 @@ class Devices:
         self._strategy = strategy
         self.count = strategy.num_replicas_in_sync if strategy else 1
         self.worker, self.workers = worker, workers
-        self._own = self.count // workers
-        self._reduced = tf.function(self.everywhere(self._own_numbers))
+        self._local_count = self.count // workers
+        self._sum_over_workers = tf.function(self.replicated(self._sum_once_per_worker))
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker judges, tells and writes."""
+        """Whether this worker evaluates, prints and writes."""
         return self.worker == 0
 
     def scope(self) -> AbstractContextManager[Any]:
         """Return a context in which new variables get a copy on every device."""
         return self._strategy.scope() if self._strategy else nullcontext()
 
-    def check(self, batch_size: int, accumulate: int) -> None:
-        """Refuse a batch that cannot be cut into equal parts.
+    def check_batch_size(self, batch_size: int, accumulate: int) -> None:
+        """Refuse a batch size that cannot be divided equally.
 
         Raises:
-            UsageError: There is an image over.
+            UsageError: There is a remainder.
         """
         if batch_size % (self.count * accumulate):
-            parts = f"{self.count} devices"
+            parts = f"{self.count} device{'s' * (self.count != 1)}"
             if accumulate > 1:
                 parts += f" times accumulate={accumulate}"
             raise UsageError(
@@ -238,11 +237,11 @@ class Devices:
                 f"part. Received: batch_size={batch_size}."
             )
 
-    def everywhere(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that calls this one for each device, as in a step.
+    def replicated(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that calls this one on each device, as in a step.
 
-        Within it, `part`, `mean` and `total` tell the devices apart. Its results must
-        be the same for all of them.
+        Within it, `shard`, `all_reduce_mean` and `all_reduce_sum` tell the devices
+        apart. Its results must be the same for all of them.
         """
         strategy = self._strategy
         if strategy is None:
@@ -256,71 +255,73 @@ class Devices:
 
         return call
 
-    def part(
-        self, images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor
+    def shard(
+        self, images: tf.Tensor, targets: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return what of this worker's batch this device gets, and a key of its own."""
+        """Return this device's part of this worker's batch, and a key of its own."""
         if self._strategy is None:
-            return images, labels, key
+            return images, targets, key
         number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        size = images.shape[0] // self._own
-        start = number % self._own * size
-        # Cut where the batch lies: a device need not have all of it.
+        size = images.shape[0] // self._local_count
+        start = number % self._local_count * size
+        # Sliced where the batch is: a device does not need all of it.
         with tf.device("/device:CPU:0"):
-            images, labels = (each[start : start + size] for each in (images, labels))
-            return images, labels, tf.random.fold_in(key, number)
+            images, targets = (each[start : start + size] for each in (images, targets))
+            return images, targets, tf.random.fold_in(key, number)
 
-    def mean(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
+    def all_reduce_mean(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
         """Return the means over all devices."""
-        return self._reduce(tf.distribute.ReduceOp.MEAN, values)
+        return self._all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
-    def total(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
+    def all_reduce_sum(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
         """Return the sums over all devices."""
-        return self._reduce(tf.distribute.ReduceOp.SUM, values)
+        return self._all_reduce(tf.distribute.ReduceOp.SUM, values)
 
-    def anyone(self, asks: bool) -> bool:
-        """Return whether any worker asks for something."""
-        return bool(self._over_workers([float(asks)])[0]) if self.workers > 1 else asks
+    def any_worker(self, value: bool) -> bool:
+        """Return whether the value is true on any worker."""
+        return bool(
+            self._over_workers([float(value)])[0] if self.workers > 1 else value
+        )
 
-    def from_chief(self, numbers: Sequence[float]) -> list[float]:
+    def broadcast(self, numbers: Sequence[float]) -> list[float]:
         """Return the chief's numbers, as many as this worker gave."""
         if self.workers == 1:
             return list(numbers)
-        mine = numbers if self.is_chief else [0.0] * len(numbers)
-        return [float(number) for number in self._over_workers(mine)]
+        own = numbers if self.is_chief else [0.0] * len(numbers)
+        return [float(number) for number in self._over_workers(own)]
 
     def check_agreement(self, facts: Mapping[str, Any]) -> None:
-        """Refuse to begin where a worker was started otherwise than the chief.
+        """Refuse to start where a worker was started differently from the chief.
 
         Args:
             facts: What must be the same, by name, as JSON values.
 
         Raises:
-            UsageError: Something differs; the message tells what.
+            UsageError: Something differs; the message says what.
         """
         if self.workers == 1:
             return
-        digests = np.zeros((self.workers, len(facts), _DIGEST))
+        digests = np.zeros((self.workers, len(facts), _DIGEST_SIZE))
         digests[self.worker] = [_digest(value) for _, value in sorted(facts.items())]
         everyone = self._over_workers(digests.ravel()).reshape(digests.shape)
-        odd = (everyone != everyone[:1]).any(-1)
-        if odd.any():
-            who = ", ".join(str(worker) for worker in np.flatnonzero(odd.any(1)))
-            names = np.array(sorted(facts))[odd.any(0)]
+        different = (everyone != everyone[:1]).any(-1)
+        if different.any():
+            who = ", ".join(str(worker) for worker in np.flatnonzero(different.any(1)))
+            names = np.array(sorted(facts))[different.any(0)]
             raise UsageError(
-                "All workers must be started alike. Other than with worker 0: "
-                f"{', '.join(names)}; on worker {who}."
+                "All workers must be started with the same arguments. Different from "
+                f"worker 0: {', '.join(names)}; on worker {who}."
             )
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all workers at the very end, so that none leaves too early."""
-        # Who has met may leave at once, before the others have heard of it.
-        with suppress(*_GONE):
-            self.anyone(False)
+        # A worker that has passed may exit at once, before the others have heard of it.
+        with suppress(*_UNREACHABLE):
+            self.any_worker(False)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Have all workers end where one of them fails, instead of waiting for it.
+    def failing_together(self) -> Iterator[None]:
+        """Have all workers fail where one of them fails, instead of waiting for it.
 
         Raises:
             ReszooError: Another worker is gone.
@@ -333,15 +334,15 @@ class Devices:
             if self.workers == 1:
                 raise
             _abort(f"worker {self.worker} failed")
-            if not isinstance(error, _GONE):
+            if not isinstance(error, _UNREACHABLE):
                 raise
             raise ReszooError(
-                "Another worker is gone: it ended, failed, or cannot be reached any "
-                "more; its own messages tell why. Start all workers again with "
-                "--resume (resume=True) to go on from the last state."
+                "Another worker is gone: it exited, failed, or is unreachable; see its "
+                "own messages. Start all workers again with --resume (resume=True) to "
+                "continue from the last state."
             ) from error
 
-    def _reduce(
+    def _all_reduce(
         self, operation: tf.distribute.ReduceOp, values: list[tf.Tensor]
     ) -> list[tf.Tensor]:
         if self._strategy is None:
@@ -350,27 +351,28 @@ class Devices:
         return list(context.all_reduce(operation, values))
 
     def _over_workers(self, numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(self._reduced(tf.constant(numbers, tf.float64)))
+        return np.asarray(self._sum_over_workers(tf.constant(numbers, tf.float64)))
 
-    def _own_numbers(self, numbers: tf.Tensor) -> tf.Tensor:
+    def _sum_once_per_worker(self, numbers: tf.Tensor) -> tf.Tensor:
         number = tf.distribute.get_replica_context().replica_id_in_sync_group
-        mine = numbers if number % self._own == 0 else tf.zeros_like(numbers)
-        return self.total([tf.identity(mine)])[0]
+        first = number % self._local_count == 0
+        own = numbers if first else tf.zeros_like(numbers)
+        return self.all_reduce_sum([tf.identity(own)])[0]
 
 
-def open_devices(strategy: str | None, patience: float = _PATIENCE) -> Devices:
+def open_devices(strategy: str | None, timeout: float = _START_TIMEOUT) -> Devices:
     """Return the devices of a strategy, and wait for the other workers.
 
     Args:
         strategy: "mirrored" for all GPUs of this machine (or all virtual CPUs),
             "multiworker" for the processes in TF_CONFIG, None for one device.
-        patience: Seconds to wait for the other workers.
+        timeout: Seconds to wait for the other workers.
 
     Raises:
         UnknownNameError: There is no such strategy.
         UsageError: There is one device only, TF_CONFIG is missing or wrong, or
-            TensorFlow has been used before the workers were connected.
-        ReszooError: The other workers did not come.
+            TensorFlow was used before the workers were connected.
+        ReszooError: The other workers did not connect.
     """
     if strategy is None:
         return Devices()
@@ -379,13 +381,13 @@ def open_devices(strategy: str | None, patience: float = _PATIENCE) -> Devices:
     if strategy == "mirrored":
         return Devices(_mirrored())
     cluster = read_cluster()
-    opened = _connected(cluster, patience)
+    opened = _connected(cluster, timeout)
     return Devices(opened, cluster.worker, len(cluster.addresses))
 
 
 @cache
 def _mirrored() -> tf.distribute.Strategy:
-    """Make the strategy once: two of them in a process number their reductions alike.
+    """Create the strategy once: two in a process give their reductions equal numbers.
 
     With TensorFlow 2.21 the second then fails with "Shape mismatch in the collective".
     """
@@ -401,23 +403,23 @@ def _mirrored() -> tf.distribute.Strategy:
 
 
 @cache
-def _connected(cluster: Cluster, patience: float) -> tf.distribute.Strategy:
+def _connected(cluster: Cluster, timeout: float) -> tf.distribute.Strategy:
     """Connect once: a process cannot leave its cluster, but it can train again."""
     say(
         f"This is worker {cluster.worker} of {len(cluster.addresses)} "
         f"({cluster.addresses[cluster.worker]}); waiting for the others."
     )
-    gather(cluster, patience)
+    wait_for_workers(cluster, timeout)
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise UsageError(
             "Workers must be connected before TensorFlow is first used. Give "
-            "reszoo.train the name of a net (and weights=) instead of a model."
+            "reszoo.train the name of a model (and weights=) instead of a model."
         ) from error
     except (tf.errors.OpError, ValueError) as error:
         raise ReszooError(f"The workers could not be connected: {error}.") from error
-    # TensorFlow takes this signal over, to tell of preemption, and then goes on.
+    # TensorFlow handles this signal as a notice of preemption, and does not stop.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     return strategy

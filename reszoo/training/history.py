@@ -5,10 +5,11 @@ import io
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
@@ -16,29 +17,30 @@ from reszoo.cards import Card, Metric
 from reszoo.errors import ReszooError
 from reszoo.files import atomic_file, disk_errors, write_text
 from reszoo.metrics import Metrics
-
-if TYPE_CHECKING:
-    from reszoo.training.run import RunConfig
 from reszoo.weights.names import Tensors
 from reszoo.weights.safetensors import read, write
+
+# Files of a run folder.
+HISTORY = "history.csv"
+BEST, LAST = "best.safetensors", "last.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One row of the history; shares are in 0..1, None where nothing was measured.
+    """One row of the history; accuracies in 0..1, None where nothing was measured.
 
     Attributes:
         epoch: Counted from 1.
-        phase: "head" while the head alone learns, else "all".
+        phase: "head" while the head alone is trained, else "all".
         loss: Mean training loss, in nats.
-        top1: Share of training images classified rightly, while training.
+        top1: Accuracy on the training batches.
         validation_loss: Mean cross-entropy on the validation split, in nats, whatever
             the training loss is.
-        validation_top1: The same on the validation split.
+        validation_top1: Accuracy on the validation split.
         learning_rate: At the last step.
         images_per_second: Training images, over the time of the training steps.
         data_wait: Share of that time spent waiting for images.
-        seconds: That the training steps took.
+        seconds: Time of the training steps.
     """
 
     epoch: int
@@ -62,7 +64,7 @@ class Epoch:
 
 
 def write_history(path: Path, history: Sequence[Epoch]) -> None:
-    """Write one row an epoch to a CSV file, in one step."""
+    """Write one row per epoch to a CSV file, atomically."""
     text = io.StringIO()
     names = [field.name for field in fields(Epoch)]
     table = csv.DictWriter(text, names, lineterminator="\n")
@@ -72,15 +74,15 @@ def write_history(path: Path, history: Sequence[Epoch]) -> None:
 
 
 def write_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
-    """Draw loss and accuracy against epochs to a PNG file, in one step."""
-    # Not pyplot, which would start a window system and keep figures.
+    """Plot loss and error against epochs to a PNG file, atomically."""
+    # Not pyplot, which would open a display and keep figures.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     figure.suptitle(title)
     loss, error = figure.subplots(1, 2)
     epochs = [row.epoch for row in history]
-    # Okabe and Ito's colours, distinguishable by everybody.
+    # Okabe and Ito's colours, for colour-blind readers too.
     for name, colour in (("training", "#0072B2"), ("validation", "#D55E00")):
         prefix = "" if name == "training" else "validation_"
         losses = [getattr(row, f"{prefix}loss") for row in history]
@@ -100,21 +102,18 @@ def write_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
         figure.savefig(temporary, dpi=120, format="png")
 
 
-_EVENT = tf.compat.v1.Event
-
-
 class EventLog:
-    """One event file; a run that goes on adds another to the same folder.
+    """One event file of TensorBoard; a resumed run adds another to the same folder.
 
-    Its first record tells TensorBoard to forget what earlier files of the folder
-    hold from `first_step` on, so that steps repeated after a kill show only once.
-    Earlier files stay untouched: their last record may be cut off, and readers then
-    go on with the next file.
+    Its first record tells TensorBoard to discard what earlier files of the folder hold
+    from `first_step` on, so that steps repeated after a kill show only once. Earlier
+    files are not changed: their last record may be cut off, and readers then continue
+    with the next file.
 
     Args:
-        folder: Where the file goes; made if missing.
+        folder: Of the file; created if missing.
         first_step: The first step that will be written: 0 for a new run, else one
-            more than the last step in the state that the run goes on from.
+            more than the last step in the state that the run resumes from.
 
     Raises:
         ReszooError: The disk refused the write.
@@ -124,33 +123,39 @@ class EventLog:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.path = _next_file(folder)
-        self._writer = self._told(tf.io.TFRecordWriter, str(self.path))
-        self._write(file_version="brain.Event:2")
+        with self._write_errors():
+            self._writer = tf.io.TFRecordWriter(str(self.path))
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        self._write(session_log=start, step=first_step)
-        self._told(self._writer.flush)
+        self._write(
+            {"file_version": "brain.Event:2"},
+            {"session_log": start, "step": first_step},
+        )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by tag ("train/loss"), and flush them to the file."""
-        # `simple_value` is what torch's writer uses too: every reader knows it, and
-        # TensorBoard turns it into its newer form while loading.
+        # `simple_value` is what torch's writer uses too: every reader supports it, and
+        # TensorBoard converts it to its newer form while loading.
         summary = tf.compat.v1.Summary()
         for tag, value in values.items():
             summary.value.add(tag=tag, simple_value=value)
-        self._write(summary=summary, step=step)
-        self._told(self._writer.flush)
+        self._write({"summary": summary, "step": step})
 
     def close(self) -> None:
         """Close the file."""
-        self._told(self._writer.close)
+        with self._write_errors():
+            self._writer.close()
 
-    def _write(self, **fields: Any) -> None:
-        event = _EVENT(wall_time=time.time(), **fields)
-        self._told(self._writer.write, event.SerializeToString())
+    def _write(self, *events: Mapping[str, Any]) -> None:
+        with self._write_errors():
+            for fields in events:
+                event = tf.compat.v1.Event(wall_time=time.time(), **fields)
+                self._writer.write(event.SerializeToString())
+            self._writer.flush()
 
-    def _told(self, action: Any, *arguments: Any) -> Any:
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
         try:
-            return action(*arguments)
+            yield
         except tf.errors.OpError as error:
             raise ReszooError(
                 f"{self.path} could not be written: {error.message}. Make room on "
@@ -159,7 +164,7 @@ class EventLog:
 
 
 def _next_file(folder: Path) -> Path:
-    """Name a file that sorts behind all there are, whatever the clock says.
+    """Return a file name that sorts after all existing ones, even if the clock is off.
 
     TensorBoard reads the files of a folder in the order of their names.
     """
@@ -170,83 +175,76 @@ def _next_file(folder: Path) -> Path:
     return folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
 
 
-HISTORY = "history.csv"
-BEST, LAST = "best.safetensors", "last.safetensors"
-
-
 @dataclass(frozen=True)
 class Best:
     """The best epoch so far: the higher accuracy, then the lower loss, wins."""
 
     epoch: int
-    merit: tuple[float, float]
+    score: tuple[float, float]
 
 
 class RunHistory:
-    """The finished epochs of a run.
+    """The finished epochs of a run, and the weights of the best one.
+
+    Args:
+        card: Of the model that is trained.
+        provenance: Of its weights, except for the epoch.
+        folder: Where weights and history are kept; None keeps them in memory only.
 
     Attributes:
-        history: One row for each.
-        best: The best of them.
+        epochs: One row for each validation.
+        best: The best of them; None before the first.
         best_tensors: Its weights, by torchvision's names.
         best_card: Its card.
     """
 
-    def __init__(self, setting: "RunConfig") -> None:
-        self._setting = setting
-        self.history: list[Epoch] = []
+    def __init__(
+        self, card: Card, provenance: Mapping[str, Any], folder: Path | None
+    ) -> None:
+        self._card, self._provenance, self._folder = card, provenance, folder
+        self.epochs: list[Epoch] = []
         self.best: Best | None = None
         self.best_tensors: Tensors = {}
-        self.best_card = setting.card
+        self.best_card = card
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the weights, as plain JSON values."""
         return {
-            "history": [asdict(row) for row in self.history],
-            "best": self.best and [self.best.epoch, list(self.best.merit)],
+            "history": [asdict(row) for row in self.epochs],
+            "best": self.best and [self.best.epoch, list(self.best.score)],
         }
 
-    def take(self, content: Mapping[str, Any], folder: Path) -> None:
-        """Take what `to_json` returned, and the best weights from the run's folder."""
-        self.history = [Epoch(**row) for row in content["history"]]
+    def restore(self, content: Mapping[str, Any], folder: Path) -> None:
+        """Restore what `to_json` returned, and the best weights in the run's folder."""
+        self.epochs = [Epoch(**row) for row in content["history"]]
         if content["best"]:
-            epoch, merit = content["best"]
-            self.best = Best(epoch, (merit[0], merit[1]))
+            epoch, score = content["best"]
+            self.best = Best(epoch, (score[0], score[1]))
             self.best_tensors, card = read(folder / BEST)
             self.best_card = card or self.best_card
 
-    def add(self, row: Epoch, measured: Metrics | None, tensors: Tensors) -> None:
-        """Add an epoch; write its weights and the history where the run is kept."""
-        self.history.append(row)
-        card = self._card_after(row.epoch, measured)
-        merit = (measured.top1, -measured.loss) if measured else (0.0, float(row.epoch))
-        improved = self.best is None or merit > self.best.merit
+    def add(self, row: Epoch, metrics: Metrics | None, tensors: Tensors) -> None:
+        """Add an epoch; write its weights and the history if the run has a folder."""
+        self.epochs.append(row)
+        card = self._card.after(
+            {**self._provenance, "epoch": row.epoch},
+            _card_metrics(metrics) if metrics else (),
+        )
+        score = (metrics.top1, -metrics.loss) if metrics else (0.0, float(row.epoch))
+        improved = self.best is None or score > self.best.score
         if improved:
-            self.best, self.best_tensors = Best(row.epoch, merit), tensors
+            self.best, self.best_tensors = Best(row.epoch, score), tensors
             self.best_card = card
-        folder = self._setting.folder
-        if not folder:
+        if not self._folder:
             return
         if improved:
-            write(folder / BEST, tensors, card)
-        write(folder / LAST, tensors, card)
-        write_history(folder / HISTORY, self.history)
-
-    def _card_after(self, epoch: int, measured: Metrics | None) -> Card:
-        setting = self._setting
-        provenance = {
-            "source": "trained with reszoo",
-            "data": setting.source.name,
-            "images": len(setting.source.examples("train")),
-            "recipe": setting.recipe.to_json(),
-            "epoch": epoch,
-        }
-        return setting.card.after(provenance, _as_metrics(measured) if measured else ())
+            write(self._folder / BEST, tensors, card)
+        write(self._folder / LAST, tensors, card)
+        write_history(self._folder / HISTORY, self.epochs)
 
 
-def _as_metrics(measured: Metrics) -> tuple[Metric, ...]:
-    """Return a measurement as a card has it."""
-    data = f"{measured.data}, {measured.images} images"
-    values = asdict(measured)
+def _card_metrics(metrics: Metrics) -> tuple[Metric, ...]:
+    data = f"{metrics.data}, {metrics.images} images"
+    values = asdict(metrics)
     names = ("top1", "top5", "loss")
     return tuple(Metric(name=name, value=values[name], data=data) for name in names)

@@ -1,4 +1,4 @@
-"""The training copy of a model: precision, frozen layers, batch normalisation."""
+"""Copies of a model for training and evaluation, frozen layers and precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ _FROZEN = "_reszoo_frozen"
 
 
 class BatchNormCount(NamedTuple):
-    """How many batch normalisations keep what they know, and how many learn."""
+    """How many batch normalisations are frozen, and how many are live."""
 
     frozen: int
     live: int
@@ -92,27 +92,29 @@ def frozen_parts(spec: str, setting: str | None) -> tuple[str, ...]:
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
-def twin(model: keras.Model, record: Preprocessing, recipe: Recipe) -> keras.Model:
-    """Build the model that training works on, from images to logits.
+def training_copy(
+    model: keras.Model, preprocessing: Preprocessing, recipe: Recipe
+) -> keras.Model:
+    """Build the copy of a model that is trained, from images to logits.
 
     Args:
         model: A model from reszoo, with a classifier.
-        record: Its `train_size` becomes the twin's input.
-        recipe: Precision, stochastic depth and shared statistics.
+        preprocessing: Its `train_size` becomes the input size of the copy.
+        recipe: Decides precision, stochastic depth and synchronised statistics.
 
     Returns:
         A model with the same layer names, weights and `trainable` flags. Layers that
-        only `reszoo.compile` froze learn.
+        only `reszoo.compile` froze are trainable.
 
     Raises:
         UsageError: The model has no classifier, or the processor no bfloat16.
     """
-    described = get_card(model).architecture
+    architecture = get_card(model).architecture
     logits_model(model)
-    side = record.train_size
-    with computing_in(precision(recipe)):
+    side = preprocessing.train_size
+    with precision_policy(resolve_precision(recipe)):
         copy = build_resnet(
-            replace(described, input_shape=(side, side, 3)),
+            replace(architecture, input_shape=(side, side, 3)),
             stochastic_depth=recipe.stochastic_depth,
             synchronized=recipe.sync_bn,
             seed=0,
@@ -126,39 +128,41 @@ def twin(model: keras.Model, record: Preprocessing, recipe: Recipe) -> keras.Mod
     return logits_model(copy)
 
 
-def judged_twin(model: keras.Model, record: Preprocessing) -> keras.Model:
-    """Build a float32 twin of `eval_size`, for measuring while training goes on."""
-    described = get_card(model).architecture
-    side = record.eval_size
-    with computing_in("float32"):
+def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
+    """Build a float32 copy at `eval_size`, which measures while another copy trains."""
+    architecture = get_card(model).architecture
+    side = preprocessing.eval_size
+    with precision_policy("float32"):
         return build_resnet(
-            replace(described, input_shape=(side, side, 3), classifier_activation=None),
+            replace(
+                architecture, input_shape=(side, side, 3), classifier_activation=None
+            ),
             seed=0,
             name=model.name,
         )
 
 
 def set_momentum(model: keras.Model, momentum: float) -> None:
-    """Set how slowly the moving statistics follow (Keras' convention)."""
+    """Set the momentum of the moving statistics (Keras' convention)."""
     for layer in model.layers:
         if isinstance(layer, BatchNormalization):
             layer.momentum = momentum
 
 
-def precision(recipe: Recipe) -> str:
-    """Return "float32" or "bfloat16": what a recipe means on this machine.
+def resolve_precision(recipe: Recipe) -> str:
+    """Return "float32" or "bfloat16": what the recipe's precision is on this machine.
 
     Raises:
-        UsageError: bfloat16 is asked for and the processor has no such instructions.
+        UsageError: bfloat16 is required and the processor has no such instructions.
     """
-    if recipe.precision != "auto":
-        if recipe.precision == "bfloat16" and not has_bfloat16():
-            raise UsageError(
-                "This processor has no bfloat16 instructions, so it would be slower "
-                "than float32. Received: precision=bfloat16; use precision=auto."
-            )
-        return recipe.precision
-    return "bfloat16" if has_bfloat16() else "float32"
+    if recipe.precision == "bfloat16" and not has_bfloat16():
+        raise UsageError(
+            "This processor has no bfloat16 instructions, so it would be slower "
+            "than float32. Received: precision=bfloat16; use precision=auto."
+        )
+    if recipe.precision == "auto":
+        return "bfloat16" if has_bfloat16() else "float32"
+    return recipe.precision
 
 
 @cache
@@ -172,7 +176,7 @@ def has_bfloat16() -> bool:
 
 
 @contextmanager
-def computing_in(precision: str) -> Iterator[None]:
+def precision_policy(precision: str) -> Iterator[None]:
     """Have models built in the body compute in "float32" or "bfloat16"."""
     before = keras.config.dtype_policy()
     name = "mixed_bfloat16" if precision == "bfloat16" else "float32"

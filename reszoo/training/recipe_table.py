@@ -9,7 +9,7 @@ from typing import Any, get_origin
 
 from reszoo import defaults
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, fitted, options_of
+from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, coerce, options_of
 from reszoo.training.schedules import rescaled_decay
 
 _V2_EMA = rescaled_decay(0.99998, every=32, batch_size=1024, epochs=600)
@@ -18,7 +18,7 @@ _TABLE = (
     # Two phases after the survey of fine-tuning in Kornblith et al. 2019
     # (arXiv:1805.08974), BiT (arXiv:1912.11370) and LP-FT (arXiv:2202.10054): the
     # head first, so that its random gradient never reaches the backbone. Rate and
-    # crops are what benchmarks/transfer.py likes best.
+    # crops are the best ones in benchmarks/transfer.py.
     Recipe(
         name="finetune",
         batch_size=32,
@@ -34,8 +34,7 @@ _TABLE = (
         head_epochs=2,
         head_learning_rate=0.03,
     ),
-    # The head alone on what the backbone sees: how good the features are as they
-    # stand.
+    # The head alone, on the features of the backbone as it is.
     Recipe(
         name="linear-probe",
         batch_size=32,
@@ -61,9 +60,9 @@ _TABLE = (
         crop="pad",
         pad=1 / 8,
     ),
-    # Section 4.2 to the letter, but for the mean: one number a channel, which files
-    # for phones can hold, in place of one a pixel. The rate falls at 32,000 and
-    # 48,000 steps. For 110 layers they began with 0.01 for some 400 steps (at 352 an
+    # Section 4.2 exactly, except for the mean: one number per channel, which exported
+    # files can hold, in place of one per pixel. The rate falls at 32,000 and 48,000
+    # steps. For 110 layers the paper starts with 0.01 for some 400 steps (at 352 per
     # epoch): warmup_epochs=1.14, warmup_start=0.1, warmup_shape="constant".
     Recipe(
         name="he2015-cifar",
@@ -180,11 +179,11 @@ FIELDS = tuple(name for name in DEFAULTS if name != "name")
 def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields replaced.
 
-    What belongs to the old value of a field goes with it, unless it is given as well:
-    a new number of `epochs` takes the place of `steps`, and the other way round; a
+    Fields that depend on the old value of a replaced field are reset, unless they are
+    given as well: a new number of `epochs` replaces `steps`, and the other way round; a
     fixed warm-up becomes a twentieth of a training that is no longer than it, or that
-    is told in steps where the recipe's was in epochs; a new `crop` or `schedule`
-    returns what only the old one used (`recipes.NEEDS`) to its default.
+    has steps where the recipe had epochs; a new `crop` or `schedule` resets what only
+    the old one used (`recipes.NEEDS`) to its default.
 
     Args:
         name: A row of `RECIPES`, or a recipe of your own.
@@ -201,37 +200,37 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     for field in changes:
         if field not in FIELDS:
             raise UnknownNameError("recipe field", field, FIELDS)
-    return replace(name, **{**_outdated(name, changes), **changes})
+    return replace(name, **{**_reset(name, changes), **changes})
 
 
-def _outdated(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return what a recipe's fields become by the change of others."""
-    outdated = {
+def _reset(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe that the change of others resets."""
+    reset = {
         field: DEFAULTS[field]
         for field, (other, value) in NEEDS.items()
         if changes.get(other, value) != value
     }
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if changes.get(one) is not None:
-            outdated[other] = None
-    if _outlasts(recipe.warmup_epochs, recipe, changes):
-        outdated["warmup_epochs"] = None
-    return outdated
+            reset[other] = None
+    if _may_outlast(recipe.warmup_epochs, recipe, changes):
+        reset["warmup_epochs"] = None
+    return reset
 
 
-def _outlasts(warmup: float | None, recipe: Recipe, changes: dict[str, Any]) -> bool:
-    """Tell whether a warm-up may last as long as the training that is asked for."""
+def _may_outlast(warmup: float | None, recipe: Recipe, changes: dict[str, Any]) -> bool:
+    """Return whether a warm-up may last as long as the changed training."""
     epochs, steps = changes.get("epochs"), changes.get("steps")
     if not warmup:
         return False
     if isinstance(epochs, Real):
         return warmup >= epochs
-    # How many epochs those are is for the data to tell.
+    # How many epochs those are depends on the data.
     return steps is not None and recipe.steps is None
 
 
 def parse_field(text: str) -> tuple[str, Any]:
-    """Return the field and the value that "field=value" stands for.
+    """Parse "field=value" into the field and its value.
 
     Args:
         text: As on the command line: "epochs=10", "scale=0.25,1", "flip=no",
@@ -239,7 +238,7 @@ def parse_field(text: str) -> tuple[str, Any]:
 
     Raises:
         UnknownNameError: No such field.
-        UsageError: The value is of another kind than the field.
+        UsageError: The value is of another type than the field.
     """
     name, equals, value = text.partition("=")
     if not equals:
@@ -247,33 +246,33 @@ def parse_field(text: str) -> tuple[str, Any]:
     if name not in FIELDS:
         raise UnknownNameError("recipe field", name, FIELDS)
     options = options_of(name)
-    return name, fitted(name, _parsed(name, options, value.strip()), options)
+    return name, coerce(name, _parsed(name, options, value.strip()), options)
 
 
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}
-_MEANT = {bool: "yes or no", int: "a whole number", float: "a number"}
+_TYPE_NAMES = {bool: "yes or no", int: "a whole number", float: "a number"}
 
 
 def _parsed(name: str, options: tuple[Any, ...], value: str) -> Any:
     if value.lower() == "none" and NoneType in options:
         return None
-    wanted = options[0]
+    kind = options[0]
     try:
-        if wanted is bool:
+        if kind is bool:
             return _WORDS[value.lower()]
-        if wanted in (int, float):
-            return wanted(value)
-        if get_origin(wanted) is tuple:
+        if kind in (int, float):
+            return kind(value)
+        if get_origin(kind) is tuple:
             return tuple(float(part) for part in value.split(",") if value)
     except (KeyError, ValueError) as error:
-        meant = _MEANT.get(wanted, "numbers with commas between")
+        meant = _TYPE_NAMES.get(kind, "numbers separated by commas")
         raise UsageError(
             f"{name} must be {meant}. Received: {name}={value}."
         ) from error
     return value
 
 
-def repeating(
+def repeat_command(
     model: Any,
     data: Any,
     recipe: Recipe,
@@ -282,11 +281,11 @@ def repeating(
     bad_images: str,
     strategy: str | None = None,
 ) -> list[str]:
-    """Return the arguments of a command line that does the same once more.
+    """Return the arguments of a command line that repeats a run.
 
-    A model or arrays in memory, and a recipe that is no row of `RECIPES`, have no name
-    on a command line: then it is Python, where "model" and "data" are left to the
-    reader.
+    A model or arrays in memory, and a recipe that is not a row of `RECIPES`, cannot be
+    given on a command line: then the command is Python, in which the reader replaces
+    "model" and "data".
     """
     options = {
         "weights": None if weights is None else str(weights),
@@ -310,31 +309,32 @@ def repeating(
 
 
 def _python(model: Any, data: Any, recipe: Recipe, given: dict[str, str]) -> str:
-    words = [
+    arguments = [
         repr(model) if isinstance(model, str) else "model",
         repr(str(data)) if isinstance(data, (str, os.PathLike)) else "data",
     ]
     if recipe.name in RECIPES:
-        words += _named({"recipe": recipe.name, **_changes(recipe)})
+        arguments += _keywords({"recipe": recipe.name, **_changes(recipe)})
     else:
         fields = {name: getattr(recipe, name) for name in ("name", *FIELDS)}
         own = {n: value for n, value in fields.items() if value != DEFAULTS[n]}
-        words.append(f"recipe=reszoo.Recipe({', '.join(_named(own))})")
-    return f"import reszoo; reszoo.train({', '.join([*words, *_named(given)])})"
+        arguments.append(f"recipe=reszoo.Recipe({', '.join(_keywords(own))})")
+    arguments += _keywords(given)
+    return f"import reszoo; reszoo.train({', '.join(arguments)})"
 
 
-def _named(values: dict[str, Any]) -> list[str]:
+def _keywords(values: dict[str, Any]) -> list[str]:
     return [f"{name}={value!r}" for name, value in values.items()]
 
 
 def _changes(recipe: Recipe) -> dict[str, Any]:
-    """Return with which fields `find_recipe` makes this recipe from the named one."""
-    changes = _differing(recipe, find_recipe(recipe.name))
-    # A change may carry other fields along, which then are to be told as well.
-    return changes | _differing(recipe, find_recipe(recipe.name, **changes))
+    """Return the changes by which `find_recipe` makes this recipe of the named one."""
+    changes = _differences(recipe, find_recipe(recipe.name))
+    # A change may reset other fields, which then have to be given as well.
+    return changes | _differences(recipe, find_recipe(recipe.name, **changes))
 
 
-def _differing(recipe: Recipe, other: Recipe) -> dict[str, Any]:
+def _differences(recipe: Recipe, other: Recipe) -> dict[str, Any]:
     values = {field: getattr(recipe, field) for field in FIELDS}
     return {n: value for n, value in values.items() if value != getattr(other, n)}
 

@@ -1,8 +1,8 @@
-"""Recipes: every option of a training run except the model and the data."""
+"""Recipes: every option of a training run except the model and the data; its phases."""
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,75 +19,76 @@ from reszoo.training.schedules import (
     WarmupShape,
 )
 
-_MEANT = {
+_TYPE_NAMES = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "a string",
 }
 
 
-def fitted(field: str, value: Any, options: tuple[Any, ...]) -> Any:
-    """Return a value as a plain one of the type that a field has.
+def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
+    """Return a value as plain Python of a field's type.
 
     Args:
         field: Its name, for the errors.
-        value: What came. NumPy's numbers become Python's, whole numbers become floats
-            where those are meant, and lists and arrays become tuples.
+        value: NumPy's numbers become Python's, whole numbers become floats where
+            the field is a float, and lists and arrays become tuples.
         options: The type, and `NoneType` where the field may be None: bool, int, float
             (finite), str, a tuple of floats, or a `Literal` of names.
 
     Raises:
-        UnknownNameError: A name that the `Literal` has not.
+        UnknownNameError: A name that is not in the `Literal`.
         UsageError: A value of another type.
     """
     if value is None and NoneType in options:
         return None
-    wanted = options[0]
-    if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise UnknownNameError(field, value, get_args(wanted))
+    kind = options[0]
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise UnknownNameError(field, value, get_args(kind))
         return value
     try:
-        return _plain(value, wanted)
+        return _plain(value, kind)
     except (TypeError, OverflowError) as error:
         optional = " (or None)" if NoneType in options else ""
         raise UsageError(
-            f"{field} must be {_meant(wanted)}{optional}. Received: {field}={value!r}."
+            f"{field} must be {_type_name(kind)}{optional}. "
+            f"Received: {field}={value!r}."
         ) from error
 
 
-def _plain(value: Any, wanted: Any) -> Any:
+def _plain(value: Any, kind: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
-    if get_origin(wanted) is tuple:
-        return _plain_tuple(value, get_args(wanted))
-    # True is an int to Python, but no number of epochs.
-    if wanted is float and type(value) is int:
+    if get_origin(kind) is tuple:
+        return _plain_tuple(value, get_args(kind))
+    # True is an int in Python, but not a number of epochs.
+    if kind is float and type(value) is int:
         value = float(value)
-    if not isinstance(value, wanted) or (type(value) is bool) != (wanted is bool):
+    if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
         raise TypeError
-    if wanted is float and not math.isfinite(value):
+    if kind is float and not math.isfinite(value):
         raise TypeError
     return value
 
 
-def _plain_tuple(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+def _plain_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         raise TypeError
-    if Ellipsis not in parts and len(value) != len(parts):
+    if Ellipsis not in kinds and len(value) != len(kinds):
         raise TypeError
-    return tuple(_plain(part, parts[0]) for part in value)
+    return tuple(_plain(part, kinds[0]) for part in value)
 
 
-def _meant(wanted: Any) -> str:
-    if get_origin(wanted) is not tuple:
-        return _MEANT[wanted]
-    parts = get_args(wanted)
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is not tuple:
+        return _TYPE_NAMES[kind]
+    parts = get_args(kind)
     return "numbers" if Ellipsis in parts else f"{len(parts)} numbers"
 
 
-# Field -> least value, for whole numbers; None is allowed where the field has it.
+# Field -> least value, for whole numbers; None is allowed where the field allows it.
 _AT_LEAST = {
     "epochs": 1,
     "steps": 1,
@@ -100,7 +101,7 @@ _AT_LEAST = {
     "train_size": 1,
     "eval_size": 1,
 }
-# Field -> it lies in [0, limit).
+# Field -> limit; the field is in [0, limit).
 _BELOW = {
     "momentum": 1.0,
     "label_smoothing": 1.0,
@@ -119,81 +120,81 @@ NEEDS = {
     "floor": ("schedule", "cosine"),
     "warmup_prefix": ("schedule", "cosine"),
 }
-"""Field -> another one and the value of that, without which it has no effect."""
+"""Field -> another field and its value, without which the field has no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a net is trained.
+    """How a model is trained.
 
     Attributes:
-        name: Which row of `RECIPES` it came from.
-        epochs: Times that every training image is seen.
+        name: The row of `RECIPES` that it is based on.
+        epochs: Passes over the training images.
         steps: Number of steps instead. With neither, the size of the training set
             decides, as in BiT's HyperRule (arXiv:1912.11370, section 3.3).
-        batch_size: Images a step, over all devices.
-        accumulate: Parts in which a batch is worked through, to save memory. Batch
-            normalisation sees the parts.
+        batch_size: Images per step, over all devices.
+        accumulate: Number of parts whose gradients are accumulated, to save memory.
+            Batch normalisation sees the parts.
         optimizer: "sgd" (torch's form), "caffe-sgd" (the rate is inside the
-            velocity, as He et al. ran it) or "lamb" (timm's).
-        learning_rate: Highest rate.
+            velocity, as in He et al.) or "lamb" (timm's).
+        learning_rate: Peak learning rate.
         momentum: Of the gradient.
-        nesterov: Whether the step looks ahead along the velocity.
+        nesterov: Whether the momentum is Nesterov's.
         weight_decay: Coupled L2, as in torch's SGD; for LAMB inside the trust ratio.
-        decay_on: "kernels" leaves biases and batch normalisation alone,
-            "all-but-norm" batch normalisation; or "all".
+        decay_on: "kernels" excludes biases and batch normalisation, "all-but-norm"
+            batch normalisation alone; or "all".
         schedule: How the rate changes: "cosine" falls along a half cosine to
             `floor` (arXiv:1608.03983), "steps" by `factor` at each milestone,
             "constant" not at all.
-        schedule_per: Whether the rate moves each "step" or each "epoch".
+        schedule_per: Whether the rate changes each "step" or each "epoch".
         milestones: Of the schedule "steps", as shares of the training.
         factor: Of the schedule "steps".
         floor: Lowest rate of the cosine, as a share of `learning_rate`.
-        warmup_epochs: Epochs until the highest rate is reached; None is a twentieth
-            of the training.
-        warmup_start: Where the warm-up begins, as a share of `learning_rate`.
-        warmup_shape: "linear", or "constant" to stay where it begins.
-        warmup_prefix: Whether the cosine begins after the warm-up, or beneath it.
+        warmup_epochs: Epochs until the peak rate is reached; None is a twentieth of
+            the training.
+        warmup_start: First rate of the warm-up, as a share of `learning_rate`.
+        warmup_shape: "linear", or "constant" for `warmup_start` during the warm-up.
+        warmup_prefix: Whether the cosine starts after the warm-up, or beneath it.
         loss: "softmax" cross-entropy or "binary" cross-entropy of every class.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
-        ema: Decay of the averaged weights, which are then what is evaluated and
-            saved; None averages nothing.
+        ema: Decay of the averaged weights, which are then evaluated and saved; None
+            averages nothing.
         ema_every: Steps between two updates of the average.
         crop: Training crops: "pad" shifts by up to `pad`, "resized" cuts a random
-            part (`scale`, `ratio`) and resizes it, "none" shows what evaluation
-            does. "auto" is "pad" for nets of less than 96 pixels, else "resized".
+            part (`scale`, `ratio`) and resizes it, "none" prepares images as in
+            evaluation. "auto" is "pad" below 96 pixels, else "resized".
         pad: Border from which crops are cut, as a share of the side.
         scale: Least and largest share of the area of a resized crop.
         ratio: Least and largest width over height of a resized crop.
-        flip: Whether half of the images are mirrored; None asks the data, for a
-            mirrored digit is no digit.
+        flip: Whether half of the images are flipped horizontally; None decides by
+            the data, for a mirrored digit is not a digit.
         policy: "trivial" (TrivialAugmentWide), "rand-m7-mstd0.5" (timm's
             RandAugment) or None.
         erase: Probability that a part is erased.
         mixup: Alpha of mixup; 0 is off. With both, each batch gets one of them.
         cutmix: Alpha of cutmix; 0 is off.
-        repeats: Times that each image of a batch is shown (arXiv:1902.05509).
-        stochastic_depth: Probability of leaving the last block out; it falls
-            linearly towards the first (arXiv:1603.09382).
+        repeats: Copies of each image in a batch (arXiv:1902.05509).
+        stochastic_depth: Probability of dropping the last block; it falls linearly
+            towards the first (arXiv:1603.09382).
         zero_init_residual: Whether each block starts as its shortcut alone; for
-            nets that `train` itself builds with fresh weights.
+            models that `train` itself builds with fresh weights.
         freeze: "backbone" trains the head alone, "stages:N" all but the stem and
             the first N stages, None everything.
         freeze_bn: Whether batch normalisation keeps its statistics and scales.
             None freezes them where a device sees fewer than 16 images at a time.
         bn_momentum: Of the moving statistics (Keras' convention; torch's 0.1 is 0.9
-            here). None is `max(1 - 10 / steps an epoch, 0.9)` (Kornblith et al. 2019).
+            here). None is `max(1 - 10 / steps per epoch, 0.9)` (Kornblith et al. 2019).
         sync_bn: Whether devices share their batch statistics.
         head_epochs: Epochs before all others in which the head alone is trained, at
             a constant rate and with frozen batch normalisation.
-        head_learning_rate: The rate of those.
+        head_learning_rate: Learning rate of those.
         precision: "bfloat16" computes in it and keeps float32 weights; "auto" does
-            so where the processor has it.
+            so where the processor supports it.
         train_size: Side of the training images; None is the card's, as below.
         eval_size: Side of the evaluation images.
         crop_pct: Share that the centre crop keeps.
         interpolation: "bilinear" or "bicubic".
-        seed: Decides fresh weights, the order of images and their variation.
+        seed: Of fresh weights, the order of images and their augmentation.
     """
 
     name: str
@@ -247,21 +248,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in _types():
-            value = fitted(name, getattr(self, name), options_of(name))
+            value = coerce(name, getattr(self, name), options_of(name))
             object.__setattr__(self, name, value)
         self._check_names()
         self._check_numbers()
+        self._check_ranges()
         self._check_effects()
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(
-                "A recipe has epochs or steps, not both. "
-                f"Received: epochs={self.epochs}, steps={self.steps}."
-            )
-        if self.batch_size % self.accumulate:
-            raise UsageError(
-                "accumulate must divide batch_size. Received: "
-                f"accumulate={self.accumulate}, batch_size={self.batch_size}."
-            )
         self._schedule(self.warmup_epochs or 0.0)
         if self.epochs is not None:
             self.rates(self.epochs)
@@ -289,26 +281,25 @@ class Recipe:
             value = getattr(self, field)
             if value is not None and not 0 <= value < limit:
                 raise UsageError(
-                    f"{field} must lie in [0, {limit:g}). Received: {field}={value}."
+                    f"{field} must be in [0, {limit:g}). Received: {field}={value}."
                 )
         for field in ("learning_rate", "head_learning_rate"):
             if getattr(self, field) <= 0:
                 raise UsageError(
-                    f"{field} must be above 0. "
+                    f"{field} must be positive. "
                     f"Received: {field}={getattr(self, field)}."
                 )
-        self._check_ranges()
 
     def _check_ranges(self) -> None:
         for field, most in (("scale", 1.0), ("ratio", math.inf)):
             low, high = getattr(self, field)
             if not 0 < low <= high <= most:
                 raise UsageError(
-                    f"{field} must be two numbers, the least first, above 0 and at "
+                    f"{field} must be two numbers, the least first, positive and at "
                     f"most {most:g}. Received: {field}={getattr(self, field)}."
                 )
         if not 0 <= self.erase <= 1:
-            raise UsageError(f"erase must lie in [0, 1]. Received: erase={self.erase}.")
+            raise UsageError(f"erase must be in [0, 1]. Received: erase={self.erase}.")
         if min(self.mixup, self.cutmix) < 0:
             raise UsageError(
                 "mixup and cutmix must not be negative. "
@@ -317,17 +308,27 @@ class Recipe:
 
     def _check_effects(self) -> None:
         for field, (other, value) in NEEDS.items():
-            received, there = getattr(self, field), getattr(self, other)
-            if there not in (value, "auto") and received != DEFAULTS[field]:
+            received, chosen = getattr(self, field), getattr(self, other)
+            if chosen not in (value, "auto") and received != DEFAULTS[field]:
                 raise UsageError(
                     f'{field} has an effect with {other}="{value}" only. Received: '
-                    f"{field}={received} with {other}={there!r}. Leave one of them out."
+                    f"{field}={received} with {other}={chosen!r}. Leave one out."
                 )
         if self.schedule == "steps" and not self.milestones:
             raise UsageError(
                 'schedule="steps" needs milestones, the shares of the training after '
                 "which the rate falls, such as milestones=(0.5, 0.75). "
                 "Received: milestones=()."
+            )
+        if self.epochs is not None and self.steps is not None:
+            raise UsageError(
+                "A recipe has epochs or steps, not both. "
+                f"Received: epochs={self.epochs}, steps={self.steps}."
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                "accumulate must divide batch_size. Received: "
+                f"accumulate={self.accumulate}, batch_size={self.batch_size}."
             )
 
     def rates(self, epochs: float) -> Schedule:
@@ -340,7 +341,7 @@ class Recipe:
         if warmup >= epochs:
             raise UsageError(
                 "warmup_epochs must be less than the epochs of the training, which "
-                f"else never reaches its learning rate. Received: warmup_epochs="
+                "otherwise never reaches its learning rate. Received: warmup_epochs="
                 f"{warmup:g} for {epochs:g} epochs. Give a smaller number, or None for "
                 "a twentieth of the training, or train longer."
             )
@@ -368,7 +369,7 @@ class Recipe:
 
 
 def options_of(field: str) -> tuple[Any, ...]:
-    """Return the types, one of which a field's value has: `NoneType` among them."""
+    """Return the types that a field's value may have, `NoneType` among them."""
     kind = _types()[field]
     return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
 
@@ -379,29 +380,132 @@ def _types() -> dict[str, Any]:
 
 
 DEFAULTS = {field.name: field.default for field in fields(Recipe)}
-"""Field -> what it is when it is left out."""
+"""Field -> its value when it is left out."""
 
-LEARNING = frozenset(
-    {
-        "bn_momentum",
-        "decay_on",
-        "epochs",
-        "factor",
-        "floor",
-        "label_smoothing",
-        "learning_rate",
-        "loss",
-        "milestones",
-        "momentum",
-        "nesterov",
-        "optimizer",
-        "schedule",
-        "schedule_per",
-        "warmup_epochs",
-        "warmup_prefix",
-        "warmup_shape",
-        "warmup_start",
-        "weight_decay",
-    }
-)
-"""Fields that decide the rule of every step: its loss, rate, update and statistics."""
+LEARNING = frozenset({
+    "bn_momentum", "decay_on", "epochs", "factor", "floor", "label_smoothing",
+    "learning_rate", "loss", "milestones", "momentum", "nesterov", "optimizer",
+    "schedule", "schedule_per", "warmup_epochs", "warmup_prefix", "warmup_shape",
+    "warmup_start", "weight_decay",
+})  # fmt: skip
+"""Fields that define the loss, learning rate, update and statistics of each step."""
+
+# BiT's HyperRule (arXiv:1912.11370, section 3.3): training images -> steps. There a
+# step has 512 images; with our smaller ones large sets get ten epochs at least.
+_BIT_STEPS = ((20_000, 500), (500_000, 10_000), (math.inf, 20_000))
+_LEAST_EPOCHS = 10
+# Statistics of fewer images than these at a time are worse than those of pretraining.
+# A small set alone is no reason: on 500 images frozen and live ones end alike
+# (benchmarks/transfer.py), and where the images look unlike those of pretraining,
+# frozen ones let the whole model collapse.
+_SMALL_BATCH = 16
+# Of a small set, a row of the history covers epochs of as many steps together.
+_STEPS_PER_ROW = 25
+_HEAD_SCHEDULE = Schedule(kind="constant")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training with one set of trainable weights and one schedule.
+
+    Attributes:
+        name: "head" or "all".
+        recipe: With `freeze_bn` and `bn_momentum` resolved.
+        first_epoch: Number of its first epoch over all phases, from 0.
+        epochs: How many it has.
+        steps_per_epoch: In full epochs.
+        steps: How many it has; the last epoch may be cut short.
+        schedule: Of the learning rate.
+        row: Epochs between two validations, which are a row of the history.
+    """
+
+    name: str
+    recipe: Recipe
+    first_epoch: int
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    schedule: Schedule
+    row: int = 1
+
+    def ends_row(self, epoch: int) -> bool:
+        """Return whether an epoch, numbered over all phases, ends with a validation."""
+        done = epoch + 1 - self.first_epoch
+        return done % self.row == 0 or done == self.epochs
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of one step of this phase, counted from 0."""
+        multiple = self.schedule.rate(step, self.steps_per_epoch, self.steps)
+        return self.recipe.learning_rate * multiple
+
+    def steps_of(self, epoch: int) -> int:
+        """Return how many steps an epoch has, numbered over all phases."""
+        done = (epoch - self.first_epoch) * self.steps_per_epoch
+        return min(self.steps_per_epoch, self.steps - done)
+
+
+def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
+    """Divide a training into phases: the head alone, if the recipe says so, then all.
+
+    Args:
+        recipe: Of the whole training.
+        images: Size of the training set.
+        devices: That share each batch.
+
+    Raises:
+        UsageError: There are fewer images than a batch has.
+    """
+    per_epoch = images // recipe.batch_size
+    if not per_epoch:
+        raise UsageError(
+            "batch_size must be at most the number of training images. Received: "
+            f"batch_size={recipe.batch_size} for {images} images."
+        )
+    resolved = _resolved(recipe, per_epoch, devices)
+    steps, head, row = _length(recipe, images, per_epoch), recipe.head_epochs, 1
+    if recipe.steps is None and recipe.epochs is None:
+        row = max(1, math.ceil(_STEPS_PER_ROW / per_epoch))
+        # Of a small set two epochs are few steps.
+        head = max(head, math.ceil(steps / 10 / per_epoch)) if head else 0
+    epochs, schedule = math.ceil(steps / per_epoch), recipe.rates(steps / per_epoch)
+    everything = Phase("all", resolved, head, epochs, per_epoch, steps, schedule, row)
+    if not head:
+        return (everything,)
+    head_recipe = replace(
+        resolved,
+        freeze="backbone",
+        freeze_bn=True,
+        learning_rate=recipe.head_learning_rate,
+        ema=None,
+    )
+    steps = head * per_epoch
+    first = Phase("head", head_recipe, 0, head, per_epoch, steps, _HEAD_SCHEDULE, row)
+    return first, everything
+
+
+def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.epochs is not None:
+        return recipe.epochs * per_epoch
+    steps = next(steps for most, steps in _BIT_STEPS if images < most)
+    return max(steps, _LEAST_EPOCHS * per_epoch)
+
+
+def _resolved(recipe: Recipe, per_epoch: int, devices: int) -> Recipe:
+    """Replace `freeze_bn=None` and `bn_momentum=None` by what they stand for."""
+    frozen = recipe.freeze_bn
+    if frozen is None:
+        seen = recipe.batch_size // recipe.accumulate
+        if not recipe.sync_bn:
+            seen //= devices
+        frozen = seen < _SMALL_BATCH
+    momentum = moving_momentum(recipe, per_epoch)
+    return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)
+
+
+def moving_momentum(recipe: Recipe, steps_per_epoch: int) -> float:
+    """Return the momentum of batch normalisation's statistics (Keras' convention)."""
+    if recipe.bn_momentum is not None:
+        return recipe.bn_momentum
+    return max(1 - 10 / steps_per_epoch, 0.9)

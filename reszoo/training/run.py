@@ -1,8 +1,9 @@
-"""A training run: the loop over epochs, validation, saving and resuming."""
+"""A training run: its configuration, validation, the loop over steps, and resuming."""
 
 import hashlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,32 +29,49 @@ from reszoo.metrics import Metrics, inference_function, score
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.history import Epoch, EventLog, RunHistory
-from reszoo.training.model import judged_twin, twin
-from reszoo.training.phases import Phase
-from reszoo.training.recipes import Recipe
-from reszoo.training.state import STATE, State, Stop, Stopped, restore, write_state
-from reszoo.training.step import Engine
+from reszoo.training.model import evaluation_copy, training_copy
+from reszoo.training.recipes import Phase, Recipe
+from reszoo.training.state import (
+    STATE,
+    State,
+    Stopped,
+    StopRequest,
+    restore,
+    write_state,
+)
+from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import Tensors, assign_tensors, to_tensors
 
-# Where BiT's HyperRule (arXiv:1912.11370, section 3.3) also parts small pictures from
-# large ones: a quarter of a small one, made large, shows little of it.
+Batches = Iterator[tuple[tf.Tensor, tf.Tensor]]
+TENSORBOARD = "tensorboard"
+# BiT's HyperRule (arXiv:1912.11370, section 3.3) separates small pictures from large
+# ones here too: a quarter of a small one, enlarged, shows little of it.
 _SMALL = 96
+# Images that are evaluated at a time; training may accumulate a larger batch in parts.
+_EVALUATED_AT_ONCE = 64
+# Bytes of evaluation images up to which they are decoded once and kept.
+_CACHED_BYTES = 2**26
+# Share of the time spent waiting for images above which a hint is given.
+_MUCH_WAITING = 0.2
+_WAITING_HINT = (
+    "Training often waits for images. `reszoo resize` shrinks large photos once and "
+    "for all; more processor cores decode faster."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything about a run that does not change while it goes on.
+    """Everything about a run that is constant.
 
     Attributes:
-        model: What the caller gave; untouched until the end.
+        model: The caller's; not changed until the end.
         card: Its card, with the data's labels and the recipe's image sizes.
         source: The images.
-        recipe: What is carried out.
-        phases: The same, divided.
-        folder: Where the run is kept; None keeps nothing. Of several workers the
-            chief keeps it.
-        save_every: Seconds between two states in the middle of an epoch.
-        devices: Over which each batch is spread.
+        recipe: Of the whole training.
+        phases: What the recipe is divided into.
+        folder: Of the run; None keeps nothing. With several workers, the chief's.
+        save_every: Seconds between two states within an epoch.
+        devices: That share each batch.
         conditions: What must be the same when the run is resumed, as JSON values.
     """
 
@@ -72,14 +90,18 @@ class RunConfig:
         """Number of epochs over all phases."""
         return sum(phase.epochs for phase in self.phases)
 
+    @property
+    def steps(self) -> int:
+        """Number of steps over all phases."""
+        return sum(phase.steps for phase in self.phases)
+
     def phase_of(self, epoch: int) -> Phase:
-        """Return the phase of an epoch, counted from 0; the last one at the end."""
-        begun = [phase for phase in self.phases if phase.first_epoch <= epoch]
-        return begun[-1]
+        """Return the phase of an epoch, counted from 0; after the end the last one."""
+        return [phase for phase in self.phases if phase.first_epoch <= epoch][-1]
 
     @property
     def augmentation(self) -> Augmentation:
-        """How training images are varied."""
+        """How training images are augmented."""
         recipe, side = self.recipe, self.card.preprocessing.train_size
         flip = self.source.flip_safe if recipe.flip is None else recipe.flip
         kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
@@ -95,50 +117,45 @@ class RunConfig:
         )
 
 
-_AT_ONCE = 64
-
-
-class Judge:
-    """A float32 copy of a net at the size of evaluation.
+class Evaluator:
+    """Evaluate a model on splits of the data.
 
     Args:
-        model: What is trained.
-        record: How images are prepared.
-        source: Where they come from.
-        batch_size: Images at a time.
-        devices: Of which the chief measures for all workers.
+        model: From images at `eval_size` to logits, such as an `evaluation_copy`.
+        preprocessing: Of its images.
+        source: The images.
+        devices: Of which the chief evaluates for all workers.
+        batch_size: At most as many images at a time.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        record: Preprocessing,
+        preprocessing: Preprocessing,
         source: Source,
-        batch_size: int,
         devices: Devices,
+        batch_size: int = _EVALUATED_AT_ONCE,
     ) -> None:
-        self._net = judged_twin(model, record)
-        self._record, self._source = record, source
-        # Training may work through a large batch in parts.
-        self._batch_size = min(batch_size, _AT_ONCE)
-        self._devices = devices
-        self._answer = inference_function(self._net, record)
-        # A data set for each split, since each is traced anew.
+        self._model, self._preprocessing = model, preprocessing
+        self._source, self._devices = source, devices
+        self._batch_size = min(batch_size, _EVALUATED_AT_ONCE)
+        self._predict = inference_function(model, preprocessing)
+        # One data set for each split, since each is traced anew.
         self._batches: dict[int, tf.data.Dataset] = {}
 
-    def take(self, values: Mapping[str, tf.Variable]) -> Tensors:
-        """Take over weights by the path of each variable; return them."""
-        # Not by place: layers between change the order that Keras gives them.
-        for variable in self._net.variables:
+    def load_variables(self, values: Mapping[str, tf.Variable]) -> Tensors:
+        """Assign weights by the path of each variable; return them."""
+        # Not by position: layers in between change the order that Keras gives them.
+        for variable in self._model.variables:
             variable.assign(values[variable.path])
-        return to_tensors(self._net)
+        return to_tensors(self._model)
 
-    def assign_tensors(self, tensors: Tensors) -> None:
-        """Take over weights by name."""
-        assign_tensors(self._net, tensors, "the best epoch")
+    def load_tensors(self, tensors: Tensors) -> None:
+        """Assign weights by torchvision's names."""
+        assign_tensors(self._model, tensors, "the best epoch")
 
-    def measure(self, split: str) -> Metrics | None:
-        """Measure one split; None where the data has no such split."""
+    def evaluate(self, split: str) -> Metrics | None:
+        """Evaluate on one split; return None if the data has no such split."""
         if split not in self._source.splits:
             return None
         examples = self._source.examples(split)
@@ -148,41 +165,36 @@ class Judge:
         else:
             found = Metrics(top1=0, top5=0, loss=0, images=len(examples), data=name)
         numbers = (found.top1, found.top5, found.loss)
-        top1, top5, loss = self._devices.from_chief(numbers)
+        top1, top5, loss = self._devices.broadcast(numbers)
         return replace(found, top1=top1, top5=top5, loss=loss)
 
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
         if id(examples) not in self._batches:
-            batches = evaluation_batches(examples, self._record, self._batch_size)
-            self._batches[id(examples)] = batches
-        answers = [
-            self._answer(images)["probabilities"]
+            self._batches[id(examples)] = self._prepared(examples)
+        parts = [
+            self._predict(images)["probabilities"]
             for images, _ in self._batches[id(examples)]
         ]
-        return np.asarray(tf.concat(answers, axis=0))
+        return np.asarray(tf.concat(parts, axis=0))
 
-
-TENSORBOARD = "tensorboard"
-# Share of the time spent waiting for images from which something should be done.
-_MUCH_WAITING = 0.2
-_WAITING = (
-    "Much of the time went into waiting for images. `reszoo resize` makes large photos "
-    "small once and for all; more processor cores decode faster."
-)
+    def _prepared(self, examples: Examples) -> tf.data.Dataset:
+        batches = evaluation_batches(examples, self._preprocessing, self._batch_size)
+        size = len(examples) * self._preprocessing.eval_size**2 * 3
+        return batches.cache() if size <= _CACHED_BYTES else batches
 
 
 @dataclass
-class Tally:
-    """What a row of the history has come to so far; a state holds it.
+class Totals:
+    """Sums over the steps of a row of the history, so far; part of the state.
 
     Attributes:
-        steps: Done in the present epoch.
-        before: Done in earlier epochs of the same row.
-        loss: Sum over all of these steps.
-        correct: Images classified rightly.
-        seconds: That the steps took.
-        waited: Of that, for images.
+        steps: Steps of the present epoch.
+        before: Steps of earlier epochs of the same row.
+        loss: Sum of the losses of all of these steps.
+        correct: Images classified correctly.
+        seconds: Time of the steps.
+        waited: Part of it spent waiting for images.
     """
 
     steps: int = 0
@@ -193,247 +205,311 @@ class Tally:
     waited: float = 0.0
 
     @property
-    def total(self) -> int:
+    def row_steps(self) -> int:
         """Steps of the row."""
         return self.before + self.steps
 
-    def note(self, batch_size: int) -> str:
-        """Return what a progress bar shows."""
-        seen = self.total * batch_size
+    def progress(self, batch_size: int) -> str:
+        """Return the text beside a progress bar."""
+        seen = self.row_steps * batch_size
         return (
-            f"loss {self.loss / self.total:.3f}  accuracy {self.correct / seen:.1%}  "
-            f"{seen / self.seconds:,.0f} images/s  "
+            f"loss {self.loss / self.row_steps:.3f}  accuracy {self.correct / seen:.1%}"
+            f"  {seen / self.seconds:,.0f} images/s  "
             f"data wait {self.waited / self.seconds:.0%}"
         )
 
 
-class Run:
-    """Carry out a setting, from its beginning or from a state.
+class StepLoop(ABC):
+    """Steps whose state is saved in between, so that they can be resumed.
 
-    Attributes:
-        chronicle: The finished epochs, and the best weights.
-        engine: The net in the present phase.
-        probe: Share of the judging split that the head alone got right, on the
-            backbone as it was; None without such a phase.
+    Args:
+        batch_size: Images per step, over all devices.
+        save_every: Seconds between two states.
+        devices: That share each batch; all workers stop together.
     """
 
-    def __init__(self, setting: RunConfig) -> None:
-        self.setting = setting
-        record = setting.card.preprocessing
-        model, batch = setting.model, setting.recipe.batch_size
-        with setting.devices.scope():
-            self.net = twin(model, record, setting.recipe)
-        self.judge = Judge(model, record, setting.source, batch, setting.devices)
-        self.examples = setting.source.examples("train")
-        self.chronicle = RunHistory(setting)
-        self.probe: float | None = None
-        self._epoch, self._tally, self._saved = 0, Tally(), time.monotonic()
-        self.engine = self._new_engine()
+    def __init__(self, batch_size: int, save_every: float, devices: Devices) -> None:
+        self._batch_size, self._save_every = batch_size, save_every
+        self._devices, self._saved = devices, time.monotonic()
+
+    @abstractmethod
+    def _train(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[float, int]:
+        """Take one step; return the loss and the number of correct images."""
+
+    @abstractmethod
+    def _write(self) -> None:
+        """Write the state."""
+
+    def save(self) -> None:
+        """Write the state now."""
+        self._saved = time.monotonic()
+        self._write()
+
+    def take_steps(
+        self,
+        batches: Batches,
+        totals: Totals,
+        steps: int,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> bool:
+        """Take steps until `totals.steps` are `steps`.
+
+        Returns:
+            Whether the loss stayed finite; otherwise it ends at once.
+
+        Raises:
+            Stopped: A signal requested it; the state is saved.
+        """
+        while totals.steps < steps:
+            start = time.perf_counter()
+            images, targets = next(batches)
+            received = time.perf_counter()
+            loss, correct = self._train(images, targets)
+            if not math.isfinite(loss):
+                return False
+            totals.steps, totals.correct = totals.steps + 1, totals.correct + correct
+            totals.loss, totals.waited = (
+                totals.loss + loss,
+                totals.waited + received - start,
+            )
+            totals.seconds += time.perf_counter() - start
+            progress.advance(note=totals.progress(self._batch_size))
+            self._save_or_stop(stop)
+        return True
+
+    def _save_or_stop(self, stop: StopRequest) -> None:
+        if self._devices.any_worker(stop.received is not None):
+            self.save()
+            self._devices.barrier()
+            raise Stopped
+        if time.monotonic() - self._saved >= self._save_every:
+            self.save()
+
+
+class Run(StepLoop):
+    """Train a model by a configuration, from the start or from a state.
+
+    Attributes:
+        history: The finished epochs, and the best weights.
+        examples: Of the train split.
+        evaluator: Measures with the weights of the last epoch.
+        phase_trainer: Trains the model in the present phase.
+        head_top1: Accuracy after the phase of the head alone, on the split that
+            the model is finally evaluated on; None without such a phase.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config.recipe.batch_size, config.save_every, config.devices)
+        self.config, card = config, config.card
+        model, preprocessing = config.model, card.preprocessing
+        with config.devices.scope():
+            self._model = training_copy(model, preprocessing, config.recipe)
+        self.evaluator = Evaluator(
+            evaluation_copy(model, preprocessing),
+            preprocessing,
+            config.source,
+            config.devices,
+            config.recipe.batch_size,
+        )
+        self.examples = config.source.examples("train")
+        provenance = {
+            "source": "trained with reszoo",
+            "data": config.source.name,
+            "images": len(self.examples),
+            "recipe": config.recipe.to_json(),
+        }
+        self.history = RunHistory(card, provenance, config.folder)
+        self.head_top1: float | None = None
+        self._epoch, self._totals = 0, Totals()
+        self.phase_trainer = self._new_phase_trainer()
         self._log: EventLog | None = None
         self._hinted = False
-        self._batches: Iterator[tuple[tf.Tensor, tf.Tensor]] | None = None
+        self._batches: Batches | None = None
 
     @property
     def finished(self) -> bool:
         """Whether all epochs are done."""
-        return self._epoch == self.setting.epochs
+        return self._epoch == self.config.epochs
 
     @property
     def position(self) -> tuple[int, int]:
         """Epochs done, and steps done in the present one."""
-        return self._epoch, self._tally.steps
+        return self._epoch, self._totals.steps
 
-    def go_on(self, state: State, folder: Path) -> None:
-        """Take the state of an interrupted run and the best weights it kept."""
+    def resume(self, state: State, folder: Path) -> None:
+        """Restore the state of an interrupted run and the best weights it saved."""
         tensors, content = state
         self._epoch = content["epoch"]
-        self._tally = Tally(**content["tally"])
-        self.probe = content["probe"]
-        self.chronicle.take(content, folder)
-        self.engine = self._new_engine()
-        restore(self.engine.variables(), tensors)
+        self._totals = Totals(**content["tally"])
+        self.head_top1 = content["probe"]
+        self.history.restore(content, folder)
+        self.phase_trainer = self._new_phase_trainer()
+        restore(self.phase_trainer.variables(), tensors)
 
     def check_agreement(self) -> None:
-        """Refuse to begin where another worker begins otherwise.
+        """Refuse to start where another worker starts differently.
 
         Raises:
-            UsageError: Something differs; the message tells what.
+            UsageError: Something differs; the message says what.
         """
-        if self.setting.devices.workers == 1:
+        if self._devices.workers == 1:
             return
         # The weights differ where each worker was given fresh ones of its own.
-        values = self.engine.variables().values()
+        values = self.phase_trainer.variables().values()
         digests = [
             hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for value in values
         ]
-        begun = {"weights": digests, "epoch and step": list(self.position)}
-        self.setting.devices.check_agreement({**self.setting.conditions, **begun})
+        start = {"weights": digests, "epoch and step": list(self.position)}
+        self._devices.check_agreement({**self.config.conditions, **start})
 
-    def finish(self, stop: Stop) -> None:
-        """Train through the remaining epochs.
+    def train(self, stop: StopRequest) -> None:
+        """Train for the remaining epochs.
 
         Raises:
-            Stopped: The run was asked to stop; its state is kept.
+            ReszooError: The loss is NaN or infinite.
+            Stopped: A signal requested it; the state is saved.
         """
-        folder = self.setting.folder
-        if folder and not self.finished:
-            self._log = EventLog(folder / TENSORBOARD, self._steps_done())
+        if self.config.folder and not self.finished:
+            folder = self.config.folder / TENSORBOARD
+            self._log = EventLog(folder, self._steps_done())
         try:
             while not self.finished:
-                self._train(stop)
-                self._close_epoch()
+                self._train_epoch(stop)
+                self._end_epoch()
         finally:
             if self._log:
                 self._log.close()
 
-    def save(self) -> None:
-        """Write the state, if the run has a folder."""
-        self._saved = time.monotonic()
-        if not self.setting.folder:
+    def _train(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[float, int]:
+        step = self._steps_done_in_phase()
+        return self.phase_trainer.train(images, targets, step, self._epoch)
+
+    def _write(self) -> None:
+        if not self.config.folder:
             return
         content = {
-            "conditions": self.setting.conditions,
+            "conditions": self.config.conditions,
             "epoch": self._epoch,
-            "tally": asdict(self._tally),
-            "probe": self.probe,
-            **self.chronicle.to_json(),
+            "tally": asdict(self._totals),
+            "probe": self.head_top1,
+            **self.history.to_json(),
         }
-        write_state(self.setting.folder / STATE, self.engine.variables(), content)
+        write_state(self.config.folder / STATE, self.phase_trainer.variables(), content)
 
-    def _new_engine(self) -> Engine:
-        phase = self.setting.phase_of(self._epoch)
-        card = self.setting.card
-        spec, record = card.architecture.spec, card.preprocessing
-        devices = self.setting.devices
-        return Engine(self.net, spec, record, phase, devices)
+    def _new_phase_trainer(self) -> PhaseTrainer:
+        card, phase = self.config.card, self.config.phase_of(self._epoch)
+        spec, preprocessing = card.architecture.spec, card.preprocessing
+        return PhaseTrainer(self._model, spec, preprocessing, phase, self._devices)
 
-    def _step_of_phase(self) -> int:
-        phase = self.engine.phase
+    def _steps_done_in_phase(self) -> int:
+        phase = self.phase_trainer.phase
         epochs = self._epoch - phase.first_epoch
-        return epochs * phase.steps_per_epoch + self._tally.steps
+        return epochs * phase.steps_per_epoch + self._totals.steps
 
     def _steps_done(self) -> int:
-        phase = self.engine.phase
-        before = (p for p in self.setting.phases if p.first_epoch < phase.first_epoch)
-        return sum(p.steps for p in before) + self._step_of_phase()
+        first = self.phase_trainer.phase.first_epoch
+        before = (p.steps for p in self.config.phases if p.first_epoch < first)
+        return sum(before) + self._steps_done_in_phase()
 
-    def _train(self, stop: Stop) -> None:
-        tally, batch = self._tally, self.setting.recipe.batch_size
-        steps = self.engine.phase.steps_of(self._epoch)
-        if self._batches is None:
-            self._batches = quietly(self._remaining())
-        with Progress(f"epoch {self._epoch + 1}", steps, tally.steps) as progress:
-            while tally.steps < steps:
-                asked = time.perf_counter()
-                images, labels = next(self._batches)
-                got = time.perf_counter()
-                loss, hits = self.engine.train(
-                    images, labels, self._step_of_phase(), self._epoch
-                )
-                if not math.isfinite(loss):
-                    raise self._diverged()
-                tally.steps, tally.correct = tally.steps + 1, tally.correct + hits
-                tally.loss, tally.waited = tally.loss + loss, tally.waited + got - asked
-                tally.seconds += time.perf_counter() - asked
-                progress.advance(note=tally.note(batch))
-                self._between_steps(stop)
+    def _train_epoch(self, stop: StopRequest) -> None:
+        totals, steps = self._totals, self.phase_trainer.phase.steps_of(self._epoch)
+        batches = self._batches = self._batches or quietly(self._remaining_batches())
+        with Progress(f"epoch {self._epoch + 1}", steps, totals.steps) as progress:
+            if not self.take_steps(batches, totals, steps, progress, stop):
+                raise self._diverged()
 
-    def _between_steps(self, stop: Stop) -> None:
-        devices = self.setting.devices
-        if devices.anyone(stop.asked is not None):
-            self.save()
-            devices.meet()
-            raise Stopped
-        if time.monotonic() - self._saved >= self.setting.save_every:
-            self.save()
-
-    def _remaining(self) -> tf.data.Dataset:
-        recipe, record = self.engine.phase.recipe, self.setting.card.preprocessing
+    def _remaining_batches(self) -> tf.data.Dataset:
+        recipe = self.phase_trainer.phase.recipe
         return training_batches(
             self.examples,
-            record,
-            self.setting.augmentation,
+            self.config.card.preprocessing,
+            self.config.augmentation,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             epoch=self._epoch,
-            start=self._tally.steps,
-            epochs=self.setting.epochs - self._epoch,
-            shard=(self.setting.devices.worker, self.setting.devices.workers),
+            start=self._totals.steps,
+            epochs=self.config.epochs - self._epoch,
+            shard=(self._devices.worker, self._devices.workers),
         )
 
-    def _close_epoch(self) -> None:
-        if not self.engine.phase.closes_row(self._epoch):
+    def _end_epoch(self) -> None:
+        phase = self.phase_trainer.phase
+        if not phase.ends_row(self._epoch):
             self._epoch += 1
-            self._tally = replace(self._tally, before=self._tally.total, steps=0)
+            self._totals = replace(self._totals, before=self._totals.row_steps, steps=0)
             return
-        tensors = self.judge.take(self.engine.judged())
-        measured = self.judge.measure("validation")
-        if measured and not math.isfinite(measured.loss):
-            raise self._diverged()
-        row = self._row(measured)
-        say(f"epoch {row.epoch:3d}/{self.setting.epochs}  {row}{self._left()}")
-        if row.data_wait > _MUCH_WAITING and not self._hinted:
-            say(_WAITING)
-            self._hinted = True
-        self.chronicle.add(row, measured, tensors)
-        self._log_epoch(row)
-        before = self.engine.phase
-        self._epoch, self._tally = self._epoch + 1, Tally()
-        if self.setting.phase_of(self._epoch) is not before:
-            self._close_head(row)
-            self.engine = self._new_engine()
-            say(f"Now all layers that may learn do; {self.engine.batch_norm}")
+        self._validate()
+        self._epoch, self._totals = self._epoch + 1, Totals()
+        if self.config.phase_of(self._epoch) is not phase:
+            self._end_head_phase()
         self.save()
 
-    def _close_head(self, row: Epoch) -> None:
-        self.probe = row.validation_top1
-        if self.setting.source.judging_split == "test":
-            measured = self.judge.measure("test")
-            self.probe = measured.top1 if measured else None
+    def _validate(self) -> None:
+        tensors = self.evaluator.load_variables(
+            self.phase_trainer.evaluated_variables()
+        )
+        metrics = self.evaluator.evaluate("validation")
+        if metrics and not math.isfinite(metrics.loss):
+            raise self._diverged()
+        row = self._row(metrics)
+        say(f"epoch {row.epoch:3d}/{self.config.epochs}  {row}{self._time_left()}")
+        if row.data_wait > _MUCH_WAITING and not self._hinted:
+            say(_WAITING_HINT)
+            self._hinted = True
+        self.history.add(row, metrics, tensors)
+        if self._log:
+            self._log.scalars(self._steps_done() - 1, _scalars(row))
 
-    def _row(self, measured: Metrics | None) -> Epoch:
-        tally, phase = self._tally, self.engine.phase
-        seen = tally.total * phase.recipe.batch_size
+    def _end_head_phase(self) -> None:
+        self.head_top1 = self.history.epochs[-1].validation_top1
+        if self.config.source.judging_split == "test":
+            metrics = self.evaluator.evaluate("test")
+            self.head_top1 = metrics.top1 if metrics else None
+        self.phase_trainer = self._new_phase_trainer()
+        say(f"Head trained; now all unfrozen layers; {self.phase_trainer.batch_norm}")
+
+    def _row(self, metrics: Metrics | None) -> Epoch:
+        totals, phase = self._totals, self.phase_trainer.phase
+        seen = totals.row_steps * phase.recipe.batch_size
         return Epoch(
             epoch=self._epoch + 1,
             phase=phase.name,
-            loss=tally.loss / tally.total,
-            top1=tally.correct / seen,
-            validation_loss=measured.loss if measured else None,
-            validation_top1=measured.top1 if measured else None,
-            learning_rate=phase.learning_rate(self._step_of_phase() - 1),
-            images_per_second=seen / tally.seconds,
-            data_wait=tally.waited / tally.seconds,
-            seconds=tally.seconds,
+            loss=totals.loss / totals.row_steps,
+            top1=totals.correct / seen,
+            validation_loss=metrics.loss if metrics else None,
+            validation_top1=metrics.top1 if metrics else None,
+            learning_rate=phase.learning_rate(self._steps_done_in_phase() - 1),
+            images_per_second=seen / totals.seconds,
+            data_wait=totals.waited / totals.seconds,
+            seconds=totals.seconds,
         )
 
-    def _log_epoch(self, row: Epoch) -> None:
-        if not self._log:
-            return
-        names = {
-            "train/loss": row.loss,
-            "train/top1": row.top1,
-            "validation/loss": row.validation_loss,
-            "validation/top1": row.validation_top1,
-            "learning_rate": row.learning_rate,
-            "speed/images_per_second": row.images_per_second,
-            "speed/data_wait": row.data_wait,
-        }
-        values = {tag: value for tag, value in names.items() if value is not None}
-        self._log.scalars(self._steps_done() - 1, values)
-
-    def _left(self) -> str:
-        tally = self._tally
-        steps = sum(phase.steps for phase in self.setting.phases)
-        left = (steps - self._steps_done()) * tally.seconds / tally.total
+    def _time_left(self) -> str:
+        seconds_per_step = self._totals.seconds / self._totals.row_steps
+        left = (self.config.steps - self._steps_done()) * seconds_per_step
         return f"  {left / 60:.0f} min left" if left >= 60 else ""
 
     def _diverged(self) -> ReszooError:
-        folder, recipe = self.setting.folder, self.engine.phase.recipe
-        kept = f" {folder} keeps the epochs before." if folder else ""
+        folder, phase = self.config.folder, self.phase_trainer.phase
+        kept = f" The earlier epochs are in {folder}." if folder else ""
         return ReszooError(
-            f"Training diverged: the loss is no number after {self._tally.steps} "
-            f"steps of epoch {self._epoch + 1}. Lower learning_rate (it is "
-            f"{recipe.learning_rate:g}) or raise warmup_epochs (it is "
-            f"{self.engine.phase.schedule.warmup:g}).{kept}"
+            f"Training diverged: the loss is NaN or infinite after "
+            f"{self._totals.steps} steps of epoch {self._epoch + 1}. Lower "
+            f"learning_rate (it is {phase.recipe.learning_rate:g}) or raise "
+            f"warmup_epochs (it is {phase.schedule.warmup:g}).{kept}"
         )
+
+
+def _scalars(row: Epoch) -> dict[str, float]:
+    """Return what TensorBoard shows of an epoch, by tag."""
+    values = {
+        "train/loss": row.loss,
+        "train/top1": row.top1,
+        "validation/loss": row.validation_loss,
+        "validation/top1": row.validation_top1,
+        "learning_rate": row.learning_rate,
+        "speed/images_per_second": row.images_per_second,
+        "speed/data_wait": row.data_wait,
+    }
+    return {tag: value for tag, value in values.items() if value is not None}

@@ -11,10 +11,10 @@ ScheduleKind = Literal["cosine", "steps", "constant"]
 """How the learning rate changes: see `schedules.Schedule`."""
 
 SchedulePer = Literal["step", "epoch"]
-"""When it changes."""
+"""Whether it changes at every step or at every epoch."""
 
 WarmupShape = Literal["linear", "constant"]
-"""How it begins."""
+"""Shape of the warm-up."""
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.decay_of`."""
@@ -39,19 +39,19 @@ class Schedule:
       (train.py's default) is `per="epoch"`, `t_in_epochs=False` is `per="step"`.
 
     Attributes:
-        kind: "cosine" falls along half a wave, "steps" by `factor` at each milestone,
-            "constant" not at all.
+        kind: "cosine" falls along half a cosine, "steps" by `factor` at each
+            milestone, "constant" not at all.
         warmup: Epochs until the full rate is reached; fractions are allowed.
-        warmup_start: Multiple at t = 0, in [0, 1]. timm gives a rate in its place
+        warmup_start: Multiple at t = 0, in [0, 1]. timm has a rate in its place
             (`warmup_lr`): divide it by the highest rate.
-        warmup_shape: "linear", or "constant" to stay at `warmup_start` for all of the
+        warmup_shape: "linear", or "constant" for `warmup_start` during all of the
             warm-up, as He et al. 2015 do for their ResNet-110 (section 4.2).
-        warmup_prefix: Whether the cosine begins when the warm-up ends; otherwise it
-            begins at t = 0, beneath the warm-up, and the rate jumps down a little.
+        warmup_prefix: Whether the cosine starts when the warm-up ends; otherwise it
+            starts at t = 0, beneath the warm-up, and the rate jumps down a little.
         milestones: When a rate of kind "steps" falls, as shares of the run.
-        factor: By what it falls.
-        floor: Multiple that the cosine ends at, in [0, 1].
-        per: "step" changes smoothly; "epoch" holds the rate within each epoch.
+        factor: Multiplies the rate at each milestone.
+        floor: Multiple at the end of the cosine, in [0, 1].
+        per: "step" changes smoothly; "epoch" keeps the rate constant within an epoch.
 
     Raises:
         UnknownNameError: A kind, shape or unit that does not exist.
@@ -94,12 +94,12 @@ class Schedule:
         inside = all(0 < share < 1 for share in self.milestones)
         if not inside or list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(
-                "milestones must be shares of the run, in (0, 1), each above the one "
-                f"before. Received: milestones={self.milestones}."
+                "milestones must be increasing shares of the run, in (0, 1). "
+                f"Received: milestones={self.milestones}."
             )
         if bool(self.milestones) != (self.kind == "steps"):
             raise UsageError(
-                'milestones belong to kind="steps", which needs at least one. '
+                'milestones go with kind="steps", which needs at least one. '
                 f"Received: kind={self.kind!r}, milestones={self.milestones}."
             )
 
@@ -107,7 +107,7 @@ class Schedule:
         """Return the multiple of one step.
 
         Args:
-            step: Counted from 0; after the last step the last value stays.
+            step: Counted from 0; steps beyond the last one have the last value.
             steps_per_epoch: At least 1.
             total_steps: Of the whole run, warm-up included.
         """
@@ -118,13 +118,13 @@ class Schedule:
             done, total = step // steps_per_epoch, total_steps / steps_per_epoch
             warmup = self.warmup
         if done < warmup:
-            return self._warming(done / warmup)
+            return self._warm_up(done / warmup)
         if self.kind == "steps":
             passed = [round(share * total) for share in self.milestones]
             return self.factor ** bisect_right(passed, done)
         return self._cosine(done, total, warmup) if self.kind == "cosine" else 1.0
 
-    def _warming(self, share: float) -> float:
+    def _warm_up(self, share: float) -> float:
         if self.warmup_shape == "constant":
             return self.warmup_start
         return self.warmup_start + (1 - self.warmup_start) * share
@@ -133,21 +133,21 @@ class Schedule:
         if done >= total:
             return self.floor
         start = warmup if self.warmup_prefix else 0
-        wave = 0.5 * (1 + math.cos(math.pi * (done - start) / (total - start)))
-        return self.floor + (1 - self.floor) * wave
+        share = 0.5 * (1 + math.cos(math.pi * (done - start) / (total - start)))
+        return self.floor + (1 - self.floor) * share
 
 
 def rescaled_decay(decay: float, *, every: int, batch_size: int, epochs: int) -> float:
-    """Return torchvision's decay of the average, fitted to the length of a run.
+    """Return torchvision's decay of the average, scaled to the length of a run.
 
-    The number of updates goes with epochs / (batch size * steps between updates), and
-    the share of the new weights is made to go against it (torchvision's
+    The number of updates is proportional to epochs / (batch size * steps between
+    updates), and the share of the new weights to its inverse (torchvision's
     `references/classification/train.py`, after pycls).
 
     Args:
-        decay: As it is written in the recipe, such as 0.99998.
+        decay: As written in the recipe, such as 0.99998.
         every: Steps between two updates.
-        batch_size: Images a step, over all devices.
+        batch_size: Images per step, over all devices.
         epochs: Of the whole run.
     """
     return 1 - min(1.0, (1 - decay) * batch_size * every / epochs)
@@ -156,15 +156,14 @@ def rescaled_decay(decay: float, *, every: int, batch_size: int, epochs: int) ->
 def ema_decay_at(
     step: int, steps_per_epoch: int, decay: float, *, every: int = 1, warmup: int = 0
 ) -> float | None:
-    """Return the decay with which the average follows after one step.
+    """Return the decay of the average after one step.
 
     torchvision updates after the first step of an epoch and every `every` steps from
-    there, and copies the weights during the warm-up and at the first update behind it.
-    With `every=1` and `warmup=0` the average follows every step but the first, which
-    it copies.
+    there, and copies the weights during the warm-up and at the first update after it.
+    With `every=1` and `warmup=0` the first step is copied and every other averaged.
 
     Args:
-        step: Counted from 0; the step after which the average is updated.
+        step: The step before the update, counted from 0.
         steps_per_epoch: At least 1.
         decay: In [0, 1); torchvision's is the `rescaled_decay`.
         every: Steps between two updates.

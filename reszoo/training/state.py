@@ -1,9 +1,9 @@
-"""The saved state of a run, and stopping between two steps."""
+"""The saved state of a run, and stopping on signals between two steps."""
 
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,58 +15,67 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from reszoo.console import say
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import atomic_file
 from reszoo.weights.safetensors import read
 
-_ASKS = (signal.SIGINT, signal.SIGTERM)
-# A shell has its background jobs ignore Ctrl-C; of None, Python did not set it.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A shell has its background jobs ignore Ctrl-C; None is a handler not set by Python.
 _NOT_OURS = (signal.SIG_IGN, None)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run ended between two steps, on all workers, because somebody asked for it."""
+    """A run was stopped between two steps, on all workers, by a signal to one."""
 
 
-class Stop:
-    """Whether the run has been asked to stop, and how."""
+class StopRequest:
+    """Whether a run is requested to stop, and by which signal."""
 
-    asked: signal.Signals | None = None
+    received: signal.Signals | None = None
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        # Who asks twice does not want to wait for the step.
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # A second signal does not wait for the step.
+        if self.received:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number)
+        self.received = signal.Signals(number)
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """Turn Ctrl-C and SIGTERM into a wish that the loop looks at after each step.
+def stop_on_signals(folder: Path | None = None) -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request that the loop checks after each step.
 
-    An exception in the middle of a step would leave a state that nobody could go on
-    with exactly. Signals that are ignored, and all outside the main thread, stay as
-    they are.
+    An exception in the middle of a step would leave a state from which no run could
+    resume exactly. Signals that are ignored, and all outside the main thread, are left
+    as they are.
+
+    Args:
+        folder: Of the state, for the message after a stop; None prints nothing.
     """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in _ASKS}
-    ours = [number for number in _ASKS if before[number] not in _NOT_OURS]
+    request, before = StopRequest(), {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+    ours = [number for number, handler in before.items() if handler not in _NOT_OURS]
     for number in ours:
-        signal.signal(number, stop._ask)
+        signal.signal(number, request._handle)
     try:
-        yield stop
+        yield request
+    except Stopped:
+        if folder:
+            say(
+                f"Stopped; the state is in {folder}. "
+                "Resume with --resume (resume=True)."
+            )
+        raise
     finally:
         for number in ours:
             signal.signal(number, before[number])
 
 
 STATE = "state.safetensors"
-# Arrays by the names of their variables, and the content.
+# Arrays by the names of their variables, and the JSON content.
 State = tuple[dict[str, NDArray[Any]], dict[str, Any]]
-# Raised when the content changes its meaning.
+# Increased when the content changes its meaning.
 _VERSION = 1
 _KEY = "reszoo_state"
 _SHOWN = 8
@@ -75,7 +84,7 @@ _SHOWN = 8
 def write_state(
     path: Path, variables: Mapping[str, tf.Variable], content: Mapping[str, Any]
 ) -> None:
-    """Write variables and JSON content to `path` in one step.
+    """Write variables and JSON content to `path` atomically.
 
     Raises:
         ReszooError: The disk refused; the state before is unchanged.
@@ -90,7 +99,7 @@ def read_state(path: Path) -> State:
     """Return the arrays and the content that `write_state` wrote.
 
     Raises:
-        CheckpointError: The file is damaged, no state, or of another version.
+        CheckpointError: The file is damaged, not a state, or of another version.
     """
     tensors, _ = read(path)
     with safe_open(path, framework="numpy") as opened:
@@ -100,8 +109,8 @@ def read_state(path: Path) -> State:
     content: dict[str, Any] = json.loads(text)
     if content["version"] != _VERSION:
         raise CheckpointError(
-            f"This reszoo goes on with states of version {_VERSION}. Received: version "
-            f"{content['version']} in {path}; use the release that began the run."
+            f"This reszoo resumes from states of version {_VERSION}. Received: version "
+            f"{content['version']} in {path}; use the release that started the run."
         )
     return tensors, content
 
@@ -112,20 +121,55 @@ def restore(
     """Assign every variable from the arrays of a state.
 
     Raises:
-        CheckpointError: The names differ: the state belongs to another net.
+        CheckpointError: The names differ: the state belongs to another model.
     """
-    odd = sorted(set(variables) ^ set(tensors))
-    if odd:
+    unmatched = sorted(set(variables) ^ set(tensors))
+    if unmatched:
         raise CheckpointError(
-            "The state belongs to another net or optimizer. Only on one side: "
-            f"{', '.join(odd[:_SHOWN])}."
+            "The state belongs to another model or optimizer. In only one of them: "
+            f"{', '.join(unmatched[:_SHOWN])}."
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
 
 
+def check_output(
+    folder: Path, files: Sequence[str], *, kind: str, resume: bool, overwrite: bool
+) -> list[str]:
+    """Refuse an output folder that holds something else than the arguments say.
+
+    Args:
+        folder: Of a run or a study.
+        files: Names of the files that it writes.
+        kind: "run" or "study", for the messages.
+        resume: Whether what is there is continued.
+        overwrite: Whether what is there is replaced.
+
+    Returns:
+        The names of the files that are there.
+
+    Raises:
+        UsageError: It is a file, or holds a run or study that is to be kept.
+    """
+    if resume and overwrite:
+        raise UsageError(
+            f"resume=True continues the {kind} in the output folder, overwrite=True "
+            "replaces it: give only one of them."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. The output of a {kind} is a folder.")
+    found = [name for name in files if (folder / name).exists()]
+    if found and not resume and not overwrite:
+        raise UsageError(
+            f"{folder} already holds a {kind} ({', '.join(found)}). Resume it "
+            "(resume=True, --resume), replace it (overwrite=True, --overwrite), or "
+            "choose another folder."
+        )
+    return found
+
+
 def check_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run under other conditions.
+    """Refuse to resume a run under other conditions.
 
     Args:
         then: Conditions of the run by name, as the state has them.
@@ -144,8 +188,8 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
         more = len(differences) - _SHOWN
         listed = "; ".join(differences[:_SHOWN] + [f"and {more} more"] * (more > 0))
         raise UsageError(
-            f"The run in {folder} can only be resumed as it was begun. {listed}. "
-            "Use the same data and recipe, or another output folder."
+            f"The run in {folder} can only be resumed with the same model, data and "
+            f"recipe. {listed}. Use those, or another output folder."
         )
 
 

@@ -1,5 +1,7 @@
-"""The compiled training step: losses, gradients and one phase's state."""
+"""The compiled training step, and the trainer of one phase of a recipe."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,253 +13,261 @@ from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.model import BatchNormCount, freeze, set_momentum
-from reszoo.training.optimizers import Average, Lamb, Optimizer, Sgd, decay_of
-from reszoo.training.phases import Phase
-from reszoo.training.recipes import Recipe
+from reszoo.training.optimizers import (
+    Lamb,
+    MovingAverage,
+    Optimizer,
+    Sgd,
+    is_decayed,
+)
+from reszoo.training.recipes import Phase, Recipe
 from reszoo.training.schedules import ema_decay_at
 
 # timm's --bce-target-thresh of the procedures A1 to A3: with mixed images both
 # classes count in full (arXiv:2110.00476, section 2.2).
 _MIXED_TARGET = 0.2
-
-
-def targets(labels: tf.Tensor, classes: int) -> tf.Tensor:
-    """Return float32 rows `(batch, classes)` with a one at each label."""
-    return tf.one_hot(labels, classes, dtype=tf.float32)
+# AutoGraph has nothing to convert in a step, and slows its tracing by a quarter.
+_compiled = partial(tf.function, autograph=False)
 
 
 def softmax_loss(
-    logits: tf.Tensor, target: tf.Tensor, label_smoothing: float
+    logits: tf.Tensor, soft_targets: tf.Tensor, label_smoothing: float
 ) -> tf.Tensor:
     """Return the cross-entropy of each image, in nats.
 
     Args:
         logits: float32 `(batch, classes)`.
-        target: float32 of the same shape; rows sum to one.
+        soft_targets: float32 of the same shape; rows sum to one.
         label_smoothing: Share of each row that is spread over all classes.
 
     Returns:
         float32 `(batch,)`.
     """
-    smooth = _smoothed(target, label_smoothing)
+    smooth = _smoothed(soft_targets, label_smoothing)
     return tf.nn.softmax_cross_entropy_with_logits(smooth, logits)
 
 
 def binary_loss(
-    logits: tf.Tensor, target: tf.Tensor, label_smoothing: float
+    logits: tf.Tensor, soft_targets: tf.Tensor, label_smoothing: float
 ) -> tf.Tensor:
-    """Return the mean binary cross-entropy of each image's classes, in nats.
+    """Return the mean binary cross-entropy over the classes of each image, in nats.
 
-    Every class is its own question, as in ResNet strikes back. A class with more
-    than a fifth of the (smoothed) target is wholly true, as in timm. Arguments and
-    result as in `softmax_loss`.
+    A class whose (smoothed) target exceeds a fifth has the target 1, as in timm's
+    training of ResNet strikes back. Arguments and result as in `softmax_loss`.
     """
-    true = tf.cast(_smoothed(target, label_smoothing) > _MIXED_TARGET, tf.float32)
-    entropy = tf.nn.sigmoid_cross_entropy_with_logits(true, logits)
+    smooth = _smoothed(soft_targets, label_smoothing)
+    positive = tf.cast(smooth > _MIXED_TARGET, tf.float32)
+    entropy = tf.nn.sigmoid_cross_entropy_with_logits(positive, logits)
     return tf.reduce_mean(entropy, axis=-1)
 
 
 LOSSES = {"softmax": softmax_loss, "binary": binary_loss}
 
 
-def _smoothed(target: tf.Tensor, share: float) -> tf.Tensor:
-    return target * (1 - share) + share / target.shape[-1]
+def _smoothed(soft_targets: tf.Tensor, share: float) -> tf.Tensor:
+    return soft_targets * (1 - share) + share / soft_targets.shape[-1]
 
 
 class TrainingStep:
-    """Move a model's weights along the gradient of one batch.
+    """Update the trainable weights of a model by the gradient of one batch.
 
     Args:
-        net: From `twin`: images to logits. Layers that are not `trainable` stay.
-        record: How its pixels are normalised.
-        recipe: Optimizer, loss and mixing of images.
-        devices: Over which each batch is spread. Make the net, and this, in their
+        model: From images to logits, such as a `training_copy`. Weights that are not
+            `trainable` stay as they are.
+        preprocessing: How its pixels are normalised.
+        recipe: Optimizer, loss, mixup and cutmix.
+        devices: That share each batch. Create the model and this step within their
             `scope()`.
     """
 
     def __init__(
         self,
-        net: keras.Model,
-        record: Preprocessing,
+        model: keras.Model,
+        preprocessing: Preprocessing,
         recipe: Recipe,
         devices: Devices | None = None,
     ) -> None:
         self._devices = devices = devices or Devices()
-        self._net = net
-        self._record = record
-        self._recipe = recipe
-        self._weights = net.trainable_variables
-        decays = [decay(weight, recipe) for weight in self._weights]
-        self.optimizer = Optimizer(rule_of(recipe), self._weights, decays)
-        self._whole = tf.function(devices.everywhere(self._descend))
-        self._part = tf.function(devices.everywhere(self._gradients))
-        self._apply = tf.function(self.optimizer.apply)
+        self._model, self._recipe = model, recipe
+        self._preprocessing = preprocessing
+        self._weights = model.trainable_variables
+        decays = [weight_decay_of(weight, recipe) for weight in self._weights]
+        self.optimizer = Optimizer(update_rule(recipe), self._weights, decays)
+        self._whole = _compiled(devices.replicated(self._descend))
+        self._part = _compiled(devices.replicated(self._gradients))
+        self._apply = _compiled(self.optimizer.apply)
 
     def __call__(
-        self, images: tf.Tensor, labels: tf.Tensor, learning_rate: float, key: Any
+        self, images: tf.Tensor, targets: tf.Tensor, learning_rate: float, key: Any
     ) -> tuple[float, int]:
         """Train on one batch.
 
         Args:
             images: uint8 `(batch, height, width, 3)`; this worker's part of the batch.
-            labels: int64 `(batch,)`.
-            learning_rate: For this step.
-            key: int64 `(2,)`; decides how images are mixed and blocks left out.
+            targets: int64 `(batch,)`.
+            learning_rate: Of this step.
+            key: int64 `(2,)`; the random key of mixup, cutmix and stochastic depth.
 
         Returns:
             The mean loss before the step, without weight decay, and the number of
-            images whose class was right; over the whole batch.
+            images classified correctly; over the whole batch.
         """
+        # As tensors, for each new Python number would be traced again.
         rate = tf.constant(learning_rate, tf.float32)
         key = tf.constant(key, tf.int64)
         if self._recipe.accumulate == 1:
-            loss, hits = self._whole(images, labels, rate, key)
-            return float(loss), int(hits)
-        return self._in_parts(images, labels, rate, key)
+            loss, correct = self._whole(images, targets, rate, key)
+            return float(loss), int(correct)
+        return self._accumulate(images, targets, rate, key)
 
-    def _in_parts(
-        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, key: tf.Tensor
+    def variables(self) -> dict[str, tf.Variable]:
+        """Return the variables of the model and of the optimizer, by name."""
+        found = {f"net/{each.path}": each.value for each in self._model.variables}
+        return found | self.optimizer.state()
+
+    def _accumulate(
+        self, images: tf.Tensor, targets: tf.Tensor, rate: tf.Tensor, key: tf.Tensor
     ) -> tuple[float, int]:
         parts = self._recipe.accumulate
         total: list[tf.Tensor] = []
-        loss, hits = 0.0, 0
-        for index, (some, of_them) in enumerate(
-            zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
-        ):
+        loss, correct = 0.0, 0
+        batches = zip(tf.split(images, parts), tf.split(targets, parts), strict=True)
+        for index, batch in enumerate(batches):
             own = tf.random.fold_in(key, index)
-            gradients, part_loss, part_hits = self._part(some, of_them, own)
-            gradients = [gradient / parts for gradient in gradients]
-            total = _added(total, gradients)
-            loss, hits = loss + float(part_loss) / parts, hits + int(part_hits)
+            gradients, part_loss, part_correct = self._part(*batch, own)
+            shares = [gradient / parts for gradient in gradients]
+            if total:
+                shares = [a + b for a, b in zip(total, shares, strict=True)]
+            total = shares
+            loss, correct = loss + float(part_loss) / parts, correct + int(part_correct)
         self._apply(total, rate)
-        return loss, hits
+        return loss, correct
 
     def _descend(
-        self, images: tf.Tensor, labels: tf.Tensor, rate: tf.Tensor, key: tf.Tensor
+        self, images: tf.Tensor, targets: tf.Tensor, rate: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        gradients, loss, hits = self._gradients(images, labels, key)
+        gradients, loss, correct = self._gradients(images, targets, key)
         self.optimizer.apply(gradients, rate)
-        return loss, hits
+        return loss, correct
 
     def _gradients(
-        self, images: tf.Tensor, labels: tf.Tensor, key: tf.Tensor
+        self, images: tf.Tensor, targets: tf.Tensor, key: tf.Tensor
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         recipe, devices = self._recipe, self._devices
-        images, labels, key = devices.part(images, labels, key)
-        pixels = self._record.normalise(tf.cast(images, tf.float32))
-        target = targets(labels, self._net.output_shape[-1])
-        pixels, target = mix(pixels, target, key, recipe.mixup, recipe.cutmix)
+        images, targets, key = devices.shard(images, targets, key)
+        pixels = self._preprocessing.normalise(tf.cast(images, tf.float32))
+        soft = tf.one_hot(targets, self._model.output_shape[-1], dtype=tf.float32)
+        pixels, soft = mix(pixels, soft, key, recipe.mixup, recipe.cutmix)
         inputs = [pixels, key] if recipe.stochastic_depth else pixels
         with tf.GradientTape() as tape:
-            logits = self._net(inputs, training=True)
-            loss = LOSSES[recipe.loss](logits, target, recipe.label_smoothing)
-            loss = tf.reduce_mean(loss)
-        # Parts are equal in size: the mean of their means is that of the batch.
+            logits = self._model(inputs, training=True)
+            losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)
+            loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, [weight.value for weight in self._weights])
-        right = tf.equal(tf.argmax(logits, axis=-1), labels)
-        hits = tf.reduce_sum(tf.cast(right, tf.float32))
-        loss, hits = devices.total([loss / devices.count, hits])
-        return devices.mean(gradients), loss, hits
+        correct = tf.equal(tf.argmax(logits, axis=-1), targets)
+        correct = tf.reduce_sum(tf.cast(correct, tf.float32))
+        # Shards are equal in size: the mean of their means is that of the batch.
+        loss, correct = devices.all_reduce_sum([loss / devices.count, correct])
+        return devices.all_reduce_mean(gradients), loss, correct
 
 
-def _added(total: list[tf.Tensor], more: list[tf.Tensor]) -> list[tf.Tensor]:
-    if not total:
-        return more
-    return [one + other for one, other in zip(total, more, strict=True)]
-
-
-def decay(weight: keras.Variable, recipe: Recipe) -> float:
+def weight_decay_of(weight: keras.Variable, recipe: Recipe) -> float:
     """Return the weight decay of one weight under a recipe."""
-    decayed = decay_of(weight.path, len(weight.shape), recipe.decay_on)
+    decayed = is_decayed(weight.path, len(weight.shape), recipe.decay_on)
     return recipe.weight_decay if decayed else 0.0
 
 
-def rule_of(recipe: Recipe) -> Sgd | Lamb:
-    """Return how a recipe's optimizer moves a weight."""
+def update_rule(recipe: Recipe) -> Sgd | Lamb:
+    """Return the update rule of a recipe's optimizer."""
     if recipe.optimizer == "lamb":
         return Lamb()
     inside = recipe.optimizer == "caffe-sgd"
     return Sgd(momentum=recipe.momentum, nesterov=recipe.nesterov, rate_inside=inside)
 
 
-class Engine:
-    """The step, the optimizer and the average of one phase.
+class PhaseTrainer:
+    """Train a model through one phase; hold its optimizer and averaged weights.
 
     Args:
-        net: From `twin`; what learns is set here.
-        spec: Its variant.
-        record: How pixels are normalised.
-        phase: What is carried out.
-        devices: Over which each batch is spread.
+        model: A `training_copy`; which of its layers are trainable is set here.
+        spec: Name of its variant.
+        preprocessing: How pixels are normalised.
+        phase: Recipe, learning rates and number of steps.
+        devices: That share each batch.
 
     Attributes:
         batch_norm: How many batch normalisations are frozen and live.
+
+    Raises:
+        UsageError: Every layer is frozen.
     """
 
     def __init__(
         self,
-        net: keras.Model,
+        model: keras.Model,
         spec: str,
-        record: Preprocessing,
+        preprocessing: Preprocessing,
         phase: Phase,
         devices: Devices,
     ) -> None:
-        self.net, self.phase = net, phase
+        self.model, self.phase = model, phase
         recipe = phase.recipe
         self.batch_norm: BatchNormCount = freeze(
-            net, spec, recipe.freeze, bool(recipe.freeze_bn)
+            model, spec, recipe.freeze, bool(recipe.freeze_bn)
         )
+        if not model.trainable_variables:
+            raise UsageError(
+                "Nothing is left to train, for every layer is frozen. Set "
+                "layer.trainable = True on some, at least on the head."
+            )
         if recipe.bn_momentum is not None:
-            set_momentum(net, recipe.bn_momentum)
+            set_momentum(model, recipe.bn_momentum)
         with devices.scope():
-            if not net.trainable_variables:
-                raise UsageError(
-                    "Nothing is left to train, for every layer is frozen. Set "
-                    "layer.trainable = True on some, at least on the head."
-                )
-            self._step = TrainingStep(net, record, recipe, devices)
-            self._average = None if recipe.ema is None else Average(net.variables)
-        average = self._average
-        self._follow = tf.function(average.update) if average else None
+            self._step = TrainingStep(model, preprocessing, recipe, devices)
+            self._average = None
+            if recipe.ema is not None:
+                self._average = MovingAverage(model.variables)
+                self._update_average = _compiled(self._average.update)
 
     def train(
-        self, images: tf.Tensor, labels: tf.Tensor, step: int, epoch: int
+        self, images: tf.Tensor, targets: tf.Tensor, step: int, epoch: int
     ) -> tuple[float, int]:
         """Take one step.
 
         Args:
             images: uint8 `(batch, height, width, 3)`; this worker's part of the batch.
-            labels: int64 `(batch,)`.
+            targets: int64 `(batch,)`.
             step: Of this phase, counted from 0.
             epoch: Over all phases, counted from 0.
 
         Returns:
-            The mean loss before the step, and how many images were right; over the
-            whole batch.
+            The mean loss before the step, and the number of images classified
+            correctly; over the whole batch.
         """
-        # Another stream than that of the images' own variation.
+        # The 1 makes it another stream than that of the augmentation.
         entropy = np.random.SeedSequence((self.phase.recipe.seed, epoch, step, 1))
         key = entropy.generate_state(2, np.uint32).astype(np.int64)
-        loss, hits = self._step(images, labels, self.phase.learning_rate(step), key)
-        self._update_average(step)
-        return loss, hits
+        rate = self.phase.learning_rate(step)
+        loss, correct = self._step(images, targets, rate, key)
+        self._follow(step)
+        return loss, correct
 
     def variables(self) -> dict[str, tf.Variable]:
-        """Return every variable that a state must hold, by name."""
-        found = {f"net/{each.path}": each.value for each in self.net.variables}
-        found |= self._step.optimizer.state()
-        return found | (dict(self._average.state()) if self._average else {})
+        """Return every variable of the training state, by name."""
+        averages = self._average.state() if self._average else {}
+        return {**self._step.variables(), **averages}
 
-    def judged(self) -> dict[str, tf.Variable]:
-        """Return what is evaluated, by path: the average, or the net without one."""
-        variables = self.net.variables
-        values = (each.value for each in variables)
-        found = self._average.copies if self._average else values
-        return dict(zip((each.path for each in variables), found, strict=True))
+    def evaluated_variables(self) -> dict[str, tf.Variable]:
+        """Return the values to evaluate and save, by path: the averages, if any."""
+        variables = self.model.variables
+        values: Sequence[tf.Variable] = [each.value for each in variables]
+        if self._average:
+            values = self._average.copies
+        return dict(zip((each.path for each in variables), values, strict=True))
 
-    def _update_average(self, step: int) -> None:
+    def _follow(self, step: int) -> None:
         recipe = self.phase.recipe
-        if self._follow is None or recipe.ema is None:
+        if recipe.ema is None:
             return
         decay = ema_decay_at(
             step,
@@ -267,4 +277,4 @@ class Engine:
             warmup=int(self.phase.schedule.warmup),
         )
         if decay is not None:
-            self._follow(tf.constant(decay, tf.float64))
+            self._update_average(tf.constant(decay, tf.float64))

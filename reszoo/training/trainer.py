@@ -1,4 +1,4 @@
-"""`reszoo.train`: from a net and images to a checkpoint and a report."""
+"""`reszoo.train`: from a model and images to a checkpoint and a report."""
 
 import os
 import shutil
@@ -13,47 +13,44 @@ from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.data.checks import find_unreadable
-from reszoo.data.examples import Examples
 from reszoo.data.sources import Source, check_classes, fingerprint, open_source
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
-from reszoo.report.run import REPORT, export_command, write_summary
 from reszoo.specs import spec as find_spec
 from reszoo.training.devices import Devices, open_devices
 from reszoo.training.history import BEST, HISTORY, LAST, Epoch, write_curves
-from reszoo.training.model import precision
-from reszoo.training.phases import phases
-from reszoo.training.recipe_table import find_recipe, repeating
-from reszoo.training.recipes import Recipe
+from reszoo.training.model import resolve_precision
+from reszoo.training.recipe_table import find_recipe, repeat_command
+from reszoo.training.recipes import Recipe, phases
 from reszoo.training.run import TENSORBOARD, Run, RunConfig
 from reszoo.training.state import (
     STATE,
     State,
-    Stopped,
+    check_output,
     check_same,
     read_state,
-    stopping,
+    stop_on_signals,
 )
 from reszoo.weights.names import assign_tensors
 from reszoo.zoo import build, get_card, set_card
 
-_CURVES, _RECIPE = "curves.png", "recipe.json"
-_RESULTS = (BEST, LAST, HISTORY, _CURVES, REPORT)
+_CURVES, _RECIPE, _REPORT = "curves.png", "recipe.json", "report.html"
+_RESULTS = (BEST, LAST, HISTORY, _CURVES, _REPORT)
 _FILES = (*_RESULTS, _RECIPE, STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run ended with.
+    """The result of a run.
 
     Attributes:
         model: The model, with the weights of the best epoch and their card.
-        recipe: As it was carried out.
-        history: One row an epoch.
+        recipe: Of the run, with all changes.
+        history: One row per epoch.
         best: Checkpoint of the best epoch; None without an output folder, and on
             workers other than the first.
         last: Checkpoint of the last epoch, or None as well.
-        report: Page to look at, or None as well.
+        report: HTML page, or None as well.
         export_command: Arguments of the command line that exports the best weights.
     """
 
@@ -91,120 +88,128 @@ def train(
         data: A folder of class folders, a CSV of path and label, "tfds:NAME", a name
             such as "digits", or arrays: `(images, labels)`, or a dict of these by
             split.
-        recipe: A row of `RECIPES`, or a recipe of your own. None is "finetune" for
-            weights that were trained before, and "cifar" for fresh ones.
-        weights: With a name: what the net starts from, as in `reszoo.build`.
+        recipe: Name of a recipe, or a recipe of your own. None is "finetune" for
+            pretrained weights, and "cifar" for fresh ones.
+        weights: With a name: the initial weights, as in `reszoo.build`.
         output: Folder for checkpoints, state, history, curves, TensorBoard's logs
             and `report.html`; None writes nothing.
-        resume: Whether to go on with the run in `output`, exactly as if it had never
-            stopped. Without a state there it begins.
-        overwrite: Whether a run that is there already may be replaced.
-        bad_images: "skip" leaves unreadable images out and names them, "error" ends
-            with the first, "recover" uses what there is of truncated JPEGs.
+        resume: Whether to resume the run in `output`, exactly as if it had never
+            stopped. Without a state there a new run starts.
+        overwrite: Whether to replace a run that is in `output`.
+        bad_images: "skip" leaves unreadable images out and lists them, "error" stops at
+            the first, "recover" decodes truncated JPEGs as far as they go.
         save_every: Seconds between two states within an epoch.
         strategy: "mirrored" spreads every batch over the GPUs of this machine,
             "multiworker" over the processes that the environment variable TF_CONFIG
-            names, each of which runs the same program. Batch size and order of images
-            stay what they are; batch normalisation sees parts unless `sync_bn=True`.
+            lists, each of which runs the same program. Batch size and order of images
+            are the same; batch normalisation sees parts unless `sync_bn=True`.
             Worker 0 alone writes; `output` must be on a disk that all can read.
         **fields: Fields of the recipe to change, such as `epochs=10`.
 
     Raises:
         DataError: An image is unreadable, or the classes are not the model's.
-        ReszooError: Another worker is gone, or did not come.
-        UsageError: The request cannot be meant, or a run cannot be resumed like
-            this; the message tells why.
+        ReszooError: The loss is NaN or infinite, memory ran out, or another worker
+            is gone.
+        UsageError: The arguments are invalid, or do not fit the run to resume; the
+            message says why.
 
     Example:
         >>> run = reszoo.train("resnet18", "photos/", weights="imagenet")
         >>> reszoo.save(run.model, "photos.safetensors")
     """
-    plan = find_recipe(recipe or _usual(model, weights), **fields)
+    chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
     folder = None if output is None else Path(output)
     _check_output(folder, resume=resume, overwrite=overwrite)
     devices = open_devices(strategy)
-    with devices.together():
-        devices.check(plan.batch_size, plan.accumulate)
+    with devices.failing_together():
+        devices.check_batch_size(chosen.batch_size, chosen.accumulate)
         if isinstance(model, str):
             find_spec(model)
         source = open_source(data, bad_images=bad_images)
-        _check_place(folder, data)
-        _tell_about(source)
-        command = repeating(model, data, plan, weights, folder, bad_images, strategy)
-        net = _net(model, source, plan, weights)
-        setting = _setting(net, source, plan, folder, save_every, devices)
-        state = _interrupted(folder if resume else None, setting)
-        run = Run(setting)
+        _check_outside_data(folder, data)
+        _print_problems(source)
+        repeat = repeat_command(
+            model, data, chosen, weights, folder, bad_images, strategy
+        )
+        built = _build(model, source, chosen, weights)
+        config = _run_config(built, source, chosen, folder, save_every, devices)
+        state = _saved_state(folder if resume else None, config)
+        run = Run(config)
         if folder and state:
-            run.go_on(state, folder)
-        _begin(run, going_on=state is not None)
+            run.resume(state, folder)
+        _start(run, resuming=state is not None)
         _train(run)
-        result = _result(run, command)
-        devices.meet()
+        result = _result(run, repeat)
+        devices.barrier()
         return result
 
 
-def _usual(model: keras.Model | str, weights: str | os.PathLike[str] | None) -> str:
-    if isinstance(model, str):
-        return "cifar" if weights is None else "finetune"
-    return "cifar" if get_card(model).is_fresh else "finetune"
+def _default_recipe(
+    model: keras.Model | str, weights: str | os.PathLike[str] | None
+) -> str:
+    fresh = weights is None if isinstance(model, str) else get_card(model).is_fresh
+    return "cifar" if fresh else "finetune"
 
 
 def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
-    if resume and (folder is None or overwrite):
-        raise UsageError(
-            "resume=True goes on with the run in the output folder: give that folder "
-            "as output=, without overwrite=True."
-        )
     if folder is None:
+        if resume:
+            raise UsageError(
+                "resume=True resumes the run in the output folder: give it as output=."
+            )
         return
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file. The output of a run is a folder.")
-    there = [name for name in _FILES if (folder / name).exists()]
-    if resume and there and STATE not in there:
+    found = check_output(folder, _FILES, kind="run", resume=resume, overwrite=overwrite)
+    if resume and found and STATE not in found:
         raise UsageError(
-            f"{folder} holds a run without a state ({', '.join(there)}), which cannot "
-            "be resumed. Choose another folder, or overwrite=True to begin again."
-        )
-    if there and not overwrite and not resume:
-        raise UsageError(
-            f"{folder} holds a run already ({', '.join(there)}). Go on with it "
-            "(resume=True, --resume), replace it (overwrite=True, --overwrite), or "
-            "choose another folder."
+            f"{folder} holds a run without a state ({', '.join(found)}), which cannot "
+            "be resumed. Choose another folder, or overwrite=True to start again."
         )
 
 
-def _tell_about(source: Source) -> None:
+def _check_outside_data(folder: Path | None, data: Any) -> None:
+    """Refuse an output that would become a class of the data."""
+    if folder is None or not isinstance(data, str | os.PathLike):
+        return
+    root = Path(data).resolve()
+    if root.is_dir() and folder.resolve().is_relative_to(root):
+        raise UsageError(
+            "The output folder must not be inside the data, where it would be taken "
+            f"for a class. Received: {folder} inside {data}."
+        )
+
+
+def _print_problems(source: Source) -> None:
     for path, reason in source.unreadable:
         say(f"skipped {path}: {reason}")
     for warning in source.warnings:
-        say(f"Note: {warning}")
+        say(f"Warning: {warning}")
 
 
-def _net(
+def _build(
     model: keras.Model | str,
     source: Source,
     recipe: Recipe,
     weights: str | os.PathLike[str] | None,
 ) -> keras.Model:
     if isinstance(model, str):
+        side = recipe.eval_size
         return build(
             model,
             weights=weights,
-            input_shape=_shape(recipe),
+            input_shape=None if side is None else (side, side, 3),
             classes=source.labels,
             zero_init_residual=recipe.zero_init_residual and weights is None,
             seed=recipe.seed,
         )
     if weights is not None:
         raise UsageError(
-            "weights= goes with the name of a net; a model has its weights already. "
+            "weights= goes with the name of a model; a model has its weights already. "
             f"Received: weights={str(weights)!r} and a model."
         )
     return model
 
 
-def _setting(
+def _run_config(
     model: keras.Model,
     source: Source,
     recipe: Recipe,
@@ -224,7 +229,7 @@ def _setting(
         "preprocessing": card.preprocessing.to_json(),
         **{f"recipe's {name}": value for name, value in recipe.to_json().items()},
         **{f"data's {name}": value for name, value in fingerprint(source).items()},
-        "precision": precision(recipe),
+        "precision": resolve_precision(recipe),
         "devices": devices.count,
     }
     return RunConfig(
@@ -241,11 +246,12 @@ def _setting(
 
 
 def _labelled(card: Card, source: Source) -> Card:
+    """Return the card with the data's labels, if the model has outputs for them."""
     classes, names = card.architecture.classes, source.labels
     if not card.architecture.include_top:
         raise UsageError(
-            "Training needs a net with a classifier. Received: a net without; build it "
-            f"with classes={len(names)} (include_top=True)."
+            "Training needs a model with a classifier. Received: a model built with "
+            f"include_top=False; build it with classes={len(names)}, include_top=True."
         )
     if classes != len(names):
         raise UsageError(
@@ -258,129 +264,119 @@ def _labelled(card: Card, source: Source) -> Card:
     return replace(card, labels=names)
 
 
-def _shape(recipe: Recipe) -> tuple[int, int, int] | None:
-    side = recipe.eval_size
-    return None if side is None else (side, side, 3)
-
-
 def _check_size(card: Card) -> None:
-    """Refuse to judge a net at another size than it was built for."""
+    """Refuse to evaluate a model at another size than it was built for."""
     height, width, _ = card.architecture.input_shape
     side = card.preprocessing.eval_size
     if {height, width} - {None, side}:
         raise UsageError(
-            f"The net was built for images of {height} x {width}, the recipe evaluates "
-            f"at {side} x {side}. Build it with input_shape=({side}, {side}, 3), or "
-            f"set eval_size={height}."
+            f"The model was built for images of {height} x {width}, the recipe "
+            f"evaluates at {side} x {side}. Build it with input_shape=({side}, {side}, "
+            f"3), or set eval_size={height}."
         )
 
 
-def _check_place(folder: Path | None, data: Any) -> None:
-    """Refuse an output that would become a class of the data."""
-    if folder is None or not isinstance(data, str | os.PathLike):
-        return
-    root = Path(data).resolve()
-    if root.is_dir() and folder.resolve().is_relative_to(root):
-        raise UsageError(
-            f"The output folder must not lie inside the data, where it would be taken "
-            f"for a class. Received: {folder} inside {data}."
-        )
-
-
-def _interrupted(folder: Path | None, setting: RunConfig) -> State | None:
-    """Return the state to go on from, if there is one, and refuse another run's."""
+def _saved_state(folder: Path | None, config: RunConfig) -> State | None:
+    """Return the state to resume from, if any; refuse that of another run."""
     if folder is None or not (folder / STATE).exists():
         return None
     tensors, content = read_state(folder / STATE)
-    check_same(content["conditions"], setting.conditions, folder)
+    check_same(content["conditions"], config.conditions, folder)
     return tensors, content
 
 
-def _begin(run: Run, *, going_on: bool) -> None:
-    setting = run.setting
-    folder = setting.folder
+def _start(run: Run, *, resuming: bool) -> None:
+    config = run.config
+    folder = config.folder
     run.check_agreement()
     _announce(run)
-    if folder and not run.chronicle.history:
-        # First of all a state, so that a kill at any moment leaves something to go on
-        # with; only then may what an older run left go.
-        if not going_on:
+    if folder and not run.history.epochs:
+        # The state comes first, so that a kill at any moment leaves something to
+        # resume from; only then are the files of an older run removed.
+        if not resuming:
             run.save()
             shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
         for name in _RESULTS:
             (folder / name).unlink(missing_ok=True)
-        write_json(folder / _RECIPE, setting.recipe.to_json())
+        write_json(folder / _RECIPE, config.recipe.to_json())
 
 
 def _announce(run: Run) -> None:
-    setting = run.setting
-    mirrored = ", mirrored at random" if setting.augmentation.flip else ""
+    config = run.config
+    flips = ", flipped at random" if config.augmentation.flip else ""
+    side = config.card.preprocessing.train_size
+    head = config.phases[0].epochs if len(config.phases) > 1 else 0
+    alone = f" ({head} of the head alone)" if head else ""
     say(
-        f"{_title(setting)}: {len(run.examples):,} images{mirrored}, "
-        f"{len(setting.source.labels)} classes, {_length(setting)}, "
-        f"{precision(setting.recipe)}; {run.engine.batch_norm}"
+        f"{_title(config)}: {len(run.examples):,} images at {side} x {side}{flips}, "
+        f"{_count(len(config.source.labels), 'class', 'classes')}, "
+        f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{alone}, "
+        f"{resolve_precision(config.recipe)}; {run.phase_trainer.batch_norm}"
     )
     if run.finished:
-        say("The run is complete already.")
+        say("The run is already complete.")
     elif any(run.position):
         epoch, step = run.position
-        say(f"Going on in epoch {epoch + 1}, step {step + 1}.")
+        say(f"Resuming at epoch {epoch + 1}, step {step + 1}.")
 
 
-def _length(setting: RunConfig) -> str:
-    steps = sum(phase.steps for phase in setting.phases)
-    head = setting.phases[0].epochs if len(setting.phases) > 1 else 0
-    alone = f" ({head} of the head alone)" if head else ""
-    return f"{steps:,} steps in {setting.epochs} epochs{alone}"
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.card.architecture.spec} on {config.source.name}"
 
 
 def _train(run: Run) -> None:
-    folder = run.setting.folder
-    with stopping() as stop:
+    recipe = run.config.recipe
+    with stop_on_signals(run.config.folder) as stop:
         try:
-            with run.setting.devices.together():
-                run.finish(stop)
-        except Stopped:
-            if folder:
-                say(f"Stopped. Go on with --resume (resume=True); {folder} has it all.")
-            raise
+            with run.config.devices.failing_together():
+                run.train(stop)
         except tf.errors.ResourceExhaustedError as error:
-            recipe = run.setting.recipe
             raise ReszooError(
-                "There is not enough memory for a batch. Received: batch_size="
+                "Out of memory in a training step. Received: batch_size="
                 f"{recipe.batch_size}, accumulate={recipe.accumulate}; set "
-                f"accumulate={2 * recipe.accumulate} for the same steps with less, or "
-                f"batch_size={recipe.batch_size // 2}."
+                f"accumulate={2 * recipe.accumulate} for the same updates with less "
+                f"memory, or batch_size={recipe.batch_size // 2}."
             ) from error
         except tf.errors.OpError as error:
-            problems = map(find_unreadable, _shown(run.setting.source))
-            raise next(filter(None, problems), error) from error
+            splits = run.config.source.splits
+            used = [splits[name] for name in ("train", "validation") if name in splits]
+            raise next(filter(None, map(find_unreadable, used)), error) from error
 
 
-def _result(run: Run, command: list[str]) -> TrainResult:
-    setting, folder = run.setting, run.setting.folder
+def _result(run: Run, repeat: list[str]) -> TrainResult:
+    config, folder, history = run.config, run.config.folder, run.history
+    export = _export_command(folder, config.source) if folder else []
     if folder:
-        write_curves(folder / _CURVES, run.chronicle.history, _title(setting))
-        write_summary(run, command)
-    assign_tensors(setting.model, run.chronicle.best_tensors, "the best epoch")
-    set_card(setting.model, run.chronicle.best_card)
+        from reszoo.report.run import write_summary
+
+        write_curves(folder / _CURVES, history.epochs, _title(config))
+        write_summary(run, folder / _REPORT, repeat=repeat, export=export)
+    assign_tensors(config.model, history.best_tensors, "the best epoch")
+    set_card(config.model, history.best_card)
     return TrainResult(
-        model=setting.model,
-        recipe=setting.recipe,
-        history=tuple(run.chronicle.history),
+        model=config.model,
+        recipe=config.recipe,
+        history=tuple(history.epochs),
         best=folder and folder / BEST,
         last=folder and folder / LAST,
-        report=folder and folder / REPORT,
-        export_command=(
-            tuple(export_command(folder, setting.source)) if folder else ()
-        ),
+        report=folder and folder / _REPORT,
+        export_command=tuple(export),
     )
 
 
-def _title(setting: RunConfig) -> str:
-    return f"{setting.card.architecture.spec} on {setting.source.name}"
+def _export_command(folder: Path, source: Source) -> list[str]:
+    """Return the arguments that export a run's best weights.
 
-
-def _shown(source: Source) -> list[Examples]:
-    names = ("train", "validation")
-    return [source.splits[name] for name in names if name in source.splits]
+    Images in memory cannot be named on a command line; synthetic ones are compared.
+    """
+    command = ["reszoo", "export", str(folder / BEST)]
+    command += ["--output", str(folder / "export")]
+    if source.root is not None or source.name != "arrays":
+        command += ["--verify", source.name]
+    if source.unreadable:
+        command += ["--bad-images", "skip"]
+    return command
