@@ -1,12 +1,12 @@
 """The errors that reszoo raises on purpose.
 
-ReszooError               exit 1: something in the world is not as it must be
-+-- UsageError            exit 2: the request itself cannot be meant (also ValueError)
-|   +-- UnknownNameError  a name that is in no table; tells the nearest ones
+ReszooError               exit 1: a file, the data or the machine is not as required
++-- UsageError            exit 2: the request itself is invalid (also a ValueError)
+|   +-- UnknownNameError  a name that is in no table; suggests the nearest ones
 +-- DataError             images or labels that cannot be used
 +-- CheckpointError       a weight file that cannot be read or does not fit
-+-- ExportError           a file that could not be written
-+-- VerificationError     a written file that does not answer like its model
++-- ExportError           a file that could not be exported
++-- VerificationError     an exported file that does not answer like its model
 """
 
 import difflib
@@ -21,29 +21,28 @@ class ReszooError(Exception):
 
 
 class UsageError(ReszooError, ValueError):
-    """A request that cannot be carried out as it was made."""
+    """A request that is invalid or cannot be carried out as it was made."""
 
     exit_code = 2
 
 
 class UnknownNameError(UsageError):
-    """A name that is in no table of the kind asked for.
+    """A name that is in no table of its kind.
 
     Args:
-        kind: What the name stands for, in the singular ("model", "format").
-        received: The name as it came.
-        choices: Every name that would have been right.
+        kind: What the name selects, in the singular ("model", "format").
+        received: The name.
+        choices: Every known name.
     """
 
     def __init__(self, kind: str, received: object, choices: Iterable[str]) -> None:
         self.choices = tuple(choices)
-        asked = str(received).lower()
-        near = difflib.get_close_matches(asked, self.choices, n=3)
-        near.sort(key=lambda name: -_same_start(asked, name))
+        name = str(received)
+        near = difflib.get_close_matches(name.lower(), self.choices, n=3)
+        near.sort(key=lambda choice: -_common_start(name.lower(), choice))
         hint = f"Did you mean {_either(near)}? " if near else ""
         super().__init__(
-            f"There is no {kind} {str(received)!r}. {hint}"
-            f"Known: {', '.join(self.choices)}."
+            f"Unknown {kind} {name!r}. {hint}Known: {', '.join(self.choices)}."
         )
 
 
@@ -52,20 +51,20 @@ class DataError(ReszooError):
 
 
 class CheckpointError(ReszooError):
-    """A weight file that cannot be read, or that belongs to another net."""
+    """A weight file that cannot be read, or that belongs to another model."""
 
 
 class ExportError(ReszooError):
-    """An exported file that could not be made."""
+    """A file that could not be exported."""
 
 
 class VerificationError(ReszooError):
     """An exported file that does not answer like the model it came from."""
 
 
-def _same_start(one: str, other: str) -> int:
-    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return len(list(pairs))
+def _common_start(one: str, other: str) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _either(names: list[str]) -> str:

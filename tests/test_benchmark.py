@@ -153,7 +153,9 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, file: Path) -> None:
     with pytest.raises(reszoo.CheckpointError, match="There is no file"):
         reszoo.benchmark([file, tmp_path / "none.onnx"])
     (tmp_path / "model.pb").write_bytes(b"")
-    with pytest.raises(reszoo.UsageError, match=r"no kind of model file 'model.pb'"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"Unknown kind of model file 'model.pb'"
+    ):
         reszoo.benchmark(tmp_path / "model.pb")
     # Only the process that opens it can tell; its error comes through.
     (tmp_path / "odd.onnx").write_bytes(b"nonsense")

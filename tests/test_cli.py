@@ -83,7 +83,7 @@ def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     [
         (("--layers", "20,x"), "must be comma-separated numbers"),
         (("--layers", "21"), "The cifar family has networks of 20, 32, 44, 56, 110"),
-        (("--family", "deep"), "There is no family 'deep'"),
+        (("--family", "deep"), "Unknown family 'deep'"),
     ],
 )
 def test_a_study_that_cannot_be_is_wrong_usage(
@@ -183,7 +183,7 @@ def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
         (["train", "digits", "--model", "resnet5", "--output", "x"], 2, "'resnet50'"),
         (["train", "digitss", "--model", "resnet20", "--output", "x"], 2, "'digits'"),
         (["train", "digits", "--model", "resnet20", "--output", "x", "--recipe", "ci"],
-         2, "no recipe 'ci'"),
+         2, "Unknown recipe 'ci'"),
         (["train", "digits", "--output", "x"], 2, "Missing option '--model'"),
         (["export", "none.safetensors", "--output", "x"], 1, "There is no checkpoint"),
         (["export", "n", "--output", "x", "--formats", "onx"], 2, "mean 'onnx'"),

@@ -33,7 +33,7 @@ def test_every_field_can_be_written_on_the_command_line(name: str) -> None:
     ("text", "message"),
     [
         ("epochs", r"NAME=VALUE. Received: 'epochs'"),
-        ("epoch=3", "no recipe field 'epoch'"),
+        ("epoch=3", "Unknown recipe field 'epoch'"),
         ("epochs=3.5", r"epochs must be a whole number. Received: epochs=3\.5"),
         ("ema=much", "ema must be a number"),
         ("flip=maybe", "flip must be yes or no"),

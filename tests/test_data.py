@@ -51,7 +51,9 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     sizes = {name: len(examples) for name, examples in source.splits.items()}
     assert sizes == {"train": 8, "validation": 4, "test": 6}
     assert source.judging_split == "test"
-    with pytest.raises(reszoo.UnknownNameError, match=r"no split.*Did you mean 'test'"):
+    with pytest.raises(
+        reszoo.UnknownNameError, match=r"Unknown split.*Did you mean 'test'"
+    ):
         source.examples("tset")
     shutil.rmtree(tmp_path / "test" / "dog")
     with pytest.raises(reszoo.DataError, match=r"different classes.*: dog"):
@@ -114,7 +116,9 @@ def test_a_useless_folder_is_refused(tmp_path: Path) -> None:
     (root / "b" / "0.png").unlink()
     with pytest.raises(reszoo.DataError, match=r"at least two images.*: b"):
         open_source(root)
-    with pytest.raises(reszoo.UsageError, match=r"no folder or data set.*'digits'"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"Unknown folder or data set.*'digits'"
+    ):
         open_source("digit")
     with pytest.raises(reszoo.DataError, match="is a file"):
         open_source(tmp_path / "few" / "a" / "0.png")

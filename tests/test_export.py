@@ -229,7 +229,7 @@ def test_labels_of_any_kind_are_in_every_file(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"formats": "tflite-int9"}, "no format 'tflite-int9'.*'tflite-int8'"),
+        ({"formats": "tflite-int9"}, "Unknown format 'tflite-int9'.*'tflite-int8'"),
         ({"formats": "onnx,onnx"}, "each once. Received: onnx, onnx"),
         ({"formats": ""}, "at least one format"),
         ({"formats": "tflite-int8"}, "needs calibration images: pass calibration"),

@@ -31,7 +31,7 @@ def test_names_and_groups_mix_in_the_order_of_the_table() -> None:
 
 
 def test_what_is_not_in_the_table_is_refused() -> None:
-    with pytest.raises(reszoo.UnknownNameError, match="no format 'tflite-int9'"):
+    with pytest.raises(reszoo.UnknownNameError, match="Unknown format 'tflite-int9'"):
         find_formats("tflite-int9")
     with pytest.raises(reszoo.UnknownNameError, match=r"'mobil'.*'mobile'"):
         find_formats("mobil")

@@ -218,7 +218,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
     with pytest.raises(reszoo.CheckpointError, match="There is no file"):
         inspect(tmp_path / "none.onnx")
     (tmp_path / "net.docx").write_text("x")
-    with pytest.raises(reszoo.UnknownNameError, match="no kind of model file"):
+    with pytest.raises(reszoo.UnknownNameError, match="Unknown kind of model file"):
         inspect(tmp_path / "net.docx")
     with pytest.raises(reszoo.CheckpointError, match="is not a SavedModel"):
         inspect(tmp_path)

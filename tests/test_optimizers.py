@@ -178,8 +178,8 @@ def test_rates_per_step_and_without_a_slope() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"kind": "cosin"}, "no schedule's kind 'cosin'. Did you mean 'cosine'"),
-        ({"per": "batch"}, "no schedule's per 'batch'"),
+        ({"kind": "cosin"}, "Unknown schedule kind 'cosin'. Did you mean 'cosine'"),
+        ({"per": "batch"}, "Unknown schedule per 'batch'"),
         ({"warmup": -1}, r"warmup must lie in \[0, inf\]. Received: warmup=-1"),
         ({"floor": 1.5}, r"floor must lie in \[0, 1\]"),
         ({"kind": "steps"}, "needs at least one"),
@@ -213,7 +213,7 @@ def test_decay_is_for_the_weights_that_were_named() -> None:
     assert decayed["kernels"] == ["kernel"]
     assert decayed["all-but-norm"] == ["kernel", "bias"]
     assert decayed["all"] == ["kernel", "bias", "gamma", "beta"]
-    with pytest.raises(UnknownNameError, match="no choice of decayed weights 'kernel'"):
+    with pytest.raises(UnknownNameError, match="weight decay selection 'kernel'"):
         is_decayed("fc/kernel", 2, cast(Any, "kernel"))
     optimizer = Optimizer(Sgd(), weights, [0.0] * 4)
     assert list(optimizer.state())[1] == f"velocity/{weights[0].path}"

@@ -143,7 +143,9 @@ def test_what_cannot_be_opened_is_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(reszoo.CheckpointError, match="There is no file"):
         reszoo.Predictor(tmp_path / "model.onnx")
     (tmp_path / "model.pb").write_bytes(b"")
-    with pytest.raises(reszoo.UsageError, match=r"no kind of model file 'model.pb'"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"Unknown kind of model file 'model.pb'"
+    ):
         reszoo.Predictor(tmp_path / "model.pb")
     with pytest.raises(reszoo.UsageError, match="threads must be at least 1"):
         reszoo.Predictor(run.best, threads=0)

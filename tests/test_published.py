@@ -280,7 +280,7 @@ def test_names_are_those_of_one_net() -> None:
 def test_an_unknown_name_tells_the_nearest_ones() -> None:
     with pytest.raises(
         reszoo.UnknownNameError,
-        match=r"There is no weights for resnet50 'timm/a1_ink'. Did you mean 'timm/a1_"
+        match=r"Unknown weights for resnet50 'timm/a1_ink'. Did you mean 'timm/a1_"
         r"in1k'.* Known: imagenet, torchvision/IMAGENET1K_V1, ",
     ):
         find_published("resnet50", "timm/a1_ink")

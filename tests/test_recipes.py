@@ -117,8 +117,8 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"epoch": 3}, "no recipe field 'epoch'. Did you mean 'epochs'"),
-        ({"name": "mine"}, "no recipe field 'name'"),
+        ({"epoch": 3}, "Unknown recipe field 'epoch'. Did you mean 'epochs'"),
+        ({"name": "mine"}, "Unknown recipe field 'name'"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1"),
         (
             {"epochs": 10.0},
@@ -145,8 +145,8 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"learning_rate": -1}, "learning_rate must be positive"),
         ({"seed": -1}, "seed must be a whole number"),
-        ({"optimizer": "adam"}, "no optimizer 'adam'. Known: sgd, caffe-sgd, lamb"),
-        ({"interpolation": "area"}, "no interpolation 'area'"),
+        ({"optimizer": "adam"}, "optimizer 'adam'. Known: sgd, caffe-sgd, lamb"),
+        ({"interpolation": "area"}, "Unknown interpolation 'area'"),
         ({"policy": "rand"}, "policy is 'trivial' or 'rand-mM-mstdS'.*: 'rand'"),
         ({"policy": "rand-m30"}, "M and S from 0 to 10.*'rand-m30'"),
         ({"policy": "rand-m7-mstd11"}, "M and S from 0 to 10.*'rand-m7-mstd11'"),
@@ -277,7 +277,7 @@ def test_recipes_need_no_tensorflow() -> None:
 
 
 def test_a_mistyped_recipe_is_answered_with_the_nearest() -> None:
-    with pytest.raises(reszoo.UsageError, match=r"no recipe 'cifra'.*'cifar'"):
+    with pytest.raises(reszoo.UsageError, match=r"Unknown recipe 'cifra'.*'cifar'"):
         find_recipe("cifra")
 
 

@@ -155,7 +155,9 @@ def test_the_first_unreadable_image_is_named(spoiled: tuple[Path, Source]) -> No
         open_source(spoiled[0], bad_images="error")
     with pytest.raises(reszoo.DataError, match=r"dog/0\.png is not a readable image"):
         open_source(spoiled[0])
-    with pytest.raises(reszoo.UsageError, match=r"no policy .*Did you mean 'skip'"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"Unknown policy .*Did you mean 'skip'"
+    ):
         open_source(spoiled[0], bad_images="skipp")
 
 
@@ -291,7 +293,7 @@ IMAGES, LABELS = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2
         ((IMAGES, LABELS * 2), r"at least two images\. .*arrays: 1"),
         ((IMAGES[:0], LABELS[:0]), "needs images"),
         ({"train": (IMAGES, LABELS * 2)}, r"one image\. .*train split: 1"),
-        ({"trian": (IMAGES, LABELS)}, "no split 'trian'. Did you mean 'train'"),
+        ({"trian": (IMAGES, LABELS)}, "Unknown split 'trian'. Did you mean 'train'"),
         ({"val": (IMAGES, LABELS), "Valid": (IMAGES, LABELS)}, "two validation"),
         (
             {"train": (IMAGES, LABELS), "val": (IMAGES, LABELS.astype(str))},

@@ -13,14 +13,14 @@ def test_the_zoo_lists_every_net_and_its_plain_twin() -> None:
 
 def test_an_unknown_model_names_the_nearest() -> None:
     with pytest.raises(
-        reszoo.UnknownNameError, match=r"no model 'resnet5'.*'resnet50'"
+        reszoo.UnknownNameError, match=r"Unknown model 'resnet5'.*'resnet50'"
     ):
         reszoo.build("resnet5")
 
 
 @pytest.mark.parametrize("argument", ["shortcut", "stride_in", "pooling", "features"])
 def test_an_unknown_option_lists_the_choices(argument: str) -> None:
-    with pytest.raises(reszoo.UnknownNameError, match=rf"no {argument} 'x'.*Known: "):
+    with pytest.raises(reszoo.UnknownNameError, match=rf"Unknown {argument} 'x'"):
         architecture("resnet50", include_top=False, **{argument: "x"})  # type: ignore[arg-type]
 
 

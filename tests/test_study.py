@@ -199,7 +199,7 @@ def test_seeds_can_be_added_and_nothing_else_changed(
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"recipe": "finetune"}, "A study trains from scratch"),
         ({"accumulate": 2, "crop": "resized"}, "with accumulate, crop=resized; use"),
-        ({"shortcuts": ("no",)}, "There is no shortcut 'no'"),
+        ({"shortcuts": ("no",)}, "Unknown shortcut 'no'"),
         ({"resume": True, "overwrite": True}, "give only one"),
     ],
 )

@@ -35,7 +35,7 @@ def is_decayed(path: str, ndim: int, which: Decayed = "kernels") -> bool:
         UnknownNameError: `which` is not in `DECAYED`.
     """
     if which not in DECAYED:
-        raise UnknownNameError("choice of decayed weights", which, DECAYED)
+        raise UnknownNameError("weight decay selection", which, DECAYED)
     if which == "kernels":
         return ndim > 1
     return which == "all" or not path.endswith(("/gamma", "/beta"))

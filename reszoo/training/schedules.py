@@ -76,7 +76,7 @@ class Schedule:
         ):
             known = get_args(choice)
             if getattr(self, name) not in known:
-                raise UnknownNameError(f"schedule's {name}", getattr(self, name), known)
+                raise UnknownNameError(f"schedule {name}", getattr(self, name), known)
         for name, most in (
             ("warmup", math.inf),
             ("warmup_start", 1),
