@@ -56,7 +56,7 @@ def main() -> None:
         Metric(name="top5", value=measured.top5, data=SPLIT),
     ]
     provenance = without_paths(card.provenance)
-    spec = card.architecture.spec
+    spec = card.architecture.name
     provenance["command"] = " && ".join(commands(spec, provenance))
     provenance["licence"] = "Apache-2.0"
     card = replace(card, provenance=provenance, metrics=tuple(metrics))

@@ -232,7 +232,7 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     choice = next(iter(calibration.choices.values()))
     return {
         "machine": harness.machine(),
-        "model": serving.card.architecture.spec,
+        "model": serving.card.architecture.name,
         "images": len(images),
         "float_accuracy": accuracy,
         "choice": choice.to_json(),

@@ -109,10 +109,10 @@ def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
         epochs=1,
     )
     card = reszoo.card(model)
-    spec, preprocessing = card.architecture.spec, card.preprocessing
+    architecture, preprocessing = card.architecture, card.preprocessing
     copy = training_copy(model, preprocessing, recipe)
     (phase,) = phases(recipe, 1000 * batch)
-    trainer = PhaseTrainer(copy, spec, preprocessing, phase, Devices())
+    trainer = PhaseTrainer(copy, architecture, preprocessing, phase, Devices())
     return lambda images, targets: trainer.train(images, targets, 0, 0)[0]
 
 

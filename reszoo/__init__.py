@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from reszoo.metrics import Metrics as Metrics
     from reszoo.perceptron import mlp as mlp
     from reszoo.preprocessing import Preprocessing as Preprocessing
+    from reszoo.specs import ResNetSpec as ResNetSpec
     from reszoo.specs import list_models as list_models
     from reszoo.studies.results import StudyResult as StudyResult
     from reszoo.studies.study import study as study
@@ -68,6 +69,7 @@ _LAZY = {
     "Predictor": "reszoo_export.predictor:Predictor",
     "Preprocessing": "reszoo.preprocessing:Preprocessing",
     "Recipe": "reszoo.training.recipes:Recipe",
+    "ResNetSpec": "reszoo.specs:ResNetSpec",
     "ResizeResult": "reszoo.data.resize:ResizeResult",
     "ReszooError": "reszoo.errors:ReszooError",
     "ScanReport": "reszoo.data.scan:ScanReport",

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
+from reszoo.architecture import Architecture, architecture_from_json
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.preprocessing import Preprocessing, default_preprocessing
-from reszoo.specs import SPECS, Architecture, architecture_from_json
 
 # Raised when a field changes its meaning; readers refuse what they do not know.
 CARD_VERSION = 1
@@ -166,7 +166,7 @@ def new_card(architecture: Architecture, labels: Sequence[str] | None = None) ->
     """Return the card of a freshly built net, with its variant's preprocessing."""
     height, width, channels = architecture.input_shape
     record = default_preprocessing(
-        SPECS[architecture.spec], height if height == width else None
+        architecture.spec, height if height == width else None
     )
     if channels != len(record.mean):
         grey = (sum(record.mean) / 3,) * channels, (sum(record.std) / 3,) * channels

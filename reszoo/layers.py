@@ -185,6 +185,24 @@ def _mean_over_devices(*statistics: Any) -> Sequence[Any]:
 
 
 @keras.saving.register_keras_serializable(package="reszoo")
+class ScaleShift(keras.layers.Layer):  # type: ignore[misc]
+    """Scale and shift every channel: what batch normalization does in inference.
+
+    It stands where there is no convolution to fold the normalization into.
+
+    Input and output shape: `(batch, height, width, channels)`.
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        channels = (input_shape[-1],)
+        self.scale = self.add_weight(channels, "ones", name="scale")
+        self.shift = self.add_weight(channels, "zeros", name="shift")
+
+    def call(self, inputs: Any) -> Any:
+        return inputs * self.scale + self.shift
+
+
+@keras.saving.register_keras_serializable(package="reszoo")
 class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
     """Bring an activation to another shape without parameters: the paper's option A.
 

@@ -22,6 +22,8 @@ Pixels = NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SIXTEEN_BITS = ("I", "I;16", "I;16B")
+# Side of images that are too small to lose their border, in pixels.
+_SMALL = 64
 _PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -152,17 +154,18 @@ def default_preprocessing(
 ) -> Preprocessing:
     """Return the record that a net trained from scratch gets.
 
-    ImageNet nets keep 7/8 of the resized picture, as torchvision's; CIFAR nets all.
+    Models for images of more than 64 pixels keep 7/8 of the resized image, as
+    torchvision's for ImageNet; those for small images keep all of it.
 
     Args:
-        spec: The variant.
-        eval_size: Side of the input, in pixels; the variant's by default.
+        spec: What is built.
+        eval_size: Side of the input, in pixels; the spec's by default.
     """
     side = eval_size or spec.image_size
     return Preprocessing(
         train_size=side,
         eval_size=side,
-        crop_pct=0.875 if spec.stem == "imagenet" else 1.0,
+        crop_pct=0.875 if spec.image_size > _SMALL else 1.0,
         interpolation="bilinear",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,

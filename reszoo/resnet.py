@@ -5,20 +5,23 @@ checkpoint format. Differences to the paper are torchvision's as well: the strid
 of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
 """
 
+import math
+from itertools import groupby
 from typing import Any
 
 import keras
 
+from reszoo.architecture import FINAL_NORM, Architecture, Convolution, convolutions
 from reszoo.blocks import residual
 from reszoo.errors import UsageError
 from reszoo.layers import (
     BatchNormalization,
     Conv2D,
     IdentityShortcut,
+    ScaleShift,
     StochasticDepth,
     layer_seed,
 )
-from reszoo.specs import SPECS, Architecture
 
 Tensor = Any
 _NHWC = {"data_format": "channels_last"}
@@ -37,17 +40,19 @@ def build_resnet(
     """Build the model that an architecture describes, with fresh weights.
 
     Args:
-        architecture: Variant and options.
-        folded: Whether convolutions carry a bias and batch normalisation is left
-            out: the inference form, into which trained statistics are folded.
-        zero_init_residual: Whether the last scale of each block starts at zero, so
-            that the block is its shortcut (Goyal et al., arXiv:1706.02677, 5.1).
+        architecture: Spec and options.
+        folded: Whether to build the inference form: convolutions have a bias, into
+            which batch normalization is folded; where it follows no convolution, a
+            scale and a shift remain.
+        zero_init_residual: Whether the last scale of each block starts at zero (the
+            last kernel where no scale follows), so that the block is its shortcut
+            (Goyal et al., arXiv:1706.02677, 5.1).
         stochastic_depth: Probability that training leaves the last block out; it
             falls linearly towards the first. Above 0 the model takes a second
             input: an int64 key `(2,)` from which it draws.
         synchronized: Whether devices share their batch statistics.
         seed: Decides the fresh weights; None draws them anew each time.
-        name: Name of the model; the variant's by default.
+        name: Name of the model; the spec's by default.
 
     Returns:
         A functional model from `(batch, height, width, channels)` to logits,
@@ -57,21 +62,7 @@ def build_resnet(
     builder.zero_init_residual = zero_init_residual
     builder.stochastic_depth = stochastic_depth
     builder.synchronized = synchronized
-    return builder.model(name or architecture.spec)
-
-
-def normalization_name(convolution: str) -> str:
-    """Return the name of the batch normalisation that follows a convolution."""
-    if convolution.endswith("downsample.0"):
-        return convolution[:-1] + "1"
-    return convolution.replace("conv", "bn")
-
-
-def convolution_names(model: keras.Model) -> list[str]:
-    """List the convolutions of a model from `build_resnet`, input first."""
-    return [
-        layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D)
-    ]
+    return builder.model(name or architecture.name)
 
 
 class _Builder:
@@ -79,7 +70,8 @@ class _Builder:
         self, architecture: Architecture, folded: bool, seed: int | None
     ) -> None:
         self.options = architecture
-        self.spec = SPECS[architecture.spec]
+        self.spec = architecture.spec
+        self.is_pre = self.spec.activation_order == "pre"
         self.folded = folded
         self.seed = seed
         self.zero_init_residual = False
@@ -91,108 +83,114 @@ class _Builder:
         image = keras.Input(self.options.input_shape, name="image")
         if self.stochastic_depth:
             self.key = keras.Input(batch_shape=(2,), dtype="int64", name="key")
-        x = self.stem(image)
+        blocks = groupby(convolutions(self.options), lambda each: each.block)
+        x = self.stem(image, list(next(blocks)[1]))
         stages: dict[str, Tensor] = {}
-        for index in range(len(self.spec.depths)):
-            x = stages[f"layer{index + 1}"] = self.stage(x, index)
+        for index, (_, listed) in enumerate(blocks):
+            block = list(listed)
+            x = stages[f"layer{block[0].stage}"] = self.block(x, block, index)
+        if self.is_pre:
+            x = _relu(self.norm(x, FINAL_NORM), "relu")
+            stages[list(stages)[-1]] = x
         outputs = stages if self.options.features else self.top(x)
         inputs = image if self.key is None else [image, self.key]
         return keras.Model(inputs, outputs, name=name)
 
-    def stem(self, image: Tensor) -> Tensor:
-        if self.spec.stem == "cifar":
-            x = self.conv_bn(image, self.spec.widths[0], 3, 1, "conv1")
-            return _relu(x, "relu")
-        x = self.conv_bn(image, self.spec.widths[0], 7, 2, "conv1")
-        x = _relu(x, "relu")
-        # Zeros stand in for torch's minus infinity: after a ReLU no input is below.
+    def stem(self, x: Tensor, listed: list[Convolution]) -> Tensor:
+        for number, each in enumerate(listed, start=1):
+            x = self.convolution(x, each)
+            if number < len(listed):
+                # timm numbers convolution, normalization and ReLU.
+                x = _relu(x, f"conv1.{3 * number - 1}")
+        if not self.is_pre:
+            x = _relu(x, "relu")
+        if self.spec.stem == "3x3":
+            return x
+        # After a ReLU zeros equal torch's minus infinity. Without one, before the
+        # first pre-activation block, keras.applications pads with zeros as well.
         x = keras.layers.ZeroPadding2D(1, name="maxpool.pad", **_NHWC)(x)
         return keras.layers.MaxPooling2D(3, 2, name="maxpool", **_NHWC)(x)
 
-    def stage(self, x: Tensor, index: int) -> Tensor:
-        width = self.spec.widths[index]
-        for block in range(self.spec.depths[index]):
-            stride = 2 if index and not block else 1
-            x = self.block(x, width, stride, f"layer{index + 1}.{block}")
-        return x
-
-    def block(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
-        path = self.basic if self.spec.block == "basic" else self.bottleneck
-
-        def main_path(a: Tensor) -> Tensor:
-            return path(a, width, stride, name)
-
+    def block(self, x: Tensor, listed: list[Convolution], index: int) -> Tensor:
+        path = [each for each in listed if not each.is_shortcut]
+        name, norm = path[0].block, path[0].norm_before
+        given = x if norm is None else _relu(self.norm(x, norm), f"{name}.relu1")
         if self.options.shortcut == "none":
-            return _relu(main_path(x), f"{name}.relu")
-        filters = width if self.spec.block == "basic" else 4 * width
+            z = self.path(given, path)
+            return z if self.is_pre else _relu(z, f"{name}.relu")
+        if self.is_pre:
+            z = self.sometimes(self.path(given, path), name, index)
+            carried = self.shortcut(x, given, listed)
+            return keras.layers.Add(name=f"{name}.add")([z, carried])
         return residual(
-            lambda a: self.sometimes(main_path(a), name),
-            lambda a: self.shortcut(a, filters, stride, name),
+            lambda a: self.sometimes(self.path(a, path), name, index),
+            lambda a: self.shortcut(a, a, listed),
             name=name,
         )(x)
 
-    def basic(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
-        x = self.conv_bn(x, width, 3, stride, f"{name}.conv1")
-        x = _relu(x, f"{name}.relu1")
-        return self.conv_bn(x, width, 3, 1, f"{name}.conv2")
+    def path(self, x: Tensor, path: list[Convolution]) -> Tensor:
+        # The ReLU before the first convolution of a pre-activation block is relu1.
+        before = 1 + self.is_pre
+        for number, each in enumerate(path[:-1]):
+            x = self.convolution(x, each)
+            x = _relu(x, f"{each.block}.relu{number + before}")
+        return self.convolution(x, path[-1], ends_block=True)
 
-    def bottleneck(self, x: Tensor, width: int, stride: int, name: str) -> Tensor:
-        first, second = (stride, 1) if self.options.stride_in == "1x1" else (1, stride)
-        x = self.conv_bn(x, width, 1, first, f"{name}.conv1")
-        x = _relu(x, f"{name}.relu1")
-        x = self.conv_bn(x, width, 3, second, f"{name}.conv2")
-        x = _relu(x, f"{name}.relu2")
-        return self.conv_bn(x, 4 * width, 1, 1, f"{name}.conv3")
-
-    def shortcut(self, x: Tensor, filters: int, stride: int, name: str) -> Tensor:
-        same_shape = stride == 1 and x.shape[-1] == filters
-        if self.options.shortcut == "projection-all" or (
-            self.options.shortcut == "projection" and not same_shape
-        ):
-            return self.conv_bn(x, filters, 1, stride, f"{name}.downsample.0")
-        if same_shape:
+    def shortcut(self, x: Tensor, given: Tensor, listed: list[Convolution]) -> Tensor:
+        last = listed[-1]
+        if last.is_shortcut:
+            if last.pool > 1:
+                # At odd sides the last window is cut and averages what is inside, as
+                # in timm (ceil_mode=True, count_include_pad=False).
+                pool, name = last.pool, f"{last.block}.downsample.0"
+                given = keras.layers.AveragePooling2D(
+                    2, pool, padding="same", name=name, **_NHWC
+                )(given)
+            return self.convolution(given, last)
+        stride = math.prod(each.stride for each in listed)
+        if stride == 1 and x.shape[-1] == last.filters:
             return x
-        return IdentityShortcut(filters, stride, name=f"{name}.shortcut")(x)
+        return IdentityShortcut(last.filters, stride, name=f"{last.block}.shortcut")(x)
 
-    def sometimes(self, z: Tensor, name: str) -> Tensor:
-        names = [
-            f"layer{stage + 1}.{block}"
-            for stage, depth in enumerate(self.spec.depths)
-            for block in range(depth)
-        ]
-        index = names.index(name)
-        rate = self.stochastic_depth * index / max(1, len(names) - 1)
+    def sometimes(self, z: Tensor, name: str, index: int) -> Tensor:
+        rate = self.stochastic_depth * index / max(1, sum(self.spec.depths) - 1)
         if not rate:
             return z
         return StochasticDepth(rate, index, name=f"{name}.drop")([z, self.key])
 
-    def conv_bn(
-        self, x: Tensor, filters: int, kernel: int, stride: int, name: str
+    def convolution(
+        self, x: Tensor, each: Convolution, *, ends_block: bool = False
     ) -> Tensor:
         # At stride 2 "same" pads by input size and on one side only, which moves
         # the picture by a pixel against torch: 6 to 7 % of the logits.
-        padding = "same" if stride == 1 else "valid"
-        if stride > 1 and kernel > 1:
-            pad = keras.layers.ZeroPadding2D(kernel // 2, name=f"{name}.pad", **_NHWC)
+        padding = "same" if each.stride == 1 else "valid"
+        if each.stride > 1 and each.kernel_size > 1:
+            side = each.kernel_size // 2
+            pad = keras.layers.ZeroPadding2D(side, name=f"{each.name}.pad", **_NHWC)
             x = pad(x)
+        starts_at_zero = ends_block and self.zero_init_residual
+        # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision.
+        kernel = self.initializer(each.name, 2.0, "fan_out", "untruncated_normal")
+        if starts_at_zero and each.norm is None:
+            kernel = keras.initializers.Zeros()
         x = Conv2D(
-            filters,
-            kernel,
-            stride,
+            each.filters,
+            each.kernel_size,
+            each.stride,
             padding=padding,
+            groups=each.groups,
             use_bias=self.folded,
-            # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision.
-            kernel_initializer=self.initializer(
-                name, 2.0, "fan_out", "untruncated_normal"
-            ),
-            name=name,
+            kernel_initializer=kernel,
+            name=each.name,
             **_NHWC,
         )(x)
-        return x if self.folded else self.norm(x, normalization_name(name))
+        if each.norm is None or self.folded:
+            return x
+        return self.norm(x, each.norm, starts_at_zero=starts_at_zero)
 
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        last = "bn2" if self.spec.block == "basic" else "bn3"
-        starts_at_zero = self.zero_init_residual and name.endswith(f".{last}")
+    def norm(self, x: Tensor, name: str, *, starts_at_zero: bool = False) -> Tensor:
+        if self.folded:
+            return ScaleShift(name=name)(x)
         return BatchNormalization(
             gamma_initializer="zeros" if starts_at_zero else "ones",
             synchronized=self.synchronized,

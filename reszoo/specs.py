@@ -1,110 +1,226 @@
-"""What every net of the zoo is made of, as data.
-
-`SPECS` has one row per variant. An `Architecture` is a row together with the
-options of one `build` call: all that is needed to make the same model again.
-"""
+"""What the models of the ResNet family differ in, and the table of all variants."""
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from reszoo.errors import UnknownNameError, UsageError
 
 Block = Literal["basic", "bottleneck"]
-Stem = Literal["imagenet", "cifar"]
+Stem = Literal["7x7", "3x3", "deep"]
+Downsampling = Literal["conv", "avgpool"]
+ActivationOrder = Literal["post", "pre"]
 Shortcut = Literal["identity", "projection", "projection-all", "none"]
-StrideIn = Literal["1x1", "3x3"]
-Pooling = Literal["avg", "max"]
-ClassifierActivation = Literal["softmax"]
-InputShape = tuple[int | None, int | None, int]
+
+# Keras, ONNX and file names take these.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# The paper's deepest model has 600; specs also come from files of strangers.
+_MOST_BLOCKS = 1000
+
+
+_NUMBERS = ("expansion", "groups", "width_per_group", "classes", "image_size")
+_CHOICES = {
+    "block": Block,
+    "stem": Stem,
+    "shortcut": Shortcut,
+    "downsampling": Downsampling,
+    "activation_order": ActivationOrder,
+}
+
+
+def one_of(argument: str, value: str, literal: Any) -> str:
+    """Return a value that is one of a `Literal`'s.
+
+    Raises:
+        UnknownNameError: It is none of them; the message lists them.
+    """
+    choices = get_args(literal)
+    if value not in choices:
+        raise UnknownNameError(argument, value, choices)
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    return (
+        isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetSpec:
-    """One variant of the zoo.
+    """What the models of the ResNet family differ in.
+
+    `reszoo.build` takes a spec wherever it takes a name; a checkpoint carries it.
 
     Attributes:
-        name: What `reszoo.build` calls it.
-        block: "basic" is two 3x3 convolutions, "bottleneck" 1x1, 3x3, 1x1.
-        depths: Number of blocks in each stage.
-        widths: Channels of the 3x3 convolutions in each stage.
-        stem: "imagenet" is a 7x7 convolution and a pool, "cifar" one 3x3.
-        shortcut: The paper's option, see `reszoo.build`.
-        classes: Number of classes of the data set it was designed for.
-        image_size: Side of the square images it was designed for, in pixels.
-        source: Where the table row comes from.
+        name: Name of the model: letters, digits, ".", "_" and "-".
+        depths: Number of blocks in each stage. All stages but the first halve the
+            sides of the image.
+        widths: Channels in each stage, before `expansion`.
+        block: "basic" has two 3x3 convolutions, "bottleneck" 1x1, 3x3 and 1x1.
+        expansion: Channels that a block returns, as a multiple of its width. None is
+            1 for basic blocks and 4 for bottlenecks.
+        groups: Groups of the 3x3 convolutions of bottlenecks, as in ResNeXt
+            (arXiv:1611.05431).
+        width_per_group: The 3x3 convolutions of bottlenecks have
+            `int(width * width_per_group / 64) * groups` channels, as in torchvision.
+        stem: "7x7" is a 7x7 convolution and a max-pooling, of stride 2 each; "deep"
+            has three 3x3 convolutions instead of the first (ResNet-C,
+            arXiv:1812.01187, timm's resnet50d); "3x3" is one convolution of stride 1
+            without pooling, for small images.
+        stem_widths: Channels of the stem's convolutions. None is `widths[0]`, which
+            the first two of a deep stem halve.
+        shortcut: "identity", "projection", "projection-all" or "none", see
+            `reszoo.build`.
+        downsampling: Where a projection changes the size: "conv" is a 1x1 convolution
+            of stride 2; "avgpool" an average pooling in front of one of stride 1
+            (ResNet-D, arXiv:1812.01187).
+        activation_order: "post" normalizes and activates after each convolution,
+            "pre" before (arXiv:1603.05027).
+        classes: Number of classes of the data set it is designed for.
+        image_size: Side of the square images it is designed for, in pixels.
+        source: Where the numbers come from.
+
+    Raises:
+        UsageError: A value is out of range or contradicts another.
+        UnknownNameError: A value is none of the choices.
+
+    Example:
+        >>> spec = reszoo.ResNetSpec(
+        ...     name="tiny", depths=(1, 1, 1), widths=(16, 32, 64), stem="3x3",
+        ...     classes=10, image_size=32,
+        ... )
+        >>> model = reszoo.build(spec)
     """
 
     name: str
-    block: Block
     depths: tuple[int, ...]
     widths: tuple[int, ...]
-    stem: Stem
-    shortcut: Shortcut
-    classes: int
-    image_size: int
-    source: str
+    block: Block = "basic"
+    expansion: int | None = None
+    groups: int = 1
+    width_per_group: int = 64
+    stem: Stem = "7x7"
+    stem_widths: tuple[int, ...] | None = None
+    shortcut: Shortcut = "projection"
+    downsampling: Downsampling = "conv"
+    activation_order: ActivationOrder = "post"
+    classes: int = 1000
+    image_size: int = 224
+    source: str = "custom"
 
+    def __post_init__(self) -> None:
+        texts = isinstance(self.name, str) and isinstance(self.source, str)
+        if not texts or not _NAME.fullmatch(self.name):
+            raise UsageError(
+                "The name of a spec must consist of letters, digits, '.', '_' and '-'. "
+                f"Received: name={self.name!r}."
+            )
+        for field in ("depths", "widths", "stem_widths"):
+            value = getattr(self, field)
+            if value is None and field == "stem_widths":
+                continue
+            if not isinstance(value, Sequence) or not all(map(_is_count, value or [0])):
+                raise UsageError(
+                    f"{field} must be a tuple of whole numbers of at least 1. "
+                    f"Received: {field}={value!r}."
+                )
+            object.__setattr__(self, field, tuple(map(int, value)))
+        for field in (
+            "expansion",
+            "groups",
+            "width_per_group",
+            "classes",
+            "image_size",
+        ):
+            value = getattr(self, field)
+            if not _is_count(value) and (field, value) != ("expansion", None):
+                raise UsageError(
+                    f"{field} must be a whole number of at least 1. "
+                    f"Received: {field}={value!r}."
+                )
+        for field, literal in _CHOICES.items():
+            one_of(field, getattr(self, field), literal)
+        self._check_lengths()
+        self._check_groups()
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A variant and the options of one `build` call, complete and checked."""
-
-    spec: str
-    shortcut: Shortcut
-    stride_in: StrideIn
-    input_shape: InputShape
-    include_top: bool
-    classes: int | None
-    pooling: Pooling | None
-    features: Literal["pyramid"] | None
-    classifier_activation: ClassifierActivation | None
+    @property
+    def halvings(self) -> int:
+        """How often the sides of an image are halved up to the last stage."""
+        return len(self.depths) - 1 + (0 if self.stem == "3x3" else 2)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {**asdict(self), "input_shape": list(self.input_shape)}
+        content = asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
+
+    def _check_lengths(self) -> None:
+        if len(self.depths) != len(self.widths) or sum(self.depths) > _MOST_BLOCKS:
+            raise UsageError(
+                "depths and widths must have one number per stage, and at most "
+                f"{_MOST_BLOCKS} blocks in all. Received: depths={self.depths}, "
+                f"widths={self.widths}."
+            )
+        count = 3 if self.stem == "deep" else 1
+        if self.stem_widths is not None and len(self.stem_widths) != count:
+            raise UsageError(
+                f"stem_widths must have {count} number(s) for stem={self.stem!r}. "
+                f"Received: stem_widths={self.stem_widths}."
+            )
+
+    def _check_groups(self) -> None:
+        if self.block == "basic" and (self.groups, self.width_per_group) != (1, 64):
+            raise UsageError(
+                'groups and width_per_group need block="bottleneck". Received: '
+                f"groups={self.groups}, width_per_group={self.width_per_group} with "
+                f"block={self.block!r}."
+            )
+        if min(self.widths) * self.width_per_group < 64:
+            raise UsageError(
+                "A group must have at least one channel: width * width_per_group / 64. "
+                f"Received: widths={self.widths}, "
+                f"width_per_group={self.width_per_group}."
+            )
 
 
 # He et al. 2015 (arXiv:1512.03385), table 1.
-_IMAGENET = {
-    18: ("basic", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
+_IMAGENET: dict[str, tuple[Block, tuple[int, ...]]] = {
+    "resnet18": ("basic", (2, 2, 2, 2)),
+    "resnet34": ("basic", (3, 4, 6, 3)),
+    "resnet50": ("bottleneck", (3, 4, 6, 3)),
+    "resnet101": ("bottleneck", (3, 4, 23, 3)),
+    "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
 # The same paper, section 4.2: 6n + 2 layers in three stages.
-_CIFAR = {6 * n + 2: (n, n, n) for n in (3, 5, 7, 9, 18)}
+_CIFAR = {f"resnet{6 * n + 2}": (n, n, n) for n in (3, 5, 7, 9, 18)}
+_WIDTHS = (64, 128, 256, 512)
 
 
 def _table() -> dict[str, ResNetSpec]:
     residual = [
         ResNetSpec(
-            name=f"resnet{layers}",
-            block=block,  # type: ignore[arg-type]
+            name=name,
+            block=block,
             depths=depths,
-            widths=(64, 128, 256, 512),
-            stem="imagenet",
-            shortcut="projection",
-            classes=1000,
-            image_size=224,
+            widths=_WIDTHS,
             source="He et al. 2015, table 1; option B as in section 4.1",
         )
-        for layers, (block, depths) in _IMAGENET.items()
+        for name, (block, depths) in _IMAGENET.items()
     ] + [
         ResNetSpec(
-            name=f"resnet{layers}",
-            block="basic",
+            name=name,
             depths=depths,
             widths=(16, 32, 64),
-            stem="cifar",
+            stem="3x3",
             shortcut="identity",
             classes=10,
             image_size=32,
             source="He et al. 2015, section 4.2; option A as there",
         )
-        for layers, depths in _CIFAR.items()
+        for name, depths in _CIFAR.items()
     ]
     plain = [
         replace(
@@ -128,136 +244,25 @@ def list_models(pattern: str = "*") -> list[str]:
         pattern: A glob such as `"resnet*"` or `"*18"`.
 
     Returns:
-        The matching names, ImageNet nets first, shallow before deep.
+        The matching names, ImageNet models first, shallow before deep.
     """
     return [name for name in SPECS if fnmatch.fnmatchcase(name, pattern)]
 
 
-def spec(name: str) -> ResNetSpec:
-    """Return the table's row for `name`.
+def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
+    """Return the row of the table with a name, or a custom spec itself.
 
     Raises:
-        UnknownNameError: No row has this name; the message tells the nearest.
+        UnknownNameError: No row has this name; the message lists the nearest.
+        UsageError: A custom spec has the name of a row.
     """
-    if name not in SPECS:
-        raise UnknownNameError("model", name, SPECS)
-    return SPECS[name]
-
-
-def architecture(
-    name: str,
-    *,
-    include_top: bool = True,
-    input_shape: Sequence[int | None] | None = None,
-    pooling: str | None = None,
-    classes: int | None = None,
-    classifier_activation: str | None = None,
-    shortcut: str | None = None,
-    stride_in: str | None = None,
-    features: str | None = None,
-) -> Architecture:
-    """Check the options of a `build` call and fill in the variant's defaults.
-
-    Args:
-        name: A name of `list_models()`.
-        include_top: See `reszoo.build`, as for all that follow.
-        input_shape: As above.
-        pooling: As above.
-        classes: As above.
-        classifier_activation: As above.
-        shortcut: As above.
-        stride_in: As above.
-        features: As above.
-
-    Raises:
-        UnknownNameError: A name is in no table.
-        UsageError: Options contradict each other or are out of range.
-    """
-    row = spec(name)
-    shortcut = _one_of("shortcut", shortcut or row.shortcut, Shortcut)
-    stride_in = _one_of("stride_in", stride_in or "3x3", StrideIn)
-    if pooling is not None:
-        _one_of("pooling", pooling, Pooling)
-    if classifier_activation is not None:
-        _one_of("classifier_activation", classifier_activation, ClassifierActivation)
-    if features is not None:
-        _one_of("features", features, Literal["pyramid"])
-    _check_shortcut(row, shortcut)
-    if stride_in == "1x1" and row.block == "basic":
+    if isinstance(spec, str):
+        if spec not in SPECS:
+            raise UnknownNameError("model", spec, SPECS)
+        return SPECS[spec]
+    if SPECS.get(spec.name, spec) != spec:
         raise UsageError(
-            f'stride_in="1x1" needs bottleneck blocks. {name} has basic blocks, whose '
-            "first convolution is 3x3; leave stride_in out."
+            f"{spec.name!r} is a model of reszoo that differs from this spec. "
+            f"Received: name={spec.name!r}; give the spec another name."
         )
-    _check_head(include_top, classes, classifier_activation, pooling, features)
-    return Architecture(
-        spec=name,
-        shortcut=shortcut,  # type: ignore[arg-type]
-        stride_in=stride_in,  # type: ignore[arg-type]
-        input_shape=_input_shape(input_shape, row, include_top),
-        include_top=include_top,
-        classes=(classes or row.classes) if include_top else None,
-        pooling=pooling,  # type: ignore[arg-type]
-        features=features,  # type: ignore[arg-type]
-        classifier_activation=classifier_activation,  # type: ignore[arg-type]
-    )
-
-
-def architecture_from_json(content: dict[str, Any]) -> Architecture:
-    """Return what `Architecture.to_json` wrote, checked like a fresh request."""
-    options = dict(content)
-    return architecture(options.pop("spec"), **options)
-
-
-def _one_of(argument: str, value: str, literal: Any) -> str:
-    choices = get_args(literal)
-    if value not in choices:
-        raise UnknownNameError(argument, value, choices)
-    return value
-
-
-def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:
-    if row.shortcut == "none" and shortcut != "none":
-        raise UsageError(
-            f"{row.name} is a net without shortcuts. Received: shortcut={shortcut!r}. "
-            f"Build {row.name.replace('plain', 'resnet')!r} for one that has them."
-        )
-
-
-def _check_head(
-    include_top: bool,
-    classes: int | None,
-    classifier_activation: str | None,
-    pooling: str | None,
-    features: str | None,
-) -> None:
-    if classes is not None and (isinstance(classes, bool) or classes < 1):
-        raise UsageError(f"classes must be at least 1. Received: classes={classes}.")
-    headless_only = {"pooling": pooling, "features": features}
-    head_only = {"classes": classes, "classifier_activation": classifier_activation}
-    for argument, value in (headless_only if include_top else head_only).items():
-        if value is not None:
-            raise UsageError(
-                f"{argument} has a meaning only with include_top={not include_top}. "
-                f"Received: {argument}={value!r}, include_top={include_top}."
-            )
-    if pooling and features:
-        raise UsageError(
-            'features="pyramid" gives the feature maps themselves. '
-            f"Received: pooling={pooling!r} as well; leave one of them out."
-        )
-
-
-def _input_shape(
-    shape: Sequence[int | None] | None, row: ResNetSpec, include_top: bool
-) -> InputShape:
-    if shape is None:
-        side = row.image_size if include_top else None
-        return (side, side, 3)
-    height, width, channels = shape if len(shape) == 3 else (0, 0, 0)
-    sides_ok = all(side is None or side >= 1 for side in (height, width))
-    if not sides_ok or channels is None or channels < 1:
-        raise UsageError(
-            "input_shape must be (height, width, channels) of positive numbers; height "
-            f"and width may be None. Received: input_shape={tuple(shape)}."
-        )
-    return (height, width, channels)
+    return spec

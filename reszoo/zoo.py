@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import keras
 
+from reszoo.architecture import architecture
 from reszoo.cards import Card, new_card
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.resnet import build_resnet
-from reszoo.specs import architecture
+from reszoo.specs import ResNetSpec, find_spec
 from reszoo.weights import keras_h5, safetensors
 from reszoo.weights import safetensors as timm_folder
 from reszoo.weights.loading import (
@@ -30,7 +31,7 @@ _COUNTERS = "_reszoo_counters"
 
 
 def build(
-    variant: str,
+    variant: str | ResNetSpec,
     /,
     *,
     weights: str | os.PathLike[str] | None = None,
@@ -53,7 +54,8 @@ def build(
     `reszoo.card(model).preprocessing.normalise` makes it from RGB in 0..255.
 
     Args:
-        variant: One of `reszoo.list_models()`, such as "resnet50" or "plain20".
+        variant: One of `reszoo.list_models()`, such as "resnet50" or "plain20", or a
+            `ResNetSpec` for a model of your own.
         weights: None for fresh weights; "imagenet" for the net's default among the
             published ones; another of those by name, such as "timm/a1_in1k"
             (`reszoo list --weights`); "cifar10" for a small net that comes with
@@ -120,12 +122,15 @@ def build(
             "zero_init_residual is for fresh weights. Received: "
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
-    found = locate(weights, variant, allow_noncommercial=allow_noncommercial)
-    loaded = load_weights(found, variant, options, labels, seed=seed, name=name)
+    found = locate(weights, described.name, allow_noncommercial=allow_noncommercial)
+    spec = described.spec
+    loaded = load_weights(found, spec, options, labels, seed=seed, name=name)
     return _attach_loaded(loaded)
 
 
-def load(path: str | os.PathLike[str], variant: str | None = None) -> keras.Model:
+def load(
+    path: str | os.PathLike[str], variant: str | ResNetSpec | None = None
+) -> keras.Model:
     """Open a checkpoint: the net, its weights and its card.
 
     The net is told by the card, or by the tensors where another library wrote the
@@ -140,7 +145,9 @@ def load(path: str | os.PathLike[str], variant: str | None = None) -> keras.Mode
     Raises:
         CheckpointError: The file is missing, damaged, or of no net of the zoo.
     """
-    return _attach_loaded(load_weights(locate(path, variant), variant, {}, None))
+    spec = None if variant is None else find_spec(variant)
+    found = locate(path, None if spec is None else spec.name)
+    return _attach_loaded(load_weights(found, spec, {}, None))
 
 
 def save(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from reszoo.architecture import architecture
 from reszoo.cards import Card, new_card
-from reszoo.specs import architecture
 
 
 def made_card(labels: Sequence[str] | None = ("cat", "dog"), **record: Any) -> Card:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from test_report import HOSTILE, Page
 
+from reszoo.architecture import Architecture
 from reszoo.cards import Card, Metric
 from reszoo.preprocessing import Preprocessing
-from reszoo.specs import Architecture
+from reszoo.specs import SPECS
 from reszoo.training.recipe_table import find_recipe
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.manifest import (
@@ -41,7 +42,7 @@ MEASURED = {
 def card(**changes: Any) -> Card:
     made = Card(
         architecture=Architecture(
-            spec="resnet20",
+            spec=SPECS["resnet20"],
             shortcut="identity",
             stride_in="3x3",
             input_shape=(32, 32, 3),

@@ -27,11 +27,12 @@ def moved(name: str, **fields: Any) -> set[str]:
     model = randomise(
         reszoo.build(name, classes=3, input_shape=(side, side, 3), seed=0)
     )
-    preprocessing = reszoo.card(model).preprocessing
+    card = reszoo.card(model)
+    preprocessing = card.preprocessing
     recipe = find_recipe("cifar", batch_size=2, precision="float32", **fields)
     (phase,) = phases(recipe, 2)
     net = training_copy(model, preprocessing, recipe)
-    trainer = PhaseTrainer(net, name, preprocessing, phase, Devices())
+    trainer = PhaseTrainer(net, card.architecture, preprocessing, phase, Devices())
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     before = to_tensors(net)
     trainer.train(tf.constant(images), tf.constant([0, 1], tf.int64), 0, 0)
@@ -79,11 +80,11 @@ def built(request: pytest.FixtureRequest) -> Any:
 def test_every_batch_norm_is_counted_and_set(
     built: Any, setting: str | None, batch_norm: bool
 ) -> None:
-    model, name = built, built.name
+    model, described = built, reszoo.card(built).architecture
     for layer in model.layers:
         layer.trainable = True
-    counted = freeze(model, name, setting, batch_norm)
-    assert sum(counted) == NORMS[name]
+    counted = freeze(model, described, setting, batch_norm)
+    assert sum(counted) == NORMS[model.name]
     norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert counted.frozen == sum(not layer.trainable for layer in norms)
     if batch_norm or setting in ("backbone", "stages:4"):
@@ -98,8 +99,9 @@ def test_every_batch_norm_is_counted_and_set(
 
 
 def test_a_stage_that_is_not_there_is_refused() -> None:
+    model = reszoo.build("resnet20")
     with pytest.raises(reszoo.UsageError, match="resnet20 has 3 stages"):
-        freeze(reszoo.build("resnet20"), "resnet20", "stages:4", False)
+        freeze(model, reszoo.card(model).architecture, "stages:4", False)
 
 
 def test_layers_that_the_caller_froze_stay_frozen() -> None:

@@ -20,6 +20,7 @@ LAYERS = (
     ("reszoo.errors", "reszoo.environment", "reszoo.defaults"),
     ("reszoo.files", "reszoo.console"),
     ("reszoo.specs",),
+    ("reszoo.architecture",),
     ("reszoo.layers", "reszoo.blocks", "reszoo.preprocessing"),
     ("reszoo.resnet", "reszoo.perceptron", "reszoo.cards"),
     ("reszoo.weights", "reszoo.data"),

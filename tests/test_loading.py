@@ -18,8 +18,9 @@ from torch_peers import import_timm, import_torchvision
 from torch_writer import LAYOUTS, Writer, mapping, number
 
 import reszoo
+from reszoo.specs import SPECS
 from reszoo.weights import names
-from reszoo.weights.loading import adapt_input, infer_options
+from reszoo.weights.loading import adapt_input, infer_architecture
 from reszoo.weights.names import to_tensors
 
 X = np.random.default_rng(5).normal(0, 1, (2, 32, 32, 3)).astype(np.float32)
@@ -50,22 +51,20 @@ def test_the_net_is_told_by_its_tensors(tmp_path: Path) -> None:
     }
     for name, options in nets.items():
         tensors = tensors_of(name, classes=4, **options)
-        found = infer_options(tensors, "x")
         built = reszoo.card(reszoo.build(name, classes=4, **options)).architecture
-        assert (found["variant"], found["shortcut"]) == (name, built.shortcut)
-        assert (found["classes"], found["channels"]) == (4, 3)
-        assert infer_options(tensors, "x", name) == found
+        assert infer_architecture(tensors, "x") == built
+        assert infer_architecture(tensors, "x", built.spec) == built
 
 
 def test_a_cifar_net_without_projections_is_residual_unless_named() -> None:
     tensors = tensors_of("plain20")
-    assert infer_options(tensors, "x")["variant"] == "resnet20"
-    assert infer_options(tensors, "x", "plain20")["shortcut"] == "none"
+    assert infer_architecture(tensors, "x").name == "resnet20"
+    assert infer_architecture(tensors, "x", SPECS["plain20"]).shortcut == "none"
 
 
 def test_tensors_that_fit_two_nets_are_refused() -> None:
     with pytest.raises(reszoo.CheckpointError, match=r"plain18 or a resnet18.*Say whi"):
-        infer_options(tensors_of("plain18"), "x")
+        infer_architecture(tensors_of("plain18"), "x")
 
 
 @pytest.mark.parametrize(
@@ -77,23 +76,23 @@ def test_tensors_that_fit_two_nets_are_refused() -> None:
                 "conv1.weight": np.zeros((64, 3, 7, 7)),
                 "layer1.0.conv1.weight": np.zeros((64, 64, 3, 3)),
             },
-            r"No net of the zoo is made like x.*depths \(1,\)",
+            r"x fits no model of reszoo. The nearest is .* more\. Give the ResNetSpec",
         ),
     ],
 )
 def test_foreign_tensors_are_refused(tensors: Any, text: str) -> None:
     with pytest.raises(reszoo.CheckpointError, match=text):
-        infer_options(tensors, "x")
+        infer_architecture(tensors, "x")
 
 
 def test_a_bare_file_loads_and_a_contradicted_name_is_refused(file: Path) -> None:
     model = reszoo.build("resnet18", weights=file, input_shape=(32, 32, 3))
-    expected = logits(X, load_file(file), stem="imagenet")
+    expected = logits(X, load_file(file))
     np.testing.assert_allclose(
         model(X), expected, atol=1e-5 * np.abs(expected).max(), rtol=0
     )
     card = reszoo.card(reszoo.load(file))
-    assert card.architecture.spec == "resnet18"
+    assert card.architecture.name == "resnet18"
     assert card.architecture.input_shape == (224, 224, 3)
     assert card.labels is None
     with pytest.raises(reszoo.CheckpointError, match=r"holds a resnet18.*'resnet34'"):
@@ -111,7 +110,7 @@ def test_only_the_caller_knows_the_stride_of_bare_tensors(tmp_path: Path) -> Non
         model = reszoo.build(
             "resnet50", weights=file, stride_in=stride_in, input_shape=shape
         )
-        expected = logits(x, tensors, stem="imagenet", stride_in=stride_in)
+        expected = logits(x, tensors, stride_in=stride_in)
         answer = np.asarray(model(x))
         assert np.abs(answer - expected).max() <= 1e-5 * np.abs(expected).max()
     ours = reszoo.save(model, tmp_path / "ours.safetensors")
@@ -172,7 +171,7 @@ def test_a_published_cifar_checkpoint_gives_its_answers(
     }
     tree = mapping(best_prec1=number(92), state_dict=mapping(**entries))
     model = reszoo.load(writer.write(tmp_path / "resnet20.th", tree))
-    expected = logits(X, tensors, stem="cifar")
+    expected = logits(X, tensors)
     answer = np.asarray(model(X))
     assert np.abs(answer - expected).max() <= 1e-5 * np.abs(expected).max()
     saved = load_file(reszoo.save(model, tmp_path / "back.safetensors"))

@@ -14,9 +14,13 @@ from safetensors.numpy import save
 from torch_writer import Writer, mapping
 
 import reszoo
-from reszoo.weights.loading import class_names
 from reszoo.weights.names import to_tensors
-from reszoo.weights.published import DEFAULTS, PUBLISHED, find_published
+from reszoo.weights.published import (
+    DEFAULTS,
+    PUBLISHED,
+    find_published,
+    imagenet_labels,
+)
 
 pytestmark = pytest.mark.usefixtures("home")
 NET, NAME = "resnet18", "torchvision/IMAGENET1K_V1"
@@ -66,7 +70,7 @@ def test_imagenet_is_the_publishers_net_with_all_that_is_known(
     model = reszoo.build(NET, weights="imagenet")
     assert holds(model, tensors)
     card = reszoo.card(model)
-    assert card.labels == class_names()
+    assert card.labels == imagenet_labels()
     assert card.preprocessing == find_published(NET, NAME).preprocessing
     assert card.preprocessing.resize_size == 256
     assert card.provenance["licence"] == "bsd-3-clause"

@@ -15,12 +15,12 @@ from torch_peers import REASON, import_timm, import_torchvision
 
 import reszoo
 from reszoo.specs import SPECS
-from reszoo.weights.loading import class_names
 from reszoo.weights.published import (
     DEFAULTS,
     PUBLISHED,
     PublishedWeights,
     find_published,
+    imagenet_labels,
     published_names,
     table_rows,
 )
@@ -331,7 +331,7 @@ def test_the_listing_is_plain_json() -> None:
 
 
 def test_the_classes_are_imagenets() -> None:
-    names = class_names()
+    names = imagenet_labels()
     assert len(names) == 1000
     # Folders named after them must differ where case does not count.
     assert len({name.lower() for name in names}) == 1000
@@ -343,7 +343,7 @@ def test_the_classes_are_imagenets() -> None:
 
 
 def test_classes_of_one_name_tell_which_is_meant() -> None:
-    names = class_names()
+    names = imagenet_labels()
     assert (names[134], names[517]) == ("crane (bird)", "crane (machine)")
     assert (names[638], names[639]) == ("maillot (tights)", "maillot (tank suit)")
     assert (names[264], names[474]) == ("Cardigan (dog)", "cardigan (garment)")
@@ -353,15 +353,15 @@ def test_class_names_are_among_wordnets_for_their_place() -> None:
     import_timm()
     data = pytest.importorskip("timm.data", reason=REASON)
     info = data.ImageNetInfo("imagenet1k")
-    for index, name in enumerate(class_names()):
+    for index, name in enumerate(imagenet_labels()):
         lemmas = info.index_to_description(index).lower().split(", ")
         assert name.lower().split(" (")[0] in lemmas
 
 
 def test_reading_the_table_loads_nothing_heavy() -> None:
     code = (
-        "import sys, reszoo.weights.published, reszoo.weights.loading as imagenet\n"
-        "imagenet.class_names()\n"
+        "import sys, reszoo.weights.published as published\n"
+        "published.imagenet_labels()\n"
         "print({'keras', 'tensorflow', 'torch'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -82,7 +82,7 @@ def test_cifar_nets_compute_what_the_paper_writes(
         reszoo.build("resnet20", shortcut=shortcut, input_shape=(*size, 3))
     )
     x = images(*size)
-    expected = logits(x, to_tensors(model), stem="cifar", plain=shortcut == "none")
+    expected = logits(x, to_tensors(model), plain=shortcut == "none")
     assert_close(model(x, training=False), expected)
 
 
@@ -93,7 +93,7 @@ def test_imagenet_nets_compute_what_the_paper_writes(
 ) -> None:
     model = randomise(reszoo.build(name, classes=7, input_shape=(None, None, 3)))
     x = images(*size)
-    expected = logits(x, to_tensors(model), stem="imagenet", plain=name[0] == "p")
+    expected = logits(x, to_tensors(model), plain=name[0] == "p")
     assert_close(model(x, training=False), expected)
 
 
@@ -105,7 +105,7 @@ def test_the_stride_sits_in_the_convolution_asked_for(stride_in: str) -> None:
         )
     )
     x = images(65, 65)
-    expected = logits(x, to_tensors(model), stem="imagenet", stride_in=stride_in)
+    expected = logits(x, to_tensors(model), stride_in=stride_in)
     assert_close(model(x, training=False), expected)
 
 
@@ -116,9 +116,7 @@ def test_option_a_serves_bottlenecks_too() -> None:
         )
     )
     x = images(33, 33)
-    assert_close(
-        model(x, training=False), logits(x, to_tensors(model), stem="imagenet")
-    )
+    assert_close(model(x, training=False), logits(x, to_tensors(model)))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])

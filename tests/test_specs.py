@@ -1,7 +1,8 @@
 import pytest
 
 import reszoo
-from reszoo.specs import SPECS, architecture, architecture_from_json
+from reszoo.architecture import architecture, architecture_from_json
+from reszoo.specs import SPECS
 
 
 def test_the_zoo_lists_every_net_and_its_plain_twin() -> None:
@@ -27,7 +28,7 @@ def test_an_unknown_option_lists_the_choices(argument: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("plain18", {"shortcut": "projection"}, "plain18 is a net without shortcuts"),
+        ("plain18", {"shortcut": "projection"}, "plain18 is a model without shortcuts"),
         ("resnet18", {"stride_in": "1x1"}, "needs bottleneck blocks"),
         ("resnet18", {"pooling": "avg"}, "only with include_top=False"),
         ("resnet18", {"features": "pyramid"}, "only with include_top=False"),

@@ -202,11 +202,12 @@ def test_a_block_that_starts_at_zero_is_its_shortcut() -> None:
 
 def test_the_average_follows_every_weight_and_statistic() -> None:
     model = small()
-    preprocessing = reszoo.card(model).preprocessing
+    card = reszoo.card(model)
+    preprocessing = card.preprocessing
     recipe = recipe_of(ema=0.75, epochs=1, warmup_epochs=0)
     (phase,) = phases(recipe, 16)
     net = training_copy(model, preprocessing, recipe)
-    trainer = PhaseTrainer(net, "resnet8", preprocessing, phase, Devices())
+    trainer = PhaseTrainer(net, card.architecture, preprocessing, phase, Devices())
     expected = None
     for step in range(4):
         trainer.train(tf.constant(IMAGES), tf.constant(LABELS), step, 0)

@@ -161,7 +161,7 @@ def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
     preprocessing, architecture = card.preprocessing, card.architecture
     sides = ("?" if side is None else str(side) for side in architecture.input_shape)
     shown = f"shortcut {architecture.shortcut}, input {'x'.join(sides)}"
-    yield "model", f"{architecture.spec}, {shown}"
+    yield "model", f"{architecture.name}, {shown}"
     if card.labels:
         yield "labels", f"{len(card.labels)}: {_some(card.labels)}"
     elif architecture.classes:

@@ -36,7 +36,7 @@ def summary(card: Card) -> str:
     classes = card.architecture.classes
     does = f"an image classifier for {classes} classes" if classes else "image features"
     return (
-        f"{card.architecture.spec}, {does} ({source}). Normalisation is inside: "
+        f"{card.architecture.name}, {does} ({source}). Normalisation is inside: "
         "feed RGB from 0 to 255."
     )
 

@@ -171,8 +171,8 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
     verified = [each.file for each in files if not each.verification.problems]
     return {
         "features": features,
-        "title": f"Export of {card.architecture.spec}",
-        "spec": Outside(card.architecture.spec),
+        "title": f"Export of {card.architecture.name}",
+        "spec": Outside(card.architecture.name),
         "verified": len(verified),
         "files": files,
         "found": next((each for each in found if each.compared), found[0]),

@@ -18,7 +18,6 @@ from reszoo.cards import Card
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
-from reszoo.specs import SPECS
 from reszoo.weights.names import HEAD, assign_tensors, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
@@ -130,7 +129,7 @@ def make_serving(
         _check_askable(card, options)
     card = _as_asked(card, options)
     net = _folded_net(card)
-    tensors = fold(model) if found is None else found.folded(net)
+    tensors = fold(model) if found is None else found.folded()
     assign_tensors(net, _fitting(tensors, card), "the folded model")
     return Serving(net, card, options, bgr=found is not None and found.bgr)
 
@@ -188,7 +187,7 @@ def _check_exportable(card: Card, options: ExportOptions) -> None:
     if not card.architecture.include_top and options.outputs != FEATURES:
         raise UsageError(
             "Only a model with a classifier gives logits and probabilities. "
-            f"{card.architecture.spec} was built with include_top=False; export what "
+            f"{card.architecture.name} was built with include_top=False; export what "
             "it has with outputs='features' (--outputs features)."
         )
     if options.input_size is None:
@@ -209,9 +208,8 @@ def _check_own_size(card: Card) -> None:
 
 
 def _check_size(card: Card, size: int) -> None:
-    spec = SPECS[card.architecture.spec]
-    # The stem of ImageNet nets halves twice, every stage but the first once.
-    halved = len(spec.depths) - 1 + (2 if spec.stem == "imagenet" else 0)
+    spec = card.architecture.spec
+    halved = spec.halvings
     if size < 2**halved:
         raise UsageError(
             f"{spec.name} halves its image {halved} times, so that input_size must be "

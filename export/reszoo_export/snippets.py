@@ -95,7 +95,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
     features = output["name"] == "features"
     size, short = card.preprocessing.eval_size, card.preprocessing.resize_size
     words: dict[str, Any] = {
-        "NET": card.architecture.spec,
+        "NET": card.architecture.name,
         "SIZE": size,
         "SHORT": short,
         "RESAMPLING": card.preprocessing.interpolation.upper(),

@@ -77,7 +77,7 @@ def convert(
     if as_json:
         print_json({"output": str(written), "card": card.to_json()})
         return
-    print_text(f"{card.architecture.spec}: {report}. Written to {written}")
+    print_text(f"{card.architecture.name}: {report}. Written to {written}")
 
 
 def _print_weights(names: list[str], as_json: bool) -> None:

@@ -165,7 +165,7 @@ def write_summary(
     if history.best is None:
         return
     report = RunReport(
-        model=config.card.architecture.spec,
+        model=config.card.architecture.name,
         data=config.source.name,
         labels=config.source.labels,
         training_images=len(run.examples),

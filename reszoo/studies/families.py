@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from reszoo.architecture import architecture
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.specs import SPECS, Shortcut, architecture
+from reszoo.specs import SPECS, Shortcut
 
 if TYPE_CHECKING:
     import keras
@@ -118,7 +119,7 @@ def _dense(variant: Variant, side: int, classes: int, seed: int) -> "keras.Model
 _CIFAR_LAYERS = tuple(
     int(name.removeprefix("resnet"))
     for name, row in SPECS.items()
-    if name.startswith("resnet") and row.stem == "cifar"
+    if name.startswith("resnet") and row.image_size == 32
 )
 _TABLE = (
     Family(

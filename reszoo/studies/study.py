@@ -9,12 +9,12 @@ from typing import Any
 import keras
 
 from reszoo import defaults
+from reszoo.architecture import architecture
 from reszoo.cards import new_card
 from reszoo.console import say
 from reszoo.data.pipeline import Augmentation
 from reszoo.data.sources import Data, Source, fingerprint, open_source
 from reszoo.errors import UsageError
-from reszoo.specs import architecture
 from reszoo.studies.families import Family, Variant, find_family
 from reszoo.studies.results import (
     RESULTS,

@@ -230,7 +230,7 @@ def compile(
     _check_supported(model, fields)
     chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
     freeze_bn = bool(chosen.freeze_bn)
-    batch_norm = freeze(model, card.architecture.spec, chosen.freeze, freeze_bn)
+    batch_norm = freeze(model, card.architecture, chosen.freeze, freeze_bn)
     set_momentum(model, moving_momentum(chosen, steps_per_epoch))
     model.compile(
         optimizer=RuleOptimizer(chosen, steps_per_epoch),

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from reszoo.architecture import FINAL_NORM, Architecture, convolutions
 from reszoo.environment import processor_flags
 from reszoo.errors import UsageError
 from reszoo.layers import BatchNormalization
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet, logits_model
-from reszoo.specs import SPECS
 from reszoo.training.recipes import Recipe
 from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo.zoo import get_card
@@ -34,7 +34,10 @@ class BatchNormCount(NamedTuple):
 
 
 def freeze(
-    model: keras.Model, spec: str, setting: str | None, batch_norm: bool
+    model: keras.Model,
+    architecture: Architecture,
+    setting: str | None,
+    batch_norm: bool,
 ) -> BatchNormCount:
     """Set which layers of a model learn.
 
@@ -43,7 +46,7 @@ def freeze(
 
     Args:
         model: A model from `build_resnet`.
-        spec: Its variant.
+        architecture: What it was built from.
         setting: "backbone" for all but the head, "stages:N" for the stem and the
             first N stages, or None.
         batch_norm: Whether every batch normalisation is frozen as well.
@@ -54,12 +57,12 @@ def freeze(
     Raises:
         UsageError: The net has no such number of stages.
     """
-    names = frozen_parts(spec, setting)
+    names = frozen_layers(architecture, setting)
     learning = learning_layers(model)
     norms = []
     for layer in model.layers:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        stays = layer.name.startswith(names) or (batch_norm and is_norm)
+        stays = layer.name in names or (batch_norm and is_norm)
         layer.trainable = layer.name in learning and not stays
         if is_norm:
             norms.append(layer.trainable)
@@ -76,16 +79,23 @@ def learning_layers(model: keras.Model) -> set[str]:
     }
 
 
-def frozen_parts(spec: str, setting: str | None) -> tuple[str, ...]:
-    """Return the beginnings of the names of the layers that a setting freezes."""
+def frozen_layers(architecture: Architecture, setting: str | None) -> set[str]:
+    """Return the names of the layers with weights that a setting freezes.
+
+    Raises:
+        UsageError: The model has no such number of stages.
+    """
     if setting is None:
-        return ()
-    stages = len(SPECS[spec].depths)
+        return set()
+    stages = len(architecture.spec.depths)
     count = stages if setting == "backbone" else int(setting.partition(":")[2])
     if count > stages:
-        raise UsageError(f"{spec} has {stages} stages. Received: freeze={setting!r}.")
-    parts = (f"layer{stage + 1}." for stage in range(count))
-    return ("conv1", "bn1", *parts)
+        raise UsageError(
+            f"{architecture.name} has {stages} stages. Received: freeze={setting!r}."
+        )
+    listed = [each for each in convolutions(architecture) if each.stage <= count]
+    names = {name for each in listed for name in (each.name, *each.norms)}
+    return names | {FINAL_NORM} if count == stages else names
 
 
 # bfloat16 without such an instruction is emulated, and slower than float32.

@@ -399,8 +399,10 @@ class Run(StepLoop):
 
     def _new_phase_trainer(self) -> PhaseTrainer:
         card, phase = self.config.card, self.config.phase_of(self._epoch)
-        spec, preprocessing = card.architecture.spec, card.preprocessing
-        return PhaseTrainer(self._model, spec, preprocessing, phase, self._devices)
+        architecture, preprocessing = card.architecture, card.preprocessing
+        return PhaseTrainer(
+            self._model, architecture, preprocessing, phase, self._devices
+        )
 
     def _steps_done_in_phase(self) -> int:
         phase = self.phase_trainer.phase

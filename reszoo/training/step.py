@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reszoo.architecture import Architecture
 from reszoo.data.augment.mix import mix
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
@@ -190,7 +191,7 @@ class PhaseTrainer:
 
     Args:
         model: A `training_copy`; which of its layers are trainable is set here.
-        spec: Name of its variant.
+        architecture: What it was built from.
         preprocessing: How pixels are normalised.
         phase: Recipe, learning rates and number of steps.
         devices: That share each batch.
@@ -205,7 +206,7 @@ class PhaseTrainer:
     def __init__(
         self,
         model: keras.Model,
-        spec: str,
+        architecture: Architecture,
         preprocessing: Preprocessing,
         phase: Phase,
         devices: Devices,
@@ -213,7 +214,7 @@ class PhaseTrainer:
         self.model, self.phase = model, phase
         recipe = phase.recipe
         self.batch_norm: BatchNormCount = freeze(
-            model, spec, recipe.freeze, bool(recipe.freeze_bn)
+            model, architecture, recipe.freeze, bool(recipe.freeze_bn)
         )
         if not model.trainable_variables:
             raise UsageError(

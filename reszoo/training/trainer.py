@@ -16,7 +16,7 @@ from reszoo.data.checks import find_unreadable
 from reszoo.data.sources import Source, check_classes, fingerprint, open_source
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
-from reszoo.specs import spec as find_spec
+from reszoo.specs import ResNetSpec, find_spec
 from reszoo.training.devices import Devices, open_devices
 from reszoo.training.history import BEST, HISTORY, LAST, Epoch, write_curves
 from reszoo.training.model import resolve_precision
@@ -64,7 +64,7 @@ class TrainResult:
 
 
 def train(
-    model: keras.Model | str,
+    model: keras.Model | str | ResNetSpec,
     data: Any,
     *,
     recipe: str | Recipe | None = None,
@@ -83,8 +83,9 @@ def train(
     decides between equals); without a validation split the last one does.
 
     Args:
-        model: A model from reszoo, or a name to build one from, with the classes of
-            the data. Layers of a model that are not `trainable` stay as they are.
+        model: A model from reszoo, or a name or `ResNetSpec` to build one from, with
+            the classes of the data. Layers of a model that are not `trainable` stay
+            as they are.
         data: A folder of class folders, a CSV of path and label, "tfds:NAME", a name
             such as "digits", or arrays: `(images, labels)`, or a dict of these by
             split.
@@ -123,7 +124,7 @@ def train(
     devices = open_devices(strategy)
     with devices.failing_together():
         devices.check_batch_size(chosen.batch_size, chosen.accumulate)
-        if isinstance(model, str):
+        if not isinstance(model, keras.Model):
             find_spec(model)
         source = open_source(data, bad_images=bad_images)
         _check_outside_data(folder, data)
@@ -145,9 +146,10 @@ def train(
 
 
 def _default_recipe(
-    model: keras.Model | str, weights: str | os.PathLike[str] | None
+    model: keras.Model | str | ResNetSpec, weights: str | os.PathLike[str] | None
 ) -> str:
-    fresh = weights is None if isinstance(model, str) else get_card(model).is_fresh
+    given = isinstance(model, keras.Model)
+    fresh = get_card(model).is_fresh if given else weights is None
     return "cifar" if fresh else "finetune"
 
 
@@ -186,12 +188,12 @@ def _print_problems(source: Source) -> None:
 
 
 def _build(
-    model: keras.Model | str,
+    model: keras.Model | str | ResNetSpec,
     source: Source,
     recipe: Recipe,
     weights: str | os.PathLike[str] | None,
 ) -> keras.Model:
-    if isinstance(model, str):
+    if not isinstance(model, keras.Model):
         side = recipe.eval_size
         return build(
             model,
@@ -325,7 +327,7 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 def _title(config: RunConfig) -> str:
-    return f"{config.card.architecture.spec} on {config.source.name}"
+    return f"{config.card.architecture.name} on {config.source.name}"
 
 
 def _train(run: Run) -> None:

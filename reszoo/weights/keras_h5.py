@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.architecture import StrideIn
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Preprocessing
-from reszoo.specs import StrideIn
 from reszoo.weights.names import Tensors
 
 LayerWeights = Mapping[str, Mapping[str, NDArray[Any]]]

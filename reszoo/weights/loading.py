@@ -1,9 +1,7 @@
 """Build a model from the tensors of a weight file."""
 
 import math
-import re
-from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,113 +9,134 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.architecture import (
+    Architecture,
+    architecture,
+    convolutions,
+    standalone_norms,
+)
 from reszoo.cards import Card, Metric, new_card
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
-from reszoo.specs import SPECS, Architecture, ResNetSpec, architecture
+from reszoo.specs import SPECS, ResNetSpec
 from reszoo.weights import keras_h5, safetensors
 from reszoo.weights.location import Found
 from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, assign_tensors
+from reszoo.weights.published import imagenet_labels
 from reszoo.weights.reading import Contents, read
 
-_BLOCK = re.compile(r"layer(\d+)\.(\d+)\.conv1\.weight")
+# In the order in which they are tried on tensors that do not tell.
+_SHORTCUTS = ("projection", "projection-all", "none")
+_SHOWN = 3
+# Layer -> shape of its kernel in torch's layout; () for a batch normalization.
+Shapes = dict[str, tuple[int, ...]]
 
 
-def infer_options(
-    tensors: Tensors, source: str, variant: str | None = None
-) -> dict[str, Any]:
-    """Return the `build` options of the net that some tensors belong to.
+def infer_architecture(
+    tensors: Tensors,
+    source: str,
+    spec: ResNetSpec | None = None,
+    stride_in: str | None = None,
+) -> Architecture:
+    """Return the architecture that tensors without a card belong to.
 
-    A CIFAR net without projections is taken for the residual one with option A,
-    not for its plain twin, whose tensors are the same; `variant` decides otherwise.
+    A CIFAR model without projections is taken for the residual one with option A,
+    not for its plain twin, whose tensors are the same; `spec` decides otherwise.
 
     Args:
         tensors: Under torchvision's names.
         source: What they came from, for messages.
-        variant: A name from the table that the tensors must fit.
-
-    Returns:
-        "variant", "shortcut", "classes", "include_top" and "channels".
+        spec: What they must fit; None tries the whole table.
+        stride_in: Which convolution of a bottleneck has the stride, if that is known.
 
     Raises:
-        CheckpointError: They fit no net of the zoo, another than `variant`, or two.
+        CheckpointError: They fit no spec of the table, another than `spec`, or two.
     """
-    fitting = _fitting(tensors, source)
-    shortcut = _shortcut(tensors)
-    if variant is None:
-        named = _preferred(fitting, shortcut, source)
-    elif variant in {spec.name for spec in fitting}:
-        named = SPECS[variant]
-    else:
+    found = _shapes(tensors)
+    rows = [*SPECS.values()] if spec is None or spec in SPECS.values() else [spec]
+    candidates = [
+        architecture(row, shortcut=shortcut)
+        for row in rows
+        for shortcut in dict.fromkeys((row.shortcut, *_SHORTCUTS))
+        if "none" not in (row.shortcut, shortcut) or shortcut == "none"
+    ]
+    fitting = [each for each in candidates if not _differences(found, each)]
+    if not fitting:
+        raise _fits_nothing(found, candidates, source)
+    chosen = next((each for each in fitting if spec in (None, each.spec)), None)
+    if chosen is None:
         raise CheckpointError(
-            f"{source} holds a {fitting[0].name}. Received: {variant!r}; "
+            f"{source} holds a {fitting[0].name}. Received: {spec and spec.name!r}; "
             f"build {fitting[0].name!r}, or use reszoo.load."
         )
-    if shortcut == "none" and named.shortcut == "identity":
-        shortcut = "identity"
-    head = tensors.get("fc.weight")
-    return {
-        "variant": named.name,
-        "shortcut": shortcut,
-        "include_top": head is not None,
-        "classes": None if head is None else len(head),
-        "channels": tensors["conv1.weight"].shape[1],
-    }
-
-
-def _fitting(tensors: Tensors, source: str) -> list[ResNetSpec]:
-    first = tensors.get("conv1.weight")
-    blocks = [match for name in tensors if (match := _BLOCK.fullmatch(name))]
-    if first is None or first.ndim != 4 or not blocks:
-        shown = ", ".join(sorted(tensors)[:5])
-        raise CheckpointError(
-            f"{source} holds no ResNet as torchvision names it: conv1.weight and "
-            f"layer1.0.conv1.weight were expected. Received: {shown}."
-        )
-    depths: dict[int, int] = {}
-    for match in blocks:
-        depths[int(match[1])] = depths.get(int(match[1]), 0) + 1
-    found = {
-        "stem": "imagenet" if first.shape[-1] == 7 else "cifar",
-        "block": "bottleneck" if "layer1.0.conv3.weight" in tensors else "basic",
-        "depths": tuple(depths[stage] for stage in sorted(depths)),
-        "width": first.shape[0],
-    }
-    fitting = [spec for spec in SPECS.values() if _description(spec) == found]
-    if not fitting:
-        told = ", ".join(f"{key} {value}" for key, value in found.items())
-        raise CheckpointError(f"No net of the zoo is made like {source}: {told}.")
-    return fitting
-
-
-def _description(spec: ResNetSpec) -> dict[str, Any]:
-    return {
-        "stem": spec.stem,
-        "block": spec.block,
-        "depths": spec.depths,
-        "width": spec.widths[0],
-    }
-
-
-def _shortcut(tensors: Tensors) -> str:
-    if "layer1.1.downsample.0.weight" in tensors:
-        return "projection-all"
-    if any(".downsample.0." in name for name in tensors):
-        return "projection"
-    return "none"
-
-
-def _preferred(fitting: list[ResNetSpec], shortcut: str, source: str) -> ResNetSpec:
-    residual = next(spec for spec in fitting if spec.shortcut != "none")
-    if shortcut != "none" or residual.shortcut == "identity":
-        return residual
-    plain = next(spec for spec in fitting if spec.shortcut == "none")
-    raise CheckpointError(
-        f"{source} has no projections, so it is a {plain.name} or a {residual.name} "
-        "with shortcut='identity'. Say which: "
-        f"reszoo.build({plain.name!r}, weights=...)."
+    if spec is None:
+        _check_unambiguous(chosen, fitting, source)
+    head = tensors.get(HEAD[0])
+    described = architecture(
+        chosen.spec,
+        shortcut=chosen.shortcut,
+        stride_in=stride_in,
+        include_top=head is not None,
+        classes=None if head is None else len(head),
     )
+    height, width, _ = described.input_shape
+    channels = found[convolutions(chosen)[0].name][1]
+    return replace(described, input_shape=(height, width, channels))
+
+
+def _shapes(tensors: Tensors) -> Shapes:
+    return {
+        name.removesuffix(".weight"): tensor.shape if tensor.ndim == 4 else ()
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and name not in HEAD
+    }
+
+
+def _differences(found: Shapes, candidate: Architecture) -> list[str]:
+    """List the layers that tensors and a candidate do not share."""
+    listed = convolutions(candidate)
+    expected: Shapes = {each.name: each.shape for each in listed}
+    expected |= dict.fromkeys((n for each in listed for n in each.norms), ())
+    expected |= dict.fromkeys(standalone_norms(candidate), ())
+    first = listed[0].name
+    if len(found.get(first, ())) == 4:
+        # The image may have any number of channels.
+        expected[first] = (expected[first][0], found[first][1], *expected[first][2:])
+    names = {**expected, **found}
+    return [name for name in names if found.get(name) != expected.get(name)]
+
+
+def _fits_nothing(
+    found: Shapes, candidates: list[Architecture], source: str
+) -> CheckpointError:
+    nearest = min(candidates, key=lambda each: len(_differences(found, each)))
+    differing = _differences(found, nearest)
+    if not set(found) - set(differing):
+        return CheckpointError(
+            f"{source} holds no ResNet as torchvision names it: conv1.weight and "
+            "layer1.0.conv1.weight were expected. Received: "
+            f"{', '.join(f'{name}.weight' for name in sorted(found)[:5])}."
+        )
+    shown = ", ".join(differing[:_SHOWN])
+    more = len(differing) - _SHOWN
+    return CheckpointError(
+        f"{source} fits no model of reszoo. The nearest is {nearest.name}, which "
+        f"differs in the layers {shown}{f' and {more} more' if more > 0 else ''}. "
+        "Give the ResNetSpec of the model, if it is another: reszoo.load(path, spec)."
+    )
+
+
+def _check_unambiguous(
+    chosen: Architecture, fitting: list[Architecture], source: str
+) -> None:
+    plain = [each.name for each in fitting if each.spec.shortcut == "none"]
+    if plain and chosen.shortcut == "none" and chosen.name not in plain:
+        raise CheckpointError(
+            f"{source} has no projections, so it is a {plain[0]} or a {chosen.name} "
+            "with shortcut='identity'. Say which: "
+            f"reszoo.build({plain[0]!r}, weights=...)."
+        )
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ class Loaded:
 
 def load_weights(
     found: Found,
-    variant: str | None,
+    spec: ResNetSpec | None,
     options: dict[str, Any],
     labels: tuple[str, ...] | None,
     *,
@@ -143,7 +162,7 @@ def load_weights(
 
     Args:
         found: The file.
-        variant: The net that it must be; None takes it from the file.
+        spec: What it must hold; None takes that from the file.
         options: Options of `build`; None leaves one to the file. Another number of
             classes, or other names, means a fresh head, other channels an adapted
             `conv1`.
@@ -159,7 +178,8 @@ def load_weights(
     if contents.card is None and contents.stride_in is None:
         # Bare tensors do not tell it, so the caller may.
         contents = replace(contents, stride_in=options.get("stride_in"))
-    saved = _saved_card(contents, found, variant)
+    saved = _saved_card(contents, found, spec)
+    _check_size(saved.architecture, contents.tensors, found.source)
     return load_contents(
         contents.tensors, saved, found.source, options, labels, seed=seed, name=name
     )
@@ -228,35 +248,48 @@ def keras_applications_card(
     return _changed_card(card, described, None, fresh=False)
 
 
-def _saved_card(contents: Contents, found: Found, variant: str | None) -> Card:
+def _saved_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Card:
     saved = contents.card
     if saved is None:
-        return _made_card(contents, found, variant)
-    if variant not in (None, saved.architecture.spec):
+        return _made_card(contents, found, spec)
+    if spec not in (None, saved.architecture.spec):
+        name, wanted = saved.architecture.name, spec and spec.name
+        other = "another spec" if name == wanted else f"a {name}"
         raise CheckpointError(
-            f"{found.source} holds a {saved.architecture.spec}. Received: "
-            f"{variant!r}; build {saved.architecture.spec!r}, or use reszoo.load."
+            f"{found.source} holds {other}. Received: {wanted!r}; "
+            f"build {name!r}, or use reszoo.load."
         )
     return saved
 
 
-def _made_card(contents: Contents, found: Found, variant: str | None) -> Card:
+def _check_size(saved: Architecture, tensors: Tensors, source: str) -> None:
+    """Refuse a card of a custom spec that is larger than its file, before building."""
+    described = sum(math.prod(each.shape) for each in convolutions(saved))
+    held = sum(tensor.size for tensor in tensors.values())
+    if described > held and saved.spec not in SPECS.values():
+        raise CheckpointError(
+            f"{source} does not hold the weights of {saved.name}: the spec on its card "
+            f"has {described:,} weights, the file {held:,}."
+        )
+
+
+def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Card:
     """Make the card of a file that has none, of all that is known besides."""
-    options = infer_options(contents.tensors, found.source, variant)
-    channels, net = options.pop("channels"), options.pop("variant")
+    described = infer_architecture(
+        contents.tensors, found.source, spec, contents.stride_in
+    )
     record, labels = contents.preprocessing, None
     if found.published is not None:
         record = found.published.preprocessing
     elif found.config is not None:
         record, labels = safetensors.read_config(found.config)
-    described = architecture(net, stride_in=contents.stride_in, **options)
-    height, width, _ = described.input_shape
-    if record is not None and options["include_top"]:
+    height, width, channels = described.input_shape
+    if record is not None and described.include_top:
         height = width = record.eval_size
     described = replace(described, input_shape=(height, width, channels))
     imagenet = found.published is not None or contents.preprocessing is not None
-    if imagenet and described.classes == len(class_names()):
-        labels = class_names()
+    if imagenet and described.classes == len(imagenet_labels()):
+        labels = imagenet_labels()
     card = new_card(described)
     return replace(
         card,
@@ -277,7 +310,7 @@ def _described(
                 f"{source} was made with {argument}={kept!r}. "
                 f"Received: {argument}={asked!r}; leave it out."
             )
-    kept = {key: value for key, value in asdict(saved).items() if key != "spec"}
+    kept = saved.options()
     given = {key: value for key, value in options.items() if value is not None}
     if not given.get("include_top", saved.include_top):
         kept |= {"classes": None, "classifier_activation": None}
@@ -292,8 +325,9 @@ def _described(
 
 
 def _adapted(tensors: Tensors, described: Architecture) -> Tensors:
-    channels = described.input_shape[2]
-    fitted = {**tensors, "conv1.weight": adapt_input(tensors["conv1.weight"], channels)}
+    first = convolutions(described)[0]
+    name = f"{first.name}.weight"
+    fitted = {**tensors, name: adapt_input(tensors[name], first.in_channels)}
     if not described.include_top:
         fitted = {key: value for key, value in fitted.items() if key not in HEAD}
     return fitted
@@ -368,14 +402,3 @@ def _metrics(found: Found) -> tuple[Metric, ...]:
         if (result.size, result.crop_pct) == (size, crop)
         for name in ("top1", "top5")
     )
-
-
-def class_names() -> tuple[str, ...]:
-    """Return the names of the 1,000 classes in the order of published weights.
-
-    The order is that of the sorted WordNet numbers, which torchvision, timm and
-    keras.applications share. Source: torchvision 0.28.0, `models/_meta.py`. Names
-    that belong to two classes tell in parentheses which is meant, "crane (bird)".
-    """
-    text = files("reszoo.weights").joinpath("imagenet_classes.txt").read_text("utf-8")
-    return tuple(text.splitlines())

@@ -24,6 +24,8 @@ _TORCH_NAMES = {
     "beta": "bias",
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
+    "scale": "weight",
+    "shift": "bias",
 }
 _SHOWN = 5
 

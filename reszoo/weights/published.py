@@ -1,6 +1,7 @@
 """The table of published weights."""
 
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 from reszoo.errors import UnknownNameError, UsageError
@@ -256,6 +257,17 @@ def table_rows() -> list[dict[str, Any]]:
         }
         for weights in PUBLISHED.values()
     ]
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """Return the labels of the 1,000 ImageNet classes in the order of their targets.
+
+    The order is that of the sorted WordNet numbers, which torchvision, timm and
+    keras.applications share. Source: torchvision 0.28.0, `models/_meta.py`. Where
+    two classes share a name, parentheses tell them apart: "crane (bird)".
+    """
+    text = files("reszoo.weights").joinpath("imagenet_classes.txt").read_text("utf-8")
+    return tuple(text.splitlines())
 
 
 def _from_torchvision(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from reszoo.architecture import StrideIn
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Preprocessing
-from reszoo.specs import StrideIn
 from reszoo.weights import keras_h5, safetensors, torch_file
 from reszoo.weights.names import Tensors, to_state_dict
 

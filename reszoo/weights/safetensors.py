@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from reszoo.architecture import convolutions
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError, ReszooError, UsageError
 from reszoo.files import atomic_file, write_json
 from reszoo.preprocessing import Preprocessing
 from reszoo.specs import SPECS
 from reszoo.weights.names import Tensors
+from reszoo.weights.published import published_names
 
 SUFFIX = ".safetensors"
 # A single key: the library writes several in a random order.
@@ -116,14 +118,13 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
     Raises:
         UsageError: timm has no such net.
     """
-    built, spec = card.architecture, SPECS[card.architecture.spec]
-    if (built.shortcut, built.stride_in, spec.stem) != (
-        "projection",
-        "3x3",
-        "imagenet",
-    ):
+    built, row = card.architecture, SPECS.get(card.architecture.name)
+    # timm has models of the names under which it publishes weights.
+    named = any(name.startswith("timm/") for name in published_names(built.name))
+    usual = row == built.spec and built.shortcut == built.spec.shortcut
+    if not (named and usual and built.stride_in == "3x3"):
         raise UsageError(
-            f"timm has no {built.spec} with shortcut={built.shortcut!r} and "
+            f"timm has no {built.name} with shortcut={built.shortcut!r} and "
             f"stride_in={built.stride_in!r}. Save to a .safetensors file instead."
         )
     write(folder / WEIGHTS_FILE, tensors, card)
@@ -165,16 +166,15 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
 
 
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
-    record = card.preprocessing
-    channels = card.architecture.input_shape[2]
-    features = 4 * 512 if SPECS[card.architecture.spec].block == "bottleneck" else 512
+    record, built = card.preprocessing, card.architecture
+    listed, reduction = convolutions(built), 2**built.spec.halvings
     content: dict[str, Any] = {
-        "architecture": card.architecture.spec,
+        "architecture": built.name,
         "num_classes": len(tensors.get("fc.bias", ())),
-        "num_features": features,
+        "num_features": listed[-1].filters,
         "global_pool": "avg",
         "pretrained_cfg": {
-            "input_size": [channels, record.eval_size, record.eval_size],
+            "input_size": [listed[0].in_channels, record.eval_size, record.eval_size],
             "fixed_input_size": False,
             "interpolation": record.interpolation,
             "crop_pct": record.crop_pct,
@@ -182,8 +182,8 @@ def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
             "mean": list(record.mean),
             "std": list(record.std),
             "num_classes": len(tensors.get("fc.bias", ())),
-            "pool_size": [-(-record.eval_size // 32)] * 2,
-            "first_conv": "conv1",
+            "pool_size": [-(-record.eval_size // reduction)] * 2,
+            "first_conv": listed[0].name,
             "classifier": "fc",
             "license": card.provenance.get("licence"),
         },

@@ -6,10 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from reszoo.architecture import Convolution
 from reszoo.errors import UsageError
 from reszoo.layers import Conv2D
 from reszoo.weights.names import Tensors
-from reszoo_export.folding import Statistics, fold_one
+from reszoo_export.folding import Statistics, fold_convolution
 
 # Layers that hand on what they get unless `training=True`.
 _IDLE = frozenset({
@@ -103,17 +104,19 @@ def caller(value: Value) -> Call | None:
             return Call(layer, inputs, value)
 
 
-def not_understood(call: Call | None, expected: str) -> UsageError:
+def not_understood(call: Call | None, expected: str, how: str = "") -> UsageError:
     """Return the error for a layer that no ResNet has there.
 
     Args:
         call: What was found; None for the image.
         expected: What would have been right.
+        how: More about what was found.
     """
+    received = f"{call or 'the image itself'}{how}"
     return UsageError(
         "Of plain Keras models only ResNets as reszoo and keras.applications build "
         "them, under one Dense layer, can be exported. Walking from the answer to the "
-        f"image, there should be {expected}. Received: {call or 'the image itself'}."
+        f"image, there should be {expected}. Received: {received}."
     )
 
 
@@ -149,68 +152,89 @@ def _is_idle(layer: Any) -> bool:
     return ours and type(layer).__name__ in _IDLE
 
 
-@dataclass
-class Convolution:
+@dataclass(frozen=True)
+class FoundConvolution:
     """A convolution with what stands before and after it.
 
     Attributes:
         layer: The convolution.
-        norm: The batch normalisation after it.
+        norm: The batch normalization after it, where one follows.
         padding: Zeros on each side of its input, in pixels.
         image: Its input, before those.
     """
 
     layer: keras.layers.Conv2D
-    norm: keras.layers.BatchNormalization
+    norm: keras.layers.BatchNormalization | None
     padding: int
     image: Value
 
     def folded(self, name: str) -> Tensors:
-        """Return weight and bias under a name, normalisation folded in."""
+        """Return weight and bias under a name, normalization folded in."""
         kernel = _numpy(self.layer.kernel).transpose(3, 2, 0, 1)
         bias = _numpy(self.layer.bias) if self.layer.use_bias else None
-        return fold_one(name, kernel, bias, self._statistics())
-
-    def _statistics(self) -> Statistics:
-        norm = self.norm
-        mean, variance = _numpy(norm.moving_mean), _numpy(norm.moving_variance)
-        return Statistics(
-            gamma=_numpy(norm.gamma) if norm.scale else np.ones_like(mean),
-            beta=_numpy(norm.beta) if norm.center else np.zeros_like(mean),
-            mean=mean,
-            variance=variance,
-            epsilon=norm.epsilon,
-        )
+        norm = None if self.norm is None else statistics_of(self.norm)
+        return fold_convolution(name, kernel, bias, norm)
 
 
-def read_convolution(value: Value) -> Convolution | None:
-    """Read the convolution whose normalised output a value is; None for all else.
+def statistics_of(norm: keras.layers.BatchNormalization) -> Statistics:
+    """Return what a batch normalization of Keras' does in inference."""
+    mean, variance = _numpy(norm.moving_mean), _numpy(norm.moving_variance)
+    return Statistics(
+        gamma=_numpy(norm.gamma) if norm.scale else np.ones_like(mean),
+        beta=_numpy(norm.beta) if norm.center else np.zeros_like(mean),
+        mean=mean,
+        variance=variance,
+        epsilon=norm.epsilon,
+    )
+
+
+def read_norm(value: Value, name: str) -> Call:
+    """Return the batch normalization that gives a value.
 
     Raises:
-        UsageError: It is a convolution that no ResNet of the zoo has.
+        UsageError: Something else does; says that there should be `name`.
     """
-    normed = caller(value)
-    if normed is None or not isinstance(normed.layer, keras.layers.BatchNormalization):
-        return None
-    call = caller(normed.inputs[0])
+    call = caller(value)
+    if call is None or not isinstance(call.layer, keras.layers.BatchNormalization):
+        raise not_understood(call, f"the batch normalization {name}")
+    if call.layer.axis not in (-1, 3):
+        raise not_understood(call, "batch normalization over the last axis")
+    return call
+
+
+def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
+    """Return the convolution that gives a value, with its normalization.
+
+    Raises:
+        UsageError: Something else does, or another convolution than expected.
+    """
+    norm = None
+    if expected.norm is not None:
+        norm = read_norm(value, expected.norm)
+        value = norm.inputs[0]
+    call = caller(value)
     if call is None or type(call.layer) not in (keras.layers.Conv2D, Conv2D):
-        raise not_understood(call, "the convolution before a batch normalisation")
-    _check_norm(normed)
+        raise not_understood(call, f"the convolution {expected.name}")
     _check_plain(call)
     padding, image = _padding(call)
-    return Convolution(call.layer, normed.layer, padding, image)
-
-
-def _check_norm(call: Call) -> None:
-    if call.layer.axis not in (-1, 3):
-        raise not_understood(call, "batch normalisation over the last axis")
+    layer, side = call.layer, expected.kernel_size
+    made, wanted = (
+        f" of {shape} weights in {groups} group(s), strides {strides}, padding {pad}"
+        for shape, groups, strides, pad in (
+            (tuple(layer.kernel.shape), layer.groups, layer.strides, padding),
+            (expected.keras_shape, expected.groups, (expected.stride,) * 2, side // 2),
+        )
+    )
+    if made != wanted:
+        name = f"the convolution {expected.name}"
+        raise not_understood(call, f"{name}{wanted}", made)
+    return FoundConvolution(layer, norm and norm.layer, padding, image)
 
 
 def _check_plain(call: Call) -> None:
     layer = call.layer
     plain = (
         layer.activation is keras.activations.linear
-        and layer.groups == 1
         and layer.dilation_rate == (1, 1)
         and layer.data_format == "channels_last"
         and getattr(layer, "quantization_mode", None) is None
@@ -218,8 +242,8 @@ def _check_plain(call: Call) -> None:
     if not plain:
         raise not_understood(
             call,
-            "a convolution without activation, groups, dilation or quantisation, with "
-            "channels last",
+            "a convolution without activation, dilation or quantization, with channels "
+            "last",
         )
 
 

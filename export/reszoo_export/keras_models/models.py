@@ -5,22 +5,17 @@ from typing import Any
 
 import keras
 
+from reszoo.architecture import Architecture
 from reszoo.cards import Card, library_versions
 from reszoo.console import say
 from reszoo.errors import UsageError
-from reszoo.layers import BatchNormalization, IdentityShortcut
+from reszoo.layers import BatchNormalization
 from reszoo.preprocessing import Preprocessing, default_preprocessing
-from reszoo.resnet import convolution_names
-from reszoo.specs import SPECS, Architecture
 from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
 from reszoo.zoo import get_card
 from reszoo_export.keras_models.graph import all_layers
-from reszoo_export.keras_models.resnet import (
-    KerasResNet,
-    classifier_tensors,
-    read_resnet,
-)
+from reszoo_export.keras_models.resnet import KerasResNet, read_resnet
 
 # How pictures were shown to a model, as the card tells it.
 _CAFFE = "of keras.applications"
@@ -42,20 +37,12 @@ class Found:
     card: Card
     bgr: bool
 
-    def folded(self, net: keras.Model) -> Tensors:
-        """Return its weights for a net from reszoo, normalisation folded in.
-
-        Raises:
-            UsageError: A layer of the model works otherwise than that of the net.
-        """
-        _check_same(self.resnet, net)
-        tensors: Tensors = {}
-        for name, convolution in self.resnet.convolutions.items():
-            tensors |= convolution.folded(name)
+    def folded(self) -> Tensors:
+        """Return its weights for a model that takes RGB, normalization folded in."""
+        tensors = self.resnet.folded()
         if self.bgr:
-            tensors["conv1.weight"] = tensors["conv1.weight"][:, ::-1]
-        if self.resnet.classifier is not None:
-            tensors |= classifier_tensors(self.resnet.classifier)
+            first = f"{next(iter(self.resnet.convolutions))}.weight"
+            tensors[first] = tensors[first][:, ::-1]
         return tensors
 
 
@@ -91,7 +78,7 @@ def read_keras_model(
     if kind == _FRESH:
         say(
             f"{model.name!r} has lost its card: pictures are normalised as for a fresh "
-            f"{described.spec}. Where that is wrong, pass preprocessing=."
+            f"{described.name}. Where that is wrong, pass preprocessing=."
         )
     provenance: dict[str, Any] = {"source": "a Keras model", "preprocessing": kind}
     if inside is not None and not inside.is_fresh:
@@ -119,8 +106,9 @@ def _kind(resnet: KerasResNet, inside: Card | None) -> str:
     """Tell by its make how pictures were shown to a model."""
     if inside is not None:
         return _CARD
-    first = resnet.convolutions["conv1"]
-    if isinstance(first.norm, BatchNormalization):
+    first = next(iter(resnet.convolutions.values()))
+    norms = [*resnet.norms.values(), first.norm]
+    if isinstance(norms[0], BatchNormalization):
         return _FRESH
     # What keras.applications calls its first convolution in every ResNet.
     return _CAFFE if first.layer.name == "conv1_conv" else ""
@@ -134,7 +122,7 @@ def _implied(
     if kind == _CAFFE:
         return keras_h5.preprocessing()
     if kind == _FRESH:
-        return default_preprocessing(SPECS[described.spec])
+        return default_preprocessing(described.spec)
     raise UsageError(
         "Nothing tells how pictures were shown to a Keras model that neither reszoo "
         f"nor keras.applications built. Received: {model.name!r}; pass "
@@ -154,40 +142,3 @@ def _sized(
     if height in (None, record.eval_size):
         return record
     return replace(record, train_size=height, eval_size=height)
-
-
-def _check_same(resnet: KerasResNet, net: keras.Model) -> None:
-    """Refuse another geometry than that of the net which shall have the weights."""
-    for name in convolution_names(net):
-        theirs = resnet.convolutions.get(name)
-        if theirs is None:
-            raise _otherwise(name, "there is none", "a convolution")
-        kernel = net.get_layer(name).kernel_size
-        _compare(
-            theirs.layer.name,
-            (theirs.layer.kernel_size, theirs.layer.strides, theirs.padding),
-            (kernel, net.get_layer(name).strides, kernel[0] // 2),
-        )
-    ours = [x.name for x in net.layers if isinstance(x, IdentityShortcut)]
-    for name in {*ours, *resnet.shortcuts}:
-        _compare(name, _of_shortcut(resnet.shortcuts.get(name)), _in(net, name, ours))
-
-
-def _in(net: keras.Model, name: str, known: list[str]) -> Any:
-    return _of_shortcut(net.get_layer(name) if name in known else None)
-
-
-def _of_shortcut(layer: IdentityShortcut | None) -> Any:
-    return None if layer is None else (layer.filters, layer.stride)
-
-
-def _compare(name: str, theirs: Any, ours: Any) -> None:
-    if theirs != ours:
-        raise _otherwise(name, str(theirs), str(ours))
-
-
-def _otherwise(name: str, theirs: str, ours: str) -> UsageError:
-    return UsageError(
-        "A Keras model is exported as the net of the zoo that it is. Kernel, stride "
-        f"and padding of layer {name!r} must be {ours} there. Received: {theirs}."
-    )

@@ -1,43 +1,42 @@
 """Recognise a ResNet in a Keras model by what its layers compute."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, get_args
 
 import keras
 import numpy as np
 
+from reszoo.architecture import (
+    FINAL_NORM,
+    Architecture,
+    Convolution,
+    architecture,
+    convolutions,
+    standalone_norms,
+)
 from reszoo.errors import UsageError
 from reszoo.layers import IdentityShortcut
-from reszoo.specs import SPECS, Architecture, ResNetSpec, architecture
+from reszoo.specs import SPECS, Shortcut
 from reszoo.weights.names import Tensors
+from reszoo_export.folding import fold_norm
 from reszoo_export.keras_models.graph import (
     Call,
-    Convolution,
+    FoundConvolution,
     Value,
+    all_layers,
     answer_of,
     caller,
     not_understood,
     read_convolution,
+    read_norm,
+    statistics_of,
 )
 
 _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
-
-_Shortcut = Convolution | IdentityShortcut | None
-
-
-@dataclass
-class Block:
-    """A residual block: what `layer1.0` names in torchvision.
-
-    Attributes:
-        path: Its convolutions in order.
-        shortcut: A projection, an `IdentityShortcut`, or None for the input itself.
-        image: Its input.
-    """
-
-    path: list[Convolution]
-    shortcut: _Shortcut
-    image: Value
 
 
 @dataclass
@@ -45,20 +44,31 @@ class KerasResNet:
     """A ResNet that was found in a Keras model.
 
     Attributes:
-        architecture: The same net, as reszoo builds it.
-        convolutions: By torchvision's names.
-        shortcuts: Those without parameters, by the names of their blocks.
-        classifier: The `Dense` layer; None for a net without.
+        architecture: What `build_resnet` needs to build the same model.
+        convolutions: By torchvision's names, the first one first.
+        norms: The batch normalizations that follow no convolution, by name.
+        classifier: The `Dense` layer; None for a model without.
         pooled: What the classifier sees; None where nothing is pooled.
         softmax: Whether the model gives probabilities.
     """
 
     architecture: Architecture
-    convolutions: dict[str, Convolution] = field(default_factory=dict)
-    shortcuts: dict[str, IdentityShortcut] = field(default_factory=dict)
-    classifier: keras.layers.Dense | None = None
-    pooled: Value | None = None
-    softmax: bool = False
+    convolutions: dict[str, FoundConvolution]
+    norms: dict[str, keras.layers.BatchNormalization]
+    classifier: keras.layers.Dense | None
+    pooled: Value | None
+    softmax: bool
+
+    def folded(self) -> Tensors:
+        """Return its tensors for a folded model, under torchvision's names."""
+        tensors: Tensors = {}
+        for name, convolution in self.convolutions.items():
+            tensors |= convolution.folded(name)
+        for name, norm in self.norms.items():
+            tensors |= fold_norm(name, statistics_of(norm))
+        if self.classifier is not None:
+            tensors |= _classifier_tensors(self.classifier)
+        return tensors
 
 
 @dataclass
@@ -77,30 +87,178 @@ def read_resnet(model: keras.Model) -> KerasResNet:
         UsageError: It computes something else; names the layer.
     """
     head = _read_head(answer_of(model))
-    blocks, image = [], head.image
-    while (block := _read_block(image)) is not None:
-        blocks.append(block)
-        image = block.image
-    stem, first = _read_stem(image)
-    blocks.reverse()
-    spec, stages = _find_spec(model, stem, first, blocks)
-    described = _architecture(model, spec, blocks, head)
-    found = KerasResNet(described, {"conv1": first})
-    found.classifier, found.pooled = head.classifier, head.pooled
-    found.softmax = head.softmax
-    for stage, members in enumerate(stages):
-        for index, block in enumerate(members):
-            _name(found, f"layer{stage + 1}.{index}", block)
-    return found
+    failed: list[tuple[int, UsageError]] = []
+    for candidate in _candidates(model, head):
+        walk = _Walk(candidate)
+        try:
+            walk.read(head.image)
+        except UsageError as error:
+            failed.append((walk.progress, error))
+            continue
+        names = [each.name for each in convolutions(candidate)]
+        return KerasResNet(
+            architecture=candidate,
+            convolutions={name: walk.convolutions[name] for name in names},
+            norms={name: walk.norms[name] for name in standalone_norms(candidate)},
+            classifier=head.classifier,
+            pooled=head.pooled,
+            softmax=head.softmax,
+        )
+    # The candidate that explains most of the model fails at the layer to tell of.
+    raise max(failed, key=lambda each: each[0])[1]
 
 
-def _name(found: KerasResNet, name: str, block: Block) -> None:
-    for index, convolution in enumerate(block.path):
-        found.convolutions[f"{name}.conv{index + 1}"] = convolution
-    if isinstance(block.shortcut, Convolution):
-        found.convolutions[f"{name}.downsample.0"] = block.shortcut
-    elif block.shortcut is not None:
-        found.shortcuts[f"{name}.shortcut"] = block.shortcut
+def _candidates(model: keras.Model, head: _Head) -> list[Architecture]:
+    """List the architectures whose kernels have the shapes of a model's.
+
+    Raises:
+        UsageError: There are none.
+    """
+    options: dict[str, Any] = {"include_top": False, "pooling": head.pooling}
+    if head.classifier is not None:
+        options = {"classes": head.classifier.units}
+    options["input_shape"] = model.input_shape[1:]
+    found = Counter(
+        tuple(layer.kernel.shape)
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.Conv2D)
+    )
+    differences: dict[Architecture, int] = {}
+    for made in _architectures(options):
+        listed = Counter(each.keras_shape for each in convolutions(made))
+        differences[made] = ((found - listed) + (listed - found)).total()
+    nearest = min(differences, key=lambda each: differences[each])
+    if differences[nearest]:
+        raise UsageError(
+            f"{model.name!r} is no model of reszoo. The nearest, {nearest.name}, "
+            f"differs in the shapes of {differences[nearest]} kernels, of its "
+            f"{len(convolutions(nearest))} and the model's {found.total()}. See "
+            "reszoo.list_models(). (A model from a ResNetSpec of your own needs its "
+            "card: give export the model from reszoo.build, or its checkpoint.)"
+        )
+    return [made for made, count in differences.items() if not count]
+
+
+def _architectures(options: dict[str, Any]) -> Iterator[Architecture]:
+    # First as the rows of the table are, for two may differ in their shortcuts only.
+    for shortcut in (None, *get_args(Shortcut)):
+        for row in SPECS.values():
+            if row.shortcut == "none" and shortcut is not None:
+                continue
+            for stride_in in ("3x3", "1x1")[: 2 if row.block == "bottleneck" else 1]:
+                yield architecture(
+                    row, shortcut=shortcut, stride_in=stride_in, **options
+                )
+
+
+class _Walk:
+    """Reads a model from its features to its image, expecting an architecture."""
+
+    def __init__(self, expected: Architecture) -> None:
+        self.expected = expected
+        self.is_pre = expected.spec.activation_order == "pre"
+        self.progress = 0
+        self.convolutions: dict[str, FoundConvolution] = {}
+        self.norms: dict[str, keras.layers.BatchNormalization] = {}
+
+    def read(self, value: Value) -> None:
+        listed = groupby(convolutions(self.expected), lambda each: each.block)
+        stem, *blocks = [list(members) for _, members in listed]
+        if self.is_pre:
+            value = self.norm(self.relu(value, "the last stage"), FINAL_NORM)
+        for block in reversed(blocks):
+            value = self.block(value, block)
+        self.stem(value, stem)
+
+    def block(self, value: Value, listed: list[Convolution]) -> Value:
+        name = listed[0].block
+        if not self.is_pre:
+            value = self.relu(value, name)
+        if self.expected.shortcut == "none":
+            return self.path(value, listed)[1]
+        call = caller(value)
+        if call is None or call.kind != "Add" or len(call.inputs) != 2:
+            raise not_understood(call, f"the sum of a path and its shortcut in {name}")
+        start, errors = self.progress, []
+        for main, shortcut in (call.inputs, call.inputs[::-1]):
+            try:
+                given, image = self.path(main, listed)
+                self.shortcut(shortcut, image, given, listed)
+            except UsageError as error:
+                errors.append((self.progress, error))
+                self.progress = start
+            else:
+                return image
+        self.progress, nearest = max(errors, key=lambda each: each[0])
+        raise nearest
+
+    def path(self, value: Value, listed: list[Convolution]) -> tuple[Value, Value]:
+        """Return what the first convolution sees, and the input of the block."""
+        path = [each for each in listed if not each.is_shortcut]
+        for each in reversed(path):
+            if each is not path[-1]:
+                value = self.relu(value, each.name)
+            value = self.convolution(value, each)
+        if path[0].norm_before is None:
+            return value, value
+        before = self.relu(value, path[0].norm_before)
+        return value, self.norm(before, path[0].norm_before)
+
+    def shortcut(
+        self, value: Value, image: Value, given: Value, listed: list[Convolution]
+    ) -> None:
+        """Check that a value is the input of a block, brought to its output's shape."""
+        last, source = listed[-1], value
+        stride = math.prod(each.stride for each in listed)
+        if last.is_shortcut:
+            source, image = self.convolution(value, last), given
+            if last.pool > 1:
+                source = _before_average(source, last)
+        elif stride > 1 or last.filters != listed[0].in_channels:
+            call = caller(value)
+            if call is None or not isinstance(call.layer, IdentityShortcut):
+                raise not_understood(
+                    call, f"a shortcut of zero channels in {last.block}"
+                )
+            if (call.layer.filters, call.layer.stride) != (last.filters, stride):
+                raise not_understood(call, f"a shortcut of stride {stride}")
+            source = call.inputs[0]
+        if not _same(source, image):
+            raise not_understood(caller(source), f"the input of the block {last.block}")
+
+    def stem(self, value: Value, listed: list[Convolution]) -> None:
+        if self.expected.spec.stem != "3x3":
+            value = _before_pool(value)
+        if not self.is_pre:
+            value = self.relu(value, listed[-1].name)
+        for each in reversed(listed):
+            if each is not listed[-1]:
+                value = self.relu(value, each.name)
+            value = self.convolution(value, each)
+        if (begin := caller(value)) is not None:
+            raise not_understood(
+                begin,
+                "the image, for preprocessing belongs outside of the model: make one "
+                "without it and pass preprocessing=reszoo.Preprocessing(...)",
+            )
+
+    def relu(self, value: Value, name: str) -> Value:
+        call = caller(value)
+        if call is None or not is_relu(call):
+            raise not_understood(call, f"the ReLU after {name}")
+        self.progress += 1
+        return call.inputs[0]
+
+    def norm(self, value: Value, name: str) -> Value:
+        call = read_norm(value, name)
+        self.norms[name] = call.layer
+        return call.inputs[0]
+
+    def convolution(self, value: Value, expected: Convolution) -> Value:
+        found = read_convolution(value, expected)
+        self.convolutions[expected.name] = found
+        self.progress += 1
+        return found.image
 
 
 def _read_head(value: Value) -> _Head:
@@ -149,60 +307,6 @@ def _is_flat(value: Value) -> bool:
     return len(value.tensor.shape) == 2
 
 
-def _read_block(value: Value) -> Block | None:
-    """Read the block that ends in a value; None where the stem ends there."""
-    relu = caller(value)
-    added = caller(relu.inputs[0]) if relu is not None and is_relu(relu) else None
-    if added is None or added.kind != "Add":
-        return None
-    if len(added.inputs) != 2:
-        raise not_understood(added, "the sum of a path and its shortcut")
-    one, other = added.inputs
-    for path, shortcut in ((one, other), (other, one)):
-        convolutions = _read_path(path)
-        if convolutions is None:
-            continue
-        image = convolutions[0].image
-        fits, by = _read_shortcut(shortcut, image)
-        if fits:
-            return Block(convolutions, by, image)
-    raise not_understood(
-        added,
-        "the sum of two or three convolutions, with normalisation and ReLU between, "
-        "and of what they began with",
-    )
-
-
-def _read_path(value: Value) -> list[Convolution] | None:
-    """Read conv-relu-conv, or conv-relu-conv-relu-conv where the last is 1x1."""
-    last = read_convolution(value)
-    if last is None:
-        return None
-    path = [last]
-    length = 3 if last.layer.kernel_size == (1, 1) else 2
-    while len(path) < length:
-        relu = caller(path[0].image)
-        if relu is None or not is_relu(relu):
-            return None
-        before = read_convolution(relu.inputs[0])
-        if before is None:
-            return None
-        path.insert(0, before)
-    return path
-
-
-def _read_shortcut(value: Value, image: Value) -> tuple[bool, _Shortcut]:
-    """Tell whether a value is the image of a block, brought to a shape; and by what."""
-    if _same(value, image):
-        return True, None
-    call = caller(value)
-    if call is not None and isinstance(call.layer, IdentityShortcut):
-        return _same(call.inputs[0], image), call.layer
-    projection = read_convolution(value)
-    fits = projection is not None and _same(projection.image, image)
-    return fits, projection
-
-
 def _same(one: Value, other: Value) -> bool:
     first, second = caller(one), caller(other)
     if first is None or second is None:
@@ -221,29 +325,10 @@ def is_relu(call: Call) -> bool:
     return call.kind == "Relu"
 
 
-def _read_stem(value: Value) -> tuple[str, Convolution]:
-    call, stem = caller(value), "cifar"
-    if call is not None and call.kind == "MaxPooling2D":
-        stem, value = "imagenet", _before_pool(call)
-        call = caller(value)
-    if call is None or not is_relu(call):
-        raise not_understood(call, "the ReLU that ends a block or the stem")
-    first = read_convolution(call.inputs[0])
-    if first is None:
-        raise not_understood(
-            caller(call.inputs[0]), "a sum, or a convolution with batch normalisation"
-        )
-    begin = caller(first.image)
-    if begin is not None:
-        raise not_understood(
-            begin,
-            "the image, for preprocessing belongs outside of the model: make one "
-            "without it and pass preprocessing=reszoo.Preprocessing(...)",
-        )
-    return stem, first
-
-
-def _before_pool(call: Call) -> Value:
+def _before_pool(value: Value) -> Value:
+    call = caller(value)
+    if call is None or call.kind != "MaxPooling2D":
+        raise not_understood(call, "the max-pooling of the stem")
     pool, pad = call.layer, caller(call.inputs[0])
     fits = (pool.pool_size, pool.strides, pool.padding) == ((3, 3), (2, 2), "valid")
     if not fits:
@@ -255,56 +340,17 @@ def _before_pool(call: Call) -> Value:
     return pad.inputs[0]
 
 
-def _find_spec(
-    model: keras.Model, stem: str, first: Convolution, blocks: list[Block]
-) -> tuple[ResNetSpec, list[list[Block]]]:
-    stages: list[list[Block]] = []
-    for block in blocks:
-        width = block.path[0].layer.filters
-        if not stages or stages[-1][0].path[0].layer.filters != width:
-            stages.append([])
-        stages[-1].append(block)
-    made = (
-        stem,
-        tuple(len(stage) for stage in stages),
-        tuple(stage[0].path[0].layer.filters for stage in stages),
-        {len(block.path) for block in blocks},
-    )
-    for spec in SPECS.values():
-        length = {2 if spec.block == "basic" else 3}
-        if (spec.stem, spec.depths, spec.widths, length) == made:
-            return spec, stages
-    raise UsageError(
-        f"{model.name!r} is no ResNet of the zoo: its stages have {made[1]} residual "
-        f"blocks of {made[2]} channels, after a stem as for {stem}. See "
-        "reszoo.list_models(). (A net without shortcuts needs its card: give export "
-        "the model from reszoo, or the checkpoint that reszoo.save wrote.)"
-    )
+def _before_average(value: Value, expected: Convolution) -> Value:
+    call = caller(value)
+    wanted = ((2, 2), (expected.pool, expected.pool), "same")
+    if call is None or call.kind != "AveragePooling2D":
+        raise not_understood(call, f"the average pooling before {expected.name}")
+    if (call.layer.pool_size, call.layer.strides, call.layer.padding) != wanted:
+        raise not_understood(call, f"2x2 average pooling before {expected.name}")
+    return call.inputs[0]
 
 
-def _architecture(
-    model: keras.Model, spec: ResNetSpec, blocks: list[Block], head: _Head
-) -> Architecture:
-    kinds = [block.shortcut for block in blocks]
-    shortcut = "projection"
-    if any(isinstance(kind, IdentityShortcut) for kind in kinds):
-        shortcut = "identity"
-    elif all(isinstance(kind, Convolution) for kind in kinds):
-        shortcut = "projection-all"
-    early = any(block.path[0].layer.strides == (2, 2) for block in blocks)
-    options: dict[str, Any] = {"include_top": False, "pooling": head.pooling}
-    if head.classifier is not None:
-        options = {"classes": head.classifier.units}
-    return architecture(
-        spec.name,
-        input_shape=model.input_shape[1:],
-        shortcut=shortcut,
-        stride_in="1x1" if early and spec.block == "bottleneck" else "3x3",
-        **options,
-    )
-
-
-def classifier_tensors(dense: keras.layers.Dense) -> Tensors:
+def _classifier_tensors(dense: keras.layers.Dense) -> Tensors:
     """Return weight and bias of a classifier in torchvision's layout."""
     kernel = np.asarray(keras.ops.convert_to_numpy(dense.kernel))
     bias = np.zeros(dense.units, np.float32)

@@ -148,7 +148,7 @@ def write_model(model: Any, serving: Serving, path: Path) -> None:
         model.opset_import.remove(opset)  # Declared by converters, never used.
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version = "reszoo", reszoo.__version__
-    model.graph.name = serving.card.architecture.spec
+    model.graph.name = serving.card.architecture.name
     model.graph.ClearField("doc_string")  # Names a process-wide counter.
     del model.metadata_props[:]
     for key, value in properties(serving.card).items():

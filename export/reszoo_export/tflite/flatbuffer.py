@@ -226,7 +226,7 @@ def model_metadata(
     graph = table(builder, _SUBGRAPH, lists)
     reszoo = card.versions.get("reszoo")
     texts = {
-        "name": card.architecture.spec,
+        "name": card.architecture.name,
         "description": summary(card),
         "version": f"reszoo {reszoo}" if reszoo is not None else "",
         "author": "made with reszoo",

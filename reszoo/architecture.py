@@ -1,0 +1,365 @@
+"""A spec with the options of one `build` call, and the list of its convolutions.
+
+All that needs to know how a model is made (the builder, loading, freezing, folding,
+timm's config, the reader of Keras models) goes by `convolutions`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from reszoo.errors import UsageError
+from reszoo.specs import (
+    SPECS,
+    ResNetSpec,
+    Shortcut,
+    Stem,
+    find_spec,
+    one_of,
+)
+
+StrideIn = Literal["1x1", "3x3"]
+Pooling = Literal["avg", "max"]
+ClassifierActivation = Literal["softmax"]
+InputShape = tuple[int | None, int | None, int]
+
+# Batch normalization after the last block of a pre-activation model.
+FINAL_NORM = "norm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A spec and the options of one `build` call, complete and checked."""
+
+    spec: ResNetSpec
+    shortcut: Shortcut
+    stride_in: StrideIn
+    input_shape: InputShape
+    include_top: bool
+    classes: int | None
+    pooling: Pooling | None
+    features: Literal["pyramid"] | None
+    classifier_activation: ClassifierActivation | None
+
+    @property
+    def name(self) -> str:
+        """Name of the spec."""
+        return self.spec.name
+
+    def options(self) -> dict[str, Any]:
+        """Return all fields but the spec: what `architecture` takes."""
+        names = (field.name for field in fields(self) if field.name != "spec")
+        return {name: getattr(self, name) for name in names}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; a row of the table as its name."""
+        known = SPECS.get(self.name) == self.spec
+        return {
+            "spec": self.name if known else self.spec.to_json(),
+            **self.options(),
+            "input_shape": list(self.input_shape),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """One convolution of an architecture, without bias and padded symmetrically.
+
+    Attributes:
+        name: Name of its layer, as torchvision and timm name modules.
+        norm: Name of the batch normalization after it; None where none follows.
+        norm_before: Name of the batch normalization before it that follows no other
+            convolution: the first of a pre-activation block.
+        stage: Number of its stage from 1 on, 0 in the stem.
+        block: Name of its block, such as "layer1.0"; "" in the stem.
+        is_shortcut: Whether it is the projection of its block's shortcut.
+        kernel_size: Side of the kernel, in pixels.
+        in_channels: Channels of its input.
+        filters: Channels of its output.
+        groups: Groups of channels that it convolves separately.
+        stride: Step of the kernel, in pixels.
+        pool: Stride of the 2x2 average pooling before it; 1 where there is none.
+    """
+
+    name: str
+    norm: str | None
+    norm_before: str | None = None
+    stage: int = 0
+    block: str = ""
+    is_shortcut: bool = False
+    kernel_size: int
+    in_channels: int
+    filters: int
+    groups: int = 1
+    stride: int = 1
+    pool: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the kernel in torch's layout: (out, in / groups, height, width)."""
+        sides = (self.kernel_size, self.kernel_size)
+        return (self.filters, self.in_channels // self.groups, *sides)
+
+    @property
+    def keras_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the kernel in Keras' layout: (height, width, in / groups, out)."""
+        filters, channels, height, width = self.shape
+        return (height, width, channels, filters)
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the batch normalizations before and after it."""
+        return tuple(filter(None, (self.norm_before, self.norm)))
+
+
+def convolutions(architecture: Architecture) -> tuple[Convolution, ...]:
+    """List the convolutions of an architecture, from the image to the classifier.
+
+    The convolutions of a block come in order, its projection after them.
+    """
+    spec = architecture.spec
+    found = list(_stem(architecture))
+    channels = found[-1].filters
+    for stage, (depth, width) in enumerate(
+        zip(spec.depths, spec.widths, strict=True), start=1
+    ):
+        for index in range(depth):
+            stride = 2 if stage > 1 and index == 0 else 1
+            place = {"stage": stage, "block": f"layer{stage}.{index}"}
+            path = list(_path(architecture, width, channels, stride, place))
+            filters = path[-1].filters
+            changes = stride > 1 or channels != filters
+            found += path
+            if architecture.shortcut == "projection-all" or (
+                architecture.shortcut == "projection" and changes
+            ):
+                found.append(_projection(spec, channels, filters, stride, place))
+            channels = filters
+    return tuple(found)
+
+
+def standalone_norms(architecture: Architecture) -> tuple[str, ...]:
+    """List the batch normalizations that follow no convolution of their own."""
+    if architecture.spec.activation_order == "post":
+        return ()
+    before = (each.norm_before for each in convolutions(architecture))
+    return (*filter(None, before), FINAL_NORM)
+
+
+# Names of convolution and normalization, kernel size and stride.
+_STEMS: dict[Stem, tuple[tuple[str, str, int, int], ...]] = {
+    "7x7": (("conv1", "bn1", 7, 2),),
+    "3x3": (("conv1", "bn1", 3, 1),),
+    "deep": (
+        ("conv1.0", "conv1.1", 3, 2),
+        ("conv1.3", "conv1.4", 3, 1),
+        ("conv1.6", "bn1", 3, 1),
+    ),
+}
+
+
+def _stem_widths(spec: ResNetSpec) -> tuple[int, ...]:
+    width = spec.widths[0]
+    half = max(1, width // 2)
+    usual = (half, half, width) if spec.stem == "deep" else (width,)
+    return spec.stem_widths or usual
+
+
+def _expansion(spec: ResNetSpec) -> int:
+    return spec.expansion or (1 if spec.block == "basic" else 4)
+
+
+def _stem(architecture: Architecture) -> Iterator[Convolution]:
+    spec, channels = architecture.spec, architecture.input_shape[2]
+    rows = zip(_STEMS[spec.stem], _stem_widths(spec), strict=True)
+    for (name, norm, kernel_size, stride), filters in rows:
+        # The first block of a pre-activation model normalizes what the stem returns.
+        is_last = spec.activation_order == "pre" and norm == "bn1"
+        yield Convolution(
+            name=name,
+            norm=None if is_last else norm,
+            kernel_size=kernel_size,
+            in_channels=channels,
+            filters=filters,
+            stride=stride,
+        )
+        channels = filters
+
+
+def _path(
+    architecture: Architecture,
+    width: int,
+    channels: int,
+    stride: int,
+    place: dict[str, Any],
+) -> Iterator[Convolution]:
+    spec, block = architecture.spec, place["block"]
+    first, second = (stride, 1) if architecture.stride_in == "1x1" else (1, stride)
+    inner = int(width * spec.width_per_group / 64) * spec.groups
+    returned = width * _expansion(spec)
+    # Kernel size, channels, stride and groups.
+    if spec.block == "basic":
+        rows = [(3, width, stride, 1), (3, returned, 1, 1)]
+    else:
+        rows = [(1, inner, first, 1), (3, inner, second, spec.groups)]
+        rows.append((1, returned, 1, 1))
+    is_pre = spec.activation_order == "pre"
+    for number, (kernel_size, filters, step, groups) in enumerate(rows, start=1):
+        after = number + 1 if is_pre else number
+        yield Convolution(
+            **place,
+            name=f"{block}.conv{number}",
+            norm=f"{block}.bn{after}" if after <= len(rows) else None,
+            norm_before=f"{block}.bn1" if is_pre and number == 1 else None,
+            kernel_size=kernel_size,
+            in_channels=channels,
+            filters=filters,
+            groups=groups,
+            stride=step,
+        )
+        channels = filters
+
+
+def _projection(
+    spec: ResNetSpec, channels: int, filters: int, stride: int, place: dict[str, Any]
+) -> Convolution:
+    # timm keeps the first place for the pooling, also where there is none.
+    pools = spec.downsampling == "avgpool"
+    prefix, number = f"{place['block']}.downsample", 1 if pools else 0
+    is_post = spec.activation_order == "post"
+    return Convolution(
+        **place,
+        name=f"{prefix}.{number}",
+        norm=f"{prefix}.{number + 1}" if is_post else None,
+        is_shortcut=True,
+        kernel_size=1,
+        in_channels=channels,
+        filters=filters,
+        stride=1 if pools else stride,
+        pool=stride if pools else 1,
+    )
+
+
+def architecture(
+    spec: str | ResNetSpec,
+    *,
+    include_top: bool = True,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: str | None = None,
+    classes: int | None = None,
+    classifier_activation: str | None = None,
+    shortcut: str | None = None,
+    stride_in: str | None = None,
+    features: str | None = None,
+) -> Architecture:
+    """Check the options of a `build` call and fill in the spec's defaults.
+
+    Args:
+        spec: A name of `list_models()`, or a spec.
+        include_top: See `reszoo.build`, as for all that follow.
+        input_shape: As above.
+        pooling: As above.
+        classes: As above.
+        classifier_activation: As above.
+        shortcut: As above.
+        stride_in: As above.
+        features: As above.
+
+    Raises:
+        UnknownNameError: A name is in no table.
+        UsageError: Options contradict each other or are out of range.
+    """
+    row = find_spec(spec)
+    shortcut = one_of("shortcut", shortcut or row.shortcut, Shortcut)
+    stride_in = one_of("stride_in", stride_in or "3x3", StrideIn)
+    if pooling is not None:
+        one_of("pooling", pooling, Pooling)
+    if classifier_activation is not None:
+        one_of("classifier_activation", classifier_activation, ClassifierActivation)
+    if features is not None:
+        one_of("features", features, Literal["pyramid"])
+    _check_shortcut(row, shortcut)
+    if stride_in == "1x1" and row.block == "basic":
+        raise UsageError(
+            f'stride_in="1x1" needs bottleneck blocks. {row.name} has basic blocks, '
+            "whose first convolution is 3x3; leave stride_in out."
+        )
+    _check_head(include_top, classes, classifier_activation, pooling, features)
+    return Architecture(
+        spec=row,
+        shortcut=shortcut,  # type: ignore[arg-type]
+        stride_in=stride_in,  # type: ignore[arg-type]
+        input_shape=_input_shape(input_shape, row, include_top),
+        include_top=include_top,
+        classes=(classes or row.classes) if include_top else None,
+        pooling=pooling,  # type: ignore[arg-type]
+        features=features,  # type: ignore[arg-type]
+        classifier_activation=classifier_activation,  # type: ignore[arg-type]
+    )
+
+
+def architecture_from_json(content: dict[str, Any]) -> Architecture:
+    """Return what `Architecture.to_json` wrote, checked like a fresh request."""
+    options = dict(content)
+    spec = options.pop("spec")
+    return architecture(
+        ResNetSpec(**spec) if isinstance(spec, dict) else spec, **options
+    )
+
+
+def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:
+    if row.shortcut == "none" and shortcut != "none":
+        twin = row.name.replace("plain", "resnet")
+        other = f" Build {twin!r} for one that has them." if twin in SPECS else ""
+        raise UsageError(
+            f"{row.name} is a model without shortcuts. Received: "
+            f"shortcut={shortcut!r}.{other}"
+        )
+    expansion = _expansion(row)
+    channels = [_stem_widths(row)[-1], *(expansion * width for width in row.widths)]
+    if shortcut == "identity" and channels != sorted(channels):
+        raise UsageError(
+            'shortcut="identity" adds channels of zeros, so their number must not '
+            f"fall from the stem on. Received: {channels} channels in {row.name}; use "
+            'shortcut="projection".'
+        )
+
+
+def _check_head(
+    include_top: bool,
+    classes: int | None,
+    classifier_activation: str | None,
+    pooling: str | None,
+    features: str | None,
+) -> None:
+    if classes is not None and (isinstance(classes, bool) or classes < 1):
+        raise UsageError(f"classes must be at least 1. Received: classes={classes}.")
+    headless_only = {"pooling": pooling, "features": features}
+    head_only = {"classes": classes, "classifier_activation": classifier_activation}
+    for argument, value in (headless_only if include_top else head_only).items():
+        if value is not None:
+            raise UsageError(
+                f"{argument} has a meaning only with include_top={not include_top}. "
+                f"Received: {argument}={value!r}, include_top={include_top}."
+            )
+    if pooling and features:
+        raise UsageError(
+            'features="pyramid" gives the feature maps themselves. '
+            f"Received: pooling={pooling!r} as well; leave one of them out."
+        )
+
+
+def _input_shape(
+    shape: Sequence[int | None] | None, row: ResNetSpec, include_top: bool
+) -> InputShape:
+    if shape is None:
+        side = row.image_size if include_top else None
+        return (side, side, 3)
+    height, width, channels = shape if len(shape) == 3 else (0, 0, 0)
+    sides_ok = all(side is None or side >= 1 for side in (height, width))
+    if not sides_ok or channels is None or channels < 1:
+        raise UsageError(
+            "input_shape must be (height, width, channels) of positive numbers; height "
+            f"and width may be None. Received: input_shape={tuple(shape)}."
+        )
+    return (height, width, channels)
