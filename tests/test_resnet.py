@@ -4,6 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
+import family
 import keras
 import numpy as np
 import pytest
@@ -95,6 +96,25 @@ def test_imagenet_nets_compute_what_the_paper_writes(
     x = images(*size)
     expected = logits(x, to_tensors(model), plain=name[0] == "p")
     assert_close(model(x, training=False), expected)
+
+
+@pytest.mark.parametrize("spec", family.SPECS.values(), ids=family.SPECS)
+@pytest.mark.parametrize("size", [(64, 64), (45, 51)])
+def test_custom_specs_compute_what_they_describe(
+    spec: reszoo.ResNetSpec, size: tuple[int, int]
+) -> None:
+    model = randomise(reszoo.build(spec, input_shape=(*size, 3)))
+    x = images(*size)
+    assert_close(model(x, training=False), logits(x, to_tensors(model)))
+
+
+def test_a_pre_activation_block_that_starts_at_zero_is_its_shortcut() -> None:
+    model = reszoo.build(
+        family.SPECS["pre"], include_top=False, zero_init_residual=True
+    )
+    kernels = {x.name: x.kernel for x in model.layers if hasattr(x, "kernel")}
+    zero = {name for name, kernel in kernels.items() if not np.asarray(kernel).any()}
+    assert zero == {f"layer{block}.conv2" for block in ("1.0", "2.0", "2.1", "3.0")}
 
 
 @pytest.mark.parametrize("stride_in", ["1x1", "3x3"])

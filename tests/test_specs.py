@@ -1,8 +1,18 @@
+import json
+from typing import Any
+
+import family
+import keras
 import pytest
 
 import reszoo
-from reszoo.architecture import architecture, architecture_from_json
-from reszoo.specs import SPECS
+from reszoo.architecture import (
+    architecture,
+    architecture_from_json,
+    convolutions,
+    standalone_norms,
+)
+from reszoo.specs import SPECS, find_spec
 
 
 def test_the_zoo_lists_every_net_and_its_plain_twin() -> None:
@@ -54,3 +64,95 @@ def test_an_architecture_survives_json(name: str) -> None:
     for include_top in (True, False):
         described = architecture(name, include_top=include_top)
         assert architecture_from_json(described.to_json()) == described
+
+
+SPEC: dict[str, Any] = {"name": "mine", "depths": (1, 2), "widths": (8, 16)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"name": "a/b"}, r"letters, digits.*Received: name='a/b'"),
+        ({"depths": (1,)}, r"one number per stage.*Received: depths=\(1,\)"),
+        ({"depths": (900, 101)}, "at most 1000 blocks"),
+        ({"depths": ()}, r"depths must be a tuple.*Received: depths=\(\)"),
+        ({"widths": (8, 0)}, r"at least 1. Received: widths=\(8, 0\)"),
+        ({"widths": "ab"}, "widths must be a tuple of whole numbers"),
+        ({"classes": 0}, "classes must be a whole number.*Received: classes=0"),
+        ({"groups": True}, "groups must be a whole number"),
+        ({"groups": None}, "groups must be a whole number"),
+        ({"stem_widths": (8, 8)}, r"must have 1 number\(s\) for stem='7x7'"),
+        ({"stem": "deep", "stem_widths": (8,)}, r"must have 3 number\(s\)"),
+        ({"groups": 2}, 'groups and width_per_group need block="bottleneck"'),
+        ({"block": "bottleneck", "width_per_group": 4}, "at least one channel"),
+    ],
+)
+def test_a_spec_that_makes_no_sense_is_refused(
+    fields: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(reszoo.UsageError, match=text):
+        reszoo.ResNetSpec(**{**SPEC, **fields})
+
+
+@pytest.mark.parametrize(
+    "field", ["block", "stem", "shortcut", "downsampling", "activation_order"]
+)
+def test_an_unknown_value_of_a_spec_lists_the_choices(field: str) -> None:
+    with pytest.raises(reszoo.UnknownNameError, match=rf"{field} 'x'.*Known: "):
+        reszoo.ResNetSpec(**{**SPEC, field: "x"})
+
+
+def test_a_spec_needs_a_name_of_its_own() -> None:
+    with pytest.raises(reszoo.UsageError, match="give the spec another name"):
+        reszoo.build(reszoo.ResNetSpec(**{**SPEC, "name": "resnet18"}))
+    assert architecture(SPECS["resnet18"]) == architecture("resnet18")
+
+
+def test_zero_channels_cannot_make_channels_fewer() -> None:
+    spec = reszoo.ResNetSpec(**{**SPEC, "widths": (16, 8), "shortcut": "identity"})
+    with pytest.raises(reszoo.UsageError, match=r"must not fall.*\[16, 16, 8\]"):
+        reszoo.build(spec)
+    reszoo.build(spec, shortcut="projection")
+
+
+@pytest.mark.parametrize("spec", family.SPECS.values(), ids=family.SPECS)
+def test_a_custom_architecture_survives_json(spec: reszoo.ResNetSpec) -> None:
+    described = architecture(spec, input_shape=(None, None, 1), classes=3)
+    content = json.loads(json.dumps(described.to_json()))
+    assert architecture_from_json(content) == described
+    assert content["spec"]["depths"] == list(spec.depths)
+    assert architecture("resnet18").to_json()["spec"] == "resnet18"
+
+
+OPTIONS: list[dict[str, Any]] = [{}, {"shortcut": "projection-all"}]
+OPTIONS += [{"shortcut": "none"}, {"stride_in": "1x1", "shortcut": "identity"}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"),
+    [
+        pytest.param(spec, options, id=f"{spec.name}-{options}")
+        for spec in (*map(find_spec, ("resnet18", "resnet50")), *family.SPECS.values())
+        for options in OPTIONS
+        if spec.block == "bottleneck" or "stride_in" not in options
+    ],
+)
+def test_the_list_names_every_convolution_of_the_model(
+    spec: reszoo.ResNetSpec, options: dict[str, Any]
+) -> None:
+    model = reszoo.build(spec, include_top=False, **options)
+    described = reszoo.card(model).architecture
+    listed = {each.name: each for each in convolutions(described)}
+    layers = {layer.name: layer for layer in model.layers}
+    made = {n for n, x in layers.items() if isinstance(x, keras.layers.Conv2D)}
+    assert set(listed) == made
+    for each in listed.values():
+        layer = layers[each.name]
+        assert tuple(layer.kernel.shape) == each.keras_shape
+        assert layer.strides == (each.stride, each.stride)
+        assert layer.groups == each.groups
+        if each.norm is not None:
+            assert layers[each.norm].input is layer.output
+    norms = {n for n, x in layers.items() if hasattr(x, "moving_mean")}
+    named = {norm for each in listed.values() for norm in each.norms}
+    assert named | set(standalone_norms(described)) == norms

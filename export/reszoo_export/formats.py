@@ -116,10 +116,10 @@ SAVED_MODEL = RuntimeSpec(
     folder_file="saved_model.pb",
     operators=frozenset(
         {
-            "AddV2", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul",
-            "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder",
-            "Relu", "Reshape", "Softmax", "Squeeze", "StatefulPartitionedCall",
-            "StridedSlice",
+            "AddV2", "AvgPool", "BiasAdd", "Cast", "Const", "Conv2D", "Identity",
+            "MatMul", "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall",
+            "Placeholder", "Relu", "Reshape", "Softmax", "Squeeze",
+            "StatefulPartitionedCall", "StridedSlice",
         }
     ),
 )  # fmt: skip
@@ -132,8 +132,8 @@ TFLITE = RuntimeSpec(
     # DELEGATE replaces the operators that XNNPACK computes.
     operators=frozenset(
         {
-            "ADD", "CONV_2D", "DELEGATE", "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN",
-            "MUL", "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
+            "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "FULLY_CONNECTED",
+            "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
         }
     ),
 )  # fmt: skip
@@ -144,8 +144,9 @@ ONNX = RuntimeSpec(
     layouts=frozenset({"nhwc", "nchw"}),
     operators=frozenset(
         {
-            "Add", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "Mul",
-            "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
+            "Add", "AveragePool", "Cast", "Conv", "Gemm", "GlobalAveragePool",
+            "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze",
+            "Transpose",
         }
     ),
 )  # fmt: skip

@@ -20,7 +20,7 @@ _OUTPUT_AXIS = {"Conv": 0, "Gemm": 1}
 # Of a quantized bias: half of the range of int32, so that sums do not overflow.
 _MAX_BIAS = 2**30
 # Their outputs have the scale and zero point of their inputs.
-_PASSING = ("MaxPool", "Pad", "Reshape", "Slice", "Squeeze")
+_PASSING = ("AveragePool", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze")
 # The model's layer takes the mean and squeezes; in ONNX those are two operators.
 _POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
 

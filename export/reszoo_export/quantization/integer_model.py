@@ -16,7 +16,13 @@ Ranges = dict[str, tuple[float, float]]
 Weights = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 INPUT_RANGE = (0.0, 255.0)
 # Their integers stand for what those of their input stand for.
-_PASSING = ("InputLayer", "ZeroPadding2D", "MaxPooling2D", "IdentityShortcut")
+_PASSING = (
+    "AveragePooling2D",
+    "IdentityShortcut",
+    "InputLayer",
+    "MaxPooling2D",
+    "ZeroPadding2D",
+)
 # Steps of an activation's range.
 LEVELS = 255
 # The layer that makes of a picture what the first convolution takes.
@@ -132,8 +138,9 @@ def build_integer_net(
             value = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")(value)
         values[id(layer.output)] = value
     made = keras.Model(image, values[id(net.output)], name=net.name)
-    for name, pair in weights.items():
-        made.get_layer(name).set_weights(pair)
+    own = {layer.name: layer.get_weights() for layer in net.layers if layer.weights}
+    for name, arrays in {**own, **weights}.items():
+        made.get_layer(name).set_weights(arrays)
     return made
 
 
