@@ -163,8 +163,9 @@ def test_names_may_be_of_any_bytes(tmp_path: Path, home: Path) -> None:
 
 def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     wanted = r"folder of images or a \.csv file that lists images\. Received: "
-    with pytest.raises(reszoo.UsageError, match=f"{wanted}'digits'"):
-        scan("digits")
+    for name in ("digits", "tfds:mnist"):
+        with pytest.raises(reszoo.UsageError, match=f"{wanted}{name!r}"):
+            scan(name)
     arrays: Any = (PIXELS, [0])
     with pytest.raises(reszoo.UsageError, match=f"{wanted}<class 'tuple'>"):
         scan(arrays)

@@ -78,7 +78,8 @@ def list_images(data: str | os.PathLike[str]) -> Listing:
         UsageError: The data is of another kind, or there is no such folder or file.
     """
     is_path = isinstance(data, str | os.PathLike)
-    if not is_path or (os.fspath(data) in BUILT_IN and not Path(data).exists()):
+    named = is_path and (data in BUILT_IN or str(data).startswith("tfds:"))
+    if not is_path or (named and not Path(data).exists()):
         raise UsageError(
             "Expected a folder of images or a .csv file that lists images. "
             f"Received: {data if is_path else type(data)!r}."
