@@ -31,6 +31,7 @@ PICTURE = Image.fromarray(np.concatenate([PIXELS, drawn(32, 32, 1, low=1)], axis
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 PICTURES = {mode: PICTURE.convert("RGB").convert(mode) for mode in MODES}
 PICTURES |= {"LA": PICTURE.convert("LA"), "RGBA": PICTURE}
+WIDE = Image.fromarray(drawn(6, 8, 3)).resize((67, 45), Image.Resampling.BICUBIC)
 MOVING = {"save_all": True, "append_images": [Image.fromarray(255 - PIXELS)]}
 EXACT = {"lossless": True, "exact": True}
 FILES: list[tuple[str, str, dict[str, Any]]] = [
@@ -116,6 +117,24 @@ def test_a_cameras_rotation_is_undone_everywhere(
         np.testing.assert_array_equal(by_pillow, upright)
 
 
+def test_examples_keep_their_headers_in_any_order(tmp_path: Path) -> None:
+    for orientation in (1, 6, 8):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        WIDE.save(tmp_path / f"{orientation}.png", exif=exif)
+    WIDE.save(tmp_path / "x.webp", lossless=True)
+    examples = Examples.from_paths(sorted(tmp_path.iterdir()), range(4))
+    taken = examples.take(np.array([3, 1, 0, 2]))
+    assert taken.orientations is not None
+    assert list(taken.orientations) == [1, 6, 1, 8]
+    assert taken.by_pillow is not None
+    assert list(taken.by_pillow) == [True, False, False, False]
+    decoder = Decoder(taken)
+    for index in range(4):
+        shown = decoder.image(tf.constant(index, tf.int64))
+        np.testing.assert_array_equal(shown, np.asarray(taken.open(index)))
+
+
 def parts_of(examples: Examples, windows: list[tuple[int, int, int, int]]) -> Any:
     """Parts of the first picture, decoded inside one pipeline."""
     decoder, first = Decoder(examples), tf.constant(0, tf.int64)
@@ -125,7 +144,6 @@ def parts_of(examples: Examples, windows: list[tuple[int, int, int, int]]) -> An
     return [part.numpy().astype(int) for part in parts]
 
 
-WIDE = Image.fromarray(drawn(6, 8, 3)).resize((67, 45), Image.Resampling.BICUBIC)
 # Top, left, height and width of parts that touch every side of 45 rows, or none.
 PARTS = [(0, 0, 9, 30), (7, 5, 31, 21), (30, 17, 15, 28), (0, 0, 45, 45)]
 
