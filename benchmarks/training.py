@@ -93,8 +93,8 @@ def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
     import reszoo
     from reszoo.training.devices import Devices
     from reszoo.training.model import training_copy
+    from reszoo.training.phases import phases
     from reszoo.training.recipe_table import find_recipe
-    from reszoo.training.recipes import phases
     from reszoo.training.step import PhaseTrainer
 
     recipe = find_recipe(

@@ -11,8 +11,8 @@ from conftest import randomise
 import reszoo
 from reszoo.training.devices import Devices
 from reszoo.training.model import freeze, training_copy
+from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import phases
 from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 

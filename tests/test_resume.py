@@ -208,7 +208,7 @@ def test_the_best_epoch_outlives_worse_ones_after_a_kill(
     ("changes", "text"),
     [
         ({"epochs": 3}, r"recipe\. recipe's epochs was 2, is 3\. Use those"),
-        ({"net": "plain20"}, r"net was .*, is .*plain20"),
+        ({"net": "plain20"}, r"model was .*, is .*plain20"),
         ({"data": images(16)}, r'data\'s train was .*"images": 12.* is .*16'),
         ({"data": images(seed=1)}, r"data's train was .*; data's validation was"),
         ({"data": images(classes=3)}, r'data\'s classes was \["0", "1"\], is .*"2"'),

@@ -34,8 +34,8 @@ from reszoo.studies.results import (
 from reszoo.studies.run import StudyPlan, StudyRun, VariantTrainer
 from reszoo.training import run
 from reszoo.training.devices import Devices
+from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import phases
 from reszoo.training.run import Evaluator
 from reszoo.training.state import STATE, Stopped
 

@@ -12,7 +12,7 @@ from PIL import Image
 import reszoo
 from reszoo.data.pipeline import training_batches
 from reszoo.data.sources import open_source
-from reszoo.training import recipes, run
+from reszoo.training import phases, run
 from reszoo.weights.names import to_tensors
 
 pytestmark = pytest.mark.usefixtures("resnet8")
@@ -317,8 +317,8 @@ def test_a_run_that_began_from_other_weights_is_not_resumed(
 def test_epochs_of_few_steps_are_told_together(
     run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipes, "_BIT_STEPS", ((10**9, 6),))
-    monkeypatch.setattr(recipes, "_LEAST_EPOCHS", 1)
+    monkeypatch.setattr(phases, "_BIT_STEPS", ((10**9, 6),))
+    monkeypatch.setattr(phases, "_LEAST_EPOCHS", 1)
     tuned = reszoo.train(
         "resnet20",
         folder,

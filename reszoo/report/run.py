@@ -10,13 +10,15 @@ from markupsafe import Markup
 from PIL import Image
 
 from reszoo.cards import library_versions
+from reszoo.console import printable
 from reszoo.environment import processor
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.files import write_text
+from reszoo.files import atomic_file, write_text
 from reszoo.report.page import (
     BLUE,
     INK,
     VERMILLION,
+    png,
     render,
     shell_command,
     svg,
@@ -292,41 +294,48 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def write_curves(path: Path, title: str, history: "Sequence[Epoch]") -> None:
+    """Plot loss and error by epoch to a PNG file, in one step."""
+    curves = list(_curves(history).items())[:2]
+
+    def draw(figure: "Figure") -> None:
+        figure.suptitle(printable(title), parse_math=False)
+        for axes, (quantity, series) in zip(figure.subplots(1, 2), curves, strict=True):
+            _plot_epochs(axes, quantity, history, series)
+
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(png(draw, 9, 3.6))
+
+
 def _learning_curves(history: "Sequence[Epoch]") -> list[Markup]:
+    return [_curve(name, history, series) for name, series in _curves(history).items()]
+
+
+def _curves(history: "Sequence[Epoch]") -> dict[str, _Series]:
+    """Return series of values by epoch, by the quantity that they are of."""
+
     def percent(shares: Sequence[float | None]) -> list[float | None]:
         return [None if share is None else 100 * (1 - share) for share in shares]
 
-    losses: _Series = {
-        "training": [row.loss for row in history],
-        "validation": [row.validation_loss for row in history],
+    return {
+        "loss": {
+            "training": [row.loss for row in history],
+            "validation": [row.validation_loss for row in history],
+        },
+        "top-1 error (%)": {
+            "training": percent([row.top1 for row in history]),
+            "validation": percent([row.validation_top1 for row in history]),
+        },
+        "learning rate": {"learning rate": [row.learning_rate for row in history]},
     }
-    errors: _Series = {
-        "training": percent([row.top1 for row in history]),
-        "validation": percent([row.validation_top1 for row in history]),
-    }
-    rates: _Series = {"learning rate": [row.learning_rate for row in history]}
-    return [
-        _curve("loss", history, losses, log=True),
-        _curve("top-1 error (%)", history, errors),
-        _curve("learning rate", history, rates),
-    ]
 
 
-def _curve(
-    quantity: str, history: "Sequence[Epoch]", series: _Series, *, log: bool = False
-) -> Markup:
+def _curve(quantity: str, history: "Sequence[Epoch]", series: _Series) -> Markup:
     def draw(figure: "Figure") -> None:
-        axes = figure.subplots()
-        _plot_epochs(axes, history, series)
-        axes.set_ylabel(quantity)
-        if log:
-            _plain_log_ticks(axes)
-        else:
-            axes.set_ylim(0, None)
+        _plot_epochs(figure.subplots(), quantity, history, series)
 
-    return svg(
-        quantity, f"{quantity.capitalize()} by epoch: {_in_words(series)}.", draw
-    )
+    label = f"{quantity.capitalize()} by epoch: {_in_words(series)}."
+    return svg(quantity, label, draw)
 
 
 def _reliability_diagram(bins: Sequence[Bin]) -> Markup:
@@ -353,7 +362,9 @@ def _reliability_diagram(bins: Sequence[Bin]) -> Markup:
     return svg("reliability", f"{label}; the table below has the numbers.", draw)
 
 
-def _plot_epochs(axes: "Axes", history: "Sequence[Epoch]", series: _Series) -> None:
+def _plot_epochs(
+    axes: "Axes", quantity: str, history: "Sequence[Epoch]", series: _Series
+) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for name, values in series.items():
@@ -367,7 +378,12 @@ def _plot_epochs(axes: "Axes", history: "Sequence[Epoch]", series: _Series) -> N
         marker = "o" if len(points) == 1 else "None"
         line = axes.plot(*zip(*points, strict=True), dashes, color=colour, label=name)
         line[0].set(marker=marker, clip_on=False)
-    axes.set(xlabel="epoch", xlim=(history[0].epoch - 0.5, history[-1].epoch + 0.5))
+    ends = (history[0].epoch - 0.5, history[-1].epoch + 0.5)
+    axes.set(xlabel="epoch", xlim=ends, ylabel=quantity)
+    if quantity == "loss":
+        _plain_log_ticks(axes)
+    else:
+        axes.set_ylim(0, None)
     axes.xaxis.set_major_locator(
         MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
     )

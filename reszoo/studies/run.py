@@ -18,7 +18,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.studies.families import Variant
 from reszoo.studies.results import Point, RunResult, Snapshot
 from reszoo.training.devices import Devices
-from reszoo.training.recipes import Phase
+from reszoo.training.phases import Phase
 from reszoo.training.run import Evaluator, StepLoop, Totals
 from reszoo.training.state import STATE, StopRequest, read_state, restore, write_state
 from reszoo.training.step import LOSSES, TrainingStep

@@ -26,8 +26,9 @@ from reszoo.studies.results import (
 )
 from reszoo.studies.run import StudyPlan, StudyRun, VariantTrainer
 from reszoo.training.model import precision_policy, resolve_precision, set_momentum
+from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe, phases
+from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
 from reszoo.training.state import (
     STATE,
     StopRequest,
@@ -115,7 +116,7 @@ def study(
     source = open_source(data)
     settled = _study_recipe(chosen, source, recipe, fields)
     plan = _study_plan(source, settled, size, folder, save_every)
-    conditions = _conditions(chosen, plan)
+    conditions = _conditions(chosen, plan, settled)
     done = _finished_runs(folder, conditions, resume=resume, overwrite=overwrite)
     result = StudyResult(
         data=source.name, conditions=conditions, runs=done, folder=folder
@@ -186,9 +187,8 @@ def _study_plan(
     )
 
 
-def _conditions(family: Family, plan: StudyPlan) -> dict[str, Any]:
+def _conditions(family: Family, plan: StudyPlan, recipe: Recipe) -> dict[str, Any]:
     """Return what must be the same when the study is resumed."""
-    recipe = plan.phase.recipe
     fields = {name: v for name, v in recipe.to_json().items() if name != "seed"}
     return {
         "family": family.name,

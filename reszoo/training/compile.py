@@ -13,8 +13,9 @@ from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.training.model import freeze, set_momentum
 from reszoo.training.optimizers import Update
+from reszoo.training.phases import learning_rate, moving_momentum
 from reszoo.training.recipe_table import FIELDS, find_recipe
-from reszoo.training.recipes import LEARNING, Recipe, moving_momentum
+from reszoo.training.recipes import LEARNING, Recipe
 from reszoo.training.step import LOSSES, update_rule, weight_decay_of
 from reszoo.zoo import get_card, set_card
 
@@ -22,38 +23,21 @@ _registered = keras.saving.register_keras_serializable(package="reszoo")
 _STEP = "iteration"
 
 
-@_registered
-class RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """The learning rate of each step of a recipe; constant after the last one.
-
-    Args:
-        recipe: With `epochs`.
-        steps_per_epoch: At least 1.
-    """
+class _RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """The learning rate of each step of a recipe; constant after the last one."""
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
-        epochs = recipe.epochs or 0
-        schedule, total = recipe.rates(epochs), steps_per_epoch * epochs
-        multiples = [
-            schedule.rate(step, steps_per_epoch, total) for step in range(total + 1)
+        total = steps_per_epoch * (recipe.epochs or 0)
+        self._rates = [
+            learning_rate(recipe, step, steps_per_epoch, total)
+            for step in range(total + 1)
         ]
-        self._rates = recipe.learning_rate * np.asarray(multiples)
-        self._recipe, self._steps = recipe, steps_per_epoch
 
     def __call__(self, step: Any) -> Any:
         """Return the rate of a step, counted from 0: a float32 scalar."""
         last = len(self._rates) - 1
         rates = tf.constant(self._rates, tf.float32)
         return tf.gather(rates, tf.minimum(tf.cast(step, tf.int32), last))
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments as JSON values."""
-        return {"recipe": self._recipe.to_json(), "steps_per_epoch": self._steps}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "RecipeRates":
-        """Return what `get_config` described."""
-        return cls(Recipe(**config["recipe"]), config["steps_per_epoch"])
 
 
 @_registered
@@ -69,7 +53,7 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def __init__(
         self, recipe: Recipe, steps_per_epoch: int, name: str | None = None
     ) -> None:
-        rates = RecipeRates(recipe, steps_per_epoch)
+        rates = _RecipeRates(recipe, steps_per_epoch)
         super().__init__(learning_rate=rates, name=name or recipe.optimizer)
         self._rule, self._recipe = update_rule(recipe), recipe
         self._steps = steps_per_epoch

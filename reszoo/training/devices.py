@@ -182,13 +182,10 @@ STRATEGIES = ("mirrored", "multiworker")
 _START_TIMEOUT = 300.0
 # What TensorFlow raises where another worker no longer answers.
 _UNREACHABLE = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.FailedPreconditionError,
+    tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError, tf.errors.FailedPreconditionError,
     tf.errors.InternalError,
-)
+)  # fmt: skip
 _DIGEST_SIZE = 32
 
 
@@ -240,8 +237,8 @@ class Devices:
     def replicated(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that calls this one on each device, as in a step.
 
-        Within it, `shard`, `all_reduce_mean` and `all_reduce_sum` tell the devices
-        apart. Its results must be the same for all of them.
+        Within it, `shard` and `all_reduce` tell the devices apart. Its results must be
+        the same for all of them.
         """
         strategy = self._strategy
         if strategy is None:
@@ -269,13 +266,15 @@ class Devices:
             images, targets = (each[start : start + size] for each in (images, targets))
             return images, targets, tf.random.fold_in(key, number)
 
-    def all_reduce_mean(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Return the means over all devices."""
-        return self._all_reduce(tf.distribute.ReduceOp.MEAN, values)
-
-    def all_reduce_sum(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Return the sums over all devices."""
-        return self._all_reduce(tf.distribute.ReduceOp.SUM, values)
+    def all_reduce(
+        self, operation: Literal["SUM", "MEAN"], values: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Return the sums or means over all devices."""
+        if self._strategy is None:
+            return values
+        context = tf.distribute.get_replica_context()
+        reduced = context.all_reduce(tf.distribute.ReduceOp[operation], values)
+        return list(reduced)
 
     def any_worker(self, value: bool) -> bool:
         """Return whether the value is true on any worker."""
@@ -342,14 +341,6 @@ class Devices:
                 "continue from the last state."
             ) from error
 
-    def _all_reduce(
-        self, operation: tf.distribute.ReduceOp, values: list[tf.Tensor]
-    ) -> list[tf.Tensor]:
-        if self._strategy is None:
-            return values
-        context = tf.distribute.get_replica_context()
-        return list(context.all_reduce(operation, values))
-
     def _over_workers(self, numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
         return np.asarray(self._sum_over_workers(tf.constant(numbers, tf.float64)))
 
@@ -357,7 +348,7 @@ class Devices:
         number = tf.distribute.get_replica_context().replica_id_in_sync_group
         first = number % self._local_count == 0
         own = numbers if first else tf.zeros_like(numbers)
-        return self.all_reduce_sum([tf.identity(own)])[0]
+        return self.all_reduce("SUM", [tf.identity(own)])[0]
 
 
 def open_devices(strategy: str | None, timeout: float = _START_TIMEOUT) -> Devices:

@@ -1,4 +1,4 @@
-"""History, curves and TensorBoard events of a run, and its best weights."""
+"""History and TensorBoard events of a run, and its best weights."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from reszoo.cards import Card, Metric
 from reszoo.errors import ReszooError
-from reszoo.files import atomic_file, disk_errors, write_text
+from reszoo.files import disk_errors, write_text
 from reszoo.metrics import Metrics
 from reszoo.weights.names import Tensors
 from reszoo.weights.safetensors import read, write
@@ -71,35 +71,6 @@ def write_history(path: Path, history: Sequence[Epoch]) -> None:
     table.writeheader()
     table.writerows(asdict(epoch) for epoch in history)
     write_text(path, text.getvalue())
-
-
-def write_curves(path: Path, history: Sequence[Epoch], title: str) -> None:
-    """Plot loss and error against epochs to a PNG file, atomically."""
-    # Not pyplot, which would open a display and keep figures.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title)
-    loss, error = figure.subplots(1, 2)
-    epochs = [row.epoch for row in history]
-    # Okabe and Ito's colours, for colour-blind readers too.
-    for name, colour in (("training", "#0072B2"), ("validation", "#D55E00")):
-        prefix = "" if name == "training" else "validation_"
-        losses = [getattr(row, f"{prefix}loss") for row in history]
-        if losses[0] is None:
-            continue
-        errors = [100 * (1 - getattr(row, f"{prefix}top1")) for row in history]
-        dashes = "-" if name == "training" else "--"
-        loss.plot(epochs, losses, dashes, color=colour, label=name)
-        error.plot(epochs, errors, dashes, color=colour, label=name)
-    loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
-    error.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None))
-    for axes in (loss, error):
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
 
 
 class EventLog:

@@ -9,16 +9,13 @@ and restore them.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.schedules import Decayed
-
-DECAYED: tuple[str, ...] = get_args(Decayed)
-"""Which weights can be decayed: see `is_decayed`."""
+from reszoo.errors import UsageError
+from reszoo.training.recipes import Decayed
 
 
 def is_decayed(path: str, ndim: int, which: Decayed = "kernels") -> bool:
@@ -30,12 +27,7 @@ def is_decayed(path: str, ndim: int, which: Decayed = "kernels") -> bool:
         which: "kernels" of convolutions and dense layers, which have two axes or more
             (timm's groups); "all-but-norm" adds biases, as torchvision's reference
             script does with `--norm-weight-decay 0`; "all" is torch's plain SGD.
-
-    Raises:
-        UnknownNameError: `which` is not in `DECAYED`.
     """
-    if which not in DECAYED:
-        raise UnknownNameError("weight decay selection", which, DECAYED)
     if which == "kernels":
         return ndim > 1
     return which == "all" or not path.endswith(("/gamma", "/beta"))
@@ -281,7 +273,7 @@ class MovingAverage:
         """Update the averages: decay * average + (1 - decay) * weight.
 
         Args:
-            decay: In [0, 1); 0 copies. See `schedules.ema_decay_at`. In a
+            decay: In [0, 1); 0 copies. See `Phase.ema_decay`. In a
                 `tf.function` pass a float64 tensor, for the share of the new
                 weights, 1 - decay, is small and float32 would round it coarsely.
 

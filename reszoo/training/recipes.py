@@ -1,8 +1,8 @@
-"""Recipes: every option of a training run except the model and the data; its phases."""
+"""Recipes: every option of a training run except the model and the data."""
 
 import math
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -11,13 +11,9 @@ import numpy as np
 
 from reszoo.data.augment import strength_of
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.schedules import (
-    Decayed,
-    Schedule,
-    ScheduleKind,
-    SchedulePer,
-    WarmupShape,
-)
+
+Decayed = Literal["kernels", "all-but-norm", "all"]
+"""Which weights can be decayed: see `optimizers.is_decayed`."""
 
 _TYPE_NAMES = {
     bool: "True or False",
@@ -88,29 +84,22 @@ def _type_name(kind: Any) -> str:
     return "numbers" if Ellipsis in parts else f"{len(parts)} numbers"
 
 
-# Field -> least value, for whole numbers; None is allowed where the field allows it.
-_AT_LEAST = {
-    "epochs": 1,
-    "steps": 1,
-    "batch_size": 2,
-    "accumulate": 1,
-    "head_epochs": 0,
-    "ema_every": 1,
-    "repeats": 1,
-    "seed": 0,
-    "train_size": 1,
-    "eval_size": 1,
-}
-# Field -> limit; the field is in [0, limit).
-_BELOW = {
-    "momentum": 1.0,
-    "label_smoothing": 1.0,
-    "weight_decay": 1.0,
-    "pad": 0.5,
-    "ema": 1.0,
-    "bn_momentum": 1.0,
-    "stochastic_depth": 1.0,
-}
+# Interval -> the fields that must be in it, unless they are None.
+_INTERVALS = {
+    "[0, inf)": ("warmup_epochs", "head_epochs", "mixup", "cutmix", "seed"),
+    "(0, inf)": ("learning_rate", "head_learning_rate"),
+    "[1, inf)": (
+        "epochs", "steps", "accumulate", "ema_every", "repeats", "train_size",
+        "eval_size",
+    ),
+    "[2, inf)": ("batch_size",),
+    "[0, 0.5)": ("pad",),
+    "[0, 1)": (
+        "momentum", "label_smoothing", "weight_decay", "ema", "bn_momentum",
+        "stochastic_depth",
+    ),
+    "[0, 1]": ("warmup_start", "factor", "floor", "erase"),
+}  # fmt: skip
 NEEDS = {
     "pad": ("crop", "pad"),
     "scale": ("crop", "resized"),
@@ -145,16 +134,18 @@ class Recipe:
             batch normalisation alone; or "all".
         schedule: How the rate changes: "cosine" falls along a half cosine to
             `floor` (arXiv:1608.03983), "steps" by `factor` at each milestone,
-            "constant" not at all.
+            "constant" not at all; see `phases.learning_rate`.
         schedule_per: Whether the rate changes each "step" or each "epoch".
         milestones: Of the schedule "steps", as shares of the training.
-        factor: Of the schedule "steps".
+        factor: Of the schedule "steps": multiplies the rate at each milestone.
         floor: Lowest rate of the cosine, as a share of `learning_rate`.
-        warmup_epochs: Epochs until the peak rate is reached; None is a twentieth of
-            the training.
+        warmup_epochs: Epochs until the peak rate is reached, fractions allowed; None
+            is a twentieth of the training.
         warmup_start: First rate of the warm-up, as a share of `learning_rate`.
-        warmup_shape: "linear", or "constant" for `warmup_start` during the warm-up.
-        warmup_prefix: Whether the cosine starts after the warm-up, or beneath it.
+        warmup_shape: "linear", or "constant" for `warmup_start` during all of the
+            warm-up, as He et al. 2015 do for their ResNet-110 (section 4.2).
+        warmup_prefix: Whether the cosine starts when the warm-up ends; otherwise it
+            starts beneath the warm-up, after which the rate jumps down a little.
         loss: "softmax" cross-entropy or "binary" cross-entropy of every class.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         ema: Decay of the averaged weights, which are then evaluated and saved; None
@@ -208,14 +199,14 @@ class Recipe:
     nesterov: bool = False
     weight_decay: float = 0.0
     decay_on: Decayed = "kernels"
-    schedule: ScheduleKind = "cosine"
-    schedule_per: SchedulePer = "step"
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    schedule_per: Literal["step", "epoch"] = "step"
     milestones: tuple[float, ...] = ()
     factor: float = 0.1
     floor: float = 0.0
     warmup_epochs: float | None = 0.0
     warmup_start: float = 0.01
-    warmup_shape: WarmupShape = "linear"
+    warmup_shape: Literal["linear", "constant"] = "linear"
     warmup_prefix: bool = True
     loss: Literal["softmax", "binary"] = "softmax"
     label_smoothing: float = 0.0
@@ -252,11 +243,9 @@ class Recipe:
             object.__setattr__(self, name, value)
         self._check_names()
         self._check_numbers()
-        self._check_ranges()
         self._check_effects()
-        self._schedule(self.warmup_epochs or 0.0)
         if self.epochs is not None:
-            self.rates(self.epochs)
+            self.warmup(self.epochs)
 
     def _check_names(self) -> None:
         if self.policy is not None:
@@ -270,40 +259,25 @@ class Recipe:
             )
 
     def _check_numbers(self) -> None:
-        for field, least in _AT_LEAST.items():
-            value = getattr(self, field)
-            if value is not None and value < least:
-                raise UsageError(
-                    f"{field} must be a whole number of at least {least}. "
-                    f"Received: {field}={value}."
-                )
-        for field, limit in _BELOW.items():
-            value = getattr(self, field)
-            if value is not None and not 0 <= value < limit:
-                raise UsageError(
-                    f"{field} must be in [0, {limit:g}). Received: {field}={value}."
-                )
-        for field in ("learning_rate", "head_learning_rate"):
-            if getattr(self, field) <= 0:
-                raise UsageError(
-                    f"{field} must be positive. "
-                    f"Received: {field}={getattr(self, field)}."
-                )
-
-    def _check_ranges(self) -> None:
+        for interval, names in _INTERVALS.items():
+            for field in names:
+                value = getattr(self, field)
+                if value is not None and not _is_in(value, interval):
+                    raise UsageError(
+                        f"{field} must be in {interval}. Received: {field}={value}."
+                    )
         for field, most in (("scale", 1.0), ("ratio", math.inf)):
             low, high = getattr(self, field)
             if not 0 < low <= high <= most:
                 raise UsageError(
-                    f"{field} must be two numbers, the least first, positive and at "
-                    f"most {most:g}. Received: {field}={getattr(self, field)}."
+                    f"{field} must be two numbers in (0, {most:g}], the smaller one "
+                    f"first. Received: {field}={getattr(self, field)}."
                 )
-        if not 0 <= self.erase <= 1:
-            raise UsageError(f"erase must be in [0, 1]. Received: erase={self.erase}.")
-        if min(self.mixup, self.cutmix) < 0:
+        inside = all(0 < share < 1 for share in self.milestones)
+        if not inside or list(self.milestones) != sorted(set(self.milestones)):
             raise UsageError(
-                "mixup and cutmix must not be negative. "
-                f"Received: mixup={self.mixup}, cutmix={self.cutmix}."
+                "milestones must be increasing shares of the training, in (0, 1). "
+                f"Received: milestones={self.milestones}."
             )
 
     def _check_effects(self) -> None:
@@ -331,8 +305,8 @@ class Recipe:
                 f"accumulate={self.accumulate}, batch_size={self.batch_size}."
             )
 
-    def rates(self, epochs: float) -> Schedule:
-        """Return the schedule of the learning rate for a training of `epochs`.
+    def warmup(self, epochs: float) -> float:
+        """Return the epochs of warm-up in a training of `epochs`.
 
         Raises:
             UsageError: The warm-up is not shorter than the training.
@@ -345,20 +319,7 @@ class Recipe:
                 f"{warmup:g} for {epochs:g} epochs. Give a smaller number, or None for "
                 "a twentieth of the training, or train longer."
             )
-        return self._schedule(warmup)
-
-    def _schedule(self, warmup: float) -> Schedule:
-        return Schedule(
-            kind=self.schedule,
-            warmup=warmup,
-            warmup_start=self.warmup_start,
-            warmup_shape=self.warmup_shape,
-            warmup_prefix=self.warmup_prefix,
-            milestones=self.milestones,
-            factor=self.factor,
-            floor=self.floor,
-            per=self.schedule_per,
-        )
+        return warmup
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -366,6 +327,12 @@ class Recipe:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
+
+
+def _is_in(value: float, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    return above and (value <= high if interval[-1] == "]" else value < high)
 
 
 def options_of(field: str) -> tuple[Any, ...]:
@@ -389,123 +356,3 @@ LEARNING = frozenset({
     "warmup_start", "weight_decay",
 })  # fmt: skip
 """Fields that define the loss, learning rate, update and statistics of each step."""
-
-# BiT's HyperRule (arXiv:1912.11370, section 3.3): training images -> steps. There a
-# step has 512 images; with our smaller ones large sets get ten epochs at least.
-_BIT_STEPS = ((20_000, 500), (500_000, 10_000), (math.inf, 20_000))
-_LEAST_EPOCHS = 10
-# Statistics of fewer images than these at a time are worse than those of pretraining.
-# A small set alone is no reason: on 500 images frozen and live ones end alike
-# (benchmarks/transfer.py), and where the images look unlike those of pretraining,
-# frozen ones let the whole model collapse.
-_SMALL_BATCH = 16
-# Of a small set, a row of the history covers epochs of as many steps together.
-_STEPS_PER_ROW = 25
-_HEAD_SCHEDULE = Schedule(kind="constant")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of a training with one set of trainable weights and one schedule.
-
-    Attributes:
-        name: "head" or "all".
-        recipe: With `freeze_bn` and `bn_momentum` resolved.
-        first_epoch: Number of its first epoch over all phases, from 0.
-        epochs: How many it has.
-        steps_per_epoch: In full epochs.
-        steps: How many it has; the last epoch may be cut short.
-        schedule: Of the learning rate.
-        row: Epochs between two validations, which are a row of the history.
-    """
-
-    name: str
-    recipe: Recipe
-    first_epoch: int
-    epochs: int
-    steps_per_epoch: int
-    steps: int
-    schedule: Schedule
-    row: int = 1
-
-    def ends_row(self, epoch: int) -> bool:
-        """Return whether an epoch, numbered over all phases, ends with a validation."""
-        done = epoch + 1 - self.first_epoch
-        return done % self.row == 0 or done == self.epochs
-
-    def learning_rate(self, step: int) -> float:
-        """Return the learning rate of one step of this phase, counted from 0."""
-        multiple = self.schedule.rate(step, self.steps_per_epoch, self.steps)
-        return self.recipe.learning_rate * multiple
-
-    def steps_of(self, epoch: int) -> int:
-        """Return how many steps an epoch has, numbered over all phases."""
-        done = (epoch - self.first_epoch) * self.steps_per_epoch
-        return min(self.steps_per_epoch, self.steps - done)
-
-
-def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
-    """Divide a training into phases: the head alone, if the recipe says so, then all.
-
-    Args:
-        recipe: Of the whole training.
-        images: Size of the training set.
-        devices: That share each batch.
-
-    Raises:
-        UsageError: There are fewer images than a batch has.
-    """
-    per_epoch = images // recipe.batch_size
-    if not per_epoch:
-        raise UsageError(
-            "batch_size must be at most the number of training images. Received: "
-            f"batch_size={recipe.batch_size} for {images} images."
-        )
-    resolved = _resolved(recipe, per_epoch, devices)
-    steps, head, row = _length(recipe, images, per_epoch), recipe.head_epochs, 1
-    if recipe.steps is None and recipe.epochs is None:
-        row = max(1, math.ceil(_STEPS_PER_ROW / per_epoch))
-        # Of a small set two epochs are few steps.
-        head = max(head, math.ceil(steps / 10 / per_epoch)) if head else 0
-    epochs, schedule = math.ceil(steps / per_epoch), recipe.rates(steps / per_epoch)
-    everything = Phase("all", resolved, head, epochs, per_epoch, steps, schedule, row)
-    if not head:
-        return (everything,)
-    head_recipe = replace(
-        resolved,
-        freeze="backbone",
-        freeze_bn=True,
-        learning_rate=recipe.head_learning_rate,
-        ema=None,
-    )
-    steps = head * per_epoch
-    first = Phase("head", head_recipe, 0, head, per_epoch, steps, _HEAD_SCHEDULE, row)
-    return first, everything
-
-
-def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
-    if recipe.steps is not None:
-        return recipe.steps
-    if recipe.epochs is not None:
-        return recipe.epochs * per_epoch
-    steps = next(steps for most, steps in _BIT_STEPS if images < most)
-    return max(steps, _LEAST_EPOCHS * per_epoch)
-
-
-def _resolved(recipe: Recipe, per_epoch: int, devices: int) -> Recipe:
-    """Replace `freeze_bn=None` and `bn_momentum=None` by what they stand for."""
-    frozen = recipe.freeze_bn
-    if frozen is None:
-        seen = recipe.batch_size // recipe.accumulate
-        if not recipe.sync_bn:
-            seen //= devices
-        frozen = seen < _SMALL_BATCH
-    momentum = moving_momentum(recipe, per_epoch)
-    return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)
-
-
-def moving_momentum(recipe: Recipe, steps_per_epoch: int) -> float:
-    """Return the momentum of batch normalisation's statistics (Keras' convention)."""
-    if recipe.bn_momentum is not None:
-        return recipe.bn_momentum
-    return max(1 - 10 / steps_per_epoch, 0.9)

@@ -30,7 +30,8 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.history import Epoch, EventLog, RunHistory
 from reszoo.training.model import evaluation_copy, training_copy
-from reszoo.training.recipes import Phase, Recipe
+from reszoo.training.phases import Phase
+from reszoo.training.recipes import Recipe
 from reszoo.training.state import (
     STATE,
     State,
@@ -495,11 +496,13 @@ class Run(StepLoop):
     def _diverged(self) -> ReszooError:
         folder, phase = self.config.folder, self.phase_trainer.phase
         kept = f" The earlier epochs are in {folder}." if folder else ""
+        rate = f"learning_rate (it is {phase.recipe.learning_rate:g})"
+        advice = f"Lower {rate} or raise warmup_epochs."
+        if phase.name == "head":
+            advice = f"Lower head_{rate}."
         return ReszooError(
             f"Training diverged: the loss is NaN or infinite after "
-            f"{self._totals.steps} steps of epoch {self._epoch + 1}. Lower "
-            f"learning_rate (it is {phase.recipe.learning_rate:g}) or raise "
-            f"warmup_epochs (it is {phase.schedule.warmup:g}).{kept}"
+            f"{self._totals.steps} steps of epoch {self._epoch + 1}. {advice}{kept}"
         )
 
 

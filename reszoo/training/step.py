@@ -21,8 +21,8 @@ from reszoo.training.optimizers import (
     Sgd,
     is_decayed,
 )
-from reszoo.training.recipes import Phase, Recipe
-from reszoo.training.schedules import ema_decay_at
+from reszoo.training.phases import Phase
+from reszoo.training.recipes import Recipe
 
 # timm's --bce-target-thresh of the procedures A1 to A3: with mixed images both
 # classes count in full (arXiv:2110.00476, section 2.2).
@@ -123,8 +123,9 @@ class TrainingStep:
 
     def variables(self) -> dict[str, tf.Variable]:
         """Return the variables of the model and of the optimizer, by name."""
-        found = {f"net/{each.path}": each.value for each in self._model.variables}
-        return found | self.optimizer.state()
+        # "net/" is part of the format of saved states.
+        weights = {f"net/{each.path}": each.value for each in self._model.variables}
+        return weights | self.optimizer.state()
 
     def _accumulate(
         self, images: tf.Tensor, targets: tf.Tensor, rate: tf.Tensor, key: tf.Tensor
@@ -168,8 +169,8 @@ class TrainingStep:
         correct = tf.equal(tf.argmax(logits, axis=-1), targets)
         correct = tf.reduce_sum(tf.cast(correct, tf.float32))
         # Shards are equal in size: the mean of their means is that of the batch.
-        loss, correct = devices.all_reduce_sum([loss / devices.count, correct])
-        return devices.all_reduce_mean(gradients), loss, correct
+        loss, correct = devices.all_reduce("SUM", [loss / devices.count, correct])
+        return devices.all_reduce("MEAN", gradients), loss, correct
 
 
 def weight_decay_of(weight: keras.Variable, recipe: Recipe) -> float:
@@ -233,24 +234,21 @@ class PhaseTrainer:
     def train(
         self, images: tf.Tensor, targets: tf.Tensor, step: int, epoch: int
     ) -> tuple[float, int]:
-        """Take one step.
+        """Take one step; see `TrainingStep`.
 
         Args:
-            images: uint8 `(batch, height, width, 3)`; this worker's part of the batch.
+            images: uint8 `(batch, height, width, 3)`.
             targets: int64 `(batch,)`.
             step: Of this phase, counted from 0.
             epoch: Over all phases, counted from 0.
-
-        Returns:
-            The mean loss before the step, and the number of images classified
-            correctly; over the whole batch.
         """
         # The 1 makes it another stream than that of the augmentation.
         entropy = np.random.SeedSequence((self.phase.recipe.seed, epoch, step, 1))
         key = entropy.generate_state(2, np.uint32).astype(np.int64)
-        rate = self.phase.learning_rate(step)
+        rate, decay = self.phase.learning_rate(step), self.phase.ema_decay(step)
         loss, correct = self._step(images, targets, rate, key)
-        self._follow(step)
+        if decay is not None:
+            self._update_average(tf.constant(decay, tf.float64))
         return loss, correct
 
     def variables(self) -> dict[str, tf.Variable]:
@@ -265,17 +263,3 @@ class PhaseTrainer:
         if self._average:
             values = self._average.copies
         return dict(zip((each.path for each in variables), values, strict=True))
-
-    def _follow(self, step: int) -> None:
-        recipe = self.phase.recipe
-        if recipe.ema is None:
-            return
-        decay = ema_decay_at(
-            step,
-            self.phase.steps_per_epoch,
-            recipe.ema,
-            every=recipe.ema_every,
-            warmup=int(self.phase.schedule.warmup),
-        )
-        if decay is not None:
-            self._update_average(tf.constant(decay, tf.float64))

@@ -18,10 +18,11 @@ from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
 from reszoo.specs import ResNetSpec, find_spec
 from reszoo.training.devices import Devices, open_devices
-from reszoo.training.history import BEST, HISTORY, LAST, Epoch, write_curves
+from reszoo.training.history import BEST, HISTORY, LAST, Epoch
 from reszoo.training.model import resolve_precision
+from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe, repeat_command
-from reszoo.training.recipes import Recipe, phases
+from reszoo.training.recipes import Recipe
 from reszoo.training.run import TENSORBOARD, Run, RunConfig
 from reszoo.training.state import (
     STATE,
@@ -226,7 +227,7 @@ def _run_config(
     card = replace(card, preprocessing=replace(card.preprocessing, **given))
     _check_size(card)
     conditions = {
-        "net": card.architecture.to_json(),
+        "model": card.architecture.to_json(),
         "first weights": None if card.is_fresh else dict(card.provenance),
         "preprocessing": card.preprocessing.to_json(),
         **{f"recipe's {name}": value for name, value in recipe.to_json().items()},
@@ -283,7 +284,11 @@ def _saved_state(folder: Path | None, config: RunConfig) -> State | None:
     if folder is None or not (folder / STATE).exists():
         return None
     tensors, content = read_state(folder / STATE)
-    check_same(content["conditions"], config.conditions, folder)
+    # Early states call the model "net".
+    old_names = {"net": "model"}
+    conditions = content["conditions"].items()
+    then = {old_names.get(name, name): value for name, value in conditions}
+    check_same(then, config.conditions, folder)
     return tensors, content
 
 
@@ -353,9 +358,9 @@ def _result(run: Run, repeat: list[str]) -> TrainResult:
     config, folder, history = run.config, run.config.folder, run.history
     export = _export_command(folder, config.source) if folder else []
     if folder:
-        from reszoo.report.run import write_summary
+        from reszoo.report.run import write_curves, write_summary
 
-        write_curves(folder / _CURVES, history.epochs, _title(config))
+        write_curves(folder / _CURVES, _title(config), history.epochs)
         write_summary(run, folder / _REPORT, repeat=repeat, export=export)
     assign_tensors(config.model, history.best_tensors, "the best epoch")
     set_card(config.model, history.best_card)

@@ -1,0 +1,196 @@
+"""The phases of a training, their lengths, and the learning rate of each step."""
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+
+from reszoo.errors import UsageError
+from reszoo.training.recipes import Recipe
+
+# BiT's HyperRule (arXiv:1912.11370, section 3.3): training images -> steps. There a
+# step has 512 images; with our smaller ones large sets get ten epochs at least.
+_BIT_STEPS = ((20_000, 500), (500_000, 10_000), (math.inf, 20_000))
+_LEAST_EPOCHS = 10
+# Statistics of fewer images than these at a time are worse than those of pretraining.
+# A small set alone is no reason: on 500 images frozen and live ones end alike
+# (benchmarks/transfer.py), and where the images look unlike those of pretraining,
+# frozen ones let the whole model collapse.
+_SMALL_BATCH = 16
+# Of a small set, a row of the history covers epochs of as many steps together.
+_STEPS_PER_ROW = 25
+
+
+def learning_rate(
+    recipe: Recipe, step: int, steps_per_epoch: int, total_steps: int
+) -> float:
+    """Return the learning rate of one step.
+
+    Time t is the number of steps done, or with `schedule_per="epoch"` of epochs done;
+    T is the length of the training and W that of the warm-up, in the same unit. A
+    linear warm-up is `warmup_start + (1 - warmup_start) * t / W` for t < W, as a share
+    of the peak rate.
+
+    * torch: `LinearLR(start_factor=warmup_start, total_iters=W)`, followed through
+      `SequentialLR` by `CosineAnnealingLR(T_max=T - W, eta_min=floor * rate)`, is this
+      cosine. torchvision's reference script calls both once per epoch.
+      `MultiStepLR` without a warm-up is the schedule "steps"; behind `SequentialLR`
+      torch counts its milestones from the end of the warm-up, we from the start.
+    * timm: `CosineLRScheduler(t_initial=T, warmup_t=W, warmup_lr_init=warmup_start *
+      rate, lr_min=floor * rate)` is this cosine with `warmup_prefix=False`, timm's
+      default; with `warmup_prefix=True` timm's `t_initial` is T - W. `t_in_epochs=True`
+      (train.py's default) is `schedule_per="epoch"`.
+
+    Args:
+        recipe: Of the training.
+        step: Counted from 0; steps beyond the last one have the last rate.
+        steps_per_epoch: At least 1.
+        total_steps: Of the whole training, warm-up included.
+    """
+    total = total_steps / steps_per_epoch
+    done, warmup = float(step // steps_per_epoch), recipe.warmup(total)
+    if recipe.schedule_per == "step":
+        done, total, warmup = step, total_steps, round(warmup * steps_per_epoch)
+    return recipe.learning_rate * _multiple(recipe, done, total, warmup)
+
+
+def _multiple(recipe: Recipe, done: float, total: float, warmup: float) -> float:
+    if done < warmup:
+        share = done / warmup if recipe.warmup_shape == "linear" else 0.0
+        return recipe.warmup_start + (1 - recipe.warmup_start) * share
+    if recipe.schedule == "steps":
+        passed = [round(share * total) for share in recipe.milestones]
+        return recipe.factor ** bisect_right(passed, done)
+    if recipe.schedule == "constant":
+        return 1.0
+    if done >= total:
+        return recipe.floor
+    start = warmup if recipe.warmup_prefix else 0
+    share = 0.5 * (1 + math.cos(math.pi * (done - start) / (total - start)))
+    return recipe.floor + (1 - recipe.floor) * share
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training with one set of trainable weights.
+
+    Attributes:
+        name: "head" or "all".
+        recipe: With `freeze_bn` and `bn_momentum` resolved.
+        first_epoch: Number of its first epoch over all phases, from 0.
+        epochs: How many it has.
+        steps_per_epoch: In full epochs.
+        steps: How many it has; the last epoch may be cut short.
+        row: Epochs between two validations, which are a row of the history.
+    """
+
+    name: str
+    recipe: Recipe
+    first_epoch: int
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    row: int = 1
+
+    def ends_row(self, epoch: int) -> bool:
+        """Return whether an epoch, numbered over all phases, ends with a validation."""
+        done = epoch + 1 - self.first_epoch
+        return done % self.row == 0 or done == self.epochs
+
+    def steps_of(self, epoch: int) -> int:
+        """Return how many steps an epoch has, numbered over all phases."""
+        done = (epoch - self.first_epoch) * self.steps_per_epoch
+        return min(self.steps_per_epoch, self.steps - done)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of one step of this phase, counted from 0."""
+        if self.name == "head":
+            return self.recipe.learning_rate
+        return learning_rate(self.recipe, step, self.steps_per_epoch, self.steps)
+
+    def ema_decay(self, step: int) -> float | None:
+        """Return the decay with which weights are averaged after one step.
+
+        torchvision updates after the first step of an epoch and every `ema_every`
+        steps from there, and copies the weights during the warm-up and at the first
+        update after it. Without a warm-up the first step is copied.
+
+        Args:
+            step: Of this phase, counted from 0.
+
+        Returns:
+            The decay; 0 to copy the weights; None to leave the average as it is.
+        """
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self.recipe.ema is None or index % self.recipe.ema_every:
+            return None
+        warmup = int(self.recipe.warmup(self.steps / self.steps_per_epoch))
+        copying = epoch < warmup or step == warmup * self.steps_per_epoch
+        return 0.0 if copying else self.recipe.ema
+
+
+def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
+    """Divide a training into phases: the head alone, if the recipe says so, then all.
+
+    Args:
+        recipe: Of the whole training.
+        images: Size of the training set.
+        devices: That share each batch.
+
+    Raises:
+        UsageError: There are fewer images than a batch has, or the warm-up is not
+            shorter than the training.
+    """
+    per_epoch = images // recipe.batch_size
+    if not per_epoch:
+        raise UsageError(
+            "batch_size must be at most the number of training images. Received: "
+            f"batch_size={recipe.batch_size} for {images} images."
+        )
+    resolved = _resolved(recipe, per_epoch, devices)
+    steps, head, row = _length(recipe, images, per_epoch), recipe.head_epochs, 1
+    recipe.warmup(steps / per_epoch)
+    if recipe.steps is None and recipe.epochs is None:
+        row = max(1, math.ceil(_STEPS_PER_ROW / per_epoch))
+        # Of a small set two epochs are few steps.
+        head = max(head, math.ceil(steps / 10 / per_epoch)) if head else 0
+    epochs = math.ceil(steps / per_epoch)
+    everything = Phase("all", resolved, head, epochs, per_epoch, steps, row)
+    if not head:
+        return (everything,)
+    head_recipe = replace(
+        resolved,
+        freeze="backbone",
+        freeze_bn=True,
+        learning_rate=recipe.head_learning_rate,
+        ema=None,
+    )
+    first = Phase("head", head_recipe, 0, head, per_epoch, head * per_epoch, row)
+    return first, everything
+
+
+def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.epochs is not None:
+        return recipe.epochs * per_epoch
+    steps = next(steps for most, steps in _BIT_STEPS if images < most)
+    return max(steps, _LEAST_EPOCHS * per_epoch)
+
+
+def _resolved(recipe: Recipe, per_epoch: int, devices: int) -> Recipe:
+    """Replace `freeze_bn=None` and `bn_momentum=None` by what they stand for."""
+    frozen = recipe.freeze_bn
+    if frozen is None:
+        seen = recipe.batch_size // recipe.accumulate
+        if not recipe.sync_bn:
+            seen //= devices
+        frozen = seen < _SMALL_BATCH
+    momentum = moving_momentum(recipe, per_epoch)
+    return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)
+
+
+def moving_momentum(recipe: Recipe, steps_per_epoch: int) -> float:
+    """Return the momentum of batch normalisation's statistics (Keras' convention)."""
+    if recipe.bn_momentum is not None:
+        return recipe.bn_momentum
+    return max(1 - 10 / steps_per_epoch, 0.9)
