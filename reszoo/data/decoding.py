@@ -51,11 +51,7 @@ class Decoder:
 
     def image(self, index: tf.Tensor) -> tf.Tensor:
         """Return one image, upright: uint8 `(height, width, 3)`."""
-        if self._examples.images is not None:
-            return self._of_array(index, self._examples.images)
-        return self._unless_by_pillow(
-            index, lambda: self._decode(index), lambda image: image
-        )
+        return self._decoded(index, None)
 
     def window(self, index: tf.Tensor, choose: Chooser) -> tf.Tensor:
         """Return a part of one image, upright; of a JPEG only that is decoded.
@@ -72,79 +68,57 @@ class Decoder:
         Returns:
             uint8 of that height and width, and 3 channels.
         """
-        if self._examples.images is not None:
-            return _cut(self.image(index), choose)
-        return self._unless_by_pillow(
-            index,
-            lambda: self._decode_part(index, choose),
-            lambda image: _cut(image, choose),
-        )
+        return self._decoded(index, choose)
 
-    def _unless_by_pillow(
-        self,
-        index: tf.Tensor,
-        decode: Callable[[], tf.Tensor],
-        part_of: Callable[[tf.Tensor], tf.Tensor],
-    ) -> tf.Tensor:
+    def _decoded(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
+        images = self._examples.images
+        if images is not None:
+            # As a tensor it would be copied once for every epoch's graph.
+            image = tf.numpy_function(lambda i: images[i], [index], tf.uint8)
+            return _cut(tf.ensure_shape(image, images.shape[1:]), choose)
         if not self._some_by_pillow:
-            return decode()
+            return self._by_tensorflow(index, choose)
         return tf.cond(
             tf.gather(self._by_pillow, index),
-            lambda: part_of(self._decode_by_pillow(index)),
-            decode,
+            lambda: _cut(self._with_pillow(index), choose),
+            lambda: self._by_tensorflow(index, choose),
         )
 
-    def _of_array(self, index: tf.Tensor, images: Pixels) -> tf.Tensor:
-        # As a tensor it would be copied once for every epoch's graph.
-        image = tf.numpy_function(lambda number: images[number], [index], tf.uint8)
-        return tf.ensure_shape(image, images.shape[1:])
-
-    def _orientation(self, index: tf.Tensor) -> tf.Tensor:
-        return tf.gather(self._orientations, index)
-
-    def _content(self, index: tf.Tensor) -> tf.Tensor:
-        records = self._examples.records
-        if records is None:
-            return tf.io.read_file(tf.gather(self._paths, index))
-        content = tf.numpy_function(
-            lambda number: records.read(int(number)), [index], tf.string
-        )
-        return tf.ensure_shape(content, ())
-
-    def _decode(self, index: tf.Tensor) -> tf.Tensor:
-        orientation = self._orientation(index) if self._some_rotated else None
-        recover = self._examples.recover
-        return decode(self._content(index), orientation, recover=recover)
-
-    def _decode_part(self, index: tf.Tensor, choose: Chooser) -> tf.Tensor:
-        content, orientation = self._content(index), self._orientation(index)
-
-        def of_jpeg() -> tf.Tensor:
-            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
-            part = tf.image.decode_and_crop_jpeg(
-                _ended(content, recover=self._examples.recover),
-                tf.stack(_as_stored(choose, height, width, orientation)),
-                3,
-                dct_method=_DCT,
-            )
-            return self._upright(part, orientation)
-
-        def of_png() -> tf.Tensor:
-            return _cut(
-                self._upright(tf.io.decode_png(content, 3), orientation), choose
-            )
-
-        return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
-
-    def _upright(self, image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-        return _upright(image, orientation) if self._some_rotated else image
-
-    def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
+    def _with_pillow(self, index: tf.Tensor) -> tf.Tensor:
         def pixels(number: np.int64) -> Pixels:
             return np.asarray(self._examples.open(int(number)))
 
         image = tf.numpy_function(pixels, [index], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
+
+    def _by_tensorflow(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
+        content, recover = self._content(index), self._examples.recover
+        orientation = tf.gather(self._orientations, index)
+        held = orientation if self._some_rotated else None
+        if choose is None:
+            return decode(content, held, recover=recover)
+
+        def of_jpeg() -> tf.Tensor:
+            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
+            part = tf.image.decode_and_crop_jpeg(
+                _ended(content, recover=recover),
+                tf.stack(_as_stored(choose, height, width, orientation)),
+                3,
+                dct_method=_DCT,
+            )
+            return _upright(part, held)
+
+        def of_png() -> tf.Tensor:
+            return _cut(_upright(tf.io.decode_png(content, 3), held), choose)
+
+        return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
+
+    def _content(self, index: tf.Tensor) -> tf.Tensor:
+        records = self._examples.records
+        if records is None:
+            return tf.io.read_file(tf.gather(self._paths, index))
+        content = tf.numpy_function(lambda i: records.read(int(i)), [index], tf.string)
+        return tf.ensure_shape(content, ())
 
 
 def decode(
@@ -168,7 +142,7 @@ def decode(
         lambda: tf.io.decode_jpeg(_ended(content, recover=recover), 3, dct_method=_DCT),
         lambda: tf.io.decode_png(content, 3),
     )
-    return image if orientation is None else _upright(image, orientation)
+    return _upright(image, orientation)
 
 
 def _ended(jpeg: tf.Tensor | bytes, *, recover: bool) -> tf.Tensor | bytes:
@@ -179,13 +153,17 @@ def _ended(jpeg: tf.Tensor | bytes, *, recover: bool) -> tf.Tensor | bytes:
     return jpeg + JPEG_END if recover else jpeg
 
 
-def _cut(image: tf.Tensor, choose: Chooser) -> tf.Tensor:
+def _cut(image: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
+    if choose is None:
+        return image
     top, left, height, width = choose(*tf.unstack(tf.shape(image)[:2]))
     return image[top : top + height, left : left + width]
 
 
-def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+def _upright(image: tf.Tensor, orientation: tf.Tensor | int | None) -> tf.Tensor:
     """Undo how the camera was held; EXIF 2.3, section 4.6.4 A, Orientation."""
+    if orientation is None:
+        return image
     turned = tf.cond(
         orientation > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
     )

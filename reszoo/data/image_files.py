@@ -55,10 +55,7 @@ def open_image(path: str | os.PathLike[str], *, recover: bool = False) -> Image.
             that, nothing is printed about its size.
     """
     name = os.fspath(path)
-    if recover:
-        return decode_image(read_file(name), name, recover=True)
-    with opened(name, name) as image:
-        return upright_rgb(image)
+    return decode_image(read_file(name), name, recover=recover)
 
 
 def decode_image(data: bytes, name: str, *, recover: bool = False) -> Image.Image:

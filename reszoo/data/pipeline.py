@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from reszoo.console import quiet
 from reszoo.data.augment import geometry
 from reszoo.data.augment.policies import Canvas, find_policy
-from reszoo.data.decoding import Chooser, Decoder
+from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
@@ -247,7 +248,6 @@ def _loader(
     """Return a function of an index, a key and draws that makes a training image."""
     shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
-
     fill = _mean_colour(preprocessing)
     # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
     trivial = augmentation.policy == "trivial"
@@ -258,7 +258,9 @@ def _loader(
         # Each use has a random stream of its own.
         if augmentation.crop == "resized":
             flipped = (draw[2] < 0.5) & augmentation.flip
-            part = decoder.window(index, _chooser(key, augmentation))
+            sizes = {"scale": augmentation.scale, "ratio": augmentation.ratio}
+            choose = partial(geometry.random_window, key=key, **sizes)
+            part = decoder.window(index, choose)
             size, kind = preprocessing.train_size, preprocessing.interpolation
             image = geometry.resize(part, size, kind, flipped)
         else:
@@ -276,11 +278,3 @@ def _loader(
 
 def _mean_colour(preprocessing: Preprocessing) -> tf.Tensor:
     return tf.constant(np.round(255 * np.asarray(preprocessing.mean)), tf.uint8)
-
-
-def _chooser(key: tf.Tensor, augmentation: Augmentation) -> Chooser:
-    def choose(height: tf.Tensor, width: tf.Tensor) -> geometry.Window:
-        scale, ratio = augmentation.scale, augmentation.ratio
-        return geometry.random_window(height, width, key, scale, ratio)
-
-    return choose

@@ -18,17 +18,10 @@ from reszoo.data.listing import Listing, list_images
 _PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
 # Every model of the zoo takes at least this: smaller images are enlarged.
 _TINY = 32
-Mask = NDArray[np.bool_]
 
 
-def _mode(fits: Callable[[str], bool]) -> Callable[[Rows], Mask]:
-    """Return a function that tells which rows have a mode that fits."""
-
-    def has(rows: Rows) -> Mask:
-        fitting = [mode for mode in np.unique(rows["mode"]) if fits(mode.decode())]
-        return np.isin(rows["mode"], np.asarray(fitting, rows["mode"].dtype))
-
-    return has
+def _modes(rows: Rows) -> NDArray[np.str_]:
+    return rows["mode"].astype(str)
 
 
 # Anomaly -> what it means, and which images have it. Such images are used.
@@ -37,18 +30,24 @@ ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
         "with the file extension of another format",
         lambda rows: rows["wrong_extension"],
     ),
-    "cmyk": ("CMYK, for print: converted to RGB", _mode(lambda mode: mode == "CMYK")),
+    "cmyk": (
+        "CMYK, for print: converted to RGB",
+        lambda rows: _modes(rows) == "CMYK",
+    ),
     "sixteen_bit": (
         "16 bits a channel: the upper 8 are used",
-        _mode(lambda mode: mode.endswith(";16")),
+        lambda rows: np.char.endswith(_modes(rows), ";16"),
     ),
     "transparent": (
         "with transparency: it is dropped",
-        _mode(lambda mode: mode.removesuffix(";16").upper().endswith("A")),
+        # Modes such as RGBA, La and LA;16, but not LAB.
+        lambda rows: np.char.endswith(
+            np.char.replace(np.char.upper(_modes(rows)), ";16", ""), "A"
+        ),
     ),
     "palette": (
         "with a palette: converted to RGB",
-        _mode(lambda mode: mode.startswith("P")),
+        lambda rows: np.char.startswith(_modes(rows), "P"),
     ),
     "animated": (
         "animated: the first frame is used",
