@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from odd_images import (
+from PIL import Image
+from sample_images import (
     GIF,
     JPEG,
     PAGE,
@@ -25,7 +26,6 @@ from odd_images import (
     held,
     paths_in,
 )
-from PIL import Image
 
 import reszoo
 from reszoo.data import image_facts

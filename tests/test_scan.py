@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import photos
-from odd_images import DRAW, OTHER, PIXELS, ZOO, encoded, held, paths_in
 from PIL import Image
+from sample_images import DRAW, OTHER, PIXELS, ZOO, encoded, held, paths_in
 
 import reszoo
 from reszoo.data.scan import scan

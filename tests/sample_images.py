@@ -1,4 +1,4 @@
-"""Image files of every kind, good and bad, and what should be said of each."""
+"""Image files of every kind, good and bad, and the facts expected of each."""
 
 from io import BytesIO
 from pathlib import Path
