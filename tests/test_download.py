@@ -93,7 +93,7 @@ def test_a_file_that_changed_meanwhile_is_not_mixed(
     site: Site, home: Path, careless: bool, tag: str
 ) -> None:
     site.cuts = [100_000, 0, 0, 0]
-    with pytest.raises(CheckpointError, match="broke off 4 times"):
+    with pytest.raises(CheckpointError, match="interrupted 4 times"):
         fetch(site.url + PATH, None)
     assert leftovers(home) == [".net.safetensors.part", ".net.safetensors.tag"]
     # Under the old tag only the length can tell.
@@ -107,7 +107,7 @@ def test_a_connection_that_always_breaks_is_an_error(site: Site, home: Path) -> 
     site.tag = None
     site.cuts = [10] * 9
     text = (
-        r"broke off 4 times, the last time so: 10 of 300000 bytes arrived\. Ask again"
+        r"interrupted 4 times, at last because 10 of 300000 bytes arrived\. Try again"
     )
     with pytest.raises(CheckpointError, match=text):
         fetch(site.url + PATH, HASH)
@@ -117,10 +117,10 @@ def test_a_connection_that_always_breaks_is_an_error(site: Site, home: Path) -> 
 
 def test_a_server_that_goes_away_midway_may_come_back(site: Site) -> None:
     site.cuts = [100_000, 0, 0, 0]
-    with pytest.raises(CheckpointError, match="broke off 4 times"):
+    with pytest.raises(CheckpointError, match="interrupted 4 times"):
         fetch(site.url + PATH, HASH)
     site.stop()
-    with pytest.raises(CheckpointError, match=r"broke off 4 times, .* refused"):
+    with pytest.raises(CheckpointError, match=r"interrupted 4 times, .* refused"):
         fetch(site.url + PATH, HASH)
 
 
@@ -187,7 +187,7 @@ def test_a_body_shorter_than_announced_is_refused(site: Site) -> None:
 def test_a_server_that_never_hangs_up_has_sent_all(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "_SILENCE", 0.5)
+    monkeypatch.setattr(download, "_TIMEOUT", 0.5)
     site.lingers = True
     assert fetch(site.url + PATH, None).read_bytes() == BODY
     assert len(site.gets()) == 1
@@ -252,7 +252,7 @@ def test_without_network_the_error_tells_what_to_put_where(
     with pytest.raises(CheckpointError, match="cannot be reached") as caught:
         fetch(url, HASH)
     found = re.search(
-        r"fetch (\S+) elsewhere and put it at (\S+), or", str(caught.value)
+        r"download (\S+) elsewhere and put it at (\S+), or", str(caught.value)
     )
     assert found
     assert found[1] == url

@@ -8,7 +8,7 @@ import pytest
 from loopback import COMMIT, Site, answer, serve, start
 
 from reszoo.errors import UsageError
-from reszoo.weights.download import Address, parse_address
+from reszoo.weights.location import Address, parse_address
 
 # More than the 10 MiB that huggingface_hub reads at a time and so can go on from.
 BODY = np.random.default_rng(0).bytes(12 << 20)
@@ -140,7 +140,7 @@ def test_a_cold_cache_without_hub_tells_what_to_do(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused = answer(start(HUB, "model.safetensors"))
-    assert "refused: hf://owner/net cannot be fetched: " in refused
+    assert "refused: hf://owner/net cannot be downloaded: " in refused
     assert f"copy {home}/hub/models--owner--net from a machine" in refused
     assert "set RESZOO_HOME" in refused
     assert site.asked == []
@@ -148,14 +148,14 @@ def test_a_cold_cache_without_hub_tells_what_to_do(
 
 def test_what_the_hub_does_not_have_is_told(site: Site) -> None:
     refused = answer(start(HUB, "model.safetensors"))
-    assert "hf://owner/net cannot be fetched: 404 Client Error" in refused
+    assert "hf://owner/net cannot be downloaded: 404 Client Error" in refused
     site.put_on_hub("owner/net", README_md=b"hello")
     refused = answer(start(HUB, "model.safetensors,config.json"))
     assert refused == (
         "refused: hf://owner/net has none of model.safetensors, config.json.\n"
     )
     refused = answer(start(HUB, "README.md", "nonsense"))
-    assert "refused: hf://owner/net@nonsense cannot be fetched: " in refused
+    assert "refused: hf://owner/net@nonsense cannot be downloaded: " in refused
     assert from_hub("README.md", COMMIT)["README.md"].read_bytes() == b"hello"
 
 

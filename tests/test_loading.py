@@ -324,7 +324,7 @@ def test_a_timm_folder_round_trips_with_its_config(tmp_path: Path) -> None:
     assert again.preprocessing == record
     assert again.labels == labels
     (folder / "config.json").write_text('{"pretrained_cfg": {}}')
-    with pytest.raises(reszoo.CheckpointError, match=r"is no config of timm"):
+    with pytest.raises(reszoo.CheckpointError, match=r"is not a timm config"):
         reszoo.load(folder)
     with pytest.raises(reszoo.UsageError, match=r"timm has no resnet20"):
         reszoo.save(reszoo.build("resnet20"), tmp_path / "cifar")
@@ -387,12 +387,14 @@ def test_keras_applications_nets_convert_exactly(name: str) -> None:
 def test_other_keras_models_are_refused() -> None:
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, keras.layers.Conv2D(3, 3, name="block1_conv1")(image))
-    with pytest.raises(reszoo.CheckpointError, match=r"no ResNet v1.*'block1_conv1'"):
+    with pytest.raises(
+        reszoo.CheckpointError, match=r"not a ResNet v1.*'block1_conv1'"
+    ):
         reszoo.from_keras_applications(model)
 
 
 def test_imagenet_needs_a_net() -> None:
-    with pytest.raises(reszoo.UsageError, match=r"Say which net"):
+    with pytest.raises(reszoo.UsageError, match=r"Choose the model"):
         reszoo.load("imagenet")
     with pytest.raises(reszoo.UsageError, match=r"weights 'imagenot'.*'imagenet'"):
         reszoo.build("resnet50", weights="imagenot")

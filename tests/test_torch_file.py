@@ -106,7 +106,7 @@ def test_torch_files_are_known_by_content(tmp_path: Path) -> None:
     for content in (b"", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", pickle.dumps({"a": 1})):
         strange.write_bytes(content)
         assert not looks_like_torch(strange)
-        refused(strange, r"model.pth is (damaged or )?no torch checkpoint")
+        refused(strange, r"model.pth is (damaged or )?not a torch checkpoint")
     with zipfile.ZipFile(strange, "w") as archive:
         archive.writestr("config.json", "{}")
     assert not looks_like_torch(strange)
@@ -136,9 +136,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         content = small(layout, tmp_path / "a").read_bytes()
         for kept in range(0, len(content), 3):
             (tmp_path / "a").write_bytes(content[:kept])
-            refused(tmp_path / "a", r"damaged|no torch|ends within|where they belong")
+            refused(tmp_path / "a", r"damaged|not a torch|ends within|they belong")
         (tmp_path / "a").write_bytes(content + b"\x00" * (layout == "legacy"))
-    refused(tmp_path / "a", "goes on after its last tensor")
+    refused(tmp_path / "a", "continues after its last tensor")
 
 
 def test_the_older_layout_lists_the_storages_of_its_tensors(tmp_path: Path) -> None:

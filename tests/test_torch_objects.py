@@ -118,12 +118,12 @@ def test_a_storage_view_outside_its_storage_is_refused(
         (2**47, (1,), (1,), "outside its storage"),
         (0, (2**47, 2**47), (1, 1), "outside its storage"),
         (0, (0, 2**47, 2**47), (1, 1, 1), "outside its storage"),
-        (-1, (1,), (1,), "no count of elements"),
-        (0, (-1,), (1,), "no count of elements"),
-        (11, (12,), (-1,), "no count of elements"),
-        (0, (2**62,), (1,), "no count of elements"),
-        (0, (2**9999,), (1,), "no count of elements"),
-        (0, (1,) * 65, (1,) * 65, "no list of sizes"),
+        (-1, (1,), (1,), "not a count of elements"),
+        (0, (-1,), (1,), "not a count of elements"),
+        (11, (12,), (-1,), "not a count of elements"),
+        (0, (2**62,), (1,), "not a count of elements"),
+        (0, (2**9999,), (1,), "not a count of elements"),
+        (0, (1,) * 65, (1,) * 65, "not a list of sizes"),
         (0, (100,), (0,), "more than once"),
         (0, (3, 4), (0, 1), "more than once"),
         (0, (3, 4), (1, 1), "more than once"),
@@ -158,8 +158,8 @@ def test_tensors_that_take_more_than_their_storage_are_refused(
 @pytest.mark.parametrize(
     ("program", "match"),
     [
-        (rebuilt(b"N", 0, (1,), (1,)), "of a kind that weights are not"),
-        (rebuilt(many(), 0, (1,), (1,)), "of a kind that weights are not"),
+        (rebuilt(b"N", 0, (1,), (1,)), "of a kind that weights do not have"),
+        (rebuilt(many(), 0, (1,), (1,)), "of a kind that weights do not have"),
     ],
 )
 def test_a_tensor_without_storage_is_refused(
@@ -175,12 +175,12 @@ def test_a_conjugate_or_negated_tensor_is_refused(
     one, flags = many(number(1)), mapping(neg=b"\x88")
     arguments = (storage, number(0), one, one, b"\x89", b"N", flags)
     tree = call("torch._utils", "_rebuild_tensor_v2", *arguments)
-    refused(writer.write(tmp_path / "a", tree), "of a kind that weights are not")
+    refused(writer.write(tmp_path / "a", tree), "of a kind that weights do not have")
 
 
 def test_a_bare_storage_is_refused(writer: Writer, tmp_path: Path) -> None:
     tree = writer.storage(np.zeros(3, np.float32), "FloatStorage")
-    refused(writer.write(tmp_path / "a", tree), "holds a Storage where weights")
+    refused(writer.write(tmp_path / "a", tree), "holds a StorageView where weights")
 
 
 @pytest.mark.parametrize(("kind", "count"), [("DoubleStorage", 3), ("FloatStorage", 2)])
@@ -210,7 +210,7 @@ def test_a_storage_has_as_many_elements_as_it_says(
     writer.storages["0"] = np.zeros(3, np.float32).tobytes()
     refused(
         writer.write(tmp_path / "a", tree),
-        r"12 bytes for the|claims .* elements|storage '0'|goes on after",
+        r"12 bytes for the|claims .* elements|storage '0'|continues after",
     )
 
 

@@ -71,9 +71,9 @@ TUPLE_LAUGHS = (
 BAD_PICKLES = {
     "a function as text": (text("os.system") + many(COMMAND) + b"R", "call a str"),
     "a function as data": (b"]" + many() + b"R", "call a list"),
-    "a storage as function": (call("torch", "FloatStorage"), "call a Kind"),
+    "a storage as function": (call("torch", "FloatStorage"), "call a StorageType"),
     "arguments as a list": (PARAMETER + b"]R", "wants to call"),
-    "wrong arguments": (PARAMETER + b")R", "_parameter with arguments that it does"),
+    "wrong arguments": (PARAMETER + b")R", "_parameter with wrong arguments"),
     "keyword arguments": (PARAMETER + b")}\x92", "instruction NEWOBJ_EX"),
     "an object": (b"(" + PARAMETER + b"o", "instruction OBJ"),
     "an extension": (b"\x82\x01", "instruction EXT1"),
@@ -92,13 +92,16 @@ BAD_PICKLES = {
         "Namespace without named values",
     ),
     "a bare function": (PARAMETER, "holds a Call where weights"),
-    "a bare type of storage": (name("torch", "FloatStorage"), "holds a Kind where"),
+    "a bare type of storage": (
+        name("torch", "FloatStorage"),
+        "holds a StorageType",
+    ),
     "lists of lists": (LIST_LAUGHS, "same containers so often"),
     "tuples of tuples": (TUPLE_LAUGHS, "same containers so often"),
     "a tuple as key": (b"}" + TUPLE_LAUGHS + b"Ns", "has a tuple as a key"),
     "a tuple in a set": (b"\x8f(" + TUPLE_LAUGHS + b"\x90", "has a tuple as a key"),
     "numbers of one hash": (b"}" + number(2**61 - 1) + b"Ns", "has a int as a key"),
-    "itself": (b"]q\x00h\x00a", "holds itself"),
+    "itself": (b"]q\x00h\x00a", "contains itself"),
     "depth": (b"]" * 5000 + b"a" * 4999, "more than 100 levels deep"),
     "depth of tuples": (b"N" + b"\x85" * 50_000, "more than 100 levels deep"),
     "steps": (b"(" + b"}" * 400_000 + b"t", "more than 300,000 steps"),
@@ -126,24 +129,24 @@ BAD_PICKLES = {
     "a long frame": (b"\x95" + struct.pack("<Q", 2**40) + b"N", "stops before it is"),
     "frames in frames": (
         b"\x95" + struct.pack("<Q", 40) + b"\x95" + struct.pack("<Q", 1) + b"N",
-        "frame that reaches into the next",
+        "overlapping pickle frames",
     ),
-    "an empty stack": (b"a", "takes more than it made"),
-    "no mark": (b"t", "takes more than it made"),
+    "an empty stack": (b"a", "pops from an empty stack"),
+    "no mark": (b"t", "pops from an empty stack"),
     "an open mark": (b"(N", "stops before"),
     "two results": (b"NN", "stops before"),
-    "a hole in the memo": (b"h\x07", "never stored its object 7"),
+    "a hole in the memo": (b"h\x07", "never stored memo entry 7"),
     "half an entry": (b"}(Nu", "a key but no value"),
     "items of text": (text("a") + b"Na", "fills a str like a list"),
     "entries of a list": (b"]NNs", "fills a list like a dict"),
-    "a name of bytes": (b"C\x02os" + text("system") + b"\x93", "name that is no text"),
+    "a name of bytes": (b"C\x02os" + text("system") + b"\x93", "name that is not text"),
     "a number of objects": (
         call("numpy", "dtype", text("O8"), b"\x89", b"\x88"),
-        "no plain number",
+        "not a plain number",
     ),
     "a number without type": (
         call("numpy.core.multiarray", "scalar", b"N", b"C\x08" + b"a" * 8),
-        "no plain number",
+        "not a plain number",
     ),
     "a number of three bytes": (
         call(
@@ -156,7 +159,10 @@ BAD_PICKLES = {
     ),
     "an encoding": (call("_codecs", "encode", text("a"), text("rot13")), "latin1"),
     "a device": (call("torch", "device", text("a" * 99)), "without a name"),
-    "a size": (call("torch", "Size", many(b"J\xff\xff\xff\xff")), "no count of elem"),
+    "a size": (
+        call("torch", "Size", many(b"J\xff\xff\xff\xff")),
+        "not a count of",
+    ),
 }
 
 

@@ -10,46 +10,153 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from reszoo.console import Progress
 from reszoo.errors import CheckpointError, ReszooError, UsageError
 from reszoo.files import atomic_file, cache_folder, write_text
+from reszoo.weights.safetensors import PICKLED_FILE, WEIGHTS_FILE
 
-# Seconds before each new attempt after a cut connection.
+# Seconds before each new attempt after an interrupted connection.
 WAITS = (0.5, 1.0, 2.0)
-_SILENCE = 30.0  # seconds without a byte that count as a cut
+_TIMEOUT = 30.0  # seconds without a byte
 _CHUNK = 1 << 20
 _MEGABYTE = 10**6
-# Statuses of a server that may answer better in a moment.
-_BUSY = (408, 429, 500, 502, 503, 504)
+# Statuses of a server that may recover in a moment.
+_RETRIED = (408, 429, 500, 502, 503, 504)
+_MAX_NAME = 100  # characters of a file name; systems allow 255 bytes
+_URL = re.compile(
+    r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?([/?][!-~]*)?", re.ASCII | re.I
+)
 
 
-def transfer(url: str, sha256: str | None, final: Path) -> None:
-    """Download a URL to a file.
+def fetch(url: str, sha256: str | None) -> Path:
+    """Return the local copy of a file on the web, downloading it at first use.
 
-    Two transfers to one file at a time would write into each other's partial file:
-    the caller has to see to it.
+    A file that is in the cache is returned without any network. Several processes
+    may ask for the same file at once: one downloads it, the others wait.
 
     Args:
         url: An http or https URL.
-        sha256: The file's SHA-256 in hex, or its first digits; None checks nothing
-            but the length.
-        final: The file; it appears when everything arrived and fits.
+        sha256: The file's SHA-256 in hex, or its first 8 digits or more. None
+            checks nothing but the length.
+
+    Returns:
+        `cache_folder()/url/<hash of the URL>/<last part of the URL>`.
 
     Raises:
-        CheckpointError: No network, a refusal, a connection cut again and again, or
-            another file than the hash tells.
+        UsageError: The URL or the hash is malformed.
+        CheckpointError: The server cannot be reached or refuses, the connection is
+            interrupted again and again, or the file has another hash.
         ReszooError: The disk refused the write.
     """
-    _Transfer(url, sha256, final).run()
+    if sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{8,64}", sha256):
+        raise UsageError(
+            f"sha256 must be 8 to 64 hexadecimal digits. Received: {sha256!r}."
+        )
+    final = _cached_path(checked_url(url))
+    if not final.is_file():
+        with _locked(final.parent.with_suffix(".lock")):
+            if not final.is_file():
+                _Transfer(url, sha256, final).run()
+                return final
+    received = _other_hash(final, sha256)
+    if received:
+        raise CheckpointError(
+            f"{final} must have the SHA-256 {sha256}. Received: {received}. "
+            "Delete the file to download it again."
+        )
+    return final
 
 
-def other_hash(file: Path, sha256: str | None) -> str | None:
+def fetch_hub(
+    repo: str, files: Sequence[str], revision: str | None = None
+) -> dict[str, Path]:
+    """Return local copies of files of a Hugging Face repository.
+
+    All files are of one commit. Without a network, cached files are returned.
+    `pytorch_model.bin` is left out if there is a `model.safetensors`.
+
+    Args:
+        repo: "owner/repo".
+        files: Names of files in the repository.
+        revision: Branch, tag or commit; None for the main branch.
+
+    Returns:
+        The paths of those files that the repository has, in the order asked for.
+
+    Raises:
+        CheckpointError: The repository cannot be reached or has none of the files,
+            or a file is damaged.
+    """
+    found: dict[str, Path] = {}
+    for file in _best_order(repo, files, revision):
+        if file == PICKLED_FILE and WEIGHTS_FILE in found:
+            continue
+        path = _hub_file(repo, file, revision)
+        if path is not None:
+            found[file] = path
+            # .../snapshots/<commit>/<file>: the other files come from there too.
+            revision = path.parents[file.count("/")].name
+    if not found:
+        raise CheckpointError(f"hf://{repo} has none of {', '.join(files)}.")
+    return {file: found[file] for file in files if file in found}
+
+
+def checked_url(url: str) -> str:
+    """Return a URL if it is well formed; otherwise raise UsageError."""
+    if not _URL.fullmatch(url):
+        raise UsageError(
+            "A URL is http(s)://host/path in ASCII without spaces, user or password. "
+            f"Received: {url!r}."
+        )
+    return url
+
+
+def _cached_path(url: str) -> Path:
+    # No character of the URL's last part can lead out of the folder.
+    last = unquote(urlsplit(url).path.rpartition("/")[2])
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", last)[-_MAX_NAME:].lstrip(".")
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return cache_folder() / "url" / digest / (name or "weights")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Exclude other processes; the system frees the lock of one that dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+    except OSError as error:
+        raise ReszooError(
+            f"{path.parent} cannot be written: {error.strerror}. "
+            "Set RESZOO_HOME to a folder that can."
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    # POSIX only, so not at import.
+    import fcntl
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Whoever had the lock removed its file: lock the one that others will find.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _other_hash(file: Path, sha256: str | None) -> str | None:
     """Return a file's SHA-256 in hex if it does not begin with the one expected."""
     if sha256 is None:
         return None
@@ -58,12 +165,12 @@ def other_hash(file: Path, sha256: str | None) -> str | None:
     return None if received.startswith(sha256.lower()) else received
 
 
-class _Cut(Exception):  # noqa: N818
-    """A download that broke off and may be taken up again."""
+class _Interrupted(Exception):  # noqa: N818
+    """A download stopped early and may be continued."""
 
 
 class _WebRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects that stay on the web and as safe as the request."""
+    """Follows redirects to http and https, from https only to https."""
 
     def redirect_request(
         self,
@@ -82,10 +189,11 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _Transfer:
-    """One file on its way.
+    """Downloads one file, continuing an earlier attempt where the server allows it.
 
-    The bytes received so far lie beside the final name. The tag is what the server
-    calls their version; without one, nothing tells whether they still fit.
+    The caller holds the lock: two transfers to one file would share a partial file.
+    The bytes received so far are kept next to the final name. The tag is the server's
+    name for their version; without one they are not continued.
     """
 
     def __init__(self, url: str, sha256: str | None, final: Path) -> None:
@@ -110,11 +218,11 @@ class _Transfer:
         for wait in (*WAITS, None):
             try:
                 self._attempt()
-            except _Cut as cut:
+            except _Interrupted as cut:
                 if wait is None:
                     raise CheckpointError(
-                        f"The download of {self.url} broke off {len(WAITS) + 1} times, "
-                        f"the last time so: {cut}. Ask again, or {self._by_hand()}"
+                        f"The download of {self.url} was interrupted {len(WAITS) + 1} "
+                        f"times, at last because {cut}. Try again, or {self._by_hand()}"
                     ) from cut
                 time.sleep(wait)
             else:
@@ -124,17 +232,16 @@ class _Transfer:
         with self._open() as response:
             total = self._begin(response)
             if response.will_close:
-                # Read to the end of the connection, not to the announced length: it
-                # may lie.
+                # Read to the end of the connection: the announced length may be wrong.
                 response.length = None
             try:
                 self._copy(response, total)
-            except _Cut:
+            except _Interrupted:
                 if self._size() != total:
                     raise
         size = self._size()
         if total is not None and size < total:
-            raise _Cut(f"{size} of {total} bytes arrived")
+            raise _Interrupted(f"{size} of {total} bytes arrived")
 
     def _open(self) -> http.client.HTTPResponse:
         headers = {"User-Agent": "reszoo"}
@@ -144,42 +251,42 @@ class _Transfer:
         request = urllib.request.Request(self.url, headers=headers)
         opener = urllib.request.build_opener(_WebRedirects)
         try:
-            response: http.client.HTTPResponse = opener.open(request, timeout=_SILENCE)
+            response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error) from error
         except urllib.error.URLError as error:
             if self._size():
-                raise _Cut(str(error.reason)) from error
+                raise _Interrupted(str(error.reason)) from error
             raise CheckpointError(
                 f"{self.url} cannot be reached ({error.reason}) and is not in the "
                 f"cache. Check the network, or {self._by_hand()}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
-            raise _Cut(str(error) or type(error).__name__) from error
+            raise _Interrupted(str(error) or type(error).__name__) from error
         return response
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             self._forget()
-            return _Cut("the server has no more than what arrived")
+            return _Interrupted("the server has no more than what arrived")
         answer = f"the server answered {error.code} {error.reason}"
-        if error.code in _BUSY:
-            return _Cut(answer)
+        if error.code in _RETRIED:
+            return _Interrupted(answer)
         return CheckpointError(
             f"{self.url} cannot be downloaded: {answer}. "
             f"Check the address, or {self._by_hand()}"
         )
 
     def _begin(self, response: http.client.HTTPResponse) -> int | None:
-        """Make the partial file fit what follows; return the file's full length."""
+        """Prepare the partial file for the response; return the file's full length."""
         version = _version(response.headers)
         if response.status == http.client.PARTIAL_CONTENT and self.tag.is_file():
             start, total = _content_range(response.headers)
             other = version and version != self.tag.read_text(encoding="utf-8")
             if start != self._size() or other:
                 self._forget()
-                raise _Cut("the server sent another part than the missing one")
+                raise _Interrupted("the server sent another part than the missing one")
             return total
         self._forget()
         if response.status != http.client.OK:
@@ -188,8 +295,8 @@ class _Transfer:
             )
         if response.length is None and not response.chunked and self.sha256 is None:
             raise CheckpointError(
-                f"The server does not tell the length of {self.url}, so a cut could "
-                f"not be noticed. Give its sha256; or {self._by_hand()}"
+                f"The server does not tell the length of {self.url}, so a truncated "
+                f"file could not be recognised. Give its sha256, or {self._by_hand()}"
             )
         if version:
             write_text(self.tag, version)
@@ -215,26 +322,26 @@ class _Transfer:
                     )
 
     def _check_hash(self) -> None:
-        received = other_hash(self.partial, self.sha256)
+        received = _other_hash(self.partial, self.sha256)
         if received:
             self._forget()
             raise CheckpointError(
                 f"{self.url} must have the SHA-256 {self.sha256}. "
-                f"Received: {received}. Nothing was kept; the file was changed on the "
-                "server or damaged on its way."
+                f"Received: {received}. Nothing was kept; the file changed on the "
+                "server or was damaged on the way."
             )
 
     def _size(self) -> int:
         return self.partial.stat().st_size if self.partial.is_file() else 0
 
     def _forget(self) -> None:
-        # The tag last: bytes without their tag are never continued.
+        # The tag last: bytes without a tag are never continued.
         self.partial.unlink(missing_ok=True)
         self.tag.unlink(missing_ok=True)
 
     def _by_hand(self) -> str:
         return (
-            f"fetch {self.url} elsewhere and put it at {self.final}, or set "
+            f"download {self.url} elsewhere and put it at {self.final}, or set "
             "RESZOO_HOME to a cache folder that has it."
         )
 
@@ -243,196 +350,19 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(str(error) or type(error).__name__) from error
+        raise _Interrupted(str(error) or type(error).__name__) from error
 
 
 def _version(headers: Message) -> str | None:
-    # Only these may stand in If-Range: a weak tag does not promise the same bytes.
+    # If-Range takes no weak tag, which does not promise the same bytes (RFC 9110).
     tag = headers["ETag"]
     return tag if tag and tag.startswith('"') else headers["Last-Modified"]
 
 
 def _content_range(headers: Message) -> tuple[int, int]:
-    """Return where a part begins and how long the whole is, (-1, 0) if not told."""
+    """Return the start of a part and the length of the whole, (-1, 0) if missing."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers["Content-Range"] or "")
     return (int(found[1]), int(found[2])) if found else (-1, 0)
-
-
-_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
-_LONGEST = 100  # characters of a file name; systems allow 255 bytes
-_URL = re.compile(
-    r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?([/?][!-~]*)?", re.ASCII | re.I
-)
-_HUB = re.compile(
-    r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w./-]*))?",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where weights come from.
-
-    Attributes:
-        kind: "hub" for a repository, "url" for a file on the web, "path" for a
-            file on this machine.
-        where: "owner/repo", the URL, or the path.
-        revision: Of a repository: branch, tag or commit; None for its main branch.
-    """
-
-    kind: Literal["hub", "url", "path"]
-    where: str
-    revision: str | None = None
-
-
-def parse_address(text: str) -> Address:
-    """Tell a hub repository, a URL and a local path apart.
-
-    Args:
-        text: `hf://owner/repo`, `hf://owner/repo@revision`, an http(s) URL or a path.
-
-    Raises:
-        UsageError: A malformed hub address or URL, or another scheme.
-    """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|hf:", text)
-    if scheme is None:
-        return Address("path", text)
-    if scheme[0].lower() in ("http://", "https://"):
-        return Address("url", _checked_url(text))
-    if not scheme[0].lower().startswith("hf:"):
-        raise UsageError(
-            "Weights come from hf://owner/repo, an http(s) URL or a local file. "
-            f"Received: {text!r}."
-        )
-    found = _HUB.fullmatch(text)
-    if found is None or ".." in text or "--" in found["repo"]:
-        raise UsageError(
-            "A hub address is hf://owner/repo or hf://owner/repo@revision. "
-            f"Received: {text!r}."
-        )
-    return Address("hub", found["repo"], found["revision"])
-
-
-def fetch(url: str, sha256: str | None) -> Path:
-    """Return the local copy of a file on the web, downloading it at first use.
-
-    A file that is in the cache is returned without any network. Several processes
-    may ask for the same file at once: one downloads it, the others wait.
-
-    Args:
-        url: An http or https URL.
-        sha256: The file's SHA-256 in hex, or its first 8 digits or more. None
-            checks nothing but the length.
-
-    Returns:
-        `cache_folder()/url/<hash of the URL>/<last part of the URL>`.
-
-    Raises:
-        UsageError: The URL or the hash is malformed.
-        CheckpointError: No network, a refusal, a connection cut again and again, or
-            another file than the hash tells.
-        ReszooError: The disk refused the write.
-    """
-    if sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{8,64}", sha256):
-        raise UsageError(
-            f"sha256 must be 8 to 64 hexadecimal digits. Received: {sha256!r}."
-        )
-    final = _place(_checked_url(url))
-    if not final.is_file():
-        with _locked(final.parent.with_suffix(".lock")):
-            if not final.is_file():
-                transfer(url, sha256, final)
-                return final
-    received = other_hash(final, sha256)
-    if received:
-        raise CheckpointError(
-            f"{final} must have the SHA-256 {sha256}. Received: {received}. "
-            "Delete the file to download it again."
-        )
-    return final
-
-
-def fetch_hub(
-    repo: str, files: Sequence[str], revision: str | None = None
-) -> dict[str, Path]:
-    """Return local copies of files of a Hugging Face repository.
-
-    All files are of one commit. Without a network, what was fetched before is
-    returned. `pytorch_model.bin` is left out where `model.safetensors` was found.
-
-    Args:
-        repo: "owner/repo".
-        files: Names of files in the repository.
-        revision: Branch, tag or commit; None for the main branch.
-
-    Returns:
-        The paths of those files that the repository has, in the order asked for.
-
-    Raises:
-        CheckpointError: The repository cannot be reached or has none of the files,
-            or a file arrived damaged.
-    """
-    found: dict[str, Path] = {}
-    for file in _best_order(repo, files, revision):
-        if file == _PICKLED and _SAFE in found:
-            continue
-        path = _hub_file(repo, file, revision)
-        if path is not None:
-            found[file] = path
-            # .../snapshots/<commit>/<file>: the other files come from there too.
-            revision = path.parents[file.count("/")].name
-    if not found:
-        raise CheckpointError(f"hf://{repo} has none of {', '.join(files)}.")
-    return {file: found[file] for file in files if file in found}
-
-
-def _checked_url(url: str) -> str:
-    if not _URL.fullmatch(url):
-        raise UsageError(
-            "A URL is http(s)://host/path in ASCII without spaces, user or password. "
-            f"Received: {url!r}."
-        )
-    return url
-
-
-def _place(url: str) -> Path:
-    """Return where a URL's file belongs; the name is no way out of the folder."""
-    last = unquote(urlsplit(url).path.rpartition("/")[2])
-    name = re.sub(r"[^A-Za-z0-9_.+-]", "_", last)[-_LONGEST:].lstrip(".")
-    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return cache_folder() / "url" / digest / (name or "weights")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out; the system frees the lock of one that dies."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path)
-    except OSError as error:
-        raise ReszooError(
-            f"{path.parent} cannot be written: {error.strerror}. "
-            "Set RESZOO_HOME to a folder that can."
-        ) from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int:
-    # POSIX only, so not at import.
-    import fcntl
-
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Whoever had the lock removed its file: hold the one that others will find.
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)
 
 
 def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
@@ -453,7 +383,7 @@ def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
         raise _hub_error(repo, revision, error) from error
     except EntryNotFoundError:
         return None
-    # Its HTTP library differs by release, and their errors have no base in common.
+    # Its releases use different HTTP libraries, whose errors have no common base.
     except Exception as error:
         raise _hub_error(repo, revision, error) from error
     return _intact(Path(path), repo)
@@ -472,10 +402,10 @@ def _cached(repo: str, file: str, revision: str | None) -> object:
 
 
 def _best_order(repo: str, files: Sequence[str], revision: str | None) -> list[str]:
-    """Put cached files first: they tell the commit where there is no network."""
+    """Put cached files first: without a network they give the commit."""
 
     def rank(file: str) -> tuple[bool, bool]:
-        return file == _PICKLED, not isinstance(_cached(repo, file, revision), str)
+        return file == PICKLED_FILE, not isinstance(_cached(repo, file, revision), str)
 
     return sorted(files, key=rank)
 
@@ -488,13 +418,13 @@ def _intact(path: Path, repo: str) -> Path:
     blob = path.resolve()
     if not re.fullmatch("[0-9a-f]{64}", blob.name):
         return path
-    received = other_hash(blob, blob.name)
+    received = _other_hash(blob, blob.name)
     if received:
         blob.unlink()
         path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path.name} of hf://{repo} must have the SHA-256 {blob.name}. "
-            f"Received: {received}. Nothing was kept; ask again."
+            f"Received: {received}. Nothing was kept; try again."
         )
     return path
 
@@ -504,7 +434,6 @@ def _hub_error(repo: str, revision: str | None, error: Exception) -> CheckpointE
     reason = " ".join(str(error).split()).rstrip(".")
     folder = _hub_folder() / f"models--{repo.replace('/', '--')}"
     return CheckpointError(
-        f"{address} cannot be fetched: {reason}. Without a network, copy {folder} from "
-        "a machine that has fetched it, or set RESZOO_HOME to a cache folder that has "
-        "it."
+        f"{address} cannot be downloaded: {reason}. Without a network, copy {folder} "
+        "from a machine that has it, or set RESZOO_HOME to a cache folder that has it."
     )

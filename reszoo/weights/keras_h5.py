@@ -13,21 +13,96 @@ from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import Tensors
 
-LayerWeights = Mapping[str, Mapping[str, NDArray[Any]]]
-# What `keras.applications` builds with, and what reszoo does.
-_THEIR_EPSILON = 1.001e-5
-_OUR_EPSILON = 1e-5
-# `preprocess_input(mode="caffe")`: BGR means, taken off 0..255, nothing scaled.
+# Layer name -> kind of weight ("kernel", "gamma", ...) -> array.
+Layers = Mapping[str, Mapping[str, NDArray[Any]]]
+MAGIC = b"\x89HDF\r\n\x1a\n"
+# Deeper than any file that Keras writes; ends cycles of hard links.
+_MAX_DEPTH = 8
+# Batch norm epsilon of `keras.applications` and of reszoo.
+_KERAS_EPSILON = 1.001e-5
+_RESZOO_EPSILON = 1e-5
+# `preprocess_input(mode="caffe")`: BGR means, subtracted from 0..255; no scaling.
 _CAFFE_BGR = (103.939, 116.779, 123.68)
 _NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)")
 STRIDE_IN: StrideIn = "1x1"
+_DAMAGED = (
+    OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError,
+)  # fmt: skip
+
+
+def read(path: Path) -> Layers:
+    """Read layer weights from a Keras 2 weight file or whole-model file.
+
+    Raises:
+        CheckpointError: Damaged, not such a file, or with links to other files.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            layers: dict[str, dict[str, NDArray[Any]]] = {}
+            for names, dataset in _datasets(file, path, ()):
+                # A whole model keeps its weights one group deeper.
+                names = names[1:] if names[0] == "model_weights" else names
+                layer, kind = names[0], names[-1].split(":")[0]
+                layers.setdefault(layer, {})[kind] = _stored(dataset, names, path)
+    except CheckpointError:
+        raise
+    # h5py has no error of its own for damaged files.
+    except _DAMAGED as error:
+        raise CheckpointError(
+            f"{path} is not a complete HDF5 file ({error})."
+        ) from error
+    if not layers:
+        raise CheckpointError(f"{path} holds no weights of layers.")
+    return layers
+
+
+def _datasets(
+    group: Any, path: Path, above: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    import h5py
+
+    if len(above) > _MAX_DEPTH:
+        raise CheckpointError(f"{path} nests groups deeper than a weight file does.")
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise CheckpointError(
+                f"{path} has a link to another file or group, "
+                f"{'/'.join((*above, name))}. Such a file is refused."
+            )
+        inside = group[name]
+        if isinstance(inside, h5py.Group):
+            yield from _datasets(inside, path, (*above, name))
+        elif above and isinstance(inside, h5py.Dataset):
+            yield (*above, name), inside
+
+
+def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
+    size = dataset.size or 0
+    stored = dataset.id.get_storage_size()
+    whole = stored == size * dataset.dtype.itemsize
+    if dataset.is_virtual or dataset.external or not whole:
+        raise CheckpointError(
+            f"{path} must contain {'/'.join(names)} itself, complete and uncompressed. "
+            f"Received: {stored} bytes for shape {dataset.shape}. The file is refused."
+        )
+    if not np.issubdtype(dataset.dtype, np.floating):
+        raise CheckpointError(
+            f"Weights must be floating point. {path} has {'/'.join(names)} as "
+            f"{dataset.dtype}."
+        )
+    # Numbers beyond float32 become infinite, which `reading.read` refuses.
+    with np.errstate(over="ignore"):
+        return np.asarray(dataset[()], np.float32)
 
 
 def preprocessing() -> Preprocessing:
-    """Return Caffe's preprocessing in the terms of a card.
+    """Return Caffe's preprocessing.
 
-    keras.io resizes to 224 without a crop; the accuracies it states were measured
-    with the usual 256/224 centre crop, which the card takes.
+    keras.io resizes to 224 without a crop; the accuracies that it states were measured
+    with the usual 256/224 centre crop, as here.
     """
     return Preprocessing(
         train_size=224,
@@ -39,18 +114,18 @@ def preprocessing() -> Preprocessing:
     )
 
 
-def to_tensors(layers: LayerWeights, source: str) -> Tensors:
-    """Rename and refold the weights of a `keras.applications` ResNet.
+def to_tensors(layers: Layers, source: str) -> Tensors:
+    """Convert the weights of a `keras.applications` ResNet.
 
     Args:
-        layers: Layer name -> kind ("kernel", "gamma", ...) -> weight.
-        source: What they came from, for messages.
+        layers: The weights by layer.
+        source: Where they come from, for messages.
 
     Returns:
         Tensors under torchvision's names and in its layouts, for RGB input.
 
     Raises:
-        CheckpointError: A layer is of no such net, or a weight is missing.
+        CheckpointError: A layer is not of such a model, or a weight is missing.
     """
     tensors: Tensors = {}
     for layer, weights in layers.items():
@@ -61,7 +136,7 @@ def to_tensors(layers: LayerWeights, source: str) -> Tensors:
             raise CheckpointError(
                 f"{source} lacks {error} of layer {layer}."
             ) from error
-    # Their input is BGR, ours RGB.
+    # keras.applications takes BGR, reszoo RGB.
     first = tensors.get("conv1.weight")
     if first is not None and first.ndim == 4:
         tensors["conv1.weight"] = np.ascontiguousarray(first[:, ::-1])
@@ -69,7 +144,7 @@ def to_tensors(layers: LayerWeights, source: str) -> Tensors:
 
 
 def _converted(
-    name: str, weights: Mapping[str, NDArray[Any]], layers: LayerWeights, layer: str
+    name: str, weights: Mapping[str, NDArray[Any]], layers: Layers, layer: str
 ) -> Tensors:
     if name == "fc":
         kernel = np.ascontiguousarray(weights["kernel"].T)
@@ -77,11 +152,11 @@ def _converted(
     if "gamma" not in weights:
         kernel = weights["kernel"].transpose(3, 2, 0, 1)
         return {f"{name}.weight": np.ascontiguousarray(kernel)}
-    # The bias of the convolution before moves into the mean; the difference of the
-    # epsilons into the variance.
+    # The bias of the convolution moves into the mean, the difference of the epsilons
+    # into the variance.
     bias = layers[layer.replace("_bn", "_conv")]["bias"].astype(np.float64)
     variance = weights["moving_variance"].astype(np.float64)
-    variance = variance + (_THEIR_EPSILON - _OUR_EPSILON)
+    variance = variance + (_KERAS_EPSILON - _RESZOO_EPSILON)
     return {
         f"{name}.weight": weights["gamma"],
         f"{name}.bias": weights["beta"],
@@ -97,98 +172,11 @@ def _torch_name(layer: str, source: str) -> str:
     match = _NAME.fullmatch(layer)
     if match is None:
         raise CheckpointError(
-            f"{source} is no ResNet v1 of keras.applications: it has a layer {layer!r}."
+            f"{source} is not a ResNet v1 of keras.applications: it has a layer "
+            f"{layer!r}."
         )
     stage, block, place, kind = match.groups()
     prefix = f"layer{int(stage) - 1}.{int(block) - 1}"
     if place == "0":
         return f"{prefix}.downsample.{0 if kind == 'conv' else 1}"
     return f"{prefix}.{kind}{place}"
-
-
-MAGIC = b"\x89HDF\r\n\x1a\n"
-Layers = dict[str, dict[str, NDArray[Any]]]
-# Deeper than any file that Keras writes; ends cycles of hard links.
-_DEEPEST = 8
-
-
-def read(path: Path) -> Layers:
-    """Read layer weights from a Keras 2 weight file or whole-model file.
-
-    Args:
-        path: The `.h5` file.
-
-    Returns:
-        Layer name -> kind of weight ("kernel", "gamma", ...) -> array.
-
-    Raises:
-        CheckpointError: Damaged, not such a file, or built to do harm.
-    """
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            layers: Layers = {}
-            for names, dataset in _datasets(file, path, ()):
-                # A whole model keeps its weights one group deeper.
-                names = names[1:] if names[0] == "model_weights" else names
-                layer, kind = names[0], names[-1].split(":")[0]
-                layers.setdefault(layer, {})[kind] = _stored(dataset, names, path)
-    except CheckpointError:
-        raise
-    # What h5py raises on damaged files; it has no error of its own.
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    ) as e:
-        raise CheckpointError(f"{path} is not a complete HDF5 file ({e}).") from e
-    if not layers:
-        raise CheckpointError(f"{path} holds no weights of layers.")
-    return layers
-
-
-def _datasets(
-    group: Any, path: Path, above: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    import h5py
-
-    if len(above) > _DEEPEST:
-        raise CheckpointError(f"{path} nests groups deeper than a weight file does.")
-    for name in group:
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise CheckpointError(
-                f"{path} links to another place at {'/'.join((*above, name))}. "
-                "Such a file is refused; nothing of it was read."
-            )
-        inside = group[name]
-        if isinstance(inside, h5py.Group):
-            yield from _datasets(inside, path, (*above, name))
-        elif above and isinstance(inside, h5py.Dataset):
-            yield (*above, name), inside
-
-
-def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
-    size = dataset.size or 0
-    stored = dataset.id.get_storage_size()
-    if (
-        dataset.is_virtual
-        or dataset.external
-        or stored != size * dataset.dtype.itemsize
-    ):
-        raise CheckpointError(
-            f"{path} does not hold {'/'.join(names)} itself, whole and uncompressed "
-            f"({stored} bytes for shape {dataset.shape}). Such a file is refused."
-        )
-    if not np.issubdtype(dataset.dtype, np.floating):
-        raise CheckpointError(
-            f"Weights must be floating point. {path} has {'/'.join(names)} as "
-            f"{dataset.dtype}."
-        )
-    # What does not fit becomes infinite, and infinite weights are refused later.
-    with np.errstate(over="ignore"):
-        return np.asarray(dataset[()], np.float32)

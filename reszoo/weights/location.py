@@ -1,18 +1,24 @@
 """Locate the file that a `weights` argument selects."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.weights import download, safetensors
 from reszoo.weights.published import PublishedWeights, find_published, published_names
 from reszoo.weights.reading import SUFFIXES
 
+_PROVIDERS = ("torchvision/", "timm/")
+_HUB = re.compile(
+    r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w./-]*))?",
+    re.ASCII,
+)
 _FOLDER = Path(__file__).parents[1] / "bundled"
-# Name of the weights -> net -> file. Trained on CIFAR-10 as strongly compressed JPEGs:
-# on the original pixels they answer differently than nets trained on those.
+# Name of the weights -> model -> file. Trained on CIFAR-10 as strongly compressed
+# JPEGs, so they answer differently on the original pixels than models trained on those.
 BUNDLED: dict[str, dict[str, Path]] = {
     "cifar10": {
         "resnet20": _FOLDER / "resnet20-cifar10.safetensors",
@@ -21,58 +27,48 @@ BUNDLED: dict[str, dict[str, Path]] = {
 }
 
 
-def find_bundled(name: str, net: str | None) -> Path:
-    """Return the file of bundled weights.
+@dataclass(frozen=True)
+class Address:
+    """The kind and place of a weight file.
+
+    Attributes:
+        kind: "hub" for a repository, "url" for a file on the web, "path" for a
+            local file.
+        where: "owner/repo", the URL, or the path.
+        revision: Of a repository: branch, tag or commit; None for its main branch.
+    """
+
+    kind: Literal["hub", "url", "path"]
+    where: str
+    revision: str | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Tell a hub repository, a URL and a local path apart.
 
     Args:
-        name: A key of `BUNDLED`.
-        net: The net they are wanted for; may be None where there is one only.
+        text: `hf://owner/repo`, `hf://owner/repo@revision`, an http(s) URL or a path.
 
     Raises:
-        UsageError: The package has none for this net.
+        UsageError: A malformed hub address or URL, or another scheme.
     """
-    files = BUNDLED[name]
-    if net is None and len(files) == 1:
-        return next(iter(files.values()))
-    if net not in files:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|hf:", text)
+    if scheme is None:
+        return Address("path", text)
+    if scheme[0].lower() in ("http://", "https://"):
+        return Address("url", download.checked_url(text))
+    if not scheme[0].lower().startswith("hf:"):
         raise UsageError(
-            f"weights={name!r} comes with reszoo for {', '.join(files)}. Received: "
-            f"{net!r}; take one of these, or train the net."
+            "Weights come from hf://owner/repo, an http(s) URL or a local file. "
+            f"Received: {text!r}."
         )
-    return files[net]
-
-
-def bundled_rows() -> list[dict[str, Any]]:
-    """Return the bundled weights as `published.table_rows` returns the others.
-
-    The accuracies are those in the files' own cards.
-    """
-    return [
-        _row(name, net, path)
-        for name, files in BUNDLED.items()
-        for net, path in files.items()
-    ]
-
-
-def _row(name: str, net: str, path: Path) -> dict[str, Any]:
-    card = safetensors.read(path)[1]
-    if card is None:
-        raise CheckpointError(f"{path} holds no card; install reszoo again.")
-    measured = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
-    return {
-        "net": net,
-        "weights": name,
-        "default": False,
-        "top1": measured["top1"],
-        "top5": measured["top5"],
-        "at": card.preprocessing.eval_size,
-        "licence": card.provenance["licence"],
-        "commercial": True,
-        "address": None,
-    }
-
-
-_PROVIDERS = ("torchvision/", "timm/")
+    found = _HUB.fullmatch(text)
+    if found is None or ".." in text or "--" in found["repo"]:
+        raise UsageError(
+            "A hub address is hf://owner/repo or hf://owner/repo@revision. "
+            f"Received: {text!r}."
+        )
+    return Address("hub", found["repo"], found["revision"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,25 +96,25 @@ def locate(
 ) -> Found:
     """Find a weight file, downloading it into the cache where needed.
 
-    Names of published weights win over paths: a folder called `imagenet` is meant
-    by "./imagenet".
+    Names of published weights take precedence over paths: "./imagenet" selects a
+    folder of that name.
 
     Args:
         weights: "imagenet", a name such as "timm/a1_in1k", "cifar10" (inside the
             package), "hf://owner/repo", a URL, or a path.
-        net: The net that published weights are wanted for.
-        allow_noncommercial: Consent to a licence that forbids commercial use.
+        net: Name of the model, for published weights.
+        allow_noncommercial: Accept a licence that forbids commercial use.
 
     Raises:
-        CheckpointError: The file is neither here nor to be had.
-        UsageError: The name is unknown, or the licence needs consent.
+        CheckpointError: The file does not exist or cannot be downloaded.
+        UsageError: The name is unknown, or the licence was not accepted.
     """
     text = os.fspath(weights)
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
         return _published(text, net, allow_noncommercial)
     if isinstance(weights, str) and text in BUNDLED:
         return Found(path=find_bundled(text, net), source=f"reszoo's {text} weights")
-    address = download.parse_address(text)
+    address = parse_address(text)
     if address.kind == "hub":
         return _from_hub(address.where, address.revision, text)
     if address.kind == "url":
@@ -129,11 +125,11 @@ def locate(
 def _published(name: str, net: str | None, consent: bool) -> Found:
     if net is None:
         raise UsageError(
-            f"{name!r} names weights of several nets. "
-            f'Say which net: reszoo.build("resnet50", weights={name!r}).'
+            f"{name!r} names weights of several models. "
+            f'Choose the model: reszoo.build("resnet50", weights={name!r}).'
         )
     row = find_published(net, name, allow_noncommercial=consent)
-    address = download.parse_address(row.address)
+    address = parse_address(row.address)
     source = f"{row.net} {row.name}"
     if address.kind == "hub":
         found = _from_hub(address.where, address.revision, source)
@@ -166,3 +162,54 @@ def _local(path: Path, net: str | None) -> Found:
         known_names = ["imagenet", *BUNDLED, *(published_names(net) if net else ())]
         raise UnknownNameError("file or published weights", str(path), known_names)
     return Found(path=path, source=str(path))
+
+
+def find_bundled(name: str, net: str | None) -> Path:
+    """Return the file of bundled weights.
+
+    Args:
+        name: A key of `BUNDLED`.
+        net: Name of the model; may be None where there is only one.
+
+    Raises:
+        UsageError: The package has none for this model.
+    """
+    files = BUNDLED[name]
+    if net is None and len(files) == 1:
+        return next(iter(files.values()))
+    if net not in files:
+        raise UsageError(
+            f"weights={name!r} comes with reszoo for {', '.join(files)}. Received: "
+            f"{net!r}; choose one of these, or train the model."
+        )
+    return files[net]
+
+
+def bundled_rows() -> list[dict[str, Any]]:
+    """Return the bundled weights as `published.table_rows` returns the others.
+
+    The accuracies are those in the files' own cards.
+    """
+    return [
+        _row(name, net, path)
+        for name, files in BUNDLED.items()
+        for net, path in files.items()
+    ]
+
+
+def _row(name: str, net: str, path: Path) -> dict[str, Any]:
+    card = safetensors.read(path)[1]
+    if card is None:
+        raise CheckpointError(f"{path} holds no card; install reszoo again.")
+    measured = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
+    return {
+        "net": net,
+        "weights": name,
+        "default": False,
+        "top1": measured["top1"],
+        "top5": measured["top5"],
+        "at": card.preprocessing.eval_size,
+        "licence": card.provenance["licence"],
+        "commercial": True,
+        "address": None,
+    }

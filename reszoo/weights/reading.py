@@ -13,19 +13,19 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.weights import keras_h5, safetensors, torch_file
 from reszoo.weights.names import Tensors, to_state_dict
 
-# What checkpoints are called; the content decides how one is read.
+# Suffixes of checkpoints; how a file is read depends on its content.
 SUFFIXES = (safetensors.SUFFIX, ".pth", ".pt", ".bin", ".th", ".h5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a weight file holds.
+    """The contents of a weight file.
 
     Attributes:
         tensors: Under torchvision's names and in its layouts.
-        card: The card, where reszoo wrote the file.
-        preprocessing: What the format implies, where there is no card.
-        stride_in: What the format implies; tensors do not tell.
+        card: The card, if reszoo wrote the file.
+        preprocessing: As the format implies, if there is no card.
+        stride_in: As the format implies; the tensors are the same for both.
     """
 
     tensors: Tensors
@@ -38,17 +38,16 @@ def read(path: str | os.PathLike[str]) -> Contents:
     """Read a `.safetensors`, a torch file or a `.h5` of keras.applications.
 
     Raises:
-        CheckpointError: No such file, no such format, damaged, or built to do harm.
+        CheckpointError: No such file, an unknown format, damaged, malicious, or with
+            weights that are NaN or infinite.
     """
     contents = _read(Path(path))
-    wild = [
-        k for k, tensor in contents.tensors.items() if not np.isfinite(tensor).all()
-    ]
-    if wild:
+    tensors = contents.tensors.items()
+    wrong = [name for name, tensor in tensors if not np.isfinite(tensor).all()]
+    if wrong:
         raise CheckpointError(
-            "Weights must be finite numbers. "
-            f"{path} has others in {', '.join(wild[:5])}: "
-            "the file is damaged, or the training it comes from had diverged."
+            f"Weights must be finite. {path} has NaN or infinity in "
+            f"{', '.join(wrong[:5])}: the file is damaged, or its training diverged."
         )
     return contents
 
@@ -72,6 +71,7 @@ def _read(file: Path) -> Contents:
         tensors, card = safetensors.read(file)
         return Contents(tensors=to_state_dict(tensors, str(file)), card=card)
     raise CheckpointError(
-        f"{file} is no weight file that reszoo reads, or not a complete one: "
-        f"safetensors, torch or HDF5 of keras.applications ({', '.join(SUFFIXES)})."
+        "A checkpoint is a safetensors file, a torch file or an HDF5 file of "
+        f"keras.applications ({', '.join(SUFFIXES)}). Received: {file}, which is of "
+        "another format or incomplete."
     )

@@ -20,20 +20,16 @@ from reszoo.weights.names import Tensors
 from reszoo.weights.published import published_names
 
 SUFFIX = ".safetensors"
+# Files of a timm folder or repository; old ones have a pickled file instead.
+WEIGHTS_FILE = "model.safetensors"
+PICKLED_FILE = "pytorch_model.bin"
+CONFIG_FILE = "config.json"
 # A single key: the library writes several in a random order.
 _KEY = "reszoo_card"
 _DTYPES = {
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "F64": "<f8",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
+    "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8",
+    "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+}  # fmt: skip
 
 
 def write(
@@ -42,7 +38,7 @@ def write(
     """Write tensors, and a card if there is one, to `path` in one step."""
     metadata = None if card is None else {_KEY: card.to_text()}
     with atomic_file(path) as temporary:
-        # Not save_file: it reports a full disk as an error of the format.
+        # save_file would report a full disk as an error of the format.
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
@@ -50,8 +46,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
     """Read the tensors, and the card if reszoo wrote the file.
 
     Returns:
-        Views of the file, which is mapped and not copied: reading takes no more
-        memory than the file is long.
+        Views of the memory-mapped file: reading copies nothing (but bfloat16, which
+        becomes float32 exactly).
 
     Raises:
         CheckpointError: No such file, not safetensors, or damaged.
@@ -62,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
         text = (reader.metadata() or {}).get(_KEY)
     try:
         tensors = _views(file)
-    # Where json and the library read a damaged header differently.
+    # json and the library may read a damaged header differently.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} has a damaged header ({error}).") from error
     return tensors, None if text is None else Card.from_text(text)
@@ -87,7 +83,7 @@ def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any
     start, end = info["data_offsets"]
     raw = np.asarray(data[start:end])
     if info["dtype"] == "BF16":
-        # No type of NumPy's own: the upper half of a float32, exactly.
+        # NumPy has no bfloat16; it is the upper half of a float32.
         wide = raw.view("<u2").astype(np.uint32) << 16
         return wide.view(np.float32).reshape(info["shape"])
     return raw.view(_DTYPES[info["dtype"]]).reshape(info["shape"])
@@ -104,19 +100,13 @@ def _opened(file: Path) -> safe_open:
         ) from error
 
 
-WEIGHTS_FILE = "model.safetensors"
-# What older repositories have instead.
-PICKLED_FILE = "pytorch_model.bin"
-CONFIG_FILE = "config.json"
-
-
 def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
     """Write a folder that `timm.create_model` opens.
 
-    The card goes into the weight file as well, so that reszoo loses nothing.
+    The weight file also contains the card, for reszoo.
 
     Raises:
-        UsageError: timm has no such net.
+        UsageError: timm has no such model.
     """
     built, row = card.architecture, SPECS.get(card.architecture.name)
     # timm has models of the names under which it publishes weights.
@@ -132,7 +122,7 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
 
 
 def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
-    """Read how to show images and what the classes are called.
+    """Read preprocessing and labels.
 
     Args:
         path: A `config.json` as timm writes it.
@@ -150,7 +140,7 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
         _, height, width = config["input_size"]
         if height != width:
             raise ValueError(f"input of {height}x{width} is not square")
-        record = Preprocessing(
+        preprocessing = Preprocessing(
             train_size=height,
             eval_size=height,
             crop_pct=config["crop_pct"],
@@ -159,30 +149,31 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
             std=tuple(config["std"]),
         )
         labels = content.get("label_names") or config.get("label_names")
-        return record, tuple(map(str, labels)) if labels else None
+        return preprocessing, tuple(map(str, labels)) if labels else None
     except (OSError, ValueError, KeyError, TypeError, ReszooError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path} is no config of timm ({reason}).") from error
+        raise CheckpointError(f"{path} is not a timm config ({reason}).") from error
 
 
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
-    record, built = card.preprocessing, card.architecture
+    preprocessing, built = card.preprocessing, card.architecture
     listed, reduction = convolutions(built), 2**built.spec.halvings
+    size = preprocessing.eval_size
     content: dict[str, Any] = {
         "architecture": built.name,
         "num_classes": len(tensors.get("fc.bias", ())),
         "num_features": listed[-1].filters,
         "global_pool": "avg",
         "pretrained_cfg": {
-            "input_size": [listed[0].in_channels, record.eval_size, record.eval_size],
+            "input_size": [listed[0].in_channels, size, size],
             "fixed_input_size": False,
-            "interpolation": record.interpolation,
-            "crop_pct": record.crop_pct,
+            "interpolation": preprocessing.interpolation,
+            "crop_pct": preprocessing.crop_pct,
             "crop_mode": "center",
-            "mean": list(record.mean),
-            "std": list(record.std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
             "num_classes": len(tensors.get("fc.bias", ())),
-            "pool_size": [-(-record.eval_size // reduction)] * 2,
+            "pool_size": [-(-size // reduction)] * 2,
             "first_conv": listed[0].name,
             "classifier": "fc",
             "license": card.provenance.get("licence"),
