@@ -64,7 +64,7 @@ def as_tfrecord(examples: Examples, file: Path) -> Examples:
 
     numbers = np.arange(len(offsets))
     records = Records(str(file), read, numbers, np.asarray(lengths))
-    return Examples.from_records(records, examples.targets)
+    return Examples(examples.targets, records=records).read_headers()
 
 
 def milliseconds(examples: Examples, epochs: int) -> tuple[float, float]:

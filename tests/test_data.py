@@ -140,7 +140,7 @@ def test_an_image_is_refused_or_read_in_silence_by_pillows_limit(
     with pytest.warns(Image.DecompressionBombWarning), Image.open(image):
         pass
     assert open_image(image).size == (52, 40)
-    assert find_unreadable(Examples.from_paths([image], [0])) is None
+    assert find_unreadable(Examples(np.zeros(1, np.int64), paths=(str(image),))) is None
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 52 // 2 - 1)
     message = r"cat/0\.png has too many pixels \(.*2080 pixels.*Make it smaller"
     with pytest.raises(reszoo.DataError, match=message):

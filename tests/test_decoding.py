@@ -1,5 +1,6 @@
 """TensorFlow's pipeline and Pillow see the same pixels, in whole and in part."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,11 @@ FILES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+def files_of(paths: Sequence[Path], targets: Sequence[int]) -> Examples:
+    names = tuple(map(str, paths))
+    return Examples(np.asarray(targets, np.int64), paths=names).read_headers()
+
+
 def shown_by_both(path: Path, beside: Path) -> tuple[Any, Any]:
     """One file as TensorFlow's pipeline and as Pillow shows it.
 
@@ -56,7 +62,7 @@ def shown_by_both(path: Path, beside: Path) -> tuple[Any, Any]:
     net's own size nothing is resized, so the decoders have to agree.
     """
     Image.fromarray(PIXELS).save(beside)
-    examples = Examples.from_paths([beside, path], [1, 0]).take(np.array([1, 0]))
+    examples = files_of([beside, path], [1, 0]).take(np.array([1, 0]))
     assert find_unreadable(examples) is None
     ((images, _),) = evaluation_batches(examples, RECORD, 2)
     np.testing.assert_array_equal(images[1], PIXELS)
@@ -92,7 +98,7 @@ def test_a_jpeg_is_decoded_exactly_as_by_pillow(tmp_path: Path) -> None:
     fast = tf.io.decode_jpeg(path.read_bytes(), 3, dct_method="INTEGER_FAST")
     by_pillow = np.asarray(open_image(path))
     assert not np.array_equal(fast, by_pillow)
-    ((images, _),) = evaluation_batches(Examples.from_paths([path], [0]), RECORD, 1)
+    ((images, _),) = evaluation_batches(files_of([path], [0]), RECORD, 1)
     np.testing.assert_array_equal(images[0], by_pillow)
 
 
@@ -123,12 +129,11 @@ def test_examples_keep_their_headers_in_any_order(tmp_path: Path) -> None:
         exif[0x0112] = orientation
         WIDE.save(tmp_path / f"{orientation}.png", exif=exif)
     WIDE.save(tmp_path / "x.webp", lossless=True)
-    examples = Examples.from_paths(sorted(tmp_path.iterdir()), range(4))
+    examples = files_of(sorted(tmp_path.iterdir()), range(4))
     taken = examples.take(np.array([3, 1, 0, 2]))
-    assert taken.orientations is not None
-    assert list(taken.orientations) == [1, 6, 1, 8]
-    assert taken.by_pillow is not None
-    assert list(taken.by_pillow) == [True, False, False, False]
+    assert taken.headers is not None
+    assert list(taken.headers["orientation"]) == [1, 6, 1, 8]
+    assert list(taken.headers["by_pillow"]) == [True, False, False, False]
     decoder = Decoder(taken)
     for index in range(4):
         shown = decoder.image(tf.constant(index, tf.int64))
@@ -160,7 +165,7 @@ def test_a_part_is_a_part_of_the_upright_picture(
     options: dict[str, Any] = {} if suffix == "png" else {"quality": 95}
     options |= {"subsampling": 0} if suffix == "jpg" else {}
     WIDE.save(path, exif=exif, **options)
-    examples = Examples.from_paths([path], [0])
+    examples = files_of([path], [0])
     upright = np.asarray(examples.open(0)).astype(int)
     assert upright.shape == ((45, 67, 3) if orientation < 5 else (67, 45, 3))
     sides = []
@@ -183,7 +188,7 @@ def test_only_edges_of_parts_with_few_colour_samples_differ(
 ) -> None:
     path = tmp_path / "image.jpg"
     WIDE.convert(mode).save(path, subsampling=subsampling)
-    examples = Examples.from_paths([path], [0])
+    examples = files_of([path], [0])
     whole = np.asarray(examples.open(0)).astype(int)
     differences = []
     for part, shown in zip(PARTS, parts_of(examples, PARTS), strict=True):
@@ -200,7 +205,7 @@ def test_a_jpeg_that_is_cut_short_is_decoded_as_far_as_by_pillow(
     path = tmp_path / "image.jpg"
     WIDE.save(path, quality=95, subsampling=0)
     path.write_bytes(path.read_bytes()[:-900])
-    broken = Examples.from_paths([path], [0])
+    broken = files_of([path], [0])
     assert find_unreadable(broken) is not None
     with pytest.raises(tf.errors.InvalidArgumentError):
         parts_of(broken, PARTS[-1:])
@@ -218,13 +223,13 @@ def test_records_and_arrays_are_decoded_as_files_are(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.jpg", "b.png", "c.webp")]
     for number, path in enumerate(paths):
         WIDE.rotate(90 * number).save(path)
-    files = Examples.from_paths(paths, [3, 1, 2])
+    files = files_of(paths, [3, 1, 2])
     contents = [path.read_bytes() for path in paths]
     lengths = np.array([len(content) for content in contents])
     source = Records("source", contents.__getitem__, np.arange(3), lengths)
-    records = Examples.from_records(source, [3, 1, 2])
+    records = Examples(files.targets, records=source).read_headers()
     whole = np.stack([np.asarray(files.open(index)) for index in range(3)])
-    arrays = Examples.from_arrays(whole, [3, 1, 2])
+    arrays = Examples(files.targets, images=whole)
     for examples in (files, records, arrays):
         decoder = Decoder(examples)
         shown = tf.data.Dataset.range(3).map(

@@ -7,9 +7,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
@@ -28,7 +28,7 @@ from sample_images import (
 )
 
 import reszoo
-from reszoo.data import image_facts
+from reszoo.data import image_facts, image_files
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
 from reszoo.data.image_facts import ROW, Facts, examine
@@ -48,8 +48,8 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Facts]]:
 def decoded(path: str, *, recover: bool) -> str | None:
     """The digest of what training's decoder makes of a file, if anything."""
     try:
-        examples = Examples.from_paths([path], [0])
-        reading = Decoder(replace(examples, recover=recover))
+        examples = Examples(np.zeros(1, np.int64), paths=(path,), recover=recover)
+        reading = Decoder(examples.read_headers())
         image = reading.image(tf.constant(0, tf.int64)).numpy()
     except (reszoo.DataError, tf.errors.OpError):
         return None
@@ -222,7 +222,7 @@ def test_an_interrupted_look_keeps_what_it_has(
             raise KeyboardInterrupt
         return inspect(path)
 
-    monkeypatch.setattr(image_facts, "_WAVE", 4)
+    monkeypatch.setattr(image_files, "_WAVE", 4)
     with monkeypatch.context() as patch:
         patch.setattr(image_facts, "inspect_file", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -59,7 +59,7 @@ def numbered(count: int) -> Examples:
     """Noise whose label is its number."""
     draw = np.random.default_rng(2)
     images = draw.integers(0, 256, (count, 32, 32, 3), np.uint8)
-    return Examples.from_arrays(images, np.arange(count))
+    return Examples(np.arange(count), images=images)
 
 
 def test_training_shows_images_at_the_training_size(folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_training_shows_images_at_the_training_size(folder: Path) -> None:
 
 
 def test_the_border_of_a_training_image_has_the_mean_colour() -> None:
-    white = Examples.from_arrays(np.full((8, 32, 32, 3), 255, np.uint8), np.arange(8))
+    white = Examples(np.arange(8), images=np.full((8, 32, 32, 3), 255, np.uint8))
     record = replace(RECORD, mean=(0.2, 0.4, 0.6))
     shifted = Augmentation(crop="pad", pad=4)
     ((images, _),) = training_batches(

@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 import reszoo
-from reszoo.data.checks import check_records
+from reszoo.data.checks import check
 from reszoo.data.examples import Records
+from reszoo.data.listing import Listing
 from reszoo.data.sources import fingerprint, open_source
 
 
@@ -75,7 +76,8 @@ def test_a_prepared_data_set_is_read_in_its_own_files(
     ]
     assert sorted(order) == list(range(10))
     np.testing.assert_array_equal(train.targets, 1 - np.array(order) % 2)
-    assert not any(train.by_pillow if train.by_pillow is not None else [True])
+    assert train.headers is not None
+    assert not any(train.headers["by_pillow"])
     name = source.splits["test"].name(3)
     assert re.fullmatch(r"tfds:flowers/1\.0\.0 t\w+\+t\w+ record \d+", name)
     _prepare(prepared, images, "1.10.0", train=6)
@@ -127,9 +129,10 @@ def test_bad_records_are_found_by_a_policy() -> None:
     contents = [png, b"\0nothing", jpeg[:-900], png[:-4], png, jpeg]
     records, targets = _records(contents), np.array([0, 1, 0, 1, 1, 1])
     splits = {"train": np.arange(5), "test": np.array([5])}
+    listing = Listing(labels=("a", "b"), targets=targets, splits=splits)
 
     def checked(policy: str | None) -> Any:
-        return check_records(records, targets, splits, ("a", "b"), policy)
+        return check(replace(listing, records=records), policy)
 
     with pytest.raises(reszoo.DataError, match="train record 1 is not a readable im"):
         checked(None)
@@ -147,5 +150,5 @@ def test_bad_records_are_found_by_a_policy() -> None:
     assert (len(kept["train"]), len(unreadable), kept["train"].recover) == (3, 2, True)
     assert np.asarray(kept["train"].open(1)).shape == (90, 70, 3)
     records = replace(records, numbers=np.zeros(6, np.int64))
-    kept, unreadable, _ = check_records(records, targets, splits, ("a", "b"), "error")
+    kept, unreadable, _ = checked("error")
     assert unreadable == ()

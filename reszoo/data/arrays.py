@@ -41,7 +41,7 @@ def read_digits() -> dict[str, Examples]:
     scans = load_digits()
     grey = np.round(scans.images * (255 / _DARKEST)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
-    everything = Examples.from_arrays(images, scans.target)
+    everything = Examples(np.asarray(scans.target, np.int64), images=images)
     return everything.split(hold_out_test(everything.targets))
 
 
@@ -79,7 +79,7 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
             f"The labels name {len(labels)} class. A classifier needs at least two."
         )
     splits = {
-        split: Examples.from_arrays(part.images, targets[split])
+        split: Examples(targets[split], images=part.images)
         for split, part in parts.items()
     }
     if "train" in splits:

@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 
 from reszoo.console import printable
-from reszoo.data.examples import Examples, Records
-from reszoo.data.image_facts import FactTable, examine, examine_records
+from reszoo.data.examples import HEADER, Examples
+from reszoo.data.image_facts import FactTable, examine
 from reszoo.data.listing import Listing, Unreadable
 from reszoo.data.splits import Indices, check_counts
 from reszoo.errors import DataError, UnknownNameError
@@ -50,51 +51,39 @@ def refuse_first(unreadable: Sequence[Unreadable], policy: str) -> None:
         )
 
 
-def check_files(listing: Listing, policy: str | None) -> Checked:
-    """Turn listed files into examples and treat bad ones by a policy.
+def check(listing: Listing, policy: str | None) -> Checked:
+    """Turn listed images into examples and treat bad ones by a policy.
 
     Splits were drawn before, so that what is skipped moves no image from one split
     to another.
 
     Args:
-        listing: Image files by split.
+        listing: Images by split.
         policy: A row of `POLICIES`; None reads headers only, and refuses a bad one;
             it looks for no duplicates, and ignores unsupported files.
 
     Raises:
         DataError: An image cannot be used and the policy does not allow for that,
-            or too few are left; names the path or the class.
+            or too few are left; names the image or the class.
     """
+    examples, splits = listing.examples, listing.splits
     if policy is None:
-        files = Examples.from_paths(listing.paths, listing.targets)
-        return Checked(files.split(listing.splits))
+        return Checked(examples.read_headers().split(splits))
     refuse_first(listing.unsupported, policy)
-    table = examine(listing.paths)
-    files = Examples(listing.targets, paths=listing.paths)
-    splits, unreadable = _without_unreadable(
-        files, listing.splits, listing.labels, table, policy
+    table, recover = _examine(examples), policy == "recover"
+    unreadable = tuple(_unreadable(table, recover=recover))
+    refuse_first(unreadable, policy)
+    if unreadable:
+        readable = table.readable(recover=recover)
+        splits = {name: part[readable[part]] for name, part in splits.items()}
+        _check_kept(listing, splits)
+    # Fields are assigned by their place.
+    headers = table.rows[list(HEADER.names or ())].astype(HEADER)
+    return Checked(
+        replace(examples, headers=headers, recover=recover).split(splits),
+        (*listing.unsupported, *unreadable),
+        leak_warnings(listing, table) if listing.paths else (),
     )
-    warnings = leak_warnings(listing, table)
-    return Checked(splits, (*listing.unsupported, *unreadable), warnings)
-
-
-def check_records(
-    records: Records,
-    targets: Indices,
-    splits: Mapping[str, Indices],
-    labels: Sequence[str],
-    policy: str | None,
-) -> Checked:
-    """Turn records of a data source into examples, as `check_files` does with files.
-
-    Raises:
-        DataError: An image cannot be used and the policy does not allow for that,
-            or too few are left; names the record or the class.
-    """
-    if policy is None:
-        return Checked(Examples.from_records(records, targets).split(splits))
-    examples, table = Examples(targets, records=records), examine_records(records)
-    return Checked(*_without_unreadable(examples, splits, labels, table, policy))
 
 
 def find_unreadable(examples: Examples) -> DataError | None:
@@ -102,12 +91,9 @@ def find_unreadable(examples: Examples) -> DataError | None:
 
     TensorFlow's own message gives the reason but not the file.
     """
-    if examples.paths is not None:
-        table = examine(examples.paths, progress=False)
-    elif examples.records is not None:
-        table = examine_records(examples.records)
-    else:
+    if examples.images is not None:
         return None
+    table = _examine(examples, progress=False)
     for name, reason in _unreadable(table, recover=examples.recover):
         return DataError(
             f"{name} is not a readable image ({reason}). "
@@ -116,39 +102,20 @@ def find_unreadable(examples: Examples) -> DataError | None:
     return None
 
 
-def _without_unreadable(
-    examples: Examples,
-    splits: Mapping[str, Indices],
-    labels: Sequence[str],
-    table: FactTable,
-    policy: str,
-) -> tuple[dict[str, Examples], tuple[Unreadable, ...]]:
-    recover = policy == "recover"
-    unreadable = tuple(_unreadable(table, recover=recover))
-    refuse_first(unreadable, policy)
-    kept = splits
-    if unreadable:
-        readable = table.readable(recover=recover)
-        kept = {split: indices[readable[indices]] for split, indices in splits.items()}
-        _check_kept(splits, kept, examples.targets, labels)
-    decodable = examples.with_headers(table.headers, recover=recover)
-    return decodable.split(kept), unreadable
+def _examine(examples: Examples, *, progress: bool = True) -> FactTable:
+    return examine(examples.records or examples.paths or (), progress=progress)
 
 
-def _check_kept(
-    splits: Mapping[str, Indices],
-    kept: Mapping[str, Indices],
-    targets: Indices,
-    labels: Sequence[str],
-) -> None:
+def _check_kept(listing: Listing, kept: Mapping[str, Indices]) -> None:
     """Refuse data whose train split lost a class, or another split all its images."""
     for split, indices in kept.items():
         if split == "train":
-            check_counts(targets[indices], labels, 1, "the readable images")
+            kept_targets = listing.targets[indices]
+            check_counts(kept_targets, listing.labels, 1, "the readable images")
         elif not len(indices):
             raise DataError(
                 f"No image of the {split} split is readable, of "
-                f"{len(splits[split]):,}. Replace them or remove the split; "
+                f"{len(listing.splits[split]):,}. Replace them or remove the split; "
                 "`reszoo scan` lists the reasons."
             )
 

@@ -35,13 +35,13 @@ class Decoder:
             self._targets = tf.constant(examples.targets)
             if examples.images is not None:
                 return
-            orientations, by_pillow = examples.orientations, examples.by_pillow
-            self._orientations = tf.constant(orientations)
-            self._by_pillow = tf.constant(by_pillow)
+            headers = np.asarray(examples.headers)
+            self._orientations = tf.constant(headers["orientation"])
+            self._by_pillow = tf.constant(headers["by_pillow"])
             # What no example needs is left out of the graph: small images are
             # decoded in the time of a few such branches.
-            self._some_rotated = bool(np.any(orientations != 1))
-            self._some_by_pillow = bool(np.any(by_pillow))
+            self._some_rotated = bool(np.any(headers["orientation"] != 1))
+            self._some_by_pillow = bool(np.any(headers["by_pillow"]))
             if examples.paths is not None:
                 self._paths = tf.constant([os.fsencode(p) for p in examples.paths])
 

@@ -5,9 +5,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from io import BytesIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from reszoo.console import Progress, quiet, say
+from reszoo.console import quiet, say
 from reszoo.data.examples import Records
 from reszoo.data.image_files import (
     Header,
-    decode_image,
+    in_threads,
     is_jpeg,
+    open_image,
     opened,
     read_header,
     reason_of,
@@ -92,18 +92,19 @@ class Facts:
     digest: str = ""
 
 
+@dataclass(frozen=True)
 class FactTable:
     """Facts about many images, each made on access.
 
-    Args:
+    Attributes:
         names: Paths, or names of records.
         rows: `(n,)` of `ROW`.
         problems: The texts that the rows' `problem` indexes; the first is "".
     """
 
-    def __init__(self, names: Sequence[str], rows: Rows, problems: list[str]) -> None:
-        self.names, self.rows, self.problems = names, rows, problems
-        self._numbers = {text: number for number, text in enumerate(problems)}
+    names: Sequence[str]
+    rows: Rows
+    problems: list[str]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,15 +133,9 @@ class FactTable:
         digest = bytes.fromhex(facts.digest or "00" * 16)
         row["digest"] = np.frombuffer(digest, np.uint64)
         problem = facts.problem or ""
-        if problem not in self._numbers:
-            self._numbers[problem] = len(self.problems)
+        if problem not in self.problems:
             self.problems.append(problem)
-        row["problem"] = self._numbers[problem]
-
-    @property
-    def headers(self) -> Iterator[Header]:
-        """The header of each image."""
-        return map(Header, self.rows["orientation"], self.rows["by_pillow"])
+        row["problem"] = self.problems.index(problem)
 
     def readable(self, *, recover: bool = False) -> NDArray[np.bool_]:
         """Return whether each image can be used, `(n,)`.
@@ -160,32 +155,23 @@ _RULES = 3
 _CHECKSUM = 32  # bytes of SHA-256
 
 
-@dataclass(frozen=True)
-class CachedFacts:
-    """Facts that earlier calls found.
+def _cached_rows(cached: Rows, paths: Sequence[str]) -> Rows:
+    """Return a row for each file; zeros for new and changed ones.
 
-    Attributes:
-        rows: `(n,)` of `ROW`, sorted by key.
-        problems: What the rows' `problem` indexes.
+    Args:
+        cached: `(n,)` of `ROW`, sorted by key.
+        paths: The files.
     """
-
-    rows: Rows
-    problems: list[str]
-
-    def rows_of(self, paths: Sequence[str]) -> Rows:
-        """Return a row for each file; zeros for new and changed ones."""
-        keys = _keys(paths)
-        sizes, times = _sizes_and_times(paths)
-        rows = np.zeros(len(paths), ROW)
-        if len(self.rows):
-            at = np.searchsorted(self.rows["key"], keys)
-            near = np.minimum(at, len(self.rows) - 1)
-            same = (self.rows["key"][near] == keys) & (times >= 0)
-            same &= self.rows["bytes"][near] == sizes
-            same &= self.rows["mtime_ns"][near] == times
-            rows[same] = self.rows[near[same]]
-        rows["key"] = keys
-        return rows
+    rows = np.zeros(len(paths), ROW)
+    rows["key"] = keys = _keys(paths)
+    sizes, times = _sizes_and_times(paths)
+    if len(cached):
+        at = np.searchsorted(cached["key"], keys)
+        near = cached[np.minimum(at, len(cached) - 1)]
+        same = (near["key"] == keys) & (times >= 0)
+        same &= (near["bytes"] == sizes) & (near["mtime_ns"] == times)
+        rows[same] = near[same]
+    return rows
 
 
 def _keys(paths: Sequence[str]) -> NDArray[np.uint64]:
@@ -212,9 +198,9 @@ def _cache_file(paths: Sequence[str]) -> Path:
     return cache_folder() / "scans" / hashlib.sha256(folder).hexdigest()[:32]
 
 
-def _load_cache(file: Path) -> CachedFacts:
-    """Read what `_save_cache` wrote; nothing from a damaged or outdated file."""
-    nothing = CachedFacts(np.zeros(0, ROW), [""])
+def _load_cache(file: Path) -> tuple[Rows, list[str]]:
+    """Return the rows and problems that `_save_cache` wrote; none of a damaged file."""
+    nothing = np.zeros(0, ROW), [""]
     try:
         content = memoryview(file.read_bytes())
     except OSError:
@@ -226,14 +212,14 @@ def _load_cache(file: Path) -> CachedFacts:
     header = json.loads(bytes(content[_CHECKSUM + 8 : rows_at]))
     if header["version"] != _version():
         return nothing
-    return CachedFacts(np.frombuffer(content, ROW, offset=rows_at), header["problems"])
+    return np.frombuffer(content, ROW, offset=rows_at), header["problems"]
 
 
-def _save_cache(file: Path, before: CachedFacts, table: FactTable) -> None:
+def _save_cache(file: Path, before: Rows, table: FactTable) -> None:
     """Write the rows of a table, and the older ones of other files."""
     examined = table.rows[table.rows["orientation"] > 0]
     # Of equal keys `unique` takes the first: the new one.
-    together = np.concatenate([examined, before.rows])
+    together = np.concatenate([examined, before])
     _, firsts = np.unique(together["key"], return_index=True)
     content = {"version": _version(), "problems": table.problems}
     header = json.dumps(content).encode()
@@ -250,70 +236,52 @@ def _version() -> str:
     return f"rules {_RULES}, {ROW}, Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS}"
 
 
-def examine(paths: Sequence[str], *, progress: bool = True) -> FactTable:
-    """Find out which image files can be used, by decoding each as training would.
+def examine(images: Sequence[str] | Records, *, progress: bool = True) -> FactTable:
+    """Find out which images can be used, by decoding each as training would.
 
-    The facts are cached under `cache_folder()/scans`, in one file for the folder that
-    all paths are in; a file whose size and time are unchanged is not opened again. So
-    pass all splits of a data set in one call. An interrupted call keeps what it found.
+    The facts about files are cached under `cache_folder()/scans`, in one file for the
+    folder that all paths are in; a file whose size and time are unchanged is not opened
+    again. So pass all splits of a data set in one call. An interrupted call keeps what
+    it found. Of records nothing is cached.
 
     Args:
-        paths: Image files. One that is missing is a fact as well.
+        images: Paths of files, of which one that is missing is a fact as well; or the
+            records of a data source.
         progress: Whether to show a bar on a terminal.
 
     Returns:
-        The facts, in the order of `paths`.
+        The facts, in the order of `images`.
     """
-    if not paths:
-        return FactTable(paths, np.zeros(0, ROW), [""])
-    file = _cache_file(paths)
-    before = _load_cache(file)
-    table = FactTable(paths, before.rows_of(paths), list(before.problems))
-    new = np.flatnonzero(table.rows["orientation"] == 0)
-    if len(new):
-        try:
-            _examine(table, new, lambda index: inspect_file(paths[index]), progress)
-        finally:
-            _save_cache(file, before, table)
+    if isinstance(images, Records):
+        names = [images.name(index) for index in range(len(images))]
+        table = FactTable(names, np.zeros(len(names), ROW), [""])
+        _examine(table, partial(_inspect_record, images), progress)
+        return table
+    if not images:
+        return FactTable(images, np.zeros(0, ROW), [""])
+    file = _cache_file(images)
+    before, problems = _load_cache(file)
+    table = FactTable(images, _cached_rows(before, images), problems)
+    if table.rows["orientation"].all():
+        return table
+    try:
+        _examine(table, lambda index: inspect_file(images[index]), progress)
+    finally:
+        _save_cache(file, before, table)
     return table
 
 
-def examine_records(records: Records) -> FactTable:
-    """Find out which records can be used, as `examine` does; nothing is cached."""
-    names = [records.name(index) for index in range(len(records))]
-    table = FactTable(names, np.zeros(len(names), ROW), [""])
-
-    def inspect(index: int) -> Facts:
-        return Facts(path=names[index], **inspect_image(records.read(index), ""))
-
-    _examine(table, np.arange(len(names)), inspect, progress=True)
-    return table
+def _examine(table: FactTable, inspect: Callable[[int], Facts], progress: bool) -> None:
+    """Fill in the rows that are new."""
+    new = np.flatnonzero(table.rows["orientation"] == 0).tolist()
+    found = in_threads(inspect, new, "Examining images", progress=progress)
+    with quiet():
+        for index, facts in zip(new, found, strict=True):
+            table[index] = facts
 
 
-# Images that are handed to the threads at a time: what an interruption waits for.
-_WAVE = 256
-
-
-def _examine(
-    table: FactTable,
-    indices: NDArray[np.int64],
-    inspect: Callable[[int], Facts],
-    progress: bool,
-) -> None:
-    # Threads must not be the first to load Pillow's formats, each on its own; and the
-    # common ones first, for they are tried in that order.
-    Image.preinit()
-    Image.init()
-    with (
-        quiet(),
-        Progress("Examining images", len(indices), shown=progress) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        for start in range(0, len(indices), _WAVE):
-            wave = indices[start : start + _WAVE]
-            for index, facts in zip(wave, pool.map(inspect, wave), strict=True):
-                table[index] = facts
-            bar.advance(len(wave))
+def _inspect_record(records: Records, index: int) -> Facts:
+    return Facts(path=records.name(index), **inspect_image(records.read(index), ""))
 
 
 def inspect_file(path: str) -> Facts:
@@ -338,14 +306,14 @@ def inspect_image(content: bytes, path: str) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     try:
-        with opened(BytesIO(content), path) as image:
+        with opened(content, path) as image:
             found |= _metadata(image, path)
         header = read_header(content, path)
         found |= header._asdict()
         if header.orientation > 4:
             found |= {"width": found["height"], "height": found["width"]}
         if header.by_pillow:
-            found["digest"] = _digest(np.asarray(decode_image(content, path)))
+            found["digest"] = _digest(np.asarray(open_image(content, path)))
         else:
             found |= _decoded_by_tensorflow(content, header, found["format"])
     except DataError as error:

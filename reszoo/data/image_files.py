@@ -1,17 +1,19 @@
-"""Open one encoded image, from a file or from bytes, with Pillow."""
+"""Open encoded images, from files or from bytes, with Pillow; many in threads."""
 
 import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from reszoo.console import Progress
 from reszoo.errors import DataError
 from reszoo.preprocessing import to_rgb
 
@@ -21,6 +23,8 @@ from reszoo.preprocessing import to_rgb
 _ALIKE = ("JPEG", "MPO", "PNG")
 # Filters of warnings belong to the whole process, images are opened in threads.
 _FILTERS = threading.Lock()
+# Images that are handed to threads at a time: what an interruption waits for.
+_WAVE = 128
 # Start and end of a JPEG; ITU-T T.81, table B.1.
 _JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # The last chunk of a PNG; W3C PNG, 11.2.5.
@@ -39,14 +43,17 @@ class Header(NamedTuple):
     by_pillow: bool
 
 
-def open_image(path: str | os.PathLike[str], *, recover: bool = False) -> Image.Image:
+def open_image(
+    source: str | os.PathLike[str] | bytes, name: str = "", *, recover: bool = False
+) -> Image.Image:
     """Open one image file as upright RGB.
 
     A camera's rotation (EXIF) is applied, transparency dropped, the first frame of
     several taken, and of 16 bits a channel the upper eight.
 
     Args:
-        path: The file.
+        source: The file, or its content.
+        name: What messages call the content.
         recover: Whether a truncated JPEG is decoded as far as it goes.
 
     Raises:
@@ -54,39 +61,19 @@ def open_image(path: str | os.PathLike[str], *, recover: bool = False) -> Image.
             Pillow opens (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below
             that, nothing is printed about its size.
     """
-    name = os.fspath(path)
-    return decode_image(read_file(name), name, recover=recover)
-
-
-def decode_image(data: bytes, name: str, *, recover: bool = False) -> Image.Image:
-    """Open the bytes of an image file as upright RGB; see `open_image`.
-
-    Args:
-        data: The whole file.
-        name: What messages call it.
-        recover: Whether a truncated JPEG is decoded as far as it goes.
-
-    Raises:
-        DataError: No image, or not a whole one.
-    """
-    # Gives the pixels of Pillow's switch LOAD_TRUNCATED_IMAGES, but touches no other
-    # thread, and TensorFlow can do it too. A whole JPEG stays the same.
-    ended = recover and is_jpeg(data)
-    with opened(BytesIO(data + JPEG_END if ended else data), name) as image:
+    if not isinstance(source, bytes):
+        name = os.fspath(source)
+        source = read_file(name)
+    with opened(source, name, recover=recover) as image:
         return upright_rgb(image)
 
 
-def read_header(content: str | bytes, name: str) -> Header:
-    """Read the header of an image file.
-
-    Args:
-        content: Its path, or its bytes.
-        name: What messages call it.
+def read_header(source: str | bytes, name: str) -> Header:
+    """Read the header of an image file, given its path or its content.
 
     Raises:
-        DataError: It is missing or no image.
+        DataError: It is missing or no image; calls it by the name.
     """
-    source = content if isinstance(content, str) else BytesIO(content)
     with opened(source, name) as image:
         return Header(orientation_of(image), image.format not in _ALIKE)
 
@@ -124,21 +111,55 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return to_rgb(ImageOps.exif_transpose(image))
 
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_threads(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    title: str,
+    *,
+    progress: bool = True,
+) -> Iterator[Result]:
+    """Yield what a function returns for each item, in order, under a progress bar."""
+    # Threads must not be the first to load Pillow's formats, each on its own; and the
+    # common ones first, for they are tried in that order.
+    Image.preinit()
+    Image.init()
+    with (
+        Progress(title, len(items), shown=progress) as bar,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for start in range(0, len(items), _WAVE):
+            for result in pool.map(function, items[start : start + _WAVE]):
+                yield result
+                bar.advance()
+
+
 @contextmanager
-def opened(source: str | BytesIO, name: str) -> Iterator[Image.Image]:
+def opened(
+    source: str | bytes, name: str, *, recover: bool = False
+) -> Iterator[Image.Image]:
     """Open an image with Pillow, undecoded and in silence about its size.
 
     Args:
-        source: Its path, or its bytes.
+        source: Its path, or its content.
         name: What messages call it.
+        recover: Whether content that is a truncated JPEG may be decoded in part.
 
     Raises:
         DataError: Pillow refused it, here or in the body.
     """
+    if recover and isinstance(source, bytes) and is_jpeg(source):
+        # Gives the pixels of Pillow's switch LOAD_TRUNCATED_IMAGES, but touches no
+        # other thread, and TensorFlow can do it too. A whole JPEG stays the same.
+        source += JPEG_END
     with _readable(name):
+        file = source if isinstance(source, str) else BytesIO(source)
         with _FILTERS, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source)
+            image = Image.open(file)
         with image:
             _check_depth(image)
             yield image

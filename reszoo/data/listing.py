@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.data.examples import Examples, Records
 from reszoo.data.splits import (
     SPLIT_NAMES,
     Indices,
@@ -40,26 +41,34 @@ class Unreadable(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Image files, their targets and splits; no image has been opened.
+    """Encoded images, their targets and splits; no image has been opened.
 
     Attributes:
-        root: The folder that paths in messages and fingerprints are relative to.
         labels: Sorted by code point.
-        paths: Every image file once.
         targets: int64 `(n,)`, indices into `labels`.
-        splits: Indices into `paths` by name: "train", "validation", "test". Where the
+        splits: Indices of images by name: "train", "validation", "test". Where the
             data has no splits, "all", and "train" and "validation" drawn from it.
+        paths: Every image file once.
+        records: The images, where they are not in files of their own.
+        root: The folder that paths in messages and fingerprints are relative to.
         unsupported: Files of formats that are not supported, such as HEIC.
     """
 
-    root: str
     labels: tuple[str, ...]
-    paths: tuple[str, ...]
     targets: NDArray[np.int64]
     splits: Mapping[str, Indices]
+    paths: tuple[str, ...] = ()
+    records: Records | None = None
+    root: str = ""
     unsupported: tuple[Unreadable, ...] = ()
+
+    @property
+    def examples(self) -> Examples:
+        """All images, without their headers."""
+        paths = self.paths if self.records is None else None
+        return Examples(self.targets, paths=paths, records=self.records)
 
     @property
     def disjoint_splits(self) -> dict[str, Indices]:
@@ -134,7 +143,14 @@ def _read_folder(root: Path) -> Listing:
     every = np.concatenate(targets).astype(np.int64)
     if "all" in splits:
         splits = hold_out(every)
-    return Listing(str(root), labels, tuple(paths), every, splits, tuple(unsupported))
+    return Listing(
+        labels=labels,
+        targets=every,
+        splits=splits,
+        paths=tuple(paths),
+        root=str(root),
+        unsupported=tuple(unsupported),
+    )
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -312,7 +328,13 @@ def _read_csv(file: Path) -> Listing:
     elif "train" in splits:
         check_counts(targets[splits["train"]], labels, 1, str(file))
     paths = tuple(row.path for row in rows)
-    return Listing(str(file.parent), labels, paths, targets, splits)
+    return Listing(
+        labels=labels,
+        targets=targets,
+        splits=splits,
+        paths=paths,
+        root=str(file.parent),
+    )
 
 
 def _checked_rows(file: Path) -> Iterator[_Row]:

@@ -2,8 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -15,12 +14,11 @@ import numpy as np
 from PIL import Image
 
 from reszoo import defaults
-from reszoo.console import Progress
 from reszoo.data.checks import check_policy, refuse_first
 from reszoo.data.image_files import (
     JPEG_END,
     PNG_END,
-    is_jpeg,
+    in_threads,
     opened,
     orientation_of,
     read_file,
@@ -33,8 +31,6 @@ from reszoo.errors import DataError, UsageError
 from reszoo.files import atomic_folder
 from reszoo.preprocessing import scaled_side
 
-# Images that are handed to the threads at a time.
-_WAVE = 128
 # A much larger image is first reduced to this many times its final size, by the JPEG
 # decoder or by averaging: large photos take a quarter of the time, with no visible
 # difference. See Pillow's documentation of `reducing_gap`.
@@ -128,7 +124,8 @@ def resize_images(
     encode = partial(_encode, side=side, quality=quality, bad_images=bad_images)
     with atomic_folder(folder) as unfinished:
         taken: set[str] = set()
-        images = zip(_names(listing), _in_threads(encode, listing.paths), strict=True)
+        encoded = in_threads(encode, listing.paths, "Resizing images")
+        images = zip(_names(listing), encoded, strict=True)
         for index, (name, image) in enumerate(images):
             if isinstance(image, Unreadable):
                 unreadable.append(image)
@@ -162,19 +159,6 @@ def _check_labels(labels: Sequence[str]) -> None:
         )
 
 
-def _in_threads(
-    encode: Callable[[str], "_Encoded | Unreadable"], paths: Sequence[str]
-) -> Iterator["_Encoded | Unreadable"]:
-    with (
-        ThreadPoolExecutor() as threads,
-        Progress("Resizing images", len(paths)) as progress,
-    ):
-        for start in range(0, len(paths), _WAVE):
-            for image in threads.map(encode, paths[start : start + _WAVE]):
-                yield image
-                progress.advance()
-
-
 class _Encoded(NamedTuple):
     """An image to write: its file, format, whether it is unchanged, and old size."""
 
@@ -189,8 +173,7 @@ def _encode(
 ) -> _Encoded | Unreadable:
     try:
         content = read_file(path)
-        ended = bad_images == "recover" and is_jpeg(content)
-        with opened(BytesIO(content + JPEG_END if ended else content), path) as image:
+        with opened(content, path, recover=bad_images == "recover") as image:
             kind = str(image.format)
             if _is_copied(image, content, side):
                 image.load()

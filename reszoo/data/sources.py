@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from numpy.typing import ArrayLike
 
 from reszoo.data import arrays, tfds
-from reszoo.data.checks import check_files, check_policy, check_records
+from reszoo.data.checks import check, check_policy
 from reszoo.data.examples import Examples
 from reszoo.data.listing import Unreadable, list_images
 from reszoo.errors import DataError, UnknownNameError, UsageError
@@ -119,23 +119,20 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
             "of your own, prepare the model with reszoo.compile(model, recipe)."
         )
     name = os.fspath(data)
-    if name.startswith(tfds.PREFIX):
-        labels, records, targets, splits = tfds.read(name)
-        checked = check_records(records, targets, splits, labels, bad_images)
-        flip_safe = labels != arrays.DIGITS and not tfds.is_of_characters(name)
-        return Source(name, labels, checked.splits, flip_safe, checked.unreadable)
+    of_tfds = name.startswith(tfds.PREFIX)
     if name == "digits" and not Path(name).exists():
         return Source(name, arrays.DIGITS, arrays.read_digits(), flip_safe=False)
-    listing = list_images(name)
-    checked = check_files(listing, bad_images)
+    listing = tfds.read(name) if of_tfds else list_images(name)
+    of_characters = of_tfds and tfds.is_of_characters(name)
+    splits, unreadable, warnings = check(listing, bad_images)
     return Source(
-        str(Path(name)),
+        name if of_tfds else str(Path(name)),
         listing.labels,
-        checked.splits,
-        listing.labels != arrays.DIGITS,
-        checked.unreadable,
-        listing.root,
-        checked.warnings,
+        splits,
+        listing.labels != arrays.DIGITS and not of_characters,
+        unreadable,
+        None if of_tfds else listing.root,
+        warnings,
     )
 
 

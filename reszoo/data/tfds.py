@@ -4,12 +4,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reszoo.data.examples import Records
+from reszoo.data.listing import Listing
 from reszoo.data.splits import Indices, hold_out, split_name
 from reszoo.errors import DataError, UsageError
 
@@ -27,21 +27,12 @@ _PREPARE = (
 )
 
 
-class Prepared(NamedTuple):
-    """A prepared data set: labels, records, their targets, and indices by split."""
-
-    labels: tuple[str, ...]
-    records: Records
-    targets: NDArray[np.int64]
-    splits: dict[str, Indices]
-
-
 def is_of_characters(data_set: str) -> bool:
     """Return whether a data set of TensorFlow Datasets shows digits or letters."""
     return data_set.removeprefix(PREFIX).lower().startswith(_OF_CHARACTERS)
 
 
-def read(data: str) -> Prepared:
+def read(data: str) -> Listing:
     """List the images of a prepared data set; nothing is ever downloaded.
 
     It has to be prepared for random access, as ArrayRecord files. The splits are
@@ -94,7 +85,8 @@ def read(data: str) -> Prepared:
         np.arange(len(source)),
         lengths,
     )
-    return Prepared(labels, records, targets, _splits(sizes, targets))
+    splits = _splits(sizes, targets)
+    return Listing(labels=labels, targets=targets, splits=splits, records=records)
 
 
 def _split_sizes(info: Any, data: str) -> dict[str, int]:
