@@ -144,7 +144,7 @@ def parts_of(examples: Examples, windows: list[tuple[int, int, int, int]]) -> An
     """Parts of the first picture, decoded inside one pipeline."""
     decoder, first = Decoder(examples), tf.constant(0, tf.int64)
     parts = tf.data.Dataset.from_tensor_slices(windows).map(
-        lambda window: decoder.window(first, lambda *sides: tuple(tf.unstack(window)))
+        lambda window: decoder.image(first, lambda *sides: tuple(tf.unstack(window)))
     )
     return [part.numpy().astype(int) for part in parts]
 
@@ -174,7 +174,7 @@ def test_a_part_is_a_part_of_the_upright_picture(
         sides.append(tf.stack([height, width]))
         return tuple(tf.constant(number) for number in PARTS[1])
 
-    Decoder(examples).window(tf.constant(0, tf.int64), choose)
+    Decoder(examples).image(tf.constant(0, tf.int64), choose)
     np.testing.assert_array_equal(sides[0], upright.shape[:2])
     for part, shown in zip(PARTS, parts_of(examples, PARTS), strict=True):
         top, left, height, width = part

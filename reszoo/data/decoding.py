@@ -49,15 +49,11 @@ class Decoder:
         """Return the target of one example: int64 `()`."""
         return tf.gather(self._targets, index)
 
-    def image(self, index: tf.Tensor) -> tf.Tensor:
-        """Return one image, upright: uint8 `(height, width, 3)`."""
-        return self._decoded(index, None)
-
-    def window(self, index: tf.Tensor, choose: Chooser) -> tf.Tensor:
-        """Return a part of one image, upright; of a JPEG only that is decoded.
+    def image(self, index: tf.Tensor, choose: Chooser | None = None) -> tf.Tensor:
+        """Return one image or a part of it, upright; of a JPEG only that is decoded.
 
         Where a JPEG has fewer colour samples than pixels, the colours of the outermost
-        two columns may differ from those of the whole image, since they are
+        two columns of a part may differ from those of the whole image, since they are
         interpolated from what lies outside. All else is equal.
 
         Args:
@@ -66,52 +62,20 @@ class Decoder:
                 returns top, left, height and width of the part, as well.
 
         Returns:
-            uint8 of that height and width, and 3 channels.
+            uint8 `(height, width, 3)`.
         """
-        return self._decoded(index, choose)
-
-    def _decoded(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
         images = self._examples.images
         if images is not None:
             # As a tensor it would be copied once for every epoch's graph.
             image = tf.numpy_function(lambda i: images[i], [index], tf.uint8)
             return _cut(tf.ensure_shape(image, images.shape[1:]), choose)
         if not self._some_by_pillow:
-            return self._by_tensorflow(index, choose)
+            return self._decode(index, choose)
         return tf.cond(
             tf.gather(self._by_pillow, index),
-            lambda: _cut(self._with_pillow(index), choose),
-            lambda: self._by_tensorflow(index, choose),
+            lambda: _cut(self._decode_by_pillow(index), choose),
+            lambda: self._decode(index, choose),
         )
-
-    def _with_pillow(self, index: tf.Tensor) -> tf.Tensor:
-        def pixels(number: np.int64) -> Pixels:
-            return np.asarray(self._examples.open(int(number)))
-
-        image = tf.numpy_function(pixels, [index], tf.uint8)
-        return tf.ensure_shape(image, (None, None, 3))
-
-    def _by_tensorflow(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
-        content, recover = self._content(index), self._examples.recover
-        orientation = tf.gather(self._orientations, index)
-        held = orientation if self._some_rotated else None
-        if choose is None:
-            return decode(content, held, recover=recover)
-
-        def of_jpeg() -> tf.Tensor:
-            height, width = tf.unstack(tf.io.extract_jpeg_shape(content)[:2])
-            part = tf.image.decode_and_crop_jpeg(
-                _ended(content, recover=recover),
-                tf.stack(_as_stored(choose, height, width, orientation)),
-                3,
-                dct_method=_DCT,
-            )
-            return _upright(part, held)
-
-        def of_png() -> tf.Tensor:
-            return _cut(_upright(tf.io.decode_png(content, 3), held), choose)
-
-        return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
     def _content(self, index: tf.Tensor) -> tf.Tensor:
         records = self._examples.records
@@ -120,10 +84,24 @@ class Decoder:
         content = tf.numpy_function(lambda i: records.read(int(i)), [index], tf.string)
         return tf.ensure_shape(content, ())
 
+    def _decode(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
+        rotated = self._some_rotated
+        orientation = tf.gather(self._orientations, index) if rotated else None
+        recover = self._examples.recover
+        return decode(self._content(index), orientation, choose, recover=recover)
+
+    def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
+        def pixels(number: np.int64) -> Pixels:
+            return np.asarray(self._examples.open(int(number)))
+
+        image = tf.numpy_function(pixels, [index], tf.uint8)
+        return tf.ensure_shape(image, (None, None, 3))
+
 
 def decode(
     content: tf.Tensor | bytes,
     orientation: tf.Tensor | int | None = None,
+    choose: Chooser | None = None,
     *,
     recover: bool = False,
 ) -> tf.Tensor:
@@ -132,25 +110,29 @@ def decode(
     Args:
         content: The file.
         orientation: How the camera was held (EXIF), 1 to 8; None for upright.
+        choose: Chooses a part of the upright image; None for all of it.
         recover: Whether a truncated JPEG is decoded as far as it goes.
 
     Returns:
         uint8 RGB `(height, width, 3)`.
     """
-    image = tf.cond(
-        tf.io.is_jpeg(content),
-        lambda: tf.io.decode_jpeg(_ended(content, recover=recover), 3, dct_method=_DCT),
-        lambda: tf.io.decode_png(content, 3),
-    )
-    return _upright(image, orientation)
+    # A decoder takes this JPEG as complete, as `open_image` does. With
+    # try_recover_truncated instead, rows around the break differ from Pillow's.
+    jpeg = content + JPEG_END if recover else content
 
+    def of_jpeg() -> tf.Tensor:
+        if choose is None:
+            return _upright(tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT), orientation)
+        window = _as_stored(choose, tf.io.extract_jpeg_shape(content)[:2], orientation)
+        return _upright(
+            tf.image.decode_and_crop_jpeg(jpeg, tf.stack(window), 3, dct_method=_DCT),
+            orientation,
+        )
 
-def _ended(jpeg: tf.Tensor | bytes, *, recover: bool) -> tf.Tensor | bytes:
-    """Return a JPEG that the decoder takes as complete, as `open_image` does.
+    def of_png() -> tf.Tensor:
+        return _cut(_upright(tf.io.decode_png(content, 3), orientation), choose)
 
-    With try_recover_truncated instead, rows around the break differ from Pillow's.
-    """
-    return jpeg + JPEG_END if recover else jpeg
+    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
 
 def _cut(image: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
@@ -173,10 +155,12 @@ def _upright(image: tf.Tensor, orientation: tf.Tensor | int | None) -> tf.Tensor
 
 
 def _as_stored(
-    choose: Chooser, height: tf.Tensor, width: tf.Tensor, orientation: tf.Tensor
+    choose: Chooser, sides: tf.Tensor, orientation: tf.Tensor | int | None
 ) -> Window:
     """Choose a part of the upright image and find it in the stored one."""
-    sides, swapped = tf.stack([height, width]), orientation > 4
+    if orientation is None:
+        return choose(sides[0], sides[1])
+    swapped = orientation > 4
     upright = tf.where(swapped, sides[::-1], sides)
     top, left, tall, wide = choose(upright[0], upright[1])
     top = tf.where(tf.gather(_DOWN, orientation), upright[0] - top - tall, top)

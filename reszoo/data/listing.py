@@ -4,7 +4,7 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -298,11 +298,8 @@ class _Row(NamedTuple):
 def _read_csv(file: Path) -> Listing:
     """List the classes and the images of a CSV file.
 
-    A line is `path,label` or `path,label,split`. Paths are relative to the file's
-    folder, splits are train, val (or validation) and test; without them a fifth of
-    every class becomes the validation split. A first line that names the columns may
-    bring them in another order. The text is UTF-8; fields with commas stand in double
-    quotes.
+    A first line that names the columns may bring them in another order. The text is
+    UTF-8; fields with commas stand in double quotes.
 
     Classes are sorted by code point and images by path, so that the order of the
     lines means nothing.
@@ -375,38 +372,35 @@ def _problem(row: _Row, first: _Row, lines: Mapping[str, int]) -> str | None:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, _Row]]:
+    """Yield the number and the fields of each line that is not blank."""
     columns: Sequence[str] = _COLUMNS
-    for line, fields in _fields(file):
-        if line == 1 and _is_header(fields):
-            columns = [field.casefold() for field in fields]
-            continue
-        if not 2 <= len(fields) <= len(columns):
-            raise _wrong(file, line, f"has {len(fields)} fields")
-        named = dict(zip(columns, fields, strict=False))
-        name = named.get("path", "")
-        path = os.path.join(file.parent, name) if name else ""  # noqa: PTH118
-        # Of a million lines the label of each would otherwise be a string of its own.
-        label = sys.intern(named.get("label", ""))
-        yield line, _Row(named.get("split", ""), path, label)
-
-
-def _fields(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number of each line that is not blank, and its fields."""
     # Bytes that are no UTF-8 come through, so that their line can be named.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         reader = csv.reader(text, strict=True, skipinitialspace=True)
         try:
-            for fields in reader:
-                if any(fields):
-                    yield reader.line_num, [field.strip() for field in fields]
+            for fields in filter(any, reader):
+                names = [field.strip().casefold() for field in fields]
+                if reader.line_num == 1 and _is_header(names):
+                    columns = names
+                elif 2 <= len(fields) <= len(columns):
+                    yield reader.line_num, _row(file, columns, fields)
+                else:
+                    raise _wrong(file, reader.line_num, f"has {len(fields)} fields")
         except csv.Error as error:
             line = reader.line_num
             raise _wrong(file, line, f"is not valid CSV ({error})") from error
 
 
-def _is_header(fields: Iterable[str]) -> bool:
-    named = [field.casefold() for field in fields]
-    return {"path", "label"} <= set(named) <= set(_COLUMNS)
+def _is_header(names: Sequence[str]) -> bool:
+    return {"path", "label"} <= set(names) <= set(_COLUMNS)
+
+
+def _row(file: Path, columns: Sequence[str], fields: Sequence[str]) -> _Row:
+    named = dict(zip(columns, map(str.strip, fields), strict=False))
+    name = named.get("path", "")
+    path = os.path.join(file.parent, name) if name else ""  # noqa: PTH118
+    # Of a million lines the label of each would otherwise be a string of its own.
+    return _Row(named.get("split", ""), path, sys.intern(named.get("label", "")))
 
 
 def _wrong(file: Path, line: int, what: str) -> DataError:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -144,31 +144,11 @@ def training_batches(
     return batches.map(finish).prefetch(_AHEAD)
 
 
-class _Slots(NamedTuple):
-    """The content of every place in the batches of one epoch.
-
-    Keys and draws belong to an image and its repetition, not to the place.
-
-    Attributes:
-        indices: Of examples, int64 `(steps, batch_size)`.
-        keys: For their variations, int64 `(steps, batch_size, 2)`.
-        targets: int64 `(steps, batch_size)`.
-        draws: Numbers from [0, 1) for what is done to whole batches, float32
-            `(steps, batch_size, 3)`.
-    """
-
-    indices: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    draws: NDArray[np.float32]
-
-
 def _epoch_slots(
     targets: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int, repeats: int
-) -> _Slots:
-    """Draw the batches of one epoch.
+) -> tuple[NDArray[Any], ...]:
+    """Draw the content of every place in the batches of one epoch.
 
-    The rest that does not fill a batch is left out; another epoch leaves out others.
     With repeats every batch shows fewer images several times (Hoffer et al. 2019,
     arXiv 1901.09335), so the same number of batches shows a part of the images, as
     torchvision's RASampler does over all of its devices. Equal indices are as far
@@ -180,6 +160,12 @@ def _epoch_slots(
         seed: Of the training, of any size, not negative.
         epoch: From 0.
         repeats: How often a batch shows each of its images.
+
+    Returns:
+        Arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys for
+        the variations, int64 targets, and three float32 numbers from [0, 1) for what
+        is done to whole batches. Keys and numbers belong to an image and its
+        repetition, not to the place.
     """
     count = len(targets)
     steps, distinct = count // batch_size, -(-batch_size // repeats)
@@ -196,7 +182,7 @@ def _epoch_slots(
     key, variants = int(state[0] >> np.uint64(1)), indices * repeats + numbers
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)
     draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
-    return _Slots(indices, keys, targets[indices], draws[variants])
+    return indices, keys, targets[indices], draws[variants]
 
 
 def _sliced(
@@ -248,6 +234,8 @@ def _loader(
     """Return a function of an index, a key and draws that makes a training image."""
     shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
+    scale, ratio = augmentation.scale, augmentation.ratio
+    choose = partial(geometry.random_window, scale=scale, ratio=ratio)
     fill = _mean_colour(preprocessing)
     # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
     trivial = augmentation.policy == "trivial"
@@ -258,16 +246,13 @@ def _loader(
         # Each use has a random stream of its own.
         if augmentation.crop == "resized":
             flipped = (draw[2] < 0.5) & augmentation.flip
-            sizes = {"scale": augmentation.scale, "ratio": augmentation.ratio}
-            choose = partial(geometry.random_window, key=key, **sizes)
-            part = decoder.window(index, choose)
+            part = decoder.image(index, partial(choose, key=key))
             size, kind = preprocessing.train_size, preprocessing.interpolation
             image = geometry.resize(part, size, kind, flipped)
         else:
             image = shown.prepare_tensor(decoder.image(index))
         if policy:
-            own = tf.random.fold_in(key, 1)
-            image = policy(image, own, canvas)
+            image = policy(image, tf.random.fold_in(key, 1), canvas)
         if augmentation.erase:
             own = tf.random.fold_in(key, 2)
             image = geometry.erase(image, own, augmentation.erase, fill)

@@ -45,14 +45,7 @@ def hold_out(targets: Indices) -> dict[str, Indices]:
 
 
 def hold_out_test(targets: Indices) -> dict[str, Indices]:
-    """Draw a fifth of every class as the test split, a tenth as validation.
-
-    Args:
-        targets: int64 `(n,)`, of all images in a fixed order.
-
-    Returns:
-        Indices of "train", "validation" and "test"; equal targets give equal splits.
-    """
+    """Draw a fifth of every class as test, a tenth as validation; see `hold_out`."""
     test, rest = _draw(targets, _BUILT_IN_TEST, _SEED)
     share = _BUILT_IN_VALIDATION / (1 - _BUILT_IN_TEST)
     validation, train = _draw(targets[rest], share, _SEED + 1)

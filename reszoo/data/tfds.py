@@ -70,7 +70,9 @@ def read(data: str) -> Listing:
             "random access. Prepare it as ArrayRecord in another TFDS_DATA_DIR: "
             f"{_PREPARE.format(name=data.removeprefix(PREFIX))}."
         ) from error
-    targets, lengths = _targets_and_lengths(source, image, label)
+    rows = map(source.__getitem__, range(len(source)))
+    found = np.asarray([(row[label], len(row[image])) for row in rows], np.int64)
+    targets, lengths = found.reshape(-1, 2).T.copy()
     if len(targets) and targets.min() < 0:
         # TensorFlow Datasets writes -1 where no label is known.
         raise DataError(
@@ -107,15 +109,6 @@ def _splits(sizes: dict[str, int], targets: Indices) -> dict[str, Indices]:
     parts = np.split(np.arange(len(targets)), ends[:-1])
     names = (str(split_name(name)) for name in sizes)
     return dict(zip(names, parts, strict=True))
-
-
-def _targets_and_lengths(
-    source: Any, image: str, label: str
-) -> tuple[Indices, Indices]:
-    rows = map(source.__getitem__, range(len(source)))
-    found = np.asarray([(row[label], len(row[image])) for row in rows], np.int64)
-    targets, lengths = found.reshape(-1, 2).T.copy()
-    return targets, lengths
 
 
 def _find(data: str) -> Path:

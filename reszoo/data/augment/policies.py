@@ -104,10 +104,6 @@ def _strips(image: tf.Tensor, first: int, taps: int) -> tf.Tensor:
     return tf.reshape(strips, (-1, taps * 3))
 
 
-def _linear(behind: tf.Tensor) -> list[tf.Tensor]:
-    return [1 - behind, behind]
-
-
 def _cubic(behind: tf.Tensor) -> list[tf.Tensor]:
     """Keys' kernel with a = -1, which Pillow has here (in resizing a = -0.5)."""
     ahead = 1 - behind
@@ -120,7 +116,7 @@ def _cubic(behind: tf.Tensor) -> list[tf.Tensor]:
 
 
 _WEIGHTS: dict[str, Callable[[tf.Tensor], list[tf.Tensor]]] = {
-    "bilinear": _linear,
+    "bilinear": lambda behind: [1 - behind, behind],
     "bicubic": _cubic,
 }
 # Name -> the matrix for a value, height and width. Shears are shares of the distance
@@ -255,7 +251,7 @@ def find_policy(name: str) -> Policy:
     """Return a policy by name.
 
     Args:
-        name: "trivial", or "rand-mM-mstdS"; see `names.strength_of`.
+        name: "trivial", or "rand-mM-mstdS"; see `strength_of`.
 
     Returns:
         A function of an image, a key and a canvas that returns an image.
@@ -284,7 +280,7 @@ def trivial_augment(image: tf.Tensor, key: tf.Tensor, canvas: Canvas) -> tf.Tens
         canvas: Colour of the outside, and interpolation.
     """
     choice, strength, sign = tf.unstack(_draw(key, len(TRIVIAL), _STRENGTHS, 2))
-    values = tf.constant(np.stack([TRIVIAL[name] for name in TRIVIAL]), tf.float32)
+    values = tf.constant(np.stack(list(TRIVIAL.values())), tf.float32)
     value = values[choice, sign, strength]
     return _apply(tuple(TRIVIAL), choice, image, lambda name: value, canvas)
 
@@ -315,17 +311,16 @@ def rand_augment(
         normal = tf.random.stateless_normal((), keys[2 * number + 1], dtype=tf.float64)
         level = tf.clip_by_value(magnitude + deviation * normal, 0, GREATEST)
         sign = tf.cast(1 - 2 * sign, level.dtype)
-        values = partial(_rand_value, level / GREATEST, sign)
-        varied = partial(_apply, tuple(RAND), choice, image, values, canvas)
+
+        def value(name: str) -> Any:
+            return RAND[name](level / GREATEST, sign)
+
+        varied = partial(_apply, tuple(RAND), choice, image, value, canvas)
         return number + 1, tf.cond(left_out > 0, lambda: image, varied)
 
     # One layer in the graph: what is traced and optimised each epoch is halved.
     _, image = tf.while_loop(lambda n, _: n < _LAYERS, layer, (tf.constant(0), image))
     return image
-
-
-def _rand_value(share: tf.Tensor, sign: tf.Tensor, name: str) -> Any:
-    return RAND[name](share, sign)
 
 
 def _apply(
@@ -343,14 +338,8 @@ def _apply(
 
     def move() -> tf.Tensor:
         height, width = tf.unstack(tf.shape(image)[:2])
-        matrices = tf.stack(
-            [
-                [tf.cast(entry, tf.float32) for entry in matrix]
-                for matrix in (
-                    MATRICES[name](value(name), height, width) for name in moves
-                )
-            ]
-        )
+        found = (MATRICES[name](value(name), height, width) for name in moves)
+        matrices = tf.stack([list(map(_float, matrix)) for matrix in found])
         row = tf.gather([moves.index(n) if n in moves else 0 for n in names], choice)
         matrix = tuple(tf.unstack(matrices[row]))
         return tf.ensure_shape(transform(image, matrix, canvas), shape)
