@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,17 +33,37 @@ import reszoo
 from reszoo.data import image_facts, image_files
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
-from reszoo.data.image_facts import ROW, Facts, examine
+from reszoo.data.image_facts import ROW, examine
+
+
+def facts_about(paths: Sequence[str]) -> list[SimpleNamespace]:
+    table = examine(paths)
+    return [
+        SimpleNamespace(
+            **{
+                name: value.decode() if isinstance(value, bytes) else value
+                for name, value in zip(ROW.names or (), row.tolist(), strict=True)
+            }
+            | {
+                "path": path,
+                "problem": table.problems[row["problem"]] or None,
+                "digest": row["digest"].tobytes().hex() if row["digest"].any() else "",
+            }
+        )
+        for path, row in zip(paths, table.rows, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Facts]]:
+def zoo(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, SimpleNamespace]]:
     root = tmp_path_factory.mktemp("zoo")
     for name, (content, _) in ZOO.items():
         (root / name).write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESZOO_HOME", str(tmp_path_factory.mktemp("home")))
-        found = examine([str(root / name) for name in ZOO])
+        found = facts_about([str(root / name) for name in ZOO])
         yield dict(zip(ZOO, found, strict=True))
 
 
@@ -59,7 +81,7 @@ def decoded(path: str, *, recover: bool) -> str | None:
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_file_is_readable_exactly_when_training_decodes_it(
-    zoo: dict[str, Facts], name: str
+    zoo: dict[str, SimpleNamespace], name: str
 ) -> None:
     facts = zoo[name]
     assert decoded(facts.path, recover=False) == (facts.digest or None)
@@ -70,7 +92,7 @@ def test_a_file_is_readable_exactly_when_training_decodes_it(
 
 @pytest.mark.parametrize("name", ZOO)
 def test_what_is_unusual_about_a_file_is_found(
-    zoo: dict[str, Facts], name: str
+    zoo: dict[str, SimpleNamespace], name: str
 ) -> None:
     facts, (content, expected) = zoo[name], ZOO[name]
     status = Path(facts.path).stat()
@@ -86,7 +108,7 @@ def test_a_picture_is_the_same_however_held_and_losslessly_stored(
     files |= {"x.bmp": encoded(PICTURE, "BMP"), "y.tiff": encoded(PICTURE, "TIFF")}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    found = list(examine([str(tmp_path / name) for name in files]))
+    found = facts_about([str(tmp_path / name) for name in files])
     assert [facts.orientation for facts in found] == [*STORED, *STORED, 1, 1]
     assert {(facts.width, facts.height) for facts in found} == {(64, 48)}
     assert len({facts.digest for facts in found}) == 1
@@ -94,7 +116,7 @@ def test_a_picture_is_the_same_however_held_and_losslessly_stored(
     changed = PIXELS.copy()
     changed[9, 9, 1] ^= 1
     (tmp_path / "z.png").write_bytes(encoded(Image.fromarray(changed), "PNG"))
-    (other,) = examine([str(tmp_path / "z.png")])
+    (other,) = facts_about([str(tmp_path / "z.png")])
     assert other.digest != found[0].digest
 
 
@@ -104,7 +126,7 @@ def test_all_orientations_of_a_jpeg_are_seen_as_training_sees_them(
     paths = [str(tmp_path / f"{orientation}.jpg") for orientation in STORED]
     for orientation, path in zip(STORED, paths, strict=True):
         Path(path).write_bytes(held(PICTURE, orientation, "JPEG"))
-    for path, facts in zip(paths, examine(paths), strict=True):
+    for path, facts in zip(paths, facts_about(paths), strict=True):
         assert facts.digest == decoded(path, recover=False)
         assert (facts.width, facts.height) == (64, 48)
 
@@ -115,7 +137,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
     inspect = image_facts.inspect_file
 
-    def recorded(path: str) -> Facts:
+    def recorded(path: str) -> dict[str, Any]:
         opened.append(path)
         return inspect(path)
 
@@ -128,11 +150,11 @@ def test_only_new_and_changed_files_are_opened_again(
 ) -> None:
     paths = paths_in(folder)
     (folder / "cat" / "0.png").write_bytes(PNG[:-4])
-    first = list(examine(paths))
+    first = facts_about(paths)
     assert sorted(looked_at) == paths
     looked_at.clear()
-    assert list(examine(paths)) == first
-    assert list(examine(paths[::-1])) == first[::-1]
+    assert facts_about(paths) == first
+    assert facts_about(paths[::-1]) == first[::-1]
     assert looked_at == []
 
     new, mended = folder / "cat" / "new.gif", folder / "cat" / "0.png"
@@ -144,11 +166,11 @@ def test_only_new_and_changed_files_are_opened_again(
     time = larger.stat().st_mtime_ns
     larger.write_bytes(PNG)
     os.utime(larger, ns=(0, time))
-    again = {facts.path: facts for facts in examine([*paths, str(new)])}
+    again = {facts.path: facts for facts in facts_about([*paths, str(new)])}
     assert sorted(looked_at) == sorted(map(str, (mended, new, touched, larger)))
     assert (first[0].problem, again[str(mended)].problem) == ("damaged PNG data", None)
     looked_at.clear()
-    examine([*paths, str(new)])
+    facts_about([*paths, str(new)])
     assert looked_at == []
 
 
@@ -156,11 +178,11 @@ def test_facts_about_other_files_stay(
     folder: Path, home: Path, looked_at: list[str]
 ) -> None:
     paths = paths_in(folder)
-    examine(paths)
+    facts_about(paths)
     looked_at.clear()
     Path(paths[0]).write_bytes(PNG)
-    examine([paths[0], paths[-1]])
-    examine(paths)
+    facts_about([paths[0], paths[-1]])
+    facts_about(paths)
     assert looked_at == [paths[0]]
 
 
@@ -173,7 +195,7 @@ def test_a_damaged_cache_is_made_again_in_silence(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     paths = paths_in(folder)
-    first = list(examine(paths))
+    first = facts_about(paths)
     (cache,) = (home / "scans").iterdir()
     content = cache.read_bytes()
     flipped = bytearray(content)
@@ -183,9 +205,9 @@ def test_a_damaged_cache_is_made_again_in_silence(
         cache.unlink()
     else:
         cache.write_bytes(made[damage])
-    assert list(examine(paths)) == first
+    assert facts_about(paths) == first
     assert len(looked_at) == 2 * len(paths)
-    assert list(examine(paths)) == first
+    assert facts_about(paths) == first
     assert len(looked_at) == 2 * len(paths)
     assert capfd.readouterr().err == ""
 
@@ -194,9 +216,9 @@ def test_facts_do_not_outlive_the_rules_they_follow(
     folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = paths_in(folder)
-    assert all(facts.problem is None for facts in examine(paths))
+    assert all(facts.problem is None for facts in facts_about(paths))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    for facts in examine(paths):
+    for facts in facts_about(paths):
         assert "too many pixels (Image size (" in str(facts.problem)
 
 
@@ -208,7 +230,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "file"))
-    assert all(facts.digest for facts in examine(paths_in(folder)))
+    assert all(facts.digest for facts in facts_about(paths_in(folder)))
     assert "will examine every image again" in capfd.readouterr().err
 
 
@@ -217,7 +239,7 @@ def test_an_interrupted_look_keeps_what_it_has(
 ) -> None:
     paths, inspect = paths_in(folder), image_facts.inspect_file
 
-    def interrupted(path: str) -> Facts:
+    def interrupted(path: str) -> dict[str, Any]:
         if path == paths[9]:
             raise KeyboardInterrupt
         return inspect(path)
@@ -226,9 +248,9 @@ def test_an_interrupted_look_keeps_what_it_has(
     with monkeypatch.context() as patch:
         patch.setattr(image_facts, "inspect_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            examine(paths)
+            facts_about(paths)
     looked_at.clear()
-    assert all(facts.digest for facts in examine(paths))
+    assert all(facts.digest for facts in facts_about(paths))
     assert sorted(looked_at) == paths[9:]
 
 
@@ -241,11 +263,11 @@ def test_what_the_system_refuses_is_tried_again(
         Path(place).chmod(0o755)
         Path(locked).chmod(0)
         with as_nobody():
-            found = list(examine([locked, missing]))
+            found = facts_about([locked, missing])
         problems = [facts.problem for facts in found]
         assert problems == ["Permission denied", "No such file or directory"]
         Path(locked).chmod(0o644)
-        assert [facts.problem for facts in examine([locked])] == [None]
+        assert [facts.problem for facts in facts_about([locked])] == [None]
     assert len(looked_at) == 3
 
 
@@ -273,7 +295,7 @@ def test_decoders_keep_quiet(tmp_path: Path, home: Path) -> None:
     paths[1].write_bytes(whole)
     with pytest.warns(UserWarning, match="EXIF"), Image.open(paths[1]) as image:
         image.getexif()
-    found = examine([str(path) for path in paths])
+    found = facts_about([str(path) for path in paths])
     assert [facts.problem for facts in found] == ["truncated", None]
     # What decoders write to the error stream is the command line's to hold back.
     for folder in ("a", "b"):

@@ -1,7 +1,7 @@
 """Labelled images in NumPy arrays, and scikit-learn's digits."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +45,8 @@ def read_digits() -> dict[str, Examples]:
     return everything.split(hold_out_test(everything.targets))
 
 
-class _Part(NamedTuple):
-    images: Pixels
-    labels: NDArray[Any]
+# Images and labels of a split.
+_Part: TypeAlias = tuple[Pixels, NDArray[Any]]
 
 
 def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
@@ -73,15 +72,12 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
     """
     given = _by_split(data) if isinstance(data, Mapping) else {"all": data}
     parts = {split: _part(pair, split) for split, pair in given.items()}
-    labels, targets = _numbered({split: part.labels for split, part in parts.items()})
+    labels, targets = _numbered({split: part for split, (_, part) in parts.items()})
     if len(labels) < 2:
         raise DataError(
             f"The labels name {len(labels)} class. A classifier needs at least two."
         )
-    splits = {
-        split: Examples(targets[split], images=part.images)
-        for split, part in parts.items()
-    }
+    splits = {s: Examples(targets[s], images=part) for s, (part, _) in parts.items()}
     if "train" in splits:
         check_counts(targets["train"], labels, 1, "the train split")
     if "all" in splits:
@@ -94,8 +90,8 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
 def _are_digits(labels: Sequence[str], parts: Iterable[_Part]) -> bool:
     # Integer labels may count anything: CIFAR-10 has them too, but in colour.
     return labels == DIGITS and all(
-        part.labels.dtype.kind == "U" or (part.images == part.images[..., :1]).all()
-        for part in parts
+        given.dtype.kind == "U" or (images == images[..., :1]).all()
+        for images, given in parts
     )
 
 
@@ -132,7 +128,7 @@ def _part(pair: Any, split: str) -> _Part:
         )
     if not len(images):
         raise UsageError(f"A split needs images. Received none for {split}.")
-    return _Part(images, labels)
+    return images, labels
 
 
 def _images(given: Any) -> Pixels:

@@ -71,7 +71,7 @@ def check(listing: Listing, policy: str | None) -> Checked:
         return Checked(examples.read_headers().split(splits))
     refuse_first(listing.unsupported, policy)
     table, recover = _examine(examples), policy == "recover"
-    unreadable = tuple(_unreadable(table, recover=recover))
+    unreadable = table.unreadable(recover=recover)
     refuse_first(unreadable, policy)
     if unreadable:
         readable = table.readable(recover=recover)
@@ -94,7 +94,7 @@ def find_unreadable(examples: Examples) -> DataError | None:
     if examples.images is not None:
         return None
     table = _examine(examples, progress=False)
-    for name, reason in _unreadable(table, recover=examples.recover):
+    for name, reason in table.unreadable(recover=examples.recover):
         return DataError(
             f"{name} is not a readable image ({reason}). "
             "Replace the file or remove it from the data."
@@ -118,12 +118,6 @@ def _check_kept(listing: Listing, kept: Mapping[str, Indices]) -> None:
                 f"{len(listing.splits[split]):,}. Replace them or remove the split; "
                 "`reszoo scan` lists the reasons."
             )
-
-
-def _unreadable(table: FactTable, *, recover: bool) -> Iterator[Unreadable]:
-    for index in np.flatnonzero(~table.readable(recover=recover)):
-        facts = table[int(index)]
-        yield Unreadable(facts.path, str(facts.problem))
 
 
 class Occurrence(NamedTuple):

@@ -1,14 +1,13 @@
 """Facts about image files, found by decoding each once, and their cache."""
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
@@ -26,75 +25,52 @@ from reszoo.data.image_files import (
     read_header,
     reason_of,
 )
+from reszoo.data.listing import Unreadable
 from reszoo.errors import DataError, ReszooError
 from reszoo.files import atomic_file, cache_folder
 
 Rows = NDArray[np.void]
-# One image in 80 bytes. `key` is a hash of the path; an orientation of 0 says that the
-# file has not been examined yet.
+# What is known of one image, in 80 bytes.
 ROW = np.dtype(
     [
+        # Hash of the path; 0 for records.
         ("key", "<u8"),
+        # Size of the file, and when it was changed; -1 if it could not be read.
         ("bytes", "<i8"),
         ("mtime_ns", "<i8"),
+        # Hash of the decoded upright RGB pixels and their shape: equal for the same
+        # image in another lossless format. 0 if the image cannot be used.
         ("digest", "<u8", (2,)),
+        # Of the upright image, in pixels; 0 if unknown.
         ("width", "<i4"),
         ("height", "<i4"),
+        # Number of images in the file.
         ("frames", "<i4"),
+        # Why it cannot be used: a number of `FactTable.problems`; 0 if it can.
         ("problem", "<i4"),
+        # Pillow's name of the format, by content: "JPEG", "PNG"; "" if unknown.
         ("format", "S10"),
+        # Pillow's name of the mode: "RGB", "L" (grey), "P" (palette), "CMYK"; with "A"
+        # behind it where parts are transparent, and then ";16" where a channel has 16
+        # bits.
         ("mode", "S9"),
+        # How the camera was held (EXIF), 1 (upright) to 8; 0 if not examined yet.
         ("orientation", "u1"),
+        # Whether the file extension belongs to another format.
         ("wrong_extension", "?"),
+        # Whether only Pillow decodes the file right.
         ("by_pillow", "?"),
+        # Whether it is a truncated JPEG that decodes in part.
         ("recoverable", "?"),
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What is known of one image file.
-
-    Attributes:
-        path: The file.
-        bytes: Its size.
-        mtime_ns: When it was changed, in nanoseconds; -1 if it could not be read.
-        problem: Why it cannot be used; None if it can.
-        recoverable: Whether it is a truncated JPEG that decodes in part.
-        format: Pillow's name of the format, by content: "JPEG", "PNG"; "" if unknown.
-        wrong_extension: Whether the file extension belongs to another format.
-        mode: Pillow's name of the mode: "RGB", "L" (grey), "P" (palette), "CMYK";
-            with "A" behind it where parts are transparent, and then ";16" where a
-            channel has 16 bits.
-        frames: Number of images in the file.
-        orientation: How the camera was held (EXIF), 1 (upright) to 8.
-        by_pillow: Whether only Pillow decodes the file right.
-        width: Of the upright image, in pixels; 0 if unknown.
-        height: Of the upright image, in pixels; 0 if unknown.
-        digest: Hash of the decoded upright RGB pixels and their shape, in hex: equal
-            for the same image in another lossless format. "" if it cannot be used.
-    """
-
-    path: str
-    bytes: int = 0
-    mtime_ns: int = -1
-    problem: str | None = None
-    recoverable: bool = False
-    format: str = ""
-    wrong_extension: bool = False
-    mode: str = ""
-    frames: int = 1
-    orientation: int = 1
-    by_pillow: bool = False
-    width: int = 0
-    height: int = 0
-    digest: str = ""
+# Values of a row's fields by name; of "problem" the text.
+Facts: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class FactTable:
-    """Facts about many images, each made on access.
+    """Facts about many images.
 
     Attributes:
         names: Paths, or names of records.
@@ -106,36 +82,15 @@ class FactTable:
     rows: Rows
     problems: list[str]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Facts]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> Facts:
-        row = self.rows[index]
-        values = {f.name: row[f.name].item() for f in _PLAIN}
-        digest = row["digest"].tobytes().hex() if row["digest"].any() else ""
-        return Facts(
-            path=self.names[index],
-            problem=self.problems[row["problem"]] or None,
-            format=row["format"].decode(),
-            mode=row["mode"].decode(),
-            digest=digest,
-            **values,
-        )
-
-    def __setitem__(self, index: int, facts: Facts) -> None:
-        row = self.rows[index]
-        for field in _PLAIN:
-            row[field.name] = getattr(facts, field.name)
-        row["format"], row["mode"] = facts.format, facts.mode
-        digest = bytes.fromhex(facts.digest or "00" * 16)
-        row["digest"] = np.frombuffer(digest, np.uint64)
-        problem = facts.problem or ""
+    def fill(self, index: int, facts: Facts) -> None:
+        """Write the facts about one image into its row."""
+        problem = facts.get("problem", "")
         if problem not in self.problems:
             self.problems.append(problem)
-        row["problem"] = self.problems.index(problem)
+        unless_known = {"mtime_ns": -1, "frames": 1, "orientation": 1}
+        facts = unless_known | facts | {"problem": self.problems.index(problem)}
+        for name, value in facts.items():
+            self.rows[name][index] = value
 
     def readable(self, *, recover: bool = False) -> NDArray[np.bool_]:
         """Return whether each image can be used, `(n,)`.
@@ -146,9 +101,14 @@ class FactTable:
         found = self.rows["problem"] == 0
         return np.asarray(found | (self.rows["recoverable"] & recover))
 
+    def unreadable(self, *, recover: bool = False) -> tuple[Unreadable, ...]:
+        """Return the images that cannot be used, and why; see `readable`."""
+        problems = self.rows["problem"]
+        return tuple(
+            Unreadable(self.names[index], self.problems[problems[index]])
+            for index in np.flatnonzero(~self.readable(recover=recover)).tolist()
+        )
 
-# Stored as they are; the others are converted.
-_PLAIN = tuple(f for f in fields(Facts) if f.type in (int, bool))
 
 # To be raised when another file counts as readable, or a fact changes its meaning.
 _RULES = 3
@@ -162,9 +122,14 @@ def _cached_rows(cached: Rows, paths: Sequence[str]) -> Rows:
         cached: `(n,)` of `ROW`, sorted by key.
         paths: The files.
     """
-    rows = np.zeros(len(paths), ROW)
-    rows["key"] = keys = _keys(paths)
-    sizes, times = _sizes_and_times(paths)
+    rows, found = np.zeros(len(paths), ROW), np.full((2, len(paths)), -1, np.int64)
+    hashes = (blake2b(os.fsencode(path), digest_size=8).digest() for path in paths)
+    rows["key"] = keys = np.frombuffer(b"".join(hashes), "<u8")
+    for index, path in enumerate(paths):
+        with contextlib.suppress(OSError):
+            status = Path(path).stat()
+            found[:, index] = status.st_size, status.st_mtime_ns
+    sizes, times = found
     if len(cached):
         at = np.searchsorted(cached["key"], keys)
         near = cached[np.minimum(at, len(cached) - 1)]
@@ -174,28 +139,12 @@ def _cached_rows(cached: Rows, paths: Sequence[str]) -> Rows:
     return rows
 
 
-def _keys(paths: Sequence[str]) -> NDArray[np.uint64]:
-    """Return a hash of each path as it is written, `(n,)`."""
-    encoded = map(os.fsencode, paths)
-    hashes = (hashlib.blake2b(path, digest_size=8).digest() for path in encoded)
-    return np.frombuffer(b"".join(hashes), "<u8")
-
-
-def _sizes_and_times(paths: Sequence[str]) -> NDArray[np.int64]:
-    found = np.full((2, len(paths)), -1, np.int64)
-    for index, path in enumerate(paths):
-        with contextlib.suppress(OSError):
-            status = Path(path).stat()
-            found[:, index] = status.st_size, status.st_mtime_ns
-    return found
-
-
 def _cache_file(paths: Sequence[str]) -> Path:
     """Return the file that caches facts about `paths`: one for their common folder."""
     # What the first and the last share, all share.
     ends = [Path(end(paths)).absolute().parent for end in (min, max)]
     folder = os.fsencode(os.path.commonpath(ends))
-    return cache_folder() / "scans" / hashlib.sha256(folder).hexdigest()[:32]
+    return cache_folder() / "scans" / sha256(folder).hexdigest()[:32]
 
 
 def _load_cache(file: Path) -> tuple[Rows, list[str]]:
@@ -205,7 +154,7 @@ def _load_cache(file: Path) -> tuple[Rows, list[str]]:
         content = memoryview(file.read_bytes())
     except OSError:
         return nothing
-    if hashlib.sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
+    if sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
         return nothing
     length = int.from_bytes(content[_CHECKSUM : _CHECKSUM + 8], "little")
     rows_at = _CHECKSUM + 8 + length
@@ -226,7 +175,7 @@ def _save_cache(file: Path, before: Rows, table: FactTable) -> None:
     body = len(header).to_bytes(8, "little") + header + together[firsts].tobytes()
     try:
         with atomic_file(file) as temporary:
-            temporary.write_bytes(hashlib.sha256(body).digest() + body)
+            temporary.write_bytes(sha256(body).digest() + body)
     except ReszooError as error:
         say(f"The next run will examine every image again: {error}")
 
@@ -255,7 +204,7 @@ def examine(images: Sequence[str] | Records, *, progress: bool = True) -> FactTa
     if isinstance(images, Records):
         names = [images.name(index) for index in range(len(images))]
         table = FactTable(names, np.zeros(len(names), ROW), [""])
-        _examine(table, partial(_inspect_record, images), progress)
+        _examine(table, lambda index: inspect_image(images.read(index), ""), progress)
         return table
     if not images:
         return FactTable(images, np.zeros(0, ROW), [""])
@@ -277,11 +226,7 @@ def _examine(table: FactTable, inspect: Callable[[int], Facts], progress: bool) 
     found = in_threads(inspect, new, "Examining images", progress=progress)
     with quiet():
         for index, facts in zip(new, found, strict=True):
-            table[index] = facts
-
-
-def _inspect_record(records: Records, index: int) -> Facts:
-    return Facts(path=records.name(index), **inspect_image(records.read(index), ""))
+            table.fill(index, facts)
 
 
 def inspect_file(path: str) -> Facts:
@@ -294,17 +239,17 @@ def inspect_file(path: str) -> Facts:
         status = Path(path).stat()
         found = inspect_image(Path(path).read_bytes(), path)
     except OSError as error:
-        return Facts(path=path, problem=error.strerror or str(error))
-    return Facts(path=path, bytes=status.st_size, mtime_ns=status.st_mtime_ns, **found)
+        return {"problem": error.strerror or str(error)}
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, **found}
 
 
-def inspect_image(content: bytes, path: str) -> dict[str, Any]:
-    """Decode one encoded image and return its `Facts`, without path, size and time.
+def inspect_image(content: bytes, path: str) -> Facts:
+    """Decode one encoded image and return its facts, without size and time.
 
     Raises:
         OSError: TensorFlow's decoder failed for a reason outside the image.
     """
-    found: dict[str, Any] = {}
+    found: Facts = {}
     try:
         with opened(content, path) as image:
             found |= _metadata(image, path)
@@ -321,7 +266,7 @@ def inspect_image(content: bytes, path: str) -> dict[str, Any]:
     return found
 
 
-def _metadata(image: Image.Image, path: str) -> dict[str, Any]:
+def _metadata(image: Image.Image, path: str) -> Facts:
     """Return what needs no decoding; Pillow forgets some of it when it decodes."""
     deep = image.mode.startswith("I") or ";16" in str(getattr(image, "tile", ""))
     mode = "L" if image.mode.startswith("I") else image.mode
@@ -350,7 +295,7 @@ def _frames(image: Image.Image) -> int:
     return 1
 
 
-def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> dict[str, Any]:
+def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
     """Return the digest of the image, or the problem of one that is damaged."""
     # Cached facts need no TensorFlow.
     import tensorflow as tf
@@ -374,13 +319,13 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> dict[st
     return {"problem": "truncated", "recoverable": True}
 
 
-def _digest(pixels: Any) -> str:
+def _digest(pixels: Any) -> NDArray[np.uint64]:
     # Processors have instructions for SHA-256: it is faster than BLAKE2.
     # Tensors have the buffer protocol too: nothing is copied.
     view = memoryview(pixels)
-    found = hashlib.sha256(str(view.shape).encode())
+    found = sha256(str(view.shape).encode())
     found.update(view)
-    return found.hexdigest()[:32]
+    return np.frombuffer(found.digest()[:16], "<u8")
 
 
 def _reason(cause: BaseException, content: bytes) -> str:

@@ -7,22 +7,16 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reszoo.console import printable
 from reszoo.data.checks import Duplicates, find_duplicates, relative
-from reszoo.data.image_facts import Facts, FactTable, Rows, examine
-from reszoo.data.listing import Listing, list_images
+from reszoo.data.image_facts import FactTable, Rows, examine
+from reszoo.data.listing import Listing, Unreadable, list_images
 
 # Paths that are shown of a kind, occurrences of an image, and classes of a split.
 _PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
 # Every model of the zoo takes at least this: smaller images are enlarged.
 _TINY = 32
-
-
-def _modes(rows: Rows) -> NDArray[np.str_]:
-    return rows["mode"].astype(str)
-
 
 # Anomaly -> what it means, and which images have it. Such images are used.
 ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
@@ -32,22 +26,22 @@ ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
     ),
     "cmyk": (
         "CMYK, for print: converted to RGB",
-        lambda rows: _modes(rows) == "CMYK",
+        lambda rows: rows["mode"] == b"CMYK",
     ),
     "sixteen_bit": (
         "16 bits a channel: the upper 8 are used",
-        lambda rows: np.char.endswith(_modes(rows), ";16"),
+        lambda rows: np.char.endswith(rows["mode"], b";16"),
     ),
     "transparent": (
         "with transparency: it is dropped",
         # Modes such as RGBA, La and LA;16, but not LAB.
         lambda rows: np.char.endswith(
-            np.char.replace(np.char.upper(_modes(rows)), ";16", ""), "A"
+            np.char.upper(np.char.replace(rows["mode"], b";16", b"")), b"A"
         ),
     ),
     "palette": (
         "with a palette: converted to RGB",
-        lambda rows: np.char.startswith(_modes(rows), "P"),
+        lambda rows: np.char.startswith(rows["mode"], b"P"),
     ),
     "animated": (
         "animated: the first frame is used",
@@ -74,7 +68,8 @@ class ScanReport:
         root: The folder that paths in the report are relative to.
         labels: Sorted by code point.
         counts: Readable images of each class, in the order of the labels, by split.
-        unreadable: Files that cannot be used.
+        unreadable: Files that cannot be used, and why.
+        recoverable: Paths of those that are truncated JPEGs and decode in part.
         anomalies: Readable but unusual files by kind, a key of `ANOMALIES`.
         leaks: Images in more than one split.
         conflicts: Images in more than one class.
@@ -85,7 +80,8 @@ class ScanReport:
     root: str
     labels: tuple[str, ...]
     counts: Mapping[str, tuple[int, ...]]
-    unreadable: tuple[Facts, ...]
+    unreadable: tuple[Unreadable, ...]
+    recoverable: frozenset[str]
     anomalies: Mapping[str, tuple[str, ...]]
     leaks: tuple[Duplicates, ...]
     conflicts: tuple[Duplicates, ...]
@@ -118,11 +114,11 @@ class ScanReport:
             "imbalance": round(self.imbalance, 2) if finite else None,
             "unreadable": [
                 {
-                    "path": printable(facts.path),
-                    "reason": facts.problem,
-                    "recoverable": facts.recoverable,
+                    "path": printable(path),
+                    "reason": reason,
+                    "recoverable": path in self.recoverable,
                 }
-                for facts in self.unreadable
+                for path, reason in self.unreadable
             ],
             "leaks": _duplicates_json(self.leaks),
             "conflicts": _duplicates_json(self.conflicts),
@@ -142,8 +138,8 @@ class ScanReport:
         if self.unreadable:
             yield f"Unreadable: {_count(len(self.unreadable), 'image')}"
             yield from _cut(
-                f"{relative(self.root, facts.path)}: {facts.problem}"
-                for facts in self.unreadable
+                f"{relative(self.root, path)}: {reason}"
+                for path, reason in self.unreadable
             )
         for title, groups in (
             ("In more than one split", self.leaks),
@@ -198,7 +194,7 @@ class ScanReport:
                 "Replace or remove unreadable images; or train without them: "
                 '--bad-images skip (bad_images="skip").'
             )
-        part = sum(facts.recoverable for facts in self.unreadable)
+        part = len(self.recoverable)
         if part:
             yield f"--bad-images recover would use {part:,} of these as far as they go."
         if self.leaks:
@@ -251,15 +247,15 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     """
     listing = list_images(data)
     table = examine(listing.paths, progress=progress)
-    unsupported = (Facts(path=p, problem=reason) for p, reason in listing.unsupported)
-    bad = (table[int(index)] for index in np.flatnonzero(~table.readable()))
+    recoverable = np.flatnonzero(table.rows["recoverable"]).tolist()
     groups = list(find_duplicates(listing, table))
     return ScanReport(
         data=os.fspath(data),
         root=listing.root,
         labels=listing.labels,
         counts=_counts(listing, table),
-        unreadable=(*bad, *unsupported),
+        unreadable=(*table.unreadable(), *listing.unsupported),
+        recoverable=frozenset(table.names[index] for index in recoverable),
         anomalies=_anomalies(table),
         leaks=tuple(group for group in groups if len(group.splits) > 1),
         conflicts=tuple(group for group in groups if len(group.labels) > 1),

@@ -212,11 +212,7 @@ def _contents(examples: Examples, root: str | None) -> Iterator[bytes]:
     else:
         for path in examples.paths or ():
             yield os.fsencode(os.path.relpath(path, root))
-            yield _size(path).to_bytes(8, "little")
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError as error:
-        raise DataError(f"There is no image {path}.") from error
+            try:
+                yield Path(path).stat().st_size.to_bytes(8, "little")
+            except OSError as error:
+                raise DataError(f"There is no image {path}.") from error

@@ -241,6 +241,8 @@ def _look_up(image: tf.Tensor, table: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.reshape(table, (-1,)), levels * 3 + tf.range(3))
 
 
+# From an image, uint8 `(height, width, 3)`, a key, int64 `(2,)`, and a canvas to an
+# image of the same shape.
 Policy = Callable[[tf.Tensor, tf.Tensor, Canvas], tf.Tensor]
 
 # timm's RandAugment: two of the operations, each left out half of the time.
@@ -272,12 +274,7 @@ def trivial_augment(image: tf.Tensor, key: tf.Tensor, canvas: Canvas) -> tf.Tens
     """Apply one random operation of random strength.
 
     Mueller and Hutter 2021 (arXiv 2103.10158), the wide space, as torchvision 0.28
-    has it: 31 strengths, shifts of up to 32 pixels.
-
-    Args:
-        image: uint8 `(height, width, 3)`.
-        key: int64 `(2,)`.
-        canvas: Colour of the outside, and interpolation.
+    has it: 31 strengths, shifts of up to 32 pixels. Arguments: see `Policy`.
     """
     choice, strength, sign = tf.unstack(_draw(key, len(TRIVIAL), _STRENGTHS, 2))
     values = tf.constant(np.stack(list(TRIVIAL.values())), tf.float32)
