@@ -161,14 +161,10 @@ def opened(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file)
         with image:
-            _check_depth(image)
+            # Mode I is a PNG of 16 bits or a TIFF of 32.
+            if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+                raise ValueError("32 bits a channel, of which none says what is white")
             yield image
-
-
-def _check_depth(image: Image.Image) -> None:
-    # Mode I is a PNG of 16 bits or a TIFF of 32.
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise ValueError("32 bits a channel, of which none says what is white")
 
 
 @contextmanager

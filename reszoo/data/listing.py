@@ -135,12 +135,12 @@ def _read_folder(root: Path) -> Listing:
     unsupported: list[Unreadable] = []
     targets, splits = [], {}
     for split, folder in folders.items():
-        images, counts, others = _class_images(folder, labels, least)
+        images, found, others = _class_images(folder, labels, least)
         splits[split] = np.arange(len(paths), len(paths) + len(images))
-        targets.append(np.repeat(np.arange(len(labels)), counts))
+        targets.append(found)
         paths += images
         unsupported += others
-    every = np.concatenate(targets).astype(np.int64)
+    every = np.concatenate(targets)
     if "all" in splits:
         splits = hold_out(every)
     return Listing(
@@ -211,8 +211,8 @@ def _common_labels(root: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
 
 def _class_images(
     folder: Path, labels: tuple[str, ...], least: int
-) -> tuple[list[str], list[int], list[Unreadable]]:
-    """Return one split's images, their number by class, and unsupported files."""
+) -> tuple[list[str], Indices, list[Unreadable]]:
+    """Return one split's images, their targets, and unsupported files."""
     images: list[str] = []
     unsupported: list[Unreadable] = []
     counts = []
@@ -235,7 +235,7 @@ def _class_images(
         )
     targets = np.repeat(np.arange(len(labels)), counts)
     check_counts(targets, labels, least, f"{folder}{hint}")
-    return images, counts, unsupported
+    return images, targets, unsupported
 
 
 def _images(folder: str) -> tuple[list[str], list[Unreadable]]:

@@ -115,7 +115,14 @@ def training_batches(
             f"Received: batch_size={batch_size} for {workers} workers."
         )
     repeats, part = augmentation.repeats, batch_size // workers
-    load = _loader(Decoder(examples), preprocessing, augmentation)
+    # Nothing in them is for AutoGraph, which takes longer than all of the tracing.
+    load, finish = map(
+        tf.autograph.experimental.do_not_convert,
+        (
+            _loader(Decoder(examples), preprocessing, augmentation),
+            _finisher(preprocessing, augmentation),
+        ),
+    )
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
         slots = _epoch_slots(
@@ -125,22 +132,13 @@ def training_batches(
         # One row for each place, without the axis of steps.
         return [each[mine].reshape(-1, *each.shape[2:]) for each in slots]
 
-    # Nothing in it is for AutoGraph, which takes longer than all of the tracing.
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def prepare(
-        index: tf.Tensor, key: tf.Tensor, target: tf.Tensor, draw: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return load(index, key, draw), target, draw
-
     numbers = np.arange(epoch, epoch + epochs)
     starts = np.where(numbers == epoch, start, 0)
     images = tf.data.Dataset.from_tensor_slices((numbers, starts))
     images = images.flat_map(lambda *which: _sliced(slots_of, which))
-    images = images.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    images = images.map(load, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = images.batch(part, drop_remainder=True)
-    finish = _finisher(preprocessing, augmentation)
-    finish = tf.autograph.experimental.do_not_convert(finish)
     return batches.map(finish).prefetch(_AHEAD)
 
 
@@ -230,8 +228,8 @@ def quietly(
 
 def _loader(
     decoder: Decoder, preprocessing: Preprocessing, augmentation: Augmentation
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Return a function of an index, a key and draws that makes a training image."""
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Return a function that makes a training image from what `_epoch_slots` draws."""
     shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
     scale, ratio = augmentation.scale, augmentation.ratio
@@ -242,7 +240,9 @@ def _loader(
     outside = tf.zeros_like(fill) if trivial else fill
     canvas = Canvas(outside, preprocessing.interpolation)
 
-    def load(index: tf.Tensor, key: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    def load(
+        index: tf.Tensor, key: tf.Tensor, target: tf.Tensor, draw: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # Each use has a random stream of its own.
         if augmentation.crop == "resized":
             flipped = (draw[2] < 0.5) & augmentation.flip
@@ -256,7 +256,7 @@ def _loader(
         if augmentation.erase:
             own = tf.random.fold_in(key, 2)
             image = geometry.erase(image, own, augmentation.erase, fill)
-        return image
+        return image, target, draw
 
     return load
 
