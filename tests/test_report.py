@@ -22,8 +22,8 @@ from sklearn.metrics import (
 import reszoo
 from reszoo.report import statistics
 from reszoo.report.page import escape_html, shell_command, thumbnail
-from reszoo.report.run import Evaluation, RunReport, write_report
 from reszoo.training.history import Epoch
+from reszoo.training.report import Evaluation, RunReport, write_report
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -394,6 +394,6 @@ def test_reports_that_do_not_fit_together_are_refused() -> None:
 
 
 def test_the_report_loads_no_tensorflow() -> None:
-    code = "import sys, reszoo.report.run; print('tensorflow' in sys.modules)"
+    code = "import sys, reszoo.training.report; print('tensorflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"

@@ -19,9 +19,9 @@ import reszoo
 from reszoo.data.pipeline import Augmentation
 from reszoo.data.sources import open_source
 from reszoo.preprocessing import default_preprocessing
-from reszoo.report.study import PAGE, PLOT_SECTIONS, write_page
 from reszoo.specs import SPECS
 from reszoo.studies.families import Variant, find_family
+from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import (
     RESULTS,
     Point,

@@ -20,7 +20,7 @@ from reszoo.report.page import (
     shell_command,
     thumbnail,
 )
-from reszoo.report.run import recipe_defaults
+from reszoo.training.report import recipe_defaults
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import Disagreement, FileRecord, Latency, Manifest
 from reszoo_export.verification.reference import Reference

@@ -276,7 +276,7 @@ def study(
         overwrite=overwrite,
         **changes,
     )
-    from reszoo.report.study import COLUMNS, PAGE, rows
+    from reszoo.studies.report import COLUMNS, PAGE, rows
 
     if as_json:
         found = {

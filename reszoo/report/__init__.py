@@ -1,1 +1,1 @@
-"""Reports as self-contained HTML pages."""
+"""The toolkit of reports: templates, tables, figures and statistics."""

@@ -128,7 +128,7 @@ def study(
         result = _train_all(chosen, plan, result, pairs, stop)
     result = replace(result, conclusion=tuple(conclude(result)))
     write_results(result)
-    from reszoo.report.study import write_page
+    from reszoo.studies.report import write_page
 
     write_page(result)
     return result
@@ -203,7 +203,7 @@ def _finished_runs(
     folder: Path, conditions: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[RunResult, ...]:
     """Return the runs to keep, and remove the files of a study to be replaced."""
-    from reszoo.report.study import PAGE, PLOT_SECTIONS
+    from reszoo.studies.report import PAGE, PLOT_SECTIONS
 
     files = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
     found = check_output(

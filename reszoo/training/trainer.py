@@ -358,7 +358,7 @@ def _result(run: Run, repeat: list[str]) -> TrainResult:
     config, folder, history = run.config, run.config.folder, run.history
     export = _export_command(folder, config.source) if folder else []
     if folder:
-        from reszoo.report.run import write_curves, write_summary
+        from reszoo.training.report import write_curves, write_summary
 
         write_curves(folder / _CURVES, _title(config), history.epochs)
         write_summary(run, folder / _REPORT, repeat=repeat, export=export)
