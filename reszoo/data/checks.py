@@ -1,7 +1,7 @@
 """Dataset checks: images that cannot be used, and duplicates in splits and classes."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
@@ -21,14 +21,6 @@ POLICIES = {
     "skip": "leave unreadable images out and list them",
     "recover": "as skip, but decode truncated JPEGs as far as they go",
 }
-
-
-class Checked(NamedTuple):
-    """Examples by split, what was left out, and warnings of duplicates."""
-
-    splits: Mapping[str, Examples]
-    unreadable: tuple[Unreadable, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def check_policy(policy: str | None) -> None:
@@ -51,7 +43,9 @@ def refuse_first(unreadable: Sequence[Unreadable], policy: str) -> None:
         )
 
 
-def check(listing: Listing, policy: str | None) -> Checked:
+def check(
+    listing: Listing, policy: str | None
+) -> tuple[dict[str, Examples], tuple[Unreadable, ...], tuple[str, ...]]:
     """Turn listed images into examples and treat bad ones by a policy.
 
     Splits were drawn before, so that what is skipped moves no image from one split
@@ -62,13 +56,16 @@ def check(listing: Listing, policy: str | None) -> Checked:
         policy: A row of `POLICIES`; None reads headers only, and refuses a bad one;
             it looks for no duplicates, and ignores unsupported files.
 
+    Returns:
+        Examples by split, what was left out, and warnings of duplicates.
+
     Raises:
         DataError: An image cannot be used and the policy does not allow for that,
             or too few are left; names the image or the class.
     """
     examples, splits = listing.examples, listing.splits
     if policy is None:
-        return Checked(examples.read_headers().split(splits))
+        return examples.read_headers().split(splits), (), ()
     refuse_first(listing.unsupported, policy)
     table, recover = _examine(examples), policy == "recover"
     unreadable = table.unreadable(recover=recover)
@@ -79,7 +76,7 @@ def check(listing: Listing, policy: str | None) -> Checked:
         _check_kept(listing, splits)
     # Fields are assigned by their place.
     headers = table.rows[list(HEADER.names or ())].astype(HEADER)
-    return Checked(
+    return (
         replace(examples, headers=headers, recover=recover).split(splits),
         (*listing.unsupported, *unreadable),
         leak_warnings(listing, table) if listing.paths else (),
@@ -144,39 +141,30 @@ class Duplicates(NamedTuple):
         return {occurrence.label for occurrence in self.occurrences}
 
 
-def find_duplicates(listing: Listing, table: FactTable) -> Iterator[Duplicates]:
-    """Yield the images that occur more than once, in the order of the splits.
+def find_duplicates(listing: Listing, table: FactTable) -> list[Duplicates]:
+    """Return the images that occur more than once, in the order of the splits.
 
     Args:
         listing: Image files by split.
         table: The facts about `listing.paths`.
     """
-    splits = listing.disjoint_splits
-    images = np.concatenate(list(splits.values()))
-    names = np.repeat(list(splits), [len(indices) for indices in splits.values()])
-    readable = np.flatnonzero(table.readable()[images])
-    digests = table.rows["digest"][images[readable]]
-    # A stable sort: within a group, the order of the listing.
+    parts = listing.disjoint_splits
+    images = np.concatenate(list(parts.values()))
+    splits = np.repeat(list(parts), list(map(len, parts.values())))
+    readable = table.readable()[images]
+    images, splits = images[readable], splits[readable]
+    digests = table.rows["digest"][images]
     order = np.lexsort(digests.T)
-    digests = digests[order]
-    starts = np.flatnonzero(np.append(True, (digests[1:] != digests[:-1]).any(1)))
-    lengths = np.diff(np.append(starts, len(order)))
-    groups = [
-        readable[order[start : start + length]]
-        for start, length in zip(starts, lengths, strict=True)
-        if length > 1
-    ]
-    for group in sorted(groups, key=lambda group: int(group[0])):
-        yield Duplicates(
-            tuple(
-                Occurrence(
-                    listing.paths[images[member]],
-                    str(names[member]),
-                    listing.labels[listing.targets[images[member]]],
-                )
-                for member in group
-            )
-        )
+    new = (np.diff(digests[order], axis=0) != 0).any(1)
+    numbers = np.zeros(len(order), np.int64)
+    numbers[order[1:]] = np.cumsum(new)
+    counts = np.bincount(numbers)
+    groups: dict[int, list[Occurrence]] = {}
+    for place in np.flatnonzero(counts[numbers] > 1):
+        path, target = listing.paths[images[place]], listing.targets[images[place]]
+        occurrence = Occurrence(path, str(splits[place]), listing.labels[target])
+        groups.setdefault(int(numbers[place]), []).append(occurrence)
+    return [Duplicates(tuple(group)) for group in groups.values()]
 
 
 def leak_warnings(listing: Listing, table: FactTable) -> tuple[str, ...]:

@@ -116,11 +116,9 @@ _CHECKSUM = 32  # bytes of SHA-256
 
 
 def _cached_rows(cached: Rows, paths: Sequence[str]) -> Rows:
-    """Return a row for each file; zeros for new and changed ones.
+    """Return a row for each file, zeros for new and changed ones.
 
-    Args:
-        cached: `(n,)` of `ROW`, sorted by key.
-        paths: The files.
+    The cached rows are sorted by key.
     """
     rows, found = np.zeros(len(paths), ROW), np.full((2, len(paths)), -1, np.int64)
     hashes = (blake2b(os.fsencode(path), digest_size=8).digest() for path in paths)

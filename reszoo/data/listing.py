@@ -180,10 +180,7 @@ def _are_splits(found: dict[str, list[Path]]) -> bool:
 
 
 def _is_class(folder: Path) -> bool:
-    if _visible_folders(folder):
-        return False
-    images, unsupported = _images(str(folder))
-    return bool(images or unsupported)
+    return not _visible_folders(folder) and any(_images(str(folder)))
 
 
 def _visible_folders(folder: Path) -> list[Path]:

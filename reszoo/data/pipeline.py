@@ -116,13 +116,9 @@ def training_batches(
         )
     repeats, part = augmentation.repeats, batch_size // workers
     # Nothing in them is for AutoGraph, which takes longer than all of the tracing.
-    load, finish = map(
-        tf.autograph.experimental.do_not_convert,
-        (
-            _loader(Decoder(examples), preprocessing, augmentation),
-            _finisher(preprocessing, augmentation),
-        ),
-    )
+    plain = tf.autograph.experimental.do_not_convert
+    load = plain(_loader(Decoder(examples), preprocessing, augmentation))
+    finish = plain(_finisher(preprocessing, augmentation))
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
         slots = _epoch_slots(
@@ -151,13 +147,7 @@ def _epoch_slots(
     arXiv 1901.09335), so the same number of batches shows a part of the images, as
     torchvision's RASampler does over all of its devices. Equal indices are as far
     apart as can be, so that devices and mixup's neighbours have different images.
-
-    Args:
-        targets: int64 `(n,)`, of all examples.
-        batch_size: Of all devices together.
-        seed: Of the training, of any size, not negative.
-        epoch: From 0.
-        repeats: How often a batch shows each of its images.
+    The arguments are those of `training_batches`.
 
     Returns:
         Arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys for

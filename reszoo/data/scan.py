@@ -248,7 +248,7 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     listing = list_images(data)
     table = examine(listing.paths, progress=progress)
     recoverable = np.flatnonzero(table.rows["recoverable"]).tolist()
-    groups = list(find_duplicates(listing, table))
+    groups = find_duplicates(listing, table)
     return ScanReport(
         data=os.fspath(data),
         root=listing.root,

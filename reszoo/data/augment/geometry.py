@@ -49,7 +49,7 @@ def random_window(
 
     def drawn() -> Window:
         tall, wide = _int(heights[first]), _int(widths[first])
-        return *_place(height, width, tall, wide, keys[1]), tall, wide
+        return *_place(height - tall, width - wide, keys[1]), tall, wide
 
     window: Window = tf.cond(
         tf.reduce_any(fits), drawn, lambda: _central(height, width, ratio)
@@ -156,7 +156,7 @@ def erase(
 
     def erased() -> tf.Tensor:
         tall, wide = _int(heights[first]), _int(widths[first])
-        top, left = _place(height, width, tall, wide, keys[2])
+        top, left = _place(height - tall, width - wide, keys[2])
         rows, columns = tf.range(height) - top, tf.range(width) - left
         inside = ((rows >= 0) & (rows < tall))[:, None] & (
             (columns >= 0) & (columns < wide)
@@ -182,13 +182,9 @@ def _drawn_sides(
 
 
 def _place(
-    height: tf.Tensor,
-    width: tf.Tensor,
-    tall: tf.Tensor,
-    wide: tf.Tensor,
-    key: tf.Tensor,
+    down: tf.Tensor, across: tf.Tensor, key: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    room = tf.stack([height - tall, width - wide]) + 1
+    room = tf.stack([down, across]) + 1
     # stateless_uniform has one bound for all; 2**31 draws make its modulo even enough.
     draws = tf.random.stateless_uniform((2,), key, 0, tf.int32.max, tf.int32)
     top, left = tf.unstack(draws % room)
