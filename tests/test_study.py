@@ -298,7 +298,7 @@ def test_the_conclusion_tells_the_errors_and_their_spread() -> None:
         "Plain networks: the training error rises with depth, from 3.00 ± 1.41 % (20 "
         "layers) to 55.00 ± 7.07 % (56 layers)."
     )
-    assert "only one kind" in verdict
+    assert "only one kind is here" in verdict
     assert str(spread([0.5])) == "50.00"
 
 

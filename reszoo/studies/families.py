@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from reszoo.architecture import architecture
 from reszoo.errors import UnknownNameError, UsageError
@@ -50,8 +50,8 @@ class Family:
         default_layers: Depths that are compared by default.
         shortcuts: Available kinds.
         digits_steps: Steps on digits after which the deep ones have converged.
-        build: From a variant, the images' side, the number of classes and a seed to a
-            model from images to logits.
+        build: From a variant, the images' side and the number of classes to a model
+            from images to logits.
         title: Of its networks in plots.
     """
 
@@ -60,7 +60,7 @@ class Family:
     default_layers: tuple[int, ...]
     shortcuts: tuple[str, ...]
     digits_steps: int
-    build: Callable[[Variant, int, int, int], "keras.Model"]
+    build: Callable[[Variant, int, int], "keras.Model"]
     title: str
 
     def variants(
@@ -94,9 +94,7 @@ class Family:
         ]
 
 
-def _convolutional(
-    variant: Variant, side: int, classes: int, seed: int
-) -> "keras.Model":
+def _convolutional(variant: Variant, side: int, classes: int) -> "keras.Model":
     from reszoo.resnet import build_resnet
 
     kind = "plain" if variant.plain else "resnet"
@@ -106,14 +104,19 @@ def _convolutional(
         classes=classes,
         shortcut=variant.shortcut,
     )
-    return build_resnet(built, seed=seed)
+    return build_resnet(built, seed=0)
 
 
-def _dense(variant: Variant, side: int, classes: int, seed: int) -> "keras.Model":
+def _dense(variant: Variant, side: int, classes: int) -> "keras.Model":
     from reszoo.perceptron import mlp
 
-    options: dict[str, Any] = {"input_shape": (side, side, 3), "classes": classes}
-    return mlp(variant.layers, shortcut=variant.shortcut, seed=seed, **options)
+    return mlp(
+        variant.layers,
+        classes=classes,
+        input_shape=(side, side, 3),
+        shortcut=variant.shortcut,
+        seed=0,
+    )
 
 
 _CIFAR_LAYERS = tuple(

@@ -233,7 +233,8 @@ class _Effect:
 
 def conclude(result: StudyResult) -> list[str]:
     """Return the conclusion of a study as sentences, the one on the claim last."""
-    kinds = sorted({each.shortcut for each in result.variants}, key=_plain_first)
+    # In the order of the variants: plain first.
+    kinds = dict.fromkeys(variant.shortcut for variant in result.variants)
     effects: dict[str, _Effect] = {kind: _effect(result, kind) for kind in kinds}
     sentences = [each.sentence for each in effects.values() if each.sentence]
     return [*sentences, _verdict(result, effects)]
@@ -245,18 +246,11 @@ def trend(shallow: Spread, deep: Spread) -> str:
     A change counts when it is more than half a point and more than two standard
     errors of the difference of the means.
     """
-    change = deep.mean - shallow.mean
-    if abs(change) <= max(_LEAST, _ERRORS * _standard_error(shallow, deep)):
+    change, spreads = deep.mean - shallow.mean, (shallow, deep)
+    error = math.sqrt(sum((s.deviation or 0) ** 2 / s.seeds for s in spreads))
+    if abs(change) <= max(_LEAST, _ERRORS * error):
         return "stays"
     return "rises" if change > 0 else "falls"
-
-
-def _standard_error(*spreads: Spread) -> float:
-    return math.sqrt(sum((each.deviation or 0) ** 2 / each.seeds for each in spreads))
-
-
-def _plain_first(kind: str) -> tuple[bool, str]:
-    return kind != "none", kind
 
 
 def _effect(result: StudyResult, kind: str) -> _Effect:
@@ -264,33 +258,25 @@ def _effect(result: StudyResult, kind: str) -> _Effect:
     shallow, deep = variants[0], variants[-1]
     if shallow == deep:
         return _Effect("", "", 0.0)
-    errors = result.training_error(shallow), result.training_error(deep)
-    found = trend(*errors)
+    before, after = result.training_error(shallow), result.training_error(deep)
+    found = trend(before, after)
+    name = "Plain networks"
+    if kind != "none":
+        name = f"Residual networks with shortcut option {OPTIONS[kind]}"
+    verb, joint = f"{found} with depth, from", "to"
     if found == "stays":
-        verb = "does not change with depth beyond the spread of the seeds:"
-    else:
-        verb = f"{found} with depth, from"
-    joint = "and" if found == "stays" else "to"
+        verb, joint = "does not change with depth beyond the spread of seeds:", "and"
     sentence = (
-        f"{_name(kind)}: the training error {verb} {errors[0]} % ({shallow.layers} "
-        f"layers) {joint} {errors[1]} % ({deep.layers} layers)."
+        f"{name}: the training error {verb} {before} % ({shallow.layers} layers) "
+        f"{joint} {after} % ({deep.layers} layers)."
     )
-    return _Effect(sentence, found, errors[1].mean - errors[0].mean)
-
-
-def _name(kind: str) -> str:
-    if kind == "none":
-        return "Plain networks"
-    return f"Residual networks with shortcut option {OPTIONS[kind]}"
+    return _Effect(sentence, found, after.mean - before.mean)
 
 
 def _verdict(result: StudyResult, effects: dict[str, _Effect]) -> str:
     residual = [each for kind, each in effects.items() if kind != "none"]
     if "none" not in effects or not residual:
-        return (
-            "The claim compares plain and residual networks; this study has only one "
-            "kind."
-        )
+        return "The claim compares plain and residual networks; only one kind is here."
     if not all(each.trend for each in effects.values()):
         return "The claim is about depth; this study has only one depth."
     few = min(len(result.of(each)) for each in result.variants) < 2
@@ -300,26 +286,25 @@ def _verdict(result: StudyResult, effects: dict[str, _Effect]) -> str:
 
 
 def _on_claim(plain: _Effect, residual: _Effect) -> str:
-    if plain.trend == "rises" and residual.trend != "rises":
+    if plain.trend == "falls":
         return (
-            "This supports the claim: without shortcuts more layers made even the "
-            "training error worse, with shortcuts they did not."
+            "This does not support the claim: plain networks got better with depth. "
+            "Deeper networks or a harder task may show another outcome."
         )
-    if plain.trend == "rises":
-        points = (
-            f"the training error of plain networks rose by {100 * plain.change:.1f} "
-            f"points with depth, that of residual networks by "
-            f"{100 * residual.change:.1f}."
-        )
-        if residual.change < _SMALL_PART * plain.change:
-            return f"This mostly supports the claim: {points}"
-        return f"This supports only half of the claim: {points}"
     if plain.trend == "stays":
         return (
             "This does not decide the claim: plain networks did not get worse beyond "
             "the spread of the seeds at these depths and this length of training."
         )
+    if residual.trend != "rises":
+        return (
+            "This supports the claim: without shortcuts more layers made even the "
+            "training error worse, with shortcuts they did not."
+        )
+    mostly = residual.change < _SMALL_PART * plain.change
+    support = "mostly supports" if mostly else "supports only half of"
     return (
-        "This does not support the claim: plain networks got better with depth. Deeper "
-        "networks or a harder task may show another outcome."
+        f"This {support} the claim: the training error of plain networks rose by "
+        f"{100 * plain.change:.1f} points with depth, that of residual networks by "
+        f"{100 * residual.change:.1f}."
     )

@@ -123,9 +123,8 @@ def study(
     )
     say(_announcement(plan, variants, seeds))
     numbers = range(seed, seed + seeds)
-    pairs = [(variant, number) for variant in variants for number in numbers]
     with stop_on_signals(folder) as stop:
-        result = _train_all(chosen, plan, result, pairs, stop)
+        result = _train_all(chosen, plan, result, variants, numbers, stop)
     result = replace(result, conclusion=tuple(conclude(result)))
     write_results(result)
     from reszoo.studies.report import write_page
@@ -223,23 +222,23 @@ def _train_all(
     family: Family,
     plan: StudyPlan,
     result: StudyResult,
-    pairs: Iterable[tuple[Variant, int]],
+    variants: Iterable[Variant],
+    seeds: Iterable[int],
     stop: StopRequest,
 ) -> StudyResult:
-    done = {(run.variant, run.seed) for run in result.runs}
     # From the start, so that a state in the folder always has its conditions.
     write_results(result)
-    trainer: VariantTrainer | None = None
-    trained: Variant | None = None
-    for variant, seed in pairs:
-        if (variant, seed) in done:
+    for variant in variants:
+        done = {run.seed for run in result.of(variant)}
+        remaining = [seed for seed in seeds if seed not in done]
+        if not remaining:
             continue
-        if trainer is None or trained != variant:
-            trainer, trained = _variant_trainer(family, variant, plan), variant
-        run = StudyRun(trainer, variant, seed, plan).train(stop)
-        result = replace(result, runs=(*result.runs, run))
-        write_results(result)
-        say(_summary(run))
+        trainer = _variant_trainer(family, variant, plan)
+        for seed in remaining:
+            run = StudyRun(trainer, variant, seed, plan).train(stop)
+            result = replace(result, runs=(*result.runs, run))
+            write_results(result)
+            say(_summary(run))
     return result
 
 
@@ -251,7 +250,7 @@ def _variant_trainer(
     keras.backend.clear_session()
     with precision_policy(resolve_precision(recipe)):
         side, classes = plan.preprocessing.train_size, len(plan.source.labels)
-        model = family.build(variant, side, classes, 0)
+        model = family.build(variant, side, classes)
     if recipe.bn_momentum is not None:
         set_momentum(model, recipe.bn_momentum)
     return VariantTrainer(model, plan)

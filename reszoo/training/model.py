@@ -19,7 +19,7 @@ from reszoo.training.recipes import Recipe
 from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo.zoo import get_card
 
-# On a model: which layers `freeze` froze that learnt before.
+# Attribute of a model: names of the layers that `freeze` froze.
 _FROZEN = "_reszoo_frozen"
 
 
@@ -36,18 +36,18 @@ class BatchNormCount(NamedTuple):
 def freeze(
     model: keras.Model,
     architecture: Architecture,
-    setting: str | None,
+    part: str | None,
     batch_norm: bool,
 ) -> BatchNormCount:
-    """Set which layers of a model learn.
+    """Set which layers of a model are trainable.
 
-    What an earlier call froze is thawed first. Layers that were frozen otherwise, by
-    the user's hand for example, stay so.
+    What an earlier call froze is unfrozen first. Layers that were frozen otherwise, by
+    the user for example, stay frozen.
 
     Args:
         model: A model from `build_resnet`.
-        architecture: What it was built from.
-        setting: "backbone" for all but the head, "stages:N" for the stem and the
+        architecture: Of the model.
+        part: "backbone" for all but the head, "stages:N" for the stem and the
             first N stages, or None.
         batch_norm: Whether every batch normalisation is frozen as well.
 
@@ -55,43 +55,47 @@ def freeze(
         How many batch normalisations are frozen and live.
 
     Raises:
-        UsageError: The net has no such number of stages.
+        UsageError: The model has fewer stages.
     """
-    names = frozen_layers(architecture, setting)
-    learning = learning_layers(model)
+    names = frozen_layers(architecture, part)
+    unfrozen = unfrozen_layers(model)
     norms = []
     for layer in model.layers:
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         stays = layer.name in names or (batch_norm and is_norm)
-        layer.trainable = layer.name in learning and not stays
+        layer.trainable = layer.name in unfrozen and not stays
         if is_norm:
             norms.append(layer.trainable)
     frozen = {layer.name for layer in model.layers if not layer.trainable}
-    setattr(model, _FROZEN, frozenset(learning & frozen))
+    setattr(model, _FROZEN, frozenset(unfrozen & frozen))
     return BatchNormCount(frozen=norms.count(False), live=norms.count(True))
 
 
-def learning_layers(model: keras.Model) -> set[str]:
-    """Return the names of the layers that learn, or would but for `freeze`."""
+def unfrozen_layers(model: keras.Model) -> set[str]:
+    """Return the names of the layers that are trainable, or frozen by `freeze` only."""
     ours: frozenset[str] = getattr(model, _FROZEN, frozenset())
     return {
         layer.name for layer in model.layers if layer.trainable or layer.name in ours
     }
 
 
-def frozen_layers(architecture: Architecture, setting: str | None) -> set[str]:
-    """Return the names of the layers with weights that a setting freezes.
+def frozen_layers(architecture: Architecture, part: str | None) -> set[str]:
+    """Return the names of the layers with weights in a part of a model.
+
+    Args:
+        architecture: Of the model.
+        part: As in `freeze`.
 
     Raises:
-        UsageError: The model has no such number of stages.
+        UsageError: The model has fewer stages.
     """
-    if setting is None:
+    if part is None:
         return set()
     stages = len(architecture.spec.depths)
-    count = stages if setting == "backbone" else int(setting.partition(":")[2])
+    count = stages if part == "backbone" else int(part.partition(":")[2])
     if count > stages:
         raise UsageError(
-            f"{architecture.name} has {stages} stages. Received: freeze={setting!r}."
+            f"{architecture.name} has {stages} stages. Received: freeze={part!r}."
         )
     listed = [each for each in convolutions(architecture) if each.stage <= count]
     names = {name for each in listed for name in (each.name, *each.norms)}
@@ -131,10 +135,10 @@ def training_copy(
             name=model.name,
         )
     assign_tensors(copy, to_tensors(model), model.name)
-    learning = learning_layers(model)
+    unfrozen = unfrozen_layers(model)
     for layer in model.layers:
         if layer.weights:
-            copy.get_layer(layer.name).trainable = layer.name in learning
+            copy.get_layer(layer.name).trainable = layer.name in unfrozen
     return logits_model(copy)
 
 
