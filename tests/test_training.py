@@ -90,7 +90,7 @@ def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
         f"95 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
         "10 -> 3 classes"
     )
-    assert "12 steps in 4 epochs (2 of the head alone)" in lines[1]
+    assert "12 steps in 4 epochs (head only in the first 2)" in lines[1]
     assert lines[1].endswith("batch normalisation: 19 frozen, 0 live")
     assert [row.phase for row in tuned.history] == ["head", "head", "all", "all"]
     assert tuned.recipe.name == "finetune"

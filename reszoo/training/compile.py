@@ -179,7 +179,7 @@ def compile(
 
     The recipe decides the optimizer (with coupled weight decay), the learning rate of
     every step, the loss, the frozen layers and the momentum of batch normalisation.
-    Augmentation, averaged weights, the phase of the head alone and half precision are
+    Augmentation, averaged weights, a phase of the head alone and half precision are
     left to `reszoo.train`. Changing `layer.trainable` afterwards takes effect at the
     next `fit`. Layers that were frozen by hand stay frozen; what an earlier `compile`
     froze is unfrozen first. The card then names this recipe and has no metrics. With

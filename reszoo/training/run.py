@@ -296,7 +296,7 @@ class Run(StepLoop):
         examples: Of the train split.
         evaluator: Measures with the weights of the last epoch.
         phase_trainer: Trains the model in the present phase.
-        head_top1: Accuracy after the phase of the head alone, on the split that
+        head_top1: Accuracy after the phase of the head, on the split that
             the model is finally evaluated on; None without such a phase.
     """
 
@@ -470,7 +470,7 @@ class Run(StepLoop):
             metrics = self.evaluator.evaluate("test")
             self.head_top1 = metrics.top1 if metrics else None
         self.phase_trainer = self._new_phase_trainer()
-        say(f"Head trained; now all unfrozen layers; {self.phase_trainer.batch_norm}")
+        say(f"Training all unfrozen layers; {self.phase_trainer.batch_norm}")
 
     def _row(self, metrics: Metrics | None) -> Epoch:
         totals, phase = self._totals, self.phase_trainer.phase

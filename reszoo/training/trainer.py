@@ -313,11 +313,11 @@ def _announce(run: Run) -> None:
     flips = ", flipped at random" if config.augmentation.flip else ""
     side = config.card.preprocessing.train_size
     head = config.phases[0].epochs if len(config.phases) > 1 else 0
-    alone = f" ({head} of the head alone)" if head else ""
+    first = f" (head only in the first{f' {head}' * (head > 1)})" if head else ""
     say(
         f"{_title(config)}: {len(run.examples):,} images at {side} x {side}{flips}, "
         f"{_count(len(config.source.labels), 'class', 'classes')}, "
-        f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{alone}, "
+        f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{first}, "
         f"{resolve_precision(config.recipe)}; {run.phase_trainer.batch_norm}"
     )
     if run.finished:
