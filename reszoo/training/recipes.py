@@ -58,7 +58,11 @@ def _plain(value: Any, kind: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if get_origin(kind) is tuple:
-        return _plain_tuple(value, get_args(kind))
+        kinds = get_args(kind)
+        fits = Ellipsis in kinds or len(value) == len(kinds)
+        if not isinstance(value, (list, tuple)) or not fits:
+            raise TypeError
+        return tuple(_plain(part, kinds[0]) for part in value)
     # True is an int in Python, but not a number of epochs.
     if kind is float and type(value) is int:
         value = float(value)
@@ -67,14 +71,6 @@ def _plain(value: Any, kind: Any) -> Any:
     if kind is float and not math.isfinite(value):
         raise TypeError
     return value
-
-
-def _plain_tuple(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise TypeError
-    if Ellipsis not in kinds and len(value) != len(kinds):
-        raise TypeError
-    return tuple(_plain(part, kinds[0]) for part in value)
 
 
 def _type_name(kind: Any) -> str:

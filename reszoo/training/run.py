@@ -269,11 +269,10 @@ class StepLoop(ABC):
             loss, correct = self._train(images, targets)
             if not math.isfinite(loss):
                 return False
-            totals.steps, totals.correct = totals.steps + 1, totals.correct + correct
-            totals.loss, totals.waited = (
-                totals.loss + loss,
-                totals.waited + received - start,
-            )
+            totals.steps += 1
+            totals.loss += loss
+            totals.correct += correct
+            totals.waited += received - start
             totals.seconds += time.perf_counter() - start
             progress.advance(note=totals.progress(self._batch_size))
             self._save_or_stop(stop)
