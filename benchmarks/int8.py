@@ -97,7 +97,7 @@ def with_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:
     """Write a file with the converter's own full-integer recipe."""
     import tensorflow as tf
 
-    from reszoo_export.tflite.writer import convert_flatbuffer
+    from reszoo_export.tflite.writer import convert
 
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -107,7 +107,7 @@ def with_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
     path = folder / "converter.tflite"
-    path.write_bytes(convert_flatbuffer(serving, prepare))
+    path.write_bytes(convert(serving, prepare))
     return path
 
 

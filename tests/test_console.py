@@ -60,7 +60,7 @@ def test_the_command_line_imports_the_exporter_silently(folder: Path) -> None:
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"reszoo: {folder} exists and is no export")
+    assert line.startswith(f"reszoo: {folder} exists and is not an export")
 
 
 def test_a_library_never_redirects_file_descriptors(folder: Path) -> None:

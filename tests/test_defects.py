@@ -300,6 +300,10 @@ def test_activations_that_float16_cannot_hold_are_seen(tmp_path: Path) -> None:
     assert "exceed 65504, the largest number in float16" in found
 
 
+def write(serving: Serving, path: Path, prepare: Any = None) -> None:
+    tflite_writer.write_model(tflite_writer.convert(serving, prepare), serving, path)
+
+
 def without_calibration(serving: Serving, path: Path) -> None:
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -307,7 +311,7 @@ def without_calibration(serving: Serving, path: Path) -> None:
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
 
-    tflite_writer.convert(serving, path, prepare)
+    write(serving, path, prepare)
 
 
 def red_for_blue(serving: Serving, path: Path) -> None:
@@ -315,19 +319,17 @@ def red_for_blue(serving: Serving, path: Path) -> None:
     record = serving.card.preprocessing
     turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
     other = replace(serving.card, preprocessing=turned)
-    content = tflite_writer.convert_flatbuffer(replace(serving, card=other))
-    tflite_writer.write_flatbuffer(content, serving, path)
+    content = tflite_writer.convert(replace(serving, card=other))
+    tflite_writer.write_model(content, serving, path)
 
 
 def labels_turned(serving: Serving, path: Path) -> None:
     labels = tuple(reversed(serving.card.labels or ()))
-    tflite_writer.convert(
-        replace(serving, card=replace(serving.card, labels=labels)), path
-    )
+    write(replace(serving, card=replace(serving.card, labels=labels)), path)
 
 
 def not_quantised(serving: Serving, path: Path) -> None:
-    tflite_writer.convert(serving, path)
+    write(serving, path)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_bytes_are_answered_as_probabilities(tmp_path: Path, images: Any) -> Non
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8
 
-    writer.write_flatbuffer(writer.convert_flatbuffer(made, prepare), made, path)
+    writer.write_model(writer.convert(made, prepare), made, path)
     runtime = open_runtime(path)
     (out,) = runtime.outputs
     assert (out["dtype"], out["scale"], out["zero_point"]) == ("uint8", 1 / 256, 0)

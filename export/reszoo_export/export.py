@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import keras
 
@@ -44,7 +44,7 @@ from reszoo_export.verification.divergence import first_divergence
 from reszoo_export.verification.reference import Reference, make_reference
 from reszoo_export.verification.verify import (
     FileVerification,
-    refuse_problems,
+    problem_list,
     verify_file,
 )
 
@@ -283,7 +283,7 @@ def _measured(manifest: Manifest, folder: Path) -> Manifest:
     return replace(manifest, files=tuple(files))
 
 
-def _keep_failed(folder: Path, manifest: Manifest) -> None:
+def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:
     """Rename a failed export and its failed files, and raise the error."""
     for record in manifest.files:
         if record.verification.problems:
@@ -293,13 +293,10 @@ def _keep_failed(folder: Path, manifest: Manifest) -> None:
     if failed.exists():
         shutil.rmtree(failed)
     folder.rename(failed)
-    try:
-        refuse_problems(manifest.folder, manifest.problems)
-    except VerificationError as error:
-        raise VerificationError(
-            f"{error}\nNothing was written to {manifest.folder}; "
-            f"the failed export is kept in {failed}."
-        ) from None
+    raise VerificationError(
+        f"{problem_list(manifest.folder, manifest.problems)}\nNothing was written to "
+        f"{manifest.folder}; the failed export is kept in {failed}."
+    )
 
 
 def _failed_folder(folder: Path) -> Path:

@@ -434,20 +434,7 @@ _OUTPUTS = ("probabilities", "logits", "features")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Input and output of the exported function.
-
-    Attributes:
-        batch: Images in a call: a number, or "dynamic" for any number; None is each
-            format's default, 1 for TFLite and any number for the others.
-        input_size: Height and width of the image in pixels; None is the card's.
-        layout: Order of the image's axes, "nhwc" or "nchw" (ONNX only).
-        integer_io: Whether tflite-int8 takes uint8 pixels and gives uint8
-            probabilities in steps of 1/256, for devices without floating point.
-        outputs: The only output: "probabilities", "logits", or "features", the input
-            of the classifier. None is each format's default: probabilities for
-            TFLite, probabilities and logits for the others.
-        version: Number of the SavedModel's folder, as TF Serving counts versions.
-    """
+    """Input and output of the exported function; `reszoo.export` explains each."""
 
     batch: int | Literal["dynamic"] | None = None
     input_size: int | None = None

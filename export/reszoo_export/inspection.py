@@ -139,21 +139,14 @@ class FileDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        found = self.contents
+        own = {k: v for k, v in vars(self).items() if k != "contents"}
         return {
-            "path": self.path,
-            "format": self.format,
-            "kind": self.kind,
-            "precision": found.precision,
-            "bytes": self.bytes,
-            "sha256": self.sha256,
-            "inputs": [each.to_json() for each in found.inputs],
-            "outputs": [each.to_json() for each in found.outputs],
-            "operators": dict(sorted(found.operators.items())),
-            "parameters": found.parameters,
-            "details": dict(found.details),
+            **own,
+            **vars(self.contents),
+            "inputs": [each.to_json() for each in self.contents.inputs],
+            "outputs": [each.to_json() for each in self.contents.outputs],
+            "operators": dict(sorted(self.contents.operators.items())),
             "card": self.card.to_json() if self.card else None,
-            "note": found.note,
         }
 
 

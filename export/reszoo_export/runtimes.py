@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,29 +133,49 @@ def softmax(logits: NDArray[Any]) -> ModelOutput:
     return shares
 
 
-class Runtime(Protocol):
+class Runtime:
     """An opened file.
 
-    Attributes:
+    Args:
+        path: The file, for errors.
         name: Of the runtime, with its version.
         card: The card inside the file.
         threads: How many compute one output.
         inputs: Name, dtype and shape of each input; of quantized ones also scale and
             zero point.
         outputs: The same of each output.
-        interface: How it is run.
+        call: From pixels, in the file's dtype and layout, and the name of an output to
+            that output.
+        operators: Returns how often each operator occurs; None for a checkpoint.
+
+    Attributes:
+        interface: The input and output that `run` uses.
+
+    Raises:
+        CheckpointError: The input is not `image`, or no output is known.
     """
 
-    name: str
-    card: Card
-    threads: int
-    inputs: list[TensorInfo]
-    outputs: list[TensorInfo]
-    interface: Interface
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        card: Card,
+        threads: int,
+        inputs: list[TensorInfo],
+        outputs: list[TensorInfo],
+        call: Callable[[NDArray[Any], str], NDArray[Any]],
+        operators: Callable[[], Mapping[str, int]] | None = None,
+    ) -> None:
+        self.name, self.card, self.threads = name, card, threads
+        self.inputs, self.outputs = inputs, outputs
+        self.interface = find_interface(path, inputs, outputs)
+        self._call, self._operators = call, operators
 
-    @property
+    @cached_property
     def operators(self) -> Mapping[str, int]:
-        """How often each operator occurs; empty for checkpoints."""
+        """How often each operator occurs; empty for a checkpoint."""
+        return self._operators() if self._operators else {}
 
     def run(self, images: Pixels) -> ModelOutput:
         """Run the file on uint8 `(n, height, width, 3)`.
@@ -163,6 +184,8 @@ class Runtime(Protocol):
             Probabilities `(n, classes)`, also where the file gives logits or uint8;
             features `(n, width)` where it gives features.
         """
+        name = self.interface.output["name"]
+        return self.interface.run(lambda pixels: self._call(pixels, name), images)
 
 
 def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
@@ -171,35 +194,29 @@ def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
     return np.concatenate([runtime.run(images[at : at + _BATCH_SIZE]) for at in starts])
 
 
-class KerasRuntime:
-    """A checkpoint, or a model in memory, run by Keras."""
+def open_keras(model: "keras.Model") -> Runtime:
+    """Return the runtime of a model in memory."""
+    import keras
 
-    def __init__(self, model: "keras.Model") -> None:
-        import keras
+    from reszoo.metrics import inference_function
+    from reszoo.zoo import get_card
 
-        from reszoo.metrics import inference_function
-        from reszoo.zoo import get_card
-
-        self.card = get_card(model)
-        self.name = f"keras {keras.__version__}"
-        self.threads = tensorflow_threads()
-        self.operators: Mapping[str, int] = {}
-        shape = [None, *self.card.architecture.input_shape]
-        self.inputs = [{"name": "image", "dtype": "uint8", "shape": shape}]
-        classes = [None, self.card.architecture.classes]
-        self.outputs = [
+    card = get_card(model)
+    function = inference_function(model, card.preprocessing)
+    shape = [None, *card.architecture.input_shape]
+    classes = [None, card.architecture.classes]
+    return Runtime(
+        Path(model.name),
+        name=f"keras {keras.__version__}",
+        card=card,
+        threads=tensorflow_threads(),
+        inputs=[{"name": "image", "dtype": "uint8", "shape": shape}],
+        outputs=[
             {"name": name, "dtype": "float32", "shape": classes}
             for name in ("logits", "probabilities")
-        ]
-        self.interface = find_interface(Path(model.name), self.inputs, self.outputs)
-        self._function = inference_function(model, self.card.preprocessing)
-
-    def run(self, images: Pixels) -> ModelOutput:
-        """See `Runtime.run`."""
-        return self.interface.run(self._call, images)
-
-    def _call(self, pixels: NDArray[Any]) -> Any:
-        return self._function(pixels)[self.interface.output["name"]].numpy()
+        ],
+        call=lambda pixels, output: function(pixels)[output].numpy(),
+    )
 
 
 def tensorflow_threads() -> int:
@@ -281,9 +298,9 @@ def open_runtime(
         from reszoo.zoo import load
 
         limit_tensorflow(threads)
-        return KerasRuntime(load(path))
+        return open_keras(load(path))
     limit_tensorflow(threads)
-    return KerasRuntime(model)
+    return open_keras(model)
 
 
 def compute_activations(path: Path, row: RuntimeSpec, images: Pixels) -> Activations:

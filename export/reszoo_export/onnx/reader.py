@@ -5,7 +5,6 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from reszoo_export.metadata import parse_card
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
 from reszoo_export.runtimes import (
     Activations,
-    ModelOutput,
+    Runtime,
     TensorInfo,
-    find_interface,
     float_activations,
 )
 
@@ -37,52 +35,30 @@ _ERRORS_ONLY = 3
 _NUMPY_DTYPES = {"float": "float32", "double": "float64"}
 
 
-class OnnxRuntime:
-    """A `.onnx` file, run by ONNX Runtime.
+def open_file(path: Path, threads: int | None) -> Runtime:
+    """See `Reader.open_file`."""
+    import onnxruntime
 
-    Args:
-        path: The file.
-        threads: Of ONNX Runtime; one for each core if None.
-    """
-
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        import onnxruntime
-
-        self.threads = threads or os.cpu_count() or 1
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
-        properties = self._session.get_modelmeta().custom_metadata_map
-        self.card = read_card(path, properties)
-        self.name = f"onnxruntime {onnxruntime.__version__}"
-        self._path = path
-        self.inputs = [_tensor_info(value) for value in self._session.get_inputs()]
-        self.outputs = [_tensor_info(value) for value in self._session.get_outputs()]
-        self.interface = find_interface(path, self.inputs, self.outputs)
-
-    @cached_property
-    def operators(self) -> Mapping[str, int]:
-        """Those of the file, which a session does not list: read on first use."""
-        import onnx
-
-        return _operators(onnx.load(self._path).graph)
-
-    def run(self, images: Pixels) -> ModelOutput:
-        """See `Runtime.run`."""
-        return self.interface.run(self._call, images)
-
-    def _call(self, pixels: NDArray[Any]) -> Any:
-        names = [self.interface.output["name"]]
-        return self._session.run(names, {"image": pixels})[0]
-
-
-open_file = OnnxRuntime
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.log_severity_level = _ERRORS_ONLY
+    try:
+        session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
+    return Runtime(
+        path,
+        name=f"onnxruntime {onnxruntime.__version__}",
+        card=read_card(path, session.get_modelmeta().custom_metadata_map),
+        threads=options.intra_op_num_threads,
+        inputs=[_tensor_info(value) for value in session.get_inputs()],
+        outputs=[_tensor_info(value) for value in session.get_outputs()],
+        call=lambda pixels, output: session.run([output], {"image": pixels})[0],
+        # A session does not list them.
+        operators=lambda: _operators(_load(path).graph),
+    )
 
 
 def _tensor_info(value: Any) -> TensorInfo:

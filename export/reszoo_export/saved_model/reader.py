@@ -4,7 +4,6 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from reszoo_export.inspection import Contents, TensorDescription, card_or_note
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import (
     Activations,
-    ModelOutput,
+    Runtime,
     TensorInfo,
-    find_interface,
     float_activations,
     limit_tensorflow,
     name_open_sides,
@@ -36,58 +34,44 @@ SIGNATURES = ("serving_default", "serving_bytes")
 ENCODED_INPUT = "image_bytes"
 
 
-class SavedModelRuntime:
-    """A SavedModel folder, run by TensorFlow alone.
+def open_file(path: Path, threads: int | None) -> Runtime:
+    """See `Reader.open_file`; of several versions the highest is opened."""
+    import tensorflow as tf
 
-    Args:
-        path: The folder with `saved_model.pb`, or one with versions as TF Serving
-            reads them, of which the highest is opened.
-        threads: Of TensorFlow; one for each core if None.
-    """
+    path = newest_version(path)
+    limit_tensorflow(threads)
+    card = read_card(path)
+    try:
+        model = tf.saved_model.load(str(path))
+        signature = model.signatures["serving_default"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a whole SavedModel ({type(error).__name__}: {error})."
+        ) from error
+    specs = signature.structured_input_signature[1].values()
+    outputs = sorted(signature.structured_outputs.items())
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        import tensorflow as tf
+    def call(pixels: NDArray[Any], output: str) -> Any:
+        # A signature without its model would lose the weights.
+        run = model.signatures["serving_default"]
+        return run(image=tf.constant(pixels))[output].numpy()
 
-        path = newest_version(path)
-        limit_tensorflow(threads)
-        self.card = read_card(path)
-        self.name = f"tensorflow {tf.__version__}"
-        self.threads = tensorflow_threads()
-        try:
-            # The signature has weak references to its variables: keep the model.
-            self._loaded = tf.saved_model.load(str(path))
-            self._signature = self._loaded.signatures["serving_default"]
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} is not a whole SavedModel ({type(error).__name__}: {error})."
-            ) from error
-        specs = self._signature.structured_input_signature[1].values()
-        self.inputs = [_tensor_info(spec, spec.name) for spec in specs]
-        self.outputs = [
-            _tensor_info(tensor, name)
-            for name, tensor in sorted(self._signature.structured_outputs.items())
-        ]
-        self.interface = find_interface(path, self.inputs, self.outputs)
-
-    @cached_property
-    def operators(self) -> Mapping[str, int]:
-        """Those of the signature, and of all functions that it may call."""
-        graph = self._signature.graph.as_graph_def()
+    def operators() -> Counter[str]:
+        """Count those of the signature, and of all functions that it may call."""
+        graph = signature.graph.as_graph_def()
         inside = [node for each in graph.library.function for node in each.node_def]
         return Counter(node.op for node in (*graph.node, *inside))
 
-    def run(self, images: Pixels) -> ModelOutput:
-        """See `Runtime.run`."""
-        return self.interface.run(self._call, images)
-
-    def _call(self, pixels: NDArray[Any]) -> Any:
-        import tensorflow as tf
-
-        outputs = self._signature(image=tf.constant(pixels))
-        return outputs[self.interface.output["name"]].numpy()
-
-
-open_file = SavedModelRuntime
+    return Runtime(
+        path,
+        name=f"tensorflow {tf.__version__}",
+        card=card,
+        threads=tensorflow_threads(),
+        inputs=[_tensor_info(spec, spec.name) for spec in specs],
+        outputs=[_tensor_info(tensor, name) for name, tensor in outputs],
+        call=call,
+        operators=operators,
+    )
 
 
 def _tensor_info(spec: Any, name: str) -> TensorInfo:

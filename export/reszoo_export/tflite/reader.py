@@ -22,10 +22,9 @@ from reszoo_export.inspection import Contents, card_or_note
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import (
     Activations,
-    ModelOutput,
+    Runtime,
     TensorInfo,
     compute_activations,
-    find_interface,
     float_activations,
     name_open_sides,
 )
@@ -42,54 +41,44 @@ _INTEGERS = {"int8": "int8", "uint8": "int8", "int16": "int16x8"}
 _STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
 
 
-class TFLiteRuntime:
-    """A `.tflite` file, run by LiteRT.
+def open_file(path: Path, threads: int | None) -> Runtime:
+    """See `Reader.open_file`."""
+    threads = threads or os.cpu_count() or 1
+    with quiet():
+        from ai_edge_litert.interpreter import Interpreter
 
-    Args:
-        path: The file.
-        threads: Of LiteRT; one for each core if None.
-    """
+        try:
+            interpreter = Interpreter(str(path), num_threads=threads)
+            interpreter.allocate_tensors()
+            signature = interpreter.get_signature_runner("serving_default")
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is not a TFLite file ({error}).") from error
+    inputs, outputs = signature.get_input_details(), signature.get_output_details()
+    operators = [each["op_name"] for each in interpreter._get_ops_details()]
+    # Without an image `Runtime` refuses the file.
+    image = inputs.get("image", {"index": -1, "shape": ()})
+    shape = tuple(image["shape"])
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        self.threads = threads or os.cpu_count() or 1
-        with quiet():
-            from ai_edge_litert.interpreter import Interpreter
+    def call(pixels: NDArray[Any], output: str) -> Any:
+        nonlocal shape
+        if pixels.shape != shape:
+            interpreter.resize_tensor_input(image["index"], pixels.shape)
+            interpreter.allocate_tensors()
+            shape = pixels.shape
+        interpreter.set_tensor(image["index"], pixels)
+        interpreter.invoke()
+        return interpreter.get_tensor(outputs[output]["index"])
 
-            try:
-                self._interpreter = Interpreter(str(path), num_threads=self.threads)
-                self._interpreter.allocate_tensors()
-                signature = self._interpreter.get_signature_runner("serving_default")
-            except (ValueError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"{path} is not a TFLite file ({error})."
-                ) from error
-        self.card = read_card(path)
-        self.name = f"ai-edge-litert {metadata.version('ai-edge-litert')}"
-        self.operators: Mapping[str, int] = Counter(
-            detail["op_name"] for detail in self._interpreter._get_ops_details()
-        )
-        inputs, outputs = signature.get_input_details(), signature.get_output_details()
-        self.inputs, self.outputs = _tensor_info(inputs), _tensor_info(outputs)
-        self.interface = find_interface(path, self.inputs, self.outputs)
-        self._input = inputs["image"]["index"]
-        self._output = outputs[self.interface.output["name"]]["index"]
-        self._shape = tuple(inputs["image"]["shape"])
-
-    def run(self, images: Pixels) -> ModelOutput:
-        """See `Runtime.run`."""
-        return self.interface.run(self._call, images)
-
-    def _call(self, pixels: NDArray[Any]) -> Any:
-        if pixels.shape != self._shape:
-            self._interpreter.resize_tensor_input(self._input, pixels.shape)
-            self._interpreter.allocate_tensors()
-            self._shape = pixels.shape
-        self._interpreter.set_tensor(self._input, pixels)
-        self._interpreter.invoke()
-        return self._interpreter.get_tensor(self._output)
-
-
-open_file = TFLiteRuntime
+    return Runtime(
+        path,
+        name=f"ai-edge-litert {metadata.version('ai-edge-litert')}",
+        card=read_card(path),
+        threads=threads,
+        inputs=_tensor_info(inputs),
+        outputs=_tensor_info(outputs),
+        call=call,
+        operators=lambda: Counter(operators),
+    )
 
 
 def _tensor_info(details: Mapping[str, Any]) -> list[TensorInfo]:

@@ -33,7 +33,7 @@ _EVERY, _CONTRAST = 4, 8
 
 def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
     """Write a float32 file: float32 pixels in 0..255 in, probabilities out."""
-    convert(serving, path)
+    write_model(convert(serving), serving, path)
 
 
 def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) -> None:
@@ -45,7 +45,7 @@ def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) ->
     Raises:
         ExportError: A weight is too large for float16.
     """
-    write_flatbuffer(float16_kernels(convert_flatbuffer(serving)), serving, path)
+    write_model(float16_kernels(convert(serving)), serving, path)
 
 
 def write_dynamic(
@@ -59,7 +59,7 @@ def write_dynamic(
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
-    convert(serving, path, prepare)
+    write_model(convert(serving, prepare), serving, path)
 
 
 def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
@@ -79,8 +79,7 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8 if integer_io else tf.float32
 
-    content = convert_flatbuffer(as_bytes(serving, net), prepare)
-    write_flatbuffer(content, serving, path)
+    write_model(convert(as_bytes(serving, net), prepare), serving, path)
 
 
 def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> None:
@@ -97,7 +96,7 @@ def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> Non
             tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         ]
 
-    convert(serving, path, prepare)
+    write_model(convert(serving, prepare), serving, path)
 
 
 def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
@@ -112,19 +111,8 @@ def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
             yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
 
 
-def convert(serving: Serving, path: Path, prepare: Prepare | None = None) -> None:
-    """Convert and write a file with its card.
-
-    Args:
-        serving: What to write.
-        path: The file to make.
-        prepare: Sets further options of the converter; None leaves float32.
-    """
-    write_flatbuffer(convert_flatbuffer(serving, prepare), serving, path)
-
-
-def convert_flatbuffer(serving: Serving, prepare: Prepare | None = None) -> bytes:
-    """Return the converter's output, without a card.
+def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
+    """Return the model as a FlatBuffer, without its card.
 
     Input `image` is float32 in 0..255, unless `prepare` sets another dtype.
 
@@ -155,8 +143,8 @@ def convert_flatbuffer(serving: Serving, prepare: Prepare | None = None) -> byte
     return content
 
 
-def write_flatbuffer(content: bytes, serving: Serving, path: Path) -> None:
-    """Write a converted file with its card."""
+def write_model(content: bytes, serving: Serving, path: Path) -> None:
+    """Write a converted model with its card."""
     path.write_bytes(with_card(content, serving.card))
 
 

@@ -84,7 +84,8 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
         for name, digest in manifest.beside.items()
         for problem in _changes(manifest.folder / name, digest)
     ]
-    refuse_problems(manifest.folder, [*beside, *repeated.problems])
+    if problems := [*beside, *repeated.problems]:
+        raise VerificationError(problem_list(manifest.folder, problems))
     return repeated
 
 
@@ -114,12 +115,11 @@ def _changes(path: Path, digest: str) -> list[str]:
         return [f"it cannot be read ({error})"]
 
 
-def refuse_problems(folder: Path, problems: Sequence[str]) -> None:
-    """Raise a VerificationError that lists an export's problems, if it has any."""
-    if problems:
-        raise VerificationError(
-            f"{len(problems)} check(s) failed in {folder}:\n  " + "\n  ".join(problems)
-        )
+def problem_list(folder: Path, problems: Sequence[str]) -> str:
+    """Return the text of an error about an export's problems."""
+    return f"{len(problems)} check(s) failed in {folder}:" + "".join(
+        f"\n  {problem}" for problem in problems
+    )
 
 
 def verify_file(
