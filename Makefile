@@ -9,7 +9,8 @@ PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reord
 PEERS := .peers
 PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: help demo test test-slow test-all lint format bench bench-all bench-quick clean
+.PHONY: help demo test test-slow test-all lint format bench bench-all bench-quick saved-models \
+  clean
 
 help:
 	@echo "make demo        fine-tune, export and verify a ResNet on real images"
@@ -19,6 +20,8 @@ help:
 	@echo "make format      format the code"
 	@echo "make bench       compare with other libraries: half an hour"
 	@echo "make bench-quick the same in a few minutes; bench-all measures more"
+	@echo "make saved-models DATA=CIFAR10"
+	@echo "                 export saved_models/resnet20-cifar10 again"
 	@echo "make clean       remove the environments and caches"
 
 demo: $(STAMP)
@@ -52,6 +55,13 @@ bench-all: $(STAMP) $(PEERS_STAMP)
 
 bench-quick: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python benchmarks/bench.py --quick --peers $(PEERS)/bin/python
+
+# DATA is CIFAR-10 as JPEG files, a folder with train/ and test/.
+saved-models: $(STAMP)
+	@test -d "$(DATA)/train" || { echo "make saved-models DATA=FOLDER: DATA needs CIFAR-10 as JPEG files in train/ and test/"; exit 2; }
+	$(BIN)/reszoo export reszoo/bundled/resnet20-cifar10.safetensors \
+	  --formats saved_model,tflite,tflite-int8,onnx --calibration "$(DATA)" \
+	  --output saved_models/resnet20-cifar10 --overwrite
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

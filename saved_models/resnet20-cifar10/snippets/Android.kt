@@ -1,4 +1,4 @@
-// Ask an exported resnet20 about a picture, on Android. Put model-int8.tflite and labels.txt into
+// Run an exported resnet20 on an image, on Android. Put model-int8.tflite and labels.txt into
 // src/main/assets, and into build.gradle.kts, in the versions that you use:
 //   implementation("com.google.ai.edge.litert:litert:...")
 //   implementation("com.google.mediapipe:tasks-vision:...")
@@ -29,7 +29,7 @@ private fun kernel(distance: Double): Double = max(0.0, 1 - abs(distance))
 private class Tap(val start: Int, val weights: DoubleArray)
 
 // Which pixels of a line make each of SIZE new ones, and with what weights.
-// Bitmap.createScaledBitmap does not average, and nets see the difference.
+// Bitmap.createScaledBitmap does not average, which changes the predictions.
 private fun taps(length: Int, target: Int): List<Tap> {
     val scale = length.toDouble() / target
     val reach = max(scale, 1.0)
@@ -49,16 +49,16 @@ private fun taps(length: Int, target: Int): List<Tap> {
 private fun byte(value: Double): Int = (value + 0.5).toInt().coerceIn(0, 255)
 
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// Takes an upright picture as ARGB_8888; returns SIZE x SIZE x 3 numbers.
-fun prepare(picture: Bitmap): IntArray {
-    val (width, height) = picture.width to picture.height
+// Takes an upright image as ARGB_8888; returns SIZE x SIZE x 3 numbers.
+fun prepare(image: Bitmap): IntArray {
+    val (width, height) = image.width to image.height
     val short = min(width, height).toLong()
     val columns = taps(width, (width.toLong() * SHORT_SIDE / short).toInt())
     val rows = taps(height, (height.toLong() * SHORT_SIDE / short).toInt())
     val line = IntArray(width)
     val wide = IntArray(height * SIZE * 3)
     for (y in 0 until height) {
-        picture.getPixels(line, 0, width, 0, y, width, 1)
+        image.getPixels(line, 0, width, 0, y, width, 1)
         for (x in 0 until SIZE) for (c in 0..2) {
             val tap = columns[x]
             var sum = 0.0
@@ -89,8 +89,8 @@ class Classifier(context: Context, threads: Int = 4) : AutoCloseable {
         Interpreter.Options().setNumThreads(threads),
     )
 
-    fun ask(picture: Bitmap): FloatArray {
-        val pixels = prepare(picture)
+    fun predict(image: Bitmap): FloatArray {
+        val pixels = prepare(image)
         val input = ByteBuffer.allocateDirect(BATCH * pixels.size * 1)
             .order(ByteOrder.nativeOrder())
         repeat(BATCH) {
@@ -106,14 +106,14 @@ class Classifier(context: Context, threads: Int = 4) : AutoCloseable {
 }
 
 // With MediaPipe, which reads names and number formats from the file: label and score.
-fun askMediaPipe(context: Context, picture: Bitmap): List<Pair<String, Float>> {
+fun predictMediaPipe(context: Context, image: Bitmap): List<Pair<String, Float>> {
     val options = ImageClassifier.ImageClassifierOptions.builder()
         .setBaseOptions(BaseOptions.builder().setModelAssetPath(FILE).build())
         .setRunningMode(RunningMode.IMAGE)
         .setMaxResults(5)
         .build()
-    // MediaPipe would squeeze the whole picture into a square; the net saw its centre.
-    val pixels = prepare(picture)
+    // MediaPipe would squeeze the whole image into a square, but the model was trained on its centre.
+    val pixels = prepare(image)
     val colours = IntArray(SIZE * SIZE) {
         (255 shl 24) or (pixels[3 * it] shl 16) or (pixels[3 * it + 1] shl 8) or pixels[3 * it + 2]
     }

@@ -1,4 +1,4 @@
-// Ask an exported resnet20 about a picture, in the browser; see index.html.
+// Run an exported resnet20 on an image, in the browser; see index.html.
 // Input `image`: uint8 ("batch", 32, 32, 3). Output `probabilities`: float32 ("batch", 10).
 
 export const FILE = "../model.onnx";
@@ -12,7 +12,7 @@ function kernel(x) {
 }
 
 // Which pixels of a line make each of SIZE new ones, and with what weights. The
-// canvas' own scaling does not average, and nets see the difference.
+// canvas' own scaling does not average, which changes the predictions.
 function taps(length, target) {
   const scale = length / target;
   const reach = Math.max(scale, 1);
@@ -59,7 +59,7 @@ export function prepare(rgba, width, height) {
 }
 
 // `ort` is onnxruntime-web, `session` an ort.InferenceSession of FILE.
-export async function ask(ort, session, pixels) {
+export async function predict(ort, session, pixels) {
   const data = new Uint8Array(BATCH * pixels.length);
   for (let image = 0; image < BATCH; image++) data.set(pixels, image * pixels.length);
   const feeds = { "image": new ort.Tensor("uint8", data, [BATCH, 32, 32, 3]) };

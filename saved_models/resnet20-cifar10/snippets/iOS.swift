@@ -1,4 +1,4 @@
-// Ask an exported resnet20 about a picture, on iOS. Add model-int8.tflite and labels.txt to the
+// Run an exported resnet20 on an image, on iOS. Add model-int8.tflite and labels.txt to the
 // app's bundle, and the pod TensorFlowLiteSwift (and MediaPipeTasksVision).
 // Input `image`: uint8 (1, 32, 32, 3). Output `probabilities`: float32 (1, 10).
 
@@ -41,36 +41,36 @@ func taps(_ length: Int, _ target: Int) -> [Tap] {
 
 func byte(_ value: Double) -> UInt8 { UInt8(min(max((value + 0.5).rounded(.down), 0), 255)) }
 
-// The bytes of a picture, red, green, blue and one unused, in sRGB.
-func rgbx(_ picture: CGImage) -> [UInt8] {
-  var bytes = [UInt8](repeating: 0, count: picture.width * picture.height * 4)
+// The bytes of an image, red, green, blue and one unused, in sRGB.
+func rgbx(_ image: CGImage) -> [UInt8] {
+  var bytes = [UInt8](repeating: 0, count: image.width * image.height * 4)
   bytes.withUnsafeMutableBytes { buffer in
     let context = CGContext(
-      data: buffer.baseAddress, width: picture.width, height: picture.height,
-      bitsPerComponent: 8, bytesPerRow: picture.width * 4,
+      data: buffer.baseAddress, width: image.width, height: image.height,
+      bitsPerComponent: 8, bytesPerRow: image.width * 4,
       space: CGColorSpace(name: CGColorSpace.sRGB)!,
       bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)!
     context.draw(
-      picture, in: CGRect(x: 0, y: 0, width: picture.width, height: picture.height))
+      image, in: CGRect(x: 0, y: 0, width: image.width, height: image.height))
   }
   return bytes
 }
 
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// Takes an upright picture; returns size x size x 3 bytes.
-func prepare(_ picture: CGImage) -> [UInt8] {
-  let source = rgbx(picture)
-  let small = min(picture.width, picture.height)
-  let columns = taps(picture.width, picture.width * shortSide / small)
-  let rows = taps(picture.height, picture.height * shortSide / small)
+// Takes an upright image; returns size x size x 3 bytes.
+func prepare(_ image: CGImage) -> [UInt8] {
+  let source = rgbx(image)
+  let small = min(image.width, image.height)
+  let columns = taps(image.width, image.width * shortSide / small)
+  let rows = taps(image.height, image.height * shortSide / small)
   let line = size * 3
-  var wide = [UInt8](repeating: 0, count: picture.height * line)
-  for y in 0..<picture.height {
+  var wide = [UInt8](repeating: 0, count: image.height * line)
+  for y in 0..<image.height {
     for x in 0..<size {
       for c in 0..<3 {
         var sum = 0.0
         for (k, weight) in columns[x].weights.enumerated() {
-          sum += weight * Double(source[(y * picture.width + columns[x].start + k) * 4 + c])
+          sum += weight * Double(source[(y * image.width + columns[x].start + k) * 4 + c])
         }
         wide[y * line + x * 3 + c] = byte(sum)
       }
@@ -96,12 +96,12 @@ func labels() throws -> [String] {
 }
 
 // With LiteRT: one number a class, in order.
-func ask(_ picture: CGImage, threads: Int = 4) throws -> [Float] {
+func predict(_ image: CGImage, threads: Int = 4) throws -> [Float] {
   var options = Interpreter.Options()
   options.threadCount = threads
   let interpreter = try Interpreter(modelPath: modelPath, options: options)
   try interpreter.allocateTensors()
-  let pixels = (0..<batch).flatMap { _ in prepare(picture) }
+  let pixels = (0..<batch).flatMap { _ in prepare(image) }
   let input = Data(pixels)
   try interpreter.copy(input, toInputAt: 0)
   try interpreter.invoke()
@@ -111,14 +111,14 @@ func ask(_ picture: CGImage, threads: Int = 4) throws -> [Float] {
 }
 
 // With MediaPipe, which reads names and number formats from the file: label and score.
-func askMediaPipe(_ picture: CGImage) throws -> [(String, Float)] {
+func predictMediaPipe(_ image: CGImage) throws -> [(String, Float)] {
   let options = ImageClassifierOptions()
   options.baseOptions.modelAssetPath = modelPath
   options.runningMode = .image
   options.maxResults = 5
   let classifier = try ImageClassifier(options: options)
-  // MediaPipe would squeeze the whole picture into a square; the net saw its centre.
-  let pixels = prepare(picture)
+  // MediaPipe would squeeze the whole image into a square, but the model was trained on its centre.
+  let pixels = prepare(image)
   let bytes: [UInt8] = (0..<size * size).flatMap {
     [pixels[3 * $0], pixels[3 * $0 + 1], pixels[3 * $0 + 2], 255]
   }

@@ -1,4 +1,4 @@
-// Ask an exported resnet20 about a picture with ONNX Runtime's C++ interface.
+// Run an exported resnet20 on an image with ONNX Runtime's C++ interface.
 // Input `image`: uint8 ("batch", 32, 32, 3). Output `probabilities`: float32 ("batch", 10).
 // c++ -std=c++17 main.cc native_onnx.cc -lonnxruntime
 // Names of the classes, one a line, are in labels.txt beside the file.
@@ -18,8 +18,8 @@ class Classifier {
   explicit Classifier(const ORTCHAR_T* path)
       : session_(environment_, path, Ort::SessionOptions{}) {}
 
-  // Returns the probabilities of a picture, height x width x 3 bytes.
-  std::vector<float> Ask(const uint8_t* rgb, int width, int height) {
+  // Returns the probabilities of an image, height x width x 3 bytes.
+  std::vector<float> Predict(const uint8_t* rgb, int width, int height) {
     const std::vector<uint8_t> pixels = Prepare(rgb, width, height);
     std::vector<uint8_t> data(kBatch * pixels.size());
     for (size_t at = 0; at < data.size(); ++at) {

@@ -1,4 +1,4 @@
-// Ask an exported resnet20 about a picture with LiteRT's C interface, from C++.
+// Run an exported resnet20 on an image with LiteRT's C interface, from C++.
 // Input `image`: uint8 (1, 32, 32, 3). Output `probabilities`: float32 (1, 10).
 // c++ -std=c++17 main.cc native_tflite.cc -ltensorflowlite_c
 // Names of the classes, one a line, are in labels.txt beside the file.
@@ -24,8 +24,8 @@ class Classifier {
     Check(TfLiteInterpreterAllocateTensors(interpreter_.get()));
   }
 
-  // Returns the probabilities of a picture, height x width x 3 bytes.
-  std::vector<float> Ask(const uint8_t* rgb, int width, int height) {
+  // Returns the probabilities of an image, height x width x 3 bytes.
+  std::vector<float> Predict(const uint8_t* rgb, int width, int height) {
     const std::vector<uint8_t> pixels = Prepare(rgb, width, height);
     std::vector<uint8_t> data(kBatch * pixels.size());
     for (size_t at = 0; at < data.size(); ++at) data[at] = pixels[at % pixels.size()];

@@ -45,7 +45,7 @@ inline uint8_t Byte(double value) {
 }
 
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// `rgb` is an upright picture, height x width x 3; the answer is kSize x kSize x 3.
+// `rgb` is an upright image, height x width x 3; the answer is kSize x kSize x 3.
 inline std::vector<uint8_t> Prepare(const uint8_t* rgb, int width, int height) {
   const int64_t small = std::min(width, height);
   const auto columns = Taps(width, static_cast<int>(int64_t{width} * kShortSide / small));
