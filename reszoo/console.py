@@ -14,15 +14,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
-
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx")
 _NOISY_MODULES = r"(tensorflow|keras|tf2onnx|onnx|numpy|google|absl|h5py|PIL)\b"
 _own_process = False
@@ -156,14 +147,17 @@ class Progress:
     def __init__(
         self, what: str, total: int, done: int = 0, *, shown: bool = True
     ) -> None:
+        from rich import progress
+        from rich.console import Console
+
         # The terminal, for `quiet` may hold back what is written to sys.stderr.
         console = Console(file=_terminal or sys.stderr)
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
             disable=not (shown and console.is_terminal),

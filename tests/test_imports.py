@@ -12,7 +12,7 @@ import pytest
 import reszoo
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("tensorflow", "keras", "onnx", "onnxruntime", "tf2onnx", "matplotlib")
+HEAVY = ("tensorflow", "keras", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib")
 # The architecture: a package uses those of the rows above it and, of the packages of
 # its own row, only itself. `reszoo`, the table of lazily imported names, points
 # everywhere; only the command line may use such a name of a row below its own.

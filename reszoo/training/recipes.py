@@ -7,8 +7,6 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from reszoo.data.augment import strength_of
 from reszoo.errors import UnknownNameError, UsageError
 
@@ -55,7 +53,8 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    if isinstance(value, (np.generic, np.ndarray)):
+    # A scalar or array of NumPy, whose import would be half the time of `--help`.
+    if hasattr(value, "tolist"):
         value = value.tolist()
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
