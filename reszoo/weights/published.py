@@ -7,11 +7,24 @@ from typing import Any, Literal, NamedTuple
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
-# Size in pixels, crop_pct, top-1 and top-5 in percent.
-Figures = tuple[int, float, float, float]
+
+class Result(NamedTuple):
+    """A publisher's figures at one way of showing the pictures.
+
+    Attributes:
+        size: Side of the square input, in pixels.
+        crop_pct: Share of the resized short side that the centre crop kept.
+        top1: Share of pictures whose class came first, in percent.
+        top5: Share of pictures whose class came among the first five, in percent.
+    """
+
+    size: int
+    crop_pct: float
+    top1: float
+    top5: float
 
 
-class Family(NamedTuple):
+class _Family(NamedTuple):
     """What weights of one origin have in common."""
 
     licence: str
@@ -19,112 +32,90 @@ class Family(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
+    def preprocessing(
+        self, train_size: int, eval_size: int, crop_pct: float
+    ) -> Preprocessing:
+        return Preprocessing(
+            train_size=train_size,
+            eval_size=eval_size,
+            crop_pct=crop_pct,
+            interpolation=self.interpolation,
+            mean=self.mean,
+            std=self.std,
+        )
 
-class Row(NamedTuple):
-    """One tag: first the figures at timm's default input, then at its test input."""
 
-    tag: str
-    family: Family
-    figures: Figures
-    test_figures: Figures | None = None
-
-
-_TIMM = Family("apache-2.0", "bicubic")
-# The ra4 recipe scales pixels to -1..1 instead of by ImageNet's statistics.
-_RA4 = Family("apache-2.0", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_TIMM_TORCHVISION = Family("bsd-3-clause", "bilinear")
-_FACEBOOK = Family("cc-by-nc-4.0", "bilinear")
-
-# resnet50.bamboo is left out: it has no classifier, licence or published accuracy.
-ROWS: dict[str, tuple[Row, ...]] = {
+_TORCHVISION = _Family("bsd-3-clause", "bilinear")
+_TIMM = _Family("apache-2.0", "bicubic")
+# By the first word of timm's tags; the others are `_TIMM`.
+_FAMILIES = {
+    "tv": _TORCHVISION,
+    "tv2": _TORCHVISION,
+    "fb": _Family("cc-by-nc-4.0", "bilinear"),
+    # The ra4 recipe scales pixels to -1..1 instead of by ImageNet's statistics.
+    "ra4": _Family("apache-2.0", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+# Tag, and the figures at timm's default input, then at its test input: size, crop_pct,
+# top-1 and top-5. resnet50.bamboo is left out: it has no classifier, licence or
+# published accuracy.
+_TIMM_ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "resnet18": (
-        Row("a1_in1k", _TIMM, (224, 0.95, 71.504, 90.086), (288, 1.0, 73.164, 91.054)),
-        Row("a2_in1k", _TIMM, (224, 0.95, 70.634, 89.486), (288, 1.0, 72.364, 90.620)),
-        Row("a3_in1k", _TIMM, (160, 0.95, 65.670, 86.268), (224, 0.95, 68.250, 88.172)),
-        Row("tv_in1k", _TIMM_TORCHVISION, (224, 0.875, 69.752, 89.082)),
-        Row("fb_ssl_yfcc100m_ft_in1k", _FACEBOOK, (224, 0.875, 72.636, 91.416)),
-        Row("fb_swsl_ig1b_ft_in1k", _FACEBOOK, (224, 0.875, 73.286, 91.754)),
-        Row("gluon_in1k", _TIMM, (224, 0.875, 70.844, 89.750)),
+        ("a1_in1k", (224, 0.95, 71.504, 90.086), (288, 1.0, 73.164, 91.054)),
+        ("a2_in1k", (224, 0.95, 70.634, 89.486), (288, 1.0, 72.364, 90.620)),
+        ("a3_in1k", (160, 0.95, 65.670, 86.268), (224, 0.95, 68.250, 88.172)),
+        ("tv_in1k", (224, 0.875, 69.752, 89.082)),
+        ("fb_ssl_yfcc100m_ft_in1k", (224, 0.875, 72.636, 91.416)),
+        ("fb_swsl_ig1b_ft_in1k", (224, 0.875, 73.286, 91.754)),
+        ("gluon_in1k", (224, 0.875, 70.844, 89.750)),
     ),
     "resnet34": (
-        Row("a1_in1k", _TIMM, (224, 0.95, 76.420, 92.896), (288, 1.0, 77.930, 93.758)),
-        Row("a2_in1k", _TIMM, (224, 0.95, 75.520, 92.454), (288, 1.0, 77.150, 93.288)),
-        Row("a3_in1k", _TIMM, (160, 0.95, 70.580, 89.540), (224, 0.95, 72.996, 91.116)),
-        Row(
-            "bt_in1k", _TIMM, (224, 0.875, 75.176, 92.166), (288, 0.95, 76.506, 93.342)
-        ),
-        Row(
-            "ra4_e3600_r224_in1k",
-            _RA4,
-            (224, 0.9, 77.492, 93.498),
-            (288, 1.0, 78.972, 94.454),
-        ),
-        Row("tv_in1k", _TIMM_TORCHVISION, (224, 0.875, 73.298, 91.422)),
-        Row("gluon_in1k", _TIMM, (224, 0.875, 74.574, 91.988)),
+        ("a1_in1k", (224, 0.95, 76.420, 92.896), (288, 1.0, 77.930, 93.758)),
+        ("a2_in1k", (224, 0.95, 75.520, 92.454), (288, 1.0, 77.150, 93.288)),
+        ("a3_in1k", (160, 0.95, 70.580, 89.540), (224, 0.95, 72.996, 91.116)),
+        ("bt_in1k", (224, 0.875, 75.176, 92.166), (288, 0.95, 76.506, 93.342)),
+        ("ra4_e3600_r224_in1k", (224, 0.9, 77.492, 93.498), (288, 1.0, 78.972, 94.454)),
+        ("tv_in1k", (224, 0.875, 73.298, 91.422)),
+        ("gluon_in1k", (224, 0.875, 74.574, 91.988)),
     ),
     "resnet50": (
-        Row("a1_in1k", _TIMM, (224, 0.95, 80.382, 94.598), (288, 1.0, 81.240, 95.112)),
-        Row("a1h_in1k", _TIMM, (176, 0.9, 79.264, 94.498), (224, 1.0, 80.654, 95.312)),
-        Row("a2_in1k", _TIMM, (224, 0.95, 79.828, 94.560), (288, 1.0, 80.774, 94.978)),
-        Row("a3_in1k", _TIMM, (160, 0.95, 75.994, 92.494), (224, 0.95, 78.052, 93.780)),
-        Row("b1k_in1k", _TIMM, (224, 0.95, 79.564, 94.622), (288, 1.0, 80.708, 95.430)),
-        Row("b2k_in1k", _TIMM, (224, 0.95, 79.388, 94.580), (288, 1.0, 80.466, 95.306)),
-        Row("c1_in1k", _TIMM, (224, 0.95, 79.766, 94.954), (288, 1.0, 80.928, 95.554)),
-        Row("c2_in1k", _TIMM, (224, 0.95, 79.868, 94.862), (288, 1.0, 80.862, 95.530)),
-        Row("d_in1k", _TIMM, (224, 0.95, 79.904, 94.666), (288, 1.0, 81.012, 95.456)),
-        Row(
-            "ram_in1k", _TIMM, (224, 0.875, 79.034, 94.386), (288, 0.95, 79.982, 95.038)
-        ),
-        Row("am_in1k", _TIMM, (224, 0.875, 79.004, 94.392)),
-        Row(
-            "ra_in1k", _TIMM, (224, 0.875, 78.820, 94.314), (288, 0.95, 79.864, 94.970)
-        ),
-        Row(
-            "bt_in1k", _TIMM, (224, 0.875, 78.444, 94.274), (288, 0.95, 79.652, 94.908)
-        ),
-        Row("tv_in1k", _TIMM_TORCHVISION, (224, 0.875, 76.156, 92.866)),
-        Row(
-            "tv2_in1k",
-            _TIMM_TORCHVISION,
-            (176, 0.875, 79.434, 94.640),
-            (224, 0.965, 80.846, 95.430),
-        ),
-        Row("fb_ssl_yfcc100m_ft_in1k", _FACEBOOK, (224, 0.875, 79.252, 94.826)),
-        Row("fb_swsl_ig1b_ft_in1k", _FACEBOOK, (224, 0.875, 81.146, 95.980)),
-        Row("gluon_in1k", _TIMM, (224, 0.875, 77.580, 93.704)),
+        ("a1_in1k", (224, 0.95, 80.382, 94.598), (288, 1.0, 81.240, 95.112)),
+        ("a1h_in1k", (176, 0.9, 79.264, 94.498), (224, 1.0, 80.654, 95.312)),
+        ("a2_in1k", (224, 0.95, 79.828, 94.560), (288, 1.0, 80.774, 94.978)),
+        ("a3_in1k", (160, 0.95, 75.994, 92.494), (224, 0.95, 78.052, 93.780)),
+        ("b1k_in1k", (224, 0.95, 79.564, 94.622), (288, 1.0, 80.708, 95.430)),
+        ("b2k_in1k", (224, 0.95, 79.388, 94.580), (288, 1.0, 80.466, 95.306)),
+        ("c1_in1k", (224, 0.95, 79.766, 94.954), (288, 1.0, 80.928, 95.554)),
+        ("c2_in1k", (224, 0.95, 79.868, 94.862), (288, 1.0, 80.862, 95.530)),
+        ("d_in1k", (224, 0.95, 79.904, 94.666), (288, 1.0, 81.012, 95.456)),
+        ("ram_in1k", (224, 0.875, 79.034, 94.386), (288, 0.95, 79.982, 95.038)),
+        ("am_in1k", (224, 0.875, 79.004, 94.392)),
+        ("ra_in1k", (224, 0.875, 78.820, 94.314), (288, 0.95, 79.864, 94.970)),
+        ("bt_in1k", (224, 0.875, 78.444, 94.274), (288, 0.95, 79.652, 94.908)),
+        ("tv_in1k", (224, 0.875, 76.156, 92.866)),
+        ("tv2_in1k", (176, 0.875, 79.434, 94.640), (224, 0.965, 80.846, 95.430)),
+        ("fb_ssl_yfcc100m_ft_in1k", (224, 0.875, 79.252, 94.826)),
+        ("fb_swsl_ig1b_ft_in1k", (224, 0.875, 81.146, 95.980)),
+        ("gluon_in1k", (224, 0.875, 77.580, 93.704)),
     ),
     "resnet101": (
-        Row("a1h_in1k", _TIMM, (224, 0.95, 81.950, 95.760), (288, 1.0, 82.796, 96.324)),
-        Row("a1_in1k", _TIMM, (224, 0.95, 81.494, 95.164), (288, 1.0, 82.326, 95.630)),
-        Row("a2_in1k", _TIMM, (224, 0.95, 81.344, 95.198), (288, 1.0, 82.218, 95.740)),
-        Row("a3_in1k", _TIMM, (160, 0.95, 77.928, 93.686), (224, 0.95, 79.836, 94.608)),
-        Row("tv_in1k", _TIMM_TORCHVISION, (224, 0.875, 77.404, 93.552)),
-        Row(
-            "tv2_in1k",
-            _TIMM_TORCHVISION,
-            (176, 0.875, 79.908, 94.606),
-            (224, 0.965, 81.906, 95.768),
-        ),
-        Row("gluon_in1k", _TIMM, (224, 0.875, 79.306, 94.538)),
+        ("a1h_in1k", (224, 0.95, 81.950, 95.760), (288, 1.0, 82.796, 96.324)),
+        ("a1_in1k", (224, 0.95, 81.494, 95.164), (288, 1.0, 82.326, 95.630)),
+        ("a2_in1k", (224, 0.95, 81.344, 95.198), (288, 1.0, 82.218, 95.740)),
+        ("a3_in1k", (160, 0.95, 77.928, 93.686), (224, 0.95, 79.836, 94.608)),
+        ("tv_in1k", (224, 0.875, 77.404, 93.552)),
+        ("tv2_in1k", (176, 0.875, 79.908, 94.606), (224, 0.965, 81.906, 95.768)),
+        ("gluon_in1k", (224, 0.875, 79.306, 94.538)),
     ),
     "resnet152": (
-        Row("a1h_in1k", _TIMM, (224, 0.95, 82.818, 96.124), (288, 1.0, 83.494, 96.522)),
-        Row("a1_in1k", _TIMM, (224, 0.95, 81.998, 95.294), (288, 1.0, 82.742, 95.734)),
-        Row("a2_in1k", _TIMM, (224, 0.95, 81.764, 95.270), (288, 1.0, 82.614, 95.748)),
-        Row("a3_in1k", _TIMM, (160, 0.95, 78.896, 94.140), (224, 0.95, 80.548, 95.004)),
-        Row("tv_in1k", _TIMM_TORCHVISION, (224, 0.875, 78.330, 94.046)),
-        Row(
-            "tv2_in1k",
-            _TIMM_TORCHVISION,
-            (176, 0.875, 80.222, 94.650),
-            (224, 0.965, 82.294, 96.000),
-        ),
-        Row("gluon_in1k", _TIMM, (224, 0.875, 79.712, 94.720)),
+        ("a1h_in1k", (224, 0.95, 82.818, 96.124), (288, 1.0, 83.494, 96.522)),
+        ("a1_in1k", (224, 0.95, 81.998, 95.294), (288, 1.0, 82.742, 95.734)),
+        ("a2_in1k", (224, 0.95, 81.764, 95.270), (288, 1.0, 82.614, 95.748)),
+        ("a3_in1k", (160, 0.95, 78.896, 94.140), (224, 0.95, 80.548, 95.004)),
+        ("tv_in1k", (224, 0.875, 78.330, 94.046)),
+        ("tv2_in1k", (176, 0.875, 80.222, 94.650), (224, 0.965, 82.294, 96.000)),
+        ("gluon_in1k", (224, 0.875, 79.712, 94.720)),
     ),
 }
-
-
-_TORCHVISION = "https://download.pytorch.org/models"
 # Source: torchvision 0.28.0, `models/resnet.py`. Net, version, first 8 digits of the
 # file's sha256 (they are part of its name), top-1, top-5.
 _TORCHVISION_ROWS = (
@@ -141,32 +132,11 @@ _TORCHVISION_ROWS = (
 # smaller pictures, to 232 = floor(224 / 0.965).
 _TORCHVISION_VERSIONS = {"V1": (224, 0.875), "V2": (176, 0.965)}
 _NONCOMMERCIAL = "cc-by-nc"
-# What `weights="imagenet"` means: torchvision's DEFAULT, its best of each net.
-DEFAULTS: dict[str, str] = {
-    "resnet18": "torchvision/IMAGENET1K_V1",
-    "resnet34": "torchvision/IMAGENET1K_V1",
-    "resnet50": "torchvision/IMAGENET1K_V2",
-    "resnet101": "torchvision/IMAGENET1K_V2",
-    "resnet152": "torchvision/IMAGENET1K_V2",
+# What `weights="imagenet"` means: torchvision's DEFAULT, the newest of each net.
+DEFAULTS = {
+    net: f"torchvision/IMAGENET1K_{version}" for net, version, *_ in _TORCHVISION_ROWS
 }
 _DEFAULT = "imagenet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """A publisher's figures at one way of showing the pictures.
-
-    Attributes:
-        top1: Share of pictures whose class came first, in percent.
-        top5: Share of pictures whose class came among the first five, in percent.
-        size: Side of the square input, in pixels.
-        crop_pct: Share of the resized short side that the centre crop kept.
-    """
-
-    top1: float
-    top5: float
-    size: int
-    crop_pct: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,48 +247,34 @@ def _from_torchvision(
     return PublishedWeights(
         net=net,
         name=f"torchvision/IMAGENET1K_{version}",
-        address=f"{_TORCHVISION}/{net}-{sha256}.pth",
+        address=f"https://download.pytorch.org/models/{net}-{sha256}.pth",
         sha256=sha256,
-        licence="bsd-3-clause",
-        preprocessing=Preprocessing(
-            train_size=train_size,
-            eval_size=224,
-            crop_pct=crop_pct,
-            interpolation="bilinear",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-        ),
-        results=(Result(top1=top1, top5=top5, size=224, crop_pct=crop_pct),),
+        licence=_TORCHVISION.licence,
+        preprocessing=_TORCHVISION.preprocessing(train_size, 224, crop_pct),
+        results=(Result(224, crop_pct, top1, top5),),
     )
 
 
-def _from_timm(net: str, row: Row) -> PublishedWeights:
-    figures = [row.figures, row.test_figures] if row.test_figures else [row.figures]
-    results = tuple(
-        Result(top1=top1, top5=top5, size=size, crop_pct=crop_pct)
-        for size, crop_pct, top1, top5 in figures
-    )
+def _from_timm(
+    net: str, tag: str, *figures: tuple[int, float, float, float]
+) -> PublishedWeights:
+    family = _FAMILIES.get(tag.split("_")[0], _TIMM)
+    results = tuple(Result(*row) for row in figures)
+    size, crop_pct, *_ = results[0]
     return PublishedWeights(
         net=net,
-        name=f"timm/{row.tag}",
-        address=f"hf://timm/{net}.{row.tag}",
+        name=f"timm/{tag}",
+        address=f"hf://timm/{net}.{tag}",
         sha256=None,
-        licence=row.family.licence,
-        preprocessing=Preprocessing(
-            train_size=results[0].size,
-            eval_size=results[0].size,
-            crop_pct=results[0].crop_pct,
-            interpolation=row.family.interpolation,
-            mean=row.family.mean,
-            std=row.family.std,
-        ),
+        licence=family.licence,
+        preprocessing=family.preprocessing(size, size, crop_pct),
         results=results,
     )
 
 
 def _table() -> dict[tuple[str, str], PublishedWeights]:
     rows = [_from_torchvision(*row) for row in _TORCHVISION_ROWS]
-    rows += [_from_timm(net, row) for net in ROWS for row in ROWS[net]]
+    rows += [_from_timm(net, *row) for net in _TIMM_ROWS for row in _TIMM_ROWS[net]]
     # By net, shallow ones first; the sort is stable, so torchvision stays ahead.
     rows.sort(key=lambda weights: list(DEFAULTS).index(weights.net))
     return {(weights.net, weights.name): weights for weights in rows}
