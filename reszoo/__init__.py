@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reszoo.blocks import mlp as mlp
     from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
     from reszoo.data.resize import ResizeResult as ResizeResult
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from reszoo.errors import UsageError as UsageError
     from reszoo.errors import VerificationError as VerificationError
     from reszoo.metrics import Metrics as Metrics
-    from reszoo.perceptron import mlp as mlp
     from reszoo.preprocessing import Preprocessing as Preprocessing
     from reszoo.specs import ResNetSpec as ResNetSpec
     from reszoo.specs import list_models as list_models
@@ -89,7 +89,7 @@ _LAZY = {
     "list_models": "reszoo.specs:list_models",
     "load": "reszoo.zoo:load",
     "load_report": "reszoo.zoo:load_report",
-    "mlp": "reszoo.perceptron:mlp",
+    "mlp": "reszoo.blocks:mlp",
     "residual": "reszoo.blocks:residual",
     "resize_images": "reszoo.data.resize:resize_images",
     "save": "reszoo.zoo:save",

@@ -9,19 +9,20 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from reszoo.errors import UsageError
-from reszoo.specs import (
-    SPECS,
-    ResNetSpec,
-    Shortcut,
-    Stem,
-    find_spec,
-    one_of,
-)
+from reszoo.specs import SPECS, ResNetSpec, Shortcut, Stem, find_spec, one_of
 
 StrideIn = Literal["1x1", "3x3"]
 Pooling = Literal["avg", "max"]
+Features = Literal["pyramid"]
 ClassifierActivation = Literal["softmax"]
 InputShape = tuple[int | None, int | None, int]
+_CHOICES = {
+    "shortcut": Shortcut,
+    "stride_in": StrideIn,
+    "pooling": Pooling,
+    "classifier_activation": ClassifierActivation,
+    "features": Features,
+}
 
 # Batch normalization after the last block of a pre-activation model.
 FINAL_NORM = "norm"
@@ -38,7 +39,7 @@ class Architecture:
     include_top: bool
     classes: int | None
     pooling: Pooling | None
-    features: Literal["pyramid"] | None
+    features: Features | None
     classifier_activation: ClassifierActivation | None
 
     @property
@@ -254,47 +255,36 @@ def architecture(
 ) -> Architecture:
     """Check the options of a `build` call and fill in the spec's defaults.
 
-    Args:
-        spec: A name of `list_models()`, or a spec.
-        include_top: See `reszoo.build`, as for all that follow.
-        input_shape: As above.
-        pooling: As above.
-        classes: As above.
-        classifier_activation: As above.
-        shortcut: As above.
-        stride_in: As above.
-        features: As above.
+    The arguments are those of `reszoo.build`.
 
     Raises:
         UnknownNameError: A name is in no table.
         UsageError: Options contradict each other or are out of range.
     """
     row = find_spec(spec)
-    shortcut = one_of("shortcut", shortcut or row.shortcut, Shortcut)
-    stride_in = one_of("stride_in", stride_in or "3x3", StrideIn)
-    if pooling is not None:
-        one_of("pooling", pooling, Pooling)
-    if classifier_activation is not None:
-        one_of("classifier_activation", classifier_activation, ClassifierActivation)
-    if features is not None:
-        one_of("features", features, Literal["pyramid"])
-    _check_shortcut(row, shortcut)
+    chosen: dict[str, Any] = {
+        "shortcut": shortcut or row.shortcut,
+        "stride_in": stride_in or "3x3",
+        "pooling": pooling,
+        "classifier_activation": classifier_activation,
+        "features": features,
+    }
+    for argument, value in chosen.items():
+        if value is not None:
+            one_of(argument, value, _CHOICES[argument])
+    _check_shortcut(row, chosen["shortcut"])
     if stride_in == "1x1" and row.block == "basic":
         raise UsageError(
             f'stride_in="1x1" needs bottleneck blocks. {row.name} has basic blocks, '
             "whose first convolution is 3x3; leave stride_in out."
         )
-    _check_head(include_top, classes, classifier_activation, pooling, features)
+    _check_head(include_top, classes, chosen)
     return Architecture(
         spec=row,
-        shortcut=shortcut,  # type: ignore[arg-type]
-        stride_in=stride_in,  # type: ignore[arg-type]
         input_shape=_input_shape(input_shape, row, include_top),
         include_top=include_top,
         classes=(classes or row.classes) if include_top else None,
-        pooling=pooling,  # type: ignore[arg-type]
-        features=features,  # type: ignore[arg-type]
-        classifier_activation=classifier_activation,  # type: ignore[arg-type]
+        **chosen,
     )
 
 
@@ -325,27 +315,21 @@ def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:
         )
 
 
-def _check_head(
-    include_top: bool,
-    classes: int | None,
-    classifier_activation: str | None,
-    pooling: str | None,
-    features: str | None,
-) -> None:
+def _check_head(include_top: bool, classes: int | None, chosen: dict[str, Any]) -> None:
     if classes is not None and (isinstance(classes, bool) or classes < 1):
         raise UsageError(f"classes must be at least 1. Received: classes={classes}.")
-    headless_only = {"pooling": pooling, "features": features}
-    head_only = {"classes": classes, "classifier_activation": classifier_activation}
-    for argument, value in (headless_only if include_top else head_only).items():
+    headless, headed = ("pooling", "features"), ("classes", "classifier_activation")
+    for argument in headless if include_top else headed:
+        value = {"classes": classes, **chosen}[argument]
         if value is not None:
             raise UsageError(
                 f"{argument} has a meaning only with include_top={not include_top}. "
                 f"Received: {argument}={value!r}, include_top={include_top}."
             )
-    if pooling and features:
+    if chosen["pooling"] and chosen["features"]:
         raise UsageError(
             'features="pyramid" gives the feature maps themselves. '
-            f"Received: pooling={pooling!r} as well; leave one of them out."
+            f"Received: pooling={chosen['pooling']!r} as well; leave one of them out."
         )
 
 

@@ -1,4 +1,4 @@
-"""The residual block: what this zoo is about, in one function.
+"""The residual block, and the perceptrons made of it.
 
 Two weighted layers compute z[l+2] from an activation a[l]: linear, normalise, ReLU,
 linear, normalise. A plain net goes on with g(z[l+2]), g being the ReLU. A residual
@@ -18,10 +18,15 @@ from typing import Any
 
 import keras
 
-from reszoo.errors import UsageError
+from reszoo.errors import UnknownNameError, UsageError
+from reszoo.layers import BatchNormalization, classifier, layer_seed
+from reszoo.specs import Shortcut
 
 Tensor = Any
 Function = Callable[[Tensor], Tensor]
+# A vector keeps its width from block to block, so there is nothing to project where
+# shapes change.
+_SHORTCUTS = ("identity", "none")
 
 
 def residual(
@@ -72,6 +77,81 @@ def residual(
 
 
 def _through(path: Function | Sequence[Function], x: Tensor) -> Tensor:
+    """Apply a function, or layers one after another, to a Keras tensor."""
     for layer in path if isinstance(path, Sequence) else (path,):
         x = layer(x)
     return x
+
+
+def mlp(
+    layers: int,
+    *,
+    width: int = 64,
+    classes: int = 10,
+    input_shape: Sequence[int] = (8, 8, 3),
+    shortcut: Shortcut = "identity",
+    seed: int | None = None,
+    name: str | None = None,
+) -> keras.Model:
+    """Build a multilayer perceptron, with shortcuts or without.
+
+    As the CIFAR nets of He et al. 2015, section 4.2, it has 2n + 2 weighted layers:
+    one that brings the image to `width`, n blocks of two, and the classifier. Each but
+    the last is followed by batch normalisation and a ReLU.
+
+    Args:
+        layers: Weighted layers: an even number, 4 at least.
+        width: Of all but the last.
+        classes: Number of classes.
+        input_shape: `(height, width, channels)` of the images, or `(features,)`.
+        shortcut: "identity" adds the activation from two layers before, "none" does
+            not. The two nets are equal in width, depth and parameters.
+        seed: Decides the fresh weights; None draws them anew each time.
+        name: Of the model.
+
+    Returns:
+        A functional model from `(batch, *input_shape)` to logits `(batch, classes)`.
+
+    Raises:
+        UsageError: `layers` is odd or too small, or there is no such shortcut.
+
+    Example:
+        >>> reszoo.mlp(56, shortcut="none").count_params()
+    """
+    if layers < 4 or layers % 2:
+        raise UsageError(
+            "layers must be even and at least 4: one in front, two a block, and the "
+            f"classifier. Received: layers={layers}."
+        )
+    if shortcut not in _SHORTCUTS:
+        raise UnknownNameError("shortcut", shortcut, _SHORTCUTS)
+    is_plain = shortcut == "none"
+    image = keras.Input(tuple(input_shape), name="image")
+    x = keras.layers.Flatten(name="flatten")(image)
+    x = _through([*_linear("", 1, width, seed), keras.layers.ReLU(name="relu")], x)
+    for block in (f"block{number}" for number in range((layers - 2) // 2)):
+        first, last = (_linear(f"{block}.", n, width, seed) for n in (1, 2))
+        path = [*first, keras.layers.ReLU(name=f"{block}.relu1"), *last]
+        if is_plain:
+            x = _through([*path, keras.layers.ReLU(name=f"{block}.relu")], x)
+        else:
+            x = residual(path, name=block)(x)
+    kind = "plain" if is_plain else "residual"
+    logits = classifier(classes, seed)(x)
+    return keras.Model(image, logits, name=name or f"{kind}_mlp{layers}")
+
+
+def _linear(
+    prefix: str, number: int, width: int, seed: int | None
+) -> list[keras.layers.Layer]:
+    """Return a linear layer and the batch normalization after it."""
+    name = f"{prefix}linear{number}"
+    # He et al. 2015b (arXiv:1502.01852).
+    initializer = keras.initializers.VarianceScaling(
+        2.0, "fan_in", "untruncated_normal", layer_seed(seed, name)
+    )
+    # A bias would be undone by the normalization.
+    dense = keras.layers.Dense(
+        width, use_bias=False, kernel_initializer=initializer, name=name
+    )
+    return [dense, BatchNormalization(name=f"{prefix}bn{number}")]

@@ -21,6 +21,25 @@ def layer_seed(seed: int | None, layer: str) -> int | None:
     return int(entropy.generate_state(1)[0] >> 1)
 
 
+def classifier(classes: int, seed: int | None) -> keras.layers.Dense:
+    """Return the last layer of a model, `fc`: `(batch, features)` to logits.
+
+    Args:
+        classes: Number of classes.
+        seed: Of the model, as for `layer_seed`.
+    """
+    return keras.layers.Dense(
+        classes,
+        # torch's default for a linear layer: uniform within 1 / sqrt(fan in).
+        kernel_initializer=keras.initializers.VarianceScaling(
+            1 / 3, "fan_in", "uniform", layer_seed(seed, "fc")
+        ),
+        # Also under a mixed-precision policy: the loss needs the digits.
+        dtype="float32",
+        name="fc",
+    )
+
+
 def reinitialize(model: keras.Model, seed: int) -> None:
     """Give a net the weights that it would have been built with by `seed`.
 
@@ -32,16 +51,12 @@ def reinitialize(model: keras.Model, seed: int) -> None:
     """
     for layer in model.layers:
         for variable in layer.weights:
-            variable.assign(_initializer(layer, variable, seed)(variable.shape))
-
-
-def _initializer(layer: keras.layers.Layer, variable: Any, seed: int) -> Any:
-    name = variable.path.rsplit("/", 1)[-1]
-    initializer = getattr(layer, f"{name}_initializer")
-    config = initializer.get_config()
-    if "seed" in config:
-        config["seed"] = layer_seed(seed, layer.name)
-    return type(initializer).from_config(config)
+            name = variable.path.rsplit("/", 1)[-1]
+            initializer = getattr(layer, f"{name}_initializer")
+            config = initializer.get_config()
+            if "seed" in config:
+                config["seed"] = layer_seed(seed, layer.name)
+            variable.assign(type(initializer).from_config(config)(variable.shape))
 
 
 @keras.saving.register_keras_serializable(package="reszoo")
@@ -122,21 +137,14 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     def _fused(self, inputs: Any, training: bool) -> Any:
         import tensorflow as tf
 
-        statistics = (
-            {}
-            if training
-            else {
-                "mean": self.moving_mean.value,
-                "variance": self.moving_variance.value,
-            }
-        )
+        moving = (self.moving_mean.value, self.moving_variance.value)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,
             self.gamma.value,
             self.beta.value,
+            *((None, None) if training else moving),
             epsilon=self.epsilon,
             is_training=training,
-            **statistics,
         )
         if training:
             self._follow(*_mean_over_devices(mean, variance))
@@ -236,10 +244,6 @@ class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
         kept = (None if side is None else -(-side // self.stride) for side in sides)
         return (batch, *kept, self.filters)
 
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        return {**config, "filters": self.filters, "stride": self.stride}
-
 
 @keras.saving.register_keras_serializable(package="reszoo")
 class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
@@ -276,7 +280,3 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
         self, input_shape: list[tuple[int | None, ...]]
     ) -> tuple[int | None, ...]:
         return input_shape[0]
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        return {**config, "rate": self.rate, "index": self.index}

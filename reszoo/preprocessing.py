@@ -103,10 +103,7 @@ class Preprocessing:
         )
         if (width, height) != image.size:
             image = image.resize((width, height), _PILLOW[self.interpolation])
-        left, top = (
-            crop_offset(width, self.eval_size),
-            crop_offset(height, self.eval_size),
-        )
+        left, top = (crop_offset(side, self.eval_size) for side in (width, height))
         return np.asarray(
             image.crop((left, top, left + self.eval_size, top + self.eval_size))
         )
@@ -122,15 +119,11 @@ class Preprocessing:
         """
         import tensorflow as tf
 
-        height, width = tf.unstack(tf.shape(image)[:2])
-        short = tf.minimum(height, width)
-        height = scaled_side(height, short, self.resize_size)
-        width = scaled_side(width, short, self.resize_size)
+        sides = tf.unstack(tf.shape(image)[:2])
+        short = tf.minimum(*sides)
+        height, width = (scaled_side(side, short, self.resize_size) for side in sides)
         image = resize_tensor(image, height, width, self.interpolation)
-        top, left = (
-            crop_offset(height, self.eval_size),
-            crop_offset(width, self.eval_size),
-        )
+        top, left = (crop_offset(side, self.eval_size) for side in (height, width))
         return tf.image.crop_to_bounding_box(
             image, top, left, self.eval_size, self.eval_size
         )

@@ -6,6 +6,7 @@ of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
 """
 
 import math
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +21,7 @@ from reszoo.layers import (
     IdentityShortcut,
     ScaleShift,
     StochasticDepth,
+    classifier,
     layer_seed,
 )
 
@@ -58,25 +60,24 @@ def build_resnet(
         A functional model from `(batch, height, width, channels)` to logits,
         probabilities, pooled features, or feature maps.
     """
-    builder = _Builder(architecture, folded, seed)
-    builder.zero_init_residual = zero_init_residual
-    builder.stochastic_depth = stochastic_depth
-    builder.synchronized = synchronized
+    builder = _Builder(
+        architecture, folded, zero_init_residual, stochastic_depth, synchronized, seed
+    )
     return builder.model(name or architecture.name)
 
 
+@dataclass
 class _Builder:
-    def __init__(
-        self, architecture: Architecture, folded: bool, seed: int | None
-    ) -> None:
-        self.options = architecture
-        self.spec = architecture.spec
+    options: Architecture
+    folded: bool
+    zero_init_residual: bool
+    stochastic_depth: float
+    synchronized: bool
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        self.spec = self.options.spec
         self.is_pre = self.spec.activation_order == "pre"
-        self.folded = folded
-        self.seed = seed
-        self.zero_init_residual = False
-        self.stochastic_depth = 0.0
-        self.synchronized = False
         self.key: Tensor = None
 
     def model(self, name: str) -> keras.Model:
@@ -170,7 +171,9 @@ class _Builder:
             x = pad(x)
         starts_at_zero = ends_block and self.zero_init_residual
         # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision.
-        kernel = self.initializer(each.name, 2.0, "fan_out", "untruncated_normal")
+        kernel = keras.initializers.VarianceScaling(
+            2.0, "fan_out", "untruncated_normal", layer_seed(self.seed, each.name)
+        )
         if starts_at_zero and each.norm is None:
             kernel = keras.initializers.Zeros()
         x = Conv2D(
@@ -203,25 +206,12 @@ class _Builder:
             x = keras.layers.GlobalAveragePooling2D(name="avgpool", **_NHWC)(x)
         elif pooling == "max":
             x = keras.layers.GlobalMaxPooling2D(name="maxpool_global", **_NHWC)(x)
-        if not self.options.include_top:
+        if self.options.classes is None:
             return x
-        # float32 also under a mixed-precision policy: the loss needs the digits.
-        x = keras.layers.Dense(
-            self.options.classes,
-            # torch's default for a linear layer: uniform within 1 / sqrt(fan in).
-            kernel_initializer=self.initializer("fc", 1 / 3, "fan_in", "uniform"),
-            dtype="float32",
-            name="fc",
-        )(x)
+        x = classifier(self.options.classes, self.seed)(x)
         if self.options.classifier_activation == "softmax":
             x = keras.layers.Softmax(dtype="float32", name="probabilities")(x)
         return x
-
-    def initializer(
-        self, layer: str, scale: float, mode: str, distribution: str
-    ) -> keras.initializers.Initializer:
-        seed = layer_seed(self.seed, layer)
-        return keras.initializers.VarianceScaling(scale, mode, distribution, seed)
 
 
 def logits_model(model: keras.Model) -> keras.Model:

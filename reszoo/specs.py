@@ -129,13 +129,7 @@ class ResNetSpec:
                     f"Received: {field}={value!r}."
                 )
             object.__setattr__(self, field, tuple(map(int, value)))
-        for field in (
-            "expansion",
-            "groups",
-            "width_per_group",
-            "classes",
-            "image_size",
-        ):
+        for field in _NUMBERS:
             value = getattr(self, field)
             if not _is_count(value) and (field, value) != ("expansion", None):
                 raise UsageError(

@@ -14,16 +14,11 @@ from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec
-from reszoo.weights import keras_h5, safetensors
-from reszoo.weights import safetensors as timm_folder
-from reszoo.weights.loading import (
-    Loaded,
-    keras_applications_card,
-    load_contents,
-    load_weights,
-)
-from reszoo.weights.location import locate
+from reszoo.weights import safetensors
+from reszoo.weights.loading import Loaded, load_weights
+from reszoo.weights.location import Found, locate
 from reszoo.weights.names import LoadReport, Tensors, to_tensors
+from reszoo.weights.reading import keras_applications_contents, read
 
 _CARD = "_reszoo_card"
 _REPORT = "_reszoo_load_report"
@@ -110,22 +105,23 @@ def build(
         "stride_in": stride_in,
         "features": features,
     }
-    given = {key: value for key, value in options.items() if value is not None}
-    described = architecture(variant, **given)
+    described = architecture(variant, **options)
     if weights is None:
         model = build_resnet(
             described, zero_init_residual=zero_init_residual, seed=seed, name=name
         )
-        return _attach(model, new_card(described, labels))
+        set_card(model, new_card(described, labels))
+        return model
     if zero_init_residual:
         raise UsageError(
             "zero_init_residual is for fresh weights. Received: "
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
     found = locate(weights, described.name, allow_noncommercial=allow_noncommercial)
-    spec = described.spec
-    loaded = load_weights(found, spec, options, labels, seed=seed, name=name)
-    return _attach_loaded(loaded)
+    contents, spec = read(found.path), described.spec
+    return _attach_loaded(
+        load_weights(contents, found, spec, options, labels, seed=seed, name=name)
+    )
 
 
 def load(
@@ -147,7 +143,7 @@ def load(
     """
     spec = None if variant is None else find_spec(variant)
     found = locate(path, None if spec is None else spec.name)
-    return _attach_loaded(load_weights(found, spec, {}, None))
+    return _attach_loaded(load_weights(read(found.path), found, spec, {}))
 
 
 def save(
@@ -173,7 +169,7 @@ def save(
     if target.suffix == safetensors.SUFFIX:
         safetensors.write(target, tensors, written)
     elif not target.suffix:
-        timm_folder.write_timm_folder(target, tensors, written)
+        safetensors.write_timm_folder(target, tensors, written)
     else:
         raise UsageError(
             f"A checkpoint ends in {safetensors.SUFFIX}, or is a folder without an "
@@ -203,9 +199,11 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
         for layer in model.layers
         if layer.weights
     }
-    tensors = keras_h5.to_tensors(layers, model.name)
-    card = keras_applications_card(tensors, model.name, model.input_shape[1:])
-    return _attach_loaded(load_contents(tensors, card, model.name))
+    contents = keras_applications_contents(layers, model.name)
+    height, width, channels = model.input_shape[1:]
+    shape = {"input_shape": (height, width, channels or 3)}
+    found = Found(path=Path(model.name), source=model.name)
+    return _attach_loaded(load_weights(contents, found, None, shape))
 
 
 def get_card(model: keras.Model) -> Card:
@@ -234,7 +232,7 @@ def load_report(model: keras.Model) -> LoadReport | None:
 
 def set_card(model: keras.Model, card: Card) -> None:
     """Replace a model's card, after training for example."""
-    _attach(model, card)
+    setattr(model, _CARD, card)
 
 
 def _counted(
@@ -259,9 +257,5 @@ def _attach_loaded(loaded: Loaded) -> keras.Model:
         say(str(loaded.report))
     setattr(loaded.model, _REPORT, loaded.report)
     setattr(loaded.model, _COUNTERS, loaded.counters)
-    return _attach(loaded.model, loaded.card)
-
-
-def _attach(model: keras.Model, card: Card) -> keras.Model:
-    setattr(model, _CARD, card)
-    return model
+    set_card(loaded.model, loaded.card)
+    return loaded.model

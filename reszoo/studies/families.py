@@ -108,7 +108,7 @@ def _convolutional(variant: Variant, side: int, classes: int) -> "keras.Model":
 
 
 def _dense(variant: Variant, side: int, classes: int) -> "keras.Model":
-    from reszoo.perceptron import mlp
+    from reszoo.blocks import mlp
 
     return mlp(
         variant.layers,

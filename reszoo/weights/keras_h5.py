@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from reszoo.architecture import StrideIn
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Preprocessing
-from reszoo.weights.names import Tensors
+from reszoo.weights.names import Tensors, to_float32
 
 # Layer name -> kind of weight ("kernel", "gamma", ...) -> array.
 Layers = Mapping[str, Mapping[str, NDArray[Any]]]
@@ -46,8 +46,6 @@ def read(path: Path) -> Layers:
                 names = names[1:] if names[0] == "model_weights" else names
                 layer, kind = names[0], names[-1].split(":")[0]
                 layers.setdefault(layer, {})[kind] = _stored(dataset, names, path)
-    except CheckpointError:
-        raise
     # h5py has no error of its own for damaged files.
     except _DAMAGED as error:
         raise CheckpointError(
@@ -88,14 +86,7 @@ def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
             f"{path} must contain {'/'.join(names)} itself, complete and uncompressed. "
             f"Received: {stored} bytes for shape {dataset.shape}. The file is refused."
         )
-    if not np.issubdtype(dataset.dtype, np.floating):
-        raise CheckpointError(
-            f"Weights must be floating point. {path} has {'/'.join(names)} as "
-            f"{dataset.dtype}."
-        )
-    # Numbers beyond float32 become infinite, which `reading.read` refuses.
-    with np.errstate(over="ignore"):
-        return np.asarray(dataset[()], np.float32)
+    return to_float32(np.asarray(dataset[()]), "/".join(names), str(path))
 
 
 def preprocessing() -> Preprocessing:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -20,11 +19,11 @@ from reszoo.errors import CheckpointError, UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS, ResNetSpec
-from reszoo.weights import keras_h5, safetensors
+from reszoo.weights import safetensors
 from reszoo.weights.location import Found
 from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, assign_tensors
-from reszoo.weights.published import imagenet_labels
-from reszoo.weights.reading import Contents, read
+from reszoo.weights.published import PublishedWeights, imagenet_labels
+from reszoo.weights.reading import Contents
 
 # In the order in which they are tried on tensors that do not tell.
 _SHORTCUTS = ("projection", "projection-all", "none")
@@ -150,18 +149,20 @@ class Loaded:
 
 
 def load_weights(
+    contents: Contents,
     found: Found,
     spec: ResNetSpec | None,
     options: dict[str, Any],
-    labels: tuple[str, ...] | None,
+    labels: tuple[str, ...] | None = None,
     *,
     seed: int | None = None,
     name: str | None = None,
 ) -> Loaded:
-    """Build the net of a weight file, changed as asked, with its weights.
+    """Build the model of a weight file, changed as asked, with its weights.
 
     Args:
-        found: The file.
+        contents: What the file holds.
+        found: What else is known of it.
         spec: What it must hold; None takes that from the file.
         options: Options of `build`; None leaves one to the file. Another number of
             classes, or other names, means a fresh head, other channels an adapted
@@ -171,38 +172,22 @@ def load_weights(
         name: Of the Keras model.
 
     Raises:
-        CheckpointError: The file is unreadable, or of another net.
+        CheckpointError: The file is of another model.
         UsageError: The options contradict the file or each other.
     """
-    contents = read(found.path)
     if contents.card is None and contents.stride_in is None:
         # Bare tensors do not tell it, so the caller may.
         contents = replace(contents, stride_in=options.get("stride_in"))
+    tensors, source = contents.tensors, found.source
     saved = _saved_card(contents, found, spec)
-    _check_size(saved.architecture, contents.tensors, found.source)
-    return load_contents(
-        contents.tensors, saved, found.source, options, labels, seed=seed, name=name
-    )
-
-
-def load_contents(
-    tensors: Tensors,
-    saved: Card,
-    source: str,
-    options: dict[str, Any] | None = None,
-    labels: tuple[str, ...] | None = None,
-    *,
-    seed: int | None = None,
-    name: str | None = None,
-) -> Loaded:
-    """Build the net that a card describes, changed as asked, around tensors."""
-    described = _described(saved.architecture, options or {}, source)
+    _check_size(saved.architecture, tensors, source)
+    described = _described(saved.architecture, options, source)
     other = described.classes != saved.architecture.classes
     fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
     counters = {key: value for key, value in tensors.items() if key.endswith(COUNTER)}
-    tensors = _adapted(tensors, described)
-    report = assign_tensors(model, tensors, source, fresh_head=fresh)
+    fitted = _adapted(tensors, described)
+    report = assign_tensors(model, fitted, source, fresh_head=fresh)
     card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
 
@@ -231,21 +216,6 @@ def adapt_input(kernel: NDArray[Any], channels: int) -> NDArray[Any]:
         return np.asarray(kernel.sum(axis=1, keepdims=True))
     repeated = np.tile(kernel, (1, math.ceil(channels / 3), 1, 1))[:, :channels]
     return np.asarray(repeated * np.float32(3 / channels))
-
-
-def keras_applications_card(
-    tensors: Tensors, source: str, input_shape: tuple[int | None, ...]
-) -> Card:
-    """Return the card of a `keras.applications` model in memory."""
-    contents = Contents(
-        tensors=tensors,
-        preprocessing=keras_h5.preprocessing(),
-        stride_in=keras_h5.STRIDE_IN,
-    )
-    card = _made_card(contents, Found(path=Path(source), source=source), None)
-    height, width, channels = input_shape
-    described = replace(card.architecture, input_shape=(height, width, channels or 3))
-    return _changed_card(card, described, None, fresh=False)
 
 
 def _saved_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Card:
@@ -278,16 +248,18 @@ def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Car
     described = infer_architecture(
         contents.tensors, found.source, spec, contents.stride_in
     )
-    record, labels = contents.preprocessing, None
-    if found.published is not None:
-        record = found.published.preprocessing
+    record, labels, row = contents.preprocessing, None, found.published
+    provenance: dict[str, Any] = {"source": found.source}
+    if row is not None:
+        record = row.preprocessing
+        provenance |= {"address": row.address, "licence": row.licence}
     elif found.config is not None:
         record, labels = safetensors.read_config(found.config)
     height, width, channels = described.input_shape
     if record is not None and described.include_top:
         height = width = record.eval_size
     described = replace(described, input_shape=(height, width, channels))
-    imagenet = found.published is not None or contents.preprocessing is not None
+    imagenet = row is not None or contents.preprocessing is not None
     if imagenet and described.classes == len(imagenet_labels()):
         labels = imagenet_labels()
     card = new_card(described)
@@ -295,8 +267,8 @@ def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Car
         card,
         labels=labels if labels and len(labels) == described.classes else None,
         preprocessing=_for_channels(record or card.preprocessing, channels),
-        provenance=_provenance(found),
-        metrics=_metrics(found),
+        provenance=provenance,
+        metrics=() if row is None else _metrics(row),
     )
 
 
@@ -350,20 +322,16 @@ def _changed_card(
     saved: Card, described: Architecture, labels: tuple[str, ...] | None, fresh: bool
 ) -> Card:
     kept = None if fresh or not described.include_top else saved.labels
-    record = _for_channels(saved.preprocessing, described.input_shape[2])
-    height, width, _ = described.input_shape
-    changed = height == width and height not in (None, record.eval_size)
-    if changed and height is not None:
+    height, width, channels = described.input_shape
+    record = _for_channels(saved.preprocessing, channels)
+    if height == width and height not in (None, record.eval_size):
         record = replace(record, train_size=height, eval_size=height)
-    unlike = (
-        fresh or changed or described.input_shape[2] != len(saved.preprocessing.mean)
-    )
     return replace(
         saved,
         architecture=described,
         labels=labels or kept,
         preprocessing=record,
-        metrics=() if unlike else saved.metrics,
+        metrics=() if fresh or record != saved.preprocessing else saved.metrics,
     )
 
 
@@ -372,28 +340,17 @@ def _for_channels(record: Preprocessing, channels: int) -> Preprocessing:
     if channels == len(record.mean):
         return record
     if channels == 1:
-        mean, std = sum(record.mean) / 3, sum(record.std) / 3
-        return replace(record, mean=(mean,), std=(std,))
-    turns = [index % 3 for index in range(channels)]
-    return replace(
-        record,
-        mean=tuple(record.mean[i] for i in turns),
-        std=tuple(record.std[i] for i in turns),
+        grey = sum(record.mean) / 3, sum(record.std) / 3
+        return replace(record, mean=grey[:1], std=grey[1:])
+    mean, std = (
+        tuple(values[index % 3] for index in range(channels))
+        for values in (record.mean, record.std)
     )
+    return replace(record, mean=mean, std=std)
 
 
-def _provenance(found: Found) -> dict[str, Any]:
-    if found.published is None:
-        return {"source": found.source}
-    row = found.published
-    return {"source": found.source, "address": row.address, "licence": row.licence}
-
-
-def _metrics(found: Found) -> tuple[Metric, ...]:
+def _metrics(row: PublishedWeights) -> tuple[Metric, ...]:
     """Return the publisher's figures at the size of the card."""
-    if found.published is None:
-        return ()
-    row = found.published
     size, crop = row.preprocessing.eval_size, row.preprocessing.crop_pct
     data = f"ImageNet-1k validation at {size} px, as published"
     return tuple(

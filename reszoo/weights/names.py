@@ -70,6 +70,11 @@ class LoadReport:
         return f"{text}: 100 % of the backbone; fresh head, {before} -> {now} classes"
 
 
+# From Keras' axes to torch's and back, by the number of them.
+_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
+_FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
+
+
 @dataclass(frozen=True)
 class _Slot:
     name: str
@@ -77,18 +82,15 @@ class _Slot:
 
     def to_torch(self) -> NDArray[Any]:
         value = np.asarray(self.variable.value)
-        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim)
-        return np.ascontiguousarray(value.transpose(axes) if axes else value)
+        return np.ascontiguousarray(value.transpose(_TO_TORCH.get(value.ndim)))
 
     def from_torch(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(tensor.ndim)
-        return tensor.transpose(axes) if axes else tensor
+        return tensor.transpose(_FROM_TORCH.get(tensor.ndim))
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
         shape = tuple(self.variable.shape)
-        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape))
-        return tuple(shape[axis] for axis in axes) if axes else shape
+        return tuple(shape[axis] for axis in _TO_TORCH.get(len(shape), (0,)))
 
 
 def to_tensors(model: "keras.Model") -> Tensors:
@@ -202,7 +204,10 @@ def to_state_dict(tree: Any, source: str) -> Tensors:
             continue
         if plain in tensors:
             raise CheckpointError(f"{source} holds {plain} twice, also as {name}.")
-        tensors[plain] = _single(plain, tensor, source)
+        if plain.endswith(COUNTER):
+            tensors[plain] = np.asarray(tensor, np.int64)
+        else:
+            tensors[plain] = to_float32(tensor, plain, source)
     return tensors
 
 
@@ -229,9 +234,12 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _single(name: str, tensor: Any, source: str) -> Any:
-    if name.endswith(COUNTER):
-        return np.asarray(tensor, np.int64)
+def to_float32(tensor: NDArray[Any], name: str, source: str) -> NDArray[np.float32]:
+    """Return weights in float32, which is exact for half precision.
+
+    Raises:
+        CheckpointError: They are not floating point.
+    """
     if not np.issubdtype(tensor.dtype, np.floating):
         raise CheckpointError(
             f"Weights must be floating point. {source} has {name} as {tensor.dtype}."

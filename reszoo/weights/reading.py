@@ -58,12 +58,7 @@ def _read(file: Path) -> Contents:
     with file.open("rb") as opened:
         head = opened.read(9)
     if head.startswith(keras_h5.MAGIC):
-        tensors = keras_h5.to_tensors(keras_h5.read(file), str(file))
-        return Contents(
-            tensors=tensors,
-            preprocessing=keras_h5.preprocessing(),
-            stride_in=keras_h5.STRIDE_IN,
-        )
+        return keras_applications_contents(keras_h5.read(file), str(file))
     if torch_file.looks_like_torch(file):
         return Contents(tensors=to_state_dict(torch_file.read(file), str(file)))
     # A safetensors file begins with the length of a JSON header.
@@ -74,4 +69,17 @@ def _read(file: Path) -> Contents:
         "A checkpoint is a safetensors file, a torch file or an HDF5 file of "
         f"keras.applications ({', '.join(SUFFIXES)}). Received: {file}, which is of "
         "another format or incomplete."
+    )
+
+
+def keras_applications_contents(layers: keras_h5.Layers, source: str) -> Contents:
+    """Return the weights of layers as a file of keras.applications holds them.
+
+    Raises:
+        CheckpointError: They are of no ResNet v1.
+    """
+    return Contents(
+        tensors=keras_h5.to_tensors(layers, source),
+        preprocessing=keras_h5.preprocessing(),
+        stride_in=keras_h5.STRIDE_IN,
     )
