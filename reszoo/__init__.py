@@ -52,52 +52,42 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> module and name in it. No module may have the name of a verb, for its
-# import would put the module in the verb's place (hence cards.py, evaluation.py). The
-# rows that point into `reszoo_export` are, with cli.py, the only places where the zoo
-# knows of its exporter.
-_LAZY = {
-    "Card": "reszoo.cards:Card",
-    "CheckpointError": "reszoo.errors:CheckpointError",
-    "DataError": "reszoo.errors:DataError",
-    "ExportError": "reszoo.errors:ExportError",
-    "FileDescription": "reszoo_export.inspection:FileDescription",
-    "LoadReport": "reszoo.weights.names:LoadReport",
-    "Manifest": "reszoo_export.manifest:Manifest",
-    "Measurement": "reszoo_export.benchmark:Measurement",
-    "Metrics": "reszoo.metrics:Metrics",
-    "Predictor": "reszoo_export.predictor:Predictor",
-    "Preprocessing": "reszoo.preprocessing:Preprocessing",
-    "Recipe": "reszoo.training.recipes:Recipe",
-    "ResNetSpec": "reszoo.specs:ResNetSpec",
-    "ResizeResult": "reszoo.data.resize:ResizeResult",
-    "ReszooError": "reszoo.errors:ReszooError",
-    "ScanReport": "reszoo.data.scan:ScanReport",
-    "StudyResult": "reszoo.studies.results:StudyResult",
-    "TrainResult": "reszoo.training.trainer:TrainResult",
-    "UnknownNameError": "reszoo.errors:UnknownNameError",
-    "UsageError": "reszoo.errors:UsageError",
-    "VerificationError": "reszoo.errors:VerificationError",
-    "benchmark": "reszoo_export.benchmark:benchmark",
-    "build": "reszoo.zoo:build",
-    "card": "reszoo.zoo:get_card",
-    "compile": "reszoo.training.compile:compile",
-    "evaluate": "reszoo_export.evaluation:evaluate",
-    "export": "reszoo_export.export:export",
-    "from_keras_applications": "reszoo.zoo:from_keras_applications",
-    "inspect": "reszoo_export.inspection:inspect",
-    "list_models": "reszoo.specs:list_models",
-    "load": "reszoo.zoo:load",
-    "load_report": "reszoo.zoo:load_report",
-    "mlp": "reszoo.blocks:mlp",
-    "residual": "reszoo.blocks:residual",
-    "resize_images": "reszoo.data.resize:resize_images",
-    "save": "reszoo.zoo:save",
-    "scan": "reszoo.data.scan:scan",
-    "study": "reszoo.studies.study:study",
-    "train": "reszoo.training.trainer:train",
-    "verify": "reszoo_export.verification.verify:verify",
+# Module -> the public names in it, imported on first use. A module must not be called
+# like a function here, because importing it would replace the function (hence
+# cards.py). Only this table and the command line know of `reszoo_export`.
+_MODULES = {
+    "reszoo.blocks": "mlp residual",
+    "reszoo.cards": "Card",
+    "reszoo.data.resize": "ResizeResult resize_images",
+    "reszoo.data.scan": "ScanReport scan",
+    "reszoo.errors": (
+        "CheckpointError DataError ExportError ReszooError UnknownNameError "
+        "UsageError VerificationError"
+    ),
+    "reszoo.metrics": "Metrics",
+    "reszoo.preprocessing": "Preprocessing",
+    "reszoo.specs": "ResNetSpec list_models",
+    "reszoo.studies.results": "StudyResult",
+    "reszoo.studies.study": "study",
+    "reszoo.training.compile": "compile",
+    "reszoo.training.recipes": "Recipe",
+    "reszoo.training.trainer": "TrainResult train",
+    "reszoo.weights.names": "LoadReport",
+    "reszoo.zoo": "build from_keras_applications load load_report save",
+    "reszoo_export.benchmark": "Measurement benchmark",
+    "reszoo_export.evaluation": "evaluate",
+    "reszoo_export.export": "export",
+    "reszoo_export.inspection": "FileDescription inspect",
+    "reszoo_export.manifest": "Manifest",
+    "reszoo_export.predictor": "Predictor",
+    "reszoo_export.verification.verify": "verify",
 }
+# Public name -> "module:name".
+_LAZY = {
+    name: f"{module}:{name}"
+    for module, names in _MODULES.items()
+    for name in names.split()
+} | {"card": "reszoo.zoo:get_card"}
 
 __all__ = sorted([*_LAZY, "__version__"])
 

@@ -1,4 +1,4 @@
-"""Console output: progress, tables, JSON, and TensorFlow's log noise kept away."""
+"""Console output: progress, tables, JSON; TensorFlow's messages are suppressed."""
 
 import importlib.util
 import json
@@ -135,13 +135,13 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A bar that lives while its body runs; nothing where there is no terminal.
+    """A progress bar on a terminal; a context manager.
 
     Args:
-        what: What is being done, as shown before the bar.
+        what: The description before the bar.
         total: Number of steps.
-        done: Steps done before.
-        shown: Whether to show it at all.
+        done: Number of steps that are already done.
+        shown: Whether to show the bar.
     """
 
     def __init__(
@@ -177,19 +177,17 @@ class Progress:
         self._bar.stop()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Move on by `steps`, with a note behind the bar."""
+        """Advance by `steps` and show a note behind the bar."""
         self._bar.update(self._task, advance=steps, note=note)
 
 
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
-) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on the output stream; the first column is text, others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(
             column,
@@ -200,7 +198,7 @@ def print_table(
     for row in rows:
         table.add_row(*map(printable, row))
     console = Console(emoji=False)
-    # In a pipe rich assumes 80 columns and would cut names off.
+    # In a pipe rich assumes 80 columns and would truncate names.
     console.width = max(console.width, 120)
     console.print(table, markup=False)
 

@@ -222,7 +222,7 @@ def test_the_demo_does_it_all(
         float(re.findall(rf"{start} +top-1 ([\d.]+)%", err)[0])
         for start in ("fine-tuned", "from scratch")
     )
-    (gain,) = re.findall(r"gained \+([\d.]+) points", err)
+    (gain,) = re.findall(r"add \+([\d.]+) points", err)
     assert float(gain) == pytest.approx(tuned - scratch, abs=0.011)
     for file in ("model-int8.tflite", "model.onnx"):
         assert file in out

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("saved_model", "tflite", "tflite-int8", "onnx", "onnx-int8")
 RUN = Path("runs/demo")
-NET, WEIGHTS, DATA = "resnet20", "cifar10", "digits"
-# One recipe for both nets, so that they differ in their first weights alone. Small
-# batches, for there are few images: three epochs are some hundred steps.
+MODEL, WEIGHTS, DATA = "resnet20", "cifar10", "digits"
+# One recipe for both models, so that they differ only in their initial weights. Small
+# batches, because there are few images: three epochs are about a hundred steps.
 _CHANGES: dict[str, Any] = {
     "recipe": "cifar",
     "epochs": 3,
@@ -27,8 +27,8 @@ _CHANGES: dict[str, Any] = {
 def run_demo(output: Path, run: Path = RUN) -> "Manifest":
     """Fine-tune the bundled ResNet-20 on handwritten digits and export the result.
 
-    The same net is trained from scratch as well, with the same recipe and steps, to
-    tell what the first weights gained.
+    The same model is also trained from scratch, with the same recipe and steps, to
+    show what the pretrained weights add.
 
     Args:
         output: Folder for the exported files; an earlier demo is replaced.
@@ -38,28 +38,28 @@ def run_demo(output: Path, run: Path = RUN) -> "Manifest":
         The export's manifest.
 
     Raises:
-        UsageError: The output folder holds something else than an export.
+        UsageError: The output folder contains something other than an export.
     """
     from reszoo_export.export import free_folder
 
     free_folder(output, overwrite=True)
-    say("1/4  Fine-tune ResNet-20, trained on photos (CIFAR-10), on scans of digits.")
+    say("1/4  Fine-tune ResNet-20, pretrained on CIFAR-10, on handwritten digits.")
     tuned = reszoo.train(
-        NET, DATA, weights=WEIGHTS, output=run, overwrite=True, **_CHANGES
+        MODEL, DATA, weights=WEIGHTS, output=run, overwrite=True, **_CHANGES
     )
-    say("2/4  Train the same net from scratch, as long and with the same recipe.")
-    scratch = reszoo.train(NET, DATA, **_CHANGES)
-    _tell_gain(tuned.model, scratch.model)
-    say("4/4  Export to SavedModel, TFLite and ONNX; run each file and compare.")
+    say("2/4  Train the same model from scratch with the same recipe.")
+    scratch = reszoo.train(MODEL, DATA, **_CHANGES)
+    _report_gain(tuned.model, scratch.model)
+    say("4/4  Export to SavedModel, TFLite and ONNX and verify each file.")
     return reszoo.export(
         tuned.model, output, formats=FORMATS, calibration=DATA, overwrite=True
     )
 
 
-def _tell_gain(tuned: Any, scratch: Any) -> None:
+def _report_gain(tuned: Any, scratch: Any) -> None:
     after, without = reszoo.evaluate(tuned, DATA), reszoo.evaluate(scratch, DATA)
-    say(f"3/4  Evaluate on {after.images} digits that training never saw:")
+    say(f"3/4  Evaluate both on {after.images} held-out digits:")
     say(f"     fine-tuned    top-1 {after.top1:.2%}")
     say(f"     from scratch  top-1 {without.top1:.2%}")
     gain = 100 * (after.top1 - without.top1)
-    say(f"     the weights learned on photos gained {gain:+.2f} points")
+    say(f"     the pretrained weights add {gain:+.2f} points")

@@ -20,6 +20,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the output if it exists.")
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue what the output folder contains.")
+]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Change any field of the recipe; may be repeated: --set momentum=0.8 "
+        "--set steps=2000.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(help="Number of threads to compute with.", show_default="all cores"),

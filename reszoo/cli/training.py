@@ -9,7 +9,7 @@ import typer
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import BadImages, Data, Json, Overwrite, app
+from reszoo.cli.options import BadImages, Data, Fields, Json, Overwrite, Resume, app
 from reszoo.console import print_json, print_table, print_text, say
 from reszoo.errors import UsageError
 from reszoo.studies.families import FAMILIES, find_family
@@ -46,7 +46,7 @@ def scan(
 @app.command()
 def resize(
     data: Images,
-    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
     side: Annotated[
         int, typer.Option(help="Short side of larger images, in pixels.")
     ] = defaults.RESIZE_SIDE,
@@ -116,20 +116,9 @@ def train(
             show_default=_RECIPES,
         ),
     ] = None,
-    fields: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Change any field of the recipe; may be repeated: --set mixup=0.2 "
-            "--set freeze=stages:2 --set ema=none.",
-        ),
-    ] = None,
+    fields: Fields = None,
     bad_images: BadImages = defaults.TRAINING_BAD_IMAGES,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the run in the output folder."),
-    ] = False,
+    resume: Resume = False,
     save_every: Annotated[
         float, typer.Option(help="Seconds between saved states within an epoch.")
     ] = defaults.SAVE_EVERY,
@@ -179,9 +168,11 @@ def train(
     if result.best is None:
         # Of several workers only the first writes and reports.
         return
-    print_text(f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})")
-    print_text(f"Report: {result.report}")
-    print_text(f"Next: {shlex.join(result.export_command)}")
+    print_text(
+        f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})\n"
+        f"Report: {result.report}\n"
+        f"Next: {shlex.join(result.export_command)}"
+    )
 
 
 @app.command()
@@ -235,18 +226,8 @@ def study(
     recipe: Annotated[
         str, typer.Option(help="Training recipe of all models.")
     ] = defaults.STUDY_RECIPE,
-    fields: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="FIELD=VALUE",
-            help="Change any field of the recipe; may be repeated: --set steps=2000.",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Continue the study in the output folder."),
-    ] = False,
+    fields: Fields = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -293,9 +274,7 @@ def study(
         print_json(found)
         return
     print_table(COLUMNS, rows(result))
-    for sentence in result.conclusion:
-        print_text(sentence)
-    print_text(f"Report: {result.folder / PAGE}")
+    print_text("\n".join([*result.conclusion, f"Report: {result.folder / PAGE}"]))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
