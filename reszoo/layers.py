@@ -244,6 +244,10 @@ class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
         kept = (None if side is None else -(-side // self.stride) for side in sides)
         return (batch, *kept, self.filters)
 
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "filters": self.filters, "stride": self.stride}
+
 
 @keras.saving.register_keras_serializable(package="reszoo")
 class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
@@ -280,3 +284,7 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
         self, input_shape: list[tuple[int | None, ...]]
     ) -> tuple[int | None, ...]:
         return input_shape[0]
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return {**config, "rate": self.rate, "index": self.index}
