@@ -51,7 +51,7 @@ def with_onnx_runtime(
     from reszoo_export.onnx import writer
 
     source = folder / "float.onnx"
-    writer.write(serving, source, None)
+    writer.write(serving, source)
     for number, call in enumerate(STATIC_CALLS):
         path = folder / f"static-{number}.onnx"
         quantize_static_file(source, path, calibration, call)
@@ -116,7 +116,7 @@ def with_litert(serving: Any, calibration: Any, folder: Path, peers: str) -> Pat
     from reszoo_export.tflite import writer
 
     source, path = folder / "float.tflite", folder / "quantizer.tflite"
-    writer.write(serving, source, None)
+    writer.write(serving, source)
     np.save(folder / "images.npy", calibration.images)
     words = [peers, __file__, "--process", str(source), str(path)]
     done = subprocess.run(

@@ -384,7 +384,7 @@ def for_one_image(case: Case) -> Serving:
 def test_a_defect_of_a_saved_model_is_seen(
     case: Case, change: Callable[[Case], Serving], told: str, tmp_path: Path
 ) -> None:
-    writer.write(change(case), tmp_path / "saved_model", None)
+    writer.write(change(case), tmp_path / "saved_model")
     found = complaints(case, "saved_model", tmp_path / "saved_model")
     assert re.search(told, found), found
 
@@ -396,6 +396,6 @@ def test_another_resize_of_encoded_pictures_is_seen(
         return prepare_encoded(files, replace(record, interpolation="bicubic"))
 
     monkeypatch.setattr(writer, "prepare_encoded", careless)
-    writer.write(case.serving, tmp_path / "saved_model", None)
+    writer.write(case.serving, tmp_path / "saved_model")
     found = complaints(case, "saved_model", tmp_path / "saved_model")
     assert "serving_bytes and serving_default differ on the same images" in found

@@ -86,9 +86,7 @@ def test_a_crash_is_told_with_the_last_words(
 def test_errors_of_ours_are_raised_as_they_were(tmp_path: Path) -> None:
     with pytest.raises(reszoo.CheckpointError, match=r"^it is damaged$"):
         run_in_subprocess(f"{HERE}:refuse", tmp_path, {}, seconds=60)
-    with pytest.raises(
-        reszoo.UsageError, match=r"^There is no model 'x'\. Known: y\.$"
-    ):
+    with pytest.raises(reszoo.UsageError, match=r"^Unknown model 'x'\. Known: y\.$"):
         run_in_subprocess(f"{HERE}:misname", tmp_path, {}, seconds=60)
 
 

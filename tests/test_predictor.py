@@ -13,7 +13,6 @@ from PIL import Image
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.weights.names import to_tensors
-from reszoo_export.benchmark import measure
 from reszoo_export.formats import FORMATS, ExportOptions, find_formats
 from reszoo_export.runtimes import open_runtime, softmax
 from reszoo_export.serving import make_serving
@@ -257,7 +256,7 @@ def test_files_for_devices_keep_to_the_threads_given(
     monkeypatch.setattr(interpreter, "Interpreter", litert_interpreter)
     for threads in (1, 3):
         runtime = open_runtime(exported.folder / file, threads)
-        assert measure(runtime).threads == threads
+        assert runtime.threads == threads
     assert given == [1, 3]
 
 

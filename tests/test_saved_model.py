@@ -45,7 +45,7 @@ def serving(model: Any) -> Serving:
 @pytest.fixture(scope="module")
 def folder(serving: Serving, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "saved_model"
-    writer.write(serving, path, None)
+    writer.write(serving, path)
     return path / "1"
 
 
@@ -131,7 +131,7 @@ def test_a_broken_exif_is_no_orientation() -> None:
 def test_the_options_reach_both_signatures(model: Any, tmp_path: Path) -> None:
     options = ExportOptions(batch=2, input_size=40, outputs="features", version=12)
     serving = make_serving(model, options)
-    writer.write(serving, tmp_path / "model", None)
+    writer.write(serving, tmp_path / "model")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["12"]
     loaded = tf.saved_model.load(str(tmp_path / "model/12"))
     of_pixels, of_bytes = (

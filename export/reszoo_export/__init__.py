@@ -1,1 +1,1 @@
-"""The exporter: from a checkpoint to files that provably answer like it."""
+"""The exporter: writes SavedModel, TFLite and ONNX files and verifies them."""

@@ -144,12 +144,6 @@ def measure_files(
     return latencies
 
 
-def measure(runtime: Runtime) -> Latency:
-    """Measure one opened file for at most a second, with one image in a call."""
-    times = _time_calls(runtime, _noise(runtime, 1), seconds=1.0, max_runs=_EXPORT_RUNS)
-    return Latency.of(times, batch=1, threads=runtime.threads)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What one process measures.

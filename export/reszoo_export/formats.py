@@ -256,7 +256,8 @@ class Format:
         name: As in `--formats`.
         file: Name of the file or folder in an export.
         runtime: What runs it.
-        writer: The function of the runtime's module `writer` that writes it.
+        writer: The function of the runtime's module `writer` that writes it, from a
+            `Serving`, a path and, if `calibrated`, a `Calibration`.
         precision: Of its arithmetic: "float32", "float16", "dynamic" (int8 weights,
             ranges of activations measured at run time), "int8" or "int16x8".
         calibrated: Whether it needs calibration images.
@@ -302,7 +303,8 @@ class Format:
         if self.calibrated and calibration is None:
             raise ExportError(f"{self.name} needs calibration images.")
         module = importlib.import_module(f"{self.runtime.package}.writer")
-        getattr(module, self.writer)(serving, path, calibration)
+        arguments = (serving, path, *([calibration] if self.calibrated else []))
+        getattr(module, self.writer)(*arguments)
 
 
 # PADV2 pads with the zero point.

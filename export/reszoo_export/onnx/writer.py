@@ -26,12 +26,12 @@ _CATCH_ERRORS = "TF2ONNX_CATCH_ERRORS"
 _WITH_KERNEL = ("Conv", "Gemm")
 
 
-def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+def write(serving: Serving, path: Path) -> None:
     """Write a float32 file: uint8 pixels in, `logits` and `probabilities` out."""
     write_model(convert(serving), serving, path)
 
 
-def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+def write_fp16(serving: Serving, path: Path) -> None:
     """Write a file with float16 kernels: uint8 pixels in, float32 outputs.
 
     Raises:

@@ -18,7 +18,6 @@ from reszoo.data.decoding import decode
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.formats import SAVED_MODEL
 from reszoo_export.metadata import card_files
-from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.saved_model.reader import (
     ENCODED_INPUT,
     EXTRA_FOLDER,
@@ -28,7 +27,7 @@ from reszoo_export.saved_model.reader import (
 from reszoo_export.serving import INPUT, Serving
 
 
-def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+def write(serving: Serving, path: Path) -> None:
     """Write a SavedModel folder as TF Serving reads it, `<path>/<version>`.
 
     It has two signatures with the same outputs: `serving_default` takes `image`, uint8

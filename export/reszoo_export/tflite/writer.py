@@ -31,12 +31,12 @@ Prepare = Callable[[Any], None]
 _EVERY, _CONTRAST = 4, 8
 
 
-def write(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+def write(serving: Serving, path: Path) -> None:
     """Write a float32 file: float32 pixels in 0..255 in, probabilities out."""
     write_model(convert(serving), serving, path)
 
 
-def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) -> None:
+def write_fp16(serving: Serving, path: Path) -> None:
     """Write a file of half the size: kernels in float16, everything else in float32.
 
     GPU delegates compute in float16 anyway; a CPU converts the weights to float32 when
@@ -48,9 +48,7 @@ def write_fp16(serving: Serving, path: Path, calibration: Calibration | None) ->
     write_model(float16_kernels(convert(serving)), serving, path)
 
 
-def write_dynamic(
-    serving: Serving, path: Path, calibration: Calibration | None
-) -> None:
+def write_dynamic(serving: Serving, path: Path) -> None:
     """Write a file of a quarter of the size: int8 weights, float32 input and output.
 
     The ranges of activations are measured at run time, image by image.

@@ -39,7 +39,7 @@ def compare(
             outputs have another shape than the model's.
     """
     card = card or runtime.card
-    problems = _structure_problems(row, runtime, options, card)
+    problems = structure_problems(row, runtime, options, card)
     try:
         outputs = run_in_batches(runtime, reference.images)
         problems += batch_problems(
@@ -62,55 +62,34 @@ def compare(
     return _compare_probabilities(row, runtime, outputs, reference, card, problems)
 
 
-def _structure_problems(
+def structure_problems(
     row: Format, runtime: Runtime, options: ExportOptions, card: Card
 ) -> list[str]:
-    problems = signature_problems(row, options, card, runtime.inputs, runtime.outputs)
-    others = set(runtime.operators) - row.operators
-    if others:
-        problems.append(f"operators that are not allowed: {', '.join(sorted(others))}")
-    if runtime.card.to_text() != card.to_text():
-        different = _different_fields(runtime.card, card)
-        problems.append(f"the card inside is not the model's: {different}")
-    return problems
-
-
-def _different_fields(inside: Card, card: Card) -> str:
-    if inside.labels != card.labels:
-        return "other labels, or in another order"
-    ours, theirs = inside.to_json(), card.to_json()
-    return "other " + ", ".join(key for key in theirs if ours[key] != theirs[key])
-
-
-def signature_problems(
-    row: Format,
-    options: ExportOptions,
-    card: Card,
-    inputs: Sequence[TensorInfo],
-    outputs: Sequence[TensorInfo],
-) -> list[str]:
-    """Compare names, dtypes and shapes with those of the format; return what is wrong.
+    """Check a file's signature, operators and card; return what is wrong.
 
     Args:
         row: The file's format.
+        runtime: The file, opened.
         options: What the file was exported with.
         card: Of the model.
-        inputs: Of the file.
-        outputs: Of the file.
     """
-    size = card.preprocessing.eval_size
-    batch = _batch(row, options)
-    image = [3, size, size] if options.layout == "nchw" else [size, size, 3]
-    problems = []
+    size, inputs = card.preprocessing.eval_size, runtime.inputs
+    sides = [3, size, size] if options.layout == "nchw" else [size, size, 3]
+    shape, problems = [_batch(row, options), *sides], []
     if [tensor["name"] for tensor in inputs] != ["image"]:
         shown = ", ".join(map(_shown, inputs))
         problems.append(f"the only input must be 'image', not {shown}")
     elif inputs[0]["dtype"] != row.input_dtype:
         problems.append(f"image must be {row.input_dtype}, not {inputs[0]['dtype']}")
-    if inputs and list(inputs[0]["shape"]) != [batch, *image]:
-        shape = inputs[0]["shape"]
-        problems.append(f"image must be of shape {[batch, *image]}, not {shape}")
-    return problems + _output_problems(row, options, card, outputs)
+    if inputs and inputs[0]["shape"] != shape:
+        problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
+    problems += _output_problems(row, options, card, runtime.outputs)
+    if others := set(runtime.operators) - row.operators:
+        problems.append(f"operators that are not allowed: {', '.join(sorted(others))}")
+    if runtime.card.to_text() != card.to_text():
+        different = _different_fields(runtime.card, card)
+        problems.append(f"the card inside is not the model's: {different}")
+    return problems
 
 
 def _output_problems(
@@ -139,6 +118,13 @@ def _batch(row: Format, options: ExportOptions) -> int | str:
 
 def _shown(tensor: TensorInfo) -> str:
     return f"{tensor['name']} {tensor['dtype']} {list(tensor['shape'])}"
+
+
+def _different_fields(inside: Card, card: Card) -> str:
+    if inside.labels != card.labels:
+        return "other labels, or in another order"
+    ours, theirs = inside.to_json(), card.to_json()
+    return "other " + ", ".join(key for key in theirs if ours[key] != theirs[key])
 
 
 def batch_problems(

@@ -33,25 +33,30 @@ def probability_problems(
     expected, compared = reference.outputs, reference.compared
     real = slice(0, len(reference.targets))
     synthetic = slice(len(reference.targets), None)
-    problems = [
-        *_above(
-            float(np.abs(outputs - expected).max()),
-            limits.max_difference,
-            "a probability differs from the model's by {:.2g}",
-        ),
-        *_above(
-            log_difference(outputs, expected),
-            limits.max_log_difference,
-            "a log probability differs from the model's by {:.2g}",
-        ),
-        *_variation_problems(limits, outputs, expected, real, synthetic),
-        *_above(
-            relative_variation(outputs[compared], expected[compared]),
-            limits.max_relative_variation,
-            "the total variation distance is {:.0%} of the model's own variation "
-            "between images",
-        ),
-    ]
+    problems = _above(
+        float(np.abs(outputs - expected).max()),
+        limits.max_difference,
+        "a probability differs from the model's by {:.2g}",
+    )
+    problems += _above(
+        log_difference(outputs, expected),
+        limits.max_log_difference,
+        "a log probability differs from the model's by {:.2g}",
+    )
+    for images, limit, where in (
+        (real, limits.max_variation, ""),
+        (synthetic, limits.max_variation_synthetic, " on the synthetic images"),
+    ):
+        if len(outputs[images]):
+            distance = total_variation(outputs[images], expected[images])
+            problem = "the total variation distance to the model's output is {:.2%}"
+            problems += _above(distance, limit, problem + where)
+    problems += _above(
+        relative_variation(outputs[compared], expected[compared]),
+        limits.max_relative_variation,
+        "the total variation distance is {:.0%} of the model's own variation between "
+        "images",
+    )
     if len(reference.targets):
         change = confidence_changes(outputs[real], expected[real]).mean()
         limit = limits.max_confidence_change
@@ -91,25 +96,6 @@ def _above(value: float, limit: float | None, problem: str) -> list[str]:
         return []
     shown = f"{limit:.2%}" if "%" in problem else f"{limit:g}"
     return [f"{problem.format(value)}; at most {shown} is allowed"]
-
-
-def _variation_problems(
-    limits: Tolerance,
-    outputs: ModelOutput,
-    expected: ModelOutput,
-    real: slice,
-    synthetic: slice,
-) -> list[str]:
-    problem = "the total variation distance to the model's probabilities is {:.2%}"
-    problems: list[str] = []
-    for images, limit, where in (
-        (real, limits.max_variation, ""),
-        (synthetic, limits.max_variation_synthetic, " on the synthetic images"),
-    ):
-        if len(outputs[images]):
-            distance = total_variation(outputs[images], expected[images])
-            problems += _above(distance, limit, problem + where)
-    return problems
 
 
 def _top1_problems(
