@@ -57,10 +57,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it takes that name at the end.
 
-    A folder that already has the name is moved aside first and removed last, so
-    that a failure at any point leaves the old or the new folder in full. (Only a
-    kill between two renames can leave the old one aside, as `.NAME.old`; the next
-    write to `path` brings it back first.)
+    An existing folder of that name is renamed first and removed last, so that a
+    failure at any point leaves the old or the new folder complete. (Only a process
+    killed between two renames leaves the old one as `.NAME.old`; the next write to
+    `path` restores it first.)
 
     Args:
         path: The final name. Missing parent folders are made.
@@ -95,7 +95,7 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def _prepared(final: Path) -> Path:
-    """Make room for a write to `final`; return the name to write under."""
+    """Prepare a write to `final`; return the temporary name."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -107,7 +107,7 @@ def _aside(final: Path) -> Path:
 
 
 def _sweep(final: Path) -> None:
-    """Remove what killed processes of this machine left, bring back what they moved."""
+    """Remove what killed processes of this machine left; restore what they moved."""
     if _aside(final).exists() and not final.exists():
         _aside(final).rename(final)
     host = socket.gethostname()
@@ -150,7 +150,7 @@ def _swap_in(temporary: Path, final: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    # Not every file system lets a folder be flushed; its files are flushed anyway.
+    # Some file systems refuse to flush folders; the files are flushed anyway.
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -161,7 +161,7 @@ def _flush(path: Path) -> None:
 
 @contextmanager
 def disk_errors(final: Path) -> Iterator[None]:
-    """Turn a refusal of the disk into a ReszooError that names `final`."""
+    """Turn errors of the disk into a ReszooError that names `final`."""
     try:
         yield
     except OSError as error:

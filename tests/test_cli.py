@@ -100,7 +100,7 @@ def test_list_shows_the_published_weights(call: Any) -> None:
     assert "torchvision/IMAGENET1K_V1 *" in out
     assert "timm/a1_in1k" in out
     rows = json.loads(call("list", "resnet34", "--weights", "--json")[1])
-    assert [row["net"] for row in rows] == ["resnet34"] * 8
+    assert [row["model"] for row in rows] == ["resnet34"] * 8
 
 
 @pytest.mark.parametrize(("net", "top1"), [("resnet20", 88.31), ("resnet32", 89.09)])
@@ -108,7 +108,7 @@ def test_list_shows_the_weights_inside_the_package(
     call: Any, net: str, top1: float
 ) -> None:
     rows = json.loads(call("list", net, "--weights", "--json")[1])
-    assert [(row["net"], row["weights"]) for row in rows] == [(net, "cifar10")]
+    assert [(row["model"], row["weights"]) for row in rows] == [(net, "cifar10")]
     assert rows[0]["top1"] == top1
 
 

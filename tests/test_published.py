@@ -315,10 +315,10 @@ def test_noncommercial_weights_must_be_asked_for() -> None:
 def test_the_listing_is_plain_json() -> None:
     rows = table_rows()
     assert json.loads(json.dumps(rows)) == rows
-    assert [(row["net"], row["weights"]) for row in rows] == list(PUBLISHED)
-    assert {row["net"]: row["weights"] for row in rows if row["default"]} == DEFAULTS
+    assert [(row["model"], row["weights"]) for row in rows] == list(PUBLISHED)
+    assert {row["model"]: row["weights"] for row in rows if row["default"]} == DEFAULTS
     assert rows[list(PUBLISHED).index(("resnet50", "timm/a3_in1k"))] == {
-        "net": "resnet50",
+        "model": "resnet50",
         "weights": "timm/a3_in1k",
         "default": False,
         "top1": 75.994,

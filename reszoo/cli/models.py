@@ -84,16 +84,16 @@ def _print_weights(names: list[str], as_json: bool) -> None:
     from reszoo.weights.location import bundled_rows
     from reszoo.weights.published import table_rows
 
-    rows = [row for row in bundled_rows() + table_rows() if row["net"] in names]
+    rows = [row for row in bundled_rows() + table_rows() if row["model"] in names]
     if as_json:
         print_json(rows)
         return
-    columns = ["net", "weights", "top-1", "top-5", "at", "licence"]
+    columns = ["model", "weights", "top-1", "top-5", "at", "licence"]
     print_table(
         columns,
         [
             [
-                row["net"],
+                row["model"],
                 row["weights"] + (" *" if row["default"] else ""),
                 f"{row['top1']:.2f}",
                 f"{row['top5']:.2f}",
@@ -103,8 +103,8 @@ def _print_weights(names: list[str], as_json: bool) -> None:
             for row in rows
         ],
     )
-    print('* weights="imagenet". Accuracies are the publishers\', in percent;')
-    print('"cifar10" is inside the package, measured on CIFAR-10 as JPEGs.')
+    print('* selected by weights="imagenet". Accuracies are in percent, as published;')
+    print('"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.')
 
 
 def _described(name: str) -> dict[str, Any]:

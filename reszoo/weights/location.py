@@ -113,7 +113,7 @@ def locate(
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
         return _published(text, net, allow_noncommercial)
     if isinstance(weights, str) and text in BUNDLED:
-        return Found(path=find_bundled(text, net), source=f"reszoo's {text} weights")
+        return _bundled(text, net)
     address = parse_address(text)
     if address.kind == "hub":
         return _from_hub(address.where, address.revision, text)
@@ -164,25 +164,14 @@ def _local(path: Path, net: str | None) -> Found:
     return Found(path=path, source=str(path))
 
 
-def find_bundled(name: str, net: str | None) -> Path:
-    """Return the file of bundled weights.
-
-    Args:
-        name: A key of `BUNDLED`.
-        net: Name of the model; may be None where there is only one.
-
-    Raises:
-        UsageError: The package has none for this model.
-    """
+def _bundled(name: str, net: str | None) -> Found:
     files = BUNDLED[name]
-    if net is None and len(files) == 1:
-        return next(iter(files.values()))
     if net not in files:
         raise UsageError(
             f"weights={name!r} comes with reszoo for {', '.join(files)}. Received: "
             f"{net!r}; choose one of these, or train the model."
         )
-    return files[net]
+    return Found(path=files[net], source=f"reszoo's {name} weights")
 
 
 def bundled_rows() -> list[dict[str, Any]]:
@@ -200,10 +189,10 @@ def bundled_rows() -> list[dict[str, Any]]:
 def _row(name: str, net: str, path: Path) -> dict[str, Any]:
     card = safetensors.read(path)[1]
     if card is None:
-        raise CheckpointError(f"{path} holds no card; install reszoo again.")
+        raise CheckpointError(f"{path} contains no card; install reszoo again.")
     measured = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
     return {
-        "net": net,
+        "model": net,
         "weights": name,
         "default": False,
         "top1": measured["top1"],

@@ -215,7 +215,7 @@ def table_rows() -> list[dict[str, Any]]:
     """
     return [
         {
-            "net": weights.net,
+            "model": weights.net,
             "weights": weights.name,
             "default": DEFAULTS[weights.net] == weights.name,
             "top1": weights.results[0].top1,

@@ -210,9 +210,8 @@ class Unpickler:
         try:
             self._push(function.run(*arguments))
         except TypeError as error:
-            raise RefusalError(
-                f"calls {function.name} with wrong arguments."
-            ) from error
+            text = f"calls {function.name} with wrong arguments."
+            raise RefusalError(text) from error
 
     def _inst(self, name: str) -> None:
         arguments = tuple(self._pop_mark())
@@ -234,20 +233,15 @@ class Unpickler:
 
 
 _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
-    "PROTO": lambda u, _: None,
+    **dict.fromkeys(("PROTO", "STOP"), lambda u, _: None),
     "FRAME": Unpickler._frame,
-    "STOP": lambda u, _: None,
     "MARK": lambda u, _: u._mark(),
     "POP": lambda u, _: u._pop(1),
     "POP_MARK": lambda u, _: u._pop_mark(),
     "DUP": lambda u, _: u._push(u._peek()),
-    "PUT": Unpickler._put,
-    "BINPUT": Unpickler._put,
-    "LONG_BINPUT": Unpickler._put,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), Unpickler._put),
     "MEMOIZE": lambda u, _: u._put(len(u._memo)),
-    "GET": Unpickler._get,
-    "BINGET": Unpickler._get,
-    "LONG_BINGET": Unpickler._get,
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), Unpickler._get),
     "TUPLE": lambda u, _: u._push(tuple(u._pop_mark())),
     "TUPLE1": lambda u, _: u._push(tuple(u._pop(1))),
     "TUPLE2": lambda u, _: u._push(tuple(u._pop(2))),
@@ -262,8 +256,7 @@ _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
     "GLOBAL": lambda u, name: u._global(*name.split(" ", 1)),
     "STACK_GLOBAL": lambda u, _: u._global(*u._pop(2)),
     "INST": Unpickler._inst,
-    "REDUCE": lambda u, _: u._reduce(),
-    "NEWOBJ": lambda u, _: u._reduce(),
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda u, _: u._reduce()),
     "BUILD": lambda u, _: u._build(),
     "BINPERSID": lambda u, _: u._push(u._persistent_load(*u._pop(1))),
 }
