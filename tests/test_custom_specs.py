@@ -1,0 +1,152 @@
+"""A spec of one's own is trained, saved, loaded and exported as a row of the table."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import family
+import numpy as np
+import pytest
+from conftest import randomise
+from safetensors.numpy import load_file, save_file
+
+import reszoo
+from reszoo import specs
+from reszoo.architecture import standalone_norms
+from reszoo.weights.names import to_tensors
+from reszoo_export.formats import FORMATS
+from reszoo_export.keras_models.source import source_answers
+from reszoo_export.serving import make_serving
+
+X = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+# Runs where nothing of this process is known.
+LATER = """
+import json, pathlib, sys
+import numpy as np
+import reszoo
+
+checkpoint, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+model = reszoo.load(checkpoint)
+np.save(folder / "logits.npy", model(np.load(folder / "x.npy"), training=False))
+options = {"formats": "all", "calibration": "digits", "verify": "digits"}
+manifest = reszoo.export(checkpoint, folder / "export", **options)
+print(json.dumps({
+    "spec": reszoo.card(model).architecture.to_json()["spec"],
+    "top1": reszoo.evaluate(checkpoint, "digits").top1,
+    "formats": [file.format for file in manifest.files],
+}))
+"""
+
+
+def test_a_custom_spec_goes_all_the_way_in_a_new_process(tmp_path: Path) -> None:
+    spec = family.SPECS["tiny"]
+    options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.05, "epochs": 4}
+    run = reszoo.train(spec, "digits", output=tmp_path / "run", **options)
+    np.save(tmp_path / "x.npy", X)
+    command = [sys.executable, "-c", LATER, str(run.best), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert reszoo.ResNetSpec(**told["spec"]) == spec
+    assert told["formats"] == list(FORMATS)
+    assert told["top1"] == pytest.approx(reszoo.evaluate(run.best, "digits").top1)
+    assert told["top1"] > 0.8
+    expected = run.model(X, training=False)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("untimed")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("deep", "pre"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pre-deep", "grouped")),
+    ],
+)
+def test_every_member_of_the_family_is_saved_loaded_and_exported(
+    name: str, tmp_path: Path
+) -> None:
+    spec = family.SPECS[name]
+    model = randomise(reszoo.build(spec))
+    again = reszoo.load(reszoo.save(model, tmp_path / "model.safetensors"))
+    assert reszoo.card(again) == reszoo.card(model)
+    np.testing.assert_array_equal(again(X, training=False), model(X, training=False))
+    formats = ("saved_model", "tflite", "tflite-fp16", "onnx", "onnx-fp16")
+    reszoo.export(again, tmp_path / "export", formats=formats)
+    folded = make_serving(again).net
+    kinds = {layer.name: type(layer).__name__ for layer in folded.layers}
+    left = {layer for layer, kind in kinds.items() if kind == "ScaleShift"}
+    assert left == set(standalone_norms(reszoo.card(model).architecture))
+    assert "BatchNormalization" not in kinds.values()
+
+
+def test_weights_of_another_spec_are_refused(tmp_path: Path) -> None:
+    file = reszoo.save(reszoo.build(family.SPECS["pre"]), tmp_path / "x.safetensors")
+    changed = replace(family.SPECS["pre"], image_size=64)
+    with pytest.raises(reszoo.CheckpointError, match=r"holds another spec.*'pre'"):
+        reszoo.build(changed, weights=file)
+    with pytest.raises(reszoo.CheckpointError, match=r"holds a pre\. Received: 'tiny'"):
+        reszoo.load(file, family.SPECS["tiny"])
+
+
+def test_tensors_without_a_card_need_the_spec(tmp_path: Path) -> None:
+    model = randomise(reszoo.build(family.SPECS["deep"], classes=3))
+    file = tmp_path / "bare.safetensors"
+    save_file(to_tensors(model), file)
+    with pytest.raises(
+        reszoo.CheckpointError, match=r"fits no model of reszoo.*Give the ResNetSpec"
+    ):
+        reszoo.load(file)
+    again = reszoo.load(file, family.SPECS["deep"])
+    np.testing.assert_array_equal(again(X, training=False), model(X, training=False))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"widths": [2**20] * 3},
+            r"does not hold the weights of tiny.*on its card",
+        ),
+        ({"depths": [10**9] * 3}, "at most 1000 blocks"),
+        ({"colour": "red"}, "card cannot be read.*colour"),
+        ({"depths": "many"}, "depths must be a tuple"),
+    ],
+)
+def test_a_spec_in_a_file_of_a_stranger_is_checked(
+    changes: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    model = reszoo.build(family.SPECS["tiny"])
+    file = reszoo.save(model, tmp_path / "model.safetensors")
+    card = reszoo.card(model).to_json()
+    card["architecture"]["spec"] |= changes
+    save_file(load_file(file), file, {"reszoo_card": json.dumps(card)})
+    with pytest.raises(reszoo.CheckpointError, match=text):
+        reszoo.load(file)
+
+
+@pytest.mark.parametrize("name", ["deep", "pre", "pre-deep", "grouped"])
+@pytest.mark.parametrize("shortcut", [None, "none"])
+def test_the_family_is_recognised_in_a_keras_model(
+    name: str, shortcut: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    monkeypatch.setitem(specs.SPECS, name, family.SPECS[name])
+    shape = (32, 32, 3)
+    base = reszoo.build(
+        name, include_top=False, seed=0, input_shape=shape, shortcut=shortcut
+    )
+    x = keras.layers.GlobalAveragePooling2D()(base.output)
+    model = keras.Model(base.input, keras.layers.Dense(4, activation="softmax")(x))
+    serving = make_serving(model)
+    described, ours = serving.card.architecture, reszoo.card(base).architecture
+    assert (described.spec, described.shortcut) == (ours.spec, ours.shortcut)
+    images = np.random.default_rng(1).integers(0, 256, (3, *shape), np.uint8)
+    answers = serving.function("probabilities")(images)["probabilities"]
+    expected = source_answers(model, serving)(images)
+    assert expected.std(axis=0).max() > 1e-4
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
