@@ -63,7 +63,10 @@ def test_a_custom_spec_goes_all_the_way_in_a_new_process(tmp_path: Path) -> None
     "name",
     [
         *("deep", "pre"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("pre-deep", "grouped")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("pre-deep", "grouped")
+        ),
     ],
 )
 def test_every_member_of_the_family_is_saved_loaded_and_exported(
