@@ -216,6 +216,22 @@ def _table() -> dict[str, ResNetSpec]:
         )
         for name, depths in _CIFAR.items()
     ]
+    # torchvision's names, depths and widths.
+    wider = [
+        replace(
+            residual[2],
+            name="resnext50_32x4d",
+            groups=32,
+            width_per_group=4,
+            source="Xie et al. 2017 (arXiv:1611.05431), table 1",
+        ),
+        replace(
+            residual[2],
+            name="wide_resnet50_2",
+            width_per_group=128,
+            source="Zagoruyko and Komodakis 2016 (arXiv:1605.07146), table 9",
+        ),
+    ]
     plain = [
         replace(
             spec,
@@ -225,7 +241,7 @@ def _table() -> dict[str, ResNetSpec]:
         )
         for spec in residual
     ]
-    return {spec.name: spec for spec in (*residual, *plain)}
+    return {spec.name: spec for spec in (*residual, *wider, *plain)}
 
 
 SPECS: dict[str, ResNetSpec] = _table()

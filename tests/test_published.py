@@ -46,6 +46,7 @@ SHOWN = {
     "timm/am_in1k": (224, 256, "bicubic"),
     "timm/ram_in1k": (224, 256, "bicubic"),
     "timm/ra_in1k": (224, 256, "bicubic"),
+    "timm/racm_in1k": (224, 256, "bicubic"),
     "timm/bt_in1k": (224, 256, "bicubic"),
     "timm/gluon_in1k": (224, 256, "bicubic"),
     "timm/ra4_e3600_r224_in1k": (224, 248, "bicubic"),
@@ -107,6 +108,10 @@ def test_every_published_set_is_in_the_table() -> None:
         ("resnet101", "timm"): 7,
         ("resnet152", "torchvision"): 2,
         ("resnet152", "timm"): 7,
+        ("resnext50_32x4d", "torchvision"): 2,
+        ("resnext50_32x4d", "timm"): 10,
+        ("wide_resnet50_2", "torchvision"): 2,
+        ("wide_resnet50_2", "timm"): 3,
     }
     assert {name for _, name in PUBLISHED} == set(SHOWN)
     assert {net for net, _ in PUBLISHED} == set(DEFAULTS) <= set(SPECS)
@@ -134,6 +139,14 @@ FIGURES: list[tuple[str, str, str, list[tuple[float, float, int, float]]]] = [
     ("resnet18", "timm/fb_swsl_ig1b_ft_in1k", "cc-by-nc-4.0",
      [(73.286, 91.754, 224, 0.875)]),
     ("resnet50", "timm/gluon_in1k", "apache-2.0", [(77.580, 93.704, 224, 0.875)]),
+    ("resnext50_32x4d", V2, "bsd-3-clause", [(81.198, 95.340, 224, 0.965)]),
+    ("resnext50_32x4d", "timm/a3_in1k", "apache-2.0",
+     [(77.734, 93.314, 160, 0.95), (79.252, 94.290, 224, 0.95)]),
+    ("resnext50_32x4d", "timm/fb_swsl_ig1b_ft_in1k", "cc-by-nc-4.0",
+     [(82.162, 96.224, 224, 0.875)]),
+    ("wide_resnet50_2", V1, "bsd-3-clause", [(78.468, 94.086, 224, 0.875)]),
+    ("wide_resnet50_2", "timm/racm_in1k", "apache-2.0",
+     [(81.488, 95.544, 224, 0.875), (82.266, 96.062, 288, 0.95)]),
 ]  # fmt: skip
 
 
@@ -184,6 +197,7 @@ def test_addresses_are_known_ones_and_all_different() -> None:
     assert files == {
         "f37072fd", "b627a593", "0676ba61", "11ad3fa6",
         "63fe2227", "cd907fc2", "394f9c45", "f82ba261",
+        "7cdf4587", "1a0047aa", "95faca4d", "9ba9bcbe",
     }  # fmt: skip
     ra4 = PUBLISHED["resnet34", "timm/ra4_e3600_r224_in1k"]
     assert ra4.address == "hf://timm/resnet34.ra4_e3600_r224_in1k"
@@ -262,7 +276,7 @@ def test_the_table_holds_all_that_torchvision_and_timm_list(net: str) -> None:
 @pytest.mark.parametrize(
     ("net", "name"),
     [("resnet18", V1), ("resnet34", V1), ("resnet50", V2), ("resnet101", V2),
-     ("resnet152", V2)],
+     ("resnet152", V2), ("resnext50_32x4d", V2), ("wide_resnet50_2", V2)],
 )  # fmt: skip
 def test_imagenet_means_torchvisions_default(net: str, name: str) -> None:
     assert find_published(net, "imagenet") is PUBLISHED[net, name]
@@ -291,7 +305,7 @@ def test_an_unknown_name_tells_the_nearest_ones() -> None:
 def test_a_net_without_published_weights_is_told_which_have_some() -> None:
     with pytest.raises(
         reszoo.UsageError,
-        match=r"published for resnet18, .*, resnet152. Received: 'resnet20'; give the",
+        match=r"published for resnet18, .*, wide_resnet50_2. Received: 'resnet20'; g",
     ):
         find_published("resnet20", "imagenet")
 
@@ -307,7 +321,7 @@ def test_noncommercial_weights_must_be_asked_for() -> None:
     assert allowed is PUBLISHED["resnet50", name]
     assert [key for key, row in PUBLISHED.items() if not row.commercial] == [
         (net, f"timm/{tag}")
-        for net in ("resnet18", "resnet50")
+        for net in ("resnet18", "resnet50", "resnext50_32x4d")
         for tag in ("fb_ssl_yfcc100m_ft_in1k", "fb_swsl_ig1b_ft_in1k")
     ]
 

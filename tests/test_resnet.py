@@ -22,6 +22,8 @@ TRAINABLE = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "wide_resnet50_2": 68_883_240,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -87,7 +89,9 @@ def test_cifar_nets_compute_what_the_paper_writes(
     assert_close(model(x, training=False), expected)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "plain18", "resnet50", "plain50"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "plain18", "resnet50", "plain50", "resnext50_32x4d"]
+)
 @pytest.mark.parametrize("size", [(64, 64), (65, 49)])
 def test_imagenet_nets_compute_what_the_paper_writes(
     name: str, size: tuple[int, int]

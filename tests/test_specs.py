@@ -19,6 +19,7 @@ def test_the_zoo_lists_every_net_and_its_plain_twin() -> None:
     depths = [18, 34, 50, 101, 152, 20, 32, 44, 56, 110]
     assert reszoo.list_models("resnet*") == [f"resnet{depth}" for depth in depths]
     assert reszoo.list_models("plain*") == [f"plain{depth}" for depth in depths]
+    assert reszoo.list_models("*50_*") == ["resnext50_32x4d", "wide_resnet50_2"]
     assert reszoo.list_models() == list(SPECS)
 
 

@@ -87,7 +87,7 @@ def keras_step(model: Any, images: Any, targets: Any) -> dict[str, Any]:
     return {name: value - before[name] for name, value in to_tensors(model).items()}
 
 
-MODELS = [pytest.param(RESNET50D, id="resnet50d")]
+MODELS = ["resnext50_32x4d", "wide_resnet50_2", pytest.param(RESNET50D, id="resnet50d")]
 
 
 def name_of(spec: str | reszoo.ResNetSpec) -> str:
