@@ -47,7 +47,7 @@ def test_fields_of_another_kind_are_refused(text: str, message: str) -> None:
         parse_field(text)
 
 
-def test_a_run_tells_the_command_that_repeats_it() -> None:
+def test_the_command_repeats_the_run() -> None:
     recipe = find_recipe("finetune", epochs=3, flip=False, scale=(0.5, 1.0), ema=0.99)
     told = repeat_command(
         "resnet18", "my photos", recipe, "imagenet", Path("out"), "error"
@@ -61,7 +61,7 @@ def test_a_run_tells_the_command_that_repeats_it() -> None:
     assert told[-4:] == ["--bad-images", "error", "--output", "out"]
 
 
-def test_a_change_that_carries_others_along_is_told_in_full() -> None:
+def test_a_change_that_resets_other_fields_is_written_in_full() -> None:
     recipe = replace(RECIPES["cifar"], epochs=None, steps=9_000)
     told = repeat_command("resnet18", "photos", recipe, None, None, "skip")
     fields = dict(

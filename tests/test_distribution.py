@@ -170,7 +170,7 @@ def test_a_killed_worker_ends_the_others_with_an_error(pair: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not(pair: Path) -> None:
+def test_a_run_that_was_stopped_and_killed_ends_bit_equal(pair: Path) -> None:
     whole = read(pair, "whole")
     parts = [read(pair, name)["losses"] for name in ("stopped", "killed", "risen")]
     np.testing.assert_array_equal(whole["losses"][:5], parts[0])
@@ -181,7 +181,7 @@ def test_a_run_that_was_stopped_and_killed_ends_as_if_it_had_not(pair: Path) -> 
 
 
 @pytest.mark.slow
-def test_workers_that_were_started_unlike_are_refused(pair: Path) -> None:
+def test_workers_with_different_arguments_are_refused(pair: Path) -> None:
     for worker in (0, 1):
         error = str(read(pair, "unlike", worker)["error"])
         assert (
@@ -249,7 +249,7 @@ def test_workers_wait_for_each_other() -> None:
     assert together([2, 1, 0], patience=20) == [None, None, None]
 
 
-def test_workers_that_do_not_come_are_named() -> None:
+def test_missing_workers_are_listed() -> None:
     for error in together([0, 2], patience=0.5):
         assert isinstance(error, reszoo.ReszooError)
         assert "Not all workers connected within 0.5 seconds. Missing: 127" in str(
@@ -257,7 +257,7 @@ def test_workers_that_do_not_come_are_named() -> None:
         )
 
 
-def test_a_port_in_use_is_told() -> None:
+def test_a_port_in_use_is_an_error() -> None:
     with socket.create_server(("", 0)) as taken:
         addresses = (f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:1")
         with pytest.raises(reszoo.ReszooError, match="Worker 0 cannot open its port"):

@@ -79,7 +79,9 @@ def test_what_is_frozen_after_compile_stays_in_fit() -> None:
     assert {name for name in still if not name.endswith("tracked")} == set()
 
 
-def test_compile_freezes_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
+def test_compile_freezes_and_prints_the_counts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     model = small()
     before = to_tensors(model)
     reszoo.compile(
@@ -98,7 +100,7 @@ def test_compile_freezes_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
     assert not [name for name in changed if "bn" in name]
 
 
-def test_compile_again_thaws_what_compile_froze_and_nothing_else() -> None:
+def test_compile_again_unfreezes_only_what_compile_froze() -> None:
     model = small()
     model.get_layer("layer1.0.conv1").trainable = False
     reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=1, freeze="backbone")
@@ -120,7 +122,7 @@ def learning(model: Any) -> set[str]:
     return {layer.name for layer in model.layers if layer.trainable and layer.weights}
 
 
-def test_the_card_tells_of_compile_and_of_no_metrics() -> None:
+def test_the_card_names_the_recipe_and_has_no_metrics() -> None:
     model = small()
     reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2, learning_rate=0.02)
     card = reszoo.card(model)
@@ -138,7 +140,7 @@ def test_the_card_tells_of_compile_and_of_no_metrics() -> None:
     assert reszoo.card(model).metrics == ()
 
 
-def test_a_keras_file_goes_on_as_the_model_does(tmp_path: Path) -> None:
+def test_a_loaded_keras_file_trains_on_like_the_model(tmp_path: Path) -> None:
     model = small()
     # LAMB, for its step depends on all that it keeps: two means and the step's number.
     fields: dict[str, Any] = {"optimizer": "lamb", "label_smoothing": 0.1}
@@ -156,7 +158,7 @@ def test_a_keras_file_goes_on_as_the_model_does(tmp_path: Path) -> None:
     assert int(again.optimizer.iterations.value) == 6
 
 
-def test_a_clone_takes_the_same_setting() -> None:
+def test_a_clone_takes_the_same_compile_config() -> None:
     model = small()
     reszoo.compile(model, "he2015-cifar", steps_per_epoch=3, epochs=2)
     clone = keras.models.clone_model(model)
@@ -174,7 +176,7 @@ ONLY_TRAIN = (
 )
 
 
-def test_what_only_train_can_do_is_refused() -> None:
+def test_fields_that_only_train_supports_are_refused() -> None:
     model = small()
     for name in ONLY_TRAIN.split():
         field: dict[str, Any] = {name: 1}

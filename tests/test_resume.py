@@ -19,7 +19,7 @@ import reszoo
 from reszoo.metrics import Metrics
 from reszoo.training import history
 from reszoo.training.run import Evaluator
-from reszoo.training.state import STATE, read_state, stop_on_signals
+from reszoo.training.state import STATE, read_state, stop_on_signals, write_state
 from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 
@@ -125,7 +125,7 @@ def assert_equal(one: Path, two: Path) -> None:
         assert content[name] == expected[name]
 
 
-def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(
+def test_a_run_that_is_killed_repeatedly_ends_bit_equal(
     whole: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run"
@@ -175,7 +175,18 @@ def test_a_finished_run_has_nothing_left_to_do(
     assert contents(output) == before
 
 
-def test_the_best_epoch_outlives_worse_ones_after_a_kill(
+def test_a_state_of_earlier_names_can_be_resumed(
+    whole: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = shutil.copytree(whole.best.parent, tmp_path / "run")
+    tensors, content = read_state(output / STATE)
+    content["conditions"]["net"] = content["conditions"].pop("model")
+    write_state(output / STATE, tensors, content)
+    assert train(output, **_SGD).history == whole.history
+    assert "already complete" in capsys.readouterr().err
+
+
+def test_the_best_epoch_is_kept_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With LAMB and cutmix; a state comes only at the end of each epoch."""
@@ -214,7 +225,7 @@ def test_the_best_epoch_outlives_worse_ones_after_a_kill(
         ({"data": images(classes=3)}, r'data\'s classes was \["0", "1"\], is .*"2"'),
     ],
 )
-def test_a_run_is_resumed_only_as_it_was_begun(
+def test_a_run_is_resumed_only_with_the_same_model_data_and_recipe(
     whole: Any, changes: dict[str, Any], text: str
 ) -> None:
     before = (whole.best.parent / STATE).read_bytes()
@@ -242,9 +253,7 @@ def test_weights_that_diverge_in_the_last_step_are_an_error(tmp_path: Path) -> N
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
-def test_a_full_disk_ends_a_run_that_goes_on_when_there_is_room(
-    whole: Any, tmp_path: Path
-) -> None:
+def test_a_run_ended_by_a_full_disk_can_be_resumed(whole: Any, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk; states are the largest."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     small = (600_000, limits[1])
@@ -288,7 +297,7 @@ def _stamp(file: Path) -> int:
 
 
 @pytest.mark.slow
-def test_processes_that_are_killed_or_told_to_end_can_be_resumed(
+def test_killed_and_terminated_processes_can_be_resumed(
     folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
@@ -310,7 +319,7 @@ def test_processes_that_are_killed_or_told_to_end_can_be_resumed(
     assert_equal(output, tmp_path / "whole")
 
 
-def test_who_asks_twice_does_not_wait() -> None:
+def test_a_second_signal_interrupts_at_once() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with stop_on_signals() as stop:
         assert stop.received is None

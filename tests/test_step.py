@@ -94,7 +94,7 @@ def test_the_callers_model_stays_as_it_is() -> None:
     assert not np.array_equal(before["bn1.running_mean"], trained["bn1.running_mean"])
 
 
-def test_a_batch_in_parts_is_the_batch() -> None:
+def test_accumulated_gradients_are_those_of_the_batch() -> None:
     """With frozen batch normalisation, which is all that sees the parts."""
     images = np.concatenate([IMAGES, IMAGES[::-1]])
     labels = np.concatenate([LABELS, LABELS])
@@ -158,7 +158,7 @@ def test_bfloat16_without_such_instructions_is_refused(
         resolve_precision(find_recipe("cifar", precision="bfloat16"))
 
 
-def test_training_works_at_another_size_than_judging() -> None:
+def test_training_works_at_another_size_than_evaluation() -> None:
     model = small(input_shape=(8, 8, 3))
     preprocessing = replace(reszoo.card(model).preprocessing, train_size=12)
     net = training_copy(model, preprocessing, recipe_of())
@@ -166,7 +166,7 @@ def test_training_works_at_another_size_than_judging() -> None:
     assert np.array_equal(to_tensors(net)["fc.weight"], to_tensors(model)["fc.weight"])
 
 
-def test_stochastic_depth_leaves_blocks_out_as_often_as_told() -> None:
+def test_stochastic_depth_drops_blocks_with_its_rate() -> None:
     """The last block of three is left out half of the time, the first one never."""
     model = small()
     recipe = recipe_of(stochastic_depth=0.5)

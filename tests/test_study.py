@@ -291,7 +291,7 @@ def test_the_conclusion_follows_from_the_numbers(
     assert re.search(told, verdict), verdict
 
 
-def test_the_conclusion_tells_the_errors_and_their_spread() -> None:
+def test_the_conclusion_states_the_errors_and_their_spread() -> None:
     errors = {("none", 20): [0.02, 0.04], ("none", 56): [0.5, 0.6]}
     first, verdict = conclude(made(errors))
     assert first == (

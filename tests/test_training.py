@@ -29,7 +29,7 @@ FILES = {
 QUICK: dict[str, Any] = {"recipe": "cifar", "precision": "float32", "epochs": 1}
 
 
-def test_a_run_leaves_all_that_is_needed_to_go_on_and_to_look_at(run: Any) -> None:
+def test_a_run_writes_checkpoints_state_history_and_report(run: Any) -> None:
     folder = run.best.parent
     assert {file.name for file in folder.iterdir()} == FILES
     with (folder / "history.csv").open() as file:
@@ -57,7 +57,7 @@ def test_best_is_the_epoch_with_the_highest_validation_accuracy(run: Any) -> Non
     assert last.provenance["epoch"] == 4
 
 
-def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
+def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     root = photos(tmp_path / "p", ("red", "green"), each=20)
     runs = [
         reszoo.train(
@@ -71,7 +71,7 @@ def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     assert runs[0].best is None
 
 
-def test_fine_tuning_trains_the_head_first_and_tells_what_it_gained(
+def test_fine_tuning_trains_the_head_first_and_reports_its_accuracy(
     run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = photos(tmp_path / "p", ("red", "green", "blue"), each=20)
@@ -122,7 +122,7 @@ def test_the_head_alone_leaves_the_backbone_as_it_is(run: Any, folder: Path) -> 
     ("data", "flip", "mirrored"),
     [("digits", None, False), ("folder", None, True), ("folder", False, False)],
 )
-def test_only_what_may_be_mirrored_is(
+def test_only_images_that_may_be_flipped_are(
     folder: Path, monkeypatch: pytest.MonkeyPatch, data: str, flip: Any, mirrored: bool
 ) -> None:
     seen = []
@@ -171,16 +171,14 @@ def test_any_file_of_a_run_keeps_its_folder(
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_a_run_that_is_there_is_kept_unless_told_otherwise(
-    run: Any, folder: Path
-) -> None:
+def test_an_existing_run_is_kept_by_default(run: Any, folder: Path) -> None:
     before = run.best.read_bytes()
     with pytest.raises(reszoo.UsageError, match=r"already holds a run.*--overwrite"):
         reszoo.train("resnet8", folder, output=run.best.parent)
     assert run.best.read_bytes() == before
 
 
-def test_requests_that_cannot_be_meant_are_refused(folder: Path) -> None:
+def test_invalid_arguments_are_refused(folder: Path) -> None:
     with pytest.raises(reszoo.UsageError, match="batch_size=128 for 10 images"):
         reszoo.train("resnet8", folder)
     with pytest.raises(reszoo.UsageError, match="10 outputs for the 2 classes"):
@@ -220,7 +218,7 @@ def spoil(folder: Path) -> set[str]:
     return {str(folder / "dog" / name) for name in ("cut.jpg", "page.jpg", "empty.jpg")}
 
 
-def test_unusable_images_are_skipped_named_and_not_counted(
+def test_unreadable_images_are_skipped_listed_and_not_counted(
     folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unusable = spoil(folder)
@@ -236,7 +234,7 @@ def test_unusable_images_are_skipped_named_and_not_counted(
     assert len(done.history) == 1
 
 
-def test_the_first_unusable_image_ends_training_if_so_told(
+def test_the_first_unreadable_image_ends_training_on_request(
     folder: Path, home: Path
 ) -> None:
     spoil(folder)
@@ -244,7 +242,7 @@ def test_the_first_unusable_image_ends_training_if_so_told(
         reszoo.train("resnet8", folder, batch_size=4, bad_images="error", **QUICK)
 
 
-def test_truncated_photos_are_used_as_far_as_they_go_if_so_told(
+def test_truncated_photos_are_recovered_on_request(
     folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(folder)
@@ -255,7 +253,7 @@ def test_truncated_photos_are_used_as_far_as_they_go_if_so_told(
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet8"])
-def test_what_is_judged_is_what_was_trained(name: str, folder: Path) -> None:
+def test_the_trained_weights_are_evaluated(name: str, folder: Path) -> None:
     """Layers that leave blocks out change the order that Keras gives variables."""
     model = reszoo.build(name, classes=2, shortcut="projection", seed=0)
     done = reszoo.train(
@@ -301,7 +299,7 @@ def test_another_size_stays_with_the_checkpoint(folder: Path, tmp_path: Path) ->
         )
 
 
-def test_a_run_that_began_from_other_weights_is_not_resumed(
+def test_a_run_from_other_initial_weights_is_not_resumed(
     run: Any, folder: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {
@@ -314,7 +312,7 @@ def test_a_run_that_began_from_other_weights_is_not_resumed(
         reszoo.train("resnet20", folder, resume=True, **options)
 
 
-def test_epochs_of_few_steps_are_told_together(
+def test_epochs_of_few_steps_share_a_row_of_the_history(
     run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(phases, "_BIT_STEPS", ((10**9, 6),))
@@ -343,7 +341,7 @@ def test_an_output_inside_the_data_is_refused(folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
-def test_a_net_without_anything_to_train_is_refused(folder: Path) -> None:
+def test_a_model_without_anything_to_train_is_refused(folder: Path) -> None:
     model = reszoo.build("resnet8", classes=2)
     for layer in model.layers:
         layer.trainable = False

@@ -16,6 +16,7 @@ from reszoo.data.pipeline import Augmentation
 from reszoo.data.sources import Data, Source, fingerprint, open_source
 from reszoo.errors import UsageError
 from reszoo.studies.families import Family, Variant, find_family
+from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import (
     RESULTS,
     RunResult,
@@ -37,6 +38,7 @@ from reszoo.training.state import (
     stop_on_signals,
 )
 
+_FILES = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
 # The digits are 8 x 8: small enough to train over a hundred layers in seconds.
 _DIGITS_SIZE, _SIZE = 8, 32
 # Changes of the paper's recipe for some 1,300 digits.
@@ -127,8 +129,6 @@ def study(
         result = _train_all(chosen, plan, result, variants, numbers, stop)
     result = replace(result, conclusion=tuple(conclude(result)))
     write_results(result)
-    from reszoo.studies.report import write_page
-
     write_page(result)
     return result
 
@@ -202,11 +202,8 @@ def _finished_runs(
     folder: Path, conditions: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[RunResult, ...]:
     """Return the runs to keep, and remove the files of a study to be replaced."""
-    from reszoo.studies.report import PAGE, PLOT_SECTIONS
-
-    files = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
     found = check_output(
-        folder, files, kind="study", resume=resume, overwrite=overwrite
+        folder, _FILES, kind="study", resume=resume, overwrite=overwrite
     )
     if not resume:
         for name in found:

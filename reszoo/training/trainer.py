@@ -23,6 +23,7 @@ from reszoo.training.model import resolve_precision
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe, repeat_command
 from reszoo.training.recipes import Recipe
+from reszoo.training.report import write_curves, write_summary
 from reszoo.training.run import TENSORBOARD, Run, RunConfig
 from reszoo.training.state import (
     STATE,
@@ -358,8 +359,6 @@ def _result(run: Run, repeat: list[str]) -> TrainResult:
     config, folder, history = run.config, run.config.folder, run.history
     export = _export_command(folder, config.source) if folder else []
     if folder:
-        from reszoo.training.report import write_curves, write_summary
-
         write_curves(folder / _CURVES, _title(config), history.epochs)
         write_summary(run, folder / _REPORT, repeat=repeat, export=export)
     assign_tensors(config.model, history.best_tensors, "the best epoch")
