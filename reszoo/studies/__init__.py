@@ -1,1 +1,1 @@
-"""The experiment behind the zoo: what depth does with shortcuts, and without."""
+"""Studies: networks with and without shortcuts, compared over depths."""

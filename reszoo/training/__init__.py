@@ -1,1 +1,1 @@
-"""Training: recipes, the loop, and what a run leaves behind."""
+"""Training: recipes, the training loop, saved states, history and reports."""
