@@ -122,15 +122,15 @@ def decode(
 
     def of_jpeg() -> tf.Tensor:
         if choose is None:
-            return _upright(tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT), orientation)
+            return upright(tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT), orientation)
         window = _as_stored(choose, tf.io.extract_jpeg_shape(content)[:2], orientation)
-        return _upright(
+        return upright(
             tf.image.decode_and_crop_jpeg(jpeg, tf.stack(window), 3, dct_method=_DCT),
             orientation,
         )
 
     def of_png() -> tf.Tensor:
-        return _cut(_upright(tf.io.decode_png(content, 3), orientation), choose)
+        return _cut(upright(tf.io.decode_png(content, 3), orientation), choose)
 
     return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
@@ -142,7 +142,7 @@ def _cut(image: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
     return image[top : top + height, left : left + width]
 
 
-def _upright(image: tf.Tensor, orientation: tf.Tensor | int | None) -> tf.Tensor:
+def upright(image: tf.Tensor, orientation: tf.Tensor | int | None) -> tf.Tensor:
     """Undo how the camera was held; EXIF 2.3, section 4.6.4 A, Orientation."""
     if orientation is None:
         return image

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from reszoo.console import quiet
-from reszoo.data.decoding import decode
+from reszoo.data.decoding import decode, upright
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.formats import SAVED_MODEL
 from reszoo_export.metadata import card_files
@@ -122,7 +122,9 @@ def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor
     size = preprocessing.eval_size
 
     def prepare(content: tf.Tensor) -> tf.Tensor:
-        image = preprocessing.prepare_tensor(decode(content, orientation(content)))
+        # Rotated after decoding: a smaller graph than a rotation for each kind of file.
+        held = orientation(content)
+        image = preprocessing.prepare_tensor(upright(decode(content), held))
         return tf.ensure_shape(image, (size, size, 3))
 
     spec = tf.TensorSpec((size, size, 3), tf.uint8)
