@@ -24,22 +24,27 @@ class Statistics:
     variance: Array
     epsilon: float
 
-    @property
-    def scale(self) -> Array:
-        """Factor of each channel, float64 `(channels,)`."""
-        variance = self.variance.astype(np.float64)
-        scale: Array = self.gamma / np.sqrt(variance + self.epsilon)
-        return scale
+    def folded(
+        self, name: str, kernel: Array | None = None, bias: Array | float = 0.0
+    ) -> Tensors:
+        """Return weight and bias of a convolution that normalizes as well.
 
-    def shift(self, bias: Array | None = None) -> Array:
-        """Return what is added to each channel, float64 `(channels,)`.
+        In inference `y = gamma * (w * x + b - mean) / sqrt(variance + epsilon) + beta`,
+        which is a convolution with other weights and a bias. Computed in float64.
 
         Args:
-            bias: What the convolution before adds, `(channels,)`.
+            name: Of the convolution before it, or of the normalization itself.
+            kernel: `(out, in / groups, height, width)`; None where it follows no
+                convolution, so that a scale and a shift remain.
+            bias: What the convolution adds, `(out,)`.
         """
-        mean = self.mean.astype(np.float64)
-        shift: Array = self.beta - (mean if bias is None else mean - bias) * self.scale
-        return shift
+        scale = self.gamma / np.sqrt(self.variance.astype(np.float64) + self.epsilon)
+        shift = self.beta - (self.mean.astype(np.float64) - bias) * scale
+        weight = scale if kernel is None else kernel * scale[:, None, None, None]
+        return {
+            f"{name}.weight": weight.astype(np.float32),
+            f"{name}.bias": shift.astype(np.float32),
+        }
 
 
 def fold(model: keras.Model) -> Tensors:
@@ -61,40 +66,11 @@ def fold(model: keras.Model) -> Tensors:
     folded = {name: tensors[name] for name in HEAD if name in tensors}
     for each in convolutions(architecture):
         kernel = tensors[f"{each.name}.weight"]
-        norm = None if each.norm is None else statistics(each.norm)
-        folded |= fold_convolution(each.name, kernel, None, norm)
+        if each.norm is None:
+            bias = np.zeros(len(kernel), np.float32)
+            folded |= {f"{each.name}.weight": kernel, f"{each.name}.bias": bias}
+        else:
+            folded |= statistics(each.norm).folded(each.name, kernel)
     for name in standalone_norms(architecture):
-        folded |= fold_norm(name, statistics(name))
+        folded |= statistics(name).folded(name)
     return folded
-
-
-def fold_convolution(
-    name: str, kernel: Array, bias: Array | None, statistics: Statistics | None
-) -> Tensors:
-    """Return weight and bias of a convolution that normalizes as well.
-
-    In inference `y = gamma * (w * x + b - mean) / sqrt(variance + epsilon) + beta`,
-    which is a convolution with other weights and a bias. Computed in float64.
-
-    Args:
-        name: Of the convolution, as torchvision has it.
-        kernel: `(out, in / groups, height, width)`.
-        bias: `(out,)`, where the convolution has one.
-        statistics: Of the normalization after it, where one follows.
-    """
-    if statistics is None:
-        bias = np.zeros(len(kernel)) if bias is None else bias
-        return {f"{name}.weight": kernel, f"{name}.bias": bias.astype(np.float32)}
-    scale = statistics.scale
-    return {
-        f"{name}.weight": (kernel * scale[:, None, None, None]).astype(np.float32),
-        f"{name}.bias": statistics.shift(bias).astype(np.float32),
-    }
-
-
-def fold_norm(name: str, statistics: Statistics) -> Tensors:
-    """Return scale and shift of a normalization that follows no convolution."""
-    return {
-        f"{name}.weight": statistics.scale.astype(np.float32),
-        f"{name}.bias": statistics.shift().astype(np.float32),
-    }

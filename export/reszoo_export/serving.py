@@ -6,23 +6,23 @@ exporters can trace a training graph; onnx export of such a model is wrong witho
 an error.)
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from reszoo.architecture import Architecture
 from reszoo.cards import Card
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
-from reszoo.weights.names import HEAD, assign_tensors, to_tensors
+from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.models import is_from_reszoo, read_keras_model
+from reszoo_export.keras_models.resnet import is_from_reszoo, read_keras_model
 
 INPUT = "image"
 FEATURES = "features"
@@ -79,12 +79,7 @@ class Serving:
             batch: A fixed batch size; None leaves it open.
             dtype: Of the pixels: `tf.uint8` or `tf.float32`.
         """
-        answer = self._answers(outputs)
-        return tf.function(answer, input_signature=[self.spec(batch, dtype)])
 
-    def _answers(
-        self, outputs: tuple[str, ...]
-    ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = self.card.preprocessing.normalise(tf.cast(image, tf.float32))
             answer = self.net(pixels, training=False)
@@ -96,7 +91,7 @@ class Serving:
             }
             return {name: answers[name] for name in outputs}
 
-        return serve
+        return tf.function(serve, input_signature=[self.spec(batch, dtype)])
 
 
 def make_serving(
@@ -121,17 +116,21 @@ def make_serving(
     """
     options = options or ExportOptions()
     known = is_from_reszoo(model)
-    found = None if known else read_keras_model(model, preprocessing)
-    card = _own_card(model) if found is None else found.card
-    card = _told(card, labels, preprocessing if known else None)
+    if known:
+        card, tensors, is_bgr = _own_card(model, preprocessing), fold(model), False
+    else:
+        card, tensors, is_bgr = read_keras_model(model, preprocessing)
+    card = _labelled(card, labels)
     _check_exportable(card, options)
-    if found is not None:
+    if not known:
         _check_askable(card, options)
     card = _as_asked(card, options)
-    net = _folded_net(card)
-    tensors = fold(model) if found is None else found.folded()
-    assign_tensors(net, _fitting(tensors, card), "the folded model")
-    return Serving(net, card, options, bgr=found is not None and found.bgr)
+    size = card.preprocessing.eval_size
+    architecture = replace(
+        card.architecture, input_shape=(size, size, 3), classifier_activation=None
+    )
+    net = _float32_model(architecture, tensors, folded=True)
+    return Serving(net, card, options, bgr=is_bgr)
 
 
 def float32_twin(model: keras.Model, card: Card) -> keras.Model:
@@ -150,27 +149,21 @@ def float32_twin(model: keras.Model, card: Card) -> keras.Model:
     exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
     if exact and get_card(model).architecture == card.architecture:
         return model
-    with _float32():
-        twin = build_resnet(card.architecture, name=model.name)
-    assign_tensors(twin, _fitting(to_tensors(model), card), "the model")
-    return twin
+    return _float32_model(card.architecture, to_tensors(model), name=model.name)
 
 
-def _own_card(model: keras.Model) -> Card:
+def _own_card(model: keras.Model, preprocessing: Preprocessing | None) -> Card:
     """Return a model's card, which plain `fit` leaves as it was."""
     card, optimizer = get_card(model), getattr(model, "optimizer", None)
-    if optimizer is None or not int(optimizer.iterations):
-        return card
-    if card.provenance.get("source") == _COMPILED:
+    if preprocessing is not None:
+        card = replace(card, preprocessing=preprocessing)
+    is_trained = optimizer is not None and int(optimizer.iterations) > 0
+    if not is_trained or card.provenance.get("source") == _COMPILED:
         return card
     return card.after({"source": "trained with fit"})
 
 
-def _told(
-    card: Card, labels: Sequence[str] | None, preprocessing: Preprocessing | None
-) -> Card:
-    if preprocessing is not None:
-        card = replace(card, preprocessing=preprocessing)
+def _labelled(card: Card, labels: Sequence[str] | None) -> Card:
     if labels is None or tuple(labels) == card.labels:
         return card
     if sorted(labels) == sorted(card.labels or ()):
@@ -190,30 +183,20 @@ def _check_exportable(card: Card, options: ExportOptions) -> None:
             f"{card.architecture.name} was built with include_top=False; export what "
             "it has with outputs='features' (--outputs features)."
         )
-    if options.input_size is None:
-        _check_own_size(card)
-    else:
-        _check_size(card, options.input_size)
-
-
-def _check_own_size(card: Card) -> None:
     height, width, _ = card.architecture.input_shape
-    size = card.preprocessing.eval_size
-    if not {height, width} <= {None, size}:
+    spec, size = card.architecture.spec, card.preprocessing.eval_size
+    if options.input_size is None and not {height, width} <= {None, size}:
         raise UsageError(
             f"The model's input must be what its preprocessing makes, {size}x{size}. "
             f"Received: a model of {height}x{width}; say which is meant with "
             "input_size (--input-size)."
         )
-
-
-def _check_size(card: Card, size: int) -> None:
-    spec = card.architecture.spec
-    halved = spec.halvings
-    if size < 2**halved:
+    least = 2**spec.halvings
+    if options.input_size is not None and options.input_size < least:
         raise UsageError(
-            f"{spec.name} halves its image {halved} times, so that input_size must be "
-            f"at least {2**halved} pixels. Received: input_size={size}."
+            f"{spec.name} halves its image {spec.halvings} times, so that input_size "
+            f"must be at least {least} pixels. Received: "
+            f"input_size={options.input_size}."
         )
 
 
@@ -252,23 +235,9 @@ def _as_asked(card: Card, options: ExportOptions) -> Card:
     return replace(card, architecture=architecture)
 
 
-def _folded_net(card: Card) -> keras.Model:
-    size = card.preprocessing.eval_size
-    architecture = replace(
-        card.architecture, input_shape=(size, size, 3), classifier_activation=None
-    )
-    with _float32():
-        return build_resnet(architecture, folded=True)
-
-
-def _fitting(tensors: dict[str, Any], card: Card) -> dict[str, Any]:
-    if card.architecture.include_top:
-        return tensors
-    return {name: tensor for name, tensor in tensors.items() if name not in HEAD}
-
-
-@contextmanager
-def _float32() -> Iterator[None]:
+def _float32_model(
+    architecture: Architecture, tensors: Tensors, **options: Any
+) -> keras.Model:
     """Build in float32 whatever policy the user has set.
 
     Under mixed_float16 the converters leave operations that phones do not have.
@@ -276,6 +245,10 @@ def _float32() -> Iterator[None]:
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        yield
+        built = build_resnet(architecture, **options)
     finally:
         keras.config.set_dtype_policy(policy)
+    if not architecture.include_top:
+        tensors = {name: value for name, value in tensors.items() if name not in HEAD}
+    assign_tensors(built, tensors, f"the tensors of {built.name}")
+    return built

@@ -1,5 +1,6 @@
 """Walk the graph of a Keras model, and read its convolutions."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from reszoo.architecture import Convolution
 from reszoo.errors import UsageError
 from reszoo.layers import Conv2D
 from reszoo.weights.names import Tensors
-from reszoo_export.folding import Statistics, fold_convolution
+from reszoo_export.folding import Statistics
 
 # Layers that hand on what they get unless `training=True`.
 _IDLE = frozenset({
@@ -104,6 +105,18 @@ def caller(value: Value) -> Call | None:
             return Call(layer, inputs, value)
 
 
+def call_of(value: Value, fits: Callable[[Call], bool], expected: str) -> Call:
+    """Return the call that made a value.
+
+    Raises:
+        UsageError: It does not fit, or the value is the image; tells what is expected.
+    """
+    call = caller(value)
+    if call is None or not fits(call):
+        raise not_understood(call, expected)
+    return call
+
+
 def not_understood(call: Call | None, expected: str, how: str = "") -> UsageError:
     """Return the error for a layer that no ResNet has there.
 
@@ -122,7 +135,12 @@ def not_understood(call: Call | None, expected: str, how: str = "") -> UsageErro
 
 def all_layers(model: keras.Model) -> list[Any]:
     """List the layers of a model and of the models in it, those included."""
-    inner = [x for layer in model.layers if _is_model(layer) for x in all_layers(layer)]
+    inner = [
+        x
+        for layer in model.layers
+        if isinstance(layer, keras.Model)
+        for x in all_layers(layer)
+    ]
     return [*model.layers, *inner]
 
 
@@ -135,13 +153,9 @@ def _argument(value: Value) -> Value:
     raise UsageError(f"{entered.model.name!r} takes an image that nobody gives it.")
 
 
-def _is_model(layer: Any) -> bool:
-    return isinstance(layer, keras.Model)
-
-
 def _is_functional(layer: Any) -> bool:
     # A Sequential that is not built, and a subclass, have no outputs to walk from.
-    return _is_model(layer) and bool(getattr(layer, "outputs", None))
+    return isinstance(layer, keras.Model) and bool(getattr(layer, "outputs", None))
 
 
 def _is_idle(layer: Any) -> bool:
@@ -159,29 +173,30 @@ class FoundConvolution:
     Attributes:
         layer: The convolution.
         norm: The batch normalization after it, where one follows.
-        padding: Zeros on each side of its input, in pixels.
-        image: Its input, before those.
+        image: Its input, before it is padded.
     """
 
     layer: keras.layers.Conv2D
     norm: keras.layers.BatchNormalization | None
-    padding: int
     image: Value
 
     def folded(self, name: str) -> Tensors:
         """Return weight and bias under a name, normalization folded in."""
-        kernel = _numpy(self.layer.kernel).transpose(3, 2, 0, 1)
-        bias = _numpy(self.layer.bias) if self.layer.use_bias else None
-        norm = None if self.norm is None else statistics_of(self.norm)
-        return fold_convolution(name, kernel, bias, norm)
+        kernel = as_numpy(self.layer.kernel).transpose(3, 2, 0, 1)
+        bias = np.zeros(len(kernel), np.float32)
+        if self.layer.use_bias:
+            bias = as_numpy(self.layer.bias)
+        if self.norm is not None:
+            return statistics_of(self.norm).folded(name, kernel, bias)
+        return {f"{name}.weight": kernel, f"{name}.bias": bias}
 
 
 def statistics_of(norm: keras.layers.BatchNormalization) -> Statistics:
     """Return what a batch normalization of Keras' does in inference."""
-    mean, variance = _numpy(norm.moving_mean), _numpy(norm.moving_variance)
+    mean, variance = as_numpy(norm.moving_mean), as_numpy(norm.moving_variance)
     return Statistics(
-        gamma=_numpy(norm.gamma) if norm.scale else np.ones_like(mean),
-        beta=_numpy(norm.beta) if norm.center else np.zeros_like(mean),
+        gamma=as_numpy(norm.gamma) if norm.scale else np.ones_like(mean),
+        beta=as_numpy(norm.beta) if norm.center else np.zeros_like(mean),
         mean=mean,
         variance=variance,
         epsilon=norm.epsilon,
@@ -194,12 +209,14 @@ def read_norm(value: Value, name: str) -> Call:
     Raises:
         UsageError: Something else does; says that there should be `name`.
     """
-    call = caller(value)
-    if call is None or not isinstance(call.layer, keras.layers.BatchNormalization):
-        raise not_understood(call, f"the batch normalization {name}")
-    if call.layer.axis not in (-1, 3):
-        raise not_understood(call, "batch normalization over the last axis")
-    return call
+    return call_of(
+        value,
+        lambda call: (
+            isinstance(call.layer, keras.layers.BatchNormalization)
+            and call.layer.axis in (-1, 3)
+        ),
+        f"the batch normalization {name} over the last axis",
+    )
 
 
 def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
@@ -212,9 +229,10 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
     if expected.norm is not None:
         norm = read_norm(value, expected.norm)
         value = norm.inputs[0]
-    call = caller(value)
-    if call is None or type(call.layer) not in (keras.layers.Conv2D, Conv2D):
-        raise not_understood(call, f"the convolution {expected.name}")
+    name = f"the convolution {expected.name}"
+    call = call_of(
+        value, lambda call: type(call.layer) in (keras.layers.Conv2D, Conv2D), name
+    )
     _check_plain(call)
     padding, image = _padding(call)
     layer, side = call.layer, expected.kernel_size
@@ -226,9 +244,8 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
         )
     )
     if made != wanted:
-        name = f"the convolution {expected.name}"
         raise not_understood(call, f"{name}{wanted}", made)
-    return FoundConvolution(layer, norm and norm.layer, padding, image)
+    return FoundConvolution(layer, norm and norm.layer, image)
 
 
 def _check_plain(call: Call) -> None:
@@ -268,5 +285,6 @@ def _padding(call: Call) -> tuple[int, Value]:
     return top, pad.inputs[0]
 
 
-def _numpy(variable: Any) -> Any:
+def as_numpy(variable: Any) -> Any:
+    """Return a variable's value, of any backend."""
     return np.asarray(keras.ops.convert_to_numpy(variable))

@@ -1,9 +1,9 @@
-"""Recognise a ResNet in a Keras model by what its layers compute."""
+"""Recognise a ResNet in a Keras model by what its layers compute, and make its card."""
 
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, get_args
 
@@ -16,19 +16,24 @@ from reszoo.architecture import (
     Convolution,
     architecture,
     convolutions,
-    standalone_norms,
 )
+from reszoo.cards import Card, library_versions
+from reszoo.console import say
 from reszoo.errors import UsageError
-from reszoo.layers import IdentityShortcut
+from reszoo.layers import BatchNormalization, IdentityShortcut
+from reszoo.preprocessing import Preprocessing, default_preprocessing
 from reszoo.specs import SPECS, Shortcut
+from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
-from reszoo_export.folding import fold_norm
+from reszoo.zoo import get_card
 from reszoo_export.keras_models.graph import (
     Call,
     FoundConvolution,
     Value,
     all_layers,
     answer_of,
+    as_numpy,
+    call_of,
     caller,
     not_understood,
     read_convolution,
@@ -36,28 +41,44 @@ from reszoo_export.keras_models.graph import (
     statistics_of,
 )
 
+_CAFFE = "of keras.applications"
 _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
 
 
-@dataclass
+@dataclass(frozen=True)
+class Head:
+    """What a model makes of the output of its last stage.
+
+    Attributes:
+        image: That output.
+        pooling: "avg" or "max"; None where nothing is pooled.
+        pooled: What the classifier sees; None where nothing is pooled.
+        classifier: The `Dense` layer; None for a model without.
+        softmax: Whether the model gives probabilities.
+    """
+
+    image: Value
+    pooling: str | None = None
+    pooled: Value | None = None
+    classifier: keras.layers.Dense | None = None
+    softmax: bool = False
+
+
+@dataclass(frozen=True)
 class KerasResNet:
     """A ResNet that was found in a Keras model.
 
     Attributes:
         architecture: What `build_resnet` needs to build the same model.
-        convolutions: By torchvision's names, the first one first.
+        convolutions: By torchvision's names.
         norms: The batch normalizations that follow no convolution, by name.
-        classifier: The `Dense` layer; None for a model without.
-        pooled: What the classifier sees; None where nothing is pooled.
-        softmax: Whether the model gives probabilities.
+        head: What follows its last stage.
     """
 
     architecture: Architecture
     convolutions: dict[str, FoundConvolution]
     norms: dict[str, keras.layers.BatchNormalization]
-    classifier: keras.layers.Dense | None
-    pooled: Value | None
-    softmax: bool
+    head: Head
 
     def folded(self) -> Tensors:
         """Return its tensors for a folded model, under torchvision's names."""
@@ -65,19 +86,13 @@ class KerasResNet:
         for name, convolution in self.convolutions.items():
             tensors |= convolution.folded(name)
         for name, norm in self.norms.items():
-            tensors |= fold_norm(name, statistics_of(norm))
-        if self.classifier is not None:
-            tensors |= _classifier_tensors(self.classifier)
+            tensors |= statistics_of(norm).folded(name)
+        if (dense := self.head.classifier) is not None:
+            # In torchvision's layout.
+            tensors["fc.weight"] = np.ascontiguousarray(as_numpy(dense.kernel).T)
+            bias = as_numpy(dense.bias) if dense.use_bias else np.zeros(dense.units)
+            tensors["fc.bias"] = bias.astype(np.float32)
         return tensors
-
-
-@dataclass
-class _Head:
-    classifier: keras.layers.Dense | None
-    pooling: str | None
-    softmax: bool
-    pooled: Value | None
-    image: Value
 
 
 def read_resnet(model: keras.Model) -> KerasResNet:
@@ -95,20 +110,12 @@ def read_resnet(model: keras.Model) -> KerasResNet:
         except UsageError as error:
             failed.append((walk.progress, error))
             continue
-        names = [each.name for each in convolutions(candidate)]
-        return KerasResNet(
-            architecture=candidate,
-            convolutions={name: walk.convolutions[name] for name in names},
-            norms={name: walk.norms[name] for name in standalone_norms(candidate)},
-            classifier=head.classifier,
-            pooled=head.pooled,
-            softmax=head.softmax,
-        )
+        return KerasResNet(candidate, walk.convolutions, walk.norms, head)
     # The candidate that explains most of the model fails at the layer to tell of.
     raise max(failed, key=lambda each: each[0])[1]
 
 
-def _candidates(model: keras.Model, head: _Head) -> list[Architecture]:
+def _candidates(model: keras.Model, head: Head) -> list[Architecture]:
     """List the architectures whose kernels have the shapes of a model's.
 
     Raises:
@@ -176,9 +183,11 @@ class _Walk:
             value = self.relu(value, name)
         if self.expected.shortcut == "none":
             return self.path(value, listed)[1]
-        call = caller(value)
-        if call is None or call.kind != "Add" or len(call.inputs) != 2:
-            raise not_understood(call, f"the sum of a path and its shortcut in {name}")
+        call = call_of(
+            value,
+            lambda call: call.kind == "Add" and len(call.inputs) == 2,
+            f"the sum of a path and its shortcut in {name}",
+        )
         start, errors = self.progress, []
         for main, shortcut in (call.inputs, call.inputs[::-1]):
             try:
@@ -213,16 +222,21 @@ class _Walk:
         if last.is_shortcut:
             source, image = self.convolution(value, last), given
             if last.pool > 1:
-                source = _before_average(source, last)
+                source = call_of(
+                    source,
+                    lambda call: _pools(call, "AveragePooling2D", 2, last.pool, "same"),
+                    f"2x2 average pooling before {last.name}",
+                ).inputs[0]
         elif stride > 1 or last.filters != listed[0].in_channels:
-            call = caller(value)
-            if call is None or not isinstance(call.layer, IdentityShortcut):
-                raise not_understood(
-                    call, f"a shortcut of zero channels in {last.block}"
-                )
-            if (call.layer.filters, call.layer.stride) != (last.filters, stride):
-                raise not_understood(call, f"a shortcut of stride {stride}")
-            source = call.inputs[0]
+            wanted = (last.filters, stride)
+            source = call_of(
+                value,
+                lambda call: (
+                    isinstance(call.layer, IdentityShortcut)
+                    and (call.layer.filters, call.layer.stride) == wanted
+                ),
+                f"a shortcut of stride {stride} and zero channels in {last.block}",
+            ).inputs[0]
         if not _same(source, image):
             raise not_understood(caller(source), f"the input of the block {last.block}")
 
@@ -243,9 +257,7 @@ class _Walk:
             )
 
     def relu(self, value: Value, name: str) -> Value:
-        call = caller(value)
-        if call is None or not is_relu(call):
-            raise not_understood(call, f"the ReLU after {name}")
+        call = call_of(value, is_relu, f"the ReLU after {name}")
         self.progress += 1
         return call.inputs[0]
 
@@ -261,7 +273,7 @@ class _Walk:
         return found.image
 
 
-def _read_head(value: Value) -> _Head:
+def _read_head(value: Value) -> Head:
     call, softmax = caller(value), False
     if call is not None and _is_softmax(call):
         softmax, value = True, call.inputs[0]
@@ -274,17 +286,17 @@ def _read_head(value: Value) -> _Head:
         call = caller(value)
     if softmax and classifier is None:
         raise not_understood(call, "a Dense layer before the softmax")
-    if call is not None and call.kind == "Flatten" and _is_flat(call.inputs[0]):
+    if call is not None and call.kind == "Flatten" and call.inputs[0].tensor.ndim == 2:
         value = call.inputs[0]
         call = caller(value)
-    pooled, pooling = value, _POOLS.get(call.kind) if call else None
-    if call is None or pooling is None or call.layer.keepdims:
-        if classifier is not None:
-            raise not_understood(call, "GlobalAveragePooling2D before the classifier")
-        return _Head(None, None, False, None, value)
-    if classifier is not None and pooling == "max":
+    pooling = _POOLS.get(call.kind) if call else None
+    if call is not None and pooling and call.layer.keepdims:
+        pooling = None
+    if classifier is not None and pooling != "avg":
         raise not_understood(call, "GlobalAveragePooling2D before the classifier")
-    return _Head(classifier, pooling, softmax, pooled, call.inputs[0])
+    if call is None or pooling is None:
+        return Head(value)
+    return Head(call.inputs[0], pooling, value, classifier, softmax)
 
 
 def _dense_softmax(call: Call) -> bool:
@@ -301,10 +313,6 @@ def _is_softmax(call: Call) -> bool:
     if isinstance(call.layer, keras.layers.Activation):
         return bool(call.layer.activation is keras.activations.softmax)
     return call.kind == "Softmax" and call.layer.axis == -1
-
-
-def _is_flat(value: Value) -> bool:
-    return len(value.tensor.shape) == 2
 
 
 def _same(one: Value, other: Value) -> bool:
@@ -326,34 +334,113 @@ def is_relu(call: Call) -> bool:
 
 
 def _before_pool(value: Value) -> Value:
-    call = caller(value)
-    if call is None or call.kind != "MaxPooling2D":
-        raise not_understood(call, "the max-pooling of the stem")
-    pool, pad = call.layer, caller(call.inputs[0])
-    fits = (pool.pool_size, pool.strides, pool.padding) == ((3, 3), (2, 2), "valid")
-    if not fits:
-        raise not_understood(call, "3x3 pooling at stride 2 without padding of its own")
-    if pad is None or pad.kind != "ZeroPadding2D":
-        raise not_understood(pad, "ZeroPadding2D by 1 before the pooling")
-    if pad.layer.padding != ((1, 1), (1, 1)):
-        raise not_understood(pad, "ZeroPadding2D by 1 before the pooling")
+    pool = call_of(
+        value,
+        lambda call: _pools(call, "MaxPooling2D", 3, 2, "valid"),
+        "3x3 max-pooling at stride 2 without padding of its own",
+    )
+    pad = call_of(
+        pool.inputs[0],
+        lambda call: (
+            call.kind == "ZeroPadding2D" and call.layer.padding == ((1, 1), (1, 1))
+        ),
+        "ZeroPadding2D by 1 before the pooling",
+    )
     return pad.inputs[0]
 
 
-def _before_average(value: Value, expected: Convolution) -> Value:
-    call = caller(value)
-    wanted = ((2, 2), (expected.pool, expected.pool), "same")
-    if call is None or call.kind != "AveragePooling2D":
-        raise not_understood(call, f"the average pooling before {expected.name}")
-    if (call.layer.pool_size, call.layer.strides, call.layer.padding) != wanted:
-        raise not_understood(call, f"2x2 average pooling before {expected.name}")
-    return call.inputs[0]
+def _pools(call: Call, kind: str, size: int, stride: int, padding: str) -> bool:
+    layer, wanted = call.layer, ((size, size), (stride, stride), padding)
+    fits = call.kind == kind
+    return fits and wanted == (layer.pool_size, layer.strides, layer.padding)
 
 
-def _classifier_tensors(dense: keras.layers.Dense) -> Tensors:
-    """Return weight and bias of a classifier in torchvision's layout."""
-    kernel = np.asarray(keras.ops.convert_to_numpy(dense.kernel))
-    bias = np.zeros(dense.units, np.float32)
-    if dense.use_bias:
-        bias = np.asarray(keras.ops.convert_to_numpy(dense.bias))
-    return {"fc.weight": np.ascontiguousarray(kernel.T), "fc.bias": bias}
+def is_from_reszoo(model: keras.Model) -> bool:
+    """Tell whether a model has a card, and layers named as torchvision's modules."""
+    try:
+        get_card(model)
+    except UsageError:
+        return False
+    return True
+
+
+def read_keras_model(
+    model: keras.Model, preprocessing: Preprocessing | None = None
+) -> tuple[Card, Tensors, bool]:
+    """Find the ResNet in a plain Keras model, and what is known of it.
+
+    Args:
+        model: Functional or sequential, with one image and one answer.
+        preprocessing: How pictures were shown to it. None takes that of the net from
+            reszoo inside it, or of `keras.applications`.
+
+    Returns:
+        A card made of what is known; the tensors of a folded model that takes RGB; and
+        whether this one takes BGR less the means of Caffe.
+
+    Raises:
+        UsageError: It is no ResNet that is understood, or nothing tells how pictures
+            were shown to it.
+    """
+    resnet, inside = read_resnet(model), _card_inside(model)
+    first = convolutions(resnet.architecture)[0].name
+    if preprocessing is not None:
+        kind = "given"
+    elif inside is not None:
+        kind, preprocessing = "of the net inside", inside.preprocessing
+    else:
+        kind, preprocessing = _implied(model, resnet, first)
+    provenance: dict[str, Any] = {"source": "a Keras model", "preprocessing": kind}
+    if inside is not None and not inside.is_fresh:
+        provenance["began_as"] = dict(inside.provenance)
+    card = Card(
+        architecture=resnet.architecture,
+        labels=None,
+        preprocessing=_sized(preprocessing, resnet.architecture, model),
+        provenance=provenance,
+        versions=library_versions(),
+    )
+    tensors, is_bgr = resnet.folded(), kind == _CAFFE
+    if is_bgr:
+        tensors[f"{first}.weight"] = tensors[f"{first}.weight"][:, ::-1]
+    return card, tensors, is_bgr
+
+
+def _card_inside(model: keras.Model) -> Card | None:
+    inside = (layer for layer in all_layers(model) if is_from_reszoo(layer))
+    return next((get_card(layer) for layer in inside), None)
+
+
+def _implied(
+    model: keras.Model, resnet: KerasResNet, first: str
+) -> tuple[str, Preprocessing]:
+    """Tell by its make how pictures were shown to a model."""
+    stem, spec = resnet.convolutions[first], resnet.architecture.spec
+    if isinstance(next(iter(resnet.norms.values()), stem.norm), BatchNormalization):
+        say(
+            f"{model.name!r} has lost its card: pictures are normalised as for a fresh "
+            f"{spec.name}. Where that is wrong, pass preprocessing=."
+        )
+        return "of a fresh net from reszoo", default_preprocessing(spec)
+    # What keras.applications calls its first convolution in every ResNet.
+    if stem.layer.name == "conv1_conv":
+        return _CAFFE, keras_h5.preprocessing()
+    raise UsageError(
+        "Nothing tells how pictures were shown to a Keras model that neither reszoo "
+        f"nor keras.applications built. Received: {model.name!r}; pass "
+        "preprocessing=reszoo.Preprocessing(...)."
+    )
+
+
+def _sized(
+    record: Preprocessing, described: Architecture, model: keras.Model
+) -> Preprocessing:
+    height, width, _ = described.input_shape
+    if height != width:
+        raise UsageError(
+            "A model must take square images to be exported. "
+            f"Received: {model.name!r} of {height}x{width}."
+        )
+    if height in (None, record.eval_size):
+        return record
+    return replace(record, train_size=height, eval_size=height)

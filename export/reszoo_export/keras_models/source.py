@@ -15,11 +15,7 @@ from reszoo.errors import UsageError
 from reszoo.metrics import probabilities
 from reszoo.preprocessing import Pixels
 from reszoo_export.keras_models.graph import all_layers
-from reszoo_export.keras_models.models import is_from_reszoo
-from reszoo_export.keras_models.resnet import (
-    KerasResNet,
-    read_resnet,
-)
+from reszoo_export.keras_models.resnet import Head, is_from_reszoo, read_resnet
 from reszoo_export.runtimes import ModelOutput, softmax
 from reszoo_export.serving import Serving, float32_twin
 
@@ -52,10 +48,10 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
             return lambda images: probabilities(twin, record, images)
         return _in_batches(twin, normalised)
     exact = _exact(model)
-    found = read_resnet(exact)
-    asked = exact if has_top else _up_to_features(exact, found)
+    head = read_resnet(exact).head
+    asked = exact if has_top else _up_to_features(exact, head)
     answer = _in_batches(asked, _caffe if serving.bgr else normalised)
-    if not has_top or found.softmax:
+    if not has_top or head.softmax:
         return answer
     return lambda images: softmax(answer(images))
 
@@ -89,16 +85,16 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
 
-def _up_to_features(model: keras.Model, found: KerasResNet) -> keras.Model:
+def _up_to_features(model: keras.Model, head: Head) -> keras.Model:
     """Return a model that shares the layers and ends in what the classifier sees."""
-    if found.pooled is None:
+    if head.pooled is None:
         pool = keras.layers.GlobalAveragePooling2D()
         return keras.Sequential([model, pool])
-    if found.classifier is None:
+    if head.classifier is None:
         return model
-    if found.pooled.scope:
+    if head.pooled.scope:
         raise UsageError(
             "The features of a model can be exported if its classifier is not inside "
             f"of another model. Received: {model.name!r}; export the model inside."
         )
-    return keras.Model(model.inputs, found.pooled.tensor)
+    return keras.Model(model.inputs, head.pooled.tensor)

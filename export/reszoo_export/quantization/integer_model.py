@@ -133,7 +133,9 @@ def build_integer_net(
     values = {id(net.input): InsideChannel(name=INSIDE)(exact)}
     for layer in net.layers[1:]:
         given = [values[id(tensor)] for tensor in _inputs(layer)]
-        value = _twin(layer)(given if len(given) > 1 else given[0])
+        # A fresh layer, so that the net keeps its own.
+        twin = type(layer).from_config(layer.get_config())
+        value = twin(given if len(given) > 1 else given[0])
         if layer.name in ranges:
             value = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")(value)
         values[id(layer.output)] = value
@@ -159,11 +161,6 @@ def set_ranges(net: keras.Model, ranges: Ranges) -> None:
         layer = net.get_layer(f"{name}.range")
         layer.low.assign(low)
         layer.high.assign(high)
-
-
-def _twin(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Return a fresh layer, so that the net keeps its own."""
-    return type(layer).from_config(layer.get_config())
 
 
 def _inputs(layer: keras.layers.Layer) -> list[keras.KerasTensor]:

@@ -57,7 +57,7 @@ class Calibration:
 
     images: Pixels
     trial: Pixels = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
-    choices: dict[Any, Any] = field(default_factory=dict, repr=False)
+    choices: "dict[keras.Model, Choice]" = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         images, count = self.images, len(self.images)
@@ -85,11 +85,6 @@ class Calibration:
                 f"Received: {count}, of which {distinct} are distinct; use a larger "
                 "data set."
             )
-
-    @property
-    def trial_images(self) -> Pixels:
-        """The images on which ranges are compared."""
-        return self.trial if len(self.trial) else self.images
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yield float32 `(1, height, width, 3)` in 0..255, one image at a time.
@@ -223,15 +218,8 @@ def choose(
     Returns:
         The choice, which is cached in the calibration.
     """
-    if net not in calibration.choices:
-        calibration.choices[net] = _choose(net, preprocessing, calibration)
-    choice: Choice = calibration.choices[net]
-    return choice
-
-
-def _choose(
-    net: keras.Model, preprocessing: Preprocessing, calibration: Calibration
-) -> Choice:
+    if net in calibration.choices:
+        return calibration.choices[net]
     weights = byte_weights(net, preprocessing)
     exact = build_integer_net(net, weights, {})
     layers = [*quantized_layers(net), net.layers[-1].name]
@@ -244,7 +232,7 @@ def _choose(
     candidates = {share: ranges_of(extremes, share) for share in SHARES}
     inner = {name: candidates[1.0][name] for name in layers[:-1]}
     integers = build_integer_net(net, rounded, inner)
-    images = calibration.trial_images
+    images = calibration.trial if len(calibration.trial) else calibration.images
     expected, predict = _in_batches(_function(exact), images), _function(integers)
     if not np.isfinite(expected).all():
         raise ExportError(
@@ -256,7 +244,7 @@ def _choose(
         set_ranges(integers, {name: ranges[name] for name in inner})
         trials.append(_trial(share, expected, _in_batches(predict, images)))
     best = min(trials, key=lambda trial: trial.divergence)
-    return Choice(
+    calibration.choices[net] = Choice(
         weights=rounded,
         narrow_weights=rounded_weights(exact, weights, narrow, inputs),
         narrow_steps=narrow,
@@ -266,6 +254,7 @@ def _choose(
         images=len(calibration.images),
         tried_on=len(images),
     )
+    return calibration.choices[net]
 
 
 def observe(
@@ -290,13 +279,10 @@ def observe(
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def measure(pixels: tf.Tensor) -> Any:
         found = model(tf.cast(pixels, tf.float32), training=False)
-        flat = {
-            n: tf.reshape(a, (tf.shape(a)[0], -1)) for n, a in found["watched"].items()
-        }
-        ends = {
-            name: tf.stack([tf.reduce_min(a, 1), tf.reduce_max(a, 1)], axis=1)
-            for name, a in flat.items()
-        }
+        ends = {}
+        for name, activation in found["watched"].items():
+            flat = tf.reshape(activation, (tf.shape(activation)[0], -1))
+            ends[name] = tf.stack([tf.reduce_min(flat, 1), tf.reduce_max(flat, 1)], 1)
         return ends, {n: tf.reduce_sum(a, 0) for n, a in found["inputs"].items()}
 
     parts = [measure(batch) for batch in _batches(images)]
