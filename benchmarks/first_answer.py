@@ -9,7 +9,6 @@ torch loads reszoo's checkpoint into torchvision's model.
 """
 
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,11 +132,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.process:
         answer_once(given.process[0], Path(given.process[1]))
-    elif given.files:
-        compare(given.files.resolve(), given)
     else:
-        with tempfile.TemporaryDirectory() as name:
-            compare(Path(name), given)
+        with harness.kept_folder(given.files) as folder:
+            compare(folder, given)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -361,6 +362,16 @@ def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     )
     made.add_argument("--process", nargs="+", help=argparse.SUPPRESS)
     return made
+
+
+@contextmanager
+def kept_folder(named: Path | None) -> Iterator[Path]:
+    """Yield the folder that `--files` names, or a temporary one."""
+    if named is not None:
+        yield named.resolve()
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def versions(*names: str) -> dict[str, str]:

@@ -16,7 +16,6 @@ without an int8 dot product (VNNI, on ARM dotprod); the notes say so.
 
 import itertools
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -255,11 +254,9 @@ def main() -> None:
     if given.process:
         name, variant, batch, folder = given.process
         measure(name, variant, int(batch), Path(folder))
-    elif given.files:
-        compare(given.files.resolve(), given)
     else:
-        with tempfile.TemporaryDirectory() as name:
-            compare(Path(name), given)
+        with harness.kept_folder(given.files) as folder:
+            compare(folder, given)
 
 
 if __name__ == "__main__":

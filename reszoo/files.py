@@ -55,18 +55,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes that name at the end.
+    """Yield a temporary folder beside `path`, the folder's final name.
 
-    An existing folder of that name is renamed first and removed last, so that a
-    failure at any point leaves the old or the new folder complete. (Only a process
-    killed between two renames leaves the old one as `.NAME.old`; the next write to
-    `path` restores it first.)
-
-    Args:
-        path: The final name. Missing parent folders are made.
-
-    Raises:
-        ReszooError: The disk refused the write (full, read-only).
+    It takes that name at the end. An existing folder of that name is renamed first
+    and removed last, so that a failure at any point leaves the old or the new folder
+    complete. (Only a process killed between two renames leaves the old one as
+    `.NAME.old`; the next write to `path` restores it first.) Parents and errors are
+    as in `atomic_file`.
     """
     final = Path(path).resolve()
     with disk_errors(final):

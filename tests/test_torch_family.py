@@ -94,6 +94,16 @@ def name_of(spec: str | reszoo.ResNetSpec) -> str:
     return spec if isinstance(spec, str) else spec.name
 
 
+def both_steps(spec: str | reszoo.ResNetSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how one step of torch and one of ours change each tensor."""
+    import_torchvision()
+    side = formula.STEP_SIDE
+    images = formula.images(formula.STEP_IMAGES, side, side)
+    targets = np.arange(formula.STEP_IMAGES) * 7
+    expected = torch_step(theirs(name_of(spec)), images, targets)
+    return expected, keras_step(ours(spec), images, targets)
+
+
 @pytest.mark.parametrize("spec", MODELS)
 def test_logits_are_torchs(spec: str | reszoo.ResNetSpec) -> None:
     import_torchvision()
@@ -111,12 +121,7 @@ def test_logits_are_torchs(spec: str | reszoo.ResNetSpec) -> None:
 @pytest.mark.parametrize("spec", MODELS)
 @pytest.mark.usefixtures("float64")
 def test_one_step_moves_every_tensor_as_torchs(spec: str | reszoo.ResNetSpec) -> None:
-    import_torchvision()
-    side = formula.STEP_SIDE
-    images = formula.images(formula.STEP_IMAGES, side, side)
-    targets = np.arange(formula.STEP_IMAGES) * 7
-    expected = torch_step(theirs(name_of(spec)), images, targets)
-    moved = keras_step(ours(spec), images, targets)
+    expected, moved = both_steps(spec)
     for name, update in expected.items():
         # In float64 Keras' own batch normalization runs, whose moving variance follows
         # the biased one; that of float32 is compared below.
@@ -128,12 +133,7 @@ def test_one_step_moves_every_tensor_as_torchs(spec: str | reszoo.ResNetSpec) ->
 
 @pytest.mark.parametrize("spec", MODELS)
 def test_statistics_follow_the_batch_as_torchs(spec: str | reszoo.ResNetSpec) -> None:
-    import_torchvision()
-    side = formula.STEP_SIDE
-    images = formula.images(formula.STEP_IMAGES, side, side)
-    targets = np.arange(formula.STEP_IMAGES) * 7
-    expected = torch_step(theirs(name_of(spec)), images, targets)
-    moved = keras_step(ours(spec), images, targets)
+    expected, moved = both_steps(spec)
     statistics = [name for name in expected if ".running_" in name]
     assert statistics
     for name in statistics:

@@ -11,73 +11,84 @@ from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads,
 from reszoo.console import print_json, print_table, print_text
 from reszoo.errors import UsageError
 
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
+]
+ExportFolder = Annotated[Path, typer.Option(help="Folder to write.")]
+_FORMATS = ",".join(defaults.FORMATS)
+Formats = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated formats: saved_model, tflite, tflite-fp16, "
+        "tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; "
+        "or a group: all, mobile, server, web."
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Images to calibrate int8 formats with; the training data.",
+        show_default="none",
+    ),
+]
+VerifyData = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Images to compare each file with the model on.",
+        show_default="those of --calibration",
+    ),
+]
+Batch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|dynamic",
+        help="Batch size of the file's input.",
+        show_default="1 for TFLite, dynamic for the others",
+    ),
+]
+InputSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Height and width of the input, in pixels.",
+        show_default="the checkpoint's",
+    ),
+]
+Layout = Annotated[
+    str, typer.Option(help="Axes of the input: nhwc, or nchw (ONNX only).")
+]
+IntegerIO = Annotated[
+    bool,
+    typer.Option("--integer-io", help="Give uint8 probabilities (tflite-int8 only)."),
+]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        help="Give one output only: probabilities, logits or features.",
+        show_default="probabilities for TFLite, both logits and probabilities for "
+        "the others",
+    ),
+]
+Version = Annotated[
+    int, typer.Option(help="Version of the SavedModel, as TF Serving counts them.")
+]
+
 
 @app.command()
 def export(
-    model: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
-    ],
-    output: Annotated[Path, typer.Option(help="Folder to write.")],
-    formats: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated formats: saved_model, tflite, tflite-fp16, "
-            "tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; "
-            "or a group: all, mobile, server, web."
-        ),
-    ] = ",".join(defaults.FORMATS),
-    calibration: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Images to calibrate int8 formats with; the training data.",
-            show_default="none",
-        ),
-    ] = None,
-    verify: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Images to compare each file with the model on.",
-            show_default="those of --calibration",
-        ),
-    ] = None,
+    model: Checkpoint,
+    output: ExportFolder,
+    formats: Formats = _FORMATS,
+    calibration: Calibration = None,
+    verify: VerifyData = None,
     bad_images: BadImages = defaults.BAD_IMAGES,
-    batch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|dynamic",
-            help="Batch size of the file's input.",
-            show_default="1 for TFLite, dynamic for the others",
-        ),
-    ] = None,
-    input_size: Annotated[
-        int | None,
-        typer.Option(
-            help="Height and width of the input, in pixels.",
-            show_default="the checkpoint's",
-        ),
-    ] = None,
-    layout: Annotated[
-        str, typer.Option(help="Axes of the input: nhwc, or nchw (ONNX only).")
-    ] = "nhwc",
-    integer_io: Annotated[
-        bool,
-        typer.Option(
-            "--integer-io", help="Give uint8 probabilities (tflite-int8 only)."
-        ),
-    ] = False,
-    outputs: Annotated[
-        str | None,
-        typer.Option(
-            help="Give one output only: probabilities, logits or features.",
-            show_default="probabilities for TFLite, both logits and probabilities for "
-            "the others",
-        ),
-    ] = None,
-    version: Annotated[
-        int, typer.Option(help="Version of the SavedModel, as TF Serving counts them.")
-    ] = defaults.SAVED_MODEL_VERSION,
+    batch: Batch = None,
+    input_size: InputSize = None,
+    layout: Layout = "nhwc",
+    integer_io: IntegerIO = False,
+    outputs: Outputs = None,
+    version: Version = defaults.SAVED_MODEL_VERSION,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

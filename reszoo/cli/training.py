@@ -76,60 +76,72 @@ def resize(
 _RECIPES = "the recipe's"
 
 
+ModelName = Annotated[
+    str, typer.Option(help="Name of the model; `reszoo list` shows all.")
+]
+RunFolder = Annotated[
+    Path, typer.Option(help="Folder for checkpoints, state, curves and report.")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help='Weights to start from: "imagenet", another published name (`reszoo '
+        "list --weights`), a checkpoint, hf://owner/repo or a URL.",
+        show_default="random",
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Training recipe: {', '.join(RECIPES)}.",
+        show_default="finetune with weights, else cifar",
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Number of epochs.", show_default=_RECIPES)
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Images per step.", show_default=_RECIPES)
+]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Peak learning rate.", show_default=_RECIPES)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Seed of initial weights, order of images and augmentation.",
+        show_default=_RECIPES,
+    ),
+]
+SaveEvery = Annotated[
+    float, typer.Option(help="Seconds between saved states within an epoch.")
+]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        help="Distribute each batch. mirrored: over the GPUs of this machine; "
+        "multiworker: over the processes in TF_CONFIG, each running this command.",
+        show_default="one device",
+    ),
+]
+
+
 @app.command()
 def train(
     data: Data,
-    model: Annotated[
-        str, typer.Option(help="Name of the model; `reszoo list` shows all.")
-    ],
-    output: Annotated[
-        Path, typer.Option(help="Folder for checkpoints, state, curves and report.")
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help='Weights to start from: "imagenet", another published name (`reszoo '
-            "list --weights`), a checkpoint, hf://owner/repo or a URL.",
-            show_default="random",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Training recipe: {', '.join(RECIPES)}.",
-            show_default="finetune with weights, else cifar",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Number of epochs.", show_default=_RECIPES)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images per step.", show_default=_RECIPES)
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default=_RECIPES)
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of initial weights, order of images and augmentation.",
-            show_default=_RECIPES,
-        ),
-    ] = None,
+    model: ModelName,
+    output: RunFolder,
+    weights: Weights = None,
+    recipe: RecipeName = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
     fields: Fields = None,
     bad_images: BadImages = defaults.TRAINING_BAD_IMAGES,
     resume: Resume = False,
-    save_every: Annotated[
-        float, typer.Option(help="Seconds between saved states within an epoch.")
-    ] = defaults.SAVE_EVERY,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help="Distribute each batch. mirrored: over the GPUs of this machine; "
-            "multiworker: over the processes in TF_CONFIG, each running this command.",
-            show_default="one device",
-        ),
-    ] = None,
+    save_every: SaveEvery = defaults.SAVE_EVERY,
+    strategy: Strategy = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -175,57 +187,65 @@ def train(
     )
 
 
+StudyData = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help='Images with a test split, as for `reszoo train`; or "digits".',
+    ),
+]
+StudyFolder = Annotated[
+    Path, typer.Option(help="Folder for study.json, study.html and the plots.")
+]
+Family = Annotated[
+    str,
+    typer.Option(
+        help="Models to compare. "
+        + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
+        + "."
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated depths to compare.",
+        show_default="; ".join(
+            f"{row.name}: {','.join(map(str, row.default_layers))}"
+            for row in FAMILIES.values()
+        ),
+    ),
+]
+_SHORTCUTS = ",".join(defaults.STUDY_SHORTCUTS)
+Shortcuts = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated shortcuts to compare: none (plain), identity (option "
+        "A), projection (B), projection-all (C)."
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Number of seeds for each model.")]
+FirstSeed = Annotated[int, typer.Option(help="First seed; the others follow.")]
+Side = Annotated[
+    int | None,
+    typer.Option(
+        help="Height and width of the images, in pixels.",
+        show_default="8 for digits, else 32",
+    ),
+]
+StudyRecipe = Annotated[str, typer.Option(help="Training recipe of all models.")]
+
+
 @app.command()
 def study(
-    data: Annotated[
-        str,
-        typer.Argument(
-            metavar="DATA",
-            help='Images with a test split, as for `reszoo train`; or "digits".',
-        ),
-    ] = defaults.STUDY_DATA,
-    output: Annotated[
-        Path, typer.Option(help="Folder for study.json, study.html and the plots.")
-    ] = Path(defaults.STUDY_OUTPUT),
-    family: Annotated[
-        str,
-        typer.Option(
-            help="Models to compare. "
-            + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
-            + "."
-        ),
-    ] = defaults.STUDY_FAMILY,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated depths to compare.",
-            show_default="; ".join(
-                f"{row.name}: {','.join(map(str, row.default_layers))}"
-                for row in FAMILIES.values()
-            ),
-        ),
-    ] = None,
-    shortcuts: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated shortcuts to compare: none (plain), identity (option "
-            "A), projection (B), projection-all (C)."
-        ),
-    ] = ",".join(defaults.STUDY_SHORTCUTS),
-    seeds: Annotated[
-        int, typer.Option(help="Number of seeds for each model.")
-    ] = defaults.STUDY_SEEDS,
-    seed: Annotated[int, typer.Option(help="First seed; the others follow.")] = 0,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            help="Height and width of the images, in pixels.",
-            show_default="8 for digits, else 32",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="Training recipe of all models.")
-    ] = defaults.STUDY_RECIPE,
+    data: StudyData = defaults.STUDY_DATA,
+    output: StudyFolder = Path(defaults.STUDY_OUTPUT),
+    family: Family = defaults.STUDY_FAMILY,
+    layers: Layers = None,
+    shortcuts: Shortcuts = _SHORTCUTS,
+    seeds: Seeds = defaults.STUDY_SEEDS,
+    seed: FirstSeed = 0,
+    size: Side = None,
+    recipe: StudyRecipe = defaults.STUDY_RECIPE,
     fields: Fields = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
