@@ -1,16 +1,16 @@
 """The residual block, and the perceptrons made of it.
 
 Two weighted layers compute z[l+2] from an activation a[l]: linear, normalise, ReLU,
-linear, normalise. A plain net goes on with g(z[l+2]), g being the ReLU. A residual
-net adds the activation from before the two layers first (He et al. 2015,
+linear, normalise. A plain network outputs g(z[l+2]), where g is the ReLU. A
+residual network adds the activation from before the two layers first (He et al. 2015,
 arXiv:1512.03385, equation 1):
 
     a[l+2] = g(z[l+2] + a[l])
 
-If the best that a block can do is nothing, z = 0 does it, since a[l] >= 0 already and
-g leaves it as it is; a plain block would have to learn the identity. And the
-derivative of the sum by a[l] is one plus that of z, so a gradient reaches the first
-layers whatever the layers between do with it.
+A block that is not needed only has to output z = 0: since a[l] >= 0 already, g leaves
+it unchanged, while a plain block would have to learn the identity. The derivative of
+the sum by a[l] is one plus that of z, so gradients reach the first layers whatever the
+layers between do.
 """
 
 from collections.abc import Callable, Sequence

@@ -36,9 +36,9 @@ class Card:
     """Labels, preprocessing and origin of a set of weights.
 
     Attributes:
-        architecture: The net that the weights belong to.
-        labels: Class names in the order of the outputs; None if never told.
-        preprocessing: How pictures become inputs.
+        architecture: Spec and options of the model that the weights belong to.
+        labels: In the order of the outputs; None if unknown.
+        preprocessing: How images become inputs.
         provenance: Where the weights come from: source, recipe, seed, licence...
         metrics: What was measured with them.
         versions: Versions of the libraries that wrote the card.
@@ -55,33 +55,33 @@ class Card:
         classes = self.architecture.classes
         if self.labels is not None and classes != len(self.labels):
             raise UsageError(
-                "There must be one label a class. Received: "
+                "There must be one label per class. Received: "
                 f"{len(self.labels)} labels for {classes} classes."
             )
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             twice = sorted({x for x in self.labels if self.labels.count(x) > 1})
             raise UsageError(f"Labels must differ. Received twice: {', '.join(twice)}.")
-        odd = [x for x in self.labels or () if not x or not x.isprintable()]
-        if odd:
+        wrong = [x for x in self.labels or () if not x or not x.isprintable()]
+        if wrong:
             raise UsageError(
-                "A label must be one line of printable text, for labels.txt holds one "
-                f"a line. Received: {', '.join(map(repr, odd))}."
+                "A label must be one line of printable text, because labels.txt has "
+                f"one label per line. Received: {', '.join(map(repr, wrong))}."
             )
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the weights are as they were drawn."""
+        """Whether the weights are random initial ones."""
         return self.provenance.get("source") == _FRESH
 
     def after(
         self, provenance: Mapping[str, Any], metrics: Sequence[Metric] = ()
     ) -> "Card":
-        """Return the card of weights that were moved on from these.
+        """Return the card of weights that were trained from these.
 
         Args:
-            provenance: Where the new ones come from; what these came from is added
-                as "began_as", unless they were fresh.
-            metrics: What was measured with the new ones.
+            provenance: Where the new weights come from; the provenance of these is
+                added as "began_as", unless they were random.
+            metrics: What was measured with the new weights.
         """
         before = {} if self.is_fresh else {"began_as": dict(self.provenance)}
         return replace(
@@ -92,20 +92,21 @@ class Card:
         )
 
     def label(self, index: int) -> str:
-        """Return the name of a class, or its number where names were never told."""
+        """Return the label of a class, or its number where labels are unknown."""
         return self.labels[index] if self.labels else str(index)
 
     def check_rgb(self) -> None:
-        """Refuse a net that does not take the RGB images of pipelines and files.
+        """Refuse a model that does not take RGB images.
 
         Raises:
-            UsageError: The net has another number of channels.
+            UsageError: The model has another number of input channels.
         """
         channels = self.architecture.input_shape[2]
         if channels != 3:
             raise UsageError(
                 "reszoo's own training, prediction and export work on RGB images. "
-                f"Received: a net of {channels} channel(s); call it as a Keras model."
+                f"Received: a model with {channels} input channel(s); use Keras' own "
+                "methods for it."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -163,23 +164,26 @@ class Card:
 
 
 def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:
-    """Return the card of a freshly built net, with its variant's preprocessing."""
+    """Return the card of a freshly built model, with its variant's preprocessing."""
     height, width, channels = architecture.input_shape
-    record = default_preprocessing(
+    preprocessing = default_preprocessing(
         architecture.spec, height if height == width else None
     )
-    if channels != len(record.mean):
-        grey = (sum(record.mean) / 3,) * channels, (sum(record.std) / 3,) * channels
-        record = replace(record, mean=grey[0], std=grey[1])
+    if channels != len(preprocessing.mean):
+        grey = (
+            (sum(preprocessing.mean) / 3,) * channels,
+            (sum(preprocessing.std) / 3,) * channels,
+        )
+        preprocessing = replace(preprocessing, mean=grey[0], std=grey[1])
     return Card(
         architecture=architecture,
         labels=None if labels is None else tuple(labels),
-        preprocessing=record,
+        preprocessing=preprocessing,
         provenance={"source": _FRESH},
         versions=library_versions(),
     )
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide what a net computes."""
+    """Return the versions of the libraries that decide what a model computes."""
     return {name: metadata.version(name) for name in _PACKAGES}

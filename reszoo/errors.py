@@ -6,7 +6,7 @@ ReszooError               exit 1: a file, the data or the machine is not as requ
 +-- DataError             images or labels that cannot be used
 +-- CheckpointError       a weight file that cannot be read or does not fit
 +-- ExportError           a file that could not be exported
-+-- VerificationError     an exported file that does not answer like its model
++-- VerificationError     an exported file with other outputs than its model
 """
 
 import difflib
@@ -59,7 +59,7 @@ class ExportError(ReszooError):
 
 
 class VerificationError(ReszooError):
-    """An exported file that does not answer like the model it came from."""
+    """An exported file has other outputs than the model it came from."""
 
 
 def _common_start(one: str, other: str) -> int:

@@ -1,4 +1,4 @@
-"""Layers and initial weights that Keras does not have as a ResNet needs them."""
+"""Layers and initialization of ResNets that Keras does not have."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ def layer_seed(seed: int | None, layer: str) -> int | None:
     """Return a seed of a layer's own, for one initializer instance repeats its draw.
 
     Args:
-        seed: Of the net; None draws anew each time.
+        seed: Seed of the model; None for another draw each time.
         layer: Name of the layer.
     """
     if seed is None:
@@ -41,9 +41,9 @@ def classifier(classes: int, seed: int | None) -> keras.layers.Dense:
 
 
 def reinitialize(model: keras.Model, seed: int) -> None:
-    """Give a net the weights that it would have been built with by `seed`.
+    """Reinitialize a model with the weights that `seed` gives when it is built.
 
-    A model is traced once for all of its beginnings.
+    Studies run several seeds with one traced model.
 
     Args:
         model: From `reszoo.build` or `reszoo.mlp`.

@@ -1,4 +1,4 @@
-"""Answers of a model in memory, and how good answers are: top-1, top-5 and loss."""
+"""Outputs of a model in memory, and their top-1, top-5 and loss."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +74,7 @@ def prepared_batches(
 def inference_function(
     model: "keras.Model", preprocessing: Preprocessing
 ) -> InferenceFunction:
-    """Return a function from pixels to a model's answers.
+    """Return a function from pixels to a model's outputs.
 
     Normalisation is inside; batch normalisation uses the moving statistics and
     changes none of them.
@@ -93,13 +93,13 @@ def inference_function(
 
     logits_of = logits_model(model)
 
-    def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = preprocessing.normalise(tf.cast(image, tf.float32))
         logits = logits_of(pixels, training=False)
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     pixels = tf.TensorSpec(logits_of.input_shape, tf.uint8)
-    traced: InferenceFunction = tf.function(answer, input_signature=[pixels])
+    traced: InferenceFunction = tf.function(run, input_signature=[pixels])
     return traced
 
 
@@ -110,9 +110,9 @@ def probabilities(
     batch_size: int = 64,
 ) -> NDArray[np.float32]:
     """Return float32 `(n, classes)` for uint8 `(n, height, width, 3)`."""
-    answer = inference_function(model, preprocessing)
+    run = inference_function(model, preprocessing)
     parts = [
-        answer(images[start : start + batch_size])["probabilities"].numpy()
+        run(images[start : start + batch_size])["probabilities"].numpy()
         for start in range(0, len(images), batch_size)
     ]
     return np.concatenate(parts)

@@ -1,9 +1,9 @@
-"""The one definition of how a picture becomes the input of a net.
+"""The one definition of how an image becomes the input of a model.
 
-A `Preprocessing` record is executed by TensorFlow in pipelines and by Pillow and
+A `Preprocessing` is carried out by TensorFlow in pipelines and by Pillow and
 NumPy where TensorFlow is not loaded. Both follow the same geometry functions and
 differ by one grey level at most. The rules are torchvision's: resize the short
-side with antialiasing, cut the centre, scale by mean and standard deviation.
+side with antialiasing, crop the centre, scale by mean and standard deviation.
 """
 
 import math
@@ -32,7 +32,7 @@ _PILLOW = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How pictures were shown to a net in training, and how to show them again.
+    """Resize, crop and normalisation of the images that a model takes.
 
     Attributes:
         train_size: Side of the square training images, in pixels.
@@ -62,7 +62,7 @@ class Preprocessing:
             )
         if len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise UsageError(
-                "mean and std must have one entry a channel, std above 0. Received: "
+                "mean and std must have one entry per channel, std above 0. Received: "
                 f"mean={self.mean}, std={self.std}."
             )
 
@@ -72,7 +72,7 @@ class Preprocessing:
         return math.floor(self.eval_size / self.crop_pct)
 
     def normalise(self, pixels: Any) -> Any:
-        """Scale RGB in 0..255 as the net expects it.
+        """Normalise RGB in 0..255 as the model expects it.
 
         Args:
             pixels: float32 `(..., channels)`; a NumPy array or a tensor.
@@ -86,10 +86,10 @@ class Preprocessing:
         return pixels * scale + offset
 
     def prepare(self, image: Image.Image | Pixels) -> Pixels:
-        """Resize and crop one picture with Pillow.
+        """Resize and crop one image with Pillow.
 
         Args:
-            image: A picture, or uint8 RGB of shape `(height, width, 3)`.
+            image: A PIL image, or uint8 RGB of shape `(height, width, 3)`.
 
         Returns:
             uint8 RGB of shape `(eval_size, eval_size, 3)`.
@@ -109,7 +109,7 @@ class Preprocessing:
         )
 
     def prepare_tensor(self, image: Any) -> Any:
-        """Resize and crop one picture with TensorFlow, also inside `tf.data`.
+        """Resize and crop one image with TensorFlow, also inside `tf.data`.
 
         Args:
             image: uint8 tensor `(height, width, channels)` of any size.
@@ -145,7 +145,7 @@ class Preprocessing:
 def default_preprocessing(
     spec: ResNetSpec, eval_size: int | None = None
 ) -> Preprocessing:
-    """Return the record that a net trained from scratch gets.
+    """Return the preprocessing of a model trained from scratch.
 
     Models for images of more than 64 pixels keep 7/8 of the resized image, as
     torchvision's for ImageNet; those for small images keep all of it.
@@ -166,7 +166,7 @@ def default_preprocessing(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture as RGB of 8 bits: of 16 bits a channel the upper eight."""
+    """Return an image as 8-bit RGB: the upper 8 of 16 bits per channel."""
     if image.mode in _SIXTEEN_BITS:
         # Pillow's own conversion would clip at 255.
         upper = np.clip(np.asarray(image) >> 8, 0, 255)
@@ -183,7 +183,7 @@ def scaled_side(side: Any, short: Any, target: int) -> Any:
 
 
 def crop_offset(side: Any, crop: int) -> Any:
-    """Return where a centre crop begins; halves go to the even neighbour.
+    """Return where a centre crop begins; halves round to even.
 
     torchvision rounds with Python's `round`, which does the same.
     """
@@ -194,7 +194,7 @@ def crop_offset(side: Any, crop: int) -> Any:
 def resize_tensor(image: Any, height: Any, width: Any, interpolation: str) -> Any:
     """Resize a uint8 tensor `(h, w, c)` with antialiasing, as Pillow does.
 
-    Pillow resizes horizontally, rounds to bytes, then vertically; following it
+    Pillow resizes horizontally, rounds to uint8, then vertically; following it
     leaves a difference in one pixel of a thousand, a single pass in one of seven.
     """
     import tensorflow as tf
@@ -203,7 +203,7 @@ def resize_tensor(image: Any, height: Any, width: Any, interpolation: str) -> An
         wide = _resize_once(image, tf.shape(image)[0], width, interpolation)
         return _resize_once(wide, height, width, interpolation)
 
-    # Passing small pictures on as they are saves half of their time.
+    # Skipping images that have the size already saves half of their time.
     same = tf.reduce_all(tf.shape(image)[:2] == tf.stack([height, width]))
     return tf.cond(same, lambda: image, resized)
 
@@ -213,5 +213,5 @@ def _resize_once(image: Any, height: Any, width: Any, interpolation: str) -> Any
 
     size = tf.stack([height, width])
     pixels = tf.image.resize(image, size, interpolation, antialias=True)
-    # Pillow rounds halves up; tf.round would send them to the even neighbour.
+    # Pillow rounds halves up; tf.round would round them to even.
     return tf.cast(tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255), tf.uint8)

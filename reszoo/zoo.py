@@ -1,4 +1,4 @@
-"""Where names meet builders and weights."""
+"""Build, load and save models by name."""
 
 import os
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def build(
     seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
-    """Build a net of the zoo.
+    """Build a ResNet as a functional Keras model.
 
     The arguments are those of `keras.applications`. The input is normalised RGB;
     `reszoo.card(model).preprocessing.normalise` makes it from RGB in 0..255.
@@ -51,36 +51,36 @@ def build(
     Args:
         variant: One of `reszoo.list_models()`, such as "resnet50" or "plain20", or a
             `ResNetSpec` for a model of your own.
-        weights: None for fresh weights; "imagenet" for the net's default among the
-            published ones; another of those by name, such as "timm/a1_in1k"
-            (`reszoo list --weights`); "cifar10" for a small net that comes with
-            reszoo (trained on CIFAR-10 as JPEGs); "hf://owner/repo"; a URL; or the
-            path of a `.safetensors`, a torch file, a `.h5` of keras.applications or
-            a folder of timm's.
+        weights: None for random weights; "imagenet" for the variant's default published
+            weights; others by name, such as "timm/a1_in1k" (`reszoo list --weights`);
+            "cifar10" for weights that come with reszoo (trained on CIFAR-10 as
+            JPEGs); "hf://owner/repo"; a URL; or the path of a `.safetensors` file, a
+            torch file, a `.h5` file of keras.applications or a timm folder.
         include_top: Whether to end in a classifier. Without it the output is the
-            last stage, `(batch, height / 32, width / 32, channels)` for ImageNet
-            nets and a quarter of each side for CIFAR nets.
-        input_shape: `(height, width, channels)`; None leaves a side open. Defaults
-            to the size the net was designed for, and without top to open sides.
-            Other channels than 3 adapt the weights of `conv1` as timm does.
+            last stage, `(batch, height / 32, width / 32, channels)` for the
+            ImageNet models, and a quarter of each side for the CIFAR models.
+        input_shape: `(height, width, channels)`; height and width may be None, for
+            any size. The default is the size the variant was designed for; without
+            top any size. For other channels than 3, the weights of `conv1` are
+            adapted as timm does.
         pooling: Without top: "avg" or "max" pools the last stage to
             `(batch, channels)`.
-        classes: Number of classes, or their names in order. Another number than
-            the weights have, or other names, keep the whole backbone and make a
-            fresh head.
+        classes: Number of classes, or the labels in order. If the number or the
+            labels are not those of the weights, the backbone is loaded and the head
+            has random weights.
         classifier_activation: None for logits, "softmax" for probabilities.
         shortcut: "identity" (the paper's option A: zero channels, no parameters),
             "projection" (B: a 1x1 convolution where the shape changes),
-            "projection-all" (C: in every block) or "none" (a plain net). B is the
-            default of ImageNet nets, A of CIFAR nets.
+            "projection-all" (C: in every block) or "none" (a plain network). B is
+            the default of the ImageNet models, A of the CIFAR models.
         stride_in: Which convolution of a bottleneck has the stride: "3x3"
             (default; torchvision's v1.5) or "1x1" (the paper, keras.applications).
-        features: Without top: "pyramid" gives every stage, as a dict from
-            "layer1" on.
-        zero_init_residual: Whether the last scale of every block starts at zero, as
-            torchvision's argument of this name; for fresh weights.
+        features: Without top: "pyramid" outputs every stage, as a dict with the
+            keys "layer1", "layer2" and so on.
+        zero_init_residual: Whether the last batch normalisation of every block starts
+            with scale 0, as in torchvision; for random weights only.
         allow_noncommercial: Consent to weights whose licence forbids commercial use.
-        seed: Decides the fresh weights; None draws them anew each time.
+        seed: Seed of the random weights; None for other weights each time.
         name: Name of the Keras model; the variant's by default.
 
     Returns:
@@ -88,7 +88,7 @@ def build(
 
     Raises:
         UsageError: A name is unknown or options contradict each other.
-        CheckpointError: The weights belong to another net.
+        CheckpointError: The weights belong to another model.
 
     Example:
         >>> reszoo.build("resnet18", classes=["cat", "dog"]).output_shape
@@ -114,7 +114,7 @@ def build(
         return model
     if zero_init_residual:
         raise UsageError(
-            "zero_init_residual is for fresh weights. Received: "
+            "zero_init_residual is for random weights only. Received: "
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
     found = locate(weights, described.name, allow_noncommercial=allow_noncommercial)
@@ -127,19 +127,20 @@ def build(
 def load(
     path: str | os.PathLike[str], variant: str | ResNetSpec | None = None
 ) -> keras.Model:
-    """Open a checkpoint: the net, its weights and its card.
+    """Load a checkpoint: the model, its weights and its card.
 
-    The net is told by the card, or by the tensors where another library wrote the
-    file. A torch file says nothing of preprocessing: ImageNet's is assumed.
+    The spec is that of the card, or inferred from the tensors where another library
+    wrote the file. A torch file has no preprocessing: ImageNet's is assumed.
 
     Args:
-        path: A `.safetensors`, a torch file (`.pth`, `.pt`, `.bin`, `.th`), a `.h5`
-            of keras.applications, a folder of timm's, "hf://owner/repo" or a URL.
-        variant: The net that it must be. Needed only for tensors without a card
-            that fit two: plain nets, for example.
+        path: A `.safetensors` file, a torch file (`.pth`, `.pt`, `.bin`, `.th`), a
+            `.h5` file of keras.applications, a timm folder, "hf://owner/repo" or a
+            URL.
+        variant: The name or spec of the model. Needed only for tensors without a
+            card that fit several, such as those of plain networks.
 
     Raises:
-        CheckpointError: The file is missing, damaged, or of no net of the zoo.
+        CheckpointError: The file is missing, damaged, or of an unknown model.
     """
     spec = None if variant is None else find_spec(variant)
     found = locate(path, None if spec is None else spec.name)
@@ -155,13 +156,13 @@ def save(
 
     Args:
         model: A model from `build`, `load` or `train`.
-        path: A `.safetensors` file, or a folder (no ending) as timm has them, with
-            `model.safetensors` and `config.json`. A file that exists is replaced
-            when the new one is complete.
-        card: What to write instead of the model's own card.
+        path: A `.safetensors` file, or a timm folder (no suffix) with
+            `model.safetensors` and `config.json`. An existing file is replaced when
+            the new one is complete.
+        card: The card to write instead of the model's own.
 
     Raises:
-        UsageError: The path has another ending, or the model no card.
+        UsageError: The path has another suffix, or the model no card.
     """
     target, written = Path(path), card or get_card(model)
     counters: Tensors = getattr(model, _COUNTERS, {})
@@ -172,8 +173,8 @@ def save(
         safetensors.write_timm_folder(target, tensors, written)
     else:
         raise UsageError(
-            f"A checkpoint ends in {safetensors.SUFFIX}, or is a folder without an "
-            f"ending. Received: {str(path)!r}."
+            f"The path must end in {safetensors.SUFFIX}, or have no suffix for a timm "
+            f"folder. Received: {str(path)!r}."
         )
     return target
 
@@ -182,8 +183,8 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
     """Convert a ResNet50, 101 or 152 of `keras.applications` that is in memory.
 
     The biases of its convolutions and its epsilon move into batch normalisation,
-    and BGR becomes RGB, so that the new net gives the same logits. It ends in
-    logits, whatever the old one ended in.
+    and BGR becomes RGB, so that the new model gives the same logits. It always
+    outputs logits.
 
     Args:
         model: A v1 ResNet from `keras.applications`, with or without top.
@@ -222,10 +223,10 @@ def get_card(model: keras.Model) -> Card:
 
 
 def load_report(model: keras.Model) -> LoadReport | None:
-    """Return what became of the tensors of the file that a model was made from.
+    """Return which tensors of a file were loaded into a model.
 
     Returns:
-        The report, or None for a model with fresh weights.
+        The report, or None for a model with random weights.
     """
     return cast(LoadReport | None, getattr(model, _REPORT, None))
 
@@ -238,10 +239,10 @@ def set_card(model: keras.Model, card: Card) -> None:
 def _counted(
     classes: int | Sequence[str] | None,
 ) -> tuple[int | None, tuple[str, ...] | None]:
-    """Tell a number of classes from their names."""
+    """Return the number of classes, and the labels if they were given."""
     if isinstance(classes, str):
         raise UsageError(
-            "classes must be a number, or a list of names. "
+            "classes must be a number, or a list of labels. "
             f"Received: classes={classes!r}; write [{classes!r}, ...]."
         )
     if classes is None:

@@ -132,7 +132,7 @@ def test_a_foreign_model_has_no_card() -> None:
 
 
 def test_only_safetensors_is_written(tmp_path: Path) -> None:
-    with pytest.raises(reszoo.UsageError, match=r"ends in .safetensors"):
+    with pytest.raises(reszoo.UsageError, match=r"must end in .safetensors"):
         reszoo.save(reszoo.build("resnet20"), tmp_path / "model.h5")
 
 
@@ -150,7 +150,7 @@ def test_a_label_is_one_line_of_text(label: str) -> None:
 
 
 def test_classes_are_a_number_or_names() -> None:
-    with pytest.raises(reszoo.UsageError, match=r"a number, or a list of names"):
+    with pytest.raises(reszoo.UsageError, match=r"a number, or a list of labels"):
         reszoo.build("resnet20", classes="cat")
     count: Any = np.int64(4)
     assert reszoo.build("resnet20", classes=count).output_shape == (None, 4)

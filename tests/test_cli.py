@@ -69,7 +69,7 @@ def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     code, out, err = call(*words, "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert [net["shortcut"] for net in found["nets"]] == ["none", "identity"]
+    assert [each["shortcut"] for each in found["models"]] == ["none", "identity"]
     assert "only one depth" in found["conclusion"][-1]
     assert "residual-4 (A), seed 5: training error" in err
     code, out, _ = call(*words, "--resume")
@@ -103,12 +103,12 @@ def test_list_shows_the_published_weights(call: Any) -> None:
     assert [row["model"] for row in rows] == ["resnet34"] * 8
 
 
-@pytest.mark.parametrize(("net", "top1"), [("resnet20", 88.31), ("resnet32", 89.09)])
+@pytest.mark.parametrize(("name", "top1"), [("resnet20", 88.31), ("resnet32", 89.09)])
 def test_list_shows_the_weights_inside_the_package(
-    call: Any, net: str, top1: float
+    call: Any, name: str, top1: float
 ) -> None:
-    rows = json.loads(call("list", net, "--weights", "--json")[1])
-    assert [(row["model"], row["weights"]) for row in rows] == [(net, "cifar10")]
+    rows = json.loads(call("list", name, "--weights", "--json")[1])
+    assert [(row["model"], row["weights"]) for row in rows] == [(name, "cifar10")]
     assert rows[0]["top1"] == top1
 
 

@@ -117,7 +117,7 @@ def test_a_useless_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(reszoo.DataError, match=r"at least two images.*: b"):
         open_source(root)
     with pytest.raises(
-        reszoo.UsageError, match=r"Unknown folder or data set.*'digits'"
+        reszoo.UsageError, match=r"Unknown folder, .csv file or data set.*'digits'"
     ):
         open_source("digit")
     with pytest.raises(reszoo.DataError, match="is a file"):

@@ -31,7 +31,9 @@ def test_an_export_that_is_there_is_kept_unless_told_otherwise(
     exported: Any, tmp_path: Path
 ) -> None:
     before = (exported.folder / "manifest.json").read_bytes()
-    with pytest.raises(reszoo.UsageError, match=r"is an export already.*--overwrite"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"already holds an export.*--overwrite"
+    ):
         reszoo.export(small(), exported.folder)
     assert (exported.folder / "manifest.json").read_bytes() == before
     (tmp_path / "thesis.txt").write_text("years of work")

@@ -82,7 +82,10 @@ def test_it_is_told_in_words_and_as_json(written: Any) -> None:
     assert rows["parameters"] == "269,034"
     assert rows["labels"] == "not recorded; 10 classes"
     assert rows["source"] == "initialised, not trained"
-    assert "short side to 32 (bilinear), centre 32x32" in rows["preprocessing"]
+    assert (
+        "short side resized to 32 (bilinear), centre crop 32x32"
+        in rows["preprocessing"]
+    )
     assert "mean 0.485/0.456/0.406" in rows["preprocessing"]
     for word, line in found.rows():
         assert f"{word} " in found.text()
@@ -224,5 +227,5 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         inspect(tmp_path)
     (tmp_path / "manifest.json").write_text('{"manifest_version": 2, "files": []}')
     (tmp_path / "model.onnx").write_bytes(b"x")
-    with pytest.raises(reszoo.UsageError, match=r"one of the files in it: model\.onnx"):
+    with pytest.raises(reszoo.UsageError, match=r"one of its files: model\.onnx"):
         inspect(tmp_path)

@@ -214,7 +214,7 @@ def rescaled() -> Any:
     ("make", "message"),
     [
         (squeezed, r"'excite' \(Multiply\)"),
-        (rescaled, r"make one without it.*\(Rescaling\)"),
+        (rescaled, r"remove it and pass.*\(Rescaling\)"),
         (
             lambda: head_on(small(pooling="avg"), layers.Dense(8, "relu", name="hid")),
             r"GlobalAveragePooling2D before the classifier.*'hid' \(Dense\)",
@@ -263,7 +263,7 @@ def test_models_that_tell_no_graph_are_refused() -> None:
         def call(self, image: Any) -> Any:
             return image
 
-    with pytest.raises(reszoo.UsageError, match=r"if it is functional.*a Mine"):
+    with pytest.raises(reszoo.UsageError, match=r"Only functional.*a Mine"):
         make_serving(Mine(name="mine"))
     image = keras.Input((8, 8, 3))
     with pytest.raises(reszoo.UsageError, match=r"1 input\(s\) and 2 output\(s\)"):

@@ -181,7 +181,9 @@ def test_a_published_cifar_checkpoint_gives_its_answers(
 
 def test_what_holds_no_weights_is_refused() -> None:
     for tree in ([1], {"epoch": 3}, {}, {"state_dict": {"a": "b"}}, {1: np.ones(2)}):
-        with pytest.raises(reszoo.CheckpointError, match=r"holds no weights of a net"):
+        with pytest.raises(
+            reszoo.CheckpointError, match=r"holds no weights of a model"
+        ):
             names.to_state_dict(tree, "x")
     twice = {"fc.bias": np.ones(2), "module.fc.bias": np.ones(2)}
     with pytest.raises(reszoo.CheckpointError, match=r"holds fc\.bias twice"):

@@ -195,7 +195,7 @@ def test_a_folder_may_have_a_dot_in_its_name(
 def test_a_whole_export_tells_what_is_in_it(exported: Any) -> None:
     with pytest.raises(
         reszoo.UsageError,
-        match=r"whole export.*: saved_model, model\.tflite, .*model\.onnx",
+        match=r"export folder.*: saved_model, model\.tflite, .*model\.onnx",
     ):
         reszoo.Predictor(exported.folder)
 

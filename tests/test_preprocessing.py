@@ -100,7 +100,7 @@ def test_a_record_survives_json() -> None:
         ({"interpolation": "bilinaer"}, "Did you mean 'bilinear'"),
         ({"crop_pct": 1.2}, "crop_pct must lie in"),
         ({"eval_size": 0}, "eval_size=0"),
-        ({"std": (0.2, 0.2)}, "one entry a channel"),
+        ({"std": (0.2, 0.2)}, "one entry per channel"),
     ],
 )
 def test_impossible_records_are_refused(changes: dict[str, Any], text: str) -> None:

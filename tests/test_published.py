@@ -63,12 +63,12 @@ def every(publisher: str = "") -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "weights",
         [row for row in PUBLISHED.values() if row.name.startswith(publisher)],
-        ids=lambda row: f"{row.net}.{row.name}",
+        ids=lambda row: f"{row.variant}.{row.name}",
     )
 
 
 def shown(weights: PublishedWeights) -> tuple[int, int, str]:
-    if (weights.net, weights.name) == ("resnet50", "timm/a1h_in1k"):
+    if (weights.variant, weights.name) == ("resnet50", "timm/a1h_in1k"):
         return SHOWN_RESNET50_A1H
     return SHOWN[weights.name]
 
@@ -163,7 +163,7 @@ def test_figures_are_the_publishers(
 def test_a_row_agrees_with_itself(weights: PublishedWeights) -> None:
     first, *others = weights.results
     record = weights.preprocessing
-    assert PUBLISHED[weights.net, weights.name] is weights
+    assert PUBLISHED[weights.variant, weights.name] is weights
     assert (first.size, first.crop_pct) == (record.eval_size, record.crop_pct)
     assert all(50 < result.top1 < result.top5 < 100 for result in weights.results)
     # A larger test size is told only because it is better.
@@ -188,7 +188,7 @@ def test_a_file_name_carries_its_hash(weights: PublishedWeights) -> None:
     prefix = "https://download.pytorch.org/models/"
     assert weights.sha256 is not None
     assert re.fullmatch("[0-9a-f]{8}", weights.sha256)
-    assert weights.address == f"{prefix}{weights.net}-{weights.sha256}.pth"
+    assert weights.address == f"{prefix}{weights.variant}-{weights.sha256}.pth"
 
 
 def test_addresses_are_known_ones_and_all_different() -> None:
@@ -230,7 +230,7 @@ def test_torchvision_says_and_does_the_same(
 ) -> None:
     models = import_torchvision().models
     version = weights.name.removeprefix("torchvision/")
-    theirs = models.get_model_weights(weights.net)[version]
+    theirs = models.get_model_weights(weights.variant)[version]
     metrics = theirs.meta["_metrics"]["ImageNet-1K"]
     assert weights.address == theirs.url
     assert weights.results[0].top1 == metrics["acc@1"]
@@ -248,7 +248,7 @@ def test_timm_says_and_does_the_same(
     models = pytest.importorskip("timm.models", reason=REASON)
     data = pytest.importorskip("timm.data", reason=REASON)
     tag = weights.name.removeprefix("timm/")
-    theirs = models.get_pretrained_cfg(f"{weights.net}.{tag}")
+    theirs = models.get_pretrained_cfg(f"{weights.variant}.{tag}")
     assert weights.address == f"hf://{theirs.hf_hub_id}"
     assert weights.licence == theirs.license
     larger = [(r.size, r.crop_pct) for r in weights.results[1:]]
@@ -314,7 +314,8 @@ def test_noncommercial_weights_must_be_asked_for() -> None:
     name = "timm/fb_swsl_ig1b_ft_in1k"
     with pytest.raises(
         reszoo.UsageError,
-        match=r"licensed cc-by-nc-4.0, which forbids .*allow_noncommercial=True if",
+        match=r"has the licence cc-by-nc-4.0, which forbids "
+        r".*allow_noncommercial=True if",
     ):
         find_published("resnet50", name)
     allowed = find_published("resnet50", name, allow_noncommercial=True)

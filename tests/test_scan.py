@@ -169,7 +169,9 @@ def test_what_is_no_folder_of_images_is_refused(tmp_path: Path) -> None:
     arrays: Any = (PIXELS, [0])
     with pytest.raises(reszoo.UsageError, match=f"{wanted}<class 'tuple'>"):
         scan(arrays)
-    with pytest.raises(reszoo.UsageError, match="Unknown folder or data set"):
+    with pytest.raises(
+        reszoo.UsageError, match=r"Unknown folder, \.csv file or data set"
+    ):
         scan(tmp_path / "nowhere")
 
 

@@ -70,7 +70,7 @@ def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
         ("cat/0.png,cat\n,cat\n", "line 2 has no path"),
         ("cat/0.png,cat\ncat/1.png, \n", "line 2 has no label"),
         ("label,split,path\ncat,train\n", "line 2 has no path"),
-        ("cat/0.png,a\ncat/1.png,b\ncat/0.png,b\n", "line 3 lists .* as line 1 did"),
+        ("cat/0.png,a\ncat/1.png,b\ncat/0.png,b\n", "line 3 repeats .* of line 1"),
         ("cat/0.png,cat,test\ncat/1.png,cat\n", "line 2 differs from those above"),
         ("cat/0.png,cat,tset\n", r"line 1 has the split 'tset'; known are train, val"),
         ("image,class\ncat/0.png,cat\n", r"line 1 names no image \(.*path, label, spl"),

@@ -197,7 +197,7 @@ def test_a_block_that_starts_at_zero_is_its_shortcut() -> None:
     }
     zero = {name for name, scale in scales.items() if scale == 0}
     assert zero == {f"layer{s}.{b}.bn2" for s in (1, 2, 3) for b in (0, 1, 2)}
-    with pytest.raises(reszoo.UsageError, match="is for fresh weights"):
+    with pytest.raises(reszoo.UsageError, match="is for random weights"):
         reszoo.build("resnet20", zero_init_residual=True, weights="imagenet")
 
 

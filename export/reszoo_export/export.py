@@ -152,7 +152,7 @@ def _refuse_exported(path: Path) -> None:
     if is_export(path) or any(row.matches(path) for row in RUNTIMES.values()):
         raise UsageError(
             f"export takes a checkpoint or a model from reszoo. Received: {path}, "
-            "which is exported already; give the checkpoint that it was made from."
+            "which is an exported file; pass the checkpoint that it was made from."
         )
 
 
@@ -170,7 +170,7 @@ def free_folder(folder: Path, overwrite: bool) -> Path:
         )
     if not overwrite:
         raise UsageError(
-            f"{folder} is an export already. Choose another folder, "
+            f"{folder} already holds an export. Choose another folder, "
             "or pass overwrite=True (--overwrite) to replace it."
         )
     return folder

@@ -161,9 +161,9 @@ def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
         yield "labels", f"not recorded; {architecture.classes} classes"
     size, mean, std = preprocessing.eval_size, preprocessing.mean, preprocessing.std
     shown = (
-        f"short side to {preprocessing.resize_size} ({preprocessing.interpolation}), "
-        f"centre {size}x{size}, RGB 0..255; "
-        f"inside: mean {_numbers(mean)}, std {_numbers(std)}"
+        f"short side resized to {preprocessing.resize_size} "
+        f"({preprocessing.interpolation}), centre crop {size}x{size}, RGB 0-255; "
+        f"normalised inside: mean {_numbers(mean)}, std {_numbers(std)}"
     )
     yield "preprocessing", shown
     yield "licence", licence(card) or "not recorded"

@@ -259,8 +259,7 @@ def find_runtime(path: Path) -> RuntimeSpec | None:
     if path.is_dir() and is_export(path):
         files = [row.file for row in FORMATS.values() if (path / row.file).exists()]
         raise UsageError(
-            f"{path} is a whole export. Choose one of the files in it: "
-            f"{', '.join(files)}."
+            f"{path} is an export folder. Choose one of its files: {', '.join(files)}."
         )
     fitting = [row for row in RUNTIMES.values() if row.matches(path)]
     if not fitting and path.is_dir():

@@ -94,7 +94,7 @@ def export(
 ) -> None:
     """Write SavedModel, TFLite and ONNX files and verify them.
 
-    Each file runs in its own runtime and must give the answers of the model.
+    Each file runs in its own runtime and must have the same outputs as the model.
 
     Example: reszoo export runs/photos/best.safetensors --output export
     --formats tflite-int8,onnx --calibration photos/

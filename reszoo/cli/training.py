@@ -282,7 +282,7 @@ def study(
     if as_json:
         found = {
             "conclusion": result.conclusion,
-            "nets": [
+            "models": [
                 {
                     **asdict(variant),
                     "training_error": asdict(result.training_error(variant)),

@@ -95,7 +95,7 @@ def list_images(data: str | os.PathLike[str]) -> Listing:
         )
     root = Path(data)
     if not root.exists():
-        raise UnknownNameError("folder or data set", str(root), BUILT_IN)
+        raise UnknownNameError("folder, .csv file or data set", str(root), BUILT_IN)
     if root.is_dir():
         return _read_folder(root)
     if root.suffix.lower() != ".csv":
@@ -353,7 +353,7 @@ def _problem(row: _Row, first: _Row, lines: Mapping[str, int]) -> str | None:
     if not row.label.isprintable():
         return f"has a label that is not printable, {row.label!r}"
     if row.path in lines:
-        return f"lists {row.path} again, as line {lines[row.path]} did"
+        return f"repeats {row.path} of line {lines[row.path]}"
     # Unknown names of columns must not become an image.
     is_image = row is not first or row.path.lower().endswith(SUFFIXES)
     if not is_image and not Path(row.path).exists():

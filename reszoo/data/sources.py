@@ -72,7 +72,7 @@ class Source:
                 "beside those, or data without splits."
             )
         if name not in self.splits:
-            raise UnknownNameError(f"split of {self.name}", name, self.splits)
+            raise UnknownNameError("split", name, self.splits)
         return self.splits[name]
 
     @property

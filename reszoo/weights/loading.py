@@ -209,7 +209,7 @@ def adapt_input(kernel: NDArray[Any], channels: int) -> NDArray[Any]:
         return kernel
     if kernel.shape[1] != 3:
         raise UsageError(
-            "Only weights for RGB can be fitted to other channels. Received: weights "
+            "Only weights for RGB can be adapted to other channels. Received: weights "
             f"for {kernel.shape[1]} channels and an input of {channels}."
         )
     if channels == 1:
@@ -306,7 +306,7 @@ def _adapted(tensors: Tensors, described: Architecture) -> Tensors:
 
 
 def _renamed(saved: Card, labels: tuple[str, ...] | None, source: str) -> bool:
-    """Tell whether the classes asked for are others than those of the weights."""
+    """Return whether the given classes differ from those of the weights."""
     if not labels or saved.labels in (None, labels):
         return False
     if set(labels) == set(saved.labels or ()):

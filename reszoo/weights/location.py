@@ -90,7 +90,7 @@ class Found:
 
 def locate(
     weights: str | os.PathLike[str],
-    net: str | None = None,
+    variant: str | None = None,
     *,
     allow_noncommercial: bool = False,
 ) -> Found:
@@ -102,7 +102,7 @@ def locate(
     Args:
         weights: "imagenet", a name such as "timm/a1_in1k", "cifar10" (inside the
             package), "hf://owner/repo", a URL, or a path.
-        net: Name of the model, for published weights.
+        variant: Name of the model, for published weights.
         allow_noncommercial: Accept a licence that forbids commercial use.
 
     Raises:
@@ -111,26 +111,26 @@ def locate(
     """
     text = os.fspath(weights)
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
-        return _published(text, net, allow_noncommercial)
+        return _published(text, variant, allow_noncommercial)
     if isinstance(weights, str) and text in BUNDLED:
-        return _bundled(text, net)
+        return _bundled(text, variant)
     address = parse_address(text)
     if address.kind == "hub":
         return _from_hub(address.where, address.revision, text)
     if address.kind == "url":
         return Found(path=download.fetch(text, None), source=text)
-    return _local(Path(text), net)
+    return _local(Path(text), variant)
 
 
-def _published(name: str, net: str | None, consent: bool) -> Found:
-    if net is None:
+def _published(name: str, variant: str | None, consent: bool) -> Found:
+    if variant is None:
         raise UsageError(
             f"{name!r} names weights of several models. "
             f'Choose the model: reszoo.build("resnet50", weights={name!r}).'
         )
-    row = find_published(net, name, allow_noncommercial=consent)
+    row = find_published(variant, name, allow_noncommercial=consent)
     address = parse_address(row.address)
-    source = f"{row.net} {row.name}"
+    source = f"{row.variant} {row.name}"
     if address.kind == "hub":
         found = _from_hub(address.where, address.revision, source)
         return Found(path=found.path, source=source, published=row)
@@ -150,7 +150,7 @@ def _from_hub(repo: str, revision: str | None, source: str) -> Found:
     return Found(path=path, source=source, config=config)
 
 
-def _local(path: Path, net: str | None) -> Found:
+def _local(path: Path, variant: str | None) -> Found:
     if path.is_dir():
         inside = path / safetensors.WEIGHTS_FILE
         if not inside.is_file():
@@ -159,19 +159,23 @@ def _local(path: Path, net: str | None) -> Found:
         known = config if config.is_file() else None
         return Found(path=inside, source=str(path), config=known)
     if not path.exists() and path.suffix not in SUFFIXES:
-        known_names = ["imagenet", *BUNDLED, *(published_names(net) if net else ())]
+        known_names = [
+            "imagenet",
+            *BUNDLED,
+            *(published_names(variant) if variant else ()),
+        ]
         raise UnknownNameError("file or published weights", str(path), known_names)
     return Found(path=path, source=str(path))
 
 
-def _bundled(name: str, net: str | None) -> Found:
+def _bundled(name: str, variant: str | None) -> Found:
     files = BUNDLED[name]
-    if net not in files:
+    if variant not in files:
         raise UsageError(
             f"weights={name!r} comes with reszoo for {', '.join(files)}. Received: "
-            f"{net!r}; choose one of these, or train the model."
+            f"{variant!r}; choose one of these, or train the model."
         )
-    return Found(path=files[net], source=f"reszoo's {name} weights")
+    return Found(path=files[variant], source=f"reszoo's {name} weights")
 
 
 def bundled_rows() -> list[dict[str, Any]]:
@@ -180,19 +184,19 @@ def bundled_rows() -> list[dict[str, Any]]:
     The accuracies are those in the files' own cards.
     """
     return [
-        _row(name, net, path)
+        _row(name, variant, path)
         for name, files in BUNDLED.items()
-        for net, path in files.items()
+        for variant, path in files.items()
     ]
 
 
-def _row(name: str, net: str, path: Path) -> dict[str, Any]:
+def _row(name: str, variant: str, path: Path) -> dict[str, Any]:
     card = safetensors.read(path)[1]
     if card is None:
         raise CheckpointError(f"{path} contains no card; install reszoo again.")
     measured = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
     return {
-        "model": net,
+        "model": variant,
         "weights": name,
         "default": False,
         "top1": measured["top1"],

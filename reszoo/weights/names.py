@@ -194,7 +194,7 @@ def to_state_dict(tree: Any, source: str) -> Tensors:
     found = _unwrapped(tree)
     if found is None:
         raise CheckpointError(
-            f"{source} holds no weights of a net: a dictionary of named tensors was "
+            f"{source} holds no weights of a model: a dictionary of named tensors was "
             f"expected, alone or under {', '.join(_WRAPPERS)}."
         )
     tensors: Tensors = {}

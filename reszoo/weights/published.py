@@ -150,12 +150,13 @@ _TORCHVISION_ROWS = (
     ("wide_resnet50_2", "V2", "9ba9bcbe", 81.602, 95.758),
 )
 # Training size and crop_pct: V1 resizes to 256 = 224 / 0.875, V2, which trained on
-# smaller pictures, to 232 = floor(224 / 0.965).
+# smaller images, to 232 = floor(224 / 0.965).
 _TORCHVISION_VERSIONS = {"V1": (224, 0.875), "V2": (176, 0.965)}
 _NONCOMMERCIAL = "cc-by-nc"
-# What `weights="imagenet"` means: torchvision's DEFAULT, the newest of each net.
+# What `weights="imagenet"` means: torchvision's DEFAULT, the newest of each variant.
 DEFAULTS = {
-    net: f"torchvision/IMAGENET1K_{version}" for net, version, *_ in _TORCHVISION_ROWS
+    variant: f"torchvision/IMAGENET1K_{version}"
+    for variant, version, *_ in _TORCHVISION_ROWS
 }
 _DEFAULT = "imagenet"
 
@@ -165,17 +166,17 @@ class PublishedWeights:
     """One set of ImageNet-1k weights, as its publisher describes it.
 
     Attributes:
-        net: The variant it belongs to, such as "resnet50".
+        variant: The variant it belongs to, such as "resnet50".
         name: Publisher and publisher's name, such as "timm/a1_in1k".
         address: URL of a `.pth` file, or `hf://owner/repository` on Hugging Face.
         sha256: First hex digits of the file's hash; None for hub repositories,
             where the hub's client checks whole hashes.
         licence: SPDX name, in lower case.
-        preprocessing: How the publisher shows pictures by default.
+        preprocessing: The publisher's default preprocessing.
         results: The publisher's figures, those for `preprocessing` first.
     """
 
-    net: str
+    variant: str
     name: str
     address: str
     sha256: str | None
@@ -189,42 +190,42 @@ class PublishedWeights:
         return not self.licence.startswith(_NONCOMMERCIAL)
 
 
-def published_names(net: str) -> list[str]:
-    """Return the names of all weights published for a net; for most nets none."""
-    return [name for owner, name in PUBLISHED if owner == net]
+def published_names(variant: str) -> list[str]:
+    """Return the names of all weights published for a variant; for most none."""
+    return [name for owner, name in PUBLISHED if owner == variant]
 
 
 def find_published(
-    net: str, name: str, *, allow_noncommercial: bool = False
+    variant: str, name: str, *, allow_noncommercial: bool = False
 ) -> PublishedWeights:
     """Find a set of published weights by name.
 
     Args:
-        net: A variant of the zoo, such as "resnet50".
-        name: One of `published_names(net)`, or "imagenet" for the net's default.
+        variant: A name such as "resnet50".
+        name: One of `published_names(variant)`, or "imagenet" for the default.
         allow_noncommercial: Whether weights may be given whose licence forbids
             commercial use.
 
     Raises:
-        UnknownNameError: There are no weights of that name for the net.
-        UsageError: The net has no published weights, or the licence forbids
+        UnknownNameError: There are no weights of that name for the variant.
+        UsageError: The variant has no published weights, or the licence forbids
             commercial use and that was not allowed for.
     """
-    if net not in DEFAULTS:
+    if variant not in DEFAULTS:
         raise UsageError(
-            f"Weights are published for {', '.join(DEFAULTS)}. Received: {net!r}; "
-            "give the path of a checkpoint, or train the net."
+            f"Weights are published for {', '.join(DEFAULTS)}. Received: {variant!r}; "
+            "pass the path of a checkpoint, or train the model."
         )
-    found = PUBLISHED.get((net, DEFAULTS[net] if name == _DEFAULT else name))
+    found = PUBLISHED.get((variant, DEFAULTS[variant] if name == _DEFAULT else name))
     if found is None:
-        choices = [_DEFAULT, *published_names(net)]
-        raise UnknownNameError(f"weights for {net}", name, choices)
+        choices = [_DEFAULT, *published_names(variant)]
+        raise UnknownNameError(f"weights for {variant}", name, choices)
     if not found.commercial and not allow_noncommercial:
         raise UsageError(
-            f"{net} {name} is licensed {found.licence}, which forbids commercial use, "
-            f"so it must be asked for. Received: allow_noncommercial=False; pass "
-            "allow_noncommercial=True if your use is not commercial, or choose "
-            f"other weights, such as {DEFAULTS[net]!r}."
+            f"{variant} {name} has the licence {found.licence}, which forbids "
+            "commercial use. Received: allow_noncommercial=False; pass "
+            "allow_noncommercial=True if your use is not commercial, or choose other "
+            f"weights, such as {DEFAULTS[variant]!r}."
         )
     return found
 
@@ -236,9 +237,9 @@ def table_rows() -> list[dict[str, Any]]:
     """
     return [
         {
-            "model": weights.net,
+            "model": weights.variant,
             "weights": weights.name,
-            "default": DEFAULTS[weights.net] == weights.name,
+            "default": DEFAULTS[weights.variant] == weights.name,
             "top1": weights.results[0].top1,
             "top5": weights.results[0].top5,
             "at": weights.results[0].size,
@@ -262,13 +263,13 @@ def imagenet_labels() -> tuple[str, ...]:
 
 
 def _from_torchvision(
-    net: str, version: str, sha256: str, top1: float, top5: float
+    variant: str, version: str, sha256: str, top1: float, top5: float
 ) -> PublishedWeights:
     train_size, crop_pct = _TORCHVISION_VERSIONS[version]
     return PublishedWeights(
-        net=net,
+        variant=variant,
         name=f"torchvision/IMAGENET1K_{version}",
-        address=f"https://download.pytorch.org/models/{net}-{sha256}.pth",
+        address=f"https://download.pytorch.org/models/{variant}-{sha256}.pth",
         sha256=sha256,
         licence=_TORCHVISION.licence,
         preprocessing=_TORCHVISION.preprocessing(train_size, 224, crop_pct),
@@ -277,15 +278,15 @@ def _from_torchvision(
 
 
 def _from_timm(
-    net: str, tag: str, *figures: tuple[int, float, float, float]
+    variant: str, tag: str, *figures: tuple[int, float, float, float]
 ) -> PublishedWeights:
     family = _FAMILIES.get(tag.split("_")[0], _TIMM)
     results = tuple(Result(*row) for row in figures)
     size, crop_pct, *_ = results[0]
     return PublishedWeights(
-        net=net,
+        variant=variant,
         name=f"timm/{tag}",
-        address=f"hf://timm/{net}.{tag}",
+        address=f"hf://timm/{variant}.{tag}",
         sha256=None,
         licence=family.licence,
         preprocessing=family.preprocessing(size, size, crop_pct),
@@ -295,10 +296,14 @@ def _from_timm(
 
 def _table() -> dict[tuple[str, str], PublishedWeights]:
     rows = [_from_torchvision(*row) for row in _TORCHVISION_ROWS]
-    rows += [_from_timm(net, *row) for net in _TIMM_ROWS for row in _TIMM_ROWS[net]]
-    # By net, shallow ones first; the sort is stable, so torchvision stays ahead.
-    rows.sort(key=lambda weights: list(DEFAULTS).index(weights.net))
-    return {(weights.net, weights.name): weights for weights in rows}
+    rows += [
+        _from_timm(variant, *row)
+        for variant in _TIMM_ROWS
+        for row in _TIMM_ROWS[variant]
+    ]
+    # By variant, shallow ones first; the sort is stable, so torchvision stays ahead.
+    rows.sort(key=lambda weights: list(DEFAULTS).index(weights.variant))
+    return {(weights.variant, weights.name): weights for weights in rows}
 
 
 PUBLISHED: dict[tuple[str, str], PublishedWeights] = _table()

@@ -65,20 +65,20 @@ class Call:
 
 
 def answer_of(model: keras.Model) -> Value:
-    """Return the answer of a functional or sequential model of one image.
+    """Return the output of a functional or sequential model with one input.
 
     Raises:
-        UsageError: It is of another kind, or not built, or has several answers.
+        UsageError: It is of another kind, or not built, or has several outputs.
     """
     if not _is_functional(model):
         raise UsageError(
-            "A Keras model can be exported if it is functional, for only then its "
-            f"layers tell what it computes. Received: {model.name!r}, a "
-            f"{type(model).__name__} that is not, or not built yet."
+            "Only functional Keras models can be exported, because their layers show "
+            f"what they compute. Received: {model.name!r}, a {type(model).__name__} "
+            "that is not functional or not built."
         )
     if (len(model.inputs), len(model.outputs)) != (1, 1):
         raise UsageError(
-            "A Keras model must take one image and give one answer to be exported. "
+            "A Keras model must have one input and one output to be exported. "
             f"Received: {model.name!r} with {len(model.inputs)} input(s) and "
             f"{len(model.outputs)} output(s)."
         )
@@ -118,18 +118,18 @@ def call_of(value: Value, fits: Callable[[Call], bool], expected: str) -> Call:
 
 
 def not_understood(call: Call | None, expected: str, how: str = "") -> UsageError:
-    """Return the error for a layer that no ResNet has there.
+    """Return the error for a layer that does not fit a ResNet.
 
     Args:
         call: What was found; None for the image.
         expected: What would have been right.
         how: More about what was found.
     """
-    received = f"{call or 'the image itself'}{how}"
+    received = f"{call or 'the input'}{how}"
     return UsageError(
-        "Of plain Keras models only ResNets as reszoo and keras.applications build "
-        "them, under one Dense layer, can be exported. Walking from the answer to the "
-        f"image, there should be {expected}. Received: {received}."
+        "Of Keras models only ResNets as reszoo and keras.applications build them, "
+        "with one Dense layer as the head, can be exported. Expected from output to "
+        f"input: {expected}. Received: {received}."
     )
 
 
@@ -150,7 +150,7 @@ def _argument(value: Value) -> Value:
     for tensor, argument in zip(entered.model.inputs, entered.arguments, strict=True):
         if tensor is value.tensor:
             return argument
-    raise UsageError(f"{entered.model.name!r} takes an image that nobody gives it.")
+    raise UsageError(f"The input of {entered.model.name!r} is not connected.")
 
 
 def _is_functional(layer: Any) -> bool:
@@ -272,8 +272,8 @@ def _padding(call: Call) -> tuple[int, Value]:
         if layer.strides != (1, 1):
             raise not_understood(
                 call,
-                "explicit padding at stride 2, for padding='same' moves the picture "
-                "with the size of the image",
+                "explicit padding at stride 2, because padding='same' shifts the image "
+                "depending on its size",
             )
         return side // 2, image
     pad = caller(image)

@@ -252,8 +252,8 @@ class _Walk:
         if (begin := caller(value)) is not None:
             raise not_understood(
                 begin,
-                "the image, for preprocessing belongs outside of the model: make one "
-                "without it and pass preprocessing=reszoo.Preprocessing(...)",
+                "the input, because preprocessing must be outside the model: remove it "
+                "and pass preprocessing=reszoo.Preprocessing(...)",
             )
 
     def relu(self, value: Value, name: str) -> Value:
