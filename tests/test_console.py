@@ -7,10 +7,13 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from made_card import made_card
 
 from reszoo.cli import main
 from reszoo.console import print_json, print_table, print_text, printable, quiet, say
+from reszoo.weights.safetensors import write
 
 NUMBERED = "a line of another thread, number "
 
@@ -171,3 +174,14 @@ def test_an_error_is_printed_escaped(
     with pytest.raises(SystemExit, match="1"):
         main()
     assert r"\x1b[2Jgone.onnx" in capsys.readouterr().err
+
+
+def test_characters_that_the_terminal_lacks_are_escaped(tmp_path: Path) -> None:
+    card = made_card(("\u732b", "caf\u00e9", "c"))
+    write(tmp_path / "a.safetensors", {"fc.bias": np.zeros(3, np.float32)}, card)
+    done = subprocess.run(
+        [sys.executable, "-m", "reszoo", "inspect", tmp_path / "a.safetensors"],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert r"\u732b, café, c" in done.stdout.decode("cp1252")

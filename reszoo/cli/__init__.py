@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command has been understood.
 """
 
+import io
 import sys
 
 # isort: off
@@ -20,6 +21,9 @@ from reszoo.errors import ReszooError
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 wrong usage."""
     enable_quiet_cli()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Labels and paths may have characters that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except ReszooError as error:
