@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import keras
@@ -65,28 +66,63 @@ class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
 
     On the TensorFlow backend Keras 3.15 compiles every grouped convolution with XLA,
     which takes 300 times longer on a CPU than the kernel that TensorFlow has for it,
-    and leaves an XLA call in exported graphs. All else is `keras.layers.Conv2D`.
+    and leaves an XLA call in exported graphs. That kernel has no gradient on CPUs
+    without oneDNN (and none in float64): there each group is convolved by itself, in
+    twice the time. All else is `keras.layers.Conv2D`.
+
+    Args:
+        differentiable: Whether gradients are taken. Models that only infer say False
+            and keep one operation on every machine.
 
     Input and output shape: `(batch, height, width, channels)`.
     """
 
+    def __init__(
+        self, *arguments: Any, differentiable: bool = True, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.differentiable = differentiable
+
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
-        native = (
-            self.groups > 1
-            and keras.backend.backend() == "tensorflow"
-            and self.data_format == "channels_last"
-        )
-        if not native:
+        is_tensorflow = keras.backend.backend() == "tensorflow"
+        if self.groups == 1 or not is_tensorflow or self.data_format != "channels_last":
             return super().convolution_op(inputs, kernel)
         import tensorflow as tf
 
-        return tf.nn.conv2d(
-            inputs,
-            keras.ops.convert_to_tensor(kernel),
-            self.strides,
-            self.padding.upper(),
-            dilations=self.dilation_rate,
-        )
+        kernel = keras.ops.convert_to_tensor(kernel)
+        parts = [(inputs, kernel)]
+        if self.differentiable and not _has_grouped_gradients(kernel.dtype):
+            split = (tf.split(each, self.groups, axis=-1) for each in (inputs, kernel))
+            parts = list(zip(*split, strict=True))
+        padding, dilations = self.padding.upper(), self.dilation_rate
+        outputs = [
+            tf.nn.conv2d(*part, self.strides, padding, dilations=dilations)
+            for part in parts
+        ]
+        return outputs[0] if len(outputs) == 1 else tf.concat(outputs, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "differentiable": self.differentiable}
+
+
+@cache
+def _has_grouped_gradients(dtype: Any) -> bool:
+    """Try whether this machine has gradients of grouped convolutions."""
+    import tensorflow as tf
+
+    # Outside of the graph that a layer may just be traced into.
+    with tf.init_scope():
+        try:
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=(1, 4, 4, 4),
+                filter=tf.ones((3, 3, 2, 4), dtype),
+                out_backprop=tf.ones((1, 4, 4, 4), dtype),
+                strides=[1, 1, 1, 1],
+                padding="SAME",
+            )
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+            return False
+    return True
 
 
 @keras.saving.register_keras_serializable(package="reszoo")

@@ -183,6 +183,7 @@ class _Builder:
             padding=padding,
             groups=each.groups,
             use_bias=self.folded,
+            differentiable=not self.folded,
             kernel_initializer=kernel,
             name=each.name,
             **_NHWC,

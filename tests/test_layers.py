@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from typing import Any
 
 import keras
@@ -27,13 +30,14 @@ def by_group(layer: Any, x: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "float64"])
 @pytest.mark.parametrize(("strides", "padding"), [(1, "same"), (2, "valid")])
 def test_a_grouped_convolution_equals_one_of_each_group(
     strides: int, padding: str, dtype: str
 ) -> None:
     layer = Conv2D(12, 3, strides, padding, groups=4, use_bias=False, dtype=dtype)
-    x = tf.constant(np.random.default_rng(0).normal(size=(2, 9, 11, 8)), tf.float32)
+    noise = np.random.default_rng(0).normal(size=(2, 9, 11, 8))
+    x = tf.constant(noise, tf.float64 if dtype == "float64" else tf.float32)
     layer.build(x.shape)
     found = []
     for call in (layer, lambda x: by_group(layer, tf.cast(x, layer.compute_dtype))):
@@ -48,6 +52,35 @@ def test_a_grouped_convolution_equals_one_of_each_group(
         one, other = (np.asarray(tf.cast(each, tf.float32)) for each in (one, other))
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+def test_grouped_convolutions_train_without_onednn() -> None:
+    """TensorFlow's kernel then has no gradient; models that infer use it still."""
+    script = """
+import numpy as np, tensorflow as tf
+from reszoo.layers import Conv2D
+
+kinds, answers = [], []
+for differentiable in (True, False):
+    layer = Conv2D(8, 3, groups=4, differentiable=differentiable)
+    layer.build((None, 8, 8, 8))
+    layer.set_weights([np.arange(9 * 2 * 8.0).reshape(3, 3, 2, 8), np.zeros(8)])
+    graph = tf.function(layer).get_concrete_function(tf.TensorSpec((1, 8, 8, 8)))
+    kinds.append([op.type for op in graph.graph.get_operations()].count("Conv2D"))
+    with tf.GradientTape() as tape:
+        answers.append(layer(np.ones((1, 8, 8, 8))))
+    if differentiable:
+        assert tape.gradient(answers[0], layer.kernel.value) is not None
+print(kinds, np.array_equal(*answers))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "[4, 1] True", done.stderr
 
 
 def test_a_grouped_convolution_is_traced_without_xla() -> None:
