@@ -67,7 +67,7 @@ def test_every_variant_format_recipe_and_command_is_documented() -> None:
         assert f"`{name}`" in everything, name
     for name in COMMANDS:
         assert re.search(rf"(`|\$ )reszoo {name}\b|make {name}\b", everything), name
-    named = set(re.findall(r"`([a-z]+\d+\w*)`", text_of("docs/models-and-weights.md")))
+    named = set(re.findall(r"`([a-z_]+\d+\w*)`", text_of("docs/models-and-weights.md")))
     # Ranges such as "`resnet18` to `resnet152`" name their ends.
     assert named & set(SPECS)
     assert {name for name in SPECS if "x" in name or "wide" in name} <= named

@@ -297,7 +297,7 @@ def test_a_net_for_other_channels_has_the_card_for_them(
     np.testing.assert_array_equal(to_tensors(model)["conv1.weight"], expected)
     again = reszoo.load(reszoo.save(model, tmp_path / "again.safetensors"))
     assert reszoo.card(again) == reszoo.card(model)
-    with pytest.raises(reszoo.UsageError, match=rf"RGB.*{channels} channel"):
+    with pytest.raises(reszoo.UsageError, match=rf"RGB.*{channels} input channel"):
         reszoo.export(model, tmp_path / "export")
 
 

@@ -305,7 +305,7 @@ def test_an_unknown_name_tells_the_nearest_ones() -> None:
 def test_a_net_without_published_weights_is_told_which_have_some() -> None:
     with pytest.raises(
         reszoo.UsageError,
-        match=r"published for resnet18, .*, wide_resnet50_2. Received: 'resnet20'; g",
+        match=r"published for resnet18, .*, wide_resnet50_2. Received: 'resnet20'; p",
     ):
         find_published("resnet20", "imagenet")
 
