@@ -24,10 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _SIXTEEN_BITS = ("I", "I;16", "I;16B")
 # Side of images that are too small to lose their border, in pixels.
 _SMALL = 64
-_PILLOW = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,13 +96,7 @@ def benchmark(
     for name in names:
         find_runtime(Path(name))
     requests = [
-        Request(
-            file=name,
-            threads=threads,
-            batch_sizes=sizes,
-            seconds=seconds,
-            max_runs=_MAX_RUNS,
-        )
+        Request(file=name, threads=threads, batch_sizes=sizes, seconds=seconds)
         for name in names
     ]
     timings = _interleaved(requests, rounds)
@@ -160,7 +154,7 @@ class Request:
     threads: int | None
     batch_sizes: Sequence[int]
     seconds: float
-    max_runs: int
+    max_runs: int = _MAX_RUNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,11 +223,7 @@ def time_file(request: Request) -> Timing:
     times, peaks = [], []
     for batch in request.batch_sizes:
         images = _noise(runtime, batch)
-        times.append(
-            _time_calls(
-                runtime, images, seconds=request.seconds, max_runs=request.max_runs
-            )
-        )
+        times.append(_time_calls(runtime, images, request))
         peaks.append(_resident_mb("VmHWM"))
     return Timing(
         runtime=runtime.name,
@@ -252,15 +242,13 @@ def _noise(runtime: Runtime, batch: int) -> Pixels:
     return draw.integers(0, 256, (batch, size, size, 3), np.uint8)
 
 
-def _time_calls(
-    runtime: Runtime, images: Pixels, *, seconds: float, max_runs: int
-) -> list[float]:
+def _time_calls(runtime: Runtime, images: Pixels, request: Request) -> list[float]:
     """Return the milliseconds of each call, after warming up."""
     for _ in range(_WARM_UP):
         runtime.run(images)
     times: list[float] = []
-    while len(times) < max_runs and (
-        len(times) < _MIN_RUNS or sum(times) < 1000 * seconds
+    while len(times) < request.max_runs and (
+        len(times) < _MIN_RUNS or sum(times) < 1000 * request.seconds
     ):
         times.append(_time_call(runtime, images))
     return times
@@ -311,26 +299,30 @@ def benchmark_table(
         "file", "size", "batch", "median", "p90", "p99", "images/s", "cold start",
         "memory", "peak",
     ]  # fmt: skip
-    return columns, [_cells(each) for each in measurements]
+    rows = []
+    for each in measurements:
+        cells = [each.file, f"{each.bytes / 1e6:,.2f} MB", str(each.latency.batch)]
+        rows.append([*cells, *latency_cells(each.latency, ",.1f")])
+    return columns, rows
 
 
-def _cells(measurement: Measurement) -> list[str]:
-    latency = measurement.latency
+def latency_cells(latency: Latency | None, rate: str) -> list[str]:
+    """Return the last seven cells of a row: from the median to the peak memory.
+
+    Args:
+        latency: What was measured, if anything.
+        rate: Format of the images per second.
+    """
+    if latency is None:
+        return ["-"] * 7
     times = (latency.median_ms, latency.p90_ms, latency.p99_ms)
+    memory = (latency.memory_mb, latency.peak_mb)
     return [
-        measurement.file,
-        f"{measurement.bytes / 1e6:,.2f} MB",
-        str(latency.batch),
         *(f"{each:,.2f} ms" for each in times),
-        f"{latency.images_per_second:,.1f}",
-        _cell(latency.cold_ms, "ms"),
-        _cell(latency.memory_mb, "MB"),
-        _cell(latency.peak_mb, "MB"),
+        format(latency.images_per_second, rate),
+        "-" if latency.cold_ms is None else f"{latency.cold_ms:,.0f} ms",
+        *("-" if each is None else f"{each:,.0f} MB" for each in memory),
     ]
-
-
-def _cell(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:,.0f} {unit}"
 
 
 def benchmark_note(measurements: Sequence[Measurement]) -> str:

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from reszoo import defaults
 from reszoo.errors import ExportError, UnknownNameError, UsageError
@@ -114,14 +114,12 @@ SAVED_MODEL = RuntimeSpec(
     name="saved_model",
     library="tensorflow",
     folder_file="saved_model.pb",
-    operators=frozenset(
-        {
-            "AddV2", "AvgPool", "BiasAdd", "Cast", "Const", "Conv2D", "Identity",
-            "MatMul", "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall",
-            "Placeholder", "Relu", "Reshape", "Softmax", "Squeeze",
-            "StatefulPartitionedCall", "StridedSlice",
-        }
-    ),
+    operators=frozenset({
+        "AddV2", "AvgPool", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul",
+        "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder",
+        "Relu", "Reshape", "Softmax", "Squeeze", "StatefulPartitionedCall",
+        "StridedSlice",
+    }),
 )  # fmt: skip
 TFLITE = RuntimeSpec(
     name="tflite",
@@ -130,25 +128,20 @@ TFLITE = RuntimeSpec(
     outputs=("probabilities",),
     batch=1,
     # DELEGATE replaces the operators that XNNPACK computes.
-    operators=frozenset(
-        {
-            "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "FULLY_CONNECTED",
-            "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
-        }
-    ),
+    operators=frozenset({
+        "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "FULLY_CONNECTED",
+        "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
+    }),
 )  # fmt: skip
 ONNX = RuntimeSpec(
     name="onnx",
     library="onnxruntime",
     suffix=".onnx",
     layouts=frozenset({"nhwc", "nchw"}),
-    operators=frozenset(
-        {
-            "Add", "AveragePool", "Cast", "Conv", "Gemm", "GlobalAveragePool",
-            "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze",
-            "Transpose",
-        }
-    ),
+    operators=frozenset({
+        "Add", "AveragePool", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool",
+        "Mul", "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
+    }),
 )  # fmt: skip
 RUNTIMES = {row.name: row for row in (SAVED_MODEL, TFLITE, ONNX)}
 
@@ -208,42 +201,25 @@ class Tolerance:
 
 
 FLOAT32 = Tolerance(
-    max_difference=1e-5,
-    max_log_difference=1e-4,
-    margin=1e-4,
-    max_feature_difference=1e-4,
-    max_activation_difference=1e-4,
-)
+    max_difference=1e-5, max_log_difference=1e-4, margin=1e-4,
+    max_feature_difference=1e-4, max_activation_difference=1e-4,
+)  # fmt: skip
 FLOAT16 = Tolerance(
-    max_difference=2e-3,
-    margin=5e-3,
-    max_batch_difference=2e-3,
-    max_feature_difference=1e-2,
-    max_activation_difference=1e-2,
-)
+    max_difference=2e-3, margin=5e-3, max_batch_difference=2e-3,
+    max_feature_difference=1e-2, max_activation_difference=1e-2,
+)  # fmt: skip
 # Models with random weights, whose outputs for real images are nearly alike, reach a
 # relative variation of 0.19 with int16 activations and of 0.09 with dynamic ranges.
 INT8 = Tolerance(
-    max_variation=0.15,
-    max_variation_synthetic=0.35,
-    max_relative_variation=0.5,
-    max_confidence_change=0.1,
-    tie=0.9,
-    min_agreement=0.97,
-    max_accuracy_drop=0.01,
-    min_cosine=0.97,
-    max_activation_difference=0.1,
-)
+    max_variation=0.15, max_variation_synthetic=0.35, max_relative_variation=0.5,
+    max_confidence_change=0.1, tie=0.9, min_agreement=0.97, max_accuracy_drop=0.01,
+    min_cosine=0.97, max_activation_difference=0.1,
+)  # fmt: skip
 DYNAMIC = replace(
-    INT8,
-    max_variation=0.05,
-    max_variation_synthetic=0.15,
-    max_relative_variation=0.3,
-    max_confidence_change=0.03,
-    min_agreement=0.98,
-    min_cosine=0.99,
-    max_activation_difference=0.05,
-)
+    INT8, max_variation=0.05, max_variation_synthetic=0.15, max_relative_variation=0.3,
+    max_confidence_change=0.03, min_agreement=0.98,
+    min_cosine=0.99, max_activation_difference=0.05,
+)  # fmt: skip
 # Ranges of activations are calibrated, as for int8, but finely divided.
 INT16X8 = replace(DYNAMIC, max_variation_synthetic=0.35, max_relative_variation=0.4)
 
@@ -309,96 +285,58 @@ class Format:
 
 # PADV2 pads with the zero point.
 _QUANTIZED_TFLITE = frozenset({"QUANTIZE", "DEQUANTIZE", "PADV2"})
-FORMATS = {
-    row.name: row
-    for row in (
-        Format(
-            name="saved_model",
-            file="saved_model",
-            runtime=SAVED_MODEL,
-            groups=frozenset({"server"}),
-        ),
-        # The delegates of mobile GPUs cannot cast uint8: float files take float32.
-        Format(
-            name="tflite",
-            file="model.tflite",
-            runtime=TFLITE,
-            input_dtype="float32",
-            groups=frozenset({"mobile"}),
-        ),
-        Format(
-            name="tflite-fp16",
-            file="model-fp16.tflite",
-            runtime=TFLITE,
-            writer="write_fp16",
-            precision="float16",
-            input_dtype="float32",
-            tolerance=FLOAT16,
-            groups=frozenset({"mobile"}),
-            extra_operators=frozenset({"DEQUANTIZE"}),
-        ),
-        Format(
-            name="tflite-dynamic",
-            file="model-dynamic.tflite",
-            runtime=TFLITE,
-            writer="write_dynamic",
-            precision="dynamic",
-            input_dtype="float32",
-            tolerance=DYNAMIC,
-        ),
-        Format(
-            name="tflite-int8",
-            file="model-int8.tflite",
-            runtime=TFLITE,
-            writer="write_int8",
-            precision="int8",
-            calibrated=True,
-            integer_io=True,
-            tolerance=INT8,
-            groups=frozenset({"mobile"}),
-            extra_operators=_QUANTIZED_TFLITE,
-        ),
-        Format(
-            name="tflite-int16x8",
-            file="model-int16x8.tflite",
-            runtime=TFLITE,
-            writer="write_int16x8",
-            precision="int16x8",
-            calibrated=True,
-            input_dtype="float32",
-            tolerance=INT16X8,
-            # LiteRT has no fast kernels for it: some 400 times the time of int8.
-            max_images=100,
-            extra_operators=_QUANTIZED_TFLITE,
-        ),
-        Format(
-            name="onnx",
-            file="model.onnx",
-            runtime=ONNX,
-            groups=frozenset({"server", "web"}),
-        ),
-        Format(
-            name="onnx-fp16",
-            file="model-fp16.onnx",
-            runtime=ONNX,
-            writer="write_fp16",
-            precision="float16",
-            tolerance=FLOAT16,
-            groups=frozenset({"web"}),
-        ),
-        Format(
-            name="onnx-int8",
-            file="model-int8.onnx",
-            runtime=ONNX,
-            writer="write_int8",
-            precision="int8",
-            calibrated=True,
-            tolerance=INT8,
-            groups=frozenset({"server", "web"}),
-            extra_operators=frozenset({"QuantizeLinear", "DequantizeLinear"}),
-        ),
-    )
-}
+_TABLE = (
+    Format(
+        name="saved_model", file="saved_model", runtime=SAVED_MODEL,
+        groups=frozenset({"server"}),
+    ),
+    # The delegates of mobile GPUs cannot cast uint8: float files take float32.
+    Format(
+        name="tflite", file="model.tflite", runtime=TFLITE, input_dtype="float32",
+        groups=frozenset({"mobile"}),
+    ),
+    Format(
+        name="tflite-fp16", file="model-fp16.tflite", runtime=TFLITE,
+        writer="write_fp16", precision="float16", input_dtype="float32",
+        tolerance=FLOAT16, groups=frozenset({"mobile"}),
+        extra_operators=frozenset({"DEQUANTIZE"}),
+    ),
+    Format(
+        name="tflite-dynamic", file="model-dynamic.tflite", runtime=TFLITE,
+        writer="write_dynamic", precision="dynamic", input_dtype="float32",
+        tolerance=DYNAMIC,
+    ),
+    Format(
+        name="tflite-int8", file="model-int8.tflite", runtime=TFLITE,
+        writer="write_int8", precision="int8", calibrated=True, integer_io=True,
+        tolerance=INT8, groups=frozenset({"mobile"}),
+        extra_operators=_QUANTIZED_TFLITE,
+    ),
+    Format(
+        name="tflite-int16x8", file="model-int16x8.tflite", runtime=TFLITE,
+        writer="write_int16x8", precision="int16x8", calibrated=True,
+        input_dtype="float32", tolerance=INT16X8,
+        # LiteRT has no fast kernels for it: some 400 times the time of int8.
+        max_images=100,
+        extra_operators=_QUANTIZED_TFLITE,
+    ),
+    Format(
+        name="onnx", file="model.onnx", runtime=ONNX,
+        groups=frozenset({"server", "web"}),
+    ),
+    Format(
+        name="onnx-fp16", file="model-fp16.onnx", runtime=ONNX,
+        writer="write_fp16", precision="float16",
+        tolerance=FLOAT16, groups=frozenset({"web"}),
+    ),
+    Format(
+        name="onnx-int8", file="model-int8.onnx", runtime=ONNX,
+        writer="write_int8", precision="int8", calibrated=True,
+        tolerance=INT8, groups=frozenset({"server", "web"}),
+        extra_operators=frozenset({"QuantizeLinear", "DequantizeLinear"}),
+    ),
+)  # fmt: skip
+FORMATS = {row.name: row for row in _TABLE}
 GROUPS = ("all", "mobile", "server", "web")
 
 
@@ -431,7 +369,8 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
 
 
 Outputs = Literal["probabilities", "logits", "features"]
-_OUTPUTS = ("probabilities", "logits", "features")
+# Preferred first, where a file has several: probabilities need no further computation.
+OUTPUTS: tuple[str, ...] = get_args(Outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,9 +395,9 @@ class ExportOptions:
             raise UsageError(
                 f'layout must be "nhwc" or "nchw". Received: {self.layout!r}.'
             )
-        if self.outputs not in (None, *_OUTPUTS):
+        if self.outputs not in (None, *OUTPUTS):
             raise UsageError(
-                f"outputs must be one of {', '.join(_OUTPUTS)}, or None for each "
+                f"outputs must be one of {', '.join(OUTPUTS)}, or None for each "
                 f"format's default. Received: {self.outputs!r}."
             )
 

@@ -21,8 +21,9 @@ from reszoo.report.page import (
     thumbnail,
 )
 from reszoo.training.report import recipe_defaults
+from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
-from reszoo_export.manifest import Disagreement, FileRecord, Latency, Manifest
+from reszoo_export.manifest import Disagreement, FileRecord, Manifest
 from reszoo_export.verification.reference import Reference
 
 # A quantised file that loses more than this is not recommended.
@@ -77,8 +78,7 @@ class Advice:
 
 USES = (
     Use(
-        name="Phone with a GPU",
-        formats=("tflite-fp16", "tflite"),
+        name="Phone with a GPU", formats=("tflite-fp16", "tflite"),
         why="Mobile GPUs compute in float16, and their delegates take float32 pixels.",
     ),
     Use(
@@ -87,27 +87,22 @@ USES = (
         why="ARM CPUs compute several times faster in int8 than in float32.",
     ),
     Use(
-        name="Server",
-        formats=("onnx-int8", "onnx"),
+        name="Server", formats=("onnx-int8", "onnx"), here=True,
         why="ONNX Runtime runs on CPUs and GPUs without TensorFlow.",
-        here=True,
     ),
     Use(
-        name="TensorFlow Serving",
-        formats=("saved_model",),
+        name="TensorFlow Serving", formats=("saved_model",),
         why="It serves the versioned folder as it is.",
     ),
     Use(
-        name="Browser with WebGPU",
-        formats=("onnx-fp16", "onnx"),
+        name="Browser with WebGPU", formats=("onnx-fp16", "onnx"),
         why="Small files download faster, and GPUs compute in float16.",
     ),
     Use(
-        name="Browser without WebGPU",
-        formats=("onnx-int8", "onnx"),
+        name="Browser without WebGPU", formats=("onnx-int8", "onnx"),
         why="Small files download faster; WebAssembly then runs them on the CPU.",
     ),
-)
+)  # fmt: skip
 
 
 def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:
@@ -312,22 +307,14 @@ def _cost_table(files: Sequence[FileRecord]) -> Table:
         "memory",
     )  # fmt: skip
     rows = [
-        [each.file, f"{each.bytes / 1e6:,.2f} MB", *_latency_cells(each.latency)]
+        [
+            each.file,
+            f"{each.bytes / 1e6:,.2f} MB",
+            *latency_cells(each.latency, ",.0f")[:-1],
+        ]
         for each in files
     ]
     return Table("Size, latency and memory of each file", columns, rows)
-
-
-def _latency_cells(latency: Latency | None) -> list[str]:
-    if latency is None:
-        return ["-"] * 6
-    times = (latency.median_ms, latency.p90_ms, latency.p99_ms)
-    return [
-        *(f"{each:.2f} ms" for each in times),
-        f"{latency.images_per_second:,.0f}",
-        "-" if latency.cold_ms is None else f"{latency.cold_ms:,.0f} ms",
-        "-" if latency.memory_mb is None else f"{latency.memory_mb:,.0f} MB",
-    ]
 
 
 def _tensor_table(files: Sequence[FileRecord]) -> Table:

@@ -14,7 +14,7 @@ from reszoo.cards import Card
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
-from reszoo_export.formats import FORMATS, RUNTIMES, RuntimeSpec
+from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES, RuntimeSpec
 from reszoo_export.manifest import is_export
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ ModelOutput = NDArray[np.float32]
 TensorInfo = dict[str, Any]
 OutputKind = Literal["probabilities", "features"]
 Activations = Mapping[str, NDArray[np.float32]]
-# Which of several outputs is used: probabilities need no further computation.
-_PREFERRED = ("probabilities", "logits", "features")
 # Images in a call: the activations of 32 photos fit any machine that fits the model.
 _BATCH_SIZE = 32
 
@@ -101,11 +99,11 @@ def find_interface(
     """
     images = [each for each in inputs if len(each["shape"]) == 4]
     named = {output["name"]: output for output in outputs}
-    known = [named[name] for name in _PREFERRED if name in named]
+    known = [named[name] for name in OUTPUTS if name in named]
     if [each["name"] for each in inputs] != ["image"] or not images or not known:
         raise CheckpointError(
             "An exported file takes one batch of images, `image`, and gives "
-            f"{', '.join(_PREFERRED)} or several of these. Received: "
+            f"{', '.join(OUTPUTS)} or several of these. Received: "
             f"{[tensor['name'] for tensor in inputs]} in, {list(named)} out in {path}."
         )
     first, *_, last = images[0]["shape"]

@@ -18,6 +18,7 @@ from reszoo.cards import Card
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet
+from reszoo.training.model import precision_policy
 from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
@@ -242,12 +243,8 @@ def _float32_model(
 
     Under mixed_float16 the converters leave operations that phones do not have.
     """
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
+    with precision_policy("float32"):
         built = build_resnet(architecture, **options)
-    finally:
-        keras.config.set_dtype_policy(policy)
     if not architecture.include_top:
         tensors = {name: value for name, value in tensors.items() if name not in HEAD}
     assign_tensors(built, tensors, f"the tensors of {built.name}")

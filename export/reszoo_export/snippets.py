@@ -8,15 +8,13 @@ from typing import Any
 
 from reszoo.cards import Card
 from reszoo.files import write_text
-from reszoo_export.formats import FORMATS, RUNTIMES
+from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES
 from reszoo_export.manifest import FileRecord, Manifest
 
 FOLDER = "snippets"
 # Templates for all runtimes; those of one runtime are in its package.
 _COMMON = resources.files("reszoo_export") / "snippet_templates"
 _SERVER, _SUFFIX = "server.py.in", ".in"
-# Which of several outputs a snippet reads.
-_PREFERRED = ("probabilities", "logits", "features")
 _CTYPES = {"float32": "float", "uint8": "uint8_t"}
 _ARRAYS = {"float32": "Float32Array", "uint8": "Uint8Array"}
 
@@ -85,7 +83,7 @@ def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
 
 
 def _output(record: FileRecord) -> dict[str, Any]:
-    return min(record.outputs, key=lambda output: _PREFERRED.index(output["name"]))
+    return min(record.outputs, key=lambda output: OUTPUTS.index(output["name"]))
 
 
 def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list[str]]:

@@ -24,10 +24,7 @@ Images = Annotated[
 
 
 @app.command()
-def scan(
-    data: Images,
-    as_json: Json = False,
-) -> None:
+def scan(data: Images, as_json: Json = False) -> None:
     """Find unreadable and unusual images, duplicates and leaks between splits.
 
     Exit 1 if an image is unreadable or in more than one split.

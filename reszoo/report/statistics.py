@@ -35,7 +35,7 @@ class ClassRow:
     confused: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Bin:
     """Images whose confidence lies in `(low, high]`; shares are in 0..1.
 
@@ -113,16 +113,8 @@ def calibration_bins(
     filled = np.maximum(counts, 1)
     mean = np.bincount(where, confidence, bins) / filled
     share = np.bincount(where, right, bins) / filled
-    return [
-        Bin(
-            low=float(edges[i]),
-            high=float(edges[i + 1]),
-            images=int(counts[i]),
-            confidence=float(mean[i]),
-            accuracy=float(share[i]),
-        )
-        for i in range(bins)
-    ]
+    columns = (each.tolist() for each in (edges[:-1], edges[1:], counts, mean, share))
+    return [Bin(*row) for row in zip(*columns, strict=True)]
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_Draw = Callable[[StudyResult, Sequence["Axes"], Sequence[str]], None]
+_Panels = Sequence["Axes"]
+_Draw = Callable[[StudyResult, _Panels, Sequence[str]], None]
 PAGE = "study.html"
 COLUMNS = (
     "model", "parameters", "training error (%)", "test error (%)", "seconds per seed",
@@ -101,9 +102,7 @@ def draw(result: StudyResult, name: str) -> bytes:
     return png(on, 1.6 + max(5.4, 4.0 * count), 4.2)
 
 
-def _depths(
-    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
-) -> None:
+def _depths(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
     (axes,) = panels
     for kind, colour in zip(kinds, _KIND_COLOURS, strict=False):
         variants = [variant for variant in result.variants if variant.shortcut == kind]
@@ -122,9 +121,7 @@ def _depths(
     )
 
 
-def _curves(
-    result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
-) -> None:
+def _curves(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
     # Training dashed, test solid, as in figure 6 of He et al. 2015.
     for axes, kind in zip(panels, kinds, strict=True):
         for variant, colour in _coloured(result, kind):
@@ -142,9 +139,7 @@ def _curves(
 def _by_layer(field: str, ylabel: str, every: int = 1) -> _Draw:
     """Return what draws a field of the snapshots against the layer."""
 
-    def draw(
-        result: StudyResult, panels: Sequence["Axes"], kinds: Sequence[str]
-    ) -> None:
+    def draw(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
         for axes, kind in zip(panels, kinds, strict=True):
             for variant, colour in _coloured(result, kind):
                 runs = [run for run in result.of(variant) if run.snapshots]
@@ -226,8 +221,6 @@ def _mean_curve(runs: Sequence[RunResult], field: str) -> tuple[list[int], list[
 
 
 def _mean_snapshot(runs: Sequence[RunResult], place: int, field: str) -> list[Any]:
-    seen = [
-        getattr(run.snapshots[min(place, len(run.snapshots) - 1)], field)
-        for run in runs
-    ]
-    return [mean(values) for values in zip(*seen, strict=True)]
+    shown = (run.snapshots[min(place, len(run.snapshots) - 1)] for run in runs)
+    values = zip(*(getattr(each, field) for each in shown), strict=True)
+    return [mean(each) for each in values]

@@ -53,11 +53,8 @@ class Snapshot:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Snapshot":
         """Return what `asdict` made into JSON."""
-        return cls(
-            step=content["step"],
-            gradients=tuple(content["gradients"]),
-            activations=tuple(content["activations"]),
-        )
+        lists = {name: tuple(content[name]) for name in ("gradients", "activations")}
+        return cls(step=content["step"], **lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +200,10 @@ def read_results(folder: Path) -> StudyResult:
 def _run(content: dict[str, Any]) -> RunResult:
     fields = dict(content)
     # Called "net" in version 1.
-    variant = fields.pop("variant", None) or fields.pop("net")
-    return RunResult(
-        **{
-            **fields,
-            "variant": Variant(**variant),
-            "points": tuple(Point(**point) for point in fields["points"]),
-            "snapshots": tuple(map(Snapshot.from_json, fields["snapshots"])),
-        }
-    )
+    fields["variant"] = Variant(**(fields.pop("net", None) or fields["variant"]))
+    fields["points"] = tuple(Point(**point) for point in fields["points"])
+    fields["snapshots"] = tuple(map(Snapshot.from_json, fields["snapshots"]))
+    return RunResult(**fields)
 
 
 # Changes of less than half a point count as none, whatever the spread of the seeds.

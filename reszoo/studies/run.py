@@ -133,9 +133,7 @@ class VariantTrainer:
         for variable, value in zip(statistics, before, strict=True):
             variable.assign(value)
         return Snapshot(
-            step=step,
-            gradients=_rounded(gradients),
-            activations=_rounded(activations),
+            step=step, gradients=_rounded(gradients), activations=_rounded(activations)
         )
 
     def _norms_and_scales(

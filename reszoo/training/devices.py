@@ -278,9 +278,9 @@ class Devices:
 
     def any_worker(self, value: bool) -> bool:
         """Return whether the value is true on any worker."""
-        return bool(
-            self._over_workers([float(value)])[0] if self.workers > 1 else value
-        )
+        if self.workers == 1:
+            return value
+        return bool(self._over_workers([float(value)])[0])
 
     def broadcast(self, numbers: Sequence[float]) -> list[float]:
         """Return the chief's numbers, as many as this worker gave."""

@@ -34,10 +34,7 @@ class BatchNormCount(NamedTuple):
 
 
 def freeze(
-    model: keras.Model,
-    architecture: Architecture,
-    part: str | None,
-    batch_norm: bool,
+    model: keras.Model, architecture: Architecture, part: str | None, batch_norm: bool
 ) -> BatchNormCount:
     """Set which layers of a model are trainable.
 
@@ -74,9 +71,7 @@ def freeze(
 def unfrozen_layers(model: keras.Model) -> set[str]:
     """Return the names of the layers that are trainable, or frozen by `freeze` only."""
     ours: frozenset[str] = getattr(model, _FROZEN, frozenset())
-    return {
-        layer.name for layer in model.layers if layer.trainable or layer.name in ours
-    }
+    return {each.name for each in model.layers if each.trainable or each.name in ours}
 
 
 def frozen_layers(architecture: Architecture, part: str | None) -> set[str]:
@@ -144,16 +139,11 @@ def training_copy(
 
 def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
     """Build a float32 copy at `eval_size`, which measures while another copy trains."""
-    architecture = get_card(model).architecture
-    side = preprocessing.eval_size
+    shape = (preprocessing.eval_size, preprocessing.eval_size, 3)
+    built = get_card(model).architecture
+    built = replace(built, input_shape=shape, classifier_activation=None)
     with precision_policy("float32"):
-        return build_resnet(
-            replace(
-                architecture, input_shape=(side, side, 3), classifier_activation=None
-            ),
-            seed=0,
-            name=model.name,
-        )
+        return build_resnet(built, seed=0, name=model.name)
 
 
 def set_momentum(model: keras.Model, momentum: float) -> None:

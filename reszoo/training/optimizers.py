@@ -9,7 +9,7 @@ and restore them.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -53,12 +53,13 @@ class Update(NamedTuple):
 
 
 class UpdateRule(ABC):
-    """How an optimizer updates one weight: `Sgd` or `Lamb`."""
+    """How an optimizer updates one weight: `Sgd` or `Lamb`.
 
-    @property
-    @abstractmethod
-    def slots(self) -> tuple[str, ...]:
-        """Names of the variables kept for each weight; they start at zero."""
+    Attributes:
+        slots: Names of the variables kept for each weight; they start at zero.
+    """
+
+    slots: ClassVar[tuple[str, ...]]
 
     def prepare(self, gradients: Sequence[Any]) -> list[Any]:
         """Return the gradients after clipping, which concerns all of them at once."""
@@ -84,14 +85,10 @@ class Sgd(UpdateRule):
             w -= v, as in Caffe (with which He et al. 2015 trained) and in Keras.
     """
 
+    slots = ("velocity",)
     momentum: float = 0.9
     nesterov: bool = False
     rate_inside: bool = field(default=False, kw_only=True)
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The velocity."""
-        return ("velocity",)
 
     def apply(self, variable: Any, update: Update) -> None:
         """Assign the weight and its velocity."""
@@ -120,15 +117,12 @@ class Lamb(UpdateRule):
             not clip.
     """
 
+    # Running means of the gradient and of its square.
+    slots = ("mean", "square")
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-6
     max_norm: float | None = 1.0
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """Running means of the gradient and of its square."""
-        return ("mean", "square")
 
     def prepare(self, gradients: Sequence[Any]) -> list[Any]:
         """Return the gradients, clipped together to `max_norm`."""
@@ -316,7 +310,12 @@ def _merge(strategy: Any, function: Callable[..., None], *arguments: Any) -> Non
 def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for variable in variables:
-        name, raw = _raw(variable)
+        # Stored raw: within the call of a layer of mixed precision Keras' `.value` is a
+        # cast copy, which cannot be assigned to.
+        if isinstance(variable, keras.Variable):
+            name, raw = variable.path, variable.value
+        else:
+            name, raw = variable.name.removesuffix(":0"), variable
         if name in named:
             raise UsageError(
                 "Variables must have different names, for their state is saved by "
@@ -328,14 +327,6 @@ def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
             )
         named[name] = raw
     return named
-
-
-def _raw(variable: Any) -> tuple[str, Any]:
-    # Stored raw: within the call of a layer of mixed precision Keras' `.value` is a
-    # cast copy, which cannot be assigned to.
-    if isinstance(variable, keras.Variable):
-        return variable.path, variable.value
-    return variable.name.removesuffix(":0"), variable
 
 
 def _zeros(name: str, like: Any) -> tf.Variable:

@@ -156,20 +156,14 @@ def _reset(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if changes.get(one) is not None:
             reset[other] = None
-    if _may_outlast(recipe.warmup_epochs, recipe, changes):
+    epochs, warmup = changes.get("epochs"), recipe.warmup_epochs
+    # How many epochs there are in a number of steps depends on the data.
+    outlasted = changes.get("steps") is not None and recipe.steps is None
+    if isinstance(epochs, Real):
+        outlasted = (warmup or 0) >= epochs
+    if warmup and outlasted:
         reset["warmup_epochs"] = None
     return reset
-
-
-def _may_outlast(warmup: float | None, recipe: Recipe, changes: dict[str, Any]) -> bool:
-    """Return whether a warm-up may last as long as the changed training."""
-    epochs, steps = changes.get("epochs"), changes.get("steps")
-    if not warmup:
-        return False
-    if isinstance(epochs, Real):
-        return warmup >= epochs
-    # How many epochs those are depends on the data.
-    return steps is not None and recipe.steps is None
 
 
 def parse_field(text: str) -> tuple[str, Any]:
@@ -230,15 +224,12 @@ def repeat_command(
     given on a command line: then the command is Python, in which the reader replaces
     "model" and "data".
     """
+    others = None if bad_images == defaults.TRAINING_BAD_IMAGES else bad_images
     options = {
-        "weights": None if weights is None else str(weights),
-        "bad_images": None
-        if bad_images == defaults.TRAINING_BAD_IMAGES
-        else bad_images,
-        "strategy": strategy,
-        "output": None if output is None else str(output),
-    }
-    given = {name: text for name, text in options.items() if text is not None}
+        "weights": weights, "bad_images": others, "strategy": strategy,
+        "output": output,
+    }  # fmt: skip
+    given = {name: str(value) for name, value in options.items() if value is not None}
     in_files = isinstance(model, str) and isinstance(data, (str, os.PathLike))
     if not in_files or recipe.name not in RECIPES:
         return ["python", "-c", _python(model, data, recipe, given)]

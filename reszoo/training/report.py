@@ -208,7 +208,7 @@ def write_report(path: Path, report: RunReport) -> None:
         title=f"{report.model} on {report.data}",
         report=report,
         duration=_duration(report.seconds),
-        curves=_learning_curves(history),
+        curves=[_curve(history, *each) for each in _curves(history).items()],
         speed=sum(row.images_per_second * row.seconds for row in history) / seconds,
         data_wait=sum(row.data_wait * row.seconds for row in history) / seconds,
         head_epochs=sum(row.phase == "head" for row in history),
@@ -307,10 +307,6 @@ def write_curves(path: Path, title: str, history: "Sequence[Epoch]") -> None:
         temporary.write_bytes(png(draw, 9, 3.6))
 
 
-def _learning_curves(history: "Sequence[Epoch]") -> list[Markup]:
-    return [_curve(name, history, series) for name, series in _curves(history).items()]
-
-
 def _curves(history: "Sequence[Epoch]") -> dict[str, _Series]:
     """Return series of values by epoch, by the quantity that they are of."""
 
@@ -330,7 +326,7 @@ def _curves(history: "Sequence[Epoch]") -> dict[str, _Series]:
     }
 
 
-def _curve(quantity: str, history: "Sequence[Epoch]", series: _Series) -> Markup:
+def _curve(history: "Sequence[Epoch]", quantity: str, series: _Series) -> Markup:
     def draw(figure: "Figure") -> None:
         _plot_epochs(figure.subplots(), quantity, history, series)
 

@@ -399,9 +399,8 @@ class Run(StepLoop):
 
     def _new_phase_trainer(self) -> PhaseTrainer:
         card, phase = self.config.card, self.config.phase_of(self._epoch)
-        architecture, preprocessing = card.architecture, card.preprocessing
         return PhaseTrainer(
-            self._model, architecture, preprocessing, phase, self._devices
+            self._model, card.architecture, card.preprocessing, phase, self._devices
         )
 
     def _steps_done_in_phase(self) -> int:

@@ -14,13 +14,7 @@ from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.model import BatchNormCount, freeze, set_momentum
-from reszoo.training.optimizers import (
-    Lamb,
-    MovingAverage,
-    Optimizer,
-    Sgd,
-    is_decayed,
-)
+from reszoo.training.optimizers import Lamb, MovingAverage, Optimizer, Sgd, is_decayed
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
 

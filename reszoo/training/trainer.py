@@ -130,7 +130,10 @@ def train(
             find_spec(model)
         source = open_source(data, bad_images=bad_images)
         _check_outside_data(folder, data)
-        _print_problems(source)
+        for path, reason in source.unreadable:
+            say(f"skipped {path}: {reason}")
+        for warning in source.warnings:
+            say(f"Warning: {warning}")
         repeat = repeat_command(
             model, data, chosen, weights, folder, bad_images, strategy
         )
@@ -180,13 +183,6 @@ def _check_outside_data(folder: Path | None, data: Any) -> None:
             "The output folder must not be inside the data, where it would be taken "
             f"for a class. Received: {folder} inside {data}."
         )
-
-
-def _print_problems(source: Source) -> None:
-    for path, reason in source.unreadable:
-        say(f"skipped {path}: {reason}")
-    for warning in source.warnings:
-        say(f"Warning: {warning}")
 
 
 def _build(
@@ -285,10 +281,9 @@ def _saved_state(folder: Path | None, config: RunConfig) -> State | None:
     if folder is None or not (folder / STATE).exists():
         return None
     tensors, content = read_state(folder / STATE)
-    # Early states call the model "net".
-    old_names = {"net": "model"}
-    conditions = content["conditions"].items()
-    then = {old_names.get(name, name): value for name, value in conditions}
+    then = content["conditions"]
+    if "net" in then:  # What early states call the model.
+        then["model"] = then.pop("net")
     check_same(then, config.conditions, folder)
     return tensors, content
 

@@ -57,9 +57,27 @@ def compare(
     if not np.isfinite(outputs).all():
         problems.insert(0, "some outputs are NaN or infinite")
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=1.0, neginf=0.0)
+    expected, compared = reference.outputs, reference.compared
     if options.outputs == "features":
-        return _compare_features(row, runtime, outputs, reference, problems)
-    return _compare_probabilities(row, runtime, outputs, reference, card, problems)
+        differences = rules.relative_differences(outputs, expected)
+        cosines = rules.cosines(outputs[compared], expected[compared])
+        statistics: dict[str, Any] = {"agreement": float(cosines.mean())}
+        beyond = rules.feature_problems(row.tolerance, outputs, reference)
+    else:
+        differences = np.abs(outputs - expected)
+        statistics = _probability_statistics(outputs, reference, card)
+        beyond = rules.probability_problems(row.tolerance, outputs, reference)
+    real = len(reference.targets)
+    return Verification(
+        runtime=runtime.name,
+        images=real,
+        synthetic=reference.synthetic,
+        max_difference=float(differences[compared].max()),
+        mean_difference=float(differences[compared].mean()),
+        synthetic_difference=float(differences[real:].max(initial=0)),
+        problems=(*beyond, *problems),
+        **statistics,
+    )
 
 
 def structure_problems(
@@ -167,70 +185,21 @@ def _largest(change: ModelOutput) -> float:
     return float(np.abs(change).max())
 
 
-def _compare_probabilities(
-    row: Format,
-    runtime: Runtime,
-    outputs: ModelOutput,
-    reference: Reference,
-    card: Card,
-    problems: list[str],
-) -> Verification:
-    compared, real = reference.compared, len(reference.targets)
+def _probability_statistics(
+    outputs: ModelOutput, reference: Reference, card: Card
+) -> dict[str, Any]:
+    """Return what a `Verification` tells of probabilities, but not of features."""
+    compared, targets = reference.compared, reference.targets
     ours, theirs = outputs[compared], reference.outputs[compared]
     changes = rules.confidence_changes(ours, theirs)
-
-    def accuracy(outputs: ModelOutput) -> float | None:
-        return rules.top1_accuracy(outputs[:real], reference.targets) if real else None
-
-    return _verification(
-        runtime,
-        reference,
-        np.abs(outputs - reference.outputs),
-        agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
-        top5_agreement=rules.top5_agreement(ours, theirs),
-        drift=float(changes.mean()),
-        confidence_difference=float(np.abs(changes).mean()),
-        accuracy=accuracy(outputs),
-        model_accuracy=accuracy(reference.outputs),
-        worst=rules.worst_images(outputs, reference.outputs, compared, card),
-        problems=(
-            *rules.probability_problems(row.tolerance, outputs, reference),
-            *problems,
-        ),
-    )
-
-
-def _compare_features(
-    row: Format,
-    runtime: Runtime,
-    outputs: ModelOutput,
-    reference: Reference,
-    problems: list[str],
-) -> Verification:
-    cosines = rules.cosines(outputs, reference.outputs)[reference.compared]
-    return _verification(
-        runtime,
-        reference,
-        rules.relative_differences(outputs, reference.outputs),
-        agreement=float(cosines.mean()),
-        problems=(
-            *rules.feature_problems(row.tolerance, outputs, reference),
-            *problems,
-        ),
-    )
-
-
-def _verification(
-    runtime: Runtime, reference: Reference, differences: ModelOutput, **others: Any
-) -> Verification:
-    real = len(reference.targets)
-    compared = differences[reference.compared]
-    return Verification(
-        runtime=runtime.name,
-        images=real,
-        synthetic=reference.synthetic,
-        max_difference=float(compared.max()),
-        mean_difference=float(compared.mean()),
-        synthetic_difference=float(differences[real:].max(initial=0)),
-        **others,
-    )
+    statistics: dict[str, Any] = {
+        "agreement": float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
+        "top5_agreement": rules.top5_agreement(ours, theirs),
+        "drift": float(changes.mean()),
+        "confidence_difference": float(np.abs(changes).mean()),
+        "worst": rules.worst_images(outputs, reference.outputs, compared, card),
+    }
+    if len(targets):
+        statistics["accuracy"] = rules.top1_accuracy(ours, targets)
+        statistics["model_accuracy"] = rules.top1_accuracy(theirs, targets)
+    return statistics

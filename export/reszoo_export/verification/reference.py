@@ -216,27 +216,18 @@ def synthetic_images(size: int) -> Pixels:
     flat = [_grey(level) for level in levels]
     colours = [np.broadcast_to(colour, (size, size, 3)) for colour in _COLOURS]
     rows, columns = np.mgrid[:size, :size]
-    boards = [_board(rows, columns), _board(rows // _COARSE, columns // _COARSE)]
+    boards = [255 * ((rows // n + columns // n) % 2) for n in (1, _COARSE)]
     ramps = [axis * 255 // max(1, size - 1) for axis in (rows, columns)]
     falling = [255 - ramp for ramp in ramps]
     turning = np.stack([*ramps, falling[0]], axis=-1)
     busy = [_grey(plane) for plane in (*boards, *ramps, *falling)]
     draw = np.random.default_rng(0)
     noise = draw.integers(0, 256, (size, size, 3))
-    points = [_point(size, size // 2), _point(size, 0)]
+    points = np.zeros((2, size, size, 3), np.int64)
+    points[0, size // 2, size // 2] = points[1, 0, 0] = 255
     made = [*flat, *colours, *busy, turning, noise, 255 * (noise % 2), *points]
     return np.stack(made).astype(np.uint8)
 
 
 def _grey(plane: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.repeat(plane[..., None], 3, axis=-1)
-
-
-def _board(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    return 255 * ((rows + columns) % 2)
-
-
-def _point(size: int, place: int) -> NDArray[np.int64]:
-    image = np.zeros((size, size, 3), np.int64)
-    image[place, place] = 255
-    return image

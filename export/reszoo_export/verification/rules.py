@@ -129,10 +129,8 @@ def _largest_class(outputs: ModelOutput) -> float:
 def _accuracy_problems(
     limits: Tolerance, outputs: ModelOutput, expected: ModelOutput, targets: Targets
 ) -> list[str]:
-    accuracy, of_model = (
-        top1_accuracy(outputs, targets),
-        top1_accuracy(expected, targets),
-    )
+    accuracy = top1_accuracy(outputs, targets)
+    of_model = top1_accuracy(expected, targets)
     problems = []
     # Rounded, because 0.97 - 0.96 is more than 0.01 in floating point.
     drop = round(of_model - accuracy, 9)

@@ -22,11 +22,7 @@ from reszoo_export.manifest import (
 from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.isolation import run_in_subprocess
-from reszoo_export.verification.reference import (
-    Reference,
-    read_arrays,
-    read_reference,
-)
+from reszoo_export.verification.reference import Reference, read_arrays, read_reference
 
 _DEFAULTS = ExportOptions()
 # ResNet-152 on one slow core takes a second for an image.
@@ -182,15 +178,10 @@ def verify_stored(
     card: str | None,
 ) -> dict[str, Any]:
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
-    return asdict(
-        verify_in_process(
-            FORMATS[format_name],
-            Path(path),
-            read_arrays(folder),
-            ExportOptions(**options),
-            Card.from_text(card) if card else None,
-        )
-    )
+    row, reference = FORMATS[format_name], read_arrays(folder)
+    model_card = Card.from_text(card) if card else None
+    asked = ExportOptions(**options)
+    return asdict(verify_in_process(row, Path(path), reference, asked, model_card))
 
 
 def verify_in_process(
