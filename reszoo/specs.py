@@ -19,8 +19,6 @@ Shortcut = Literal["identity", "projection", "projection-all", "none"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # The paper's deepest model has 600; specs also come from files of strangers.
 _MOST_BLOCKS = 1000
-
-
 _NUMBERS = ("expansion", "groups", "width_per_group", "classes", "image_size")
 _CHOICES = {
     "block": Block,

@@ -274,13 +274,10 @@ class _Export:
 
 
 def _measured(manifest: Manifest, folder: Path) -> Manifest:
-    paths = [folder / record.file for record in manifest.files]
-    latencies = measure_files(paths)
-    files = [
-        replace(record, latency=latencies[path])
-        for record, path in zip(manifest.files, paths, strict=True)
-    ]
-    return replace(manifest, files=tuple(files))
+    latencies = measure_files(folder / record.file for record in manifest.files)
+    pairs = zip(manifest.files, latencies.values(), strict=True)
+    files = tuple(replace(record, latency=latency) for record, latency in pairs)
+    return replace(manifest, files=files)
 
 
 def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:

@@ -304,9 +304,8 @@ def size_and_hash(path: Path) -> tuple[int, str]:
     for file in inside or [path]:
         content = file.read_bytes()
         if inside:
-            digest.update(
-                f"{file.relative_to(path).as_posix()}\0{len(content)}\0".encode()
-            )
+            name = file.relative_to(path).as_posix()
+            digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
         size += len(content)
     return size, digest.hexdigest()

@@ -9,7 +9,6 @@ from reszoo.console import say
 if TYPE_CHECKING:
     from reszoo_export.manifest import Manifest
 
-
 FORMATS = ("saved_model", "tflite", "tflite-int8", "onnx", "onnx-int8")
 RUN = Path("runs/demo")
 MODEL, WEIGHTS, DATA = "resnet20", "cifar10", "digits"

@@ -89,20 +89,15 @@ def _print_weights(names: list[str], as_json: bool) -> None:
         print_json(rows)
         return
     columns = ["model", "weights", "top-1", "top-5", "at", "licence"]
-    print_table(
-        columns,
+    cells = [
         [
-            [
-                row["model"],
-                row["weights"] + (" *" if row["default"] else ""),
-                f"{row['top1']:.2f}",
-                f"{row['top5']:.2f}",
-                f"{row['at']} px",
-                row["licence"],
-            ]
-            for row in rows
-        ],
-    )
+            row["model"], row["weights"] + (" *" if row["default"] else ""),
+            f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['at']} px",
+            row["licence"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    print_table(columns, cells)
     print('* selected by weights="imagenet". Accuracies are in percent, as published;')
     print('"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.')
 

@@ -71,8 +71,6 @@ def resize(
 
 
 _RECIPES = "the recipe's"
-
-
 ModelName = Annotated[
     str, typer.Option(help="Name of the model; `reszoo list` shows all.")
 ]

@@ -126,24 +126,16 @@ _CIFAR_LAYERS = tuple(
 )
 _TABLE = (
     Family(
-        name="cifar",
-        layers=_CIFAR_LAYERS,
-        default_layers=(20, 56, 110),
-        shortcuts=get_args(Shortcut),
-        digits_steps=160,
-        build=_convolutional,
+        name="cifar", layers=_CIFAR_LAYERS, default_layers=(20, 56, 110),
+        shortcuts=get_args(Shortcut), digits_steps=160, build=_convolutional,
         title="convolutional networks of He et al. 2015, section 4.2",
     ),
     Family(
-        name="dense",
-        layers=None,
-        default_layers=(10, 20, 50, 100),
-        shortcuts=("none", "identity"),
-        digits_steps=400,
-        build=_dense,
+        name="dense", layers=None, default_layers=(10, 20, 50, 100),
+        shortcuts=("none", "identity"), digits_steps=400, build=_dense,
         title="multilayer perceptrons, 64 wide",
     ),
-)
+)  # fmt: skip
 FAMILIES = {family.name: family for family in _TABLE}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -199,12 +200,8 @@ PLOT_SECTIONS = tuple(PLOTS)
 
 def _coloured(result: StudyResult, kind: str) -> list[tuple[Variant, str]]:
     depths = sorted({variant.layers for variant in result.variants})
-    variants = [variant for variant in result.variants if variant.shortcut == kind]
-    count = len(_DEPTH_COLOURS)
-    return [
-        (variant, _DEPTH_COLOURS[depths.index(variant.layers) % count])
-        for variant in variants
-    ]
+    colours = dict(zip(depths, cycle(_DEPTH_COLOURS), strict=False))
+    return [(v, colours[v.layers]) for v in result.variants if v.shortcut == kind]
 
 
 def _title(kind: str) -> str:

@@ -66,13 +66,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             return
         super().build(variables)
         self._decays = [weight_decay_of(each, self._recipe) for each in variables]
-        self._slots = [
-            [
-                self.add_variable_from_reference(variable, name=slot)
-                for slot in self._rule.slots
-            ]
-            for variable in variables
-        ]
+        add, names = self.add_variable_from_reference, self._rule.slots
+        self._slots = [[add(each, name=slot) for slot in names] for each in variables]
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Take one step."""
@@ -250,12 +245,11 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
 def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
     """Return a card without "fresh" and without the metrics of the old weights."""
     content = recipe.to_json().items()
-    provenance: dict[str, Any] = {
-        "source": "compiled with reszoo for fit",
-        "recipe": {name: value for name, value in content if name not in _ONLY_TRAIN},
+    supported = {name: value for name, value in content if name not in _ONLY_TRAIN}
+    return card.after({
+        "source": "compiled with reszoo for fit", "recipe": supported,
         "steps_per_epoch": steps_per_epoch,
-    }
-    return card.after(provenance)
+    })  # fmt: skip
 
 
 def _retrace_on_freezing(model: keras.Model) -> None:

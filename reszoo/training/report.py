@@ -12,7 +12,7 @@ from PIL import Image
 from reszoo.cards import library_versions
 from reszoo.console import printable
 from reszoo.environment import processor
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.errors import UsageError
 from reszoo.files import atomic_file, write_text
 from reszoo.report.page import (
     BLUE,
@@ -38,7 +38,7 @@ from reszoo.report.statistics import (
     share_interval,
     worst_mistakes,
 )
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipe_table import RECIPES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,10 +189,8 @@ def write_summary(
 
 def recipe_defaults(name: object) -> dict[str, Any]:
     """Return the fields of a named recipe, none if there is no such recipe."""
-    try:
-        return find_recipe(name).to_json() if isinstance(name, str) else {}
-    except UnknownNameError:
-        return {}
+    recipe = RECIPES.get(str(name))
+    return recipe.to_json() if recipe else {}
 
 
 def write_report(path: Path, report: RunReport) -> None:

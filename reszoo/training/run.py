@@ -447,9 +447,8 @@ class Run(StepLoop):
         self.save()
 
     def _validate(self) -> None:
-        tensors = self.evaluator.load_variables(
-            self.phase_trainer.evaluated_variables()
-        )
+        values = self.phase_trainer.evaluated_variables()
+        tensors = self.evaluator.load_variables(values)
         metrics = self.evaluator.evaluate("validation")
         if metrics and not math.isfinite(metrics.loss):
             raise self._diverged()

@@ -138,9 +138,8 @@ def first_difference(
     """
     largest = 0.0
     for name, layer in expected.items():
-        distance = min(
-            (_distance(each, layer) for each in found.values()), default=np.inf
-        )
+        distances = (_distance(each, layer) for each in found.values())
+        distance = min(distances, default=np.inf)
         # `not <=` because of NaN.
         if not distance <= min(max(allowed, _JUMP * largest), _UNRELATED):
             return name

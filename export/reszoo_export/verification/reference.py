@@ -131,9 +131,8 @@ def make_reference(
         check_classes(source, card.labels, "the model")
         examples = source.examples()
         targets = examples.targets
-        images = np.concatenate(
-            list(prepared_batches(examples, card.preprocessing, 64))
-        )
+        batches = prepared_batches(examples, card.preprocessing, 64)
+        images = np.concatenate(list(batches))
     synthetic = synthetic_images(size)
     images = np.concatenate([images, synthetic])
     return Reference(images, predict(images), targets, len(synthetic))
