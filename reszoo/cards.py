@@ -166,15 +166,12 @@ class Card:
 def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:
     """Return the card of a freshly built model, with its variant's preprocessing."""
     height, width, channels = architecture.input_shape
-    preprocessing = default_preprocessing(
-        architecture.spec, height if height == width else None
-    )
+    size = height if height == width else None
+    preprocessing = default_preprocessing(architecture.spec, size)
     if channels != len(preprocessing.mean):
-        grey = (
-            (sum(preprocessing.mean) / 3,) * channels,
-            (sum(preprocessing.std) / 3,) * channels,
-        )
-        preprocessing = replace(preprocessing, mean=grey[0], std=grey[1])
+        both = (preprocessing.mean, preprocessing.std)
+        mean, std = ((sum(values) / 3,) * channels for values in both)
+        preprocessing = replace(preprocessing, mean=mean, std=std)
     return Card(
         architecture=architecture,
         labels=None if labels is None else tuple(labels),

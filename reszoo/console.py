@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
-from types import ModuleType, TracebackType
-from typing import Any, TextIO
+from types import ModuleType
+from typing import Any, Literal, TextIO
 
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx")
 _NOISY_MODULES = r"(tensorflow|keras|tf2onnx|onnx|numpy|google|absl|h5py|PIL)\b"
@@ -168,12 +168,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
@@ -189,12 +184,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(
-            column,
-            justify="right" if index else "left",
-            no_wrap=bool(index),
-            overflow="fold",
-        )
+        side: Literal["right", "left"] = "right" if index else "left"
+        table.add_column(column, justify=side, no_wrap=bool(index), overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
     console = Console(emoji=False)
@@ -216,10 +207,9 @@ def printable(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":
-        # How Python holds an undecodable byte (PEP 383).
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return ascii(character)[1:-1]
+    # How Python holds an undecodable byte (PEP 383).
+    is_byte = "\udc80" <= character <= "\udcff"
+    return f"\\x{ord(character) - 0xDC00:02x}" if is_byte else ascii(character)[1:-1]
 
 
 def print_text(text: str, file: TextIO | None = None) -> None:

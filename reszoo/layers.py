@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
+Shape = tuple[int | None, ...]
+
 
 def layer_seed(seed: int | None, layer: str) -> int | None:
     """Return a seed of a layer's own, for one initializer instance repeats its draw.
@@ -237,7 +239,7 @@ class ScaleShift(keras.layers.Layer):  # type: ignore[misc]
     Input and output shape: `(batch, height, width, channels)`.
     """
 
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
+    def build(self, input_shape: Shape) -> None:
         channels = (input_shape[-1],)
         self.scale = self.add_weight(channels, "ones", name="scale")
         self.shift = self.add_weight(channels, "zeros", name="shift")
@@ -263,26 +265,21 @@ class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, filters: int, stride: int, **options: Any) -> None:
         super().__init__(**options)
-        self.filters = filters
-        self.stride = stride
+        self.filters, self.stride = filters, stride
 
     def call(self, inputs: Any) -> Any:
         kept = inputs[:, :: self.stride, :: self.stride, :]
         extra = self.filters - inputs.shape[-1]
-        before = extra // 2
-        channels = (before, extra - before)
+        channels = (extra // 2, extra - extra // 2)
         return keras.ops.pad(kept, ((0, 0), (0, 0), (0, 0), channels))
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *sides, _ = input_shape
         kept = (None if side is None else -(-side // self.stride) for side in sides)
         return (batch, *kept, self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        return {**config, "filters": self.filters, "stride": self.stride}
+        return {**super().get_config(), "filters": self.filters, "stride": self.stride}
 
 
 @keras.saving.register_keras_serializable(package="reszoo")
@@ -301,8 +298,7 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, rate: float, index: int, **options: Any) -> None:
         super().__init__(**options)
-        self.rate = rate
-        self.index = index
+        self.rate, self.index = rate, index
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         import tensorflow as tf
@@ -316,11 +312,8 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
         kept = tf.cast(draw >= self.rate, branch.dtype)
         return branch * kept / (1 - self.rate)
 
-    def compute_output_shape(
-        self, input_shape: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return input_shape[0]
 
     def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        return {**config, "rate": self.rate, "index": self.index}
+        return {**super().get_config(), "rate": self.rate, "index": self.index}

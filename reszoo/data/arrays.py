@@ -1,6 +1,6 @@
 """Labelled images in NumPy arrays, and scikit-learn's digits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -84,15 +84,12 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
         # A split that is drawn needs an image on either side.
         check_counts(targets["all"], labels, 2, "the arrays")
         splits = splits["all"].split(hold_out(targets["all"]))
-    return labels, splits, not _are_digits(labels, parts.values())
-
-
-def _are_digits(labels: Sequence[str], parts: Iterable[_Part]) -> bool:
     # Integer labels may count anything: CIFAR-10 has them too, but in colour.
-    return labels == DIGITS and all(
+    are_digits = labels == DIGITS and all(
         given.dtype.kind == "U" or (images == images[..., :1]).all()
-        for images, given in parts
+        for images, given in parts.values()
     )
+    return labels, splits, not are_digits
 
 
 def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:

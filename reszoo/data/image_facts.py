@@ -270,27 +270,21 @@ def _metadata(image: Image.Image, path: str) -> Facts:
     mode = "L" if image.mode.startswith("I") else image.mode
     if image.has_transparency_data and not mode.upper().endswith("A"):
         mode += "A"
+    kind, frames = str(image.format), 1
+    expected = Image.registered_extensions().get(Path(path).suffix.lower())
+    # Cameras put pairs of JPEGs into files that are called .jpg.
+    fits = expected == kind or (kind, expected) == ("MPO", "JPEG")
+    # Only the first frame is used: damage behind it is no problem.
+    with contextlib.suppress(OSError, SyntaxError, ValueError, EOFError):
+        frames = int(getattr(image, "n_frames", 1))
     return {
-        "format": str(image.format),
-        "wrong_extension": _has_wrong_extension(path, str(image.format)),
+        "format": kind,
+        "wrong_extension": not fits,
         "mode": mode + ";16" * deep,
         "width": image.width,
         "height": image.height,
-        "frames": _frames(image),
+        "frames": frames,
     }
-
-
-def _has_wrong_extension(path: str, kind: str) -> bool:
-    expected = Image.registered_extensions().get(Path(path).suffix.lower())
-    # Cameras put pairs of JPEGs into files that are called .jpg.
-    return expected != ("JPEG" if kind == "MPO" and expected == "JPEG" else kind)
-
-
-def _frames(image: Image.Image) -> int:
-    # Only the first frame is used: damage behind it is no problem.
-    with contextlib.suppress(OSError, SyntaxError, ValueError, EOFError):
-        return int(getattr(image, "n_frames", 1))
-    return 1
 
 
 def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
@@ -331,13 +325,10 @@ def _reason(cause: BaseException, content: bytes) -> str:
         return "empty file"
     if isinstance(cause, Image.DecompressionBombError):
         return f"too many pixels ({cause})"
-    if isinstance(cause, UnidentifiedImageError) and _is_text(content):
+    # Text is most often a web page that says why there is no image.
+    start = content[:64].decode("ascii", "replace")
+    is_text = " ".join(start.split()).isprintable() and "\ufffd" not in start
+    if isinstance(cause, UnidentifiedImageError) and is_text:
         return "text, not an image"
     reason = reason_of(cause)
     return "truncated" if "truncated" in reason.lower() else reason
-
-
-def _is_text(content: bytes) -> bool:
-    # Most often a web page that says why there is no image.
-    start = content[:64].decode("ascii", "replace")
-    return " ".join(start.split()).isprintable() and "\ufffd" not in start

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,7 +161,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
         split = split_name(folder.name)
         if split:
             found.setdefault(split, []).append(folder)
-    if not _are_splits(found):
+    # A class may be called "train", "val" or "test" too.
+    if "train" in found:
+        are_splits = len(found) > 1 or any(
+            _visible_folders(folder) or not any(_images(str(folder)))
+            for folder in found["train"]
+        )
+    else:
+        every = chain.from_iterable(found.values())
+        are_splits = len(found) > 1 and all(map(_visible_folders, every))
+    if not are_splits:
         return {}
     for split, folders in found.items():
         if len(folders) > 1:
@@ -169,18 +179,6 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 f"{', '.join(folder.name for folder in folders)}. Keep one of them."
             )
     return {split: folder for split, (folder,) in found.items()}
-
-
-def _are_splits(found: dict[str, list[Path]]) -> bool:
-    """Tell split folders from classes that are called "train", "val" or "test"."""
-    if "train" not in found:
-        folders = [folder for same in found.values() for folder in same]
-        return len(found) > 1 and all(map(_visible_folders, folders))
-    return len(found) > 1 or not all(map(_is_class, found["train"]))
-
-
-def _is_class(folder: Path) -> bool:
-    return not _visible_folders(folder) and any(_images(str(folder)))
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -321,13 +319,9 @@ def _read_csv(file: Path) -> Listing:
         splits = hold_out(targets)
     elif "train" in splits:
         check_counts(targets[splits["train"]], labels, 1, str(file))
-    paths = tuple(row.path for row in rows)
+    paths, root = tuple(row.path for row in rows), str(file.parent)
     return Listing(
-        labels=labels,
-        targets=targets,
-        splits=splits,
-        paths=paths,
-        root=str(file.parent),
+        labels=labels, targets=targets, splits=splits, paths=paths, root=root
     )
 
 
@@ -377,19 +371,16 @@ def _rows(file: Path) -> Iterator[tuple[int, _Row]]:
         try:
             for fields in filter(any, reader):
                 names = [field.strip().casefold() for field in fields]
-                if reader.line_num == 1 and _is_header(names):
+                named = {"path", "label"} <= set(names) <= set(_COLUMNS)
+                if reader.line_num == 1 and named:
                     columns = names
                 elif 2 <= len(fields) <= len(columns):
                     yield reader.line_num, _row(file, columns, fields)
                 else:
                     raise _wrong(file, reader.line_num, f"has {len(fields)} fields")
         except csv.Error as error:
-            line = reader.line_num
-            raise _wrong(file, line, f"is not valid CSV ({error})") from error
-
-
-def _is_header(names: Sequence[str]) -> bool:
-    return {"path", "label"} <= set(names) <= set(_COLUMNS)
+            what = f"is not valid CSV ({error})"
+            raise _wrong(file, reader.line_num, what) from error
 
 
 def _row(file: Path, columns: Sequence[str], fields: Sequence[str]) -> _Row:

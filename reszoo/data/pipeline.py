@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,7 @@ from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 
+Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor]
 # Batches made ahead. Left to itself tf.data may keep ever more of them.
 _AHEAD = 2
 
@@ -63,7 +64,7 @@ def evaluation_batches(
     indices = tf.data.Dataset.range(len(examples))
     decoder = Decoder(examples)
 
-    def prepare(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def prepare(index: tf.Tensor) -> Batch:
         return preprocessing.prepare_tensor(decoder.image(index)), decoder.target(index)
 
     images = indices.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -185,13 +186,11 @@ def _sliced(
 
 def _finisher(
     preprocessing: Preprocessing, augmentation: Augmentation
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Batch]:
     """Return a function that does what is cheapest for a whole batch at once."""
     fill = _mean_colour(preprocessing)
 
-    def finish(
-        images: tf.Tensor, targets: tf.Tensor, draws: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def finish(images: tf.Tensor, targets: tf.Tensor, draws: tf.Tensor) -> Batch:
         if augmentation.crop == "pad" and augmentation.pad:
             images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
         if augmentation.flip and augmentation.crop != "resized":
@@ -201,9 +200,7 @@ def _finisher(
     return finish
 
 
-def quietly(
-    batches: Iterable[tuple[tf.Tensor, tf.Tensor]],
-) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def quietly(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield batches; keep what TensorFlow prints before the first one to itself.
 
     oneDNN reports there, as an error, that it has no kernel for turning bytes.

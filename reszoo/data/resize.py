@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -116,7 +116,12 @@ def resize_images(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists already. Choose another folder.")
     listing = list_images(data)
-    _check_labels(listing.labels)
+    bad = [label for label in listing.labels if "/" in label or label.startswith(".")]
+    if bad:
+        raise DataError(
+            "Labels become names of folders. Rename those that contain a slash or "
+            f"begin with a dot: {', '.join(bad)}."
+        )
     unreadable = list(listing.unsupported)
     refuse_first(unreadable, bad_images)
     names: dict[int, str] = {}
@@ -148,15 +153,6 @@ def resize_images(
         bytes_after=after,
         unreadable=tuple(unreadable),
     )
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    bad = [label for label in labels if "/" in label or label.startswith(".")]
-    if bad:
-        raise DataError(
-            "Labels become names of folders. Rename those that contain a slash or "
-            f"begin with a dot: {', '.join(bad)}."
-        )
 
 
 class _Encoded(NamedTuple):
@@ -222,13 +218,11 @@ def _names(listing: Listing) -> Iterator[str]:
     if "all" not in listing.splits:
         for split, indices in listing.splits.items():
             split_of[indices] = split
-    for path, split, target in zip(
-        listing.paths, split_of, listing.targets, strict=True
-    ):
+    rows = zip(listing.paths, split_of, listing.targets, strict=True)
+    for path, split, target in rows:
         label = listing.labels[target]
         *parts, file = Path(os.path.relpath(path, listing.root)).parts
-        if parts[:1] == [os.pardir]:
-            parts = []
+        parts = [] if parts[:1] == [os.pardir] else parts
         if split and parts and split_name(parts[0]) == split:
             del parts[0]
         if parts[:1] == [label]:

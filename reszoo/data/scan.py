@@ -10,8 +10,8 @@ import numpy as np
 
 from reszoo.console import printable
 from reszoo.data.checks import Duplicates, find_duplicates, relative
-from reszoo.data.image_facts import FactTable, Rows, examine
-from reszoo.data.listing import Listing, Unreadable, list_images
+from reszoo.data.image_facts import Rows, examine
+from reszoo.data.listing import Unreadable, list_images
 
 # Paths that are shown of a kind, occurrences of an image, and classes of a split.
 _PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
@@ -120,9 +120,16 @@ class ScanReport:
                 }
                 for path, reason in self.unreadable
             ],
-            "leaks": _duplicates_json(self.leaks),
-            "conflicts": _duplicates_json(self.conflicts),
-            "duplicates": _duplicates_json(self.duplicates),
+            **{
+                kind: [
+                    [
+                        {key: printable(text) for key, text in each._asdict().items()}
+                        for each in group.occurrences
+                    ]
+                    for group in getattr(self, kind)
+                ]
+                for kind in ("leaks", "conflicts", "duplicates")
+            },
             "anomalies": {
                 kind: [printable(path) for path in paths]
                 for kind, paths in self.anomalies.items()
@@ -220,16 +227,6 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + "s" * (number != 1)
 
 
-def _duplicates_json(groups: Iterable[Duplicates]) -> list[list[dict[str, str]]]:
-    return [
-        [
-            {name: printable(text) for name, text in occurrence._asdict().items()}
-            for occurrence in group.occurrences
-        ]
-        for group in groups
-    ]
-
-
 def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     """Decode every image of a data set once and report what is wrong or unusual.
 
@@ -249,14 +246,24 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     table = examine(listing.paths, progress=progress)
     recoverable = np.flatnonzero(table.rows["recoverable"]).tolist()
     groups = find_duplicates(listing, table)
+    readable, classes = table.readable(), len(listing.labels)
+    counts = {}
+    for split, indices in listing.disjoint_splits.items():
+        targets = listing.targets[indices[readable[indices]]]
+        counts[split] = tuple(np.bincount(targets, minlength=classes).tolist())
+    anomalies = {}
+    for kind, (_, has) in ANOMALIES.items():
+        found = np.flatnonzero(readable & has(table.rows)).tolist()
+        if found:
+            anomalies[kind] = tuple(table.names[index] for index in found)
     return ScanReport(
         data=os.fspath(data),
         root=listing.root,
         labels=listing.labels,
-        counts=_counts(listing, table),
+        counts=counts,
         unreadable=(*table.unreadable(), *listing.unsupported),
         recoverable=frozenset(table.names[index] for index in recoverable),
-        anomalies=_anomalies(table),
+        anomalies=anomalies,
         leaks=tuple(group for group in groups if len(group.splits) > 1),
         conflicts=tuple(group for group in groups if len(group.labels) > 1),
         duplicates=tuple(
@@ -265,26 +272,3 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
             if len(group.labels) == 1 and len(group.occurrences) > len(group.splits)
         ),
     )
-
-
-def _counts(listing: Listing, table: FactTable) -> dict[str, tuple[int, ...]]:
-    """Return the number of readable images of each class, by split."""
-    readable = table.readable()
-    return {
-        split: tuple(
-            np.bincount(
-                listing.targets[indices[readable[indices]]],
-                minlength=len(listing.labels),
-            ).tolist()
-        )
-        for split, indices in listing.disjoint_splits.items()
-    }
-
-
-def _anomalies(table: FactTable) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for kind, (_, has) in ANOMALIES.items():
-        indices = np.flatnonzero(table.readable() & has(table.rows))
-        if len(indices):
-            found[kind] = tuple(table.names[int(index)] for index in indices)
-    return found

@@ -149,15 +149,10 @@ def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> N
     """
     if labels is None or tuple(labels) == source.labels:
         return
-    only_model = sorted(set(labels) - set(source.labels))
-    only_data = sorted(set(source.labels) - set(labels))
+    ours, theirs = set(labels), set(source.labels)
+    only = ((whose, sorted(ours - theirs)), (source.name, sorted(theirs - ours)))
     difference = "; ".join(
-        f"only {where}: {', '.join(names)}"
-        for where, names in (
-            (f"in {whose}", only_model),
-            (f"in {source.name}", only_data),
-        )
-        if names
+        f"only in {where}: {', '.join(names)}" for where, names in only if names
     )
     raise DataError(
         f"{source.name} has other classes than {whose} "

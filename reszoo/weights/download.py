@@ -7,13 +7,12 @@ import os
 import re
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from email.message import Message
 from pathlib import Path
-from typing import IO
+from typing import Any
 from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from reszoo.console import Progress
 from reszoo.errors import CheckpointError, ReszooError, UsageError
@@ -63,12 +62,7 @@ def fetch(url: str, sha256: str | None) -> Path:
             if not final.is_file():
                 _Transfer(url, sha256, final).run()
                 return final
-    received = _other_hash(final, sha256)
-    if received:
-        raise CheckpointError(
-            f"{final} must have the SHA-256 {sha256}. Received: {received}. "
-            "Delete the file to download it again."
-        )
+    _check_hash(final, sha256, str(final), "Delete the file to download it again.")
     return final
 
 
@@ -93,7 +87,12 @@ def fetch_hub(
             or a file is damaged.
     """
     found: dict[str, Path] = {}
-    for file in _best_order(repo, files, revision):
+
+    def rank(file: str) -> tuple[bool, bool]:
+        # Cached files first: without a network they give the commit.
+        return file == PICKLED_FILE, not isinstance(_cached(repo, file, revision), str)
+
+    for file in sorted(files, key=rank):
         if file == PICKLED_FILE and WEIGHTS_FILE in found:
             continue
         path = _hub_file(repo, file, revision)
@@ -156,31 +155,32 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
 
 
-def _other_hash(file: Path, sha256: str | None) -> str | None:
-    """Return a file's SHA-256 in hex if it does not begin with the one expected."""
+def _check_hash(
+    file: Path, sha256: str | None, what: str, remedy: str, spoilt: Sequence[Path] = ()
+) -> None:
+    """Refuse a file whose SHA-256 does not begin as expected; remove what is spoilt."""
     if sha256 is None:
-        return None
+        return
     with file.open("rb") as stream:
         received = hashlib.file_digest(stream, "sha256").hexdigest()
-    return None if received.startswith(sha256.lower()) else received
+    if not received.startswith(sha256.lower()):
+        for path in spoilt:
+            path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{what} must have the SHA-256 {sha256}. Received: {received}. {remedy}"
+        )
 
 
 class _Interrupted(Exception):  # noqa: N818
     """A download stopped early and may be continued."""
 
 
-class _WebRedirects(urllib.request.HTTPRedirectHandler):
+class _WebRedirects(HTTPRedirectHandler):
     """Follows redirects to http and https, from https only to https."""
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
         safe = "https://" if req.type == "https" else ("http://", "https://")
         if not newurl.lower().startswith(safe):
             reason = f"Redirection to url {newurl!r} is not allowed"
@@ -205,7 +205,12 @@ class _Transfer:
         try:
             with atomic_file(self.final) as temporary:
                 self._receive()
-                self._check_hash()
+                remedy = (
+                    "Nothing was kept; the file changed on the server or was damaged "
+                    "on the way."
+                )
+                received = (self.partial, self.tag)
+                _check_hash(self.partial, self.sha256, self.url, remedy, received)
                 self.partial.replace(temporary)
             self._forget()
         finally:
@@ -248,10 +253,11 @@ class _Transfer:
         if self.tag.is_file() and self._size():
             headers["Range"] = f"bytes={self._size()}-"
             headers["If-Range"] = self.tag.read_text(encoding="utf-8")
-        request = urllib.request.Request(self.url, headers=headers)
-        opener = urllib.request.build_opener(_WebRedirects)
+        request = Request(self.url, headers=headers)
         try:
-            response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT)
+            response: http.client.HTTPResponse = build_opener(_WebRedirects).open(
+                request, timeout=_TIMEOUT
+            )
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error) from error
@@ -280,9 +286,13 @@ class _Transfer:
 
     def _begin(self, response: http.client.HTTPResponse) -> int | None:
         """Prepare the partial file for the response; return the file's full length."""
-        version = _version(response.headers)
+        # If-Range takes no weak tag, which does not promise the same bytes (RFC 9110).
+        tag, modified = (response.headers[name] for name in ("ETag", "Last-Modified"))
+        version = tag if tag and tag.startswith('"') else modified
         if response.status == http.client.PARTIAL_CONTENT and self.tag.is_file():
-            start, total = _content_range(response.headers)
+            content_range = response.headers["Content-Range"] or ""
+            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", content_range)
+            start, total = map(int, found.groups()) if found else (-1, 0)
             other = version and version != self.tag.read_text(encoding="utf-8")
             if start != self._size() or other:
                 self._forget()
@@ -321,16 +331,6 @@ class _Transfer:
                         f"{total} bytes. Received: more. Nothing was kept."
                     )
 
-    def _check_hash(self) -> None:
-        received = _other_hash(self.partial, self.sha256)
-        if received:
-            self._forget()
-            raise CheckpointError(
-                f"{self.url} must have the SHA-256 {self.sha256}. "
-                f"Received: {received}. Nothing was kept; the file changed on the "
-                "server or was damaged on the way."
-            )
-
     def _size(self) -> int:
         return self.partial.stat().st_size if self.partial.is_file() else 0
 
@@ -351,18 +351,6 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(str(error) or type(error).__name__) from error
-
-
-def _version(headers: Message) -> str | None:
-    # If-Range takes no weak tag, which does not promise the same bytes (RFC 9110).
-    tag = headers["ETag"]
-    return tag if tag and tag.startswith('"') else headers["Last-Modified"]
-
-
-def _content_range(headers: Message) -> tuple[int, int]:
-    """Return the start of a part and the length of the whole, (-1, 0) if missing."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers["Content-Range"] or "")
-    return (int(found[1]), int(found[2])) if found else (-1, 0)
 
 
 def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
@@ -386,7 +374,12 @@ def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
     # Its releases use different HTTP libraries, whose errors have no common base.
     except Exception as error:
         raise _hub_error(repo, revision, error) from error
-    return _intact(Path(path), repo)
+    link, blob = Path(path), Path(path).resolve()
+    # The hub names large files by their SHA-256; its client compares only lengths.
+    if re.fullmatch("[0-9a-f]{64}", blob.name):
+        what, remedy = f"{link.name} of hf://{repo}", "Nothing was kept; try again."
+        _check_hash(blob, blob.name, what, remedy, spoilt=(blob, link))
+    return link
 
 
 def _hub_folder() -> Path:
@@ -399,34 +392,6 @@ def _cached(repo: str, file: str, revision: str | None) -> object:
     return try_to_load_from_cache(
         repo, file, cache_dir=_hub_folder(), revision=revision
     )
-
-
-def _best_order(repo: str, files: Sequence[str], revision: str | None) -> list[str]:
-    """Put cached files first: without a network they give the commit."""
-
-    def rank(file: str) -> tuple[bool, bool]:
-        return file == PICKLED_FILE, not isinstance(_cached(repo, file, revision), str)
-
-    return sorted(files, key=rank)
-
-
-def _intact(path: Path, repo: str) -> Path:
-    """Check a file against its own name: the hub's tag of large files is a SHA-256.
-
-    huggingface_hub compares no more than the length.
-    """
-    blob = path.resolve()
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):
-        return path
-    received = _other_hash(blob, blob.name)
-    if received:
-        blob.unlink()
-        path.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path.name} of hf://{repo} must have the SHA-256 {blob.name}. "
-            f"Received: {received}. Nothing was kept; try again."
-        )
-    return path
 
 
 def _hub_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:

@@ -52,7 +52,11 @@ def infer_architecture(
     Raises:
         CheckpointError: They fit no spec of the table, another than `spec`, or two.
     """
-    found = _shapes(tensors)
+    found: Shapes = {
+        name.removesuffix(".weight"): tensor.shape if tensor.ndim == 4 else ()
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and name not in HEAD
+    }
     rows = [*SPECS.values()] if spec is None or spec in SPECS.values() else [spec]
     candidates = [
         architecture(row, shortcut=shortcut)
@@ -69,8 +73,18 @@ def infer_architecture(
             f"{source} holds a {fitting[0].name}. Received: {spec and spec.name!r}; "
             f"build {fitting[0].name!r}, or use reszoo.load."
         )
-    if spec is None:
-        _check_unambiguous(chosen, fitting, source)
+    plain = [each.name for each in fitting if each.spec.shortcut == "none"]
+    if (
+        spec is None
+        and plain
+        and chosen.shortcut == "none"
+        and chosen.name not in plain
+    ):
+        raise CheckpointError(
+            f"{source} has no projections, so it is a {plain[0]} or a {chosen.name} "
+            "with shortcut='identity'. Say which: "
+            f"reszoo.build({plain[0]!r}, weights=...)."
+        )
     head = tensors.get(HEAD[0])
     described = architecture(
         chosen.spec,
@@ -82,14 +96,6 @@ def infer_architecture(
     height, width, _ = described.input_shape
     channels = found[convolutions(chosen)[0].name][1]
     return replace(described, input_shape=(height, width, channels))
-
-
-def _shapes(tensors: Tensors) -> Shapes:
-    return {
-        name.removesuffix(".weight"): tensor.shape if tensor.ndim == 4 else ()
-        for name, tensor in tensors.items()
-        if name.endswith(".weight") and name not in HEAD
-    }
 
 
 def _differences(found: Shapes, candidate: Architecture) -> list[str]:
@@ -124,18 +130,6 @@ def _fits_nothing(
         f"differs in the layers {shown}{f' and {more} more' if more > 0 else ''}. "
         "Give the ResNetSpec of the model, if it is another: reszoo.load(path, spec)."
     )
-
-
-def _check_unambiguous(
-    chosen: Architecture, fitting: list[Architecture], source: str
-) -> None:
-    plain = [each.name for each in fitting if each.spec.shortcut == "none"]
-    if plain and chosen.shortcut == "none" and chosen.name not in plain:
-        raise CheckpointError(
-            f"{source} has no projections, so it is a {plain[0]} or a {chosen.name} "
-            "with shortcut='identity'. Say which: "
-            f"reszoo.build({plain[0]!r}, weights=...)."
-        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +180,11 @@ def load_weights(
     fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
     counters = {key: value for key, value in tensors.items() if key.endswith(COUNTER)}
-    fitted = _adapted(tensors, described)
+    first = convolutions(described)[0]
+    kernel = f"{first.name}.weight"
+    fitted = {**tensors, kernel: adapt_input(tensors[kernel], first.in_channels)}
+    if not described.include_top:
+        fitted = {key: value for key, value in fitted.items() if key not in HEAD}
     report = assign_tensors(model, fitted, source, fresh_head=fresh)
     card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
@@ -294,15 +292,6 @@ def _described(
                 "has (classes=10), or build without (include_top=False)."
             )
     return architecture(saved.spec, **{**kept, **given})
-
-
-def _adapted(tensors: Tensors, described: Architecture) -> Tensors:
-    first = convolutions(described)[0]
-    name = f"{first.name}.weight"
-    fitted = {**tensors, name: adapt_input(tensors[name], first.in_channels)}
-    if not described.include_top:
-        fitted = {key: value for key, value in fitted.items() if key not in HEAD}
-    return fitted
 
 
 def _renamed(saved: Card, labels: tuple[str, ...] | None, source: str) -> bool:

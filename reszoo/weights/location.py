@@ -132,9 +132,9 @@ def _published(name: str, variant: str | None, consent: bool) -> Found:
     address = parse_address(row.address)
     source = f"{row.variant} {row.name}"
     if address.kind == "hub":
-        found = _from_hub(address.where, address.revision, source)
-        return Found(path=found.path, source=source, published=row)
-    path = download.fetch(row.address, row.sha256)
+        path = _from_hub(address.where, address.revision, source).path
+    else:
+        path = download.fetch(row.address, row.sha256)
     return Found(path=path, source=source, published=row)
 
 
@@ -159,12 +159,9 @@ def _local(path: Path, variant: str | None) -> Found:
         known = config if config.is_file() else None
         return Found(path=inside, source=str(path), config=known)
     if not path.exists() and path.suffix not in SUFFIXES:
-        known_names = [
-            "imagenet",
-            *BUNDLED,
-            *(published_names(variant) if variant else ()),
-        ]
-        raise UnknownNameError("file or published weights", str(path), known_names)
+        published = published_names(variant) if variant else ()
+        names = ("imagenet", *BUNDLED, *published)
+        raise UnknownNameError("file or published weights", str(path), names)
     return Found(path=path, source=str(path))
 
 

@@ -56,12 +56,12 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.wrong_shape)
 
     def __str__(self) -> str:
-        problems = [
-            _listed("missing", self.missing),
-            _listed("unexpected", self.unexpected),
-            _listed("of another shape", self.wrong_shape),
-        ]
         if not self.complete:
+            problems = (
+                _listed("missing", self.missing),
+                _listed("unexpected", self.unexpected),
+                _listed("of another shape", self.wrong_shape),
+            )
             return f"{' '.join(filter(None, problems))} Nothing was loaded."
         text = f"{len(self.loaded)} tensors loaded from {self.source}"
         if self.head is None:
@@ -132,17 +132,16 @@ def assign_tensors(
     if fresh_head:
         slots = {name: slot for name, slot in slots.items() if name not in HEAD}
         given -= set(HEAD)
-    wrong = [
-        f"{name} is {tensors[name].shape}, not {slot.torch_shape}"
-        for name, slot in slots.items()
-        if name in given and tensors[name].shape != slot.torch_shape
-    ]
     report = LoadReport(
         source=source,
         loaded=tuple(name for name in slots if name in given),
         missing=tuple(name for name in slots if name not in given),
         unexpected=tuple(sorted(given - set(slots))),
-        wrong_shape=tuple(wrong),
+        wrong_shape=tuple(
+            f"{name} is {tensors[name].shape}, not {slot.torch_shape}"
+            for name, slot in slots.items()
+            if name in given and tensors[name].shape != slot.torch_shape
+        ),
         head=head,
     )
     if not report.complete:

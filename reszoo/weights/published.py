@@ -133,8 +133,8 @@ _TIMM_ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
         ("tv2_in1k", (176, 0.875, 80.436, 95.082), (224, 0.965, 81.598, 95.764)),
     ),
 }
-# Source: torchvision 0.28.0, `models/resnet.py`. Net, version, first 8 digits of the
-# file's sha256 (they are part of its name), top-1, top-5.
+# Source: torchvision 0.28.0, `models/resnet.py`. Variant, version, first 8 digits of
+# the file's sha256 (they are part of its name), top-1, top-5.
 _TORCHVISION_ROWS = (
     ("resnet18", "V1", "f37072fd", 69.758, 89.078),
     ("resnet34", "V1", "b627a593", 73.314, 91.420),
@@ -296,11 +296,8 @@ def _from_timm(
 
 def _table() -> dict[tuple[str, str], PublishedWeights]:
     rows = [_from_torchvision(*row) for row in _TORCHVISION_ROWS]
-    rows += [
-        _from_timm(variant, *row)
-        for variant in _TIMM_ROWS
-        for row in _TIMM_ROWS[variant]
-    ]
+    for variant, listed in _TIMM_ROWS.items():
+        rows += [_from_timm(variant, *row) for row in listed]
     # By variant, shallow ones first; the sort is stable, so torchvision stays ahead.
     rows.sort(key=lambda weights: list(DEFAULTS).index(weights.variant))
     return {(weights.variant, weights.name): weights for weights in rows}

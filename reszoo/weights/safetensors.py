@@ -53,11 +53,17 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
         CheckpointError: No such file, not safetensors, or damaged.
     """
     file = Path(path)
-    # The library checks the header: sizes, offsets, overlaps, gaps.
-    with _opened(file) as reader:
-        text = (reader.metadata() or {}).get(_KEY)
+    if not file.is_file():
+        raise CheckpointError(f"There is no checkpoint {file}.")
     try:
+        # The library checks the header: sizes, offsets, overlaps, gaps.
+        with safe_open(file, framework="numpy") as reader:
+            text = (reader.metadata() or {}).get(_KEY)
         tensors = _views(file)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is not a complete safetensors file ({error}). Copy it again."
+        ) from error
     # json and the library may read a damaged header differently.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} has a damaged header ({error}).") from error
@@ -87,17 +93,6 @@ def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any
         wide = raw.view("<u2").astype(np.uint32) << 16
         return wide.view(np.float32).reshape(info["shape"])
     return raw.view(_DTYPES[info["dtype"]]).reshape(info["shape"])
-
-
-def _opened(file: Path) -> safe_open:
-    if not file.is_file():
-        raise CheckpointError(f"There is no checkpoint {file}.")
-    try:
-        return safe_open(file, framework="numpy")
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is not a complete safetensors file ({error}). Copy it again."
-        ) from error
 
 
 def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:

@@ -59,8 +59,6 @@ class _BoundedReader(io.BufferedReader):
 
 def looks_like_torch(path: str | os.PathLike[str]) -> bool:
     """Tell by its content whether a file is a torch checkpoint of either layout."""
-    if not Path(path).is_file():
-        return False
     try:
         with _BoundedReader(io.FileIO(path)) as stream:
             head = _head(stream)
@@ -178,14 +176,13 @@ class Storage:
             raw = stream.read(part.size * stored.itemsize)
             if len(raw) < part.size * stored.itemsize:
                 raise RefusalError(f"ends within storage {self.key!r}. Copy it again.")
-            part[...] = self._decoded(np.frombuffer(raw, stored))
-
-    def _decoded(self, raw: Array) -> Array:
-        if self.type.name == "BFloat16Storage":
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        if self.type.name == "BoolStorage" and raw.max() > 1:
-            raise RefusalError(f"has truth values other than 0 and 1 in {self.key!r}.")
-        return raw
+            values: Array = np.frombuffer(raw, stored)
+            if self.type.name == "BFloat16Storage":
+                values = (values.astype(np.uint32) << 16).view(np.float32)
+            elif self.type.name == "BoolStorage" and values.max() > 1:
+                reason = f"has truth values other than 0 and 1 in {self.key!r}."
+                raise RefusalError(reason)
+            part[...] = values
 
     def tensor(
         self, start: int, shape: tuple[int, ...], steps: tuple[int, ...]
@@ -224,18 +221,15 @@ class StorageView:
 
 
 def _repeats_elements(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
-    if math.prod(shape) <= 1:
+    if 0 in shape:
         return False
-    axes = [
-        (size, step)
-        for step, size in sorted(zip(steps, shape, strict=True))
-        if size > 1
-    ]
-    return any(step <= _reach(axes[:place]) for place, (_, step) in enumerate(axes))
+    pairs = zip(steps, shape, strict=True)
+    axes = sorted((step, size) for step, size in pairs if size > 1)
+    return any(step <= _reach(axes[:place]) for place, (step, _) in enumerate(axes))
 
 
 def _reach(axes: Iterable[tuple[int, int]]) -> int:
-    return sum((size - 1) * step for size, step in axes)
+    return sum(step * (size - 1) for step, size in axes)
 
 
 def _rebuild_tensor(
@@ -259,12 +253,10 @@ def _rebuild_tensor(
     return view.storage.tensor(view.start + start, shape, steps)
 
 
-def _counts(numbers: object) -> tuple[int, ...]:
+def _counts(numbers: object = ()) -> tuple[int, ...]:
     if not isinstance(numbers, (tuple, list)) or len(numbers) > _MAX_AXES:
         raise RefusalError("has a tensor whose shape is not a list of sizes.")
-    if not all(
-        type(number) is int and 0 <= number < _MAX_ELEMENTS for number in numbers
-    ):
+    if not all(type(each) is int and 0 <= each < _MAX_ELEMENTS for each in numbers):
         raise RefusalError(
             "has a tensor with a size, stride or offset that is not a count of "
             "elements."
@@ -277,7 +269,7 @@ def _fits(
 ) -> bool:
     if 0 in shape:
         return start <= count and math.prod(size or 1 for size in shape) < _MAX_ELEMENTS
-    return start + _reach(zip(shape, steps, strict=True)) < count
+    return start + _reach(zip(steps, shape, strict=True)) < count
 
 
 class Namespace(dict[str, Any]):
@@ -316,10 +308,6 @@ def _dict(entries: object = ()) -> dict[Any, Any]:
     if not isinstance(pairs, Iterable):
         raise RefusalError("has a dict that is made of no entries.")
     return {checked_key(key): value for key, value in pairs}
-
-
-def _size(sizes: object = ()) -> tuple[int, ...]:
-    return _counts(sizes)
 
 
 def _set(items: Sequence[object] = ()) -> set[Any]:
@@ -373,7 +361,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
-    ("torch", "Size"): _size,
+    ("torch", "Size"): _counts,
     ("torch", "device"): _device,
     ("numpy.core.multiarray", "scalar"): _number,
     ("numpy._core.multiarray", "scalar"): _number,
@@ -399,22 +387,19 @@ class _ZipReader:
                 "is a zip archive without torch's data.pkl, so not a torch checkpoint."
             )
         self._root = pickles[0].removesuffix("data.pkl")
-        self._refuse_torchscript()
+        marks = (f"{self._root}constants.pkl", f"{self._root}code/")
+        if any(name.startswith(marks) for name in archive.namelist()):
+            raise RefusalError(
+                "is a TorchScript archive, a program with weights in it. Save only the "
+                "weights where you trust it: "
+                "`torch.save(torch.jit.load(path).state_dict(), new_path)`."
+            )
         _check_members(archive.infolist(), size)
         self._order = self._byte_order()
 
     def read(self) -> Any:
         content = self._content("data.pkl")
         return Unpickler(_ALLOWED, self._persistent_load).load(io.BytesIO(content))
-
-    def _refuse_torchscript(self) -> None:
-        marks = (f"{self._root}constants.pkl", f"{self._root}code/")
-        if any(name.startswith(marks) for name in self._archive.namelist()):
-            raise RefusalError(
-                "is a TorchScript archive, a program with weights in it. Save only the "
-                "weights where you trust it: "
-                "`torch.save(torch.jit.load(path).state_dict(), new_path)`."
-            )
 
     def _byte_order(self) -> ByteOrder:
         if f"{self._root}byteorder" not in self._archive.namelist():

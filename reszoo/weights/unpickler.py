@@ -17,21 +17,12 @@ _MAX_NAME = 80
 _MAX_KEY = 2**61 - 1
 _PLAIN = (str, int, float, bytes, bytearray, type(None), np.ndarray)
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set)
-_LITERALS = frozenset(
-    (
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
-        *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
-        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    )
+_LITERALS = (
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 )
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY: dict[str, Callable[[], Any]] = {
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": set,
-}
 
 
 class RefusalError(Exception):
@@ -88,25 +79,12 @@ class Unpickler:
             self._count_steps(1)
             if self._position - start > MAX_BYTES:
                 raise RefusalError(f"has a pickle of more than {MAX_BYTES:,} bytes.")
-            self._execute(opcode.name, argument)
-        return self._result()
-
-    def _execute(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
-            self._push(argument)
-        elif name in _CONSTANTS:
-            self._push(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self._push(_EMPTY[name]())
-        elif name in _INSTRUCTIONS:
-            _INSTRUCTIONS[name](self, argument)
-        else:
-            raise RefusalError(
-                f"uses the pickle instruction {name}, which weights do not need. "
-                "Nothing was executed."
-            )
-
-    def _result(self) -> Any:
+            if opcode.name not in _INSTRUCTIONS:
+                raise RefusalError(
+                    f"uses the pickle instruction {opcode.name}, which weights do not "
+                    "need. Nothing was executed."
+                )
+            _INSTRUCTIONS[opcode.name](self, argument)
         (tree,) = self._pop(1)
         if self._stack or self._metastack or self._frame_end > self._position + 1:
             raise RefusalError("has a pickle that stops before it is complete.")
@@ -234,6 +212,14 @@ class Unpickler:
 
 _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
     **dict.fromkeys(("PROTO", "STOP"), lambda u, _: None),
+    **dict.fromkeys(_LITERALS, Unpickler._push),
+    "NONE": lambda u, _: u._push(None),
+    "NEWTRUE": lambda u, _: u._push(True),
+    "NEWFALSE": lambda u, _: u._push(False),
+    "EMPTY_LIST": lambda u, _: u._push([]),
+    "EMPTY_DICT": lambda u, _: u._push({}),
+    "EMPTY_TUPLE": lambda u, _: u._push(()),
+    "EMPTY_SET": lambda u, _: u._push(set()),
     "FRAME": Unpickler._frame,
     "MARK": lambda u, _: u._mark(),
     "POP": lambda u, _: u._pop(1),

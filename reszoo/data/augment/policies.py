@@ -265,9 +265,7 @@ def find_policy(name: str) -> Policy:
     if strength is None:
         return trivial_augment
     magnitude, deviation = strength
-    return lambda image, key, canvas: rand_augment(
-        image, key, canvas, magnitude=magnitude, deviation=deviation
-    )
+    return partial(rand_augment, magnitude=magnitude, deviation=deviation)
 
 
 def trivial_augment(image: tf.Tensor, key: tf.Tensor, canvas: Canvas) -> tf.Tensor:
@@ -341,10 +339,10 @@ def _apply(
         matrix = tuple(tf.unstack(matrices[row]))
         return tf.ensure_shape(transform(image, matrix, canvas), shape)
 
-    branches = [
-        move,
-        *(lambda name=name: _COLOURS[name](image, value(name)) for name in others),
-    ]
+    def colour(name: str) -> tf.Tensor:
+        return _COLOURS[name](image, value(name))
+
+    branches = [move, *(partial(colour, name) for name in others)]
     branch = [0 if name in moves else 1 + others.index(name) for name in names]
     return tf.switch_case(tf.gather(branch, choice), branches)
 
@@ -381,15 +379,12 @@ def _both(greatest: float, around: float = 0.0) -> Any:
 # Name -> values by sign and strength. Shifts are whole pixels.
 TRIVIAL: Mapping[str, Any] = {
     "identity": _NOTHING,
-    "shear_x": _both(0.99),
-    "shear_y": _both(0.99),
-    "translate_x": np.trunc(_both(32)),
-    "translate_y": np.trunc(_both(32)),
+    **dict.fromkeys(("shear_x", "shear_y"), _both(0.99)),
+    **dict.fromkeys(("translate_x", "translate_y"), np.trunc(_both(32))),
     "rotate": _both(135),
-    "brightness": _both(0.99, around=1),
-    "saturation": _both(0.99, around=1),
-    "contrast": _both(0.99, around=1),
-    "sharpness": _both(0.99, around=1),
+    **dict.fromkeys(
+        ("brightness", "saturation", "contrast", "sharpness"), _both(0.99, around=1)
+    ),
     "posterize": np.tile(8 - np.round(np.arange(_STRENGTHS) / 5), (2, 1)),
     "solarize": np.tile(np.linspace(255, 0, _STRENGTHS), (2, 1)),
     "autocontrast": _NOTHING,
@@ -397,25 +392,20 @@ TRIVIAL: Mapping[str, Any] = {
 }
 
 
-def _enhancement(share: Any, sign: Any) -> Any:
-    return tf.maximum(1 + sign * share * 0.9, 0.1)
-
-
 # Name -> its value from the share of the greatest level, 0 to 1, and a sign.
 RAND: Mapping[str, Callable[[Any, Any], Any]] = {
-    "autocontrast": lambda share, sign: None,
-    "equalize": lambda share, sign: None,
-    "invert": lambda share, sign: None,
+    **dict.fromkeys(("autocontrast", "equalize", "invert"), lambda share, sign: None),
     "rotate": lambda share, sign: sign * share * 30,
     "posterize": lambda share, sign: 4 - tf.floor(share * 4),
     "solarize": lambda share, sign: 256 - tf.floor(share * 256),
     "solarize_add": lambda share, sign: tf.floor(share * 110),
-    "saturation": _enhancement,
-    "contrast": _enhancement,
-    "brightness": _enhancement,
-    "sharpness": _enhancement,
-    "shear_x": lambda share, sign: sign * share * 0.3,
-    "shear_y": lambda share, sign: sign * share * 0.3,
-    "translate_x_share": lambda share, sign: sign * share * 0.45,
-    "translate_y_share": lambda share, sign: sign * share * 0.45,
+    **dict.fromkeys(
+        ("saturation", "contrast", "brightness", "sharpness"),
+        lambda share, sign: tf.maximum(1 + sign * share * 0.9, 0.1),
+    ),
+    **dict.fromkeys(("shear_x", "shear_y"), lambda share, sign: sign * share * 0.3),
+    **dict.fromkeys(
+        ("translate_x_share", "translate_y_share"),
+        lambda share, sign: sign * share * 0.45,
+    ),
 }
