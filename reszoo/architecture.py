@@ -121,19 +121,17 @@ def convolutions(architecture: Architecture) -> tuple[Convolution, ...]:
     spec = architecture.spec
     found = list(_stem(architecture))
     channels = found[-1].filters
-    for stage, (depth, width) in enumerate(
-        zip(spec.depths, spec.widths, strict=True), start=1
-    ):
+    stages = zip(spec.depths, spec.widths, strict=True)
+    for stage, (depth, width) in enumerate(stages, start=1):
         for index in range(depth):
             stride = 2 if stage > 1 and index == 0 else 1
             place = {"stage": stage, "block": f"layer{stage}.{index}"}
             path = list(_path(architecture, width, channels, stride, place))
             filters = path[-1].filters
-            changes = stride > 1 or channels != filters
             found += path
-            if architecture.shortcut == "projection-all" or (
-                architecture.shortcut == "projection" and changes
-            ):
+            changes = stride > 1 or channels != filters
+            projected = ("projection-all", *("projection",) * changes)
+            if architecture.shortcut in projected:
                 found.append(_projection(spec, channels, filters, stride, place))
             channels = filters
     return tuple(found)

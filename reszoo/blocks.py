@@ -95,7 +95,7 @@ def mlp(
 ) -> keras.Model:
     """Build a multilayer perceptron, with shortcuts or without.
 
-    As the CIFAR nets of He et al. 2015, section 4.2, it has 2n + 2 weighted layers:
+    As the CIFAR networks of He et al. 2015, section 4.2, it has 2n + 2 weighted layers:
     one that brings the image to `width`, n blocks of two, and the classifier. Each but
     the last is followed by batch normalisation and a ReLU.
 
@@ -105,7 +105,7 @@ def mlp(
         classes: Number of classes.
         input_shape: `(height, width, channels)` of the images, or `(features,)`.
         shortcut: "identity" adds the activation from two layers before, "none" does
-            not. The two nets are equal in width, depth and parameters.
+            not. The two models are equal in width, depth and parameters.
         seed: Decides the fresh weights; None draws them anew each time.
         name: Of the model.
 

@@ -49,8 +49,7 @@ def quiet(*, show: bool = True) -> Iterator[None]:
     Args:
         show: Whether to show what was written to the error stream if the body fails.
     """
-    redirected = _held_stderr(show) if _own_process else nullcontext()
-    with redirected, _LIBRARY_NOISE:
+    with _held_stderr(show) if _own_process else nullcontext(), _LIBRARY_NOISE:
         yield
 
 

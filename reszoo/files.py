@@ -20,10 +20,8 @@ def cache_folder() -> Path:
     It is the environment variable `RESZOO_HOME`, or else `reszoo` in the user's
     cache (`XDG_CACHE_HOME`, or else `~/.cache`). It need not exist yet.
     """
-    home = os.environ.get("RESZOO_HOME")
-    if not home:
-        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        home = f"{caches}/reszoo"
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("RESZOO_HOME") or f"{caches}/reszoo"
     return Path(home).expanduser().absolute()
 
 
@@ -115,10 +113,8 @@ def _sweep(final: Path) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 

@@ -166,9 +166,8 @@ class _Builder:
         # the picture by a pixel against torch: 6 to 7 % of the logits.
         padding = "same" if each.stride == 1 else "valid"
         if each.stride > 1 and each.kernel_size > 1:
-            side = each.kernel_size // 2
-            pad = keras.layers.ZeroPadding2D(side, name=f"{each.name}.pad", **_NHWC)
-            x = pad(x)
+            side, name = each.kernel_size // 2, f"{each.name}.pad"
+            x = keras.layers.ZeroPadding2D(side, name=name, **_NHWC)(x)
         starts_at_zero = ends_block and self.zero_init_residual
         # He et al. 2015b (arXiv:1502.01852), fan-out as torchvision.
         kernel = keras.initializers.VarianceScaling(

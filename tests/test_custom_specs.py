@@ -79,7 +79,7 @@ def test_every_member_of_the_family_is_saved_loaded_and_exported(
     np.testing.assert_array_equal(again(X, training=False), model(X, training=False))
     formats = ("saved_model", "tflite", "tflite-fp16", "onnx", "onnx-fp16")
     reszoo.export(again, tmp_path / "export", formats=formats)
-    folded = make_serving(again).net
+    folded = make_serving(again).model
     kinds = {layer.name: type(layer).__name__ for layer in folded.layers}
     left = {layer for layer, kind in kinds.items() if kind == "ScaleShift"}
     assert left == set(standalone_norms(reszoo.card(model).architecture))

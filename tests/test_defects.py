@@ -366,7 +366,7 @@ class Training:
 
 
 def in_training_mode(case: Case) -> Serving:
-    return replace(case.serving, net=Training(case.model))
+    return replace(case.serving, model=Training(case.model))
 
 
 def for_one_image(case: Case) -> Serving:

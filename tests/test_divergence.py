@@ -27,15 +27,15 @@ def serving() -> Any:
 
 def changed(serving: Any, layer: str, format_: str, folder: Path) -> Path:
     """Write a file in which a layer has lost what it adds to one channel."""
-    weights = serving.net.get_layer(layer).get_weights()
+    weights = serving.model.get_layer(layer).get_weights()
     others = [weight.copy() for weight in weights]
     others[0][..., 0] = 0
-    serving.net.get_layer(layer).set_weights(others)
+    serving.model.get_layer(layer).set_weights(others)
     path = folder / FORMATS[format_].file
     try:
         FORMATS[format_].write(serving, path, None)
     finally:
-        serving.net.get_layer(layer).set_weights(weights)
+        serving.model.get_layer(layer).set_weights(weights)
     return path
 
 

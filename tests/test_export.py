@@ -109,8 +109,8 @@ def test_folding_is_exact_and_touches_nothing() -> None:
     before = to_tensors(model)
     folded = serving.make_serving(model)
     x = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-    np.testing.assert_allclose(folded.net(x), model(x, training=False), atol=1e-4)
-    kinds = {type(layer).__name__ for layer in folded.net.layers}
+    np.testing.assert_allclose(folded.model(x), model(x, training=False), atol=1e-4)
+    kinds = {type(layer).__name__ for layer in folded.model.layers}
     assert "BatchNormalization" not in kinds
     after = to_tensors(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)

@@ -65,7 +65,7 @@ def test_a_file_that_does_not_match_is_not_left_under_its_name(
         record = graph.card.preprocessing
         turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
         card = replace(graph.card, preprocessing=turned)
-        return convert(serving.Serving(graph.net, card))
+        return convert(serving.Serving(graph.model, card))
 
     monkeypatch.setattr(writer, "convert", swapped)
     with pytest.raises(reszoo.VerificationError, match=r"model\.onnx: "):

@@ -49,7 +49,7 @@ def digits(run: Any) -> Any:
 @pytest.fixture(scope="module")
 def chosen(digits: Any) -> Any:
     serving, calibration, *_ = digits
-    return ranges.choose(serving.net, serving.card.preprocessing, calibration)
+    return ranges.choose(serving.model, serving.card.preprocessing, calibration)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ RUNNERS = {"a.tflite": run_tflite, "a.onnx": run_onnx}
 def computed(digits: Any, weights: Any, chosen: Any) -> Any:
     """Answer in Keras with rounded weights and activations."""
     serving, _, images, _ = digits
-    net = integer_model.build_integer_net(serving.net, weights, chosen.inner_ranges)
+    net = integer_model.build_integer_model(serving.model, weights, chosen.inner_ranges)
     logits = net.predict(images.astype(np.float32), verbose=0)
     return keras.ops.softmax(logits).numpy()
 
@@ -223,7 +223,7 @@ def test_the_ranges_of_least_divergence_are_taken(chosen: Any) -> None:
 
 def test_a_choice_is_made_once_for_all_formats(digits: Any, chosen: Any) -> None:
     serving, calibration, *_ = digits
-    again = ranges.choose(serving.net, serving.card.preprocessing, calibration)
+    again = ranges.choose(serving.model, serving.card.preprocessing, calibration)
     assert again is chosen
 
 
@@ -246,20 +246,20 @@ def test_a_net_of_bytes_is_the_same_net(name: str) -> None:
     model = randomise(reszoo.build(name, input_shape=(32, 32, 3), classes=5))
     serving = make_serving(model)
     record = serving.card.preprocessing
-    weights = integer_model.byte_weights(serving.net, record)
-    bytes_net = integer_model.build_integer_net(serving.net, weights, {})
+    weights = integer_model.byte_weights(serving.model, record)
+    bytes_net = integer_model.build_integer_model(serving.model, weights, {})
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
     np.testing.assert_allclose(
-        bytes_net(pixels), serving.net(record.normalise(pixels)), atol=1e-5
+        bytes_net(pixels), serving.model(record.normalise(pixels)), atol=1e-5
     )
 
 
 def test_biases_make_up_for_rounded_kernels() -> None:
     model = randomise(reszoo.build("resnet20", input_shape=(32, 32, 3), classes=5))
-    net = make_serving(model).net
+    net = make_serving(model).model
     weights = integer_model.byte_weights(net, reszoo.card(model).preprocessing)
-    exact = integer_model.build_integer_net(net, weights, {})
+    exact = integer_model.build_integer_model(net, weights, {})
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (10, 32, 32, 3), np.uint8)
     _, inputs = ranges.observe(exact, ["relu"], images)
@@ -288,10 +288,10 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
             )
             layer.beta.assign(layer.beta + np.eye(1, layer.beta.shape[0])[0])
     serving = make_serving(model)
-    weights = integer_model.byte_weights(serving.net, serving.card.preprocessing)
-    net = integer_model.build_integer_net(serving.net, weights, {})
+    weights = integer_model.byte_weights(serving.model, serving.card.preprocessing)
+    net = integer_model.build_integer_model(serving.model, weights, {})
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    ends, _ = ranges.observe(net, integer_model.quantized_layers(serving.net), images)
+    ends, _ = ranges.observe(net, integer_model.quantized_layers(serving.model), images)
     proto = convert(integer_model.as_bytes(serving, net))
     steps = {name: grids.narrow_steps(kernel) for name, (kernel, _) in weights.items()}
     spans = ranges.ranges_of(ends, 1.0)
@@ -351,7 +351,7 @@ def test_features_and_other_layouts_are_quantised_as_well(
     options = ExportOptions(outputs="features", layout="nchw")
     features = make_serving(run.model, options)
     record = serving.card.preprocessing
-    expected = features.net(record.normalise(images[:20].astype(np.float32))).numpy()
+    expected = features.model(record.normalise(images[:20].astype(np.float32))).numpy()
     path = tmp_path / "features.onnx"
     writer.write_int8(features, path, calibration)
     turned = np.ascontiguousarray(images[:20].transpose(0, 3, 1, 2))

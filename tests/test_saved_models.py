@@ -101,7 +101,7 @@ def quantized(path: Path) -> dict[str, list[Any]]:
 
 
 def test_the_int8_kernels_are_rounded_as_the_exporter_rounds(serving: Serving) -> None:
-    weights = byte_weights(serving.net, serving.card.preprocessing)
+    weights = byte_weights(serving.model, serving.card.preprocessing)
     kernels = quantized(FOLDER / "model-int8.tflite")["kernels"]
     convolutions = [pair[0] for pair in weights.values() if pair[0].ndim == 4]
     assert len(kernels) == len(convolutions) == 19

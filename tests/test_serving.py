@@ -115,7 +115,7 @@ def test_a_float32_twin_follows_the_card() -> None:
         twin = float32_twin(model, serving.card)
     finally:
         keras.config.set_dtype_policy("float32")
-    assert {layer.compute_dtype for layer in (*twin.layers, *serving.net.layers)} == {
+    assert {layer.compute_dtype for layer in (*twin.layers, *serving.model.layers)} == {
         "float32"
     }
     assert twin.input_shape == (None, 24, 24, 3)

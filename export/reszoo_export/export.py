@@ -259,7 +259,7 @@ class _Export:
         """Return how the activation ranges of an int8 file were chosen."""
         if self.calibration is None or row.precision != "int8":
             return None
-        ranges: dict[str, Any] = self.calibration.choices[self.serving.net].to_json()
+        ranges: dict[str, Any] = self.calibration.choices[self.serving.model].to_json()
         return ranges
 
     def _write_beside(self, folder: Path) -> dict[str, str]:

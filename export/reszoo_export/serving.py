@@ -33,10 +33,10 @@ _COMPILED = "compiled with reszoo for fit"
 
 @dataclass(frozen=True)
 class Serving:
-    """A folded float32 net and its card, ready to be traced.
+    """A folded float32 model and its card, ready to be traced.
 
     Attributes:
-        net: Normalised pixels in, logits out, or features where the options ask for
+        model: Normalised pixels in, logits out, or features where the options ask for
             them; no batch normalisation.
         card: Of the exported function: of its image size, and without labels where
             it gives features.
@@ -45,7 +45,7 @@ class Serving:
             those of `keras.applications` do; the function takes RGB all the same.
     """
 
-    net: keras.Model
+    model: keras.Model
     card: Card
     options: ExportOptions = field(default_factory=ExportOptions)
     bgr: bool = False
@@ -75,7 +75,7 @@ class Serving:
         """Return a `tf.function` from pixels in 0..255 to the outputs named.
 
         Args:
-            *outputs: "logits", "probabilities" or both; "features" for a net without
+            *outputs: "logits", "probabilities" or both; "features" for a model without
                 a classifier.
             batch: A fixed batch size; None leaves it open.
             dtype: Of the pixels: `tf.uint8` or `tf.float32`.
@@ -83,7 +83,7 @@ class Serving:
 
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = self.card.preprocessing.normalise(tf.cast(image, tf.float32))
-            answer = self.net(pixels, training=False)
+            answer = self.model(pixels, training=False)
             if not self.card.architecture.include_top:
                 return {FEATURES: tf.identity(answer, FEATURES)}
             answers = {
@@ -130,8 +130,8 @@ def make_serving(
     architecture = replace(
         card.architecture, input_shape=(size, size, 3), classifier_activation=None
     )
-    net = _float32_model(architecture, tensors, folded=True)
-    return Serving(net, card, options, bgr=is_bgr)
+    folded = _float32_model(architecture, tensors, folded=True)
+    return Serving(folded, card, options, bgr=is_bgr)
 
 
 def float32_twin(model: keras.Model, card: Card) -> keras.Model:

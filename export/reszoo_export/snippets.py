@@ -93,7 +93,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
     features = output["name"] == "features"
     size, short = card.preprocessing.eval_size, card.preprocessing.resize_size
     words: dict[str, Any] = {
-        "NET": card.architecture.name,
+        "MODEL": card.architecture.name,
         "SIZE": size,
         "SHORT": short,
         "RESAMPLING": card.preprocessing.interpolation.upper(),

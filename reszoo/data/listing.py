@@ -14,13 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples, Records
-from reszoo.data.splits import (
-    SPLIT_NAMES,
-    Indices,
-    check_counts,
-    hold_out,
-    split_name,
-)
+from reszoo.data.splits import SPLIT_NAMES, Indices, check_counts, hold_out, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 # Data sets that are opened by name; a folder of that name comes first.

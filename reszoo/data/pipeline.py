@@ -129,11 +129,18 @@ def training_batches(
         # One row for each place, without the axis of steps.
         return [each[mine].reshape(-1, *each.shape[2:]) for each in slots]
 
+    def sliced(*which: tf.Tensor) -> tf.data.Dataset:
+        kinds = (tf.int64, tf.int64, tf.int64, tf.float32)
+        shapes = ((None,), (None, 2), (None,), (None, 3))
+        slots = tf.numpy_function(slots_of, which, kinds)
+        return tf.data.Dataset.from_tensor_slices(
+            tuple(map(tf.ensure_shape, slots, shapes))
+        )
+
     numbers = np.arange(epoch, epoch + epochs)
     starts = np.where(numbers == epoch, start, 0)
     images = tf.data.Dataset.from_tensor_slices((numbers, starts))
-    images = images.flat_map(lambda *which: _sliced(slots_of, which))
-    images = images.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    images = images.flat_map(sliced).map(load, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = images.batch(part, drop_remainder=True)
     return batches.map(finish).prefetch(_AHEAD)
@@ -172,16 +179,6 @@ def _epoch_slots(
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)
     draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
     return indices, keys, targets[indices], draws[variants]
-
-
-def _sliced(
-    slots_of: Callable[..., Any], which: tuple[tf.Tensor, tf.Tensor]
-) -> tf.data.Dataset:
-    kinds = (tf.int64, tf.int64, tf.int64, tf.float32)
-    shapes = ((None,), (None, 2), (None,), (None, 3))
-    slots = tf.numpy_function(slots_of, which, kinds)
-    known = [tf.ensure_shape(*pair) for pair in zip(slots, shapes, strict=True)]
-    return tf.data.Dataset.from_tensor_slices(tuple(known))
 
 
 def _finisher(

@@ -41,10 +41,7 @@ _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")
 _SUFFIXES = {"JPEG": JPEG_SUFFIXES, "PNG": (".png",)}
 # Files that any library reads as the same RGB: the modes of a format, and how a
 # complete file ends.
-_COPIED = {
-    "JPEG": (("RGB", "L"), JPEG_END),
-    "PNG": (("RGB", "L", "P", "1"), PNG_END),
-}
+_COPIED = {"JPEG": (("RGB", "L"), JPEG_END), "PNG": (("RGB", "L", "P", "1"), PNG_END)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,15 +125,9 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     listing = tfds.read(name) if of_tfds else list_images(name)
     of_characters = of_tfds and tfds.is_of_characters(name)
     splits, unreadable, warnings = check(listing, bad_images)
-    return Source(
-        name if of_tfds else str(Path(name)),
-        listing.labels,
-        splits,
-        listing.labels != arrays.DIGITS and not of_characters,
-        unreadable,
-        None if of_tfds else listing.root,
-        warnings,
-    )
+    flip_safe = listing.labels != arrays.DIGITS and not of_characters
+    name, root = (name, None) if of_tfds else (str(Path(name)), listing.root)
+    return Source(name, listing.labels, splits, flip_safe, unreadable, root, warnings)
 
 
 def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> None:
@@ -184,13 +178,11 @@ def fingerprint(source: Source) -> dict[str, Any]:
 
 
 def _digest(examples: Examples, root: str | None) -> str:
-    digest = hashlib.sha256()
-    digest.update(examples.targets.astype("<i8").tobytes())
+    digest = hashlib.sha256(examples.targets.astype("<i8").tobytes())
     digest.update(bytes([examples.recover]))
     for part in _contents(examples, root):
         # A length before each part keeps "ab", "c" apart from "a", "bc".
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
+        digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
 

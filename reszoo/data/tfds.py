@@ -126,9 +126,7 @@ def _find(data: str) -> Path:
     found = [v for v in versions if not version or v == _number(version)]
     if found:
         return versions[max(found)]
-    configs = sorted(
-        folder.name for folder in root.glob("*/") if any(_prepared(folder))
-    )
+    configs = sorted(each.name for each in root.glob("*/") if any(_prepared(each)))
     if configs:
         raise UsageError(
             f"{data} has configurations: {', '.join(configs)}. "

@@ -23,7 +23,7 @@ BUNDLED: dict[str, dict[str, Path]] = {
     "cifar10": {
         "resnet20": _FOLDER / "resnet20-cifar10.safetensors",
         "resnet32": _FOLDER / "resnet32-cifar10.safetensors",
-    },
+    }
 }
 
 

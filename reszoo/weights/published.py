@@ -32,18 +32,6 @@ class _Family(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def preprocessing(
-        self, train_size: int, eval_size: int, crop_pct: float
-    ) -> Preprocessing:
-        return Preprocessing(
-            train_size=train_size,
-            eval_size=eval_size,
-            crop_pct=crop_pct,
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-        )
-
 
 _TORCHVISION = _Family("bsd-3-clause", "bilinear")
 _TIMM = _Family("apache-2.0", "bicubic")
@@ -262,42 +250,48 @@ def imagenet_labels() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def _from_torchvision(
-    variant: str, version: str, sha256: str, top1: float, top5: float
+def _row(
+    variant: str,
+    name: str,
+    address: str,
+    sha256: str | None,
+    family: _Family,
+    train_size: int,
+    results: tuple[Result, ...],
 ) -> PublishedWeights:
-    train_size, crop_pct = _TORCHVISION_VERSIONS[version]
     return PublishedWeights(
         variant=variant,
-        name=f"torchvision/IMAGENET1K_{version}",
-        address=f"https://download.pytorch.org/models/{variant}-{sha256}.pth",
+        name=name,
+        address=address,
         sha256=sha256,
-        licence=_TORCHVISION.licence,
-        preprocessing=_TORCHVISION.preprocessing(train_size, 224, crop_pct),
-        results=(Result(224, crop_pct, top1, top5),),
-    )
-
-
-def _from_timm(
-    variant: str, tag: str, *figures: tuple[int, float, float, float]
-) -> PublishedWeights:
-    family = _FAMILIES.get(tag.split("_")[0], _TIMM)
-    results = tuple(Result(*row) for row in figures)
-    size, crop_pct, *_ = results[0]
-    return PublishedWeights(
-        variant=variant,
-        name=f"timm/{tag}",
-        address=f"hf://timm/{variant}.{tag}",
-        sha256=None,
         licence=family.licence,
-        preprocessing=family.preprocessing(size, size, crop_pct),
+        preprocessing=Preprocessing(
+            train_size=train_size,
+            eval_size=results[0].size,
+            crop_pct=results[0].crop_pct,
+            interpolation=family.interpolation,
+            mean=family.mean,
+            std=family.std,
+        ),
         results=results,
     )
 
 
 def _table() -> dict[tuple[str, str], PublishedWeights]:
-    rows = [_from_torchvision(*row) for row in _TORCHVISION_ROWS]
+    rows = []
+    for variant, version, sha256, *top in _TORCHVISION_ROWS:
+        size, crop_pct = _TORCHVISION_VERSIONS[version]
+        name = f"torchvision/IMAGENET1K_{version}"
+        address = f"https://download.pytorch.org/models/{variant}-{sha256}.pth"
+        results: tuple[Result, ...] = (Result(224, crop_pct, *top),)
+        rows.append(_row(variant, name, address, sha256, _TORCHVISION, size, results))
     for variant, listed in _TIMM_ROWS.items():
-        rows += [_from_timm(variant, *row) for row in listed]
+        for tag, *figures in listed:
+            family = _FAMILIES.get(tag.split("_")[0], _TIMM)
+            name, address = f"timm/{tag}", f"hf://timm/{variant}.{tag}"
+            results = tuple(Result(*row) for row in figures)
+            size = results[0].size
+            rows.append(_row(variant, name, address, None, family, size, results))
     # By variant, shallow ones first; the sort is stable, so torchvision stays ahead.
     rows.sort(key=lambda weights: list(DEFAULTS).index(weights.variant))
     return {(weights.variant, weights.name): weights for weights in rows}

@@ -273,22 +273,32 @@ def check_tree(tree: object) -> None:
         RefusalError: They contain themselves, nest too deep, repeat too often, or hold
             other objects.
     """
-    # Number of entries and depth of a container; None while they are being counted.
-    counted: dict[int, tuple[int, int] | None] = {}
-    pending = [tree]
-    while pending:
-        node = pending[-1]
-        nested = [child for child in _children(node) if _children(child)]
-        if counted.get(id(node)) is not None:
-            pending.pop()
-        elif id(node) in counted:
-            below = [counted[id(child)] for child in nested]
-            counted[id(node)] = _count(len(_children(node)), below)
-        else:
-            counted[id(node)] = None
-            if any(counted.get(id(child), ()) is None for child in nested):
-                raise RefusalError("has a container that contains itself.")
-            pending += nested
+    _measure(tree, 1, {})
+
+
+def _measure(
+    node: object, level: int, known: dict[int, tuple[int, int] | None]
+) -> tuple[int, int]:
+    """Return the entries and levels of a container; None marks those around it."""
+    if id(node) in known:
+        if (measured := known[id(node)]) is None:
+            raise RefusalError("has a container that contains itself.")
+        return measured
+    known[id(node)] = None
+    children = _children(node)
+    nested = [each for each in children if _children(each) and level <= _MAX_DEPTH]
+    below = [_measure(each, level + 1, known) for each in nested]
+    entries = len(children) + sum(count for count, _ in below)
+    levels = 1 + max((depth for _, depth in below), default=0)
+    if max(level, levels) > _MAX_DEPTH:
+        raise RefusalError(f"nests containers more than {_MAX_DEPTH} levels deep.")
+    if entries > _MAX_STEPS:
+        raise RefusalError(
+            "repeats the same containers so often that they have more than "
+            f"{_MAX_STEPS:,} entries."
+        )
+    known[id(node)] = entries, levels
+    return entries, levels
 
 
 def _children(node: object) -> Collection[object]:
@@ -301,19 +311,6 @@ def _children(node: object) -> Collection[object]:
     raise RefusalError(
         f"holds a {type(node).__name__} where weights and numbers are expected."
     )
-
-
-def _count(entries: int, below: list[Any]) -> tuple[int, int]:
-    entries += sum(count for count, _ in below)
-    levels = 1 + max((depth for _, depth in below), default=0)
-    if levels > _MAX_DEPTH:
-        raise RefusalError(f"nests containers more than {_MAX_DEPTH} levels deep.")
-    if entries > _MAX_STEPS:
-        raise RefusalError(
-            "repeats the same containers so often that they have more than "
-            f"{_MAX_STEPS:,} entries."
-        )
-    return entries, levels
 
 
 def _shown(name: str) -> str:

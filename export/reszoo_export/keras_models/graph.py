@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import keras
@@ -135,13 +136,8 @@ def not_understood(call: Call | None, expected: str, how: str = "") -> UsageErro
 
 def all_layers(model: keras.Model) -> list[Any]:
     """List the layers of a model and of the models in it, those included."""
-    inner = [
-        x
-        for layer in model.layers
-        if isinstance(layer, keras.Model)
-        for x in all_layers(layer)
-    ]
-    return [*model.layers, *inner]
+    models = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    return [*model.layers, *chain.from_iterable(map(all_layers, models))]
 
 
 def _argument(value: Value) -> Value:
@@ -183,9 +179,8 @@ class FoundConvolution:
     def folded(self, name: str) -> Tensors:
         """Return weight and bias under a name, normalization folded in."""
         kernel = as_numpy(self.layer.kernel).transpose(3, 2, 0, 1)
-        bias = np.zeros(len(kernel), np.float32)
-        if self.layer.use_bias:
-            bias = as_numpy(self.layer.bias)
+        has_bias, zeros = self.layer.use_bias, np.zeros(len(kernel), np.float32)
+        bias = as_numpy(self.layer.bias) if has_bias else zeros
         if self.norm is not None:
             return statistics_of(self.norm).folded(name, kernel, bias)
         return {f"{name}.weight": kernel, f"{name}.bias": bias}
@@ -233,23 +228,7 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
     call = call_of(
         value, lambda call: type(call.layer) in (keras.layers.Conv2D, Conv2D), name
     )
-    _check_plain(call)
-    padding, image = _padding(call)
     layer, side = call.layer, expected.kernel_size
-    made, wanted = (
-        f" of {shape} weights in {groups} group(s), strides {strides}, padding {pad}"
-        for shape, groups, strides, pad in (
-            (tuple(layer.kernel.shape), layer.groups, layer.strides, padding),
-            (expected.keras_shape, expected.groups, (expected.stride,) * 2, side // 2),
-        )
-    )
-    if made != wanted:
-        raise not_understood(call, f"{name}{wanted}", made)
-    return FoundConvolution(layer, norm and norm.layer, image)
-
-
-def _check_plain(call: Call) -> None:
-    layer = call.layer
     plain = (
         layer.activation is keras.activations.linear
         and layer.dilation_rate == (1, 1)
@@ -262,6 +241,17 @@ def _check_plain(call: Call) -> None:
             "a convolution without activation, dilation or quantization, with channels "
             "last",
         )
+    padding, image = _padding(call)
+    made, wanted = (
+        f" of {shape} weights in {groups} group(s), strides {strides}, padding {pad}"
+        for shape, groups, strides, pad in (
+            (tuple(layer.kernel.shape), layer.groups, layer.strides, padding),
+            (expected.keras_shape, expected.groups, (expected.stride,) * 2, side // 2),
+        )
+    )
+    if made != wanted:
+        raise not_understood(call, f"{name}{wanted}", made)
+    return FoundConvolution(layer, norm and norm.layer, image)
 
 
 def _padding(call: Call) -> tuple[int, Value]:

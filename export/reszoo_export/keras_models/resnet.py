@@ -237,7 +237,8 @@ class _Walk:
                 ),
                 f"a shortcut of stride {stride} and zero channels in {last.block}",
             ).inputs[0]
-        if not _same(source, image):
+        made = [call and call.output.key for call in map(caller, (source, image))]
+        if made[0] != made[1]:
             raise not_understood(caller(source), f"the input of the block {last.block}")
 
     def stem(self, value: Value, listed: list[Convolution]) -> None:
@@ -280,8 +281,13 @@ def _read_head(value: Value) -> Head:
         call = caller(value)
     classifier = None
     if call is not None and type(call.layer) is keras.layers.Dense:
-        classifier = call.layer
-        softmax = _dense_softmax(call) or softmax
+        classifier, activation = call.layer, call.layer.activation
+        known = activation in (keras.activations.linear, keras.activations.softmax)
+        if not known or classifier.quantization_mode is not None:
+            raise not_understood(
+                call, "a classifier that ends in logits or softmax, after the pooling"
+            )
+        softmax = softmax or activation is keras.activations.softmax
         value = call.inputs[0]
         call = caller(value)
     if softmax and classifier is None:
@@ -299,27 +305,10 @@ def _read_head(value: Value) -> Head:
     return Head(call.inputs[0], pooling, value, classifier, softmax)
 
 
-def _dense_softmax(call: Call) -> bool:
-    activation = call.layer.activation
-    known = activation in (keras.activations.linear, keras.activations.softmax)
-    if not known or call.layer.quantization_mode is not None:
-        raise not_understood(
-            call, "a classifier that ends in logits or softmax, after the pooling"
-        )
-    return bool(activation is keras.activations.softmax)
-
-
 def _is_softmax(call: Call) -> bool:
     if isinstance(call.layer, keras.layers.Activation):
         return bool(call.layer.activation is keras.activations.softmax)
     return call.kind == "Softmax" and call.layer.axis == -1
-
-
-def _same(one: Value, other: Value) -> bool:
-    first, second = caller(one), caller(other)
-    if first is None or second is None:
-        return first is second
-    return first.output.key == second.output.key
 
 
 def is_relu(call: Call) -> bool:
@@ -371,7 +360,7 @@ def read_keras_model(
 
     Args:
         model: Functional or sequential, with one image and one answer.
-        preprocessing: How pictures were shown to it. None takes that of the net from
+        preprocessing: How pictures were shown to it. None takes that of the model from
             reszoo inside it, or of `keras.applications`.
 
     Returns:
@@ -382,12 +371,14 @@ def read_keras_model(
         UsageError: It is no ResNet that is understood, or nothing tells how pictures
             were shown to it.
     """
-    resnet, inside = read_resnet(model), _card_inside(model)
+    resnet = read_resnet(model)
+    cards = (get_card(layer) for layer in all_layers(model) if is_from_reszoo(layer))
+    inside = next(cards, None)
     first = convolutions(resnet.architecture)[0].name
     if preprocessing is not None:
         kind = "given"
     elif inside is not None:
-        kind, preprocessing = "of the net inside", inside.preprocessing
+        kind, preprocessing = "of the model inside", inside.preprocessing
     else:
         kind, preprocessing = _implied(model, resnet, first)
     provenance: dict[str, Any] = {"source": "a Keras model", "preprocessing": kind}
@@ -406,11 +397,6 @@ def read_keras_model(
     return card, tensors, is_bgr
 
 
-def _card_inside(model: keras.Model) -> Card | None:
-    inside = (layer for layer in all_layers(model) if is_from_reszoo(layer))
-    return next((get_card(layer) for layer in inside), None)
-
-
 def _implied(
     model: keras.Model, resnet: KerasResNet, first: str
 ) -> tuple[str, Preprocessing]:
@@ -421,7 +407,7 @@ def _implied(
             f"{model.name!r} has lost its card: pictures are normalised as for a fresh "
             f"{spec.name}. Where that is wrong, pass preprocessing=."
         )
-        return "of a fresh net from reszoo", default_preprocessing(spec)
+        return "of a fresh model from reszoo", default_preprocessing(spec)
     # What keras.applications calls its first convolution in every ResNet.
     if stem.layer.name == "conv1_conv":
         return _CAFFE, keras_h5.preprocessing()

@@ -75,14 +75,14 @@ def _caffe(images: Pixels) -> Any:
 def _exact(model: keras.Model) -> keras.Model:
     if {layer.compute_dtype for layer in all_layers(model)} == {"float32"}:
         return model
+
     # Layers of a copy compute in what their configuration says, whatever the policy.
-    copy = keras.models.clone_model(model, clone_function=_in_float32, recursive=True)
+    def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    copy = keras.models.clone_model(model, clone_function=in_float32, recursive=True)
     copy.set_weights(model.get_weights())
     return copy
-
-
-def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
-    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
 
 def _up_to_features(model: keras.Model, head: Head) -> keras.Model:

@@ -17,7 +17,11 @@ from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
 from reszoo_export.onnx.reader import CARD_KEY, IR_VERSION, LABELS_KEY, OPSET
 from reszoo_export.quantization.grids import round_kernel
-from reszoo_export.quantization.integer_model import INSIDE, as_bytes, build_integer_net
+from reszoo_export.quantization.integer_model import (
+    INSIDE,
+    as_bytes,
+    build_integer_model,
+)
 from reszoo_export.quantization.ranges import Calibration, choose
 from reszoo_export.serving import INPUT, Serving
 
@@ -44,9 +48,9 @@ def write_fp16(serving: Serving, path: Path) -> None:
 
 def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     """Write an int8 file: uint8 pixels in, float32 outputs, as in the float32 file."""
-    choice = choose(serving.net, serving.card.preprocessing, calibration)
-    net = build_integer_net(serving.net, choice.narrow_weights, {})
-    model = convert(as_bytes(serving, net))
+    choice = choose(serving.model, serving.card.preprocessing, calibration)
+    takes_bytes = build_integer_model(serving.model, choice.narrow_weights, {})
+    model = convert(as_bytes(serving, takes_bytes))
     quantize(model.graph, choice.narrow_steps, choice.inner_ranges, INSIDE)
     write_model(model, serving, path)
 
@@ -59,12 +63,12 @@ def convert(serving: Serving) -> Any:
     """
     weights = {
         f"{layer.name}.weight": layer.kernel
-        for layer in serving.net.layers
+        for layer in serving.model.layers
         if hasattr(layer, "kernel")
     }
     model = _converted(serving, weights)
     assign_tensors(model.graph, {name: each.numpy() for name, each in weights.items()})
-    tidy(model.graph, {layer.name for layer in serving.net.layers})
+    tidy(model.graph, {layer.name for layer in serving.model.layers})
     _name_batch(model, serving)
     return model
 

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from reszoo.layers import Shape
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.serving import Serving
 
@@ -38,9 +39,7 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, span: tuple[float, float], **options: object) -> None:
         super().__init__(trainable=False, **options)
         self.low, self.high = (
-            self.add_weight(
-                shape=(), initializer=keras.initializers.Constant(end), name=name
-            )
+            self.add_weight((), keras.initializers.Constant(end), name=name)
             for name, end in zip(("low", "high"), span, strict=True)
         )
 
@@ -50,9 +49,7 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
             inputs, self.low.value, self.high.value
         )
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape that came."""
         return input_shape
 
@@ -67,14 +64,12 @@ class InsideChannel(keras.layers.Layer):  # type: ignore[misc]
         """Return the picture with the channel."""
         return tf.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255.0)
 
-    def compute_output_shape(
-        self, input_shape: tuple[int | None, ...]
-    ) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Return the shape with one more channel."""
         return (*input_shape[:-1], 4)
 
 
-def quantized_layers(net: keras.Model) -> list[str]:
+def quantized_layers(model: keras.Model) -> list[str]:
     """List the layers after which activations are rounded, input first.
 
     Not before a ReLU, which runtimes compute with the layer before it; and not the
@@ -82,27 +77,27 @@ def quantized_layers(net: keras.Model) -> list[str]:
     """
     return [
         layer.name
-        for layer in net.layers
+        for layer in model.layers
         if type(layer).__name__ not in _PASSING
-        and layer.output is not net.output
-        and [type(user).__name__ for user in _users(net, layer)] != ["ReLU"]
+        and layer.output is not model.output
+        and [type(user).__name__ for user in _users(model, layer)] != ["ReLU"]
     ]
 
 
-def byte_weights(net: keras.Model, record: Preprocessing) -> Weights:
-    """Return kernels and biases for a net that takes bytes as they are.
+def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
+    """Return kernels and biases for a model that takes bytes as they are.
 
     The first convolution normalises: its kernel is scaled, and what normalisation
     adds becomes the weight of `InsideChannel`. Padding in front of it then still
-    stands for the mean picture, as in the float net, and bytes stay exact.
+    stands for the mean picture, as in the float model, and bytes stay exact.
 
     Args:
-        net: Normalised pixels in, no batch normalisation.
+        model: Normalised pixels in, no batch normalisation.
         record: How pixels are normalised.
     """
     weights: Weights = {
         layer.name: (layer.kernel.numpy(), layer.bias.numpy())
-        for layer in net.layers
+        for layer in model.layers
         if hasattr(layer, "kernel")
     }
     first = next(iter(weights))
@@ -114,13 +109,13 @@ def byte_weights(net: keras.Model, record: Preprocessing) -> Weights:
     return weights
 
 
-def build_integer_net(
-    net: keras.Model, weights: Weights, ranges: Mapping[str, tuple[float, float]]
+def build_integer_model(
+    model: keras.Model, weights: Weights, ranges: Mapping[str, tuple[float, float]]
 ) -> keras.Model:
-    """Build a net with other weights and rounded activations.
+    """Build a model with other weights and rounded activations.
 
     Args:
-        net: What to imitate.
+        model: What to imitate.
         weights: By layer, as `byte_weights` gives them.
         ranges: Of the activations that are rounded, by layer; nothing else is.
 
@@ -128,37 +123,35 @@ def build_integer_net(
         A functional model from pixels in 0..255; `FakeQuantize` layers are called as
         the layer before them with ".range" behind.
     """
-    image = keras.Input(net.input_shape[1:], name="image")
+    image = keras.Input(model.input_shape[1:], name="image")
     exact = FakeQuantize(INPUT_RANGE, name="image.range")(image) if ranges else image
-    values = {id(net.input): InsideChannel(name=INSIDE)(exact)}
-    for layer in net.layers[1:]:
+    values = {id(model.input): InsideChannel(name=INSIDE)(exact)}
+    for layer in model.layers[1:]:
         given = [values[id(tensor)] for tensor in _inputs(layer)]
-        # A fresh layer, so that the net keeps its own.
+        # A fresh layer, so that the model keeps its own.
         twin = type(layer).from_config(layer.get_config())
         value = twin(given if len(given) > 1 else given[0])
         if layer.name in ranges:
             value = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")(value)
         values[id(layer.output)] = value
-    made = keras.Model(image, values[id(net.output)], name=net.name)
-    own = {layer.name: layer.get_weights() for layer in net.layers if layer.weights}
+    made = keras.Model(image, values[id(model.output)], name=model.name)
+    own = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     for name, arrays in {**own, **weights}.items():
         made.get_layer(name).set_weights(arrays)
     return made
 
 
-def as_bytes(serving: Serving, net: keras.Model) -> Serving:
-    """Return a serving form with a net that takes bytes: it normalises by itself."""
-    preprocessing = replace(
-        serving.card.preprocessing, mean=(0.0,) * 3, std=(1 / 255,) * 3
-    )
-    card = replace(serving.card, preprocessing=preprocessing)
-    return replace(serving, net=net, card=card)
+def as_bytes(serving: Serving, model: keras.Model) -> Serving:
+    """Return a serving form with a model that takes bytes: it normalises by itself."""
+    record = replace(serving.card.preprocessing, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    card = replace(serving.card, preprocessing=record)
+    return replace(serving, model=model, card=card)
 
 
-def set_ranges(net: keras.Model, ranges: Ranges) -> None:
-    """Give a net from `build_integer_net` other ranges."""
+def set_ranges(model: keras.Model, ranges: Ranges) -> None:
+    """Give a model from `build_integer_model` other ranges."""
     for name, (low, high) in ranges.items():
-        layer = net.get_layer(f"{name}.range")
+        layer = model.get_layer(f"{name}.range")
         layer.low.assign(low)
         layer.high.assign(high)
 
@@ -167,7 +160,9 @@ def _inputs(layer: keras.layers.Layer) -> list[keras.KerasTensor]:
     return layer.input if isinstance(layer.input, list) else [layer.input]
 
 
-def _users(net: keras.Model, layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
-    for other in net.layers[1:]:
+def _users(
+    model: keras.Model, layer: keras.layers.Layer
+) -> Iterator[keras.layers.Layer]:
+    for other in model.layers[1:]:
         if any(tensor is layer.output for tensor in _inputs(other)):
             yield other

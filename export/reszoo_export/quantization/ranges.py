@@ -21,7 +21,7 @@ from reszoo_export.quantization.integer_model import (
     LEVELS,
     Ranges,
     Weights,
-    build_integer_net,
+    build_integer_model,
     byte_weights,
     quantized_layers,
     set_ranges,
@@ -206,23 +206,23 @@ class Choice:
 
 
 def choose(
-    net: keras.Model, preprocessing: Preprocessing, calibration: Calibration
+    model: keras.Model, preprocessing: Preprocessing, calibration: Calibration
 ) -> Choice:
     """Choose the ranges that change a model's outputs least.
 
     Args:
-        net: Normalised pixels in, logits or features out, no batch normalisation.
+        model: Normalised pixels in, logits or features out, no batch normalisation.
         preprocessing: How pixels are normalised.
         calibration: Images that set the ranges, and others that compare them.
 
     Returns:
         The choice, which is cached in the calibration.
     """
-    if net in calibration.choices:
-        return calibration.choices[net]
-    weights = byte_weights(net, preprocessing)
-    exact = build_integer_net(net, weights, {})
-    layers = [*quantized_layers(net), net.layers[-1].name]
+    if model in calibration.choices:
+        return calibration.choices[model]
+    weights = byte_weights(model, preprocessing)
+    exact = build_integer_model(model, weights, {})
+    layers = [*quantized_layers(model), model.layers[-1].name]
     extremes, inputs = observe(exact, layers, calibration.images)
     full, narrow = (
         {name: steps_of(kernel) for name, (kernel, _) in weights.items()}
@@ -231,9 +231,9 @@ def choose(
     rounded = rounded_weights(exact, weights, full, inputs)
     candidates = {share: ranges_of(extremes, share) for share in SHARES}
     inner = {name: candidates[1.0][name] for name in layers[:-1]}
-    integers = build_integer_net(net, rounded, inner)
+    integers = build_integer_model(model, rounded, inner)
     images = calibration.trial if len(calibration.trial) else calibration.images
-    expected, predict = _in_batches(_function(exact), images), _function(integers)
+    expected, predict = _function(exact)(images), _function(integers)
     if not np.isfinite(expected).all():
         raise ExportError(
             f"The outputs for {len(images)} calibration images must be finite. "
@@ -242,9 +242,9 @@ def choose(
     trials = []
     for share, ranges in candidates.items():
         set_ranges(integers, {name: ranges[name] for name in inner})
-        trials.append(_trial(share, expected, _in_batches(predict, images)))
+        trials.append(_trial(share, expected, predict(images)))
     best = min(trials, key=lambda trial: trial.divergence)
-    calibration.choices[net] = Choice(
+    calibration.choices[model] = Choice(
         weights=rounded,
         narrow_weights=rounded_weights(exact, weights, narrow, inputs),
         narrow_steps=narrow,
@@ -254,7 +254,7 @@ def choose(
         images=len(calibration.images),
         tried_on=len(images),
     )
-    return calibration.choices[net]
+    return calibration.choices[model]
 
 
 def observe(
@@ -263,7 +263,7 @@ def observe(
     """Measure the activations of a model.
 
     Args:
-        exact: A model from `build_integer_net` that rounds nothing.
+        exact: A model from `build_integer_model` that rounds nothing.
         layers: Whose outputs are measured.
         images: uint8 `(n, height, width, 3)`.
 
@@ -304,20 +304,15 @@ def ranges_of(extremes: Mapping[str, Array], share: float) -> Ranges:
     Returns:
         By layer, shifted so that 0 is one of their 256 steps, as runtimes require.
     """
-    return {
-        name: _with_zero(
-            float(np.quantile(ends[:, 0], 1 - share)),
-            float(np.quantile(ends[:, 1], share)),
-        )
-        for name, ends in extremes.items()
-    }
-
-
-def _with_zero(low: float, high: float) -> tuple[float, float]:
-    low, high = min(low, 0.0), max(high, low + _MIN_RANGE, _MIN_RANGE)
-    step = (high - low) / LEVELS
-    zero = np.clip(np.round(-low / step), 0, LEVELS)
-    return float(-zero * step), float((LEVELS - zero) * step)
+    ranges = {}
+    for name, ends in extremes.items():
+        low = float(np.quantile(ends[:, 0], 1 - share))
+        high = float(np.quantile(ends[:, 1], share))
+        low, high = min(low, 0.0), max(high, low + _MIN_RANGE, _MIN_RANGE)
+        step = (high - low) / LEVELS
+        zero = np.clip(np.round(-low / step), 0, LEVELS)
+        ranges[name] = float(-zero * step), float((LEVELS - zero) * step)
+    return ranges
 
 
 def rounded_weights(
@@ -363,18 +358,14 @@ def _log_softmax(logits: Array) -> Array:
     return scores
 
 
-def _function(net: keras.Model) -> Callable[[Pixels], Array]:
-    spec = tf.TensorSpec((None, *net.input_shape[1:]), tf.uint8)
+def _function(model: keras.Model) -> Callable[[Pixels], Array]:
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
     function = tf.function(
-        lambda pixels: net(tf.cast(pixels, tf.float32), training=False),
+        lambda pixels: model(tf.cast(pixels, tf.float32), training=False),
         input_signature=[spec],
         autograph=False,
     )
-    return lambda pixels: np.asarray(function(pixels))
-
-
-def _in_batches(predict: Callable[[Pixels], Array], images: Pixels) -> Array:
-    return np.concatenate([predict(batch) for batch in _batches(images)])
+    return lambda images: np.concatenate([*map(function, _batches(images))])
 
 
 def _batches(images: Pixels) -> list[Pixels]:

@@ -52,7 +52,7 @@ def save(
     For converters; `write` makes the folder that is served.
     """
     module = tf.Module()
-    module.weights = [variable.value for variable in serving.net.variables]
+    module.weights = [variable.value for variable in serving.model.variables]
     _save(module, {"serving_default": function.get_concrete_function()}, path)
 
 
@@ -86,7 +86,7 @@ def _with_constants(serving: Serving, batch: int | None) -> Any:
     """
     outputs = serving.outputs(SAVED_MODEL.outputs)
     answer = serving.function(*outputs).python_function
-    weights = [(variable, variable.numpy()) for variable in serving.net.variables]
+    weights = [(variable, variable.numpy()) for variable in serving.model.variables]
 
     def serve(image: tf.Tensor) -> Any:
         constants = [(variable, tf.constant(value)) for variable, value in weights]

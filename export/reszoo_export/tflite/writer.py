@@ -15,7 +15,7 @@ from reszoo.console import quiet
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import TFLITE
 from reszoo_export.quantization.grids import round_kernel
-from reszoo_export.quantization.integer_model import as_bytes, build_integer_net
+from reszoo_export.quantization.integer_model import as_bytes, build_integer_model
 from reszoo_export.quantization.ranges import MIN_IMAGES, Calibration, choose
 from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
@@ -67,17 +67,17 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     steps of 1/256 and produce ties. With `integer_io` they are integers as well, for
     devices without floating point: uint8 probabilities in steps of 1/256.
     """
-    choice = choose(serving.net, serving.card.preprocessing, calibration)
+    choice = choose(serving.model, serving.card.preprocessing, calibration)
     integer_io = serving.options.integer_io
     ranges = choice.ranges if integer_io else choice.inner_ranges
-    net = build_integer_net(serving.net, choice.weights, ranges)
+    integers = build_integer_model(serving.model, choice.weights, ranges)
 
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.uint8
         converter.inference_output_type = tf.uint8 if integer_io else tf.float32
 
-    write_model(convert(as_bytes(serving, net), prepare), serving, path)
+    write_model(convert(as_bytes(serving, integers), prepare), serving, path)
 
 
 def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> None:

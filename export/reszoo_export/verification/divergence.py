@@ -94,8 +94,8 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
     """
     import keras
 
-    named = dict(_named_outputs(serving.net))
-    inner = keras.Model(serving.net.inputs[0], list(named.values()))
+    named = dict(_named_outputs(serving.model))
+    inner = keras.Model(serving.model.inputs[0], list(named.values()))
     pixels = serving.card.preprocessing.normalise(images.astype(np.float32))
     arrays = inner(pixels, training=False)
     outputs = {
@@ -107,7 +107,7 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
     return outputs
 
 
-def _named_outputs(net: "keras.Model") -> Iterator[tuple[str, "keras.KerasTensor"]]:
+def _named_outputs(model: "keras.Model") -> Iterator[tuple[str, "keras.KerasTensor"]]:
     from keras import layers
 
     computing = (
@@ -117,7 +117,7 @@ def _named_outputs(net: "keras.Model") -> Iterator[tuple[str, "keras.KerasTensor
         layers.GlobalAveragePooling2D,
         layers.MaxPooling2D,
     )
-    for layer in net.layers:
+    for layer in model.layers:
         if isinstance(layer, computing):
             last, followers = layer, [node.operation for node in layer._outbound_nodes]
             activations = (layers.Activation, layers.ReLU)

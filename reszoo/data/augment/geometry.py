@@ -39,12 +39,8 @@ def random_window(
     """
     keys = tf.unstack(tf.random.split(key, 2))
     widths, heights = _drawn_sides(height, width, keys[0], scale, ratio)
-    fits = (
-        (widths > 0)
-        & (widths <= _float(width))
-        & (heights > 0)
-        & (heights <= _float(height))
-    )
+    fits = (widths > 0) & (widths <= _float(width))
+    fits &= (heights > 0) & (heights <= _float(height))
     first = tf.argmax(tf.cast(fits, tf.int32))
 
     def drawn() -> Window:
@@ -58,10 +54,7 @@ def random_window(
 
 
 def resize(
-    image: tf.Tensor,
-    side: int,
-    interpolation: str,
-    flipped: tf.Tensor | bool = False,
+    image: tf.Tensor, side: int, interpolation: str, flipped: tf.Tensor | bool = False
 ) -> tf.Tensor:
     """Resize a window to a square, antialiased.
 
@@ -116,9 +109,8 @@ def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.
     padded = tf.pad(images - fill, border) + fill
     rows = tops[:, None] + tf.range(height)
     columns = lefts[:, None] + tf.range(width)
-    return tf.gather(
-        tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1
-    )
+    moved_down = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(moved_down, columns, axis=2, batch_dims=1)
 
 
 def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
@@ -158,9 +150,8 @@ def erase(
         tall, wide = _int(heights[first]), _int(widths[first])
         top, left = _place(height - tall, width - wide, keys[2])
         rows, columns = tf.range(height) - top, tf.range(width) - left
-        inside = ((rows >= 0) & (rows < tall))[:, None] & (
-            (columns >= 0) & (columns < wide)
-        )
+        across = (columns >= 0) & (columns < wide)
+        inside = ((rows >= 0) & (rows < tall))[:, None] & across
         return tf.where(inside[..., None], fill, image)
 
     return tf.cond(tf.reduce_any(fits) & chosen, erased, lambda: image)
