@@ -124,10 +124,9 @@ def decode(
         if choose is None:
             return upright(tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT), orientation)
         window = _as_stored(choose, tf.io.extract_jpeg_shape(content)[:2], orientation)
-        return upright(
-            tf.image.decode_and_crop_jpeg(jpeg, tf.stack(window), 3, dct_method=_DCT),
-            orientation,
-        )
+        decode_part = tf.image.decode_and_crop_jpeg
+        part = decode_part(jpeg, tf.stack(window), 3, dct_method=_DCT)
+        return upright(part, orientation)
 
     def of_png() -> tf.Tensor:
         return _cut(upright(tf.io.decode_png(content, 3), orientation), choose)

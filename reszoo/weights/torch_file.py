@@ -395,19 +395,16 @@ class _ZipReader:
                 "`torch.save(torch.jit.load(path).state_dict(), new_path)`."
             )
         _check_members(archive.infolist(), size)
-        self._order = self._byte_order()
+        text = b"little"
+        if f"{self._root}byteorder" in archive.namelist():
+            text = self._content("byteorder")
+        if text not in (b"little", b"big"):
+            raise RefusalError(f"has an unknown byte order, {text[:20]!r}.")
+        self._order: ByteOrder = "<" if text == b"little" else ">"
 
     def read(self) -> Any:
         content = self._content("data.pkl")
         return Unpickler(_ALLOWED, self._persistent_load).load(io.BytesIO(content))
-
-    def _byte_order(self) -> ByteOrder:
-        if f"{self._root}byteorder" not in self._archive.namelist():
-            return "<"
-        text = self._content("byteorder")
-        if text not in (b"little", b"big"):
-            raise RefusalError(f"has an unknown byte order, {text[:20]!r}.")
-        return "<" if text == b"little" else ">"
 
     def _content(self, name: str) -> bytes:
         info = self._archive.getinfo(self._root + name)

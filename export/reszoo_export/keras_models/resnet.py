@@ -243,7 +243,19 @@ class _Walk:
 
     def stem(self, value: Value, listed: list[Convolution]) -> None:
         if self.expected.spec.stem != "3x3":
-            value = _before_pool(value)
+            pool = call_of(
+                value,
+                lambda call: _pools(call, "MaxPooling2D", 3, 2, "valid"),
+                "3x3 max-pooling at stride 2 without padding of its own",
+            )
+            around = ((1, 1), (1, 1))
+            value = call_of(
+                pool.inputs[0],
+                lambda call: (
+                    call.kind == "ZeroPadding2D" and call.layer.padding == around
+                ),
+                "ZeroPadding2D by 1 before the pooling",
+            ).inputs[0]
         if not self.is_pre:
             value = self.relu(value, listed[-1].name)
         for each in reversed(listed):
@@ -320,22 +332,6 @@ def is_relu(call: Call) -> bool:
         changed = (layer.max_value, layer.negative_slope, layer.threshold)
         return not any(changed) and layer.max_value is None
     return call.kind == "Relu"
-
-
-def _before_pool(value: Value) -> Value:
-    pool = call_of(
-        value,
-        lambda call: _pools(call, "MaxPooling2D", 3, 2, "valid"),
-        "3x3 max-pooling at stride 2 without padding of its own",
-    )
-    pad = call_of(
-        pool.inputs[0],
-        lambda call: (
-            call.kind == "ZeroPadding2D" and call.layer.padding == ((1, 1), (1, 1))
-        ),
-        "ZeroPadding2D by 1 before the pooling",
-    )
-    return pad.inputs[0]
 
 
 def _pools(call: Call, kind: str, size: int, stride: int, padding: str) -> bool:

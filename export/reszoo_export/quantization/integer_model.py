@@ -1,6 +1,6 @@
 """The model as integers compute it, built from Keras layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import keras
@@ -75,12 +75,17 @@ def quantized_layers(model: keras.Model) -> list[str]:
     Not before a ReLU, which runtimes compute with the layer before it; and not the
     last, whose answer is what people read: it stays in floating point.
     """
+    # By the layer's output: the classes of the layers that take it.
+    users: dict[int, list[str]] = {}
+    for layer in model.layers[1:]:
+        for tensor in _inputs(layer):
+            users.setdefault(id(tensor), []).append(type(layer).__name__)
     return [
         layer.name
         for layer in model.layers
         if type(layer).__name__ not in _PASSING
         and layer.output is not model.output
-        and [type(user).__name__ for user in _users(model, layer)] != ["ReLU"]
+        and users.get(id(layer.output)) != ["ReLU"]
     ]
 
 
@@ -158,11 +163,3 @@ def set_ranges(model: keras.Model, ranges: Ranges) -> None:
 
 def _inputs(layer: keras.layers.Layer) -> list[keras.KerasTensor]:
     return layer.input if isinstance(layer.input, list) else [layer.input]
-
-
-def _users(
-    model: keras.Model, layer: keras.layers.Layer
-) -> Iterator[keras.layers.Layer]:
-    for other in model.layers[1:]:
-        if any(tensor is layer.output for tensor in _inputs(other)):
-            yield other
