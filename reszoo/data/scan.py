@@ -141,7 +141,12 @@ class ScanReport:
 
     def lines(self) -> Iterator[str]:
         """Yield the report as text; lists are cut, and what to do comes last."""
-        yield from self._summary()
+        readable = sum(map(sum, self.counts.values()))
+        images = _count(readable, "readable image")
+        yield f"{printable(self.data)}: {images} in {len(self.labels)} classes"
+        width = max(map(len, self.counts))
+        for split, counts in self.counts.items():
+            yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
         if self.unreadable:
             yield f"Unreadable: {_count(len(self.unreadable), 'image')}"
             yield from _cut(
@@ -156,18 +161,15 @@ class ScanReport:
             if groups:
                 yield f"{title}: {_count(len(groups), 'image')}"
                 yield from _cut(map(self._occurrences, groups))
-        yield from self._anomalies()
+        if self.anomalies:
+            yield "Anomalies (these images are used):"
+        for kind, paths in self.anomalies.items():
+            first = ", ".join(relative(self.root, p) for p in paths[:_OCCURRENCES])
+            more = ", ..." if len(paths) > _OCCURRENCES else ""
+            yield f"  {len(paths):,} {ANOMALIES[kind][0]} ({first}{more})"
         advice = list(self._advice())
         yield "To do:" if advice else "Nothing to do."
         yield from (f"  {line}" for line in advice)
-
-    def _summary(self) -> Iterator[str]:
-        readable = sum(map(sum, self.counts.values()))
-        images = _count(readable, "readable image")
-        yield f"{printable(self.data)}: {images} in {len(self.labels)} classes"
-        width = max(map(len, self.counts))
-        for split, counts in self.counts.items():
-            yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
 
     def _classes(self, counts: tuple[int, ...]) -> str:
         labelled = zip(map(printable, self.labels), counts, strict=True)
@@ -186,14 +188,6 @@ class ScanReport:
         ]
         more = len(group.occurrences) - len(shown)
         return " = ".join(shown) + (f" and {more:,} more" if more else "")
-
-    def _anomalies(self) -> Iterator[str]:
-        if self.anomalies:
-            yield "Anomalies (these images are used):"
-        for kind, paths in self.anomalies.items():
-            first = ", ".join(relative(self.root, p) for p in paths[:_OCCURRENCES])
-            more = ", ..." if len(paths) > _OCCURRENCES else ""
-            yield f"  {len(paths):,} {ANOMALIES[kind][0]} ({first}{more})"
 
     def _advice(self) -> Iterator[str]:
         if self.unreadable:
