@@ -74,6 +74,7 @@ BENCHMARKS = (
         peers=False,
     ),
     Benchmark("first_answer", "first_answer", ("--rounds", "4"), files=True),
+    Benchmark("saved_model", "saved_model", ("--rounds", "4"), peers=False),
     Benchmark("training", "training", (*_TWICE, *_MODELS), (*_TWICE, *_MODELS[:2])),
     Benchmark("input", "input", _TWICE, _TWICE),
     Benchmark("export", "export", _TWICE, peers=False),

@@ -176,7 +176,7 @@ _TARGETS = (
     ),
     *((ours, "openvino", 0.9) for ours in ("tflite", "onnx", "saved_model")),
     ("onnx", "torch's onnx", 1.0),
-    ("saved_model", "Model.export", 1.15),
+    ("saved_model", "Model.export", 1.0),
 )
 
 

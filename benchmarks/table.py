@@ -30,6 +30,7 @@ _TITLES = {
     "inference_int8": "Inference, ResNet-50, int8",
     "inference18": "Inference, ResNet-18",
     "first_answer": "Time to the first prediction of a new process, ResNet-50",
+    "saved_model": "Start-up and memory of a SavedModel, ResNet-50",
     "export": "Export to SavedModel, TFLite and ONNX",
     "training": "Training",
     "training18": "Training, ResNet-18",

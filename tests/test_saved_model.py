@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 from conftest import randomise
 from PIL import Image
 
@@ -151,15 +152,43 @@ def test_the_options_reach_both_signatures(model: Any, tmp_path: Path) -> None:
     assert resized.shape == expected.shape
 
 
-def test_weights_are_constants_and_nothing_of_training_is_left(loaded: Any) -> None:
+def test_weights_are_folded_variables_and_nothing_of_training_is_left(
+    loaded: Any, serving: Serving
+) -> None:
     signature = loaded.signatures["serving_default"]
-    assert not signature.variables
+    stored = {each.name: each.shape for each in signature.variables}
+    assert stored == {each.value.name: each.shape for each in serving.model.variables}
     graph = signature.graph.as_graph_def()
     inside = [node for each in graph.library.function for node in each.node_def]
     kinds = {node.op for node in (*graph.node, *inside)}
     assert "Conv2D" in kinds
-    for part in ("Variable", "BatchNorm", "Random", "Py", "Assign", "Rsqrt"):
+    for part in ("BatchNorm", "Random", "Py", "Assign", "Rsqrt"):
         assert not {kind for kind in kinds if part in kind}
+
+
+def test_the_graph_holds_no_copy_of_the_weights(folder: Path) -> None:
+    weights = (folder / "variables" / "variables.data-00000-of-00001").stat().st_size
+    assert (folder / "saved_model.pb").stat().st_size < weights / 2
+
+
+def test_the_tflite_converter_takes_the_folder_without_further_arguments(
+    folder: Path, model: Any, serving: Serving
+) -> None:
+    """https://github.com/tensorflow/tensorflow/issues/41255."""
+    content = tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert()
+    interpreter = Interpreter(model_content=content)
+    runner = interpreter.get_signature_runner("serving_default")
+    image = np.random.default_rng(3).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    expected = source_answers(model, serving)(image)
+    probabilities = runner(image=image)["probabilities"]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+
+
+def test_the_function_is_callable_as_serve(loaded: Any) -> None:
+    """As what Keras' `Model.export` writes; `keras.layers.TFSMLayer` calls it too."""
+    image = tf.fill((2, 32, 32, 3), tf.constant(90, tf.uint8))
+    answers = loaded.signatures["serving_default"](image=image)
+    np.testing.assert_array_equal(loaded.serve(image)["logits"], answers["logits"])
 
 
 def test_card_labels_and_warm_up_lie_beside(folder: Path, serving: Serving) -> None:

@@ -117,8 +117,8 @@ SAVED_MODEL = RuntimeSpec(
     operators=frozenset({
         "AddV2", "AvgPool", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul",
         "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder",
-        "Relu", "Reshape", "Softmax", "Squeeze", "StatefulPartitionedCall",
-        "StridedSlice",
+        "ReadVariableOp", "Relu", "Reshape", "Softmax", "Squeeze",
+        "StatefulPartitionedCall", "StridedSlice", "VarHandleOp",
     }),
 )  # fmt: skip
 TFLITE = RuntimeSpec(
