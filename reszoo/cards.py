@@ -109,6 +109,22 @@ class Card:
                 "methods for it."
             )
 
+    def check_square(self) -> None:
+        """Refuse a model whose input is not what its preprocessing makes.
+
+        Raises:
+            UsageError: The model's height and width are fixed, and differ from that.
+        """
+        height, width, _ = self.architecture.input_shape
+        size = self.preprocessing.eval_size
+        if not {height, width} <= {None, size}:
+            raise UsageError(
+                "reszoo's own training, prediction and evaluation show a model square "
+                f"images, here of {size}x{size}, as its card says. Received: a model "
+                f"of {height}x{width} (height x width); build it for square images, or "
+                "use Keras' own methods for it."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Return the card as plain JSON values."""
         return {

@@ -18,6 +18,8 @@ FORMATS = ("saved_model", "tflite", "onnx")
 SAVED_MODEL_VERSION = 1
 
 TOP = 5
+# Images in a call: the activations of 32 photos fit any machine that fits the model.
+PREDICTION_BATCH_SIZE = 32
 
 BATCH_SIZES = (1, 8)
 ROUNDS = 4

@@ -1,7 +1,6 @@
 """The benchmarks: arithmetic, order of the contenders, tables."""
 
 import argparse
-import importlib.util
 import json
 import re
 import subprocess
@@ -12,22 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scripts import ROOT, script_of
 
-_FOLDER = Path(__file__).parents[1] / "benchmarks"
+_FOLDER = ROOT / "benchmarks"
 
 
 def benchmark_script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, _FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up.
-    sys.modules[name] = module
-    # Scripts import each other.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(_FOLDER)
-        spec.loader.exec_module(module)
-    return module
+    return script_of(f"benchmarks/{name}.py")
 
 
 @pytest.fixture(scope="module")

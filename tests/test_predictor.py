@@ -1,12 +1,16 @@
+import io
+import itertools
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import onnx
 import pytest
+import tensorflow as tf
 from conftest import FORMATS as EXPORTED
 from PIL import Image
 
@@ -16,6 +20,8 @@ from reszoo.weights.names import to_tensors
 from reszoo_export.formats import FORMATS, ExportOptions, find_formats
 from reszoo_export.runtimes import open_runtime, softmax
 from reszoo_export.serving import make_serving
+
+_BUNDLED = Path(__file__).parents[1] / "saved_models/resnet20-cifar10"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,155 @@ def test_several_images_are_answered_in_order(predictor: Any, digit: Any) -> Non
     assert predictor.predict([]).shape == (0, 10)
 
 
+def test_every_kind_of_object_that_holds_an_image_is_an_image(
+    digit: Any, tmp_path: Path
+) -> None:
+    path, pixels, _ = digit
+    content = path.read_bytes()
+    used_up = io.BytesIO(content)
+    used_up.read()
+    pipe = io.BytesIO(content)
+    pipe.seekable = lambda: False  # type: ignore[method-assign]
+    predictor = reszoo.Predictor(_BUNDLED / "model.onnx")
+    expected = predictor.predict(path)
+    forms: list[Any] = [
+        content, bytearray(content), memoryview(content), used_up, pipe,
+        tf.constant(pixels), tf.constant(pixels[None]), tf.constant(content),
+        tf.constant([content]), np.str_(path), np.array([str(path)]),
+        np.array([path], object), iter([path]), (pixels,), {"only": path}.values(),
+        tf.data.Dataset.from_tensors(pixels),
+    ]  # fmt: skip
+    for form in forms:
+        np.testing.assert_array_equal(predictor.predict(form), expected)
+    with path.open("rb") as file:
+        assert predictor.top(file) == predictor.top(path)
+    mixed = predictor.predict([content, io.BytesIO(content), path, pixels])
+    np.testing.assert_array_equal(mixed, np.repeat(expected, 4, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("image", "received"),
+    [
+        (None, "None as the image"),
+        ([None], r"None as images\[0\]"),
+        (["PATH", {}], r"dict as images\[1\]"),
+        (3.5, "float as the image"),
+        ({"image": 1}, "dict as the image"),
+        (object(), "object as the image"),
+        (np.array(None), "None as the image"),
+        (keras.KerasTensor((8, 8, 3)), "KerasTensor as the image"),
+    ],
+    ids=str,
+)
+def test_what_is_no_image_is_refused_in_one_sentence(
+    digit: Any, image: Any, received: str
+) -> None:
+    predictor = reszoo.Predictor(_BUNDLED / "model.onnx")
+    if isinstance(image, list):
+        image = [digit[0] if each == "PATH" else each for each in image]
+    told = rf"^An image is a path, the bytes of an image file.* Received: {received}\.$"
+    with pytest.raises(reszoo.UsageError, match=told):
+        predictor.predict(image)
+
+
+def test_files_that_hold_no_image_are_refused_by_what_is_wrong(
+    digit: Any, tmp_path: Path
+) -> None:
+    predictor = reszoo.Predictor(_BUNDLED / "model.onnx")
+    closed = io.BytesIO()
+    closed.close()
+    cases: list[tuple[Any, type[Exception], str]] = [
+        (b"", reszoo.DataError, "the image is not a readable image"),
+        ([digit[0], b"GIF89a"], reszoo.DataError, r"images\[1\] is not a readable im"),
+        (io.BytesIO(b"text"), reszoo.DataError, "the image is not .* known image form"),
+        (closed, reszoo.DataError, "the image cannot be read from its file .*closed"),
+        (io.StringIO("text"), reszoo.UsageError, "binary mode. .* gives str"),
+        (tmp_path / "none.png", reszoo.DataError, "There is no image .*none.png"),
+    ]
+    for image, error, told in cases:
+        with pytest.raises(error, match=told):
+            predictor.predict(image)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_a_stream_answers_what_predict_answers(predictor: Any, prefetch: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (11, 40, 36, 3), np.uint8)
+    streamed = predictor.stream(iter(images), batch_size=4, prefetch=prefetch)
+    expected = predictor.predict(images, batch_size=4)
+    np.testing.assert_array_equal(list(streamed), expected)
+    np.testing.assert_allclose(predictor.predict(images), expected, atol=1e-5)
+    assert list(predictor.stream([])) == []
+
+
+def test_a_stream_takes_no_more_images_than_it_needs() -> None:
+    predictor = reszoo.Predictor(_BUNDLED / "model.onnx")
+    taken = itertools.count()
+
+    def endless() -> Any:
+        for number in taken:
+            yield np.full((8, 8, 3), number % 256, np.uint8)
+
+    for batch_size, prefetch in [(1, 0), (3, 0), (3, 2)]:
+        before = next(taken)
+        answers = predictor.stream(endless(), batch_size=batch_size, prefetch=prefetch)
+        assert next(taken) == before + 1
+        answer = next(answers)
+        assert isinstance(answer, np.ndarray)
+        assert answer.shape == (10,)
+        assert next(taken) == before + 2 + batch_size * (1 + prefetch)
+        answers.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_unreadable_files_in_a_stream_end_it_or_are_answers_of_their_own(
+    digit: Any, prefetch: int
+) -> None:
+    predictor = reszoo.Predictor(_BUNDLED / "model.onnx")
+    images = [digit[0], b"bad", digit[0], "none.png", digit[0]]
+    answers = list(
+        predictor.stream(images, batch_size=2, prefetch=prefetch, errors="return")
+    )
+    assert [isinstance(each, reszoo.DataError) for each in answers] == [
+        False, True, False, True, False,
+    ]  # fmt: skip
+    assert "images[1] is not a readable image" in str(answers[1])
+    expected = predictor.predict(digit[0])[0]
+    for answer in answers[::2]:
+        np.testing.assert_allclose(answer, expected, atol=1e-6)
+    stopped = predictor.stream(images, batch_size=1, prefetch=prefetch)
+    np.testing.assert_allclose(next(stopped), expected, atol=1e-6)
+    with pytest.raises(reszoo.DataError, match=r"images\[1\] is not a readable"):
+        next(stopped)
+
+
+def test_streams_and_batches_are_refused_before_the_first_image() -> None:
+    predictor = reszoo.Predictor(_BUNDLED / "model.onnx")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"batch_size": 0}, "batch_size must be at least 1. Received: batch_size=0"),
+        ({"prefetch": -1}, "prefetch must be at least 0.*Received: prefetch=-1"),
+        ({"errors": "skip"}, "errors 'raise' or 'return'.*Received: .*'skip'"),
+    ]
+    for options, told in wrong:
+        with pytest.raises(reszoo.UsageError, match=told):
+            predictor.stream([], **options)
+    with pytest.raises(reszoo.UsageError, match="batch_size must be at least 1"):
+        predictor.predict([], batch_size=-1)
+
+
+def test_a_rectangular_model_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    model = reszoo.build("resnet20", input_shape=(64, 96, 3), classes=3)
+    path = tmp_path / "model.safetensors"
+    reszoo.save(model, path)
+    told = r"square images, here of 32x32.* Received: a model of 64x96 \(height x wid"
+    for opened in (model, path):
+        with pytest.raises(reszoo.UsageError, match=told):
+            reszoo.Predictor(opened)
+        with pytest.raises(reszoo.UsageError, match=told):
+            reszoo.evaluate(opened, "digits")
+    open_sides = reszoo.build("resnet20", input_shape=(None, None, 3), classes=3)
+    assert reszoo.Predictor(open_sides).predict(np.zeros((9, 9, 3), np.uint8)).any()
+
+
 def array(*shape: int, value: float = 1, dtype: Any = np.float32) -> Any:
     return np.full(shape, value, dtype)
 
@@ -80,7 +235,6 @@ def array(*shape: int, value: float = 1, dtype: Any = np.float32) -> Any:
         (array(2, 3, 8, 8, dtype=np.uint8), r"\(3, 8, 8\)", r"transpose\(1, 2, 0\)"),
         (array(0, 8, 3, dtype=np.uint8), r"\(0, 8, 3\);", "has no pixels"),
         (array(2, dtype=np.uint8), r"uint8 \(2,\)", "is not an image"),
-        ([None], r"object \(\)", "is not an image"),
     ],
 )
 def test_other_arrays_are_refused_with_how_to_mend_them(

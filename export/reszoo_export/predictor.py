@@ -1,9 +1,12 @@
 """`reszoo.Predictor`: the same predictions from any model file."""
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,8 @@ from PIL import Image, ImageOps
 from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.data.image_files import open_image
-from reszoo.errors import UsageError
+from reszoo.environment import usable_cores
+from reszoo.errors import DataError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo_export.runtimes import (
     ModelOutput,
@@ -24,8 +28,23 @@ from reszoo_export.runtimes import (
 if TYPE_CHECKING:
     import keras
 
-# What Predictor takes as one image.
-ImageLike = str | os.PathLike[str] | Image.Image | Pixels
+
+class BinaryFile(Protocol):
+    """A file that was opened for reading in binary mode."""
+
+    def read(self) -> bytes:
+        """Return the rest of the file."""
+        ...
+
+
+class Tensor(Protocol):
+    """A `tf.Tensor`, or another object that NumPy can read as an array."""
+
+    def __array__(self, *args: Any) -> NDArray[Any]: ...
+
+
+# What Predictor takes as one image; the bytes are those of an image file.
+ImageLike = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | Pixels | Tensor
 # Kind of output -> what to do where another kind is needed.
 _INSTEAD = {
     "probabilities": "Use predict, or export the checkpoint again with "
@@ -41,9 +60,23 @@ class Predictor:
     Images are resized and cropped with the preprocessing in the file's card. `.tflite`
     and `.onnx` files are opened without TensorFlow.
 
+    * **Threads**: any number of threads may use a Predictor at once, and each gets
+      the answers to its own images. ONNX Runtime and TensorFlow compute their calls
+      at the same time. A TFLite interpreter computes one call at a time; a Predictor
+      opens as many as the cores allow, `cores // threads`, and further calls wait.
+      Behind a server, which has several calls at once, `threads=1` computes the most
+      images per second.
+    * **Processes**: a pickled Predictor is its path and `threads`; unpickling opens
+      the file again. After a fork, `.tflite` and `.onnx` files are opened again by
+      the first call in the child. TensorFlow cannot compute in a fork of a process
+      that has used it, so that checkpoints and SavedModels raise a UsageError there:
+      start the workers with "spawn", or open the Predictor in the workers only.
+    * **Closing**: `close()`, or the end of a `with` block, frees the model's memory.
+
     Args:
         path: The file or folder; a model from reszoo works too.
-        threads: Threads of the runtime; one for each core if None.
+        threads: Threads of the runtime; one for each core that the process may use
+            (CPU affinity and the container's quota) if None.
 
     Attributes:
         card: The card inside the file.
@@ -53,8 +86,9 @@ class Predictor:
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or has no card.
-        UsageError: The file's suffix is unknown, it is a whole export, or the number
-            of TensorFlow's threads is already set.
+        UsageError: The file's suffix is unknown, it is a whole export, the number of
+            TensorFlow's threads is already set, or TensorFlow is needed in a process
+            that was forked after it had started.
 
     Example:
         >>> reszoo.Predictor("model.tflite").top("cat.jpg", k=2)
@@ -71,45 +105,155 @@ class Predictor:
         threads: int | None = None,
     ) -> None:
         self._runtime = open_runtime(path, threads)
+        is_file = isinstance(path, str | os.PathLike)
+        # For pickling; the working directory may be another one then.
+        self._path = Path(path).absolute() if is_file else None
+        self._threads = threads
         self.card = self._runtime.card
         self.card.check_rgb()
+        self.card.check_square()
         self.output_kind = self._runtime.interface.output_kind
         classes = self.card.architecture.classes or 0
         indices = range(classes if self.output_kind == "probabilities" else 0)
         self.labels = tuple(self.card.label(index) for index in indices)
 
-    def predict(self, images: ImageLike | Sequence[ImageLike]) -> ModelOutput:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory; calls that are under way still end.
+
+        A closed Predictor cannot be used again; closing it twice does no harm.
+        """
+        self._runtime.sessions.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self._path is None:
+            raise UsageError(
+                "A Predictor is pickled as the path of its file. Received: a Predictor "
+                "of a model in memory; write the model with reszoo.save, and open that "
+                "file."
+            )
+        self._runtime.sessions.check_open()
+        return type(self), (self._path, self._threads)
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = defaults.PREDICTION_BATCH_SIZE,
+    ) -> ModelOutput:
         """Classify one image or several.
 
         Args:
-            images: A uint8 RGB array `(height, width, 3)` in 0..255 or a batch of
-                them, a path, a PIL image, or a list of any of these.
+            images: One image or several. An image is a uint8 RGB array or `tf.Tensor`
+                `(height, width, 3)` in 0..255, a path, the bytes of an image file, a
+                file opened in binary mode, or a PIL image. Several are a batch of
+                arrays `(n, height, width, 3)`, or a list or another iterable.
+            batch_size: Images that are decoded and computed at a time.
 
         Returns:
             Probabilities, float32 `(n, classes)`.
 
         Raises:
-            UsageError: An array is not uint8 RGB, or the file gives features.
-            DataError: A path is not a readable image.
+            UsageError: An array is not uint8 RGB, something is no image, the file
+                gives features, or the Predictor is closed.
+            DataError: A file is not a readable image.
         """
         self._check_kind("probabilities")
-        return run_in_batches(self._runtime, self._prepare(images))
+        return self._run(images, batch_size)
 
-    def features(self, images: ImageLike | Sequence[ImageLike]) -> ModelOutput:
+    def features(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = defaults.PREDICTION_BATCH_SIZE,
+    ) -> ModelOutput:
         """Return the input of the classifier, from a file exported to give that.
 
         Args:
             images: As for `predict`.
+            batch_size: As for `predict`.
 
         Returns:
             Features, float32 `(n, width)`.
 
         Raises:
-            UsageError: An array is not uint8 RGB, or the file gives probabilities.
-            DataError: A path is not a readable image.
+            UsageError: As for `predict`, or the file gives probabilities.
+            DataError: A file is not a readable image.
         """
         self._check_kind("features")
-        return run_in_batches(self._runtime, self._prepare(images))
+        return self._run(images, batch_size)
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = defaults.PREDICTION_BATCH_SIZE,
+        prefetch: int = 0,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> "Iterator[ModelOutput | DataError]":
+        """Yield the answer to each image of an iterable, in order, in constant memory.
+
+        Args:
+            images: What `predict` takes; may be endless.
+            batch_size: Images that are computed at a time: so many are taken from
+                `images` before their answers are yielded.
+            prefetch: Batches that threads decode ahead of the one that is computed.
+                With 0 no image is taken before its batch is computed.
+            errors: "raise" ends at an image file that is not readable; "return" yields
+                the DataError in place of its answer, and goes on.
+
+        Yields:
+            Probabilities, float32 `(classes,)`, or features where the file gives these.
+
+        Raises:
+            UsageError: As for `predict`, or an argument is out of range.
+            DataError: A file is not a readable image, and errors is "raise".
+        """
+        if prefetch < 0 or errors not in ("raise", "return"):
+            raise UsageError(
+                "prefetch must be at least 0, and errors 'raise' or 'return'. "
+                f"Received: prefetch={prefetch}, errors={errors!r}."
+            )
+        batches = _batches(images, batch_size)
+        return self._answers(batches, prefetch, errors == "return")
+
+    def _answers(
+        self, batches: "Iterator[_Batch]", prefetch: int, returns_errors: bool
+    ) -> "Iterator[ModelOutput | DataError]":
+        def prepare(item: tuple[str, ImageLike]) -> Pixels | DataError:
+            try:
+                return self._prepare(*item)
+            except DataError as error:
+                if returns_errors:
+                    return error
+                raise
+
+        for batch in _each_prepared(batches, prepare, prefetch):
+            readable = [each for each in batch if not isinstance(each, DataError)]
+            answers = iter(self._runtime.run(self._stacked(readable)))
+            for each in batch:
+                yield each if isinstance(each, DataError) else next(answers)
+
+    def _run(
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int
+    ) -> ModelOutput:
+        outputs = [self._runtime.run(self._stacked([]))]
+        for batch in _batches(images, batch_size):
+            prepared = [self._prepare(name, image) for name, image in batch]
+            outputs.append(self._runtime.run(self._stacked(prepared)))
+        return np.concatenate(outputs)
+
+    def _prepare(self, name: str, image: ImageLike) -> Pixels:
+        return self.card.preprocessing.prepare(load_image(image, name))
+
+    def _stacked(self, images: list[Pixels]) -> Pixels:
+        size = self.card.preprocessing.eval_size
+        return np.array(images, np.uint8).reshape(-1, size, size, 3)
 
     def predict_prepared(self, images: Pixels) -> ModelOutput:
         """Classify uint8 `(n, eval_size, eval_size, 3)`, already resized and cropped.
@@ -152,31 +296,79 @@ class Predictor:
                 f"{_INSTEAD[self.output_kind]}"
             )
 
-    def _prepare(self, images: ImageLike | Sequence[ImageLike]) -> Pixels:
-        preprocessing = self.card.preprocessing
-        size = preprocessing.eval_size
-        prepared = [preprocessing.prepare(load_image(each)) for each in _each(images)]
-        return np.array(prepared, np.uint8).reshape(-1, size, size, 3)
+
+# An image with what messages call it.
+_Batch = list[tuple[str, ImageLike]]
 
 
-def _each(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, str | os.PathLike | Image.Image):
-        return [images]
-    return list(images)
+def _batches(
+    images: ImageLike | Iterable[ImageLike], batch_size: int
+) -> Iterator[_Batch]:
+    """Yield the images of an iterable, so many at a time, as they are needed."""
+    if batch_size < 1:
+        raise UsageError(
+            f"batch_size must be at least 1. Received: batch_size={batch_size}."
+        )
+    several = _several(images)
+    named: Iterator[tuple[str, Any]] = (
+        (f"images[{at}]", image)
+        for at, image in enumerate(() if several is None else several)
+    )
+    if several is None:
+        named = iter([("the image", images)])
+    return iter(lambda: list(islice(named, batch_size)), [])
 
 
-def load_image(image: ImageLike) -> Image.Image | Pixels:
+def _several(images: Any) -> Iterable[ImageLike] | None:
+    """Return the images in a batch or another iterable; None for a single image."""
+    if hasattr(images, "__array__") and not isinstance(images, Image.Image):
+        array = _as_array(images, "the image")
+        # A column of paths, for example.
+        listed = array.ndim == 1 and array.dtype.kind in "OSU"
+        return array if array.ndim == 4 or listed else None
+    single = str | bytes | bytearray | memoryview | Image.Image
+    if isinstance(images, single | os.PathLike | Mapping) or hasattr(images, "read"):
+        return None
+    return images if isinstance(images, Iterable) else None
+
+
+def _each_prepared(
+    batches: Iterator[_Batch],
+    prepare: Callable[[tuple[str, ImageLike]], Pixels | DataError],
+    prefetch: int,
+) -> Iterator[list[Pixels | DataError]]:
+    if not prefetch:
+        yield from ([prepare(each) for each in batch] for batch in batches)
+        return
+    pool = ThreadPoolExecutor(usable_cores())
+    try:
+        waiting: deque[list[Any]] = deque()
+        for batch in batches:
+            waiting.append([pool.submit(prepare, each) for each in batch])
+            if len(waiting) > prefetch:
+                yield [each.result() for each in waiting.popleft()]
+        for futures in waiting:
+            yield [each.result() for each in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def load_image(image: Any, name: str = "the image") -> Image.Image | Pixels:
     """Return one image, rotated as its EXIF orientation says.
 
+    Args:
+        image: What `Predictor.predict` takes as one image.
+        name: What messages call an image that has no path.
+
     Raises:
-        UsageError: An array is not uint8 RGB in 0..255 of shape (height, width, 3),
-            or a PIL image has 32 bits per channel.
-        DataError: A path is not a readable image.
+        UsageError: It is no image, an array is not uint8 RGB in 0..255 of shape
+            (height, width, 3), or a PIL image has 32 bits per channel.
+        DataError: A file is not a readable image.
     """
     if isinstance(image, str | os.PathLike):
         return open_image(Path(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return open_image(bytes(image), name)
     if isinstance(image, Image.Image):
         if image.mode == "F":
             raise UsageError(
@@ -184,11 +376,56 @@ def load_image(image: ImageLike) -> Image.Image | Pixels:
                 "pixel; scale it to 0..255 and convert it to 'L' or 'RGB'."
             )
         return ImageOps.exif_transpose(image)
-    array = np.asarray(image)
+    if hasattr(image, "read"):
+        return open_image(_content(image, name), name)
+    if not hasattr(image, "__array__") and not isinstance(image, list | tuple):
+        raise _not_an_image(image, name)
+    array = _as_array(image, name)
+    if array.ndim == 0 and array.dtype.kind in "OSU":
+        # The bytes of a file, as tf.io.read_file gives them.
+        item = array.item()
+        known = isinstance(item, str | os.PathLike | bytes)
+        if not known:
+            raise _not_an_image(item, name)
+        return load_image(item, name)
     rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
     if not rgb or not array.size:
         raise _wrong_array(array)
     return array
+
+
+def _as_array(image: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(image)
+    # Tensors without values raise errors of their library.
+    except Exception as error:
+        raise _not_an_image(image, name) from error
+
+
+def _content(file: Any, name: str) -> bytes:
+    """Return all of an open file, from its beginning where it can go back."""
+    try:
+        if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+            file.seek(0)
+        content = file.read()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name} cannot be read from its file ({error}).") from error
+    if not isinstance(content, bytes):
+        raise UsageError(
+            "An image file must be opened for reading in binary mode. Received: "
+            f"{type(file).__name__} as {name}, whose read() gives "
+            f"{type(content).__name__}."
+        )
+    return content
+
+
+def _not_an_image(image: object, name: str) -> UsageError:
+    what = "None" if image is None else f"{type(image).__name__}"
+    return UsageError(
+        "An image is a path, the bytes of an image file, a file opened in binary "
+        "mode, a PIL image, or a uint8 RGB array or tensor of shape (height, width, "
+        f"3). Received: {what} as {name}."
+    )
 
 
 def _wrong_array(array: NDArray[Any]) -> UsageError:

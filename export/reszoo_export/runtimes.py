@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.cards import Card
+from reszoo.defaults import PREDICTION_BATCH_SIZE
+from reszoo.environment import check_tensorflow_usable, usable_cores
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES, RuntimeSpec
 from reszoo_export.manifest import is_export
+from reszoo_export.sessions import Sessions
 
 if TYPE_CHECKING:
     import keras
@@ -26,8 +29,6 @@ ModelOutput = NDArray[np.float32]
 TensorInfo = dict[str, Any]
 OutputKind = Literal["probabilities", "features"]
 Activations = Mapping[str, NDArray[np.float32]]
-# Images in a call: the activations of 32 photos fit any machine that fits the model.
-_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +143,9 @@ class Runtime:
         inputs: Name, dtype and shape of each input; of quantized ones also scale and
             zero point.
         outputs: The same of each output.
-        call: From pixels, in the file's dtype and layout, and the name of an output to
-            that output.
+        sessions: What runs the file, in as many threads as there are callers.
+        call: From a session, pixels, in the file's dtype and layout, and the name of
+            an output to that output.
         operators: Returns how often each operator occurs; None for a checkpoint.
 
     Attributes:
@@ -162,13 +164,14 @@ class Runtime:
         threads: int,
         inputs: list[TensorInfo],
         outputs: list[TensorInfo],
-        call: Callable[[NDArray[Any], str], NDArray[Any]],
+        sessions: Sessions[Any],
+        call: Callable[[Any, NDArray[Any], str], NDArray[Any]],
         operators: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
         self.name, self.card, self.threads = name, card, threads
         self.inputs, self.outputs = inputs, outputs
         self.interface = find_interface(path, inputs, outputs)
-        self._call, self._operators = call, operators
+        self.sessions, self._call, self._operators = sessions, call, operators
 
     @cached_property
     def operators(self) -> Mapping[str, int]:
@@ -183,13 +186,17 @@ class Runtime:
             features `(n, width)` where it gives features.
         """
         name = self.interface.output["name"]
-        return self.interface.run(lambda pixels: self._call(pixels, name), images)
+        with self.sessions.borrow() as session:
+            return self.interface.run(
+                lambda pixels: self._call(session, pixels, name), images
+            )
 
 
 def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
     """Return `runtime.run(images)`, computed 32 images at a time."""
-    starts = range(0, max(1, len(images)), _BATCH_SIZE)
-    return np.concatenate([runtime.run(images[at : at + _BATCH_SIZE]) for at in starts])
+    step = PREDICTION_BATCH_SIZE
+    starts = range(0, max(1, len(images)), step)
+    return np.concatenate([runtime.run(images[at : at + step]) for at in starts])
 
 
 def open_keras(model: "keras.Model") -> Runtime:
@@ -213,7 +220,8 @@ def open_keras(model: "keras.Model") -> Runtime:
             {"name": name, "dtype": "float32", "shape": classes}
             for name in ("logits", "probabilities")
         ],
-        call=lambda pixels, output: function(pixels)[output].numpy(),
+        sessions=Sessions(lambda: function, forkable=False),
+        call=lambda run, pixels, output: run(pixels)[output].numpy(),
     )
 
 
@@ -222,17 +230,19 @@ def tensorflow_threads() -> int:
     import tensorflow as tf
 
     threads: int = tf.config.threading.get_intra_op_parallelism_threads()
-    return threads or os.cpu_count() or 1
+    return threads or usable_cores()
 
 
 def limit_tensorflow(threads: int | None) -> None:
     """Set the number of TensorFlow's threads; None leaves it as it is.
 
     Raises:
-        UsageError: TensorFlow has started to compute with another number.
+        UsageError: TensorFlow has started to compute with another number, or this
+            process was forked after that.
     """
     import tensorflow as tf
 
+    check_tensorflow_usable()
     if threads in (None, tf.config.threading.get_intra_op_parallelism_threads()):
         return
     try:

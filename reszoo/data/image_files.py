@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from reszoo.console import Progress
+from reszoo.environment import usable_cores
 from reszoo.errors import DataError
 from reszoo.preprocessing import to_rgb
 
@@ -129,7 +130,7 @@ def in_threads(
     Image.init()
     with (
         Progress(title, len(items), shown=progress) as bar,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         for start in range(0, len(items), _WAVE):
             for result in pool.map(function, items[start : start + _WAVE]):

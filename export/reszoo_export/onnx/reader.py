@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from reszoo.cards import Card
+from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import Format
@@ -25,6 +25,7 @@ from reszoo_export.runtimes import (
     TensorInfo,
     float_activations,
 )
+from reszoo_export.sessions import Sessions
 
 CARD_KEY, LABELS_KEY = "reszoo_card", "labels"
 # Later ones do not open in runtimes that are in use (ONNX Runtime 1.13, 2022). tf2onnx
@@ -40,22 +41,33 @@ def open_file(path: Path, threads: int | None) -> Runtime:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = _ERRORS_ONLY
-    try:
-        session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
+
+    def open_session() -> Any:
+        try:
+            return onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
+
+    # A session may run in many threads at once.
+    sessions = Sessions(open_session, path)
+    with sessions.borrow() as session:
+        properties = session.get_modelmeta().custom_metadata_map
+        inputs, outputs = session.get_inputs(), session.get_outputs()
     return Runtime(
         path,
         name=f"onnxruntime {onnxruntime.__version__}",
-        card=read_card(path, session.get_modelmeta().custom_metadata_map),
+        card=read_card(path, properties),
         threads=options.intra_op_num_threads,
-        inputs=[_tensor_info(value) for value in session.get_inputs()],
-        outputs=[_tensor_info(value) for value in session.get_outputs()],
-        call=lambda pixels, output: session.run([output], {"image": pixels})[0],
+        inputs=[_tensor_info(value) for value in inputs],
+        outputs=[_tensor_info(value) for value in outputs],
+        sessions=sessions,
+        call=lambda session, pixels, output: session.run([output], {"image": pixels})[
+            0
+        ],
         # A session does not list them.
         operators=lambda: _operators(_load(path).graph),
     )

@@ -27,6 +27,7 @@ from reszoo_export.runtimes import (
     name_open_sides,
     tensorflow_threads,
 )
+from reszoo_export.sessions import Sessions
 
 MODEL_FILE = "saved_model.pb"
 EXTRA_FOLDER = "assets.extra"
@@ -51,8 +52,7 @@ def open_file(path: Path, threads: int | None) -> Runtime:
     specs = signature.structured_input_signature[1].values()
     outputs = sorted(signature.structured_outputs.items())
 
-    def call(pixels: NDArray[Any], output: str) -> Any:
-        # A signature without its model would lose the weights.
+    def call(model: Any, pixels: NDArray[Any], output: str) -> Any:
         run = model.signatures["serving_default"]
         return run(image=tf.constant(pixels))[output].numpy()
 
@@ -69,6 +69,8 @@ def open_file(path: Path, threads: int | None) -> Runtime:
         threads=tensorflow_threads(),
         inputs=[_tensor_info(spec, spec.name) for spec in specs],
         outputs=[_tensor_info(tensor, name) for name, tensor in outputs],
+        # A signature without its model would lose the weights.
+        sessions=Sessions(lambda: model, path, forkable=False),
         call=call,
         operators=operators,
     )

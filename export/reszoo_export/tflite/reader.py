@@ -1,7 +1,6 @@
 """Run TFLite files with LiteRT, describe them, and check their contents."""
 
 import math
-import os
 import struct
 import zipfile
 from collections import Counter
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.console import quiet
+from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import Format
@@ -28,6 +28,7 @@ from reszoo_export.runtimes import (
     float_activations,
     name_open_sides,
 )
+from reszoo_export.sessions import Sessions
 
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _IMAGES = 4
@@ -43,32 +44,14 @@ _STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
 
 def open_file(path: Path, threads: int | None) -> Runtime:
     """See `Reader.open_file`."""
-    threads = threads or os.cpu_count() or 1
-    with quiet():
-        from ai_edge_litert.interpreter import Interpreter
-
-        try:
-            interpreter = Interpreter(str(path), num_threads=threads)
-            interpreter.allocate_tensors()
-            signature = interpreter.get_signature_runner("serving_default")
-        except (ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{path} is not a TFLite file ({error}).") from error
-    inputs, outputs = signature.get_input_details(), signature.get_output_details()
-    operators = [each["op_name"] for each in interpreter._get_ops_details()]
-    # Without an image `Runtime` refuses the file.
-    image = inputs.get("image", {"index": -1, "shape": ()})
-    shape = tuple(image["shape"])
-
-    def call(pixels: NDArray[Any], output: str) -> Any:
-        nonlocal shape
-        if pixels.shape != shape:
-            interpreter.resize_tensor_input(image["index"], pixels.shape)
-            interpreter.allocate_tensors()
-            shape = pixels.shape
-        interpreter.set_tensor(image["index"], pixels)
-        interpreter.invoke()
-        return interpreter.get_tensor(outputs[output]["index"])
-
+    threads = threads or usable_cores()
+    # An interpreter serves one call at a time: calls at once share the cores.
+    sessions = Sessions(
+        lambda: _Session(path, threads), path, most=max(1, usable_cores() // threads)
+    )
+    with sessions.borrow() as session:
+        inputs, outputs = session.inputs, session.outputs
+        operators = session.operators()
     return Runtime(
         path,
         name=f"ai-edge-litert {metadata.version('ai-edge-litert')}",
@@ -76,9 +59,48 @@ def open_file(path: Path, threads: int | None) -> Runtime:
         threads=threads,
         inputs=_tensor_info(inputs),
         outputs=_tensor_info(outputs),
-        call=call,
+        sessions=sessions,
+        call=_Session.call,
         operators=lambda: Counter(operators),
     )
+
+
+class _Session:
+    """An interpreter, the shape of whose input follows the images."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        with quiet():
+            from ai_edge_litert.interpreter import Interpreter
+
+            try:
+                self.interpreter = Interpreter(str(path), num_threads=threads)
+                self.interpreter.allocate_tensors()
+                runner = self.interpreter.get_signature_runner("serving_default")
+            except (ValueError, RuntimeError) as error:
+                raise CheckpointError(
+                    f"{path} is not a TFLite file ({error})."
+                ) from error
+        self.inputs, self.outputs = (
+            runner.get_input_details(),
+            runner.get_output_details(),
+        )
+        # Without an image `Runtime` refuses the file.
+        image = self.inputs.get("image", {"index": -1, "shape": ()})
+        self._index, self._shape = image["index"], tuple(image["shape"])
+
+    def operators(self) -> list[str]:
+        """Return the operators' names, one for each time that they occur."""
+        return [each["op_name"] for each in self.interpreter._get_ops_details()]
+
+    def call(self, pixels: NDArray[Any], output: str) -> Any:
+        """Return an output for pixels in the file's dtype and layout."""
+        if pixels.shape != self._shape:
+            self.interpreter.resize_tensor_input(self._index, pixels.shape)
+            self.interpreter.allocate_tensors()
+            self._shape = pixels.shape
+        self.interpreter.set_tensor(self._index, pixels)
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(self.outputs[output]["index"])
 
 
 def _tensor_info(details: Mapping[str, Any]) -> list[TensorInfo]:
