@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,6 +188,26 @@ class Predictor:
         self._check_kind("features")
         return self._run(images, batch_size)
 
+    @overload
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = ...,
+        prefetch: int = ...,
+        errors: Literal["raise"] = ...,
+    ) -> Iterator[ModelOutput]: ...
+
+    @overload
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int = ...,
+        prefetch: int = ...,
+        errors: Literal["return"],
+    ) -> Iterator[ModelOutput | DataError]: ...
+
     def stream(
         self,
         images: Iterable[ImageLike],
@@ -195,7 +215,7 @@ class Predictor:
         batch_size: int = defaults.PREDICTION_BATCH_SIZE,
         prefetch: int = 0,
         errors: Literal["raise", "return"] = "raise",
-    ) -> "Iterator[ModelOutput | DataError]":
+    ) -> Iterator[ModelOutput | DataError]:
         """Yield the answer to each image of an iterable, in order, in constant memory.
 
         Args:
@@ -224,7 +244,7 @@ class Predictor:
 
     def _answers(
         self, batches: "Iterator[_Batch]", prefetch: int, returns_errors: bool
-    ) -> "Iterator[ModelOutput | DataError]":
+    ) -> Iterator[ModelOutput | DataError]:
         def prepare(item: tuple[str, ImageLike]) -> Pixels | DataError:
             try:
                 return self._prepare(*item)
