@@ -102,6 +102,17 @@ def test_encoded_pictures_are_answered_like_by_the_predictor(
     assert np.abs(lying - expected[-1]).max() > 1e-2
 
 
+@pytest.mark.parametrize("bad", [b"", b"text", encoded(photo(40, 40))[:300]])
+def test_an_unreadable_image_fails_its_request_and_no_other(
+    loaded: Any, bad: bytes
+) -> None:
+    good = encoded(photo(40, 40))
+    expected = ask(loaded, [good])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        ask(loaded, [good, bad, good])
+    np.testing.assert_array_equal(ask(loaded, [good]), expected)
+
+
 def exif(held: int, order: str = "<") -> bytes:
     data = Image.Exif()
     data.endian = order

@@ -31,7 +31,8 @@ def write(serving: Serving, path: Path) -> None:
 
     It has two signatures with the same outputs: `serving_default` takes `image`, uint8
     `(batch, height, width, 3)`, and `serving_bytes` takes `image_bytes`, a string
-    `(batch,)` of JPEG or PNG files, which it decodes, resizes and crops.
+    `(batch,)` of JPEG or PNG files, which it decodes, resizes and crops. One that is
+    unreadable fails the request: an operation of TensorFlow cannot fail for a row only.
     """
     folder = path / str(serving.options.version)
     endpoints, module = _endpoints(serving), _module(serving)
