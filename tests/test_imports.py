@@ -17,7 +17,8 @@ HEAVY = ("tensorflow", "keras", "numpy", "PIL", "onnx", "onnxruntime", "matplotl
 # its own row, only itself. `reszoo`, the table of lazily imported names, points
 # everywhere; only the command line may use such a name of a row below its own.
 LAYERS = (
-    ("reszoo.errors", "reszoo.environment", "reszoo.defaults"),
+    ("reszoo.errors", "reszoo.defaults"),
+    ("reszoo.environment",),
     ("reszoo.files", "reszoo.console"),
     ("reszoo.specs",),
     ("reszoo.architecture",),
