@@ -23,7 +23,7 @@ from reszoo.data.sources import open_source
 from reszoo.metrics import prepared_batches, probabilities
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.onnx import graph, writer
-from reszoo_export.onnx.reader import find_problems
+from reszoo_export.onnx.reader import activation_reader, find_problems
 from reszoo_export.onnx.writer import convert
 from reszoo_export.quantization import grids, integer_model, ranges
 from reszoo_export.quantization.ranges import draw_calibration
@@ -166,7 +166,8 @@ def test_a_byte_means_itself(files: Any) -> None:
     (image,) = Interpreter(str(files["a.tflite"])).get_input_details()
     assert (image["dtype"], image["quantization"]) == (np.uint8, (1.0, 0))
     graph = onnx.load(files["a.onnx"]).graph
-    assert [node.op_type for node in graph.node[:2]] == ["Pad", "Transpose"]
+    start = ["Cast", "QuantizeLinear", "Transpose", "DequantizeLinear"]
+    assert [node.op_type for node in graph.node[:4]] == start
     values = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     _, scale, zero = next(n for n in graph.node if n.op_type.startswith("Deq")).input
     assert (values[scale], values[zero]) == (1.0, 0)
@@ -182,7 +183,8 @@ def test_every_convolution_computes_in_integers(files: Any, tmp_path: Path) -> N
     operators = Counter(
         n.op_type for n in onnx.load(tmp_path / "fused.onnx").graph.node
     )
-    assert operators["QLinearConv"] == 19
+    # One adds the channel inside the picture, two are shortcuts.
+    assert operators["QLinearConv"] == 19 + 1 + 2
     assert operators["QLinearAdd"] == 9
     assert operators["QGemm"] == operators["QLinearGlobalAveragePool"] == 1
     assert not operators["Conv"] + operators["Gemm"] + operators["Add"]
@@ -193,7 +195,38 @@ def test_every_convolution_computes_in_integers(files: Any, tmp_path: Path) -> N
         for operation in interpreter._get_ops_details()
         if operation["op_name"] == "CONV_2D"
     ]
-    assert kernels == [np.int8] * 19
+    assert kernels == [np.int8] * (19 + 1 + 2)
+
+
+def test_channels_are_added_by_convolutions_alone(files: Any) -> None:
+    """OpenCV misreads padding of uint8; accelerators lack slices with a stride."""
+    graph = onnx.load(files["a.onnx"]).graph
+    assert not {"Pad", "Slice"} & {node.op_type for node in graph.node}
+    found = Counter(
+        each["op_name"]
+        for each in Interpreter(str(files["a.tflite"]))._get_ops_details()
+    )
+    assert not found["PADV2"] + found["STRIDED_SLICE"]
+    # Two in front of a convolution of stride 2, none for a shortcut.
+    assert found["PAD"] == 2
+
+
+def test_selected_channels_are_exactly_those_of_the_input(
+    files: Any, digits: Any
+) -> None:
+    images = digits[2][:20]
+    seen = {
+        name: array
+        for name, array in activation_reader(files["a.onnx"])(images).items()
+        if name.endswith(".rounded")
+    }
+    inside = seen["inside.rounded"]
+    np.testing.assert_array_equal(inside[:, :3], images.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(inside[:, 3], np.full_like(inside[:, 3], 255))
+    before, after = seen["layer1.2.relu.rounded"], seen["layer2.0.shortcut.rounded"]
+    np.testing.assert_array_equal(after[:, 8:24], before[:, :, ::2, ::2])
+    assert not after[:, :8].any()
+    assert not after[:, 24:].any()
 
 
 def test_onnx_int8_keeps_the_promises_of_the_float_file(
@@ -207,7 +240,7 @@ def test_onnx_int8_keeps_the_promises_of_the_float_file(
     assert {value.name for value in model.graph.output} == {"logits", "probabilities"}
     assert reszoo.Predictor(files["a.onnx"]).card == digits[0].card
     kinds = Counter(each.data_type for each in model.graph.initializer)
-    assert kinds[onnx.TensorProto.INT8] == 2 * 20
+    assert kinds[onnx.TensorProto.INT8] == 2 * (20 + 3)
     writer.write_int8(digits[0], tmp_path / "again.onnx", digits[1])
     assert (tmp_path / "again.onnx").read_bytes() == files["a.onnx"].read_bytes()
 

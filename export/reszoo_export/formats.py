@@ -283,8 +283,7 @@ class Format:
         getattr(module, self.writer)(*arguments)
 
 
-# PADV2 pads with the zero point.
-_QUANTIZED_TFLITE = frozenset({"QUANTIZE", "DEQUANTIZE", "PADV2"})
+_QUANTIZED_TFLITE = frozenset({"QUANTIZE", "DEQUANTIZE"})
 _TABLE = (
     Format(
         name="saved_model", file="saved_model", runtime=SAVED_MODEL,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo_export.quantization.grids import Steps
+from reszoo_export.quantization.grids import MAX_INT8, Steps
 from reszoo_export.quantization.integer_model import LEVELS, Ranges
 
 Array = NDArray[Any]
@@ -20,7 +20,7 @@ _OUTPUT_AXIS = {"Conv": 0, "Gemm": 1}
 # Of a quantized bias: half of the range of int32, so that sums do not overflow.
 _MAX_BIAS = 2**30
 # Their outputs have the scale and zero point of their inputs.
-_PASSING = ("AveragePool", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze")
+_PASSING = ("AveragePool", "MaxPool", "Pad", "Reshape", "Squeeze")
 # The model's layer takes the mean and squeezes; in ONNX those are two operators.
 _POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
 
@@ -65,6 +65,7 @@ def tidy(graph: Any, layers: Collection[str]) -> None:
         layers: Names of the model's layers.
     """
     _pad_while_pooling(graph)
+    _subsample_by_pooling(graph)
     _merge_classifier(graph)
     _order(graph)
     _name(graph, layers)
@@ -92,6 +93,30 @@ def _pad_while_pooling(graph: Any) -> None:
             pool.attribute.append(helper.make_attribute(name, value))
         pool.input[0] = pad.input[0]
         graph.node.remove(pad)
+
+
+def _subsample_by_pooling(graph: Any) -> None:
+    """Take every n-th pixel with a max-pooling of one pixel instead of a `Slice`.
+
+    ncnn has no slices with steps, and shape inference of ONNX Runtime's quantization
+    tools stops at the converter's, which also slices the batch.
+    """
+    from onnx import helper, numpy_helper
+
+    known = constants(graph)
+    for node in [node for node in graph.node if node.op_type == "Slice"]:
+        starts, _, axes, steps = (
+            numpy_helper.to_array(known[name]).tolist() for name in node.input[1:]
+        )
+        # Of batch, channels, height, width.
+        by_axis = dict(zip(axes, steps, strict=True))
+        strides = [by_axis.get(axis, 1) for axis in range(4)]
+        if any(starts) or strides[:2] != [1, 1]:
+            continue
+        node.op_type = "MaxPool"
+        del node.input[1:]
+        for name, value in (("kernel_shape", [1, 1]), ("strides", strides[2:])):
+            node.attribute.append(helper.make_attribute(name, value))
 
 
 def _merge_classifier(graph: Any) -> None:
@@ -161,6 +186,10 @@ def _layer(node: Any, layers: Collection[str]) -> str | None:
     return found[0] if found else None
 
 
+def _layer_of(kernel: str) -> str:
+    return kernel.removesuffix(".weight")
+
+
 def _makers(graph: Any) -> dict[str, Any]:
     return {output: node for node in graph.node for output in node.output}
 
@@ -174,18 +203,17 @@ def _replace_input(graph: Any, old: str, new: str) -> None:
         node.input[:] = [new if name == old else name for name in node.input]
 
 
-def quantize(graph: Any, steps: Steps, ranges: Ranges, image: str) -> None:
+def quantize(graph: Any, steps: Steps, ranges: Ranges, first: str) -> None:
     """Quantize the activations that have ranges; others stay float32.
 
     Args:
         graph: Of a model that takes uint8 pixels; it is changed.
         steps: Scales of kernels, by layer.
         ranges: Of activations, by layer.
-        image: Name of the first convolution's input before it is transposed: uint8
-            with scale 1.
+        first: Name of the first convolution, which takes uint8 with scale 1.
     """
-    _start_with_uint8(graph, image)
     quantizer = _Quantizer(graph, steps, ranges)
+    _start_with_bytes(graph, first, quantizer)
     for node in list(graph.node):
         quantizer.add_node(node)
     del graph.node[:]
@@ -196,18 +224,27 @@ def quantize(graph: Any, steps: Steps, ranges: Ranges, image: str) -> None:
     graph.initializer.extend(kept)
 
 
-def _start_with_uint8(graph: Any, image: str) -> None:
-    """Pass pixels to the first padding as uint8, without float arithmetic before."""
-    from onnx import numpy_helper
+def _start_with_bytes(graph: Any, first: str, quantizer: "_Quantizer") -> None:
+    """Pass pixels to the first convolution as they are; keep a change of their axes.
 
-    (first,) = (node for node in graph.node if node.output[0] == image)
-    before = list(graph.node)[: list(graph.node).index(first)]
+    They are quantized with scale 1, also where they come as uint8: OpenCV 4 reads
+    uint8 that is dequantized at once as int8. It costs no measurable time.
+    """
+    (start,) = (node for node in graph.node if node.output[0] == first)
+    before = list(graph.node)[: list(graph.node).index(start)]
+    source = graph.input[0].name
     for node in before:
         graph.node.remove(node)
-    first.input[0] = graph.input[0].name
-    value = constants(graph)[first.input[2]]
-    filled = numpy_helper.to_array(value).astype(np.uint8)
-    value.CopyFrom(numpy_helper.from_array(filled, value.name))
+        if node.op_type == "Cast":
+            quantizer.nodes.append(node)
+            source = node.output[0]
+    quantizer.add("QuantizeLinear", source, "image.quantized", quantizer.pixels[1])
+    source = "image.quantized"
+    for node in before:
+        if node.op_type == "Transpose":
+            node.input[0], source = source, node.output[0]
+            quantizer.nodes.append(node)
+    start.input[0] = source
 
 
 class _Quantizer:
@@ -222,12 +259,12 @@ class _Quantizer:
         self.scales: dict[str, tuple[float, str]] = {}
         # Tensor -> the dequantized tensor that replaces it.
         self.replaced: dict[str, str] = {}
+        self.pixels = self.make_scale("image", (0.0, LEVELS))
 
     def add_node(self, node: Any) -> None:
         source, output = node.input[0], node.output[0]
         if node.op_type in _OUTPUT_AXIS and source not in self.scales:
-            pixels = self.make_scale(f"{source}.bytes", (0.0, LEVELS))
-            self.dequantize(source, source, pixels)
+            self.dequantize(source, source, self.pixels)
         span = self.ranges.get(_POOL_LAYER if node.op_type == _POOL else output)
         if node.op_type == "Relu" and span:
             # Quantizing to a range that begins at 0 is a ReLU.
@@ -241,6 +278,8 @@ class _Quantizer:
         passed = self.scales.get(source) if node.op_type in _PASSING else None
         if passed is None and span:
             passed = self.make_scale(output, span)
+        if kernel and _layer_of(kernel) not in self.steps:
+            passed = self.scales[source]
         self.nodes.append(node)
         if passed is not None:
             node.output[0] = f"{output}.exact"
@@ -263,19 +302,29 @@ class _Quantizer:
         self.add("DequantizeLinear", source, self.replaced[output], scale[1])
 
     def quantize_weights(self, node: Any, kernel: str, input_step: float) -> None:
-        """Replace a node's kernel and bias by integers."""
+        """Replace a node's kernel and bias by integers.
+
+        Kernels without steps are the zeros and ones of a selection of channels.
+        """
         from onnx import numpy_helper
 
         axis = _OUTPUT_AXIS[node.op_type]
         value = numpy_helper.to_array(self.known[kernel])
-        bias = numpy_helper.to_array(self.known[node.input[2]]).astype(np.float64)
-        # The bias of a kernel of nearly zeros must fit 32 bits.
-        least = (np.abs(bias) / (_MAX_BIAS * input_step)).astype(np.float32)
-        steps = np.maximum(self.steps[kernel.removesuffix(".weight")], least)
+        steps = self.steps.get(_layer_of(kernel))
+        if steps is None:
+            steps = np.full(value.shape[axis], 1 / MAX_INT8, np.float32)
+        bias = np.zeros(0)
+        if len(node.input) > 2:
+            bias = numpy_helper.to_array(self.known[node.input[2]]).astype(np.float64)
+            # The bias of a kernel of nearly zeros must fit 32 bits.
+            least = (np.abs(bias) / (_MAX_BIAS * input_step)).astype(np.float32)
+            steps = np.maximum(steps, least)
         wide = steps.reshape([-1 if side == axis else 1 for side in range(value.ndim)])
         self.per_channel(node, 1, np.round(value / wide).astype(np.int8), steps, axis)
-        steps = (steps.astype(np.float64) * input_step).astype(np.float32)
-        self.per_channel(node, 2, np.round(bias / steps).astype(np.int32), steps, 0)
+        if len(bias):
+            steps = (steps.astype(np.float64) * input_step).astype(np.float32)
+            quantized = np.round(bias / steps).astype(np.int32)
+            self.per_channel(node, 2, quantized, steps, 0)
 
     def per_channel(
         self, node: Any, place: int, value: Array, steps: Array, axis: int

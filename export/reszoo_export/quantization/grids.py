@@ -54,7 +54,7 @@ Steps = dict[str, NDArray[np.float32]]
 MAX_PAIR = 128
 # The same before rounding, which adds less than 1 to each.
 _MAX_EXACT_PAIR = np.float32(126.99)
-_MAX_INT8 = 127
+MAX_INT8 = 127
 # Of a kernel of zeros.
 _MIN_SCALE = np.float32(1e-9)
 
@@ -66,7 +66,7 @@ def full_steps(kernel: Kernel) -> NDArray[np.float32]:
         kernel: `(..., out)`.
     """
     largest = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
-    steps: NDArray[np.float32] = np.maximum(largest, _MIN_SCALE) / np.float32(_MAX_INT8)
+    steps: NDArray[np.float32] = np.maximum(largest, _MIN_SCALE) / np.float32(MAX_INT8)
     return steps
 
 

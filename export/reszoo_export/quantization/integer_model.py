@@ -1,4 +1,10 @@
-"""The model as integers compute it, built from Keras layers."""
+"""The model as integers compute it, built from Keras layers.
+
+Some of its convolutions select channels with kernels of zeros and ones: `INSIDE` and
+the shortcuts of option A. Their integers are exactly those of their input, and every
+runtime and accelerator has an operator for them, which is not so for padding with a
+constant and for slices with a stride.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from reszoo.layers import Shape
+from reszoo.layers import IdentityShortcut, Shape
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.serving import Serving
 
@@ -26,7 +32,8 @@ _PASSING = (
 )
 # Steps of an activation's range.
 LEVELS = 255
-# The layer that makes of a picture what the first convolution takes.
+# The layer before the first convolution: the picture's channels, and one that is 255
+# inside the picture, where padding makes it 0 outside.
 INSIDE = "inside"
 
 
@@ -54,21 +61,6 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
         return input_shape
 
 
-class InsideChannel(keras.layers.Layer):  # type: ignore[misc]
-    """Add a channel that is 255 inside the picture; padding makes it 0 outside.
-
-    Input shape `(batch, height, width, 3)`, output `(batch, height, width, 4)`.
-    """
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Return the picture with the channel."""
-        return tf.pad(inputs, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=255.0)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the shape with one more channel."""
-        return (*input_shape[:-1], 4)
-
-
 def quantized_layers(model: keras.Model) -> list[str]:
     """List the layers after which activations are rounded, input first.
 
@@ -83,18 +75,22 @@ def quantized_layers(model: keras.Model) -> list[str]:
     return [
         layer.name
         for layer in model.layers
-        if type(layer).__name__ not in _PASSING
+        if not _passes(layer)
         and layer.output is not model.output
         and users.get(id(layer.output)) != ["ReLU"]
     ]
+
+
+def _passes(layer: keras.layers.Layer) -> bool:
+    return type(layer).__name__ in _PASSING
 
 
 def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
     """Return kernels and biases for a model that takes bytes as they are.
 
     The first convolution normalises: its kernel is scaled, and what normalisation
-    adds becomes the weight of `InsideChannel`. Padding in front of it then still
-    stands for the mean picture, as in the float model, and bytes stay exact.
+    adds becomes the weight of the channel that `INSIDE` adds. Padding in front of it
+    then still stands for the mean picture, as in the float model, and bytes stay exact.
 
     Args:
         model: Normalised pixels in, no batch normalisation.
@@ -129,21 +125,58 @@ def build_integer_model(
         the layer before them with ".range" behind.
     """
     image = keras.Input(model.input_shape[1:], name="image")
-    exact = FakeQuantize(INPUT_RANGE, name="image.range")(image) if ranges else image
-    values = {id(model.input): InsideChannel(name=INSIDE)(exact)}
+    pixels = FakeQuantize(INPUT_RANGE, name="image.range") if ranges else None
+    inside = _rounded(pixels, _inside_channel()(_rounded(pixels, image)))
+    # By tensor of the model: its twin, and what rounds it.
+    values, rounders = {id(model.input): inside}, {id(model.input): pixels}
     for layer in model.layers[1:]:
-        given = [values[id(tensor)] for tensor in _inputs(layer)]
-        # A fresh layer, so that the model keeps its own.
-        twin = type(layer).from_config(layer.get_config())
-        value = twin(given if len(given) > 1 else given[0])
+        sources = [id(tensor) for tensor in _inputs(layer)]
+        given = [values[source] for source in sources]
+        value = _twin(layer)(given if len(given) > 1 else given[0])
+        rounder = rounders[sources[0]] if _passes(layer) else None
         if layer.name in ranges:
-            value = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")(value)
-        values[id(layer.output)] = value
+            rounder = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")
+        is_computed = layer.name in ranges or isinstance(layer, IdentityShortcut)
+        values[id(layer.output)] = _rounded(rounder if is_computed else None, value)
+        rounders[id(layer.output)] = rounder
     made = keras.Model(image, values[id(model.output)], name=model.name)
     own = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     for name, arrays in {**own, **weights}.items():
         made.get_layer(name).set_weights(arrays)
     return made
+
+
+def _rounded(rounder: FakeQuantize | None, value: object) -> object:
+    return value if rounder is None else rounder(value)
+
+
+def _twin(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Return a new layer of the same configuration: the model keeps its own."""
+    if not isinstance(layer, IdentityShortcut):
+        return type(layer).from_config(layer.get_config())
+    channels = layer.input.shape[-1]
+    kernel = np.eye(channels, layer.filters, (layer.filters - channels) // 2)
+    return _selection(layer.name, kernel, strides=layer.stride, use_bias=False)
+
+
+def _inside_channel() -> keras.layers.Layer:
+    fill = keras.initializers.Constant([0.0, 0.0, 0.0, INPUT_RANGE[1]])
+    return _selection(INSIDE, np.eye(3, 4), bias_initializer=fill)
+
+
+def _selection(
+    name: str, kernel: NDArray[np.float64], **options: object
+) -> keras.layers.Layer:
+    """Return a 1x1 convolution with a kernel `(inputs, outputs)` of zeros and ones."""
+    return keras.layers.Conv2D(
+        kernel.shape[-1],
+        1,
+        kernel_initializer=keras.initializers.Constant(kernel[None, None]),
+        data_format="channels_last",
+        dtype="float32",
+        name=name,
+        **options,
+    )
 
 
 def as_bytes(serving: Serving, model: keras.Model) -> Serving:
