@@ -338,7 +338,8 @@ def test_a_channel_without_weights_keeps_its_bias() -> None:
 
 
 def problems_of(path: Path, digits: Any) -> list[str]:
-    return find_problems(path, FORMATS["onnx-int8"], digits[0].card, digits[2])
+    row, options = FORMATS["onnx-int8"], digits[0].options
+    return find_problems(path, row, digits[0].card, digits[2], options)
 
 
 def test_weights_that_overflow_on_other_processors_are_seen(

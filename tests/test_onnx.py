@@ -151,6 +151,33 @@ def test_channels_come_first_on_request_and_nothing_is_transposed(
     np.testing.assert_allclose(answers, expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("opset", range(13, 19))
+def test_every_opset_has_the_answers_of_the_model(
+    model: Any, expected: Any, tmp_path: Path, opset: int
+) -> None:
+    options = {"input_dtype": "float32", "opset": opset}
+    found = written(model, tmp_path / "x.onnx", "onnx", **options)
+    onnx.checker.check_model(found, full_check=True)
+    assert [(each.domain, each.version) for each in found.opset_import] == [("", opset)]
+    assert found.ir_version == (7 if opset < 15 else 8)
+    assert {node.op_type for node in found.graph.node} <= FORMATS["onnx"].operators
+    answers = asked(tmp_path / "x.onnx", IMAGES.astype(np.float32))
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_float32_pixels_need_no_cast(
+    model: Any, expected: Any, tmp_path: Path, name: str
+) -> None:
+    found = written(model, tmp_path / "x.onnx", name, input_dtype="float32")
+    (image,) = found.graph.input
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    start = [node.op_type for node in found.graph.node[:3]]
+    assert start == ["Mul", "Add", "Transpose"]
+    answers = asked(tmp_path / "x.onnx", IMAGES.astype(np.float32))
+    np.testing.assert_allclose(answers, expected, atol=KINDS[name])
+
+
 def test_a_batch_can_be_fixed(model: Any, expected: Any, tmp_path: Path) -> None:
     found = written(model, tmp_path / "x.onnx", batch=2, layout="nchw")
     assert shapes(found.graph.input) == {"image": [2, 3, 32, 32]}

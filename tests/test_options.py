@@ -20,6 +20,8 @@ from reszoo_export.formats import ExportOptions, check_options, find_formats
         ({"version": 0}, r"version must be at least 1\. Received: 0"),
         ({"version": None}, r"version must be a whole number.*None"),
         ({"layout": "NCHW"}, r'layout must be "nhwc" or "nchw"\. Received: \'NCHW\''),
+        ({"input_dtype": "int8"}, r'"uint8" or "float32".*Received: \'int8\''),
+        ({"opset": "17"}, r"opset must be a whole number\. Received: '17'"),
         ({"outputs": "maps"}, r"outputs must be one of probabilities, .*'maps'"),
     ],
 )
@@ -37,6 +39,31 @@ def test_an_option_out_of_range_is_refused(
             "onnx,tflite",
             {"layout": "nchw"},
             r"layout='nchw' is not supported by tflite\.",
+        ),
+        (
+            "onnx,saved_model",
+            {"input_dtype": "float32"},
+            r"input_dtype='float32' is not supported by saved_model\.",
+        ),
+        (
+            "onnx,tflite",
+            {"input_dtype": "uint8"},
+            r"input_dtype='uint8' is not supported by tflite\.",
+        ),
+        (
+            "onnx,onnx-int8",
+            {"opset": 18},
+            r"opset=18 is not supported by onnx-int8 \(13 to 17\)\.",
+        ),
+        (
+            "onnx,onnx-fp16",
+            {"opset": 19},
+            r"opset=19 is not supported by onnx \(13 to 18\), onnx-fp16 \(13 to 18\)",
+        ),
+        (
+            "tflite,onnx",
+            {"opset": 17},
+            r"opset=17 is not supported by tflite\.",
         ),
         (
             "tflite,tflite-int8",
@@ -61,5 +88,7 @@ def test_what_every_format_can_do_is_not() -> None:
     check_options(
         find_formats("all"), ExportOptions(batch=2, input_size=40, outputs="features")
     )
-    check_options(find_formats("onnx,onnx-int8"), ExportOptions(layout="nchw"))
+    onnx = ExportOptions(layout="nchw", input_dtype="float32", opset=13)
+    check_options(find_formats("onnx,onnx-fp16,onnx-int8"), onnx)
+    check_options(find_formats("onnx,tflite"), ExportOptions(input_dtype="float32"))
     check_options(find_formats("tflite-int8"), ExportOptions(integer_io=True))

@@ -64,6 +64,8 @@ def export(
     batch: int | Literal["dynamic"] | None = None,
     input_size: int | None = None,
     layout: Literal["nhwc", "nchw"] = "nhwc",
+    input_dtype: Literal["uint8", "float32"] | None = None,
+    opset: int | None = None,
     integer_io: bool = False,
     outputs: Outputs | None = None,
     version: int = defaults.SAVED_MODEL_VERSION,
@@ -96,6 +98,10 @@ def export(
             TFLite and any number for the others.
         input_size: Height and width of the image in pixels; None is the model's.
         layout: Order of the image's axes, "nhwc" or "nchw" (ONNX only).
+        input_dtype: Of the pixels of ONNX files, "uint8" or "float32"; None is uint8.
+            Some programs (ncnn's converter, OpenCV's helpers) want float32.
+        opset: Version of the operators of ONNX files: 13 to 18, of int8 files 13 to
+            17; None is 17.
         integer_io: Whether tflite-int8 takes uint8 pixels and gives uint8
             probabilities in steps of 1/256.
         outputs: The only output: "probabilities", "logits", or "features", the input
@@ -117,6 +123,8 @@ def export(
         batch=batch,
         input_size=input_size,
         layout=layout,
+        input_dtype=input_dtype,
+        opset=opset,
         integer_io=integer_io,
         outputs=outputs,
         version=version,

@@ -44,7 +44,12 @@ class Reader(Protocol):
         """Return the labels stored for other programs, beside the card."""
 
     def find_problems(
-        self, path: Path, row: "Format", card: "Card", images: "Pixels"
+        self,
+        path: Path,
+        row: "Format",
+        card: "Card",
+        images: "Pixels",
+        options: "ExportOptions",
     ) -> list[str]:
         """Check what running the file on this machine does not show.
 
@@ -53,6 +58,7 @@ class Reader(Protocol):
             row: Its format.
             card: Of the model.
             images: uint8 `(n, height, width, 3)`, to run parts of it with.
+            options: What the file was exported with.
         """
 
     def activation_reader(
@@ -81,6 +87,7 @@ class RuntimeSpec:
         outputs: What files give by default.
         batch: Images in a call by default; None for any number.
         layouts: Orders of the image's axes that it supports.
+        input_dtypes: Of the pixels, which may be asked for in place of a format's own.
         operators: Those that files of every format may use.
     """
 
@@ -91,6 +98,7 @@ class RuntimeSpec:
     outputs: tuple[str, ...] = ("logits", "probabilities")
     batch: int | None = None
     layouts: frozenset[str] = frozenset({"nhwc"})
+    input_dtypes: frozenset[str] = frozenset()
     operators: frozenset[str]
 
     @property
@@ -138,9 +146,11 @@ ONNX = RuntimeSpec(
     library="onnxruntime",
     suffix=".onnx",
     layouts=frozenset({"nhwc", "nchw"}),
+    input_dtypes=frozenset({"uint8", "float32"}),
     operators=frozenset({
         "Add", "AveragePool", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool",
-        "Mul", "Pad", "Relu", "Reshape", "Slice", "Softmax", "Squeeze", "Transpose",
+        "Mul", "Pad", "ReduceMean", "Relu", "Reshape", "Slice", "Softmax", "Squeeze",
+        "Transpose",
     }),
 )  # fmt: skip
 RUNTIMES = {row.name: row for row in (SAVED_MODEL, TFLITE, ONNX)}
@@ -238,6 +248,7 @@ class Format:
             ranges of activations measured at run time), "int8" or "int16x8".
         calibrated: Whether it needs calibration images.
         input_dtype: Of the pixels, which are 0..255 in either.
+        opsets: Versions of ONNX's operators that it can be written in.
         integer_io: Whether the option `integer_io` applies to it.
         tolerance: How far its outputs may be from the model's.
         max_images: How many real images it is verified on, where its runtime is
@@ -253,6 +264,7 @@ class Format:
     precision: str = "float32"
     calibrated: bool = False
     input_dtype: Literal["uint8", "float32"] = "uint8"
+    opsets: range = range(0)
     integer_io: bool = False
     tolerance: Tolerance = FLOAT32
     max_images: int | None = None
@@ -263,6 +275,10 @@ class Format:
     def operators(self) -> frozenset[str]:
         """Every operator that it may use."""
         return self.runtime.operators | self.extra_operators
+
+    def dtypes(self, options: "ExportOptions") -> tuple[str, str]:
+        """Return the dtypes of the input and of the outputs."""
+        return options.input_dtype or self.input_dtype, "float32"
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
         """Write the file.
@@ -283,6 +299,8 @@ class Format:
         getattr(module, self.writer)(*arguments)
 
 
+# tf2onnx 1.17 writes no later ones.
+_OPSETS = range(13, 19)
 _QUANTIZED_TFLITE = frozenset({"QUANTIZE", "DEQUANTIZE"})
 _TABLE = (
     Format(
@@ -320,17 +338,19 @@ _TABLE = (
         extra_operators=_QUANTIZED_TFLITE,
     ),
     Format(
-        name="onnx", file="model.onnx", runtime=ONNX,
+        name="onnx", file="model.onnx", runtime=ONNX, opsets=_OPSETS,
         groups=frozenset({"server", "web"}),
     ),
     Format(
         name="onnx-fp16", file="model-fp16.onnx", runtime=ONNX,
-        writer="write_fp16", precision="float16",
+        writer="write_fp16", precision="float16", opsets=_OPSETS,
         tolerance=FLOAT16, groups=frozenset({"web"}),
     ),
     Format(
         name="onnx-int8", file="model-int8.onnx", runtime=ONNX,
         writer="write_int8", precision="int8", calibrated=True,
+        # With 18, tf2onnx writes pooling that ONNX Runtime leaves in float.
+        opsets=_OPSETS[:-1],
         tolerance=INT8, groups=frozenset({"server", "web"}),
         extra_operators=frozenset({"QuantizeLinear", "DequantizeLinear"}),
     ),
@@ -379,6 +399,8 @@ class ExportOptions:
     batch: int | Literal["dynamic"] | None = None
     input_size: int | None = None
     layout: Literal["nhwc", "nchw"] = "nhwc"
+    input_dtype: Literal["uint8", "float32"] | None = None
+    opset: int | None = None
     integer_io: bool = False
     outputs: Outputs | None = None
     version: int = defaults.SAVED_MODEL_VERSION
@@ -388,11 +410,16 @@ class ExportOptions:
             raise UsageError(
                 f'batch must be a number or "dynamic". Received: {self.batch!r}.'
             )
-        for name in ("batch", "input_size", "version"):
+        for name in ("batch", "input_size", "opset", "version"):
             _check_number(name, getattr(self, name), optional=name != "version")
         if self.layout not in ("nhwc", "nchw"):
             raise UsageError(
                 f'layout must be "nhwc" or "nchw". Received: {self.layout!r}.'
+            )
+        if self.input_dtype not in (None, "uint8", "float32"):
+            raise UsageError(
+                'input_dtype must be "uint8" or "float32", or None for each format\'s '
+                f"own. Received: {self.input_dtype!r}."
             )
         if self.outputs not in (None, *OUTPUTS):
             raise UsageError(
@@ -417,9 +444,18 @@ def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
         UsageError: Names the formats and the option.
     """
     layout, integer_io = options.layout, options.integer_io
+    dtype, opset = options.input_dtype, options.opset
     unsupported = {
         f"layout={layout!r}": [
             row.name for row in rows if layout not in row.runtime.layouts
+        ],
+        f"input_dtype={dtype!r}": [
+            row.name
+            for row in rows
+            if dtype and dtype not in {row.input_dtype, *row.runtime.input_dtypes}
+        ],
+        f"opset={opset}": [
+            _with_opsets(row) for row in rows if opset and opset not in row.opsets
         ],
         "integer_io": [row.name for row in rows if integer_io and not row.integer_io],
     }
@@ -434,3 +470,9 @@ def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
             "integer_io gives probabilities, which have known steps of 1/256. "
             f"Received: outputs={options.outputs!r} with it."
         )
+
+
+def _with_opsets(row: Format) -> str:
+    """Return a format's name and, where it has opsets, which of them."""
+    opsets = row.opsets
+    return f"{row.name} ({opsets[0]} to {opsets[-1]})" if opsets else row.name

@@ -58,6 +58,19 @@ InputSize = Annotated[
 Layout = Annotated[
     str, typer.Option(help="Axes of the input: nhwc, or nchw (ONNX only).")
 ]
+InputDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Pixels of ONNX files, 0 to 255: uint8 or float32.", show_default="uint8"
+    ),
+]
+Opset = Annotated[
+    int | None,
+    typer.Option(
+        help="Version of the operators of ONNX files: 13 to 18 (int8: 13 to 17).",
+        show_default="17",
+    ),
+]
 IntegerIO = Annotated[
     bool,
     typer.Option("--integer-io", help="Give uint8 probabilities (tflite-int8 only)."),
@@ -86,6 +99,8 @@ def export(
     batch: Batch = None,
     input_size: InputSize = None,
     layout: Layout = "nhwc",
+    input_dtype: InputDtype = None,
+    opset: Opset = None,
     integer_io: IntegerIO = False,
     outputs: Outputs = None,
     version: Version = defaults.SAVED_MODEL_VERSION,
@@ -109,6 +124,8 @@ def export(
         batch=_batch(batch),
         input_size=input_size,
         layout=layout,  # type: ignore[arg-type]
+        input_dtype=input_dtype,  # type: ignore[arg-type]
+        opset=opset,
         integer_io=integer_io,
         outputs=outputs,  # type: ignore[arg-type]
         version=version,

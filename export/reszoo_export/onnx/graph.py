@@ -66,6 +66,7 @@ def tidy(graph: Any, layers: Collection[str]) -> None:
     """
     _pad_while_pooling(graph)
     _subsample_by_pooling(graph)
+    _write_out_padding(graph)
     _merge_classifier(graph)
     _order(graph)
     _name(graph, layers)
@@ -117,6 +118,20 @@ def _subsample_by_pooling(graph: Any) -> None:
         del node.input[1:]
         for name, value in (("kernel_shape", [1, 1]), ("strides", strides[2:])):
             node.attribute.append(helper.make_attribute(name, value))
+
+
+def _write_out_padding(graph: Any) -> None:
+    """Write the defaults of padding, without which ncnn's converter leaves it out."""
+    from onnx import helper, numpy_helper
+
+    for node in [node for node in graph.node if node.op_type == "Pad"]:
+        if len(node.input) == 2:
+            value = f"{node.output[0]}.value"
+            zero = numpy_helper.from_array(np.float32(0), value)
+            graph.initializer.append(zero)
+            node.input.append(value)
+        if not node.attribute:
+            node.attribute.append(helper.make_attribute("mode", "constant"))
 
 
 def _merge_classifier(graph: Any) -> None:

@@ -15,7 +15,7 @@ from reszoo.cards import Card
 from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Pixels
-from reszoo_export.formats import Format
+from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.inspection import Contents, TensorDescription, card_or_note
 from reszoo_export.metadata import parse_card
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
@@ -28,9 +28,9 @@ from reszoo_export.runtimes import (
 from reszoo_export.sessions import Sessions
 
 CARD_KEY, LABELS_KEY = "reszoo_card", "labels"
-# Later ones do not open in runtimes that are in use (ONNX Runtime 1.13, 2022). tf2onnx
-# 1.17 writes no opset after 18, and with 18 the pooling of quantized models breaks.
-OPSET, IR_VERSION = 17, 8
+# By default; later ones do not open in runtimes that are in use (ONNX Runtime 1.13,
+# 2022).
+OPSET = 17
 # ONNX Runtime's levels; 3 is an error. Its warnings are about its own optimizations.
 _ERRORS_ONLY = 3
 _NUMPY_DTYPES = {"float": "float32", "double": "float64"}
@@ -240,16 +240,25 @@ def _dtype(number: int) -> str:
     return _NUMPY_DTYPES.get(name, name)
 
 
-def find_problems(path: Path, row: Format, card: Card, images: Pixels) -> list[str]:
+def ir_version(opset: int) -> int:
+    """Return the IR version that came out with an opset, for runtimes of its time."""
+    return 7 if opset < 15 else 8
+
+
+def find_problems(
+    path: Path, row: Format, card: Card, images: Pixels, options: ExportOptions
+) -> list[str]:
     """Find what keeps a file from opening, or from equal outputs, elsewhere."""
     model = _load(path)
     problems = []
     opsets = {each.domain or "ai.onnx": each.version for each in model.opset_import}
-    if set(opsets) != {"ai.onnx"} or opsets["ai.onnx"] > OPSET:
+    opset = options.opset or OPSET
+    if opsets != {"ai.onnx": opset}:
         shown = ", ".join(f"{name} {number}" for name, number in opsets.items())
-        problems.append(f"its operators must be ai.onnx {OPSET}, not {shown}")
-    if model.ir_version > IR_VERSION:
-        problems.append(f"its IR version must be {IR_VERSION}, not {model.ir_version}")
+        problems.append(f"its operators must be ai.onnx {opset}, not {shown}")
+    if model.ir_version != ir_version(opset):
+        expected = f"its IR version must be {ir_version(opset)}"
+        problems.append(f"{expected}, not {model.ir_version}")
     if model.functions or model.training_info:
         problems.append("it defines functions or training of its own")
     return problems + _int8_activations(model.graph) + _overflowing(model.graph)

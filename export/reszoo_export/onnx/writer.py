@@ -15,7 +15,7 @@ from reszoo.console import quiet
 from reszoo_export.formats import ONNX
 from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
-from reszoo_export.onnx.reader import CARD_KEY, IR_VERSION, LABELS_KEY, OPSET
+from reszoo_export.onnx.reader import CARD_KEY, LABELS_KEY, OPSET, ir_version
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import (
     INSIDE,
@@ -84,13 +84,14 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
 
     names = serving.outputs(ONNX.outputs)
     answer = serving.function(*names).python_function
+    options = serving.options
 
     def stateless(image: Any, *values: Any) -> Any:
         with keras.StatelessScope(zip(weights.values(), values, strict=True)):
             return answer(image)
 
-    image = serving.spec(serving.batch(ONNX.batch), tf.uint8)
-    channels_first = serving.options.layout == "nchw"
+    dtype = tf.as_dtype(options.input_dtype or "uint8")
+    image = serving.spec(serving.batch(ONNX.batch), dtype)
     specs = [tf.TensorSpec(each.shape, name=name) for name, each in weights.items()]
     with quiet(), _without_safety_copies():
         import tf2onnx
@@ -98,8 +99,8 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
         model, _ = tf2onnx.convert.from_function(
             tf.function(stateless, autograph=False),
             input_signature=[image, *specs],
-            opset=OPSET,
-            inputs_as_nchw=[f"{INPUT}:0"] if channels_first else None,
+            opset=options.opset or OPSET,
+            inputs_as_nchw=[f"{INPUT}:0"] if options.layout == "nchw" else None,
         )
     return model
 
@@ -150,7 +151,7 @@ def write_model(model: Any, serving: Serving, path: Path) -> None:
 
     for opset in [entry for entry in model.opset_import if entry.domain]:
         model.opset_import.remove(opset)  # Declared by converters, never used.
-    model.ir_version = IR_VERSION
+    model.ir_version = ir_version(serving.options.opset or OPSET)
     model.producer_name, model.producer_version = "reszoo", reszoo.__version__
     model.graph.name = serving.card.architecture.name
     model.graph.ClearField("doc_string")  # Names a process-wide counter.

@@ -15,7 +15,7 @@ from PIL import Image
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Pixels, Preprocessing
-from reszoo_export.formats import Format
+from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.inspection import Contents, TensorDescription, card_or_note
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import (
@@ -274,7 +274,9 @@ _DRAWS, _MARGIN = 4, 2.0
 _ROUNDING = 1e-4
 
 
-def find_problems(path: Path, row: Format, card: Card, images: Pixels) -> list[str]:
+def find_problems(
+    path: Path, row: Format, card: Card, images: Pixels, options: ExportOptions
+) -> list[str]:
     """Compare the signature for encoded images with the one for pixels.
 
     Both get the same images; for the second Pillow resizes and crops them.

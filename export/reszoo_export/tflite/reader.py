@@ -17,7 +17,7 @@ from reszoo.console import quiet
 from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.preprocessing import Pixels
-from reszoo_export.formats import Format
+from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.inspection import Contents, card_or_note
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import (
@@ -176,7 +176,9 @@ def _dequantized(interpreter: Any, detail: Mapping[str, Any]) -> NDArray[Any]:
     return (array.astype(np.float32) - zero_point) * scale if scale else array
 
 
-def find_problems(path: Path, row: Format, card: Card, images: Pixels) -> list[str]:
+def find_problems(
+    path: Path, row: Format, card: Card, images: Pixels, options: ExportOptions
+) -> list[str]:
     """Find activations of a float16 file that float16 cannot represent.
 
     LiteRT computes such files in float32 on a CPU, but in float16 on a phone's GPU.

@@ -97,8 +97,8 @@ def structure_problems(
     if [tensor["name"] for tensor in inputs] != ["image"]:
         shown = ", ".join(map(_shown, inputs))
         problems.append(f"the only input must be 'image', not {shown}")
-    elif inputs[0]["dtype"] != row.input_dtype:
-        problems.append(f"image must be {row.input_dtype}, not {inputs[0]['dtype']}")
+    elif inputs[0]["dtype"] != (dtype := row.dtypes(options)[0]):
+        problems.append(f"image must be {dtype}, not {inputs[0]['dtype']}")
     if inputs and inputs[0]["shape"] != shape:
         problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
     problems += _output_problems(row, options, card, runtime.outputs)

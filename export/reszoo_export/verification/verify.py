@@ -199,7 +199,7 @@ def verify_in_process(
         raise VerificationError(str(error)) from error
     found = compare(row, runtime, reference, options, card)
     problems += row.runtime.reader.find_problems(
-        path, row, card or runtime.card, reference.images
+        path, row, card or runtime.card, reference.images, options
     )
     return FileVerification(
         inputs=runtime.inputs,
