@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from reszoo_export.evaluation import evaluate as evaluate
 
     card = get_card
+    from reszoo_export.batch import PredictResult as PredictResult
+    from reszoo_export.batch import predict_files as predict_files
     from reszoo_export.benchmark import Measurement as Measurement
     from reszoo_export.benchmark import benchmark as benchmark
     from reszoo_export.export import export as export
@@ -74,6 +76,7 @@ _MODULES = {
     "reszoo.training.trainer": "TrainResult train",
     "reszoo.weights.names": "LoadReport",
     "reszoo.zoo": "build from_keras_applications load load_report save",
+    "reszoo_export.batch": "PredictResult predict_files",
     "reszoo_export.benchmark": "Measurement benchmark",
     "reszoo_export.evaluation": "evaluate",
     "reszoo_export.export": "export",

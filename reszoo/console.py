@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -16,6 +17,8 @@ from typing import Any, Literal, TextIO
 
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx")
 _NOISY_MODULES = r"(tensorflow|keras|tf2onnx|onnx|numpy|google|absl|h5py|PIL)\b"
+# Seconds between lines of progress where there is no terminal.
+_LINES_EVERY = 10.0
 _own_process = False
 _terminal: TextIO | None = None
 
@@ -141,10 +144,17 @@ class Progress:
         total: Number of steps.
         done: Number of steps that are already done.
         shown: Whether to show the bar.
+        lines: Whether to print a line every ten seconds where there is no terminal.
     """
 
     def __init__(
-        self, what: str, total: int, done: int = 0, *, shown: bool = True
+        self,
+        what: str,
+        total: int,
+        done: int = 0,
+        *,
+        shown: bool = True,
+        lines: bool = False,
     ) -> None:
         from rich import progress
         from rich.console import Console
@@ -162,6 +172,8 @@ class Progress:
             disable=not (shown and console.is_terminal),
         )
         self._task = self._bar.add_task(what, total=total, completed=done, note="")
+        self._lines = lines and not console.is_terminal
+        self._due = time.monotonic() + _LINES_EVERY
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -173,6 +185,11 @@ class Progress:
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Advance by `steps` and show a note behind the bar."""
         self._bar.update(self._task, advance=steps, note=note)
+        if self._lines and time.monotonic() >= self._due:
+            self._due = time.monotonic() + _LINES_EVERY
+            task = self._bar.tasks[self._task]
+            counted = f"{task.completed:,.0f} of {task.total or 0:,.0f}"
+            say(", ".join(filter(None, [f"{task.description}: {counted}", note])))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -219,6 +236,17 @@ def print_text(text: str, file: TextIO | None = None) -> None:
 
 def print_json(content: Any) -> None:
     """Print JSON on the output stream."""
+    print(json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return content as indented JSON that the output stream's encoding can hold."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     # A lone surrogate, which UTF-8 cannot hold, becomes JSON's own escape for it.
-    print(text.encode("utf-8", "backslashreplace").decode())
+    text = text.encode("utf-8", "backslashreplace").decode()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        # Python's escapes of what is above U+FFFF are not those of JSON.
+        return json.dumps(content, indent=2, allow_nan=False)
+    return text

@@ -44,9 +44,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = _prepared(final)
         try:
             yield temporary
-            _flush(temporary)
+            flush(temporary)
             temporary.replace(final)
-            _flush(final.parent)
+            flush(final.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -68,9 +68,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             yield temporary
             for written in temporary.rglob("*"):
-                _flush(written)
+                flush(written)
             _swap_in(temporary, final)
-            _flush(final.parent)
+            flush(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -140,7 +140,8 @@ def _swap_in(temporary: Path, final: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Make sure that a file's or folder's content is on the disk."""
     # Some file systems refuse to flush folders; the files are flushed anyway.
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)

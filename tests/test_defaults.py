@@ -27,7 +27,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "benchmark": (reszoo.benchmark,),
     "demo": (run_demo,),
     "evaluate": (reszoo.evaluate,),
-    "predict": (reszoo.Predictor, reszoo.Predictor.top),
+    "predict": (reszoo.predict_files,),
 }
 # Command and option -> the Python parameter, where the names differ.
 RENAMED = {
@@ -36,8 +36,6 @@ RENAMED = {
     ("convert", "model"): "variant",
     ("inspect", "file"): "path",
     ("benchmark", "batch"): "batch_sizes",
-    ("predict", "model"): "path",
-    ("predict", "images"): "image",
 }
 # Options that no Python function has.
 OF_THE_COMMAND = {
@@ -53,6 +51,7 @@ OF_THE_COMMAND = {
 # Defaults that differ.
 DIFFERENT = {
     ("train", "output"): "the process of a command ends, and its model with it",
+    ("predict", "output"): "without it the command prints the answers",
     ("demo", "output"): "a command without arguments, to start with",
 }
 OPTIONS = [

@@ -1,5 +1,6 @@
 """The commands on model files: export, verify, inspect, benchmark, evaluate, ..."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 import reszoo
 from reszoo import defaults
 from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads, app
-from reszoo.console import print_json, print_table, print_text
+from reszoo.console import print_json, print_table, print_text, say
 from reszoo.errors import UsageError
 
 Checkpoint = Annotated[
@@ -319,32 +320,60 @@ def evaluate(
 @app.command()
 def predict(
     model: Model,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Image files, folders, globs, or CSV files that list paths in a "
+            'column "path".',
+        ),
     ],
-    k: Annotated[
-        int, typer.Option("--top", "-k", help="Number of labels to show.")
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a row for each image to this .csv, .jsonl or .parquet file.",
+            show_default="print the answers",
+        ),
+    ] = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", help="Number of labels for each image.")
     ] = defaults.TOP,
     threads: Threads = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished output.")
+    ] = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Classify images.
 
-    Example: reszoo predict export/model.onnx cat.jpg
+    Unreadable images have rows of their own, and the command then exits with 1.
+
+    Example: reszoo predict export/model.onnx photos/ --output answers.csv
     """
-    predictor = reszoo.Predictor(model, threads=threads)
-    answers = {str(image): predictor.top(image, k) for image in images}
-    if as_json:
-        print_json(
-            {
-                image: [{"label": label, "probability": p} for label, p in top]
-                for image, top in answers.items()
-            }
+    if output is not None:
+        written = reszoo.predict_files(
+            model,
+            inputs,
+            output,
+            top=top,
+            threads=threads,
+            resume=resume,
+            overwrite=overwrite,
         )
-        return
-    rows = [
-        [image if not place else "", label, f"{probability:.2%}"]
-        for image, top in answers.items()
-        for place, (label, probability) in enumerate(top)
-    ]
-    print_table(["image", "label", "probability"], rows)
+        if as_json:
+            print_json({**asdict(written), "output": str(written.output)})
+        else:
+            print_text(f"{written.images:,} rows in {written.output}")
+        images, unreadable = written.images, written.unreadable
+    elif resume or overwrite:
+        raise UsageError("--resume and --overwrite need --output FILE.")
+    else:
+        from reszoo.cli.answers import print_answers
+
+        images, unreadable = print_answers(
+            model, inputs, top=top, threads=threads, as_json=as_json
+        )
+    if unreadable:
+        say(f"{unreadable:,} of {images:,} images are unreadable.")
+        raise typer.Exit(1)

@@ -241,6 +241,20 @@ def _images(folder: str) -> tuple[list[str], list[Unreadable]]:
     return images, unsupported
 
 
+def walk_images(folder: str) -> Iterator[str]:
+    """Yield the image files under a folder lazily, also those that are not supported.
+
+    In the order of their paths' parts; hidden files and folders are ignored.
+
+    Raises:
+        DataError: A link leads to a folder that contains it.
+    """
+    known = (*SUFFIXES, *_UNSUPPORTED)
+    for path in _walk(folder, os.path.realpath(folder), ()):
+        if path.lower().endswith(known):
+            yield path
+
+
 def _walk(folder: str, real: str, crossed: tuple[str, ...]) -> Iterator[str]:
     """Yield the visible files under a folder, in the order of their paths' parts.
 

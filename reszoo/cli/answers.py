@@ -1,0 +1,97 @@
+"""Print the answers of `reszoo predict` as soon as they are there."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+
+from reszoo.console import json_text, print_text, printable
+from reszoo.data.image_paths import check_inputs, iterate_paths
+from reszoo_export.batch import FileClassifier
+from reszoo_export.batch_output import Row
+
+_HEADER = ("image", "label", "probability")
+# Columns of labels; longer ones push the probability to the right.
+_LONGEST = 40
+
+
+def print_answers(
+    model: Path, inputs: Sequence[str], *, top: int, threads: int | None, as_json: bool
+) -> tuple[int, int]:
+    """Classify images and print their answers group by group.
+
+    Returns:
+        Number of images, and of those that are unreadable.
+    """
+    classify = FileClassifier(model, top=top, threads=threads)
+    check_inputs(inputs)
+    groups = _counted(classify.groups(iterate_paths(inputs)), counts := [0, 0])
+    if as_json:
+        _print_json(chain.from_iterable(groups))
+    else:
+        _print_table(groups, classify.labels)
+    return counts[0], counts[1]
+
+
+def _counted(groups: Iterable[list[Row]], counts: list[int]) -> Iterator[list[Row]]:
+    for group in groups:
+        counts[0] += len(group)
+        counts[1] += sum(row["error"] is not None for row in group)
+        yield group
+
+
+def _print_table(groups: Iterable[list[Row]], labels: Sequence[str]) -> None:
+    """Print rows in columns that become wider as longer paths come."""
+    path_width = cell_len(_HEADER[0])
+    label_width = min(
+        _LONGEST, max(map(cell_len, map(printable, (_HEADER[1], *labels))))
+    )
+    for number, group in enumerate(groups):
+        paths = [printable(row["path"]) for row in group]
+        path_width = max(path_width, *map(cell_len, paths))
+        if not number:
+            print_text(_line(*_HEADER, path_width, label_width))
+        for path, row in zip(paths, group, strict=True):
+            for line in _lines(path, row):
+                print_text(_line(*line, path_width, label_width).rstrip())
+
+
+def _lines(path: str, row: Row) -> Iterator[tuple[str, str, str]]:
+    if row["error"] is not None:
+        yield path, f"unreadable: {printable(row['error'])}", ""
+        return
+    for label, probability in _answers(row):
+        yield path, printable(label), f"{probability:.2%}"
+        path = ""
+
+
+def _line(path: str, label: str, probability: str, *widths: int) -> str:
+    cells = [
+        text + " " * (width - cell_len(text))
+        for text, width in zip((path, label), widths, strict=True)
+    ]
+    return f"{'  '.join(cells)}  {probability:>{len(_HEADER[2])}}"
+
+
+def _print_json(rows: Iterable[Row]) -> None:
+    """Print one JSON object, path -> answers, as they come."""
+    print("{", end="")
+    for number, row in enumerate(rows):
+        answer: Any = [
+            {"label": label, "probability": probability}
+            for label, probability in _answers(row)
+        ]
+        if row["error"] is not None:
+            answer = {"error": row["error"]}
+        entry = json_text({row["path"]: answer}).removeprefix("{").removesuffix("\n}")
+        print("," if number else "", entry, sep="", end="", flush=True)
+    print("\n}")
+
+
+def _answers(row: Row) -> list[tuple[str, float]]:
+    """Return the labels and probabilities of a row, best first."""
+    values = [value for name, value in row.items() if name not in ("path", "error")]
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return [(label, value) for label, value in pairs if label is not None]
