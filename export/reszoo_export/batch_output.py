@@ -246,16 +246,25 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _write_parquet(rows: Path, output: Path, columns: Mapping[str, bool]) -> None:
-    """Convert JSON Lines to a Parquet file, a group of rows at a time."""
+def arrow_table(rows: Sequence[Row], columns: Mapping[str, bool]) -> Any:
+    """Return rows as a `pyarrow.Table`.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
     arrow = _pyarrow()
     types = {True: arrow.string(), False: arrow.float32()}
     schema = arrow.schema([(name, types[text]) for name, text in columns.items()])
+    rows = [{**row, "path": _encodable(row["path"])} for row in rows]
+    return arrow.Table.from_pylist(rows, schema)
+
+
+def _write_parquet(rows: Path, output: Path, columns: Mapping[str, bool]) -> None:
+    """Convert JSON Lines to a Parquet file, a group of rows at a time."""
+    schema = arrow_table([], columns).schema
     with (
         rows.open(encoding="utf-8") as lines,
-        arrow.parquet.ParquetWriter(output, schema) as writer,
+        _pyarrow().parquet.ParquetWriter(output, schema) as writer,
     ):
         while group := [json.loads(line) for line in islice(lines, _ROW_GROUP)]:
-            for row in group:
-                row["path"] = _encodable(row["path"])
-            writer.write_table(arrow.Table.from_pylist(group, schema))
+            writer.write_table(arrow_table(group, columns))
