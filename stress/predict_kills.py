@@ -3,13 +3,15 @@
 Run: python stress/predict_kills.py MODEL INPUT [--kills 10] [--seed 0] [--suffix .csv]
 
 The inputs are classified without interruption, and then by processes that are ended by
-`kill -9` at moments drawn over the length of the whole, each continuing the last. Until
+`kill -9` behind random numbers of rows, each continuing the last. Until
 the end no output may exist under its name; then it must have the same bytes, and
 nothing else may be left beside it. Exits 1 if any of this fails.
 """
 
 import argparse
+import json
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,8 +23,8 @@ def start(model: str, inputs: str, output: Path, *more: str) -> subprocess.Popen
     """Start the command in a process of its own."""
     words = [sys.executable, "-m", "reszoo", "predict", model, inputs]
     return subprocess.Popen(
-        [*words, "--output", str(output), *more],
-        stdout=subprocess.DEVNULL,
+        [*words, "--output", str(output), "--json", *more],
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
 
@@ -34,15 +36,19 @@ def rows_on_disk(output: Path) -> int:
     return int(lines[-1][1:].split(",")[0]) if len(lines) > 1 else 0
 
 
-def is_killed(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """End a process after a while; return whether it was still running."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return True
-    return False
+def kill_behind(
+    process: subprocess.Popen[bytes], output: Path, rows: int, seconds: float
+) -> None:
+    """End a process some time after it has written a number of rows."""
+    while process.poll() is None and rows_on_disk(output) < rows:
+        time.sleep(0.01)
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        raise SystemExit("It ended before the last kill: give it more images.")
+    if output.exists():
+        raise SystemExit("The output has its name before it is complete.")
 
 
 def main() -> None:
@@ -56,28 +62,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--suffix", default=".csv", help=".csv, .jsonl or .parquet")
     options = parser.parse_args()
-    draw = random.Random(options.seed)
+    draw, job = random.Random(options.seed), (options.model, options.input)
     with tempfile.TemporaryDirectory() as name:
         whole, output = (Path(name) / f"{each}{options.suffix}" for each in ("a", "b"))
-        started = time.perf_counter()
-        code = start(options.model, options.input, whole).wait()
-        seconds = time.perf_counter() - started
-        size = whole.stat().st_size
-        print(f"without a kill: exit {code}, {seconds:.1f} s, {size:,} bytes")
+        process = start(*job, whole)
+        images = json.loads(process.communicate()[0])["images"]
+        code, size = process.returncode, whole.stat().st_size
+        print(f"without a kill: exit {code}, {images:,} rows, {size:,} bytes")
         for number in range(1, options.kills + 1):
-            process = start(options.model, options.input, output, "--resume")
-            # All kills together take two thirds of the whole, on average.
-            moment = draw.uniform(0, 4 / 3 * seconds / options.kills)
-            if not is_killed(process, moment):
-                raise SystemExit("It ended before the last kill: give it more images.")
-            if output.exists():
-                raise SystemExit("The output has its name before it is complete.")
-            print(f"kill {number} after {moment:.1f} s: {rows_on_disk(output):,} rows")
-        again = start(options.model, options.input, output, "--resume").wait()
+            # Some while the last rows are found again, most behind new ones; the last
+            # one behind two thirds at most.
+            share = draw.uniform(0.5, 1) * number / options.kills
+            rows = int(share * images * 2 / 3)
+            seconds = draw.uniform(0, 0.5)
+            kill_behind(start(*job, output, "--resume"), output, rows, seconds)
+            print(f"kill {number}: {rows_on_disk(output):,} rows", flush=True)
+        process = start(*job, output, "--resume")
+        process.communicate()
         left = sorted(path.name for path in Path(name).iterdir())
         same = output.exists() and output.read_bytes() == whole.read_bytes()
-    print(f"continued to the end: exit {again}, same bytes: {same}, files: {left}")
-    if not same or again != code or left != [whole.name, output.name]:
+    print(f"then: exit {process.returncode}, same bytes: {same}, files: {left}")
+    if not same or process.returncode != code or left != [whole.name, output.name]:
         raise SystemExit(1)
 
 

@@ -104,6 +104,19 @@ def test_rows_equal_predictor(many: Path, tmp_path: Path, file: str) -> None:
         np.testing.assert_allclose(found_probabilities, probabilities, 0, limit)
 
 
+def test_any_damaged_file_is_a_row(many: Path, tmp_path: Path) -> None:
+    """Pillow's decoders raise errors of many types; this one is no OSError."""
+    damaged = tmp_path / "damaged.jpg"
+    Image.open(many / "00.png").save(damaged, "DDS")
+    content = bytearray(damaged.read_bytes())
+    # The flags of the pixel format; DDS_PIXELFORMAT in Microsoft's documentation.
+    content[80:84] = bytes(4)
+    damaged.write_bytes(content)
+    found = reszoo.predict_files(INT8, [damaged, many / "00.png"], tmp_path / "a.csv")
+    assert (found.images, found.unreadable) == (2, 1)
+    assert read_csv(tmp_path / "a.csv")[0]["error"].startswith("Unknown pixel format")
+
+
 def test_formats_hold_the_same_rows(many: Path, tmp_path: Path) -> None:
     for suffix in (".csv", ".jsonl"):
         reszoo.predict_files(INT8, many, tmp_path / f"a{suffix}", top=2)

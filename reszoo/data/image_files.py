@@ -22,6 +22,8 @@ from reszoo.preprocessing import to_rgb
 # the indices of a palette BMP as grey, gives a transparent GIF another background,
 # and refuses WebP with alpha or several frames.
 _ALIKE = ("JPEG", "MPO", "PNG")
+# What Pillow's decoders raise on damaged files; AVIF's and DDS' a RuntimeError.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError)
 # Filters of warnings belong to the whole process, images are opened in threads.
 _FILTERS = threading.Lock()
 # Images that are handed to threads at a time: what an interruption waits for.
@@ -179,8 +181,7 @@ def _readable(name: str) -> Iterator[None]:
             f"{name} has too many pixels ({error}). "
             "Make it smaller or take it out of the folder."
         ) from error
-    # Pillow's decoders raise all of these on damaged files.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+    except _DAMAGED as error:
         raise DataError(
             f"{name} is not a readable image ({reason_of(error)}). "
             "Replace the file or take it out of the folder."
