@@ -258,9 +258,13 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(
 
 @pytest.mark.usefixtures("ends_early")
 def test_only_what_is_missing_is_computed(
-    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    many: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupted(many, tmp_path / "a.csv")
+    assert "a.csv is unfinished: --resume (resume=True)" in capsys.readouterr().err
     answer, seen = batch.FileClassifier.__call__, []
 
     def watch(self: Any, paths: Any) -> Any:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import reszoo
 from reszoo import defaults
-from reszoo.console import Progress
+from reszoo.console import Progress, say
 from reszoo.data.image_files import reason_of
 from reszoo.data.image_paths import iterate_paths
 from reszoo.environment import usable_cores
@@ -104,11 +104,15 @@ def predict_files(
         )
         done = rows.committed.rows
         paths = islice(_kept_paths(rows.inputs), done, None)
-        with Progress("Images", images, done, lines=True) as progress:
-            for written in rows.append(classify.groups(paths)):
-                note = f"{written.errors:,} unreadable" if written.errors else ""
-                progress.advance(written.rows - done, note)
-                done = written.rows
+        try:
+            with Progress("Images", images, done, lines=True) as progress:
+                for written in rows.append(classify.groups(paths)):
+                    note = f"{written.errors:,} unreadable" if written.errors else ""
+                    progress.advance(written.rows - done, note)
+                    done = written.rows
+        except KeyboardInterrupt:
+            say(f"{target} is unfinished: --resume (resume=True) continues it.")
+            raise
         rows.finish()
     return PredictResult(output=target, images=images, unreadable=rows.committed.errors)
 
