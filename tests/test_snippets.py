@@ -76,10 +76,26 @@ def _record(format_: str, file: str, image: Any, *outputs: Any) -> FileRecord:
     )
 
 
-def _written(folder: Path, card: Card, *records: FileRecord) -> dict[str, str]:
+def written_snippets(folder: Path, card: Card, *records: FileRecord) -> dict[str, str]:
     manifest = Manifest(folder=folder, card=card, files=records, beside={})
     names = write_snippets(folder, manifest)
     return {Path(name).name: (folder / name).read_text() for name in names}
+
+
+def record_of(
+    runtime: str,
+    dtype: str,
+    batch: int | str,
+    output: str = "probabilities",
+    output_dtype: str = "float32",
+) -> FileRecord:
+    """Return the record of a file of two classes."""
+    answer: dict[str, Any] = {"name": output, "dtype": output_dtype}
+    answer["shape"] = [batch, 2]
+    if output_dtype == "uint8":
+        answer |= {"scale": 0.00390625, "zero_point": 0}
+    image = ("image", dtype, [batch, 32, 32, 3])
+    return _record(runtime, f"model.{runtime}", image, answer)
 
 
 _ANSWER: dict[str, Any] = {
@@ -98,7 +114,7 @@ _TFLITE = _record(
 
 @pytest.mark.parametrize("record", [_ONNX, _TFLITE], ids=["onnx", "tflite"])
 def test_only_what_fits_the_files_is_written(tmp_path: Path, record: Any) -> None:
-    found = set(_written(tmp_path, made_card(), record))
+    found = set(written_snippets(tmp_path, made_card(), record))
     always = {"preprocess.h", "server.py"}
     if record is _ONNX:
         assert found == {*always, "browser.js", "index.html", "native_onnx.cc"}
@@ -111,7 +127,7 @@ def test_phones_get_the_small_file_and_its_true_formats(tmp_path: Path) -> None:
     output = {**_ANSWER, "dtype": "uint8", "shape": [1, 2]}
     output |= {"scale": 0.00390625, "zero_point": 0}
     small = _record("tflite-int8", "model-int8.tflite", image, output)
-    texts = _written(tmp_path, made_card(), _TFLITE, small)
+    texts = written_snippets(tmp_path, made_card(), _TFLITE, small)
     kotlin, swift = texts["Android.kt"], texts["iOS.swift"]
     assert 'const val FILE = "model-int8.tflite"' in kotlin
     assert "input.put(pixel.toByte())" in kotlin
@@ -134,7 +150,7 @@ def test_no_template_keeps_a_word_or_asks_for_an_unknown_fact(tmp_path: Path) ->
     nchw = ("image", "uint8", [4, 3, 32, 32])
     nhwc = ("image", "float32", [4, 32, 32, 3])
     for number, output in enumerate(outputs):
-        texts = _written(
+        texts = written_snippets(
             tmp_path / str(number),
             made_card(None if number else ("cat", "dog"), interpolation="bicubic"),
             _record("onnx", "model.onnx", nchw, output),
@@ -177,7 +193,7 @@ def test_the_browser_sees_what_the_net_was_trained_on(
 ) -> None:
     nchw = ("image", "float32", [2, 3, 32, 32])
     logits = {"name": "logits", "dtype": "float32", "shape": [2, 2]}
-    _written(tmp_path, card, _record("onnx", "model.onnx", nchw, logits))
+    written_snippets(tmp_path, card, _record("onnx", "model.onnx", nchw, logits))
     module = tmp_path / "module.mjs"
     shutil.copy(tmp_path / "snippets/browser.js", module)
     for height, width in _SIZES:
@@ -201,7 +217,7 @@ def test_the_browser_sees_what_the_net_was_trained_on(
         )
         assert not done.returncode, done.stderr
         pixels = np.fromfile(f"{rgba}.pixels", np.uint8).reshape(32, 32, 3)
-        _nearly_equal(pixels, card.preprocessing.prepare(picture))
+        nearly_equal(pixels, card.preprocessing.prepare(picture))
         fed = np.fromfile(f"{rgba}.input", np.float32).reshape(2, 3, 32, 32)
         np.testing.assert_array_equal(fed, np.stack([pixels.transpose(2, 0, 1)] * 2))
         assert json.loads(done.stderr) == ["float32", [2, 3, 32, 32]]
@@ -213,7 +229,7 @@ def test_the_browser_sees_what_the_net_was_trained_on(
 def test_c_plus_plus_sees_what_the_net_was_trained_on(
     card: Card, tmp_path: Path
 ) -> None:
-    _written(tmp_path, card, _ONNX)
+    written_snippets(tmp_path, card, _ONNX)
     (tmp_path / "snippets/main.cc").write_text(_MAIN)
     command = ["g++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-o", "main"]
     subprocess.run([*command, "main.cc"], cwd=tmp_path / "snippets", check=True)
@@ -226,10 +242,10 @@ def test_c_plus_plus_sees_what_the_net_was_trained_on(
             check=True,
         )
         pixels = np.frombuffer(done.stdout, np.uint8).reshape(32, 32, 3)
-        _nearly_equal(pixels, card.preprocessing.prepare(picture))
+        nearly_equal(pixels, card.preprocessing.prepare(picture))
 
 
-def _nearly_equal(pixels: Any, expected: Any) -> None:
+def nearly_equal(pixels: Any, expected: Any) -> None:
     """Pillow rounds its weights; one number in fifty may be a grey level off."""
     difference = np.abs(pixels.astype(int) - expected)
     assert difference.max() <= 1

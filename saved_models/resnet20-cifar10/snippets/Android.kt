@@ -49,7 +49,9 @@ private fun taps(length: Int, target: Int): List<Tap> {
 private fun byte(value: Double): Int = (value + 0.5).toInt().coerceIn(0, 255)
 
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// Takes an upright image as ARGB_8888; returns SIZE x SIZE x 3 numbers.
+// Takes an upright image as ARGB_8888; returns SIZE x SIZE x 3 numbers. Transparency is
+// dropped: decode with BitmapFactory.Options().inPremultiplied = false, which keeps the
+// colours below it. BitmapFactory does not rotate a photo as its EXIF says.
 fun prepare(image: Bitmap): IntArray {
     val (width, height) = image.width to image.height
     val short = min(width, height).toLong()
@@ -86,7 +88,7 @@ class Classifier(context: Context, threads: Int = 4) : AutoCloseable {
             val content = file.readBytes()
             ByteBuffer.allocateDirect(content.size).order(ByteOrder.nativeOrder()).put(content)
         },
-        Interpreter.Options().setNumThreads(threads),
+        Interpreter.Options().setNumThreads(threads)
     )
 
     fun predict(image: Bitmap): FloatArray {

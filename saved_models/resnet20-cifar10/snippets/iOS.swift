@@ -1,3 +1,4 @@
+// Not compiled by reszoo's tests, which run without Xcode.
 // Run an exported resnet20 on an image, on iOS. Add model-int8.tflite and labels.txt to the
 // app's bundle, and the pod TensorFlowLiteSwift (and MediaPipeTasksVision).
 // Input `image`: uint8 (1, 32, 32, 3). Output `probabilities`: float32 (1, 10).

@@ -26,15 +26,15 @@ CORES = len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)
 
 def prepare(file):
     """Return an image, given its path or an open file, as uint8 (SIZE, SIZE, 3)."""
-    image = Image.open(file)
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        raise ValueError("32 bits per channel have no known range")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "I;16", "I;16B"):
-        # The upper 8 of 16 bits; Pillow's own conversion would clip at 255.
-        upper = np.clip(np.asarray(image) >> 8, 0, 255)
-        image = Image.fromarray(upper.astype(np.uint8))
-    image = image.convert("RGB")
+    with Image.open(file) as opened:
+        if opened.mode == "F" or (opened.mode == "I" and opened.format == "TIFF"):
+            raise ValueError("32 bits per channel have no known range")
+        image = ImageOps.exif_transpose(opened)
+        if image.mode in ("I", "I;16", "I;16B"):
+            # The upper 8 of 16 bits; Pillow's own conversion would clip at 255.
+            upper = np.clip(np.asarray(image) >> 8, 0, 255)
+            image = Image.fromarray(upper.astype(np.uint8))
+        image = image.convert("RGB")
     # Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
     sides = [side * SHORT_SIDE // min(image.size) for side in image.size]
     image = image.resize(sides, Image.Resampling.BILINEAR)
