@@ -62,8 +62,13 @@ def _saved(make: Callable[[], Image.Image], **options: Any) -> Callable[[Path], 
 
 def _moving(path: Path) -> None:
     frames = [Image.fromarray(255 - _draw(*_SIDE, 3)) for _ in range(2)]
-    lossless = {"lossless": True} if path.suffix == ".webp" else {}
+    lossless: dict[str, Any] = {"lossless": True} if path.suffix == ".webp" else {}
     _rgb().save(path, save_all=True, append_images=frames, **lossless)
+
+
+def _cut(path: Path) -> None:
+    _rgb().save(path)
+    path.write_bytes(path.read_bytes()[:400])
 
 
 _GREY16 = _draw(*_SIDE, top=65536, dtype=np.uint16)
@@ -100,13 +105,9 @@ _REFUSED: dict[str, Callable[[Path], Any]] = {
     "float.tif": _saved(lambda: Image.fromarray(_draw(*_SIDE, dtype=np.float32))),
     "32-bit.tif": _saved(lambda: Image.fromarray(_draw(*_SIDE, dtype=np.int32))),
     "text.png": lambda path: path.write_bytes(b"no image"),
-    "cut.png": lambda path: (_rgb().save(path), _cut(path)),
+    "cut.png": _cut,
     "empty.jpg": lambda path: path.write_bytes(b""),
 }
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:400])
 
 
 def write_unusual_images(folder: Path) -> tuple[list[Path], list[Path]]:
