@@ -72,7 +72,7 @@ def main() -> None:
         fn_constructor_args=(options.model, options.top),
         batch_size=1,
         batch_format="pyarrow",
-        concurrency=options.workers,
+        compute=ray.data.ActorPoolStrategy(size=options.workers),
     )
     rows.write_parquet(options.output)
 

@@ -31,7 +31,15 @@ def test_ray_gives_the_rows_of_predict_files(tmp_path: Path) -> None:
     words = [MODEL, images, "--output", tmp_path / "rows", "--workers", 2, "--top", 2]
     subprocess.run(
         [sys.executable, ROOT / "examples" / "ray_batch.py", *map(str, words)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            # Ray keeps a token there.
+            "HOME": str(tmp_path),
+            # On a busy machine its processes start slowly.
+            "RAY_raylet_start_wait_time_s": "300",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
         check=True,
     )
     reszoo.predict_files(MODEL, images, tmp_path / "rows.jsonl", top=2)
