@@ -8,6 +8,7 @@ from typing import Any
 
 from reszoo.architecture import Architecture, architecture_from_json
 from reszoo.errors import CheckpointError, UsageError
+from reszoo.files import parse_json
 from reszoo.preprocessing import Preprocessing, default_preprocessing
 
 # Raised when a field changes its meaning; readers refuse what they do not know.
@@ -173,7 +174,7 @@ class Card:
     def from_text(cls, text: str) -> "Card":
         """Return what `to_text` wrote (see `from_json`)."""
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise CheckpointError(f"The card is not JSON ({error}).") from error
         return cls.from_json(content)

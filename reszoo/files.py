@@ -1,17 +1,27 @@
-"""Atomic writes of files and folders, and the cache folder."""
+"""Files: which are read and how much of them, atomic writes, what they may replace."""
 
+import errno
 import glob
 import json
+import math
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from reszoo.errors import ReszooError
+from reszoo.errors import ReszooError, UsageError
+
+# Tells what an earlier output in a folder consists of, as `folder_entries` lists it;
+# None where the folder holds something else.
+Named = Callable[[Path], Collection[str] | None]
+_MAX_SHOWN = 5
+# Ends of names: of what is being written, and of what it replaces.
+_TEMPORARY, _OLD = ".tmp", ".old"
 
 
 def cache_folder() -> Path:
@@ -23,6 +33,99 @@ def cache_folder() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("RESZOO_HOME") or f"{caches}/reszoo"
     return Path(home).expanduser().absolute()
+
+
+# The most bytes that a reader takes of a file of JSON, such as a manifest, and how
+# deep its objects may be nested.
+JSON_BYTES = 1 << 25
+_JSON_DEPTH = 50
+
+
+def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """Return the status of a regular file, or of one that a link leads to.
+
+    A pipe or a device may never end, and opening one may wait forever: every reader of
+    files of unknown origin asks this first, or opens them with `open_regular`.
+
+    Raises:
+        OSError: There is no such file, or it is a folder, pipe, socket or device.
+    """
+    status = os.stat(path)  # noqa: PTH116
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return status
+
+
+def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Args:
+        path: The file.
+        most: Its greatest size in bytes; None for any.
+
+    Raises:
+        OSError: It cannot be opened, is larger, or is not regular (`check_regular`).
+    """
+    check_regular(path)
+    # Should it have become a pipe since, opening it does not wait.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = os.fdopen(descriptor, "rb")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if most is not None and status.st_size > most:
+        file.close()
+        raise OSError(errno.EFBIG, f"larger than {most:,} bytes", str(path))
+    return file
+
+
+def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return the content of a regular file of at most `most` bytes (`open_regular`)."""
+    with open_regular(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a regular file of UTF-8 JSON.
+
+    Raises:
+        OSError: It cannot be read (`open_regular`).
+        ValueError: It is not JSON of UTF-8, or one that `parse_json` refuses.
+    """
+    return parse_json(read_regular(path, JSON_BYTES).decode("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of unknown origin.
+
+    Raises:
+        ValueError: It is no JSON, has numbers that are not finite, is nested deeper
+            than 50 objects, or has text that UTF-8 cannot hold.
+    """
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    # Iterators, for a list of what to visit would be as large as the content.
+    levels: list[Iterator[Any]] = [iter([content])]
+    while levels:
+        for value in levels[-1]:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{value} is not a finite number")
+            if isinstance(value, str):
+                value.encode()  # A UnicodeEncodeError is a ValueError.
+            elif isinstance(value, dict | list):
+                inside = (*value, *value.values()) if isinstance(value, dict) else value
+                levels.append(iter(inside))
+                break
+        else:
+            levels.pop()
+        if len(levels) > _JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {_JSON_DEPTH} objects")
+    return content
 
 
 @contextmanager
@@ -39,7 +142,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         ReszooError: The disk refused the write (full, read-only).
     """
-    final = Path(path).resolve()
+    final = Path(path).expanduser().resolve()
     with disk_errors(final):
         temporary = _prepared(final)
         try:
@@ -52,27 +155,141 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(
+    path: str | os.PathLike[str], check: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, the folder's final name.
 
     It takes that name at the end. An existing folder of that name is renamed first
     and removed last, so that a failure at any point leaves the old or the new folder
     complete. (Only a process killed between two renames leaves the old one as
-    `.NAME.old`; the next write to `path` restores it first.) Parents and errors are
-    as in `atomic_file`.
+    `.NAME.old`; the next write to `path` restores it first.) Where the folder is a
+    working directory or a mount point it stays, and its contents are replaced.
+    Parents and errors are as in `atomic_file`.
+
+    Args:
+        path: The final name.
+        check: Raises if what is in a folder must not be replaced. It is called when
+            the new folder is complete, because others may have written there
+            meanwhile.
     """
-    final = Path(path).resolve()
+    final = Path(path).expanduser().resolve()
     with disk_errors(final):
-        temporary = _prepared(final)
+        place = final if _must_stay(final) else final.parent
+        temporary = _prepared(final, place)
         temporary.mkdir()
         try:
             yield temporary
             for written in temporary.rglob("*"):
                 flush(written)
-            _swap_in(temporary, final)
+            if place == final:
+                _swap_contents(temporary, final, check)
+            else:
+                _swap_in(temporary, final, check)
             flush(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def free_folder(
+    path: str | os.PathLike[str],
+    *,
+    kind: str = "",
+    named: Named | None = None,
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    content: Path | None = None,
+) -> Path:
+    """Return a folder that an output may create or replace, with `~` expanded.
+
+    A folder that is empty or missing is free. One with an earlier output is free if
+    that may be overwritten, and if there is nothing else in it.
+
+    Args:
+        path: The output.
+        kind: What an earlier output is called ("an export"); "" where none may be
+            replaced.
+        named: Tells what an earlier output consists of.
+        overwrite: Whether it may be replaced.
+        inputs: Files and folders that must not be inside of the output.
+        content: Where its content is now, if it has been moved.
+
+    Raises:
+        UsageError: The folder is not free; names what would be lost.
+    """
+    folder = Path(path).expanduser()
+    content = content or folder
+    if is_free(content):
+        return folder
+    entries = named(content) if named and content.is_dir() else None
+    if entries is None:
+        reason = f" and is not {kind} of reszoo" if kind else " already"
+        raise UsageError(f"{folder} exists{reason}. Choose another folder.")
+    if not overwrite:
+        raise UsageError(
+            f"{folder} already holds {kind}. Choose another folder, "
+            "or pass overwrite=True (--overwrite) to replace it."
+        )
+    others = sorted(folder_entries(content) - set(entries))
+    others += [str(each) for each in inputs if _is_inside(Path(each), content)]
+    if others:
+        more = f" and {len(others) - _MAX_SHOWN} more" if others[_MAX_SHOWN:] else ""
+        raise UsageError(
+            f"Only {kind} itself can be overwritten. Received: {folder}, which holds "
+            f"other files too: {', '.join(others[:_MAX_SHOWN])}{more}; move them to "
+            "another place, or choose another folder."
+        )
+    return folder
+
+
+def is_free(folder: Path) -> bool:
+    """Tell whether a path is free for a folder: nothing is there, or an empty one."""
+    if not os.path.lexists(folder):
+        return True
+    # Unfinished outputs of this or another process are no content.
+    return folder.is_dir() and not _finished(folder)
+
+
+def folder_entries(folder: Path) -> set[str]:
+    """List what is in a folder at any depth, by relative path.
+
+    Links are listed and not followed; folders only if they are empty, with "/" at the
+    end.
+    """
+    found = set()
+    for root, folders, files in os.walk(folder):
+        inside = Path(root).relative_to(folder)
+        links = [name for name in folders if (Path(root) / name).is_symlink()]
+        found |= {(inside / name).as_posix() for name in (*files, *links)}
+        if not (folders or files) and root != str(folder):
+            found.add(f"{inside.as_posix()}/")
+    finished = {entry.name for entry in _finished(folder)}
+    return {name for name in found if name.split("/")[0] in finished}
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    inside = path.resolve()
+    # Data may also be the name of a data set, as "digits".
+    return path.exists() and folder.resolve() in (inside, *inside.parents)
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Return what is in a folder, without what `atomic_folder` puts there."""
+    start = f".{folder.resolve().name}."
+    return [
+        entry
+        for entry in folder.iterdir()
+        if not (
+            entry.name.startswith(start) and entry.name.endswith((_TEMPORARY, _OLD))
+        )
+    ]
+
+
+def _must_stay(folder: Path) -> bool:
+    """Tell whether a folder cannot be renamed, or leaves shells in a removed one."""
+    if not folder.is_dir():
+        return False
+    return folder.is_mount() or folder in (Path.cwd(), *Path.cwd().parents)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -87,24 +304,28 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     write_text(path, text + "\n")
 
 
-def _prepared(final: Path) -> Path:
-    """Prepare a write to `final`; return the temporary name."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(final)
+def _prepared(final: Path, place: Path | None = None) -> Path:
+    """Prepare a write to `final`; return a temporary name in `place`, or beside it."""
+    place = place or final.parent
+    place.mkdir(parents=True, exist_ok=True)
+    _sweep(final, place)
     writer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    return final.with_name(f".{final.name}.{writer}.tmp")
+    return place / f".{final.name}.{writer}{_TEMPORARY}"
 
 
-def _aside(final: Path) -> Path:
-    return final.with_name(f".{final.name}.old")
+def _aside(final: Path, place: Path) -> Path:
+    return place / f".{final.name}{_OLD}"
 
 
-def _sweep(final: Path) -> None:
+def _sweep(final: Path, place: Path) -> None:
     """Remove what killed processes of this machine left; restore what they moved."""
-    if _aside(final).exists() and not final.exists():
-        _aside(final).rename(final)
+    aside = _aside(final, place)
+    if place == final and aside.exists():
+        _move_back(aside, final)
+    elif aside.exists() and not final.exists():
+        aside.rename(final)
     host = socket.gethostname()
-    for left in final.parent.glob(f".{glob.escape(f'{final.name}.{host}')}-*.tmp"):
+    for left in place.glob(f".{glob.escape(f'{final.name}.{host}')}-*{_TEMPORARY}"):
         pid = left.name.removeprefix(f".{final.name}.{host}-").split("-")[0]
         if pid.isdigit() and not _alive(int(pid)):
             _remove(left)
@@ -125,19 +346,57 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _swap_in(temporary: Path, final: Path) -> None:
-    if not final.exists():
+def _swap_in(
+    temporary: Path, final: Path, check: Callable[[Path], object] | None
+) -> None:
+    if not os.path.lexists(final):
         temporary.rename(final)
         return
-    aside = _aside(final)
+    if check:
+        check(final)
+    aside = _aside(final, final.parent)
     _remove(aside)
     final.rename(aside)
     try:
+        # Now nobody else writes there by its name.
+        if check:
+            check(aside)
         temporary.rename(final)
-    except OSError:
+    except (OSError, ReszooError):
         aside.rename(final)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swap_contents(
+    temporary: Path, final: Path, check: Callable[[Path], object] | None
+) -> None:
+    if check:
+        check(final)
+    aside = _aside(final, final)
+    aside.mkdir()
+    for entry in _finished(final):
+        entry.rename(aside / entry.name)
+    new = [entry.name for entry in temporary.iterdir()]
+    try:
+        if check:
+            check(aside)
+        for name in new:
+            (temporary / name).rename(final / name)
+    except (OSError, ReszooError):
+        for name in new:
+            if not os.path.lexists(temporary / name):
+                (final / name).rename(temporary / name)
+        _move_back(aside, final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _move_back(aside: Path, final: Path) -> None:
+    for entry in list(aside.iterdir()):
+        if not os.path.lexists(final / entry.name):
+            entry.rename(final / entry.name)
+    aside.rmdir()
 
 
 def flush(path: Path) -> None:

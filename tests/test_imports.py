@@ -20,7 +20,7 @@ LAYERS = (
     ("reszoo.errors", "reszoo.defaults"),
     ("reszoo.environment",),
     ("reszoo.files", "reszoo.console"),
-    ("reszoo.specs",),
+    ("reszoo.specs", "reszoo.archives"),
     ("reszoo.architecture",),
     ("reszoo.layers", "reszoo.preprocessing"),
     ("reszoo.blocks", "reszoo.cards"),

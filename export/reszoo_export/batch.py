@@ -56,6 +56,7 @@ def predict_files(
     threads: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    trust_saved_model: bool = False,
 ) -> PredictResult:
     """Classify image files and write a row for each to a CSV, JSONL or Parquet file.
 
@@ -79,6 +80,7 @@ def predict_files(
         resume: Continue an unfinished output, after a kill for example; the result is
             the same file. Starts one where there is none.
         overwrite: Replace an output that exists, or start an unfinished one again.
+        trust_saved_model: See `reszoo.Predictor`.
 
     Raises:
         UsageError: The output exists, or resuming is refused: the model, the paths, a
@@ -90,7 +92,9 @@ def predict_files(
     model, target = Path(model), Path(output).expanduser()
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     _check_distinct(target, [model, *map(Path, given)])
-    classify = FileClassifier(model, top=top, threads=threads)
+    classify = FileClassifier(
+        model, top=top, threads=threads, trust_saved_model=trust_saved_model
+    )
     rows = RowFile(target, classify.columns)
     with rows.reserved(resume=resume, overwrite=overwrite):
         images, digest = _keep_paths(iterate_paths(given), rows.inputs)
@@ -176,7 +180,12 @@ class FileClassifier:
     columns: dict[str, bool]
 
     def __init__(
-        self, model: _Path, *, top: int = defaults.TOP, threads: int | None = None
+        self,
+        model: _Path,
+        *,
+        top: int = defaults.TOP,
+        threads: int | None = None,
+        trust_saved_model: bool = False,
     ) -> None:
         if top < 1:
             raise UsageError(f"top must be at least 1. Received: top={top}.")
@@ -187,7 +196,11 @@ class FileClassifier:
         # Of the runtimes only TensorFlow cannot give every call a thread of its own.
         runtime = find_runtime(Path(model))
         own_threads = runtime is not None and bool(runtime.suffix)
-        self._predictor = Predictor(model, threads=1 if own_threads else threads)
+        self._predictor = Predictor(
+            model,
+            threads=1 if own_threads else threads,
+            trust_saved_model=trust_saved_model,
+        )
         # Refuses a file that gives features.
         self._predictor.predict([])
         self.labels = self._predictor.labels

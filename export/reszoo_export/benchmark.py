@@ -62,6 +62,7 @@ def benchmark(
     batch_sizes: Sequence[int] = defaults.BATCH_SIZES,
     rounds: int = defaults.ROUNDS,
     seconds: float = defaults.SECONDS,
+    trust_saved_model: bool = False,
 ) -> list[Measurement]:
     """Measure latency, cold start and memory of model files.
 
@@ -76,6 +77,7 @@ def benchmark(
             that takes.
         rounds: Processes for each file.
         seconds: Time of the calls in each process, for each batch size.
+        trust_saved_model: See `reszoo.Predictor`.
 
     Returns:
         A measurement for each file and batch size, files in the order given.
@@ -96,7 +98,13 @@ def benchmark(
     for name in names:
         find_runtime(Path(name))
     requests = [
-        Request(file=name, threads=threads, batch_sizes=sizes, seconds=seconds)
+        Request(
+            file=name,
+            threads=threads,
+            batch_sizes=sizes,
+            seconds=seconds,
+            trust_saved_model=trust_saved_model,
+        )
         for name in names
     ]
     timings = _interleaved(requests, rounds)
@@ -148,6 +156,7 @@ class Request:
         batch_sizes: Images in a call, one after the other.
         seconds: Time of the calls for each batch size, without warming up.
         max_runs: Calls for each batch size at most.
+        trust_saved_model: See `reszoo.Predictor`.
     """
 
     file: str
@@ -155,6 +164,7 @@ class Request:
     batch_sizes: Sequence[int]
     seconds: float
     max_runs: int = _MAX_RUNS
+    trust_saved_model: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +227,9 @@ def time_file(request: Request) -> Timing:
     importlib.import_module(row.library if row else "reszoo.zoo")
     base = _resident_mb("VmRSS")
     started = time.perf_counter()
-    runtime = open_runtime(path, request.threads)
+    runtime = open_runtime(
+        path, request.threads, trust_saved_model=request.trust_saved_model
+    )
     load = 1000 * (time.perf_counter() - started)
     first = _time_call(runtime, _noise(runtime, 1))
     times, peaks = [], []

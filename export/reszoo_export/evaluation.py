@@ -23,6 +23,7 @@ def evaluate(
     batch_size: int = 64,
     threads: int | None = None,
     bad_images: str = defaults.BAD_IMAGES,
+    trust_saved_model: bool = False,
 ) -> Metrics:
     """Measure a model, a checkpoint or an exported file on labelled images.
 
@@ -39,6 +40,7 @@ def evaluate(
         threads: Threads of the runtime; its own default if None.
         bad_images: "error" stops at the first unreadable image, "skip" leaves such
             images out, "recover" decodes truncated JPEGs as far as they go.
+        trust_saved_model: See `reszoo.Predictor`.
 
     Raises:
         DataError: An image is unreadable or the classes are not the model's.
@@ -46,7 +48,7 @@ def evaluate(
     """
     source = open_source(data, bad_images=bad_images)
     examples = source.examples(split)
-    predictor = Predictor(model, threads=threads)
+    predictor = Predictor(model, threads=threads, trust_saved_model=trust_saved_model)
     check_classes(source, predictor.card.labels, "the model")
     parts = []
     with Progress("evaluating", len(examples)) as progress:

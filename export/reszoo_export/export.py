@@ -3,8 +3,10 @@
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -14,7 +16,7 @@ from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
-from reszoo.files import atomic_folder, write_text
+from reszoo.files import atomic_folder, free_folder, write_text
 from reszoo.preprocessing import Preprocessing
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
@@ -33,6 +35,7 @@ from reszoo_export.manifest import (
     Manifest,
     Verification,
     is_export,
+    named_entries,
     size_and_hash,
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
@@ -130,7 +133,16 @@ def export(
         version=version,
     )
     check_options(rows, options)
-    folder = free_folder(Path(output), overwrite)
+    given = [model, calibration, verify]
+    replaceable = partial(
+        free_folder,
+        output,
+        kind="an export",
+        named=named_entries,
+        overwrite=overwrite,
+        inputs=[each for each in given if isinstance(each, str | os.PathLike)],
+    )
+    folder = replaceable()
     calibrated = [row.name for row in rows if row.calibrated]
     if calibrated and calibration is None:
         raise UsageError(
@@ -149,7 +161,7 @@ def export(
     if source is not None and calibrated:
         avoid = reference.images[: len(reference.targets)]
         drawn = draw_calibration(source, serving.card, avoid)
-    return _Export(folder, serving, reference, drawn).write(rows)
+    return _Export(folder, serving, reference, drawn, replaceable).write(rows)
 
 
 def _open(data: Data | None, bad_images: str) -> Source | None:
@@ -164,26 +176,6 @@ def _refuse_exported(path: Path) -> None:
         )
 
 
-def free_folder(folder: Path, overwrite: bool) -> Path:
-    """Return a folder that an export may create or replace.
-
-    Raises:
-        UsageError: It has other content, or an export that must not be replaced.
-    """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return folder
-    if not is_export(folder):
-        raise UsageError(
-            f"{folder} exists and is not an export of reszoo. Choose another folder."
-        )
-    if not overwrite:
-        raise UsageError(
-            f"{folder} already holds an export. Choose another folder, "
-            "or pass overwrite=True (--overwrite) to replace it."
-        )
-    return folder
-
-
 @dataclass(frozen=True)
 class _Export:
     """The inputs of one export."""
@@ -192,10 +184,14 @@ class _Export:
     serving: Serving
     reference: Reference
     calibration: Calibration | None
+    # Raises if what has come into the folder meanwhile must not be replaced.
+    replaceable: Callable[..., Path]
 
     def write(self, rows: list[Format]) -> Manifest:
         """Write and verify the files, then move the folder to its place."""
-        with atomic_folder(self.folder) as temporary:
+        with atomic_folder(
+            self.folder, lambda content: self.replaceable(content=content)
+        ) as temporary:
             records = []
             with Progress("exporting", len(rows)) as progress:
                 for row in rows:
@@ -210,7 +206,6 @@ class _Export:
                 beside=self._write_beside(temporary),
             )
             if manifest.problems:
-                manifest.write(temporary)
                 _keep_failed(temporary, manifest)
             manifest = _measured(manifest, temporary)
             write_snippets(temporary, manifest)
@@ -294,6 +289,7 @@ def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:
         if record.verification.problems:
             path = folder / record.file
             path.rename(path.with_name(path.name + ".failed"))
+    manifest.write(folder)
     failed = _failed_folder(manifest.folder)
     if failed.exists():
         shutil.rmtree(failed)
@@ -306,8 +302,11 @@ def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:
 
 def _failed_folder(folder: Path) -> Path:
     """Return the first name that is free, or that of an earlier failed export."""
+    folder = folder.resolve()
     for number in itertools.count(1):
         path = folder.with_name(f"{folder.name}.failed" + f"-{number}" * (number > 1))
-        if not os.path.lexists(path) or (is_export(path) and not path.is_symlink()):
-            break
+        with suppress(UsageError):
+            if not path.is_symlink():
+                free_folder(path, kind="an export", named=named_entries, overwrite=True)
+                break
     return path

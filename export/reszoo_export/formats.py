@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 class Reader(Protocol):
     """What the module `reader` of a runtime's package offers."""
 
+    def check_file(self, path: Path, *, trusted: bool = False) -> None:
+        """Refuse a file that could fill the memory or do more than compute.
+
+        Args:
+            path: The file, which is neither loaded nor run.
+            trusted: Whether it may execute anything (a SavedModel's operators).
+
+        Raises:
+            CheckpointError: It is refused; says why.
+        """
+
     def open_file(self, path: Path, threads: int | None) -> "Runtime":
         """Open a file in its runtime.
 

@@ -1,10 +1,12 @@
 """`reszoo inspect`: describe a model file without running it."""
 
 import os
+import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ from reszoo.weights import reading, safetensors
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import size_and_hash
 from reszoo_export.metadata import licence
-from reszoo_export.runtimes import find_runtime
+from reszoo_export.runtimes import find_runtime, reader_errors
+from reszoo_export.verification.isolation import (
+    SubprocessError,
+    limits_for,
+    run_in_subprocess,
+)
 
 # Labels and operators that a line shows before it says how many more there are.
 _MAX_SHOWN = 8
 _CHANNELS = (1, 3, 4)
+# Inputs, outputs and details that are shown.
+_MAX_ROWS = 50
 _NO_CARD = "none: not written by reszoo, labels unavailable"
 # Statistics of batch normalisation are measured, not learned.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -81,6 +90,20 @@ class Contents:
     note: str
     details: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Contents":
+        """Return what `describe_stored` made plain JSON values of."""
+        tensors = {
+            kind: tuple(
+                TensorDescription(**{**each, "shape": tuple(each["shape"])})
+                for each in content[kind]
+            )
+            for kind in ("inputs", "outputs")
+        }
+        card = content["card"]
+        card = None if card is None else Card.from_json(card)
+        return cls(**{**content, **tensors, "card": card})
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileDescription:
@@ -122,11 +145,11 @@ class FileDescription:
             ("format", f"{self.format} ({found.precision})"),
             ("size", f"{self.bytes:,} bytes"),
             ("sha256", self.sha256),
-            *((f"input {each.name}", each.text()) for each in found.inputs),
-            *((f"output {each.name}", each.text()) for each in found.outputs),
+            *_tensor_rows("input", found.inputs),
+            *_tensor_rows("output", found.outputs),
             ("parameters", f"{found.parameters:,}"),
             *([("operators", _some(operators))] if operators else []),
-            *found.details.items(),
+            *islice(found.details.items(), _MAX_ROWS),
             *(_card_rows(self.card) if self.card else [("card", found.note)]),
         ]
 
@@ -148,6 +171,15 @@ class FileDescription:
             "operators": dict(sorted(self.contents.operators.items())),
             "card": self.card.to_json() if self.card else None,
         }
+
+
+def _tensor_rows(
+    kind: str, tensors: Sequence[TensorDescription]
+) -> Iterator[tuple[str, str]]:
+    for each in tensors[:_MAX_ROWS]:
+        yield f"{kind} {each.name}", each.text()
+    if hidden := len(tensors[_MAX_ROWS:]):
+        yield f"{kind}s", f"and {hidden:,} more"
 
 
 def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
@@ -192,7 +224,7 @@ def _some(texts: Sequence[str]) -> str:
 
 
 def inspect(path: str | os.PathLike[str]) -> FileDescription:
-    """Describe a model file without running it.
+    """Describe a model file without running it, in a subprocess.
 
     Files of other programs are described as far as their content allows. `.tflite`,
     `.onnx` and `.safetensors` files are read without TensorFlow.
@@ -204,12 +236,47 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
         Format, inputs and outputs, operators, labels, preprocessing and provenance.
 
     Raises:
-        CheckpointError: There is no such file, or it is damaged.
+        CheckpointError: There is no such file, it is damaged, or it takes more memory
+            or time than such a file does.
         UsageError: The suffix is unknown, or the folder is a whole export.
     """
     file = Path(path)
+    find_runtime(file)  # Refuses other paths, without a process.
+    with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
+        try:
+            found = run_in_subprocess(
+                f"{__name__}:describe_stored",
+                Path(place),
+                {"path": str(file.absolute())},
+                limits=limits_for(file),
+            )
+        except SubprocessError as error:
+            raise CheckpointError(f"{file} could not be described: {error}") from error
+    contents = Contents.from_json(found.pop("contents"))
+    return FileDescription(**{**found, "path": str(file), "contents": contents})
+
+
+def describe_stored(folder: Path, *, path: str) -> dict[str, Any]:
+    """Describe a file in the subprocess of `inspect`; return plain JSON values."""
+    found = describe_file(Path(path))
+    contents = {
+        **vars(found.contents),
+        "inputs": [asdict(each) for each in found.contents.inputs],
+        "outputs": [asdict(each) for each in found.contents.outputs],
+        "operators": dict(found.contents.operators),
+        "card": found.card and found.card.to_json(),
+    }
+    return {**vars(found), "contents": contents}
+
+
+def describe_file(file: Path) -> FileDescription:
+    """Do the work of `inspect` in this process (see there)."""
     row = find_runtime(file)
-    contents = row.reader.describe(file) if row else _describe_checkpoint(file)
+    with reader_errors(file):
+        if row:
+            # What a SavedModel would execute is described, not refused.
+            row.reader.check_file(file, trusted=True)
+        contents = row.reader.describe(file) if row else _describe_checkpoint(file)
     size, digest = size_and_hash(file)
     formats = [
         each.name
@@ -255,3 +322,29 @@ def card_or_note(read: Callable[[], Card]) -> tuple[Card | None, str]:
         if isinstance(error.__cause__, missing):
             return None, _NO_CARD
         return None, f"damaged: {error}"
+
+
+def find_origin(
+    name: str, step: Callable[[str], str | None], known: dict[str, str | None]
+) -> str | None:
+    """Follow a tensor back to where it comes from, visiting each name once.
+
+    Args:
+        name: Of the tensor.
+        step: Returns the tensor that another one is passed on from; None at the origin.
+        known: Origins found so far; is added to.
+
+    Returns:
+        The origin, or None where tensors depend on themselves.
+    """
+    passed: list[str] = []
+    while name not in known:
+        known[name] = None
+        passed.append(name)
+        before = step(name)
+        if before is None:
+            known[name] = name
+            break
+        name = before
+    known.update(dict.fromkeys(passed, known[name]))
+    return known[name]

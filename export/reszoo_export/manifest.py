@@ -1,18 +1,28 @@
 """The manifest of an export: its files, and the measurements of each."""
 
 import hashlib
-import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import (
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 
 from reszoo.cards import Card
 from reszoo.environment import processor
-from reszoo.errors import CheckpointError, ExportError
-from reszoo.files import write_json
+from reszoo.errors import CheckpointError, ExportError, ReszooError
+from reszoo.files import check_regular, folder_entries, read_json, write_json
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.metadata import LABELS_FILE
 
@@ -20,7 +30,14 @@ MANIFEST_FILE = "manifest.json"
 # Raised when a field changes its meaning; other versions are refused.
 MANIFEST_VERSION = 2
 REFERENCE_FILE = "reference.npz"
+_BESIDE = {
+    MANIFEST_FILE, REFERENCE_FILE, LABELS_FILE, "REPORT.md", "report.html", "snippets",
+}  # fmt: skip
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+_BLOCK = 2**20
+# Larger numbers do not fit where they are used.
+_MAX_NUMBER = 2**63
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +178,8 @@ class Verification:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Verification":
         """Return the verification that `dataclasses.asdict` turned into JSON."""
-        worst = tuple(Disagreement(**each) for each in content["worst"])
-        problems = tuple(map(str, content["problems"]))
-        return cls(**{**content, "worst": worst, "problems": problems})
+        worst = tuple(typed(Disagreement, each) for each in content["worst"])
+        return typed(cls, {**content, "worst": worst})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,17 +267,45 @@ class Manifest:
         return self
 
     def write(self, folder: Path) -> None:
-        """Write `manifest.json` into a folder, in one step."""
-        write_json(folder / MANIFEST_FILE, self.to_json())
+        """Write `manifest.json` into a folder, in one step, with a list of its files.
+
+        What is in the list may be replaced when the folder is exported to again.
+        """
+        contents = sorted(folder_entries(folder) | {MANIFEST_FILE})
+        write_json(folder / MANIFEST_FILE, {**self.to_json(), "contents": contents})
 
 
 def is_export(folder: Path) -> bool:
     """Tell whether a folder is an export of reszoo, of any version."""
+    return _export_content(folder) is not None
+
+
+def _export_content(folder: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"manifest_version", "files"} <= set(content)
+        content = read_json(folder / MANIFEST_FILE)
+    except (OSError, ReszooError, ValueError):
+        return None
+    is_manifest = isinstance(content, dict) and {"manifest_version", "files"} <= {
+        *content
+    }
+    return content if is_manifest else None
+
+
+def named_entries(folder: Path) -> set[str] | None:
+    """Return which entries of a folder its manifest names; None if it is no export.
+
+    See `reszoo.files.folder_entries`.
+    """
+    content = _export_content(folder)
+    if content is None:
+        return None
+    entries = folder_entries(folder)
+    if isinstance(named := content.get("contents"), list):
+        return entries & {each for each in named if isinstance(each, str)}
+    # Exports of reszoo 0.1 have no list.
+    files = content["files"] if isinstance(content["files"], list) else []
+    tops = {each.get("file") for each in files if isinstance(each, dict)}
+    return {each for each in entries if each.split("/")[0] in tops | _BESIDE}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -272,8 +316,10 @@ def read_manifest(folder: Path) -> Manifest:
             version, damaged, or names files outside the folder.
     """
     path = folder / MANIFEST_FILE
+    if not os.path.lexists(path):
+        raise ExportError(f"{folder} is not an export: it has no {MANIFEST_FILE}.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content["manifest_version"]
         if version != MANIFEST_VERSION:
             raise ExportError(
@@ -281,42 +327,87 @@ def read_manifest(folder: Path) -> Manifest:
                 f"Received: version {version} in {path}; export the checkpoint again, "
                 "or use the release that made the export."
             )
-        return Manifest(
-            folder=folder,
-            card=Card.from_json(content["card"]),
-            files=tuple(_record(record) for record in content["files"]),
-            beside=content["beside"],
-            options=ExportOptions(**content["options"]),
+        return typed(
+            Manifest,
+            {
+                "folder": folder,
+                "card": Card.from_json(content["card"]),
+                "files": tuple(_record(record) for record in content["files"]),
+                "beside": content["beside"],
+                "options": typed(ExportOptions, content["options"]),
+            },
         ).checked()
-    except FileNotFoundError as error:
-        raise ExportError(
-            f"{folder} is not an export: it has no {MANIFEST_FILE}."
-        ) from error
     except (CheckpointError, OSError, *_MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ExportError(f"{path} cannot be read ({reason}).") from error
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:
-    """Return the size in bytes and the sha256 of a file, or of a folder's content."""
+    """Return the size in bytes and the sha256 of a file, or of a folder's content.
+
+    Raises:
+        OSError: It is neither a regular file nor a folder.
+    """
     digest, size = hashlib.sha256(), 0
     inside = sorted(file for file in path.rglob("*") if file.is_file())
     for file in inside or [path]:
-        content = file.read_bytes()
+        length = check_regular(file).st_size
         if inside:
-            name = file.relative_to(path).as_posix()
-            digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-        size += len(content)
+            digest.update(f"{file.relative_to(path).as_posix()}\0{length}\0".encode())
+        with file.open("rb") as content:
+            while block := content.read(_BLOCK):
+                digest.update(block)
+        size += length
     return size, digest.hexdigest()
 
 
 def _record(content: Mapping[str, Any]) -> FileRecord:
     latency = content["latency"]
-    return FileRecord(
-        **{
+    return typed(
+        FileRecord,
+        {
             **content,
             "verification": Verification.from_json(content["verification"]),
-            "latency": latency and Latency(**latency),
-        }
+            "latency": None if latency is None else typed(Latency, latency),
+        },
     )
+
+
+def typed(kind: type[T], content: Mapping[str, Any]) -> T:
+    """Make a dataclass of what a file has for its fields.
+
+    Raises:
+        TypeError: A field is missing, unknown, or of another type than declared.
+    """
+    made = kind(**content)
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(made, name)
+        if not _fits(value, hint):
+            raise TypeError(
+                f"{name} of {kind.__name__} must be {hint}. Received: {value!r:.80}"
+            )
+    return made
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and all(
+            _fits(each, inner[0]) for each in value
+        )
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            isinstance(key, str) and _fits(each, inner[1])
+            for key, each in value.items()
+        )
+    if hint in (int, float):
+        whole = isinstance(value, int) and abs(value) < _MAX_NUMBER
+        return not isinstance(value, bool) and (
+            whole
+            or (hint is float and isinstance(value, float) and math.isfinite(value))
+        )
+    return hint is Any or isinstance(value, hint)

@@ -5,12 +5,12 @@ TFLite files in a zip archive behind the FlatBuffer.
 """
 
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
+from reszoo.files import JSON_BYTES
 
 CARD_FILE = "card.json"
 LABELS_FILE = "labels.txt"
@@ -57,8 +57,11 @@ def parse_card(path: Path, read: Callable[[], str]) -> Card:
         CheckpointError: It has no card, or is damaged.
     """
     try:
-        return Card.from_text(read())
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        text = read()
+        if len(text) > JSON_BYTES:
+            raise ValueError(f"a card of {len(text):,} characters")
+        return Card.from_text(text)
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path} has no reszoo card inside, so its labels and preprocessing are "
             "unknown. Only files that reszoo exported can be opened."

@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload
@@ -77,6 +78,8 @@ class Predictor:
         path: The file or folder; a model from reszoo works too.
         threads: Threads of the runtime; one for each core that the process may use
             (CPU affinity and the container's quota) if None.
+        trust_saved_model: Whether a SavedModel may have operators that do more than
+            compute, such as reading and writing files. Only for files of known origin.
 
     Attributes:
         card: The card inside the file.
@@ -85,7 +88,8 @@ class Predictor:
         output_kind: What the file gives, "probabilities" or "features".
 
     Raises:
-        CheckpointError: There is no such file, it is damaged, or has no card.
+        CheckpointError: There is no such file, it is damaged, has no card, or is a
+            SavedModel that could do more than compute.
         UsageError: The file's suffix is unknown, it is a whole export, the number of
             TensorFlow's threads is already set, or TensorFlow is needed in a process
             that was forked after it had started.
@@ -103,12 +107,14 @@ class Predictor:
         self,
         path: "str | os.PathLike[str] | keras.Model",
         threads: int | None = None,
+        *,
+        trust_saved_model: bool = False,
     ) -> None:
-        self._runtime = open_runtime(path, threads)
+        self._runtime = open_runtime(path, threads, trust_saved_model=trust_saved_model)
         is_file = isinstance(path, str | os.PathLike)
         # For pickling; the working directory may be another one then.
         self._path = Path(path).absolute() if is_file else None
-        self._threads = threads
+        self._threads, self._trusted = threads, trust_saved_model
         self.card = self._runtime.card
         self.card.check_rgb()
         self.card.check_square()
@@ -138,7 +144,8 @@ class Predictor:
                 "file."
             )
         self._runtime.sessions.check_open()
-        return type(self), (self._path, self._threads)
+        opened = partial(type(self), trust_saved_model=self._trusted)
+        return opened, (self._path, self._threads)
 
     def predict(
         self,

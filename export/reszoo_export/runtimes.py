@@ -1,7 +1,8 @@
 """Open a model in its runtime: one interface for checkpoints and exported files."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
 from reszoo.environment import check_tensorflow_usable, usable_cores
-from reszoo.errors import CheckpointError, UnknownNameError, UsageError
+from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES, RuntimeSpec
@@ -116,6 +117,16 @@ def find_interface(
     )
 
 
+def _check_width(path: Path, card: Card, interface: Interface) -> None:
+    """Refuse a card of another number of classes, before a label is made for each."""
+    width, classes = interface.output["shape"][-1], card.architecture.classes
+    if interface.output_kind == "probabilities" and width != classes:
+        raise CheckpointError(
+            f"The card must be of the {width} classes that the output has. "
+            f"Received: {classes} classes in {path}."
+        )
+
+
 def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
     """Return a shape with "batch" for an open first side (-1) and "?" for others."""
     return tuple(
@@ -171,6 +182,7 @@ class Runtime:
         self.name, self.card, self.threads = name, card, threads
         self.inputs, self.outputs = inputs, outputs
         self.interface = find_interface(path, inputs, outputs)
+        _check_width(path, card, self.interface)
         self.sessions, self._call, self._operators = sessions, call, operators
 
     @cached_property
@@ -281,17 +293,40 @@ def find_runtime(path: Path) -> RuntimeSpec | None:
     raise UnknownNameError("kind of model file", path.name, [*CHECKPOINTS, *suffixes])
 
 
+@contextmanager
+def reader_errors(path: Path) -> Iterator[None]:
+    """Turn what libraries raise on damaged files into a CheckpointError."""
+    try:
+        yield
+    except (ReszooError, MemoryError):
+        raise
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error})."
+        ) from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {error})."
+        ) from error
+
+
 def open_runtime(
-    model: "keras.Model | str | os.PathLike[str]", threads: int | None = None
+    model: "keras.Model | str | os.PathLike[str]",
+    threads: int | None = None,
+    *,
+    trust_saved_model: bool = False,
 ) -> Runtime:
     """Open a model, a checkpoint or an exported file in its runtime.
 
     Args:
         model: A model from reszoo, or a path.
         threads: Threads of the runtime; one for each core if None.
+        trust_saved_model: Whether a SavedModel may have operators that do more than
+            compute (see `saved_model.screening`).
 
     Raises:
-        CheckpointError: There is no such file, or it is damaged.
+        CheckpointError: There is no such file, it is damaged, or it could do more than
+            compute.
         UsageError: The suffix is unknown, the folder is a whole export, threads are
             out of range, or the number of TensorFlow's threads is already set.
     """
@@ -301,7 +336,9 @@ def open_runtime(
         path = Path(model)
         row = find_runtime(path)
         if row is not None:
-            return row.reader.open_file(path, threads)
+            with reader_errors(path):
+                row.reader.check_file(path, trusted=trust_saved_model)
+                return row.reader.open_file(path, threads)
         from reszoo.zoo import load
 
         limit_tensorflow(threads)

@@ -18,14 +18,20 @@ _LONGEST = 40
 
 
 def print_answers(
-    model: Path, inputs: Sequence[str], *, top: int, threads: int | None, as_json: bool
+    model: Path, inputs: Sequence[str], *, as_json: bool, **options: Any
 ) -> tuple[int, int]:
     """Classify images and print their answers group by group.
+
+    Args:
+        model: Checkpoint or exported file.
+        inputs: As for `reszoo.predict_files`.
+        as_json: Whether to print JSON.
+        **options: Of `FileClassifier`.
 
     Returns:
         Number of images, and of those that are unreadable.
     """
-    classify = FileClassifier(model, top=top, threads=threads)
+    classify = FileClassifier(model, **options)
     check_inputs(inputs)
     groups = _counted(classify.groups(iterate_paths(inputs)), counts := [0, 0])
     if as_json:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import reszoo
 from reszoo.console import say
+from reszoo.files import free_folder
 
 if TYPE_CHECKING:
     from reszoo_export.manifest import Manifest
@@ -39,9 +40,9 @@ def run_demo(output: Path, run: Path = RUN) -> "Manifest":
     Raises:
         UsageError: The output folder contains something other than an export.
     """
-    from reszoo_export.export import free_folder
+    from reszoo_export.manifest import named_entries
 
-    free_folder(output, overwrite=True)
+    free_folder(output, kind="an export", named=named_entries, overwrite=True)
     say("1/4  Fine-tune ResNet-20, pretrained on CIFAR-10, on handwritten digits.")
     tuned = reszoo.train(
         MODEL, DATA, weights=WEIGHTS, output=run, overwrite=True, **_CHANGES

@@ -8,7 +8,16 @@ import typer
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import BadImages, Data, Json, Model, Overwrite, Threads, app
+from reszoo.cli.options import (
+    BadImages,
+    Data,
+    Json,
+    Model,
+    Overwrite,
+    Threads,
+    TrustSavedModel,
+    app,
+)
 from reszoo.console import print_json, print_table, print_text, say
 from reszoo.errors import UsageError
 
@@ -197,6 +206,7 @@ def benchmark(
     seconds: Annotated[
         float, typer.Option(help="Seconds to measure each batch size in each process.")
     ] = defaults.SECONDS,
+    trust_saved_model: TrustSavedModel = False,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of model files.
@@ -211,6 +221,7 @@ def benchmark(
         batch_sizes=batch,
         rounds=rounds,
         seconds=seconds,
+        trust_saved_model=trust_saved_model,
     )
     if as_json:
         print_json([each.to_json() for each in found])
@@ -300,6 +311,7 @@ def evaluate(
     ] = None,
     bad_images: BadImages = defaults.BAD_IMAGES,
     threads: Threads = None,
+    trust_saved_model: TrustSavedModel = False,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy and loss on labelled images.
@@ -307,7 +319,12 @@ def evaluate(
     Example: reszoo evaluate export/model.tflite photos/
     """
     metrics = reszoo.evaluate(
-        model, data, split=split, bad_images=bad_images, threads=threads
+        model,
+        data,
+        split=split,
+        bad_images=bad_images,
+        threads=threads,
+        trust_saved_model=trust_saved_model,
     )
     if as_json:
         print_json(metrics.to_json())
@@ -343,6 +360,7 @@ def predict(
         bool, typer.Option("--resume", help="Continue an unfinished output.")
     ] = False,
     overwrite: Overwrite = False,
+    trust_saved_model: TrustSavedModel = False,
     as_json: Json = False,
 ) -> None:
     """Classify images.
@@ -360,6 +378,7 @@ def predict(
             threads=threads,
             resume=resume,
             overwrite=overwrite,
+            trust_saved_model=trust_saved_model,
         )
         if as_json:
             print_json({**asdict(written), "output": str(written.output)})
@@ -372,7 +391,12 @@ def predict(
         from reszoo.cli.answers import print_answers
 
         images, unreadable = print_answers(
-            model, inputs, top=top, threads=threads, as_json=as_json
+            model,
+            inputs,
+            as_json=as_json,
+            top=top,
+            threads=threads,
+            trust_saved_model=trust_saved_model,
         )
     if unreadable:
         say(f"{unreadable:,} of {images:,} images are unreadable.")

@@ -56,3 +56,11 @@ Model = Annotated[
         help="Checkpoint (.safetensors), SavedModel folder, .tflite or .onnx file.",
     ),
 ]
+TrustSavedModel = Annotated[
+    bool,
+    typer.Option(
+        "--trust-saved-model",
+        help="Run a SavedModel whose operators may read and write files. Only for "
+        "files of known origin.",
+    ),
+]

@@ -28,7 +28,7 @@ from reszoo.data.image_files import (
 from reszoo.data.listing import JPEG_SUFFIXES, Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError, UsageError
-from reszoo.files import atomic_folder
+from reszoo.files import atomic_folder, free_folder
 from reszoo.preprocessing import scaled_side
 
 # A much larger image is first reduced to this many times its final size, by the JPEG
@@ -109,9 +109,7 @@ def resize_images(
             "side must be positive and quality in 1..95. Received: "
             f"side={side}, quality={quality}."
         )
-    folder = Path(output)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder} exists already. Choose another folder.")
+    folder = free_folder(output)
     listing = list_images(data)
     bad = [label for label in listing.labels if "/" in label or label.startswith(".")]
     if bad:
@@ -124,7 +122,9 @@ def resize_images(
     names: dict[int, str] = {}
     copied = before = after = 0
     encode = partial(_encode, side=side, quality=quality, bad_images=bad_images)
-    with atomic_folder(folder) as unfinished:
+    with atomic_folder(
+        folder, lambda content: free_folder(folder, content=content)
+    ) as unfinished:
         taken: set[str] = set()
         encoded = in_threads(encode, listing.paths, "Resizing images")
         images = zip(_names(listing), encoded, strict=True)

@@ -1,9 +1,10 @@
 """Run ONNX files with ONNX Runtime, describe them, and check their contents."""
 
-import json
+import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from numpy.typing import NDArray
 from reszoo.cards import Card
 from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
+from reszoo.files import parse_json
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.inspection import Contents, TensorDescription, card_or_note
+from reszoo_export.inspection import (
+    Contents,
+    TensorDescription,
+    card_or_note,
+    find_origin,
+)
 from reszoo_export.metadata import parse_card
+from reszoo_export.protobuf import check_fields
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
 from reszoo_export.runtimes import (
     Activations,
@@ -34,6 +42,11 @@ OPSET = 17
 # ONNX Runtime's levels; 3 is an error. Its warnings are about its own optimizations.
 _ERRORS_ONLY = 3
 _NUMPY_DTYPES = {"float": "float32", "double": "float64"}
+
+
+def check_file(path: Path, *, trusted: bool = False) -> None:
+    """See `Reader.check_file`."""
+    check_fields(path, lambda: importlib.import_module("onnx").ModelProto)
 
 
 def open_file(path: Path, threads: int | None) -> Runtime:
@@ -95,7 +108,8 @@ def read_card(path: Path, properties: Mapping[str, str]) -> Card:
 def stored_labels(path: Path) -> Sequence[str] | None:
     """See `Reader.stored_labels`."""
     properties = _properties(_load(path))
-    return json.loads(properties[LABELS_KEY]) if LABELS_KEY in properties else None
+    labels = parse_json(properties.get(LABELS_KEY, "null"))
+    return [str(each) for each in labels] if isinstance(labels, list) else None
 
 
 def _load(path: Path) -> Any:
@@ -185,7 +199,7 @@ def _constants(graph: Any) -> dict[str, Any]:
     inside = {
         node.output[0]: attribute.t
         for node in graph.node
-        if node.op_type == "Constant"
+        if node.op_type == "Constant" and node.output
         for attribute in node.attribute
         if attribute.name == "value"
     }
@@ -196,21 +210,24 @@ def _weights(graph: Any, constants: Mapping[str, Any]) -> set[str]:
     """Return the constants that operators use as weights or biases."""
     makers = {output: node for node in graph.node for output in node.output}
 
-    def origin(name: str) -> str:
-        while name in makers and makers[name].op_type in _PASSING:
-            name = makers[name].input[0]
-        return name
+    def step(name: str) -> str | None:
+        maker = makers.get(name)
+        if maker is None or maker.op_type not in _PASSING or not maker.input:
+            return None
+        return str(maker.input[0])
 
+    known: dict[str, str | None] = {}
+    origin = partial(find_origin, step=step, known=known)
     names: list[str] = []
     for node in graph.node:
         if node.op_type in _WEIGHTED:
             names += node.input[_WEIGHTED[node.op_type] :]
         elif node.op_type == "Add":
             # The bias of a MatMul is an addition of its own.
-            products = [makers.get(origin(name)) for name in node.input]
+            products = [makers.get(origin(name) or "") for name in node.input]
             if any(maker and maker.op_type == "MatMul" for maker in products):
                 names += node.input
-    return {origin(name) for name in names} & set(constants)
+    return {name for name in map(origin, names) if name and name in constants}
 
 
 def _precision(graph: Any, weights: Iterable[Any]) -> str:
@@ -236,7 +253,10 @@ def _describe_tensor(value: Any) -> TensorDescription:
 def _dtype(number: int) -> str:
     import onnx
 
-    name: str = onnx.TensorProto.DataType.Name(number).lower()
+    try:
+        name: str = onnx.TensorProto.DataType.Name(number).lower()
+    except ValueError:
+        return f"type {number}"
     return _NUMPY_DTYPES.get(name, name)
 
 
@@ -270,7 +290,9 @@ def _int8_activations(graph: Any) -> list[str]:
     zero_points = {
         _dtype(constants[node.input[2]].data_type)
         for node in graph.node
-        if node.op_type == "QuantizeLinear" and node.input[2] in constants
+        if node.op_type == "QuantizeLinear"
+        and len(node.input) > 2
+        and node.input[2] in constants
     }
     others = sorted(zero_points - {"uint8"})
     return [f"activations must be uint8, not {', '.join(others)}"] if others else []
@@ -294,8 +316,10 @@ def _weight_pairs(graph: Any) -> list[tuple[int, str]]:
 
     constants, pairs = _constants(graph), []
     for node in graph.node:
+        if node.op_type != "DequantizeLinear" or not node.input:
+            continue
         weights = constants.get(node.input[0])
-        if node.op_type != "DequantizeLinear" or weights is None:
+        if weights is None:
             continue
         if _dtype(weights.data_type) == "int8":
             axis = next((each.i for each in node.attribute if each.name == "axis"), 1)

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from PIL import Image
 
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
+from reszoo.files import JSON_BYTES, read_regular
 from reszoo.preprocessing import Pixels, Preprocessing
 from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.inspection import Contents, TensorDescription, card_or_note
+from reszoo_export.inspection import (
+    Contents,
+    TensorDescription,
+    card_or_note,
+    find_origin,
+)
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import (
     Activations,
@@ -27,12 +32,20 @@ from reszoo_export.runtimes import (
     name_open_sides,
     tensorflow_threads,
 )
+from reszoo_export.saved_model import screening
+from reszoo_export.saved_model.operators import CALLS
+from reszoo_export.saved_model.screening import MODEL_FILE, node_name
 from reszoo_export.sessions import Sessions
 
-MODEL_FILE = "saved_model.pb"
 EXTRA_FOLDER = "assets.extra"
 SIGNATURES = ("serving_default", "serving_bytes")
 ENCODED_INPUT = "image_bytes"
+
+
+def check_file(path: Path, *, trusted: bool = False) -> None:
+    """See `Reader.check_file`."""
+    if not trusted:
+        screening.check_folder(newest_version(path))
 
 
 def open_file(path: Path, threads: int | None) -> Runtime:
@@ -100,13 +113,17 @@ def read_card(path: Path) -> Card:
         CheckpointError: It has no card, or is damaged.
     """
     file = path / EXTRA_FOLDER / CARD_FILE
-    return parse_card(path, lambda: file.read_text(encoding="utf-8"))
+    return parse_card(path, lambda: _read_text(file))
 
 
 def stored_labels(path: Path) -> Sequence[str] | None:
     """See `Reader.stored_labels`."""
     file = newest_version(path) / EXTRA_FOLDER / LABELS_FILE
-    return split_labels(file.read_text(encoding="utf-8")) if file.exists() else None
+    return split_labels(_read_text(file)) if file.exists() else None
+
+
+def _read_text(file: Path) -> str:
+    return read_regular(file, JSON_BYTES).decode("utf-8")
 
 
 def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
@@ -137,27 +154,20 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     return run
 
 
-# Operators that only call functions, that have weights, and that only pass weights on.
-_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
+# Operators that have weights, and that only pass weights on.
 _WEIGHTED = {"BiasAdd", "Conv2D", "DepthwiseConv2dNative", "MatMul"}
 _PASSING = {"Cast", "Identity", "Reshape", "Squeeze"}
-# Name of a function, "" for the graph itself, and its nodes.
-_Body = tuple[str, list[Any]]
+# Nodes of the graph or of a function, and how often a call runs them.
+_Body = tuple[Sequence[Any], int]
 
 
 def describe(path: Path) -> Contents:
     """See `Reader.describe`."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
     folder = newest_version(path)
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{path} is not a SavedModel: it has no {MODEL_FILE}.")
-    saved = saved_model_pb2.SavedModel()
-    try:
-        saved.ParseFromString((folder / MODEL_FILE).read_bytes())
-        graph = saved.meta_graphs[0]
-    except (DecodeError, IndexError) as error:
-        raise CheckpointError(f"{path} is not a whole SavedModel ({error}).") from error
+    saved = screening.read_model(folder)
+    graph = saved.meta_graphs[0]
     card, note = card_or_note(lambda: read_card(folder))
     signatures = dict(sorted(graph.signature_def.items()))
     signatures.pop("__saved_model_init_op", None)
@@ -168,17 +178,29 @@ def describe(path: Path) -> Contents:
         precision=sizes.most_common(1)[0][0] if sizes else "float32",
         inputs=_tensors(default.inputs) if default else (),
         outputs=_tensors(default.outputs) if default else (),
-        operators=Counter(
-            node.op for _, nodes in bodies for node in nodes if node.op not in _CALLS
-        ),
+        operators=_operators(bodies),
         parameters=sizes.total(),
         card=card,
         note=note,
         details={
             **{f"signature {name}": _line(each) for name, each in signatures.items()},
             "tensorflow": graph.meta_info_def.tensorflow_version,
+            **_not_allowed(folder, saved),
         },
     )
+
+
+def _not_allowed(folder: Path, saved: Any) -> dict[str, str]:
+    problems = [*screening.layout_problems(folder), *screening.find_problems(saved)]
+    return {"not allowed": "; ".join(problems)} if problems else {}
+
+
+def _operators(bodies: Sequence[_Body]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for nodes, times in bodies:
+        for name, count in Counter(node.op for node in nodes).items():
+            counts[name] += times * count
+    return Counter({op: n for op, n in counts.items() if op not in CALLS})
 
 
 def _line(signature: Any) -> str:
@@ -203,7 +225,10 @@ def _tensors(tensors: Mapping[str, Any]) -> tuple[TensorDescription, ...]:
 def _dtype(number: int) -> str:
     import tensorflow as tf
 
-    return str(tf.dtypes.as_dtype(number).name)
+    try:
+        return str(tf.dtypes.as_dtype(number).name)
+    except TypeError:
+        return f"type {number}"
 
 
 def _sizes(graph: Any, bodies: Sequence[_Body]) -> Counter[str]:
@@ -212,7 +237,7 @@ def _sizes(graph: Any, bodies: Sequence[_Body]) -> Counter[str]:
     for node in graph.object_graph_def.nodes:
         if node.WhichOneof("kind") == "variable":
             sizes[_dtype(node.variable.dtype)] += _size(node.variable.shape)
-    for nodes in dict(bodies).values():
+    for nodes, _ in bodies:
         for constant in _weights(nodes):
             sizes[_dtype(constant.dtype)] += _size(constant.tensor_shape)
     return sizes
@@ -221,16 +246,24 @@ def _sizes(graph: Any, bodies: Sequence[_Body]) -> Counter[str]:
 def _weights(nodes: Sequence[Any]) -> list[Any]:
     named = {node.name: node for node in nodes}
 
-    def origin(name: str) -> Any:
-        node = named.get(_node_name(name))
-        while node is not None and node.op in _PASSING:
-            node = named.get(_node_name(node.input[0]))
-        return node
+    def step(name: str) -> str | None:
+        node = named.get(name)
+        if node is None or node.op not in _PASSING or not node.input:
+            return None
+        return node_name(node.input[0])
 
+    known: dict[str, str | None] = {}
     users = [node for node in nodes if node.op in _WEIGHTED]
-    origins = [origin(name) for node in users for name in node.input[1:]]
-    constants = {node.name: node for node in origins if node and node.op == "Const"}
-    return [node.attr["value"].tensor for node in constants.values()]
+    origins = {
+        find_origin(node_name(name), step, known)
+        for node in users
+        for name in node.input[1:]
+    }
+    return [
+        node.attr["value"].tensor
+        for node in nodes
+        if node.name in origins and node.op == "Const"
+    ]
 
 
 def _size(shape: Any) -> int:
@@ -238,33 +271,27 @@ def _size(shape: Any) -> int:
 
 
 def _bodies(graph: Any, signature: Any) -> list[_Body]:
-    """Return what computes a signature: the graph, and the functions that it calls.
-
-    A function is there as often as it is called.
-    """
-    functions = {each.signature.name: each for each in graph.graph_def.library.function}
+    """Return what computes a signature: the graph, and the functions that it calls."""
+    library = graph.graph_def.library.function
+    functions = {each.signature.name: each.node_def for each in library}
     nodes = {node.name: node for node in graph.graph_def.node}
-    wanted = [_node_name(info.name) for info in signature.outputs.values()]
+    wanted = [node_name(info.name) for info in signature.outputs.values()]
     reached: dict[str, Any] = {}
     while wanted:
         name = wanted.pop()
         if name in nodes and name not in reached:
             reached[name] = nodes[name]
-            wanted += map(_node_name, nodes[name].input)
-    bodies: list[_Body] = [("", list(reached.values()))]
-    for _, body in bodies:  # Grows while it is walked.
-        for node in body:
-            called = [value.func.name for value in node.attr.values()]
-            bodies += [
-                (name, list(functions[name].node_def))
-                for name in called
-                if name in functions
-            ]
+            wanted += map(node_name, nodes[name].input)
+    body = list(reached.values())
+    times = screening.called(body)
+    bodies: list[_Body] = [(body, 1)]
+    # Functions that call themselves are in no order, and left out.
+    for name in screening.call_order(functions)[0]:
+        if times[name]:
+            bodies.append((functions[name], times[name]))
+            for callee, count in screening.called(functions[name]).items():
+                times[callee] += count * times[name]
     return bodies
-
-
-def _node_name(name: str) -> str:
-    return name.removeprefix("^").partition(":")[0]
 
 
 # TensorFlow and Pillow round resized pixels differently, by one grey level at most.

@@ -20,9 +20,9 @@ from reszoo_export.metadata import card_files
 from reszoo_export.saved_model.reader import (
     ENCODED_INPUT,
     EXTRA_FOLDER,
-    MODEL_FILE,
     SIGNATURES,
 )
+from reszoo_export.saved_model.screening import MODEL_FILE
 from reszoo_export.serving import INPUT, Serving
 
 

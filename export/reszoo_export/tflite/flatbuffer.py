@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -18,6 +18,9 @@ from reszoo_export.runtimes import name_open_sides
 FILE_IDENTIFIER = b"TFL3"
 # Data of buffers begins at multiples of this (`schema.fbs`, force_align).
 ALIGNMENT = 16
+# Of a model that is described: a hundred times those of the largest ones. Lists and
+# texts in a FlatBuffer may share their bytes, so a small file can have any number.
+_MAX_PARTS, _MAX_LIST, _MAX_TEXT, _MAX_SIDES = 500_000, 200, 65536, 8
 # Fields of the table `Model` in TensorFlow Lite's `schema.fbs`.
 _VERSION, _BUFFERS, _METADATA = 0, 4, 6
 _UINT16, _INT32 = number_types.Uint16Flags, number_types.Int32Flags
@@ -85,6 +88,51 @@ def read_model(content: bytes) -> Model:
     return schema.Model.GetRootAs(content)
 
 
+def subgraphs(model: Model) -> list[Any]:
+    """Return the subgraphs of a model.
+
+    Raises:
+        ValueError: They have more operators and tensors than models have.
+    """
+    graphs = entries(model.SubgraphsLength(), model.Subgraphs)
+    left = _MAX_PARTS
+    for graph in graphs:
+        inputs, outputs = graph.InputsLength(), graph.OutputsLength()
+        left -= graph.OperatorsLength() + inputs + outputs
+        if left < 0:
+            break
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            left -= operator.InputsLength() + operator.OutputsLength()
+    if left < 0:
+        raise ValueError(f"more than {_MAX_PARTS:,} operators, inputs and outputs")
+    return graphs
+
+
+def entries(count: int, entry: Callable[[int], Any]) -> list[Any]:
+    """Return the entries of a short list.
+
+    Raises:
+        ValueError: It is a long one.
+    """
+    if count > _MAX_LIST:
+        raise ValueError(f"a list of {count:,} entries")
+    return [entry(index) for index in range(count)]
+
+
+def text(content: bytes | None) -> str:
+    """Return a text, which must be short (see `entries`); "" where there is none."""
+    if content and len(content) > _MAX_TEXT:
+        raise ValueError(f"a text of {len(content):,} bytes")
+    return (content or b"").decode()
+
+
+def sides(tensor: Any) -> list[int]:
+    """Return the shape of a tensor, as it is stored."""
+    if tensor.ShapeLength() > _MAX_SIDES or tensor.ShapeSignatureLength() > _MAX_SIDES:
+        raise ValueError(f"a tensor of more than {_MAX_SIDES} dimensions")
+    return [tensor.Shape(place) for place in range(tensor.ShapeLength())]
+
+
 def read_tensors(
     model: Model,
 ) -> tuple[tuple[TensorDescription, ...], tuple[TensorDescription, ...]]:
@@ -97,11 +145,11 @@ def read_tensors(
             (signature.InputsLength(), signature.Inputs),
             (signature.OutputsLength(), signature.Outputs),
         ):
-            for each in map(entry, range(count)):
-                names[each.TensorIndex()] = each.Name().decode()
+            for each in entries(count, entry):
+                names[each.TensorIndex()] = text(each.Name())
 
     def describe(count: int, index: Any) -> tuple[TensorDescription, ...]:
-        return tuple(_describe(graph, index(i), names) for i in range(count))
+        return tuple(_describe(graph, each, names) for each in entries(count, index))
 
     return (
         describe(graph.InputsLength(), graph.Inputs),
@@ -111,18 +159,21 @@ def read_tensors(
 
 def _describe(graph: Any, index: int, names: Mapping[int, str]) -> TensorDescription:
     tensor = graph.Tensors(index)
-    shape = tensor.ShapeSignatureAsNumpy()
-    if not tensor.ShapeSignatureLength():
-        shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
-    name = names.get(index) or tensor.Name().decode()
-    sides = name_open_sides(int(side) for side in shape)
-    return TensorDescription(name, DTYPES[tensor.Type()], sides)
+    shape = sides(tensor)
+    if tensor.ShapeSignatureLength():
+        shape = tensor.ShapeSignatureAsNumpy().tolist()
+    name = names.get(index) or text(tensor.Name())
+    return TensorDescription(name, dtype(tensor), name_open_sides(shape))
+
+
+def dtype(tensor: Any) -> str:
+    """Return the name of a tensor's dtype."""
+    return DTYPES.get(tensor.Type(), f"type {tensor.Type()}")
 
 
 def read_data(model: Model, name: str) -> bytes | None:
     """Return the data that a model keeps under a name in its list of metadata."""
-    for index in range(model.MetadataLength()):
-        entry = model.Metadata(index)
+    for entry in entries(model.MetadataLength(), model.Metadata):
         if entry.Name() == name.encode():
             buffer = model.Buffers(entry.Buffer())
             return bytes(buffer.DataAsNumpy()) if buffer.DataLength() else b""
@@ -147,13 +198,13 @@ def with_data(content: bytes, name: str, data: bytes) -> bytes:
     # A FlatBuffer is written from its end: old offsets from there stay valid.
     aligned_bytes(builder, content)
     buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
-    entries = [model.Metadata(index) for index in range(model.MetadataLength())]
+    metadata = [model.Metadata(index) for index in range(model.MetadataLength())]
     buffer = table(builder, 3, {0: aligned_bytes(builder, data)})
     label = builder.CreateString(name)
     entry = table(builder, 2, {0: label}, uint32={1: len(buffers)})
     pointers = _pointers(content, model) | {
         _BUFFERS: vector(builder, [*_offsets(content, buffers), buffer]),
-        _METADATA: vector(builder, [*_offsets(content, entries), entry]),
+        _METADATA: vector(builder, [*_offsets(content, metadata), entry]),
     }
     version = {_VERSION: model.Version()}
     root = table(builder, max(pointers) + 1, pointers, uint32=version)
@@ -249,7 +300,7 @@ def read_texts(model: Model) -> dict[str, str]:
     root = Table(data, int.from_bytes(data[:4], "little"))
     places = {word: root.Offset(4 + 2 * field) for word, field in _TEXTS.items()}
     return {
-        word: root.String(root.Pos + place).decode()
+        word: text(root.String(root.Pos + place))
         for word, place in places.items()
         if place
     }

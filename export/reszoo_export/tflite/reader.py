@@ -1,8 +1,5 @@
 """Run TFLite files with LiteRT, describe them, and check their contents."""
 
-import math
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -12,13 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.archives import open_archive, read_member
 from reszoo.cards import Card
 from reszoo.console import quiet
 from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
+from reszoo.files import JSON_BYTES, check_regular
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.inspection import Contents, card_or_note
+from reszoo_export.inspection import Contents
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import (
     Activations,
@@ -32,14 +31,11 @@ from reszoo_export.sessions import Sessions
 
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _IMAGES = 4
-# Operators with weights.
-_WEIGHTED = {
-    "BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
-    "PRELU", "TRANSPOSE_CONV",
-}  # fmt: skip
-# dtype of activations and of weights -> precision of the table of formats.
-_INTEGERS = {"int8": "int8", "uint8": "int8", "int16": "int16x8"}
-_STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
+
+
+def check_file(path: Path, *, trusted: bool = False) -> None:
+    """See `Reader.check_file`; LiteRT verifies the FlatBuffer itself."""
+    check_regular(path)
 
 
 def open_file(path: Path, threads: int | None) -> Runtime:
@@ -130,8 +126,8 @@ def read_card(path: Path) -> Card:
 
 
 def _archived(path: Path, name: str) -> str:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name).decode()
+    with open_archive(path) as archive:
+        return read_member(archive, name, JSON_BYTES).decode()
 
 
 def stored_labels(path: Path) -> Sequence[str] | None:
@@ -200,95 +196,6 @@ def find_problems(
 def describe(path: Path) -> Contents:
     """See `Reader.describe`."""
     # The schema takes longer to load than LiteRT.
-    from reszoo_export.tflite import flatbuffer
+    from reszoo_export.tflite.description import describe_file
 
-    content = path.read_bytes()
-    if content[4:8] != flatbuffer.FILE_IDENTIFIER:
-        raise CheckpointError(
-            f"{path} is not a TFLite file: it has no {flatbuffer.FILE_IDENTIFIER!r}."
-        )
-    try:
-        model = flatbuffer.read_model(content)
-        inputs, outputs = flatbuffer.read_tensors(model)
-        card, note = card_or_note(lambda: read_card(path))
-        graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
-        operators = [_Operators(model, graph) for graph in graphs]
-        sizes = sum((each.sizes() for each in operators), Counter[str]())
-        return Contents(
-            precision=sizes.most_common(1)[0][0] if sizes else "float32",
-            inputs=inputs,
-            outputs=outputs,
-            operators=Counter(name for each in operators for name, _ in each.named),
-            parameters=sum(each.parameters() for each in operators),
-            card=card,
-            note=note,
-            details={} if card else flatbuffer.read_texts(model),
-        )
-    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole TFLite file ({type(error).__name__}: {error})."
-        ) from error
-
-
-class _Operators:
-    """The operators of a subgraph, and the constants that they use as weights."""
-
-    def __init__(self, model: Any, graph: Any) -> None:
-        self.model, self.graph = model, graph
-        operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-        self.named = [(_operator_name(model, each), each) for each in operators]
-        self.weighted = [each for name, each in self.named if name in _WEIGHTED]
-        # Tensor that is dequantized at run time -> the constant that is stored.
-        self.stored = {
-            operator.Outputs(0): operator.Inputs(0)
-            for name, operator in self.named
-            if name == "DEQUANTIZE"
-        }
-
-    def sizes(self) -> Counter[str]:
-        """Count the weights of each precision."""
-        sizes: Counter[str] = Counter()
-        for operator in self.weighted:
-            weight = self._tensor(operator.Inputs(1))
-            activation = self.graph.Tensors(operator.Inputs(0))
-            precision = _STORED.get(_dtype(weight), "float32")
-            sizes[_INTEGERS.get(_dtype(activation), precision)] += _size(weight)
-        return sizes
-
-    def parameters(self) -> int:
-        """Count the numbers in weights and biases, each constant once."""
-        indices = {
-            self.stored.get(operator.Inputs(place), operator.Inputs(place))
-            for operator in self.weighted
-            for place in range(1, operator.InputsLength())
-        }
-        # An optional input that is missing has the index -1.
-        tensors = [self.graph.Tensors(index) for index in indices if index >= 0]
-        return sum(
-            _size(tensor)
-            for tensor in tensors
-            if self.model.Buffers(tensor.Buffer()).DataLength()
-        )
-
-    def _tensor(self, index: int) -> Any:
-        return self.graph.Tensors(self.stored.get(index, index))
-
-
-def _operator_name(model: Any, operator: Any) -> str:
-    from reszoo_export.tflite.flatbuffer import OPERATORS
-
-    code = model.OperatorCodes(operator.OpcodeIndex())
-    # Codes above 127 do not fit into the older field.
-    builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
-    name = OPERATORS.get(builtin, str(builtin))
-    return name if name != "CUSTOM" else f"CUSTOM {(code.CustomCode() or b'').decode()}"
-
-
-def _dtype(tensor: Any) -> str:
-    from reszoo_export.tflite.flatbuffer import DTYPES
-
-    return DTYPES[tensor.Type()]
-
-
-def _size(tensor: Any) -> int:
-    return math.prod(tensor.ShapeAsNumpy().tolist()) if tensor.ShapeLength() else 1
+    return describe_file(path, lambda: read_card(path))

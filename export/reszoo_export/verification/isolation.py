@@ -1,4 +1,4 @@
-"""Run a function in a subprocess, so that a crash does not end this process."""
+"""Run a function in a subprocess: its crash ends no other, and it has limits."""
 
 import importlib
 import json
@@ -8,19 +8,62 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from reszoo import errors
 from reszoo.console import enable_quiet_cli
 from reszoo.errors import ReszooError, UsageError
+from reszoo.files import read_json
 
 _ARGUMENTS, _RESULT, _OUTPUT = "arguments.json", "result.json", "output.txt"
 _LINES = 5
+_GIB = 2**30
+# Of a runtime's libraries and of its threads; and times the size of the file: what it
+# is converted to, optimized and loaded again by.
+_BASE, _PER_THREAD, _PER_FILE = 3 * _GIB, 32 * 2**20, 8
+# Activations of a batch: ResNet-50 has some 500 bytes per pixel of an image.
+_PER_PIXEL = 512
+_SECONDS = 120.0
 
 
 class SubprocessError(ReszooError):
     """A subprocess that crashed or took too long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a subprocess may take.
+
+    Attributes:
+        seconds: Time.
+        memory: Bytes that it may allocate (Linux).
+        open_files: At one time.
+        written: Bytes of each file that it writes.
+    """
+
+    seconds: float
+    memory: int
+    open_files: int = 512
+    written: int = 64 * 2**20
+
+
+def limits_for(
+    path: Path, seconds: float = _SECONDS, *, pixels: int = 0, images: int = 32
+) -> Limits:
+    """Return limits that any genuine model file of this size stays within.
+
+    Args:
+        path: The file or folder.
+        seconds: Time.
+        pixels: Of an image that it is run on; 0 if it is not run.
+        images: In a batch.
+    """
+    files = [path, *path.rglob("*")] if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    memory = _BASE + _PER_THREAD * (os.cpu_count() or 1) + _PER_FILE * size
+    return Limits(seconds=seconds, memory=memory + images * pixels * _PER_PIXEL)
 
 
 def run_in_subprocess(
@@ -29,6 +72,7 @@ def run_in_subprocess(
     arguments: Mapping[str, Any],
     *,
     seconds: float | None = None,
+    limits: Limits | None = None,
     hide_gpus: bool = True,
 ) -> Any:
     """Call a function in a new process and return its result.
@@ -40,6 +84,7 @@ def run_in_subprocess(
         folder: Its first argument, for arrays. Arguments and result are stored there.
         arguments: Its keyword arguments, JSON values as the result.
         seconds: Timeout; None for none.
+        limits: Of time, memory and files; for a function that opens a file of others.
         hide_gpus: Whether it sees no GPU: results computed there are not exactly
             reproducible, and this process may have allocated all of the memory.
 
@@ -47,7 +92,10 @@ def run_in_subprocess(
         ReszooError: As raised by the function.
         SubprocessError: It crashed or took too long; with its last lines of output.
     """
-    (folder / _ARGUMENTS).write_text(json.dumps(dict(arguments)), encoding="utf-8")
+    if limits:
+        seconds = limits.seconds
+    stored = {"arguments": dict(arguments), "limits": limits and asdict(limits)}
+    (folder / _ARGUMENTS).write_text(json.dumps(stored), encoding="utf-8")
     with (folder / _OUTPUT).open("wb") as output:
         process = subprocess.Popen(
             # -P: modules in the current folder are not ours.
@@ -80,9 +128,14 @@ def _environment(hide_gpus: bool) -> dict[str, str]:
 def _result(folder: Path, code: int) -> Any:
     if code:
         raise SubprocessError(f"its runtime crashed ({_status(code)}){_tail(folder)}")
-    result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    try:
+        result = read_json(folder / _RESULT)
+    except (OSError, ValueError) as error:
+        raise SubprocessError(f"it left no result ({error})") from error
     if "error" in result:
-        kind: type[ReszooError] = getattr(errors, result["error"], ReszooError)
+        kind = getattr(errors, str(result["error"]), ReszooError)
+        if not (isinstance(kind, type) and issubclass(kind, ReszooError)):
+            kind = ReszooError
         # Its subclasses take other arguments than the message.
         kind = UsageError if issubclass(kind, UsageError) else kind
         raise kind(result["message"])
@@ -108,15 +161,42 @@ def main(function: str, folder: Path) -> None:
     enable_quiet_cli()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     module, name = function.split(":")
-    arguments = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))
+    stored = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))
+    limits = stored["limits"] and Limits(**stored["limits"])
+    called = getattr(importlib.import_module(module), name)
+    if limits:
+        set_limits(limits)
     try:
-        value = getattr(importlib.import_module(module), name)(folder, **arguments)
-        result = {"value": value}
+        result = {"value": called(folder, **stored["arguments"])}
     except ReszooError as error:
         result = {"error": type(error).__name__, "message": str(error)}
+    except MemoryError:
+        if not limits:
+            raise
+        message = f"It takes more than {limits.memory / _GIB:.1f} GiB of memory."
+        result = {"error": "CheckpointError", "message": message}
     (folder / _RESULT).write_text(json.dumps(result), encoding="utf-8")
     # Some runtimes crash at exit, after all work is done.
     os._exit(0)
+
+
+def set_limits(limits: Limits) -> None:
+    """Limit what this process may take from now on, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows has none.
+        return
+    # The address space is no measure: runtimes reserve far more than they use.
+    wanted = {
+        resource.RLIMIT_DATA: limits.memory,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: limits.written,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in wanted.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 def _end_with_parent() -> None:

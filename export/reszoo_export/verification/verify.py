@@ -9,19 +9,20 @@ from typing import Any
 
 from reszoo.cards import Card
 from reszoo.console import Progress
-from reszoo.errors import ReszooError, VerificationError
+from reszoo.errors import ReszooError, UsageError, VerificationError
 from reszoo_export.formats import FORMATS, ExportOptions, Format
-from reszoo_export.inspection import inspect
+from reszoo_export.inspection import describe_file
 from reszoo_export.manifest import (
     FileRecord,
     Manifest,
     Verification,
+    is_export,
     read_manifest,
     size_and_hash,
 )
 from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
-from reszoo_export.verification.isolation import run_in_subprocess
+from reszoo_export.verification.isolation import limits_for, run_in_subprocess
 from reszoo_export.verification.reference import Reference, read_arrays, read_reference
 
 _DEFAULTS = ExportOptions()
@@ -61,14 +62,15 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
     Raises:
         ExportError: The folder is not an export, or its manifest or reference is
             damaged.
+        UsageError: It is one of the files in an export.
         VerificationError: A file is missing, has changed, or differs from the model;
             the message lists every problem.
     """
-    manifest = read_manifest(Path(folder))
+    manifest = read_manifest(_export_folder(Path(folder)))
     kind: OutputKind = (
         "features" if manifest.options.outputs == "features" else "probabilities"
     )
-    reference = read_reference(Path(folder), manifest.card, kind)
+    reference = read_reference(manifest.folder, manifest.card, kind)
     records = []
     with Progress("verifying", len(manifest.files)) as progress:
         for record in manifest.files:
@@ -83,6 +85,16 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
     if problems := [*beside, *repeated.problems]:
         raise VerificationError(problem_list(manifest.folder, problems))
     return repeated
+
+
+def _export_folder(path: Path) -> Path:
+    if not path.is_file() and (is_export(path) or not is_export(path.parent)):
+        return path
+    folder = path.parent if is_export(path.parent) else "FOLDER"
+    raise UsageError(
+        f"verify takes the folder of an export. Received: {path}; verify the whole "
+        f"folder (reszoo verify {folder}) or describe the file (reszoo inspect)."
+    )
 
 
 def _verify_again(
@@ -160,7 +172,14 @@ def verify_file(
         reference.write_arrays(folder)
         try:
             function = f"{__name__}:verify_stored"
-            found = run_in_subprocess(function, folder, arguments, seconds=seconds)
+            found = run_in_subprocess(
+                function,
+                folder,
+                arguments,
+                limits=limits_for(
+                    path, seconds, pixels=reference.images[0].nbytes // 3
+                ),
+            )
         except ReszooError as error:
             raise VerificationError(str(error)) from error
     verification = Verification.from_json(found["verification"])
@@ -198,9 +217,14 @@ def verify_in_process(
     except ReszooError as error:
         raise VerificationError(str(error)) from error
     found = compare(row, runtime, reference, options, card)
-    problems += row.runtime.reader.find_problems(
-        path, row, card or runtime.card, reference.images, options
-    )
+    try:
+        problems += row.runtime.reader.find_problems(
+            path, row, card or runtime.card, reference.images, options
+        )
+    except Exception as error:
+        raise VerificationError(
+            f"its contents cannot be checked ({type(error).__name__}: {error})"
+        ) from error
     return FileVerification(
         inputs=runtime.inputs,
         outputs=runtime.outputs,
@@ -211,7 +235,7 @@ def verify_in_process(
 def content_problems(row: Format, path: Path, card: Card) -> list[str]:
     """Compare a file's precision and the labels stored in it; return what is wrong."""
     problems = []
-    precision = inspect(path).contents.precision
+    precision = describe_file(path).contents.precision
     if precision != row.precision:
         problems.append(f"it computes in {precision}, not in {row.precision}")
     labels = row.runtime.reader.stored_labels(path)
