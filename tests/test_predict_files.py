@@ -229,6 +229,9 @@ def test_arguments_out_of_range_are_refused(many: Path, tmp_path: Path) -> None:
             reszoo.predict_files(INT8, many, tmp_path / "a.csv", **wrong)
     with pytest.raises(reszoo.UnknownNameError, match=r"\.csv, \.jsonl, \.parquet"):
         reszoo.predict_files(INT8, many, tmp_path / "a.xlsx")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(reszoo.UsageError, match="must be a file"):
+        reszoo.predict_files(INT8, many, tmp_path / "folder.csv", overwrite=True)
     table = tmp_path / "list.csv"
     table.write_text("path\nmany/00.png\n")
     with pytest.raises(reszoo.UsageError, match="would replace"):
@@ -299,6 +302,24 @@ def test_a_changed_run_is_not_continued(
         reszoo.predict_files(model, many, output)
     found = reszoo.predict_files(model, many, output, overwrite=True)
     assert len(read_csv(output)) == found.images == 70 + (change == "added")
+
+
+@pytest.mark.parametrize("line", ["{}\n", "[1, 2\n", "[1, 2, 3, 4]\n", "\0\0\n"])
+@pytest.mark.usefixtures("ends_early")
+def test_a_damaged_journal_is_refused(many: Path, tmp_path: Path, line: str) -> None:
+    output = tmp_path / "a.csv"
+    interrupted(many, output)
+    with (tmp_path / ".a.csv.partial" / "journal").open("a") as journal:
+        journal.write(line)
+    with pytest.raises(reszoo.ReszooError, match="Start again with --overwrite"):
+        reszoo.predict_files(INT8, many, output, resume=True)
+    assert reszoo.predict_files(INT8, many, output, overwrite=True).images == 70
+
+
+def test_probabilities_that_are_no_numbers_are_an_error() -> None:
+    row = batch.FileClassifier(INT8, top=1)._row("a.png", np.full(10, np.nan, "f4"))
+    assert row["error"] == "the model's probabilities are not finite"
+    assert row["label"] is None
 
 
 @pytest.mark.usefixtures("ends_early")

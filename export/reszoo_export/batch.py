@@ -221,6 +221,8 @@ class FileClassifier:
         row["path"] = path
         if isinstance(answer, DataError):
             return row | {"error": _reason(answer)}
+        if not np.isfinite(answer).all():
+            return row | {"error": "the model's probabilities are not finite"}
         best = np.argsort(-answer, kind="stable")
         for (label, probability), index in zip(self._answers, best, strict=False):
             row[label], row[probability] = self.labels[index], float(answer[index])

@@ -81,6 +81,8 @@ class RowFile:
                 "resume continues an unfinished file, overwrite starts it again. "
                 "Received both."
             )
+        if self._final.is_dir():
+            raise UsageError(f"The output must be a file. {self.output} is a folder.")
         if not overwrite:
             self._check_free(resume)
         with disk_errors(self.output):
@@ -123,14 +125,20 @@ class RowFile:
             self._journal.write_text(f"{json.dumps(identity)}\n", encoding="utf-8")
             self._commit(Written(0, self._rows.stat().st_size))
             return
-        known = json.loads(lines[0])
-        changed = [name for name in identity if known.get(name) != identity[name]]
+        try:
+            known, (rows, size, errors) = map(json.loads, (lines[0], lines[-1]))
+            changed = [name for name in identity if known.get(name) != identity[name]]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ReszooError(
+                f"{self._journal} is damaged ({error}). Start again with --overwrite "
+                "(overwrite=True)."
+            ) from error
         if changed:
             raise UsageError(
                 f"{self.output} cannot be continued: {' and '.join(changed)} changed. "
                 "Start again with --overwrite (overwrite=True)."
             )
-        self.committed = Written(*json.loads(lines[-1]))
+        self.committed = Written(rows, size, errors)
 
     def _read_journal(self) -> list[str]:
         """Return the complete lines, if they tell of any rows."""
