@@ -12,6 +12,7 @@ ReszooError               exit 1: a file, the data or the machine is not as requ
 import difflib
 from collections.abc import Iterable
 from itertools import takewhile
+from typing import Any
 
 
 class ReszooError(Exception):
@@ -36,14 +37,19 @@ class UnknownNameError(UsageError):
     """
 
     def __init__(self, kind: str, received: object, choices: Iterable[str]) -> None:
+        self.kind, self.received = kind, str(received)
         self.choices = tuple(choices)
-        name = str(received)
+        name = self.received
         near = difflib.get_close_matches(name.lower(), self.choices, n=3)
         near.sort(key=lambda choice: -_common_start(name.lower(), choice))
         hint = f"Did you mean {_either(near)}? " if near else ""
         super().__init__(
             f"Unknown {kind} {name!r}. {hint}Known: {', '.join(self.choices)}."
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error that cannot be unpickled makes a pool of processes wait forever.
+        return type(self), (self.kind, self.received, self.choices)
 
 
 class DataError(ReszooError):

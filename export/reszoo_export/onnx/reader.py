@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -49,10 +50,26 @@ def check_file(path: Path, *, trusted: bool = False) -> None:
     check_fields(path, lambda: importlib.import_module("onnx").ModelProto)
 
 
+def _import_onnxruntime() -> Any:
+    """Import ONNX Runtime with its telemetry off, unless the user has set that.
+
+    ONNX Runtime 1.32 has a thread for it, which makes a process hang that ends normally
+    after it was forked, and warns where the home folder is read-only. Read at import.
+    """
+    name = "ORT_DISABLE_TELEMETRY"
+    chosen_by_user = name in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        import onnxruntime
+    finally:
+        if not chosen_by_user:
+            del os.environ[name]
+    return onnxruntime
+
+
 def open_file(path: Path, threads: int | None) -> Runtime:
     """See `Reader.open_file`."""
-    import onnxruntime
-
+    onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = _ERRORS_ONLY
@@ -126,8 +143,8 @@ def _properties(model: Any) -> dict[str, str]:
 def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     """See `Reader.activation_reader`."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = _import_onnxruntime()
     model = onnx.load(path)
     names = [name for node in model.graph.node for name in node.output]
     outputs = {value.name for value in model.graph.output}

@@ -76,6 +76,8 @@ def open_tflite(path):
 
 # pip install onnxruntime
 def open_onnx(path):
+    # Its telemetry makes a process hang that ends after a fork (1.32).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
