@@ -235,3 +235,27 @@ def test_the_demo_does_it_all(
     assert code == 2
     assert err.startswith("reszoo: ")
     assert "is not an export of reszoo" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], None),
+        (["--integer-io"], "uint8"),
+        (["--integer-io", "uint8"], "uint8"),
+        (["--integer-io", "int8"], "int8"),
+        (["--integer-io", "--json"], "uint8"),
+    ],
+)
+def test_integer_io_stands_alone_or_with_its_dtype(
+    call: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str | None
+) -> None:
+    given: dict[str, Any] = {}
+
+    def export(*_: Any, **options: Any) -> Any:
+        given.update(options)
+        raise reszoo.ExportError("stop here")
+
+    monkeypatch.setattr(reszoo, "export", export, raising=False)
+    call("export", *words, "a.safetensors", "--output", "b", "--opset", "13")
+    assert (given["integer_io"], given["opset"]) == (expected, 13)

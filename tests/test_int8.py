@@ -29,7 +29,8 @@ from reszoo_export.quantization import grids, integer_model, ranges
 from reszoo_export.quantization.ranges import draw_calibration
 from reszoo_export.serving import make_serving
 from reszoo_export.tflite import writer as tflite_writer
-from reszoo_export.verification.reference import synthetic_images
+from reszoo_export.verification.reference import Reference, synthetic_images
+from reszoo_export.verification.verify import verify_in_process
 
 # Runs programs on a processor of another kind.
 QEMU = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
@@ -56,10 +57,12 @@ def chosen(digits: Any) -> Any:
 def files(digits: Any, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     serving, calibration, *_ = digits
     folder = tmp_path_factory.mktemp("int8")
-    paths = {name: folder / name for name in ("a.tflite", "io.tflite", "a.onnx")}
+    names = ("a.tflite", "uint8.tflite", "int8.tflite", "a.onnx")
+    paths = {name: folder / name for name in names}
     tflite_writer.write_int8(serving, paths["a.tflite"], calibration)
-    integers = replace(serving, options=ExportOptions(integer_io=True))
-    tflite_writer.write_int8(integers, paths["io.tflite"], calibration)
+    for dtype in ("uint8", "int8"):
+        integers = replace(serving, options=ExportOptions(integer_io=dtype))
+        tflite_writer.write_int8(integers, paths[f"{dtype}.tflite"], calibration)
     writer.write_int8(serving, paths["a.onnx"], calibration)
     assert set(folder.iterdir()) == set(paths.values())
     return paths
@@ -145,21 +148,67 @@ def test_a_processor_without_a_dot_product_of_bytes_answers_the_same(
     np.testing.assert_allclose(found, RUNNERS[name](files[name], images), atol=1e-6)
 
 
-def test_integers_in_and_out_are_bytes_in_steps_of_a_256th(
-    files: Any, digits: Any
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("int8", -128)])
+def test_integers_in_and_out_are_in_steps_of_a_256th(
+    files: Any, digits: Any, dtype: str, zero: int
 ) -> None:
-    _, _, images, expected = digits
-    interpreter = Interpreter(str(files["io.tflite"]))
+    serving, _, images, expected = digits
+    path = files[f"{dtype}.tflite"]
+    interpreter = Interpreter(str(path))
     (image,), (answer,) = (
         interpreter.get_input_details(),
         interpreter.get_output_details(),
     )
-    assert (image["dtype"], image["quantization"]) == (np.uint8, (1.0, 0))
-    assert (answer["dtype"], answer["quantization"]) == (np.uint8, (1 / 256, 0))
-    dtypes = {tensor["dtype"] for tensor in interpreter.get_tensor_details()}
-    assert np.float32 not in dtypes
-    found = run_tflite(files["io.tflite"], images).astype(np.float32) / 256
+    assert (image["dtype"], image["quantization"]) == (np.dtype(dtype), (1.0, zero))
+    assert (answer["dtype"], answer["quantization"]) == (
+        np.dtype(dtype),
+        (1 / 256, zero),
+    )
+    kinds = {np.dtype(each["dtype"]).kind for each in interpreter.get_tensor_details()}
+    assert kinds <= {"i", "u"}
+    found = (run_tflite(path, images.astype(np.int16) + zero) - np.float32(zero)) / 256
     assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.98
+    # The predictor shifts pixels and probabilities by itself.
+    answers = reszoo.Predictor(path).predict_prepared(images)
+    np.testing.assert_array_equal(answers, found)
+    targets = expected.argmax(1).astype(np.int64)
+    reference = Reference(images, expected, targets, synthetic=0)
+    asked: Any = dtype
+    options = ExportOptions(integer_io=asked)
+    row = FORMATS["tflite-int8"]
+    found = verify_in_process(row, path, reference, options, serving.card)
+    assert found.verification.problems == ()
+    assert [each["dtype"] for each in (*found.inputs, *found.outputs)] == [dtype] * 2
+
+
+def test_both_kinds_of_integers_have_the_same_operators(files: Any) -> None:
+    """int8 needs no conversion at either end."""
+    uint8, int8 = (
+        Counter(
+            each["op_name"] for each in Interpreter(str(files[name]))._get_ops_details()
+        )
+        for name in ("uint8.tflite", "int8.tflite")
+    )
+    assert uint8 - int8 == Counter(QUANTIZE=2)
+    assert int8 == {
+        "CONV_2D": 19 + 1 + 2, "ADD": 9, "PAD": 2, "MEAN": 1, "FULLY_CONNECTED": 1,
+        "SOFTMAX": 1,
+    }  # fmt: skip
+
+
+def test_floating_point_inside_an_integer_file_is_a_problem(
+    files: Any, digits: Any
+) -> None:
+    row, card = FORMATS["tflite-int8"], digits[0].card
+    reference = Reference(
+        digits[2][:9], digits[3][:9], np.zeros(9, np.int64), synthetic=0
+    )
+    options = ExportOptions(integer_io="int8")
+    found = verify_in_process(row, files["a.tflite"], reference, options, card)
+    problems = "; ".join(found.verification.problems)
+    assert "image must be int8, not uint8" in problems
+    assert "probabilities must be int8 [1, 10], not probabilities float32" in problems
+    assert "every tensor must be of integers; " in problems
 
 
 def test_a_byte_means_itself(files: Any) -> None:

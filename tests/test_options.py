@@ -21,6 +21,7 @@ from reszoo_export.formats import ExportOptions, check_options, find_formats
         ({"version": None}, r"version must be a whole number.*None"),
         ({"layout": "NCHW"}, r'layout must be "nhwc" or "nchw"\. Received: \'NCHW\''),
         ({"input_dtype": "int8"}, r'"uint8" or "float32".*Received: \'int8\''),
+        ({"integer_io": True}, r'"uint8" or "int8".*Received: True'),
         ({"opset": "17"}, r"opset must be a whole number\. Received: '17'"),
         ({"outputs": "maps"}, r"outputs must be one of probabilities, .*'maps'"),
     ],
@@ -67,12 +68,17 @@ def test_an_option_out_of_range_is_refused(
         ),
         (
             "tflite,tflite-int8",
-            {"integer_io": True},
-            r"integer_io is not supported by tflite\.",
+            {"integer_io": "int8"},
+            r"integer_io='int8' is not supported by tflite\.",
         ),
         (
             "tflite-int8",
-            {"integer_io": True, "outputs": "logits"},
+            {"integer_io": "int8", "input_dtype": "uint8"},
+            r"input_dtype='uint8' is not supported by tflite-int8\.",
+        ),
+        (
+            "tflite-int8",
+            {"integer_io": "uint8", "outputs": "logits"},
             r"known steps of 1/256\. Received: outputs='logits'",
         ),
     ],
@@ -91,4 +97,4 @@ def test_what_every_format_can_do_is_not() -> None:
     onnx = ExportOptions(layout="nchw", input_dtype="float32", opset=13)
     check_options(find_formats("onnx,onnx-fp16,onnx-int8"), onnx)
     check_options(find_formats("onnx,tflite"), ExportOptions(input_dtype="float32"))
-    check_options(find_formats("tflite-int8"), ExportOptions(integer_io=True))
+    check_options(find_formats("tflite-int8"), ExportOptions(integer_io="uint8"))

@@ -142,6 +142,36 @@ def test_phones_get_the_small_file_and_its_true_formats(tmp_path: Path) -> None:
         assert "nothing else: the graph normalises" in text
 
 
+def test_int8_pixels_and_answers_are_shifted(tmp_path: Path) -> None:
+    image = ("image", "int8", [1, 32, 32, 3])
+    output = {**_ANSWER, "dtype": "int8", "shape": [1, 2]}
+    output |= {"scale": 0.00390625, "zero_point": -128}
+    small = _record("tflite-int8", "model-int8.tflite", image, output)
+    texts = _written(tmp_path, made_card(), small)
+    kotlin, swift, native = (
+        texts[name] for name in ("Android.kt", "iOS.swift", "native_tflite.cc")
+    )
+    assert "input.put((pixel - 128).toByte())" in kotlin
+    assert "(output[0][it] - (-128)) * 0.00390625f" in kotlin
+    assert "let input = Data(pixels.map { $0 ^ 128 })" in swift
+    assert "(Float(Int8(bitPattern: $0)) - (-128)) * 0.00390625" in swift
+    assert "std::vector<int8_t> data(" in native
+    assert "data[at] = pixels[at % pixels.size()] - 128;" in native
+    assert "value = (value - (-128)) * 0.00390625f;" in native
+    # It refuses int8.
+    assert not any("MediaPipe" in text for text in (kotlin, swift))
+    (tmp_path / "server.py").write_text(texts["server.py"])
+    program = runpy.run_path(str(tmp_path / "server.py"))
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+
+    def run(given: Any) -> Any:
+        assert (given.dtype, given.min(), given.max()) == (np.int8, -128, 127)
+        return np.array([[-128, 127]], np.int8)
+
+    answer = program["predict"](run, "int8", (1, 16, 16, 1), pixels)
+    np.testing.assert_allclose(answer, [0, 255 / 256])
+
+
 def test_no_template_keeps_a_word_or_asks_for_an_unknown_fact(tmp_path: Path) -> None:
     outputs = [
         {"name": name, "dtype": "float32", "shape": [4, 2]}

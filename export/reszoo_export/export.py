@@ -24,6 +24,7 @@ from reszoo_export.formats import (
     RUNTIMES,
     ExportOptions,
     Format,
+    IntegerIO,
     Outputs,
     check_options,
     find_formats,
@@ -69,7 +70,7 @@ def export(
     layout: Literal["nhwc", "nchw"] = "nhwc",
     input_dtype: Literal["uint8", "float32"] | None = None,
     opset: int | None = None,
-    integer_io: bool = False,
+    integer_io: IntegerIO | None = None,
     outputs: Outputs | None = None,
     version: int = defaults.SAVED_MODEL_VERSION,
     overwrite: bool = False,
@@ -105,8 +106,10 @@ def export(
             Some programs (ncnn's converter, OpenCV's helpers) want float32.
         opset: Version of the operators of ONNX files: 13 to 18, of int8 files 13 to
             17; None is 17.
-        integer_io: Whether tflite-int8 takes uint8 pixels and gives uint8
-            probabilities in steps of 1/256.
+        integer_io: Of tflite-int8: "uint8" or "int8" for pixels, operators and
+            probabilities (in steps of 1/256) that are all integers, for accelerators
+            and microcontrollers. int8 is uint8 less 128. None is uint8 pixels and
+            float32 probabilities.
         outputs: The only output: "probabilities", "logits", or "features", the input
             of the classifier. None is probabilities for TFLite, probabilities and
             logits for the others.

@@ -289,6 +289,8 @@ class Format:
 
     def dtypes(self, options: "ExportOptions") -> tuple[str, str]:
         """Return the dtypes of the input and of the outputs."""
+        if options.integer_io:
+            return options.integer_io, options.integer_io
         return options.input_dtype or self.input_dtype, "float32"
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
@@ -398,6 +400,7 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
     ]
 
 
+IntegerIO = Literal["uint8", "int8"]
 Outputs = Literal["probabilities", "logits", "features"]
 # Preferred first, where a file has several: probabilities need no further computation.
 OUTPUTS: tuple[str, ...] = get_args(Outputs)
@@ -412,7 +415,7 @@ class ExportOptions:
     layout: Literal["nhwc", "nchw"] = "nhwc"
     input_dtype: Literal["uint8", "float32"] | None = None
     opset: int | None = None
-    integer_io: bool = False
+    integer_io: IntegerIO | None = None
     outputs: Outputs | None = None
     version: int = defaults.SAVED_MODEL_VERSION
 
@@ -426,6 +429,11 @@ class ExportOptions:
         if self.layout not in ("nhwc", "nchw"):
             raise UsageError(
                 f'layout must be "nhwc" or "nchw". Received: {self.layout!r}.'
+            )
+        if self.integer_io not in (None, *get_args(IntegerIO)):
+            raise UsageError(
+                'integer_io must be "uint8" or "int8", or None for float outputs. '
+                f"Received: {self.integer_io!r}."
             )
         if self.input_dtype not in (None, "uint8", "float32"):
             raise UsageError(
@@ -463,12 +471,15 @@ def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
         f"input_dtype={dtype!r}": [
             row.name
             for row in rows
-            if dtype and dtype not in {row.input_dtype, *row.runtime.input_dtypes}
+            if dtype
+            and dtype not in {integer_io or row.input_dtype, *row.runtime.input_dtypes}
         ],
         f"opset={opset}": [
             _with_opsets(row) for row in rows if opset and opset not in row.opsets
         ],
-        "integer_io": [row.name for row in rows if integer_io and not row.integer_io],
+        f"integer_io={integer_io!r}": [
+            row.name for row in rows if integer_io and not row.integer_io
+        ],
     }
     for option, names in unsupported.items():
         if names:

@@ -334,12 +334,19 @@ def read_manifest(folder: Path) -> Manifest:
                 "card": Card.from_json(content["card"]),
                 "files": tuple(_record(record) for record in content["files"]),
                 "beside": content["beside"],
-                "options": typed(ExportOptions, content["options"]),
+                "options": _options(content["options"]),
             },
         ).checked()
     except (CheckpointError, OSError, *_MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ExportError(f"{path} cannot be read ({reason}).") from error
+
+
+def _options(content: Mapping[str, Any]) -> ExportOptions:
+    integer_io = content.get("integer_io")
+    if isinstance(integer_io, bool):  # Before 0.2: uint8 or not.
+        integer_io = "uint8" if integer_io else None
+    return typed(ExportOptions, {**content, "integer_io": integer_io})
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:

@@ -38,13 +38,15 @@ class Interface:
 
     Attributes:
         batch: Images in a call; None for any number.
-        dtype: Of the pixels, which are 0..255 in any dtype.
+        dtype: Of the pixels, which are 0..255 in any dtype but int8.
+        zero_point: What is added to pixels: -128 for int8, 0 for others.
         channels_first: Whether the axes are (batch, channels, height, width).
         output: The output that is used, with its dtype and shape.
     """
 
     batch: int | None
     dtype: np.dtype[Any]
+    zero_point: int = 0
     channels_first: bool
     output: TensorInfo
 
@@ -67,7 +69,11 @@ class Interface:
         """
         if not len(images):
             return np.zeros((0, self.output["shape"][-1]), np.float32)
-        pixels = images.transpose(0, 3, 1, 2) if self.channels_first else images
+        pixels: NDArray[Any] = images
+        if self.channels_first:
+            pixels = pixels.transpose(0, 3, 1, 2)
+        if self.zero_point:
+            pixels = pixels.astype(np.int16) + self.zero_point
         pixels = np.ascontiguousarray(pixels, self.dtype)
         step = self.batch or len(pixels)
         starts = range(0, len(pixels), step)
@@ -112,6 +118,7 @@ def find_interface(
     return Interface(
         batch=first if isinstance(first, int) and first > 0 else None,
         dtype=np.dtype(images[0]["dtype"]),
+        zero_point=images[0].get("zero_point", 0),
         channels_first=last != 3,
         output=known[0],
     )

@@ -15,7 +15,7 @@ FOLDER = "snippets"
 # Templates for all runtimes; those of one runtime are in its package.
 _COMMON = resources.files("reszoo_export") / "snippet_templates"
 _SERVER, _SUFFIX = "server.py.in", ".in"
-_CTYPES = {"float32": "float", "uint8": "uint8_t"}
+_CTYPES = {"float32": "float", "uint8": "uint8_t", "int8": "int8_t"}
 _ARRAYS = {"float32": "Float32Array", "uint8": "Uint8Array"}
 
 
@@ -92,6 +92,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
     facts = _facts(card, record)
     features = output["name"] == "features"
     size, short = card.preprocessing.eval_size, card.preprocessing.resize_size
+    zero = output.get("zero_point", 0)
     words: dict[str, Any] = {
         "MODEL": card.architecture.name,
         "SIZE": size,
@@ -116,7 +117,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "CLASS_WORD": "feature" if features else "class",
         "WIDTH": output["shape"][-1],
         "SCALE": repr(output.get("scale", 1)),
-        "ZERO": output.get("zero_point", 0),
+        "ZERO": zero if zero >= 0 else f"({zero})",
         "LABELS_TOO": " and labels.txt" if "named" in facts else "",
         "PODS": " (and MediaPipeTasksVision)" if "mediapipe" in facts else "",
     }
@@ -143,19 +144,24 @@ def _server_line(record: FileRecord) -> str:
 def _facts(card: Card, record: FileRecord) -> list[str]:
     image, output = record.inputs[0], _output(record)
     features, logits = (output["name"] == name for name in ("features", "logits"))
-    uint8 = output["dtype"] == "uint8"
     holds: dict[str, bool] = {
         "bicubic": card.preprocessing.interpolation == "bicubic",
         "nchw": image["shape"][1] == 3,
         "float_input": image["dtype"] == "float32",
         "features": features,
         "logits": logits,
-        "uint8_output": uint8,
-        "plain": not (logits or uint8),
+        "uint8_input": image["dtype"] == "uint8",
+        "int8_input": image["dtype"] == "int8",
+        "int8_output": output["dtype"] == "int8",
+        "uint8_output": output["dtype"] == "uint8",
+        "integer_output": output["dtype"] != "float32",
+        "plain": not logits and output["dtype"] == "float32",
         "named": bool(card.labels) and not features,
         "numbered": not (card.labels or features),
-        # MediaPipe takes one image at a time and reads probabilities.
-        "mediapipe": image["shape"][0] == 1 and not (features or logits),
+        # MediaPipe takes one image at a time, no int8, and reads probabilities.
+        "mediapipe": image["shape"][0] == 1
+        and image["dtype"] != "int8"
+        and not (features or logits),
     }
     return [fact for fact, true in holds.items() if true]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import reszoo
 from reszoo import defaults
@@ -82,8 +83,13 @@ Opset = Annotated[
     ),
 ]
 IntegerIO = Annotated[
-    bool,
-    typer.Option("--integer-io", help="Give uint8 probabilities (tflite-int8 only)."),
+    str | None,
+    typer.Option(
+        "--integer-io",
+        metavar="[uint8|int8]",
+        help="Integers alone, in and out as well (tflite-int8 only): uint8, or int8.",
+        show_default="uint8 pixels, float32 probabilities",
+    ),
 ]
 Outputs = Annotated[
     str | None,
@@ -98,7 +104,18 @@ Version = Annotated[
 ]
 
 
-@app.command()
+class _ExportCommand(TyperCommand):
+    """Lets `--integer-io` stand alone, which Typer's options cannot."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for place in reversed(range(len(args))):
+            following = args[place + 1 : place + 2]
+            if args[place] == "--integer-io" and following not in (["uint8"], ["int8"]):
+                args.insert(place + 1, "uint8")
+        return super().parse_args(ctx, args)
+
+
+@app.command(cls=_ExportCommand)
 def export(
     model: Checkpoint,
     output: ExportFolder,
@@ -111,7 +128,7 @@ def export(
     layout: Layout = "nhwc",
     input_dtype: InputDtype = None,
     opset: Opset = None,
-    integer_io: IntegerIO = False,
+    integer_io: IntegerIO = None,
     outputs: Outputs = None,
     version: Version = defaults.SAVED_MODEL_VERSION,
     overwrite: Overwrite = False,
@@ -136,7 +153,7 @@ def export(
         layout=layout,  # type: ignore[arg-type]
         input_dtype=input_dtype,  # type: ignore[arg-type]
         opset=opset,
-        integer_io=integer_io,
+        integer_io=integer_io,  # type: ignore[arg-type]
         outputs=outputs,  # type: ignore[arg-type]
         version=version,
         overwrite=overwrite,

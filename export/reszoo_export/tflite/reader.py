@@ -175,10 +175,12 @@ def _dequantized(interpreter: Any, detail: Mapping[str, Any]) -> NDArray[Any]:
 def find_problems(
     path: Path, row: Format, card: Card, images: Pixels, options: ExportOptions
 ) -> list[str]:
-    """Find activations of a float16 file that float16 cannot represent.
+    """Find floating point where integers are asked for, or what float16 cannot hold.
 
-    LiteRT computes such files in float32 on a CPU, but in float16 on a phone's GPU.
+    LiteRT computes float16 files in float32 on a CPU, but in float16 on a phone's GPU.
     """
+    if options.integer_io:
+        return _float_tensors(path)
     if row.precision != "float16":
         return []
     chosen = images[np.linspace(0, len(images) - 1, _IMAGES).astype(int)]
@@ -191,6 +193,17 @@ def find_problems(
             )
             return [problem]
     return []
+
+
+def _float_tensors(path: Path) -> list[str]:
+    """Find tensors that a processor without floating point cannot compute."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    found = Interpreter(str(path)).get_tensor_details()
+    names = [each["name"] for each in found if np.dtype(each["dtype"]).kind == "f"]
+    if not names:
+        return []
+    return [f"every tensor must be of integers; {', '.join(names[:3])} are not"]
 
 
 def describe(path: Path) -> Contents:

@@ -64,8 +64,8 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     """Write an int8 file: uint8 pixels in, float32 probabilities out.
 
     Classifier and softmax are computed in float32: in integers they would round to
-    steps of 1/256 and produce ties. With `integer_io` they are integers as well, for
-    devices without floating point: uint8 probabilities in steps of 1/256.
+    steps of 1/256 and produce ties. With `integer_io` they are integers as well, and
+    pixels and probabilities are of its dtype, for devices without floating point.
     """
     choice = choose(serving.model, serving.card.preprocessing, calibration)
     integer_io = serving.options.integer_io
@@ -74,8 +74,8 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
 
     def prepare(converter: Any) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = tf.uint8
-        converter.inference_output_type = tf.uint8 if integer_io else tf.float32
+        converter.inference_input_type = tf.as_dtype(integer_io or "uint8")
+        converter.inference_output_type = tf.as_dtype(integer_io or "float32")
 
     write_model(convert(as_bytes(serving, integers), prepare), serving, path)
 

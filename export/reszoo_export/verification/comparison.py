@@ -118,7 +118,7 @@ def _output_problems(
     if sorted(given) != sorted(names) or len(given) != len(outputs):
         shown = ", ".join(map(_shown, outputs)) or "none"
         return [f"the outputs must be {' and '.join(names)}, not {shown}"]
-    dtype = "uint8" if options.integer_io else "float32"
+    dtype = row.dtypes(options)[1]
     problems = []
     for name in names:
         width = card.architecture.classes if name != "features" else None
