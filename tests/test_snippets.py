@@ -147,7 +147,7 @@ def test_int8_pixels_and_answers_are_shifted(tmp_path: Path) -> None:
     output = {**_ANSWER, "dtype": "int8", "shape": [1, 2]}
     output |= {"scale": 0.00390625, "zero_point": -128}
     small = _record("tflite-int8", "model-int8.tflite", image, output)
-    texts = _written(tmp_path, made_card(), small)
+    texts = written_snippets(tmp_path, made_card(), small)
     kotlin, swift, native = (
         texts[name] for name in ("Android.kt", "iOS.swift", "native_tflite.cc")
     )
