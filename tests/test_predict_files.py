@@ -330,6 +330,7 @@ def test_an_old_file_stays_until_the_new_one_is_complete(
     output.write_text("old")
     with pytest.raises(reszoo.UsageError, match=r"a\.csv exists"):
         reszoo.predict_files(INT8, many, output)
+    assert not (tmp_path / ".a.csv.partial").exists()
     with pytest.raises(reszoo.UsageError, match="nothing to resume"):
         reszoo.predict_files(INT8, many, output, resume=True)
     interrupted(many, output, overwrite=True)

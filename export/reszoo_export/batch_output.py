@@ -83,13 +83,13 @@ class RowFile:
             )
         if self._final.is_dir():
             raise UsageError(f"The output must be a file. {self.output} is a folder.")
-        if not overwrite:
-            self._check_free(resume)
         with disk_errors(self.output):
             descriptor = _lock(self._folder, self.output)
             try:
                 if overwrite:
                     self._journal.unlink(missing_ok=True)
+                else:
+                    self._check_free(resume)
                 yield
             finally:
                 if not self._read_journal():
