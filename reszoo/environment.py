@@ -42,11 +42,14 @@ def usable_cores() -> int:
     The default of every number of threads. Counts the CPU affinity of the process,
     and the CPU quota of its control groups (of a container), rounded up.
     """
+    return max(1, min([allowed_cores(), *map(math.ceil, _quotas())]))
+
+
+def allowed_cores() -> int:
+    """Return how many cores the CPU affinity of this process allows."""
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, min([cores, *map(math.ceil, _quotas())]))
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _quotas() -> Iterator[float]:

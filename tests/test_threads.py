@@ -1,11 +1,13 @@
 """Model files under threads, after a fork, pickled, and on few cores."""
 
+import gc
 import json
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,6 +190,41 @@ def test_a_closed_predictor_says_so(images: Any, name: str) -> None:
             ask()
 
 
+@pytest.mark.parametrize("name", [*_FILES, "keras.Model"])
+def test_a_closed_predictor_frees_its_model(images: Any, name: str) -> None:
+    path = _FILES.get(name) or reszoo.load(_FILES["checkpoint"])
+    predictor: Any = reszoo.Predictor(path)
+    predictor.predict(images[:1])
+    (session,) = predictor._runtime.sessions._idle
+    del path
+    gone = weakref.ref(session)
+    del session
+    predictor.close()
+    gc.collect()
+    assert gone() is None
+    assert predictor.labels[0]
+
+
+def test_a_call_under_way_ends_although_the_predictor_is_closed() -> None:
+    sessions = Sessions(_Busy, most=1)
+    waiting = []
+
+    def ask() -> None:
+        with pytest.raises(reszoo.UsageError, match="closed"), sessions.borrow():
+            pass
+
+    with sessions.borrow() as session:
+        waiting = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        sessions.close()
+        session.call()
+    for thread in waiting:
+        thread.join(60)
+        assert not thread.is_alive()
+    sessions.close()
+
+
 @pytest.mark.parametrize("name", _FILES)
 def test_a_pickled_predictor_opens_its_file_again(
     images: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -348,6 +385,21 @@ def test_threads_by_default_are_the_cores_that_a_process_may_use(
 ) -> None:
     done = _run(_ONE_CORE, tmp_path, images, *(_FILES[name] for name in names))
     assert json.loads(done.stdout) == [1] * len(names), done.stderr
+
+
+_QUOTA = """
+import reszoo.environment
+reszoo.environment._quotas = lambda: iter([1.0])
+import reszoo, sys, tensorflow as tf
+print(reszoo.Predictor(sys.argv[2])._runtime.threads)
+print(tf.config.threading.get_intra_op_parallelism_threads())
+"""
+
+
+@pytest.mark.slow
+def test_tensorflow_is_told_of_the_quota(images: Any, tmp_path: Path) -> None:
+    done = _run(_QUOTA, tmp_path, images, _FILES["saved_model"])
+    assert done.stdout.split() == ["1", "1"], done.stderr
 
 
 @pytest.mark.parametrize(

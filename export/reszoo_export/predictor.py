@@ -134,7 +134,7 @@ class Predictor:
 
         A closed Predictor cannot be used again; closing it twice does no harm.
         """
-        self._runtime.sessions.close()
+        self._runtime.close()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._path is None:

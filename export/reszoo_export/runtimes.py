@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
-from reszoo.environment import check_tensorflow_usable, usable_cores
+from reszoo.environment import (
+    allowed_cores,
+    check_tensorflow_usable,
+    usable_cores,
+)
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
@@ -197,6 +201,12 @@ class Runtime:
         """How often each operator occurs; empty for a checkpoint."""
         return self._operators() if self._operators else {}
 
+    def close(self) -> None:
+        """Free the file's memory (see `Sessions.close`)."""
+        self.sessions.close()
+        # It may hold the graph.
+        self._operators = None
+
     def run(self, images: Pixels) -> ModelOutput:
         """Run the file on uint8 `(n, height, width, 3)`.
 
@@ -253,7 +263,7 @@ def tensorflow_threads() -> int:
 
 
 def limit_tensorflow(threads: int | None) -> None:
-    """Set the number of TensorFlow's threads; None leaves it as it is.
+    """Set the number of TensorFlow's threads; None limits it to the usable cores.
 
     Raises:
         UsageError: TensorFlow has started to compute with another number, or this
@@ -262,7 +272,10 @@ def limit_tensorflow(threads: int | None) -> None:
     import tensorflow as tf
 
     check_tensorflow_usable()
-    if threads in (None, tf.config.threading.get_intra_op_parallelism_threads()):
+    if threads is None:
+        _limit_to_usable_cores()
+        return
+    if threads == tf.config.threading.get_intra_op_parallelism_threads():
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -272,6 +285,21 @@ def limit_tensorflow(threads: int | None) -> None:
             "The number of TensorFlow's threads can be set only before its first "
             f"operation. Received: threads={threads}; set it in a new process."
         ) from error
+
+
+def _limit_to_usable_cores() -> None:
+    """Let TensorFlow use no more than the process may, where it can still be told.
+
+    By itself it follows the CPU affinity, but not the quota of a container.
+    """
+    import tensorflow as tf
+
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()
+    if chosen or usable_cores() >= allowed_cores():
+        return
+    # Once it has started, it keeps its threads.
+    with suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
 
 
 def find_runtime(path: Path) -> RuntimeSpec | None:

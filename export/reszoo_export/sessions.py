@@ -70,8 +70,12 @@ class Sessions(Generic[Session]):
     def close(self) -> None:
         """Let go of all sessions; the busy ones when their calls have ended."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._all, self._idle = [], []
+            # It may hold the model. Nothing is opened from here on.
+            del self._open_session
             self._changed.notify_all()
 
     def check_open(self) -> None:
@@ -92,11 +96,12 @@ class Sessions(Generic[Session]):
                     return self._idle[-1] if self._most is None else self._idle.pop()
                 if len(self._all) + self._opening < (self._most or 1):
                     self._opening += 1
+                    open_session = self._open_session
                     break
                 self._changed.wait()
-        return self._open_another()
+        return self._open_another(open_session)
 
-    def _open_another(self) -> Session:
+    def _open_another(self, open_session: Callable[[], Session]) -> Session:
         opened: list[Session] = []
         try:
             if _identity(self._path) != self._file:
@@ -104,7 +109,7 @@ class Sessions(Generic[Session]):
                     f"{self._path} has changed or is gone since it was opened. Open "
                     "what is there now with another Predictor."
                 )
-            opened.append(self._open_session())
+            opened.append(open_session())
             return opened[0]
         finally:
             with self._changed:
