@@ -9,7 +9,16 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from reszoo.errors import UsageError
-from reszoo.specs import SPECS, ResNetSpec, Shortcut, Stem, find_spec, one_of
+from reszoo.specs import (
+    MOST_CLASSES,
+    SPECS,
+    ResNetSpec,
+    Shortcut,
+    Stem,
+    find_spec,
+    is_count,
+    one_of,
+)
 
 StrideIn = Literal["1x1", "3x3"]
 Pooling = Literal["avg", "max"]
@@ -290,6 +299,8 @@ def architecture_from_json(content: dict[str, Any]) -> Architecture:
     """Return what `Architecture.to_json` wrote, checked like a fresh request."""
     options = dict(content)
     spec = options.pop("spec")
+    if not isinstance(options.get("include_top"), bool):
+        raise TypeError("include_top must be true or false")
     return architecture(
         ResNetSpec(**spec) if isinstance(spec, dict) else spec, **options
     )
@@ -314,8 +325,11 @@ def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:
 
 
 def _check_head(include_top: bool, classes: int | None, chosen: dict[str, Any]) -> None:
-    if classes is not None and (isinstance(classes, bool) or classes < 1):
-        raise UsageError(f"classes must be at least 1. Received: classes={classes}.")
+    if classes is not None and not (is_count(classes) and classes <= MOST_CLASSES):
+        raise UsageError(
+            f"classes must be at least 1 and at most {MOST_CLASSES:,}. Received: "
+            f"classes={classes}."
+        )
     headless, headed = ("pooling", "features"), ("classes", "classifier_activation")
     for argument in headless if include_top else headed:
         value = {"classes": classes, **chosen}[argument]
@@ -338,8 +352,8 @@ def _input_shape(
         side = row.image_size if include_top else None
         return (side, side, 3)
     height, width, channels = shape if len(shape) == 3 else (0, 0, 0)
-    sides_ok = all(side is None or side >= 1 for side in (height, width))
-    if not sides_ok or channels is None or channels < 1:
+    sides_ok = all(side is None or is_count(side) for side in (height, width))
+    if not sides_ok or channels is None or not is_count(channels):
         raise UsageError(
             "input_shape must be (height, width, channels) of positive numbers; height "
             f"and width may be None. Received: input_shape={tuple(shape)}."

@@ -1,9 +1,13 @@
 """The card: what travels with weights wherever they go."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+from itertools import islice
 from typing import Any
 
 from reszoo.architecture import Architecture, architecture_from_json
@@ -15,6 +19,28 @@ from reszoo.preprocessing import Preprocessing, default_preprocessing
 CARD_VERSION = 1
 _FRESH = "initialised, not trained"
 _PACKAGES = ("reszoo", "tensorflow", "keras", "numpy")
+# Labels that a message lists, and characters of a reason from a stranger's card.
+_LISTED, _REASON = 5, 500
+
+
+# The parts of a URL: scheme, user and password, address, query and fragment.
+_URL = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)([^\s/?#]*@)?([^\s?#]*)([?#]\S*)?")
+
+
+def public_origin(value: Any) -> Any:
+    """Return what of an origin may be recorded or printed.
+
+    Queries, fragments, users and passwords of URLs are removed, which may be secrets
+    (such as `?X-Amz-Signature=...`): cards are inside every file that is passed on.
+
+    Args:
+        value: A text with or without URLs, or lists and mappings of such.
+    """
+    if isinstance(value, str):
+        return _URL.sub(r"\1\3", value) if "://" in value else value
+    if isinstance(value, Mapping):
+        return {public_origin(k): public_origin(each) for k, each in value.items()}
+    return [*map(public_origin, value)] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +79,27 @@ class Card:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", public_origin(self.provenance))
         classes = self.architecture.classes
         if self.labels is not None and classes != len(self.labels):
             raise UsageError(
                 "There must be one label per class. Received: "
                 f"{len(self.labels)} labels for {classes} classes."
             )
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            twice = sorted({x for x in self.labels if self.labels.count(x) > 1})
-            raise UsageError(f"Labels must differ. Received twice: {', '.join(twice)}.")
+        twice = [x for x, times in Counter(self.labels or ()).items() if times > 1]
+        if twice:
+            raise UsageError(f"Labels must differ. Received twice: {_listed(twice)}.")
         wrong = [x for x in self.labels or () if not x or not x.isprintable()]
         if wrong:
             raise UsageError(
                 "A label must be one line of printable text, because labels.txt has "
-                f"one label per line. Received: {', '.join(map(repr, wrong))}."
+                f"one label per line. Received: {_listed(map(repr, wrong))}."
+            )
+        channels = self.architecture.input_shape[2]
+        if channels != len(self.preprocessing.mean):
+            raise UsageError(
+                "mean and std must have one entry per channel of the model's input, "
+                f"{channels}. Received: mean={self.preprocessing.mean}."
             )
 
     @property
@@ -157,17 +190,18 @@ class Card:
                     f"This reszoo reads card version {CARD_VERSION}. Received: version "
                     f"{version}; use the release that wrote the file, or a newer one."
                 )
-            labels = content["labels"]
             return cls(
                 architecture=architecture_from_json(content["architecture"]),
-                labels=None if labels is None else tuple(map(str, labels)),
+                labels=_labels(content["labels"]),
                 preprocessing=Preprocessing.from_json(content["preprocessing"]),
-                provenance=content["provenance"],
-                metrics=tuple(Metric(**metric) for metric in content["metrics"]),
-                versions=content["versions"],
+                provenance=_mapping("provenance", content["provenance"]),
+                metrics=tuple(map(_metric, content["metrics"])),
+                versions=_mapping("versions", content["versions"], str),
             )
-        except (KeyError, TypeError, AttributeError, UsageError) as error:
-            reason = f"{type(error).__name__}: {error}"
+        except (
+            KeyError, TypeError, AttributeError, ValueError, OverflowError
+        ) as error:  # fmt: skip
+            reason = f"{type(error).__name__}: {error}"[:_REASON]
             raise CheckpointError(f"The card cannot be read ({reason}).") from error
 
     @classmethod
@@ -178,6 +212,39 @@ class Card:
         except ValueError as error:
             raise CheckpointError(f"The card is not JSON ({error}).") from error
         return cls.from_json(content)
+
+
+def _listed(labels: Iterable[str]) -> str:
+    first = [*islice(labels, _LISTED + 1)]
+    return ", ".join(first[:_LISTED]) + (", ..." if first[_LISTED:] else "")
+
+
+def _labels(content: Any) -> tuple[str, ...] | None:
+    if content is None:
+        return None
+    if not isinstance(content, list) or not all(isinstance(x, str) for x in content):
+        raise TypeError("labels must be a list of texts")
+    return tuple(content)
+
+
+def _mapping(name: str, content: Any, kind: type = object) -> dict[str, Any]:
+    if not isinstance(content, dict) or not all(
+        isinstance(value, kind) for value in content.values()
+    ):
+        raise TypeError(f"{name} must be an object with values of type {kind.__name__}")
+    return content
+
+
+def _metric(content: Any) -> Metric:
+    metric = Metric(**content)
+    if not (
+        isinstance(metric.name, str)
+        and isinstance(metric.data, str)
+        and isinstance(metric.value, int | float)
+        and math.isfinite(metric.value)
+    ):
+        raise TypeError(f"a metric must have a name, a number and data: {content}")
+    return metric
 
 
 def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:

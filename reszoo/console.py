@@ -132,8 +132,8 @@ class _QuietFinder:
 
 
 def say(text: str) -> None:
-    """Print a line of progress on the error stream."""
-    print_text(text, sys.stderr)
+    """Print one line of progress on the error stream; line breaks are escaped."""
+    print_text(printable(text), sys.stderr)
 
 
 class Progress:
@@ -203,7 +203,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         side: Literal["right", "left"] = "right" if index else "left"
         table.add_column(column, justify=side, no_wrap=bool(index), overflow="fold")
     for row in rows:
-        table.add_row(*map(printable, row))
+        table.add_row(*(_encodable(printable(cell), sys.stdout) for cell in row))
     console = Console(emoji=False)
     # In a pipe rich assumes 80 columns and would truncate names.
     console.width = max(console.width, 120)
@@ -229,9 +229,15 @@ def _escaped(character: str) -> str:
 
 
 def print_text(text: str, file: TextIO | None = None) -> None:
-    """Print lines, each `printable`, on the output stream unless `file` is given."""
-    lines = (printable(line) for line in text.split("\n"))
-    print("\n".join(lines), file=file, flush=True)
+    """Print lines, each `printable`, on the output stream unless `file` is given.
+
+    Foreign text of which a line is made must be `printable` before: a line break in it
+    would begin a line of its own. Characters that the stream's encoding lacks are
+    escaped, never a UnicodeEncodeError.
+    """
+    stream = file or sys.stdout
+    lines = (_encodable(printable(line), stream) for line in text.split("\n"))
+    print("\n".join(lines), file=stream, flush=True)
 
 
 def print_json(content: Any) -> None:
@@ -240,13 +246,21 @@ def print_json(content: Any) -> None:
 
 
 def json_text(content: Any) -> str:
-    """Return content as indented JSON that the output stream's encoding can hold."""
+    """Return indented JSON that the output stream's encoding holds and shows as it is.
+
+    Where the encoding lacks a character, it is ASCII. Characters that a terminal obeys,
+    and lone surrogates, become JSON's own escapes.
+    """
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    # A lone surrogate, which UTF-8 cannot hold, becomes JSON's own escape for it.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        # Python's escapes of what is above U+FFFF are not those of JSON.
-        return json.dumps(content, indent=2, allow_nan=False)
-    return text
+    if _encodable(text, sys.stdout) != text:
+        text = json.dumps(content, indent=2, allow_nan=False)
+    # Only strings contain such characters, besides the line breaks of the layout.
+    shown = (c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    # DEL is ASCII.
+    return "".join(shown).replace("\x7f", r"\u007f")
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Return text with escapes for what the encoding of a stream lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -14,11 +14,23 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
+from reszoo.console import printable
+
 
 class ReszooError(Exception):
-    """Base of all errors that reszoo raises on purpose."""
+    """Base of all errors that reszoo raises on purpose.
+
+    Messages quote names from files of strangers, so each argument becomes one line of
+    printable text, whoever prints it.
+
+    Args:
+        *lines: The lines of the message.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(printable(str(line)) for line in self.args)
 
 
 class UsageError(ReszooError, ValueError):

@@ -7,8 +7,10 @@ side with antialiasing, crop the centre, scale by mean and standard deviation.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,49 @@ _SIXTEEN_BITS = ("I", "I;16", "I;16B")
 # Side of images that are too small to lose their border, in pixels.
 _SMALL = 64
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+# Names of the same filters in TensorFlow, which widens them by `antialias`.
+_KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
+# Cards come from files of strangers: the sides in pixels decide how much memory an
+# image takes, and the rest must leave finite numbers in float32.
+MOST_SIDE = 4096
+_LEAST_CROP = 0.1
+_LEAST_STD, _MOST_STATISTIC = 1e-4, 1e3
+# Pixels that are converted at a time, 4 bytes each: so an image that is decoded
+# already takes hardly more memory.
+_BAND = 1 << 22
+# Images of more pixels are resized vertically first by TensorFlow, whose horizontal
+# pass takes 12 bytes a pixel (`ScaleAndTranslate` keeps all of them as float32).
+_LARGE = 1 << 24
+# Of the long side to the short one: beyond this float32 coordinates are inexact.
+_LONG = 8
+
+
+# Left, top, right and bottom of a part of an image, in pixels.
+Box = tuple[int, int, int, int]
+
+
+class Window(NamedTuple):
+    """The pixels along one side of an image that the centre crop comes from.
+
+    Attributes:
+        start: The first of them.
+        end: Behind the last.
+        side: Length of the side.
+        scaled: Its length once it is resized.
+        offset: Where the crop begins then.
+    """
+
+    start: Any
+    end: Any
+    side: Any
+    scaled: Any
+    offset: Any
+
+    def box(self, crop: int) -> tuple[float, float]:
+        """Return where the crop begins and ends before resizing, from `start` on."""
+        first = self.offset * self.side - self.start * self.scaled
+        last = (self.offset + crop) * self.side - self.start * self.scaled
+        return first / self.scaled, last / self.scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +94,29 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.interpolation not in _PILLOW:
+        if self.interpolation not in tuple(_PILLOW):
             raise UnknownNameError("interpolation", self.interpolation, _PILLOW)
-        if not 0 < self.crop_pct <= 1 or min(self.train_size, self.eval_size) < 1:
+        sizes = (self.train_size, self.eval_size)
+        if not (
+            _is_number(self.crop_pct)
+            and _LEAST_CROP <= self.crop_pct <= 1
+            and all(_is_whole(size) and 1 <= size <= MOST_SIDE for size in sizes)
+        ):
             raise UsageError(
-                "crop_pct must lie in (0, 1] and sizes be positive. Received: "
+                f"crop_pct must lie in {_LEAST_CROP} to 1 and sizes in 1 to "
+                f"{MOST_SIDE} pixels. Received: "
                 f"crop_pct={self.crop_pct}, train_size={self.train_size}, "
                 f"eval_size={self.eval_size}."
             )
-        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+        numbers = (*self.mean, *self.std)
+        if not (
+            len(self.mean) == len(self.std) >= 1
+            and all(_is_number(x) and abs(x) <= _MOST_STATISTIC for x in numbers)
+            and min(self.std) >= _LEAST_STD
+        ):
             raise UsageError(
-                "mean and std must have one entry per channel, std above 0. Received: "
-                f"mean={self.mean}, std={self.std}."
+                "mean and std must have one entry per channel, finite, std of at least "
+                f"{_LEAST_STD}. Received: mean={self.mean}, std={self.std}."
             )
 
     @property
@@ -91,19 +147,44 @@ class Preprocessing:
         Returns:
             uint8 RGB of shape `(eval_size, eval_size, 3)`.
         """
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(np.asarray(image))
-        image = to_rgb(image)
-        short = min(image.size)
-        width, height = (
-            scaled_side(side, short, self.resize_size) for side in image.size
-        )
-        if (width, height) != image.size:
-            image = image.resize((width, height), _PILLOW[self.interpolation])
-        left, top = (crop_offset(side, self.eval_size) for side in (width, height))
-        return np.asarray(
-            image.crop((left, top, left + self.eval_size, top + self.eval_size))
-        )
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        return self.prepare_parts(picture.size, lambda box: to_rgb(picture.crop(box)))
+
+    def prepare_parts(
+        self, size: tuple[int, int], part: Callable[[Box], Image.Image]
+    ) -> Pixels:
+        """Resize and crop an image of which only parts are looked at.
+
+        Args:
+            size: Width and height of the upright image.
+            part: Returns a part of it as RGB.
+
+        Returns:
+            uint8 RGB of shape `(eval_size, eval_size, 3)`.
+        """
+        crop = self.eval_size
+        columns, rows = (self._window(side, min(size)) for side in size)
+        if (columns.scaled, rows.scaled) == size:
+            left, top = columns.offset, rows.offset
+            return np.asarray(part((left, top, left + crop, top + crop)))
+
+        # One side at a time, for Pillow 13 resizes some images vertically first.
+        def resized(image: Image.Image, window: Window, *, down: bool) -> Image.Image:
+            first, last = window.box(crop)
+            new = (image.width, crop) if down else (crop, image.height)
+            old = (
+                (0, first, image.width, last)
+                if down
+                else (first, 0, last, image.height)
+            )
+            return image.resize(new, _PILLOW[self.interpolation], old)
+
+        wide = Image.new("RGB", (crop, rows.end - rows.start))
+        band = max(1, _BAND // (columns.end - columns.start))
+        for top in range(rows.start, rows.end, band):
+            box = (columns.start, top, columns.end, min(top + band, rows.end))
+            wide.paste(resized(part(box), columns, down=False), (0, top - rows.start))
+        return np.asarray(resized(wide, rows, down=True))
 
     def prepare_tensor(self, image: Any) -> Any:
         """Resize and crop one image with TensorFlow, also inside `tf.data`.
@@ -116,14 +197,49 @@ class Preprocessing:
         """
         import tensorflow as tf
 
-        sides = tf.unstack(tf.shape(image)[:2])
-        short = tf.minimum(*sides)
-        height, width = (scaled_side(side, short, self.resize_size) for side in sides)
-        image = resize_tensor(image, height, width, self.interpolation)
-        top, left = (crop_offset(side, self.eval_size) for side in (height, width))
-        return tf.image.crop_to_bounding_box(
-            image, top, left, self.eval_size, self.eval_size
-        )
+        crop, kind = self.eval_size, self.interpolation
+        height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
+        short = tf.minimum(height, width)
+        rows, columns = (self._window(side, short) for side in (height, width))
+
+        def cut() -> Any:
+            top, left = rows.offset, columns.offset
+            return image[top : top + crop, left : left + crop]
+
+        def resized() -> Any:
+            part = image[rows.start : rows.end, columns.start : columns.end]
+            wide = _resample_columns(part, columns, crop, kind)
+            return _resample_rows(wide, rows, crop, kind)
+
+        def resized_large() -> Any:
+            low = _resample_rows(image, rows._replace(start=0), crop, kind)
+            return _resample_columns(low, columns._replace(start=0), crop, kind)
+
+        large = (height * width > _LARGE) & (tf.maximum(height, width) <= _LONG * short)
+        # Skipping images that have the size already saves half of their time.
+        same = tf.reduce_all([rows.scaled == height, columns.scaled == width])
+        prepared = tf.cond(same, cut, lambda: tf.cond(large, resized_large, resized))
+        return tf.ensure_shape(prepared, (crop, crop, image.shape[-1]))
+
+    def _window(self, side: Any, short: Any) -> Window:
+        """Return what of one side of an image the centre crop comes from.
+
+        Works on Python integers and on int64 tensors alike.
+        """
+        crop = self.eval_size
+        scaled = scaled_side(side, short, self.resize_size)
+        offset = crop_offset(scaled, crop)
+        # Both filters reach two pixels of the smaller image at most, and rounding one.
+        reach = 2 * (-(-side // scaled)) + 2
+        start = offset * side // scaled - reach
+        end = -(-(offset + crop) * side // scaled) + reach
+        if isinstance(side, int):
+            start, end = max(start, 0), min(end, side)
+        else:
+            import tensorflow as tf
+
+            start, end = tf.maximum(start, 0), tf.minimum(end, side)
+        return Window(start, end, side, scaled, offset)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -132,11 +248,13 @@ class Preprocessing:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
         """Return what `to_json` wrote; unknown or missing fields are a TypeError."""
-        triples = {name: tuple(content[name]) for name in ("mean", "std")}
         known = {field.name for field in fields(cls)}
-        if set(content) != known:
+        if not isinstance(content, dict) or set(content) != known:
             raise TypeError(f"expected the fields {sorted(known)}")
-        return cls(**{**content, **triples})
+        triples = {name: content[name] for name in ("mean", "std")}
+        if not all(isinstance(value, list) for value in triples.values()):
+            raise TypeError("mean and std must be lists")
+        return cls(**{**content, **{k: tuple(v) for k, v in triples.items()}})
 
 
 def default_preprocessing(
@@ -168,7 +286,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion would clip at 255.
         upper = np.clip(np.asarray(image) >> 8, 0, 255)
         image = Image.fromarray(upper.astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def scaled_side(side: Any, short: Any, target: int) -> Any:
@@ -188,27 +306,64 @@ def crop_offset(side: Any, crop: int) -> Any:
     return half + ((side - crop) % 2) * (half % 2)
 
 
-def resize_tensor(image: Any, height: Any, width: Any, interpolation: str) -> Any:
-    """Resize a uint8 tensor `(h, w, c)` with antialiasing, as Pillow does.
+def _resample_columns(image: Any, window: Window, crop: int, kind: str) -> Any:
+    """Resize the columns from `window.start` on and cut the crop from the result.
 
     Pillow resizes horizontally, rounds to uint8, then vertically; following it
     leaves a difference in one pixel of a thousand, a single pass in one of seven.
     """
     import tensorflow as tf
 
-    def resized() -> Any:
-        wide = _resize_once(image, tf.shape(image)[0], width, interpolation)
-        return _resize_once(wide, height, width, interpolation)
+    scale, translation = _placement(window)
+    pixels = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=tf.stack([tf.shape(image)[0], crop]),
+        scale=tf.stack([1.0, scale]),
+        translation=tf.stack([0.0, translation]),
+        kernel_type=_KERNELS[kind],
+    )
+    return _to_bytes(pixels[0])
 
-    # Skipping images that have the size already saves half of their time.
-    same = tf.reduce_all(tf.shape(image)[:2] == tf.stack([height, width]))
-    return tf.cond(same, lambda: image, resized)
 
+def _resample_rows(image: Any, window: Window, crop: int, kind: str) -> Any:
+    """Resize the rows as `_resample_columns` does the columns.
 
-def _resize_once(image: Any, height: Any, width: Any, interpolation: str) -> Any:
+    Each row becomes the channels of a single pixel: the kernel mixes those at once.
+    """
     import tensorflow as tf
 
-    size = tf.stack([height, width])
-    pixels = tf.image.resize(image, size, interpolation, antialias=True)
+    height, width, channels = tf.unstack(tf.shape(image))
+    scale, translation = _placement(window)
+    pixels = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, (1, height, 1, width * channels)),
+        size=[crop, 1],
+        scale=tf.stack([scale, 1.0]),
+        translation=tf.stack([translation, 0.0]),
+        kernel_type=_KERNELS[kind],
+    )
+    return _to_bytes(tf.reshape(pixels, (crop, width, channels)))
+
+
+def _placement(window: Window) -> tuple[Any, Any]:
+    """Return scale and translation of the pixels from `window.start` on, float32."""
+    import tensorflow as tf
+
+    scale = tf.cast(window.scaled / window.side, tf.float32)
+    shift = (window.start * window.scaled - window.offset * window.side) / window.side
+    return scale, tf.cast(shift, tf.float32)
+
+
+def _to_bytes(pixels: Any) -> Any:
+    import tensorflow as tf
+
     # Pillow rounds halves up; tf.round would round them to even.
     return tf.cast(tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255), tf.uint8)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)

@@ -16,9 +16,11 @@ ActivationOrder = Literal["post", "pre"]
 Shortcut = Literal["identity", "projection", "projection-all", "none"]
 
 # Keras, ONNX and file names take these.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# The paper's deepest model has 600; specs also come from files of strangers.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+# Specs also come from files of strangers. The paper's deepest model has 600 blocks,
+# all of ImageNet 21,843 classes.
 _MOST_BLOCKS = 1000
+MOST_CLASSES = 1_000_000
 _NUMBERS = ("expansion", "groups", "width_per_group", "classes", "image_size")
 _CHOICES = {
     "block": Block,
@@ -41,7 +43,8 @@ def one_of(argument: str, value: str, literal: Any) -> str:
     return value
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Return whether a value is a whole number of at least 1."""
     return (
         isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
     )
@@ -121,7 +124,7 @@ class ResNetSpec:
             value = getattr(self, field)
             if value is None and field == "stem_widths":
                 continue
-            if not isinstance(value, Sequence) or not all(map(_is_count, value or [0])):
+            if not isinstance(value, Sequence) or not all(map(is_count, value or [0])):
                 raise UsageError(
                     f"{field} must be a tuple of whole numbers of at least 1. "
                     f"Received: {field}={value!r}."
@@ -129,7 +132,7 @@ class ResNetSpec:
             object.__setattr__(self, field, tuple(map(int, value)))
         for field in _NUMBERS:
             value = getattr(self, field)
-            if not _is_count(value) and (field, value) != ("expansion", None):
+            if not is_count(value) and (field, value) != ("expansion", None):
                 raise UsageError(
                     f"{field} must be a whole number of at least 1. "
                     f"Received: {field}={value!r}."
@@ -138,6 +141,11 @@ class ResNetSpec:
             one_of(field, getattr(self, field), literal)
         self._check_lengths()
         self._check_groups()
+        if self.classes > MOST_CLASSES:
+            raise UsageError(
+                f"A model may have at most {MOST_CLASSES:,} classes. Received: "
+                f"classes={self.classes:,}."
+            )
 
     @property
     def halvings(self) -> int:

@@ -164,7 +164,7 @@ def save(
     Raises:
         UsageError: The path has another suffix, or the model no card.
     """
-    target, written = Path(path), card or get_card(model)
+    target, written = Path(path).expanduser(), card or get_card(model)
     counters: Tensors = getattr(model, _COUNTERS, {})
     tensors = {**to_tensors(model), **counters}
     if target.suffix == safetensors.SUFFIX:

@@ -298,8 +298,9 @@ def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:
         shutil.rmtree(failed)
     folder.rename(failed)
     raise VerificationError(
-        f"{problem_list(manifest.folder, manifest.problems)}\nNothing was written to "
-        f"{manifest.folder}; the failed export is kept in {failed}."
+        *problem_list(manifest.folder, manifest.problems),
+        f"Nothing was written to {manifest.folder}; the failed export is kept in "
+        f"{failed}.",
     )
 
 

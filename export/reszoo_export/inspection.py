@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
+from reszoo.console import printable
 from reszoo.errors import CheckpointError
 from reszoo.weights import reading, safetensors
 from reszoo_export.formats import FORMATS
@@ -155,10 +156,10 @@ class FileDescription:
 
     def text(self) -> str:
         """Return the rows as text with aligned columns."""
-        rows = self.rows()
+        rows = [tuple(map(printable, row)) for row in self.rows()]
         width = max(len(word) for word, _ in rows)
         lines = [f"{word:<{width}}  {line}" for word, line in rows]
-        return "\n".join([self.title, *lines])
+        return "\n".join([printable(self.title), *lines])
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
+from reszoo.data.image_limits import LARGE, MEMORY, SHORT
 from reszoo.files import write_text
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES
 from reszoo_export.manifest import FileRecord, Manifest
@@ -97,6 +98,9 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "MODEL": card.architecture.name,
         "SIZE": size,
         "SHORT": short,
+        "MEMORY": MEMORY,
+        "LARGE": LARGE,
+        "LEAST": SHORT,
         "RESAMPLING": card.preprocessing.interpolation.upper(),
         "FILE": record.file,
         "STEM": Path(record.file).stem,

@@ -19,7 +19,7 @@ from reszoo.cli.options import (
     TrustSavedModel,
     app,
 )
-from reszoo.console import print_json, print_table, print_text, say
+from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UsageError
 
 Checkpoint = Annotated[
@@ -265,7 +265,7 @@ def demo(
     manifest = run_demo(output)
     _print_manifest(manifest, as_json)
     if not as_json:
-        print(_NEXT.format(folder=output))
+        print_text(_NEXT.format(folder=printable(str(output))))
 
 
 _NEXT = """\

@@ -7,7 +7,7 @@ import typer
 
 import reszoo
 from reszoo.cli.options import Json, Overwrite, app
-from reszoo.console import print_json, print_table, print_text
+from reszoo.console import print_json, print_table, print_text, printable
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.specs import SPECS
 
@@ -77,7 +77,7 @@ def convert(
     if as_json:
         print_json({"output": str(written), "card": card.to_json()})
         return
-    print_text(f"{card.architecture.name}: {report}. Written to {written}")
+    print_text(printable(f"{card.architecture.name}: {report}. Written to {written}"))
 
 
 def _print_weights(names: list[str], as_json: bool) -> None:
@@ -98,8 +98,10 @@ def _print_weights(names: list[str], as_json: bool) -> None:
         for row in rows
     ]  # fmt: skip
     print_table(columns, cells)
-    print('* selected by weights="imagenet". Accuracies are in percent, as published;')
-    print('"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.')
+    print_text(
+        '* selected by weights="imagenet". Accuracies are in percent, as published;'
+    )
+    print_text('"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.')
 
 
 def _described(name: str) -> dict[str, Any]:

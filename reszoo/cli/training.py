@@ -61,13 +61,13 @@ def resize(
     )
     for path, reason in result.unreadable:
         say(f"skipped {path}: {reason}")
-    print(
+    print_text(
         f"{sum(result.images.values()):,} images, {result.bytes_before / 1e6:,.1f} MB "
         f"-> {result.bytes_after / 1e6:,.1f} MB ({result.copied:,} copied unchanged)"
     )
     runs = f"runs/{output.name}"
     following = ["reszoo", "train", str(output), "--model", "resnet18"]
-    print(f"Next: {shlex.join([*following, '--output', runs])}")
+    print_text(f"Next: {shlex.join([*following, '--output', runs])}")
 
 
 _RECIPES = "the recipe's"

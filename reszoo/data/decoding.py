@@ -2,23 +2,41 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from reszoo.data.augment.geometry import Window
 from reszoo.data.examples import Examples
-from reszoo.data.image_files import JPEG_END
-from reszoo.preprocessing import Pixels
+from reszoo.data.image_files import ACROSS, DOWN, JPEG_END, PNG_START
+from reszoo.data.image_limits import (
+    BARE,
+    COEFFICIENT,
+    END,
+    LARGE,
+    MEMORY,
+    NO_FRAME,
+    PIXEL,
+    PROGRESSIVE,
+    SCAN,
+    SCANS,
+    reduction,
+)
+from reszoo.preprocessing import Pixels, Preprocessing
 
 # From the height and width of an upright image to a part of it.
 Chooser = Callable[[tf.Tensor, tf.Tensor], Window]
 
 # What Pillow uses; TensorFlow's default differs by a level or two.
 _DCT = "INTEGER_ACCURATE"
-# Which sides are swapped, by orientation; 0 does not occur.
-_ACROSS = (False, False, True, True, False, False, True, True, False)
-_DOWN = (False, False, False, True, True, False, False, True, True)
+# A JPEG of more bytes could take long for its many scans; segments before the first.
+_LONG_FILE, _STEPS = 1 << 20, 1000
+_REFUSAL = (
+    f"An image must be a JPEG or PNG that takes at most {MEMORY >> 20} MiB once it is "
+    f"decoded; a progressive JPEG may have {SCANS} scans. Received sides: "
+)
 
 
 class Decoder:
@@ -77,6 +95,25 @@ class Decoder:
             lambda: self._decode(index, choose),
         )
 
+    def prepared(self, index: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+        """Return one image, resized and cropped: uint8 `(eval_size, eval_size, 3)`."""
+
+        def by_tensorflow() -> tf.Tensor:
+            image = self.image(index) if arrays else self._decode(index, None)
+            return preprocessing.prepare_tensor(image)
+
+        def by_pillow() -> tf.Tensor:
+            def pixels(number: np.int64) -> Pixels:
+                return self._examples.prepared(int(number), preprocessing)
+
+            image = tf.numpy_function(pixels, [index], tf.uint8)
+            return tf.ensure_shape(image, (*[preprocessing.eval_size] * 2, 3))
+
+        arrays = self._examples.images is not None
+        if arrays or not self._some_by_pillow:
+            return by_tensorflow()
+        return tf.cond(tf.gather(self._by_pillow, index), by_pillow, by_tensorflow)
+
     def _content(self, index: tf.Tensor) -> tf.Tensor:
         records = self._examples.records
         if records is None:
@@ -92,7 +129,7 @@ class Decoder:
 
     def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
         def pixels(number: np.int64) -> Pixels:
-            return np.asarray(self._examples.open(int(number)))
+            return np.asarray(self._examples.open(int(number), reduced=True))
 
         image = tf.numpy_function(pixels, [index], tf.uint8)
         return tf.ensure_shape(image, (None, None, 3))
@@ -134,6 +171,92 @@ def decode(
     return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
 
 
+def decode_bounded(content: tf.Tensor) -> tf.Tensor:
+    """Decode a JPEG or PNG of unknown origin within the memory of `image_limits`.
+
+    Args:
+        content: string `()`, the file.
+
+    Returns:
+        uint8 RGB `(height, width, 3)`; of a large JPEG a fraction of that. A file that
+        is refused raises `tf.errors.InvalidArgumentError`.
+    """
+
+    def of_jpeg() -> tf.Tensor:
+        sides = tf.cast(tf.io.extract_jpeg_shape(content), tf.int64)
+        height, width, channels = tf.unstack(sides)
+        factor = reduction(width, height)
+        pixels = -(-width // factor) * -(-height // factor)
+        scans = tf.cond(
+            (width * height > LARGE) | (tf.strings.length(content) > _LONG_FILE),
+            lambda: _scans(content),
+            lambda: tf.constant(0, tf.int64),
+        )
+        kept = COEFFICIENT * width * height * channels * tf.minimum(scans, 1)
+        fits = (PIXEL * pixels + kept <= MEMORY) & (scans <= SCANS)
+
+        def at_scale(ratio: int) -> tf.Tensor:
+            return tf.io.decode_jpeg(content, 3, ratio=ratio, dct_method=_DCT)
+
+        with tf.control_dependencies([_refused_unless(fits, sides)]):
+            place = tf.reduce_sum(tf.cast(factor > [1, 2, 4], tf.int32))
+            return tf.switch_case(place, [partial(at_scale, r) for r in (1, 2, 4, 8)])
+
+    def of_png() -> tf.Tensor:
+        # W3C PNG, 11.2.2: IHDR comes first, its sides are big-endian.
+        octets = tf.io.decode_raw(tf.strings.substr(content, 0, 24), tf.uint8)
+        octets = tf.cast(tf.pad(octets, [(0, 24 - tf.size(octets))]), tf.float64)
+        weights = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.float64)
+        sides = tf.linalg.matvec(tf.reshape(octets[16:], (2, 4)), weights)
+        is_png = tf.reduce_all(octets[:8] == list(PNG_START))
+        fits = is_png & (PIXEL * tf.reduce_prod(sides) <= MEMORY)
+        with tf.control_dependencies([_refused_unless(fits, sides)]):
+            return tf.io.decode_png(content, 3)
+
+    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
+
+
+def _refused_unless(fits: tf.Tensor, sides: tf.Tensor) -> tf.Operation:
+    return tf.debugging.Assert(
+        fits,
+        [_REFUSAL, sides],
+    )
+
+
+def _scans(content: tf.Tensor) -> tf.Tensor:
+    """Count the scans of a JPEG as `check_memory` does: int64 `()`."""
+    length = tf.strings.length(content)
+
+    def goes_on(at: Any, channels: Any, progressive: Any, buffered: Any) -> Any:
+        return (buffered < 0) & (at + 10 < length)
+
+    def walk(at: Any, channels: Any, progressive: Any, buffered: Any) -> Any:
+        part = tf.io.decode_raw(tf.strings.substr(content, at, 10), tf.uint8)
+        octets = tf.cast(part, tf.int32)
+        marker, more = octets[1], octets[2] * 256 + octets[3]
+        is_marker = (octets[0] == 0xFF) & (marker < 0xFF)
+        is_frame = is_marker & (marker >= 0xC0) & (marker <= 0xCF)
+        is_frame &= ~tf.reduce_any(marker == list(NO_FRAME))
+        channels = tf.where(is_frame, octets[9], channels)
+        progressive |= is_frame & tf.reduce_any(marker == list(PROGRESSIVE))
+        of_scan = tf.cast(progressive | (octets[4] < channels), tf.int32)
+        buffered = tf.where(is_marker & (marker == SCAN), of_scan, buffered)
+        buffered = tf.where(is_marker & (marker == END), 0, buffered)
+        bare = tf.reduce_any(marker == list(BARE))
+        step = 2 + tf.where(bare, 0, tf.maximum(2, more))
+        return at + tf.where(is_marker, step, 1), channels, progressive, buffered
+
+    start = (tf.constant(2), tf.constant(0), tf.constant(False), tf.constant(-1))
+    # Where it takes more steps than any camera's file, the answer is the careful one.
+    *_, buffered = tf.while_loop(goes_on, walk, start, maximum_iterations=_STEPS)
+
+    def count() -> tf.Tensor:
+        parts = tf.strings.split(content, bytes((0xFF, SCAN)), SCANS + 1)
+        return tf.size(parts, tf.int64) - 1
+
+    return tf.cond(buffered != 0, count, lambda: tf.constant(0, tf.int64))
+
+
 def _cut(image: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
     if choose is None:
         return image
@@ -148,7 +271,7 @@ def upright(image: tf.Tensor, orientation: tf.Tensor | int | None) -> tf.Tensor:
     turned = tf.cond(
         orientation > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image
     )
-    across, down = tf.gather(_ACROSS, orientation), tf.gather(_DOWN, orientation)
+    across, down = tf.gather(ACROSS, orientation), tf.gather(DOWN, orientation)
     turned = tf.cond(across, lambda: tf.reverse(turned, [1]), lambda: turned)
     return tf.cond(down, lambda: tf.reverse(turned, [0]), lambda: turned)
 
@@ -162,8 +285,8 @@ def _as_stored(
     swapped = orientation > 4
     upright = tf.where(swapped, sides[::-1], sides)
     top, left, tall, wide = choose(upright[0], upright[1])
-    top = tf.where(tf.gather(_DOWN, orientation), upright[0] - top - tall, top)
-    left = tf.where(tf.gather(_ACROSS, orientation), upright[1] - left - wide, left)
+    top = tf.where(tf.gather(DOWN, orientation), upright[0] - top - tall, top)
+    left = tf.where(tf.gather(ACROSS, orientation), upright[1] - left - wide, left)
     return (
         tf.where(swapped, left, top),
         tf.where(swapped, top, left),

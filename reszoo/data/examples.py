@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reszoo.data.image_files import open_image, read_header
+from reszoo.data.image_files import open_image, prepare_image, read_header
 from reszoo.data.splits import Indices
 from reszoo.preprocessing import Pixels, Preprocessing, to_rgb
 
@@ -106,15 +106,20 @@ class Examples:
             return self.paths[index]
         return self.records.name(index) if self.records else f"image {index}"
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int, *, reduced: bool = False) -> Image.Image:
         """Open one image as upright RGB.
+
+        Args:
+            index: Of the example.
+            reduced: Whether a large one is reduced; see `open_image`.
 
         Raises:
             DataError: It cannot be read; names it.
         """
         if self.images is not None:
             return to_rgb(Image.fromarray(self.images[index]))
-        return open_image(self._file(index), self.name(index), recover=self.recover)
+        file, name = self._file(index), self.name(index)
+        return open_image(file, name, recover=self.recover, reduced=reduced)
 
     def _file(self, index: int) -> str | bytes:
         """Return the path of one image file, or the content of one record."""
@@ -122,4 +127,7 @@ class Examples:
 
     def prepared(self, index: int, preprocessing: Preprocessing) -> Pixels:
         """Return one image, prepared by Pillow: uint8 `(eval_size, eval_size, 3)`."""
-        return preprocessing.prepare(self.open(index))
+        if self.images is not None:
+            return preprocessing.prepare(self.images[index])
+        file, name = self._file(index), self.name(index)
+        return prepare_image(file, preprocessing, name, recover=self.recover)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -20,14 +20,16 @@ from reszoo.data.image_files import (
     Header,
     in_threads,
     is_jpeg,
-    open_image,
     opened,
     read_header,
     reason_of,
+    upright_parts,
 )
+from reszoo.data.image_limits import MEMORY
 from reszoo.data.listing import Unreadable
 from reszoo.errors import DataError, ReszooError
-from reszoo.files import atomic_file, cache_folder
+from reszoo.files import atomic_file, cache_folder, read_regular
+from reszoo.preprocessing import Pixels
 
 Rows = NDArray[np.void]
 # What is known of one image, in 80 bytes.
@@ -111,7 +113,9 @@ class FactTable:
 
 
 # To be raised when another file counts as readable, or a fact changes its meaning.
-_RULES = 3
+_RULES = 4
+# Pixels that are converted at a time.
+_BAND = 1 << 22
 _CHECKSUM = 32  # bytes of SHA-256
 
 
@@ -235,7 +239,7 @@ def inspect_file(path: str) -> Facts:
     """
     try:
         status = Path(path).stat()
-        found = inspect_image(Path(path).read_bytes(), path)
+        found = inspect_image(read_regular(path, MEMORY), path)
     except OSError as error:
         return {"problem": error.strerror or str(error)}
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, **found}
@@ -256,7 +260,8 @@ def inspect_image(content: bytes, path: str) -> Facts:
         if header.orientation > 4:
             found |= {"width": found["height"], "height": found["width"]}
         if header.by_pillow:
-            found["digest"] = _digest(np.asarray(open_image(content, path)))
+            with opened(content, path) as image:
+                found["digest"] = _digest(*_in_bands(image))
         else:
             found |= _decoded_by_tensorflow(content, header, found["format"])
     except DataError as error:
@@ -298,7 +303,8 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
     # Not on a graphics card, which several threads would have to share.
     with tf.device("CPU:0"):
         try:
-            return {"digest": _digest(decode(content, held))}
+            pixels = decode(content, held)
+            return {"digest": _digest(tuple(pixels.shape), [pixels])}
         except tf.errors.InvalidArgumentError:
             if not is_jpeg(content):
                 return {"problem": f"damaged {kind} data"}
@@ -311,12 +317,23 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
     return {"problem": "truncated", "recoverable": True}
 
 
-def _digest(pixels: Any) -> NDArray[np.uint64]:
+def _in_bands(image: Image.Image) -> tuple[tuple[int, int, int], Iterator[Pixels]]:
+    """Return the shape of an opened image once upright, and its rows part by part."""
+    (width, height), part = upright_parts(image)
+    rows = max(1, _BAND // width)
+    bands = (
+        np.asarray(part((0, top, width, min(top + rows, height))))
+        for top in range(0, height, rows)
+    )
+    return (height, width, 3), bands
+
+
+def _digest(shape: tuple[int, ...], parts: Iterable[Any]) -> NDArray[np.uint64]:
     # Processors have instructions for SHA-256: it is faster than BLAKE2.
-    # Tensors have the buffer protocol too: nothing is copied.
-    view = memoryview(pixels)
-    found = sha256(str(view.shape).encode())
-    found.update(view)
+    found = sha256(str(shape).encode())
+    for pixels in parts:
+        # Tensors have the buffer protocol too: nothing is copied.
+        found.update(memoryview(pixels))
     return np.frombuffer(found.digest()[:16], "<u8")
 
 

@@ -1,22 +1,30 @@
 """Open encoded images, from files or from bytes, with Pillow; many in threads."""
 
+import math
 import os
 import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from reszoo.console import Progress
+from reszoo.data.image_limits import (
+    LARGE,
+    MEMORY,
+    check_memory,
+    is_large,
+    reduce_jpeg,
+)
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError
-from reszoo.preprocessing import to_rgb
+from reszoo.files import open_regular, read_regular
+from reszoo.preprocessing import Box, Pixels, Preprocessing, to_rgb
 
 # Formats that TensorFlow decodes to Pillow's pixels, whatever their mode. It reads
 # the indices of a palette BMP as grey, gives a transparent GIF another background,
@@ -26,11 +34,14 @@ _ALIKE = ("JPEG", "MPO", "PNG")
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError)
 # Filters of warnings belong to the whole process, images are opened in threads.
 _FILTERS = threading.Lock()
+# A large image takes up to half a gigabyte, so one is decoded at a time.
+_ALONE = threading.RLock()
 # Images that are handed to threads at a time: what an interruption waits for.
 _WAVE = 128
 # Start and end of a JPEG; ITU-T T.81, table B.1.
 _JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-# The last chunk of a PNG; W3C PNG, 11.2.5.
+# Start and last chunk of a PNG; W3C PNG, 5.2 and 11.2.5.
+PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -39,7 +50,7 @@ class Header(NamedTuple):
 
     Attributes:
         orientation: How a camera was held, 1 (upright) to 8; EXIF 2.3, 4.6.4 A.
-        by_pillow: Whether only Pillow decodes it right.
+        by_pillow: Whether only Pillow decodes it right, or in bounded memory.
     """
 
     orientation: int
@@ -47,28 +58,62 @@ class Header(NamedTuple):
 
 
 def open_image(
-    source: str | os.PathLike[str] | bytes, name: str = "", *, recover: bool = False
+    source: str | os.PathLike[str] | bytes,
+    name: str = "",
+    *,
+    recover: bool = False,
+    reduced: bool = False,
 ) -> Image.Image:
     """Open one image file as upright RGB.
 
     A camera's rotation (EXIF) is applied, transparency dropped, the first frame of
-    several taken, and of 16 bits a channel the upper eight.
+    several taken, and of 16 bits a channel the upper eight. A JPEG of more than 16.8
+    megapixels is decoded at a fraction of its size; see `reszoo.data.image_limits`.
 
     Args:
         source: The file, or its content.
         name: What messages call the content.
         recover: Whether a truncated JPEG is decoded as far as it goes.
+        reduced: Whether any image of more pixels than that is reduced, by averaging.
 
     Raises:
-        DataError: The file is missing, truncated, no image, or has more pixels than
-            Pillow opens (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below
-            that, nothing is printed about its size.
+        DataError: The file is missing, no regular file, truncated, no image, would take
+            more memory than `image_limits` allows, or has more pixels than Pillow opens
+            (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below that, nothing is
+            printed about its size.
     """
-    if not isinstance(source, bytes):
-        name = os.fspath(source)
-        source = read_file(name)
-    with opened(source, name, recover=recover) as image:
-        return upright_rgb(image)
+    with opened(*_named(source, name), recover=recover) as image:
+        rgb = upright_rgb(image)
+        factor = math.ceil(math.sqrt(rgb.width * rgb.height / LARGE))
+        return rgb.reduce(factor) if reduced and factor > 1 else rgb
+
+
+def prepare_image(
+    source: str | os.PathLike[str] | bytes,
+    preprocessing: Preprocessing,
+    name: str = "",
+    *,
+    recover: bool = False,
+) -> Pixels:
+    """Resize and crop one image file, of which only parts are converted at a time.
+
+    The pixels are those of `preprocessing.prepare(open_image(source))`, in half of the
+    memory or less. Arguments and errors are those of `open_image`.
+
+    Returns:
+        uint8 RGB `(eval_size, eval_size, 3)`.
+    """
+    with opened(*_named(source, name), recover=recover) as image:
+        size, part = upright_parts(image)
+        return preprocessing.prepare_parts(size, part)
+
+
+def _named(
+    source: str | os.PathLike[str] | bytes, name: str
+) -> tuple[str | bytes, str]:
+    if isinstance(source, bytes):
+        return source, name
+    return os.fspath(source), os.fspath(source)
 
 
 def read_header(source: str | bytes, name: str) -> Header:
@@ -78,7 +123,8 @@ def read_header(source: str | bytes, name: str) -> Header:
         DataError: It is missing or no image; calls it by the name.
     """
     with opened(source, name) as image:
-        return Header(orientation_of(image), image.format not in _ALIKE)
+        by_pillow = image.format not in _ALIKE or is_large(image)
+        return Header(orientation_of(image), by_pillow)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -94,7 +140,7 @@ def read_file(path: str) -> bytes:
         DataError: It is missing or cannot be read; names the path.
     """
     with _readable(path):
-        return Path(path).read_bytes()
+        return read_regular(path, MEMORY)
 
 
 def is_jpeg(data: bytes) -> bool:
@@ -111,7 +157,51 @@ def reason_of(error: BaseException) -> str:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Decode an opened image as upright RGB; see `open_image`."""
-    return to_rgb(ImageOps.exif_transpose(image))
+    reduce_jpeg(image)
+    if orientation_of(image) > 1:
+        image = ImageOps.exif_transpose(image)
+    image.load()
+    return to_rgb(image)
+
+
+# EXIF 2.3, section 4.6.4 A, Orientation, as `ImageOps.exif_transpose`; and whether the
+# columns or the rows of the upright image are in reverse order in the stored one.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ACROSS = (False, False, True, True, False, False, True, True, False)
+DOWN = (False, False, False, True, True, False, False, True, True)
+
+
+def upright_parts(
+    image: Image.Image,
+) -> tuple[tuple[int, int], Callable[[Box], Image.Image]]:
+    """Return the size of an opened image once upright, and a reader of its parts.
+
+    The reader takes left, top, right and bottom, and returns RGB.
+    """
+    reduce_jpeg(image)
+    held = orientation_of(image)
+    swapped = held > 4
+    width, height = image.size[::-1] if swapped else image.size
+
+    def part(box: Box) -> Image.Image:
+        left, top, right, bottom = box
+        if ACROSS[held]:
+            left, right = width - right, width - left
+        if DOWN[held]:
+            top, bottom = height - bottom, height - top
+        stored = (top, left, bottom, right) if swapped else (left, top, right, bottom)
+        cut = to_rgb(image.crop(stored))
+        return cut.transpose(_TURNS[held]) if held in _TURNS else cut
+
+    return (width, height), part
 
 
 Item = TypeVar("Item")
@@ -154,20 +244,31 @@ def opened(
     Raises:
         DataError: Pillow refused it, here or in the body.
     """
+    if recover and isinstance(source, str):
+        source = read_file(source)
     if recover and isinstance(source, bytes) and is_jpeg(source):
         # Gives the pixels of Pillow's switch LOAD_TRUNCATED_IMAGES, but touches no
         # other thread, and TensorFlow can do it too. A whole JPEG stays the same.
         source += JPEG_END
-    with _readable(name):
-        file = source if isinstance(source, str) else BytesIO(source)
+    with (
+        _readable(name),
+        open_regular(source, MEMORY)
+        if isinstance(source, str)
+        else BytesIO(source) as file,
+    ):
+        jpeg = is_jpeg(file.read(len(_JPEG_START)))
+        file.seek(0)
         with _FILTERS, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            warnings.simplefilter("ignore")
+            # Pillow's own limit leaves out that JPEGs are decoded at a smaller scale.
+            image = JpegImagePlugin.jpeg_factory(file) if jpeg else Image.open(file)
         with image:
+            check_memory(image, source if isinstance(source, bytes) else file)
             # Mode I is a PNG of 16 bits or a TIFF of 32.
             if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
                 raise ValueError("32 bits a channel, of which none says what is white")
-            yield image
+            with _ALONE if is_large(image) else nullcontext():
+                yield image
 
 
 @contextmanager

@@ -6,9 +6,10 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from reszoo.data.examples import Examples, Records
 from reszoo.data.splits import SPLIT_NAMES, Indices, check_counts, hold_out, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.files import open_regular
 
 # Data sets that are opened by name; a folder of that name comes first.
 BUILT_IN = ("digits",)
@@ -370,11 +372,21 @@ def _problem(row: _Row, first: _Row, lines: Mapping[str, int]) -> str | None:
     return None
 
 
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open_regular(file)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}).") from error
+
+
 def _rows(file: Path) -> Iterator[tuple[int, _Row]]:
     """Yield the number and the fields of each line that is not blank."""
     columns: Sequence[str] = _COLUMNS
     # Bytes that are no UTF-8 come through, so that their line can be named.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    with (
+        _opened(file) as binary,
+        TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text,
+    ):
         reader = csv.reader(text, strict=True, skipinitialspace=True)
         try:
             for fields in filter(any, reader):

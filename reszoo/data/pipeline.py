@@ -65,7 +65,7 @@ def evaluation_batches(
     decoder = Decoder(examples)
 
     def prepare(index: tf.Tensor) -> Batch:
-        return preprocessing.prepare_tensor(decoder.image(index)), decoder.target(index)
+        return decoder.prepared(index, preprocessing), decoder.target(index)
 
     images = indices.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     return images.batch(batch_size).prefetch(_AHEAD)
@@ -234,7 +234,7 @@ def _loader(
             size, kind = preprocessing.train_size, preprocessing.interpolation
             image = geometry.resize(part, size, kind, flipped)
         else:
-            image = shown.prepare_tensor(decoder.image(index))
+            image = decoder.prepared(index, shown)
         if policy:
             image = policy(image, tf.random.fold_in(key, 1), canvas)
         if augmentation.erase:

@@ -1,6 +1,5 @@
 """Results of a study, and the conclusion about the claim."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from reszoo.errors import DataError
-from reszoo.files import write_json
+from reszoo.files import read_json, write_json
 from reszoo.studies.families import OPTIONS, Variant
 
 RESULTS = "study.json"
@@ -176,7 +175,7 @@ def read_results(folder: Path) -> StudyResult:
     """
     path = folder / RESULTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content["version"]
         if version not in (1, _VERSION):
             raise DataError(
@@ -190,7 +189,7 @@ def read_results(folder: Path) -> StudyResult:
             folder=folder,
             conclusion=tuple(content["conclusion"]),
         )
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} does not hold the results of a study ({error}). Choose another "
             "folder, or overwrite=True to start again."

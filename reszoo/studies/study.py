@@ -111,7 +111,7 @@ def study(
         >>> result = reszoo.study(layers=(20, 56), seeds=2)
         >>> result.conclusion[-1]
     """
-    chosen, folder = find_family(family), Path(output)
+    chosen, folder = find_family(family), Path(output).expanduser()
     variants = chosen.variants(tuple(layers or chosen.default_layers), tuple(shortcuts))
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1. Received: seeds={seeds}.")
@@ -202,8 +202,9 @@ def _finished_runs(
     folder: Path, conditions: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[RunResult, ...]:
     """Return the runs to keep, and remove the files of a study to be replaced."""
+    marks = (RESULTS, STATE)
     found = check_output(
-        folder, _FILES, kind="study", resume=resume, overwrite=overwrite
+        folder, _FILES, marks, kind="study", resume=resume, overwrite=overwrite
     )
     if not resume:
         for name in found:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
@@ -29,6 +30,8 @@ _EXAMPLE = (
 _READY = b"reszoo: all are here"
 # Seconds between two attempts, and for an answer that takes no waiting.
 _PAUSE, _TIMEOUT = 0.2, 5.0
+# Connections that may be silent at a time.
+_MOST_STRANGERS = 100
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def wait_for_workers(cluster: Cluster, timeout: float) -> None:
     """Wait until all workers have started, before TensorFlow waits for them.
 
     TensorFlow 2.21 waits for an hour and ignores Ctrl-C. Every worker connects to the
-    first one, at the address that TensorFlow opens afterwards.
+    first one, at the address that TensorFlow opens afterwards, and says its number and
+    a hash of all addresses; other connections count for nothing and delay nobody.
 
     Args:
         cluster: The workers.
@@ -113,38 +117,90 @@ def wait_for_workers(cluster: Cluster, timeout: float) -> None:
         )
 
 
+def _greeting(cluster: Cluster, worker: int) -> bytes:
+    """Return what a worker says first: which cluster it is of, and its number."""
+    text = json.dumps(cluster.addresses)
+    return f"{hashlib.sha256(text.encode()).hexdigest()} {worker:>8}".encode()
+
+
 def _accept_workers(cluster: Cluster, end: float) -> list[str]:
     """Accept the other workers; return the addresses of those that are missing."""
     connected: dict[int, socket.socket] = {}
+    strangers: list[tuple[float, socket.socket]] = []
     others = range(1, len(cluster.addresses))
-    port = int(cluster.addresses[0].rpartition(":")[2])
-    with socket.create_server(("", port)) as server:
-        server.settimeout(_PAUSE)
+    greetings = {_greeting(cluster, number): number for number in others}
+    with _server(cluster.addresses[0]) as server:
         while len(connected) < len(others) and time.monotonic() < end:
-            _accept(server, connected)
+            waiting = [server, *(each for _, each in strangers)]
+            for each in select.select(waiting, [], [], _PAUSE)[0]:
+                if each is server:
+                    _accept(server, strangers)
+            strangers = [
+                (since, each)
+                for since, each in strangers
+                if not _greeted(each, greetings, connected, since)
+            ]
             _drop_closed(connected)
         missing = [cluster.addresses[n] for n in others if n not in connected]
+        for _, each in strangers:
+            each.close()
         for connection in connected.values():
-            with connection:
+            # One that is gone by now fails on its own side.
+            with connection, suppress(OSError):
                 if not missing:
                     connection.sendall(_READY)
     return missing
 
 
-def _accept(server: socket.socket, connected: dict[int, socket.socket]) -> None:
-    with suppress(TimeoutError):
+def _server(address: str) -> socket.socket:
+    """Listen at worker 0's own address only, of version 4 or 6."""
+    host, _, port = address.rpartition(":")
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    family, _, _, _, place = found[0]
+    server = socket.create_server((str(place[0]), int(port)), family=family)
+    server.setblocking(False)
+    return server
+
+
+def _accept(
+    server: socket.socket, strangers: list[tuple[float, socket.socket]]
+) -> None:
+    with suppress(OSError):
         connection, _ = server.accept()
-        connection.settimeout(_TIMEOUT)
-        try:
-            number = int(connection.recv(16))
-        except (OSError, ValueError):
-            # Not a worker.
-            connection.close()
-            return
         connection.setblocking(False)
-        if number in connected:
-            connected[number].close()
-        connected[number] = connection
+        strangers.append((time.monotonic(), connection))
+        # Those who came first and said nothing make room.
+        if len(strangers) > _MOST_STRANGERS:
+            strangers.pop(0)[1].close()
+
+
+def _greeted(
+    connection: socket.socket,
+    greetings: Mapping[bytes, int],
+    connected: dict[int, socket.socket],
+    since: float,
+) -> bool:
+    """Read the greeting of a connection; return whether nothing more is expected."""
+    length = len(next(iter(greetings)))
+    try:
+        said = connection.recv(length, socket.MSG_PEEK)
+    except BlockingIOError:
+        said = None
+    except OSError:
+        said = b""
+    if said is None or (0 < len(said) < length):
+        if time.monotonic() < since + _TIMEOUT:
+            return False
+        said = b""
+    number = greetings.get(said)
+    if number is None:
+        connection.close()
+        return True
+    connection.recv(length)
+    if number in connected:
+        connected[number].close()
+    connected[number] = connection
+    return True
 
 
 def _drop_closed(connected: dict[int, socket.socket]) -> None:
@@ -167,9 +223,9 @@ def _connect_to_chief(cluster: Cluster, end: float) -> list[str]:
     host, _, port = cluster.addresses[0].rpartition(":")
     while (left := end - time.monotonic()) > 0:
         with suppress(OSError):
-            address = (host, int(port))
+            address = (host.strip("[]"), int(port))
             with socket.create_connection(address, min(left, _TIMEOUT)) as connection:
-                connection.sendall(str(cluster.worker).encode())
+                connection.sendall(_greeting(cluster, cluster.worker))
                 connection.settimeout(left)
                 if connection.recv(len(_READY), socket.MSG_WAITALL) == _READY:
                     return []

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from reszoo.console import say
 from reszoo.errors import CheckpointError, UsageError
-from reszoo.files import atomic_file
+from reszoo.files import atomic_file, parse_json
 from reszoo.weights.safetensors import read
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -106,11 +106,15 @@ def read_state(path: Path) -> State:
         text = (opened.metadata() or {}).get(_KEY)
     if text is None:
         raise CheckpointError(f"{path} is not the state of a run. Start a new one.")
-    content: dict[str, Any] = json.loads(text)
-    if content["version"] != _VERSION:
+    try:
+        content: dict[str, Any] = parse_json(text)
+        version = content["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is a damaged state ({error}).") from error
+    if version != _VERSION:
         raise CheckpointError(
             f"This reszoo resumes from states of version {_VERSION}. Received: version "
-            f"{content['version']} in {path}; use the release that started the run."
+            f"{version} in {path}; use the release that started the run."
         )
     return tensors, content
 
@@ -134,13 +138,20 @@ def restore(
 
 
 def check_output(
-    folder: Path, files: Sequence[str], *, kind: str, resume: bool, overwrite: bool
+    folder: Path,
+    files: Sequence[str],
+    marks: Sequence[str],
+    *,
+    kind: str,
+    resume: bool,
+    overwrite: bool,
 ) -> list[str]:
     """Refuse an output folder that holds something else than the arguments say.
 
     Args:
         folder: Of a run or a study.
         files: Names of the files that it writes.
+        marks: Those by which one is known; other files may have the other names.
         kind: "run" or "study", for the messages.
         resume: Whether what is there is continued.
         overwrite: Whether what is there is replaced.
@@ -149,7 +160,8 @@ def check_output(
         The names of the files that are there.
 
     Raises:
-        UsageError: It is a file, or holds a run or study that is to be kept.
+        UsageError: It is a file, holds a run or study that is to be kept, or holds
+            files and no run or study.
     """
     if resume and overwrite:
         raise UsageError(
@@ -159,6 +171,12 @@ def check_output(
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. The output of a {kind} is a folder.")
     found = [name for name in files if (folder / name).exists()]
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if occupied and not set(found) & set(marks):
+        raise UsageError(
+            f"The output of a {kind} must be a new or empty folder, or one with a "
+            f"{kind}. Received: {folder}, which holds other files."
+        )
     if found and not resume and not overwrite:
         raise UsageError(
             f"{folder} already holds a {kind} ({', '.join(found)}). Resume it "

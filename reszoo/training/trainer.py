@@ -121,7 +121,7 @@ def train(
         >>> reszoo.save(run.model, "photos.safetensors")
     """
     chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
-    folder = None if output is None else Path(output)
+    folder = None if output is None else Path(output).expanduser()
     _check_output(folder, resume=resume, overwrite=overwrite)
     devices = open_devices(strategy)
     with devices.failing_together():
@@ -165,7 +165,10 @@ def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None
                 "resume=True resumes the run in the output folder: give it as output=."
             )
         return
-    found = check_output(folder, _FILES, kind="run", resume=resume, overwrite=overwrite)
+    marks = (STATE, BEST, LAST)
+    found = check_output(
+        folder, _FILES, marks, kind="run", resume=resume, overwrite=overwrite
+    )
     if resume and found and STATE not in found:
         raise UsageError(
             f"{folder} holds a run without a state ({', '.join(found)}), which cannot "

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from reszoo.cards import public_origin
 from reszoo.console import Progress
 from reszoo.errors import CheckpointError, ReszooError, UsageError
 from reszoo.files import atomic_file, cache_folder, write_text
@@ -110,7 +111,7 @@ def checked_url(url: str) -> str:
     if not _URL.fullmatch(url):
         raise UsageError(
             "A URL is http(s)://host/path in ASCII without spaces, user or password. "
-            f"Received: {url!r}."
+            f"Received: {public_origin(url)!r}."
         )
     return url
 
@@ -183,7 +184,7 @@ class _WebRedirects(HTTPRedirectHandler):
     ) -> Request | None:
         safe = "https://" if req.type == "https" else ("http://", "https://")
         if not newurl.lower().startswith(safe):
-            reason = f"Redirection to url {newurl!r} is not allowed"
+            reason = f"Redirection to url {public_origin(newurl)!r} is not allowed"
             raise urllib.error.HTTPError(req.full_url, code, reason, headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -198,6 +199,8 @@ class _Transfer:
 
     def __init__(self, url: str, sha256: str | None, final: Path) -> None:
         self.url, self.sha256, self.final = url, sha256, final
+        # In messages, which end up in logs.
+        self.shown = public_origin(url)
         self.partial = final.with_name(f".{final.name}.part")
         self.tag = final.with_name(f".{final.name}.tag")
 
@@ -210,7 +213,7 @@ class _Transfer:
                     "on the way."
                 )
                 received = (self.partial, self.tag)
-                _check_hash(self.partial, self.sha256, self.url, remedy, received)
+                _check_hash(self.partial, self.sha256, self.shown, remedy, received)
                 self.partial.replace(temporary)
             self._forget()
         finally:
@@ -226,8 +229,9 @@ class _Transfer:
             except _Interrupted as cut:
                 if wait is None:
                     raise CheckpointError(
-                        f"The download of {self.url} was interrupted {len(WAITS) + 1} "
-                        f"times, at last because {cut}. Try again, or {self._by_hand()}"
+                        f"The download of {self.shown} was interrupted "
+                        f"{len(WAITS) + 1} times, at last because {cut}. Try again, or "
+                        f"{self._by_hand()}"
                     ) from cut
                 time.sleep(wait)
             else:
@@ -265,7 +269,7 @@ class _Transfer:
             if self._size():
                 raise _Interrupted(str(error.reason)) from error
             raise CheckpointError(
-                f"{self.url} cannot be reached ({error.reason}) and is not in the "
+                f"{self.shown} cannot be reached ({error.reason}) and is not in the "
                 f"cache. Check the network, or {self._by_hand()}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
@@ -280,7 +284,7 @@ class _Transfer:
         if error.code in _RETRIED:
             return _Interrupted(answer)
         return CheckpointError(
-            f"{self.url} cannot be downloaded: {answer}. "
+            f"{self.shown} cannot be downloaded: {answer}. "
             f"Check the address, or {self._by_hand()}"
         )
 
@@ -301,11 +305,11 @@ class _Transfer:
         self._forget()
         if response.status != http.client.OK:
             raise CheckpointError(
-                f"{self.url} must be a file. Received: status {response.status}."
+                f"{self.shown} must be a file. Received: status {response.status}."
             )
         if response.length is None and not response.chunked and self.sha256 is None:
             raise CheckpointError(
-                f"The server does not tell the length of {self.url}, so a truncated "
+                f"The server does not tell the length of {self.shown}, so a truncated "
                 f"file could not be recognised. Give its sha256, or {self._by_hand()}"
             )
         if version:
@@ -327,7 +331,7 @@ class _Transfer:
                 if total is not None and size > total:
                     self._forget()
                     raise CheckpointError(
-                        f"{self.url} must be as long as its server announced: "
+                        f"{self.shown} must be as long as its server announced: "
                         f"{total} bytes. Received: more. Nothing was kept."
                     )
 
@@ -341,7 +345,7 @@ class _Transfer:
 
     def _by_hand(self) -> str:
         return (
-            f"download {self.url} elsewhere and put it at {self.final}, or set "
+            f"download {self.shown} elsewhere and put it at {self.final}, or set "
             "RESZOO_HOME to a cache folder that has it."
         )
 
@@ -396,7 +400,7 @@ def _cached(repo: str, file: str, revision: str | None) -> object:
 
 def _hub_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:
     address = f"hf://{repo}@{revision}" if revision else f"hf://{repo}"
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = public_origin(" ".join(str(error).split()).rstrip("."))
     folder = _hub_folder() / f"models--{repo.replace('/', '--')}"
     return CheckpointError(
         f"{address} cannot be downloaded: {reason}. Without a network, copy {folder} "

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from reszoo.architecture import StrideIn
 from reszoo.errors import CheckpointError
+from reszoo.files import check_regular
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import Tensors, to_float32
 
 # Layer name -> kind of weight ("kernel", "gamma", ...) -> array.
 Layers = Mapping[str, Mapping[str, NDArray[Any]]]
 MAGIC = b"\x89HDF\r\n\x1a\n"
-# Deeper than any file that Keras writes; ends cycles of hard links.
+# Deeper than any file that Keras writes.
 _MAX_DEPTH = 8
 # Batch norm epsilon of `keras.applications` and of reszoo.
 _KERAS_EPSILON = 1.001e-5
@@ -39,9 +40,15 @@ def read(path: Path) -> Layers:
     import h5py
 
     try:
+        # Each object is read once, and all of them together hold no more bytes than
+        # the file, however its links and addresses are made.
+        left = check_regular(path).st_size
         with h5py.File(path, "r") as file:
             layers: dict[str, dict[str, NDArray[Any]]] = {}
-            for names, dataset in _datasets(file, path, ()):
+            for names, dataset in _datasets(file, path):
+                left -= dataset.id.get_storage_size()
+                if left < 0:
+                    raise CheckpointError(f"{path} holds more weights than bytes.")
                 # A whole model keeps its weights one group deeper.
                 names = names[1:] if names[0] == "model_weights" else names
                 layer, kind = names[0], names[-1].split(":")[0]
@@ -56,25 +63,39 @@ def read(path: Path) -> Layers:
     return layers
 
 
-def _datasets(
-    group: Any, path: Path, above: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _datasets(file: Any, path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the names that lead to each dataset in a group, and the dataset."""
     import h5py
 
-    if len(above) > _MAX_DEPTH:
-        raise CheckpointError(f"{path} nests groups deeper than a weight file does.")
-    for name in group:
-        link = group.get(name, getlink=True)
-        if not isinstance(link, h5py.HardLink):
+    seen = {h5py.h5o.get_info(file.id).addr}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), file)]
+    while waiting:
+        above, group = waiting.pop()
+        if len(above) > _MAX_DEPTH:
             raise CheckpointError(
-                f"{path} has a link to another file or group, "
-                f"{'/'.join((*above, name))}. Such a file is refused."
+                f"{path} nests groups deeper than a weight file does."
             )
-        inside = group[name]
-        if isinstance(inside, h5py.Group):
-            yield from _datasets(inside, path, (*above, name))
-        elif above and isinstance(inside, h5py.Dataset):
-            yield (*above, name), inside
+        for name in group:
+            names = (*above, name)
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise CheckpointError(
+                    f"{path} has a link to another file or group, {'/'.join(names)}. "
+                    "Such a file is refused."
+                )
+            inside = group[name]
+            address = h5py.h5o.get_info(inside.id).addr
+            if address in seen:
+                twice = (
+                    "nests groups deeper than a weight file does, in a circle"
+                    if isinstance(inside, h5py.Group)
+                    else "has one dataset under several names"
+                )
+                raise CheckpointError(f"{path} {twice}: {'/'.join(names)}.")
+            seen.add(address)
+            if isinstance(inside, h5py.Group):
+                waiting.append((names, inside))
+            elif above and isinstance(inside, h5py.Dataset):
+                yield names, inside
 
 
 def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:

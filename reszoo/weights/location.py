@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from reszoo.cards import public_origin
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.weights import download, safetensors
 from reszoo.weights.published import PublishedWeights, find_published, published_names
@@ -118,7 +119,7 @@ def locate(
     if address.kind == "hub":
         return _from_hub(address.where, address.revision, text)
     if address.kind == "url":
-        return Found(path=download.fetch(text, None), source=text)
+        return Found(path=download.fetch(text, None), source=public_origin(text))
     return _local(Path(text), variant)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from reszoo.architecture import StrideIn
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
+from reszoo.files import open_regular
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights import keras_h5, safetensors, torch_file
 from reszoo.weights.names import Tensors, to_state_dict
@@ -53,9 +54,8 @@ def read(path: str | os.PathLike[str]) -> Contents:
 
 
 def _read(file: Path) -> Contents:
-    if not file.is_file():
-        raise CheckpointError(f"There is no checkpoint {file}.")
-    with file.open("rb") as opened:
+    safetensors.check_checkpoint(file)
+    with open_regular(file) as opened:
         head = opened.read(9)
     if head.startswith(keras_h5.MAGIC):
         return keras_applications_contents(keras_h5.read(file), str(file))

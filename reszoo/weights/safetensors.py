@@ -1,6 +1,5 @@
 """Read and write safetensors files and timm's folders."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,15 @@ from safetensors.numpy import save
 from reszoo.architecture import convolutions
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError, ReszooError, UsageError
-from reszoo.files import atomic_file, write_json
+from reszoo.files import (
+    JSON_BYTES,
+    atomic_file,
+    check_regular,
+    open_regular,
+    parse_json,
+    read_json,
+    write_json,
+)
 from reszoo.preprocessing import Preprocessing
 from reszoo.specs import SPECS
 from reszoo.weights.names import Tensors
@@ -26,6 +33,8 @@ PICKLED_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
 # A single key: the library writes several in a random order.
 _KEY = "reszoo_card"
+# Characters of a reason from a stranger's file.
+_REASON = 500
 _DTYPES = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8",
     "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
@@ -53,13 +62,13 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
         CheckpointError: No such file, not safetensors, or damaged.
     """
     file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(f"There is no checkpoint {file}.")
+    check_checkpoint(file)
     try:
+        header = _header(file)
         # The library checks the header: sizes, offsets, overlaps, gaps.
         with safe_open(file, framework="numpy") as reader:
             text = (reader.metadata() or {}).get(_KEY)
-        tensors = _views(file)
+        tensors = _views(file, *header)
     except SafetensorError as error:
         raise CheckpointError(
             f"{file} is not a complete safetensors file ({error}). Copy it again."
@@ -70,14 +79,41 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
     return tensors, None if text is None else Card.from_text(text)
 
 
-def _views(file: Path) -> Tensors:
-    with file.open("rb") as opened:
+def check_checkpoint(file: Path) -> None:
+    """Refuse what is missing, a folder, a pipe or a device.
+
+    Raises:
+        CheckpointError: It is no regular file.
+    """
+    try:
+        check_regular(file)
+    except OSError as error:
+        missing = not os.path.lexists(file)
+        raise CheckpointError(
+            f"There is no checkpoint {file}."
+            if missing
+            else f"A checkpoint must be a regular file. Received: {file} "
+            f"({error.strerror})."
+        ) from error
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a file and where its data begins."""
+    with open_regular(file) as opened:
         length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
+        if length > JSON_BYTES:
+            raise ValueError(f"of {length:,} bytes, more than {JSON_BYTES:,}")
+        header = parse_json(opened.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("it is no JSON object")
+    return header, 8 + length
+
+
+def _views(file: Path, header: dict[str, Any], start: int) -> Tensors:
     header.pop("__metadata__", None)
-    if file.stat().st_size == 8 + length:
+    if file.stat().st_size == start:
         return {n: np.zeros(info["shape"], np.float32) for n, info in header.items()}
-    data = np.memmap(file, np.uint8, "r", offset=8 + length)
+    data = np.memmap(file, np.uint8, "r", offset=start)
     return {name: _view(data, info, name, file) for name, info in header.items()}
 
 
@@ -130,7 +166,7 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
         CheckpointError: The file is damaged or describes something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         config = content["pretrained_cfg"]
         _, height, width = config["input_size"]
         if height != width:
@@ -140,13 +176,17 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
             eval_size=height,
             crop_pct=config["crop_pct"],
             interpolation=config["interpolation"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
+            mean=(*config["mean"],),
+            std=(*config["std"],),
         )
-        labels = content.get("label_names") or config.get("label_names")
-        return preprocessing, tuple(map(str, labels)) if labels else None
-    except (OSError, ValueError, KeyError, TypeError, ReszooError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        labels = content.get("label_names") or config.get("label_names") or []
+        if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+            raise TypeError("label_names must be a list of texts")
+        return preprocessing, tuple(labels) if labels else None
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, ReszooError
+    ) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}"[:_REASON]
         raise CheckpointError(f"{path} is not a timm config ({reason}).") from error
 
 

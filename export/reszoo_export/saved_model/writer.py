@@ -13,7 +13,7 @@ from PIL import Image
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from reszoo.console import quiet
-from reszoo.data.decoding import decode, upright
+from reszoo.data.decoding import decode_bounded, upright
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.formats import SAVED_MODEL
 from reszoo_export.metadata import card_files
@@ -121,11 +121,12 @@ def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor
     def prepare(content: tf.Tensor) -> tf.Tensor:
         # Rotated after decoding: a smaller graph than a rotation for each kind of file.
         held = orientation(content)
-        image = preprocessing.prepare_tensor(upright(decode(content), held))
+        image = preprocessing.prepare_tensor(upright(decode_bounded(content), held))
         return tf.ensure_shape(image, (size, size, 3))
 
     spec = tf.TensorSpec((size, size, 3), tf.uint8)
-    return tf.map_fn(prepare, files, fn_output_signature=spec)
+    # Each image may take half a gigabyte, so they are not prepared ten at a time.
+    return tf.map_fn(prepare, files, fn_output_signature=spec, parallel_iterations=1)
 
 
 def orientation(content: tf.Tensor) -> tf.Tensor:

@@ -83,7 +83,7 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
         for problem in _changes(manifest.folder / name, digest)
     ]
     if problems := [*beside, *repeated.problems]:
-        raise VerificationError(problem_list(manifest.folder, problems))
+        raise VerificationError(*problem_list(manifest.folder, problems))
     return repeated
 
 
@@ -123,11 +123,10 @@ def _changes(path: Path, digest: str) -> list[str]:
         return [f"it cannot be read ({error})"]
 
 
-def problem_list(folder: Path, problems: Sequence[str]) -> str:
-    """Return the text of an error about an export's problems."""
-    return f"{len(problems)} check(s) failed in {folder}:" + "".join(
-        f"\n  {problem}" for problem in problems
-    )
+def problem_list(folder: Path, problems: Sequence[str]) -> list[str]:
+    """Return the lines of an error about an export's problems."""
+    title = f"{len(problems)} check(s) failed in {folder}:"
+    return [title, *(f"  {problem}" for problem in problems)]
 
 
 def verify_file(
