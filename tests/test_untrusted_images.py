@@ -18,7 +18,7 @@ import tensorflow as tf
 from conftest import photos
 from made_card import made_card
 from PIL import Image
-from test_snippets import _ONNX, _written
+from test_snippets import _ONNX, written_snippets
 
 import reszoo
 from reszoo.data import image_limits
@@ -98,7 +98,7 @@ def test_long_pictures_are_the_same_everywhere(
     examples = Examples(np.zeros(1, np.int64), paths=(str(path),)).read_headers()
     ((images, _),) = evaluation_batches(examples, USUAL, 1)
     assert np.abs(images[0].numpy() - expected).max() <= 1
-    _written(tmp_path, made_card(), _ONNX)
+    written_snippets(tmp_path, made_card(), _ONNX)
     server = runpy.run_path(str(tmp_path / "snippets/server.py"))
     small = made_card().preprocessing
     shown = server["prepare"](path).astype(int)

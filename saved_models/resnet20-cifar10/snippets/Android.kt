@@ -30,7 +30,7 @@ private class Tap(val start: Int, val weights: DoubleArray)
 
 // Which pixels of a line make each of SIZE new ones, and with what weights.
 // Bitmap.createScaledBitmap does not average, which changes the predictions.
-private fun taps(length: Int, target: Int): List<Tap> {
+private fun taps(length: Int, target: Long): List<Tap> {
     val scale = length.toDouble() / target
     val reach = max(scale, 1.0)
     val spare = target - SIZE
@@ -55,25 +55,29 @@ private fun byte(value: Double): Int = (value + 0.5).toInt().coerceIn(0, 255)
 fun prepare(image: Bitmap): IntArray {
     val (width, height) = image.width to image.height
     val short = min(width, height).toLong()
-    val columns = taps(width, (width.toLong() * SHORT_SIDE / short).toInt())
-    val rows = taps(height, (height.toLong() * SHORT_SIDE / short).toInt())
+    val columns = taps(width, width.toLong() * SHORT_SIDE / short)
+    val rows = taps(height, height.toLong() * SHORT_SIDE / short)
     val line = IntArray(width)
-    val wide = IntArray(height * SIZE * 3)
-    for (y in 0 until height) {
+    // Only the rows that the crop comes from take memory, a byte each number.
+    val top = rows.first().start
+    val bottom = rows.last().start + rows.last().weights.size
+    val wide = ByteArray((bottom - top) * SIZE * 3)
+    for (y in top until bottom) {
         image.getPixels(line, 0, width, 0, y, width, 1)
         for (x in 0 until SIZE) for (c in 0..2) {
             val tap = columns[x]
             var sum = 0.0
             for (k in tap.weights.indices)
                 sum += tap.weights[k] * (line[tap.start + k] shr (16 - 8 * c) and 255)
-            wide[(y * SIZE + x) * 3 + c] = byte(sum)
+            wide[((y - top) * SIZE + x) * 3 + c] = byte(sum).toByte()
         }
     }
     return IntArray(SIZE * SIZE * 3) { at ->
         val tap = rows[at / (SIZE * 3)]
         var sum = 0.0
         for (k in tap.weights.indices)
-            sum += tap.weights[k] * wide[(tap.start + k) * SIZE * 3 + at % (SIZE * 3)]
+            sum += tap.weights[k] *
+                (wide[(tap.start - top + k) * SIZE * 3 + at % (SIZE * 3)].toInt() and 255)
         byte(sum)
     }
 }

@@ -4,6 +4,8 @@
 export const FILE = "../model.onnx";
 const SHORT_SIDE = 32;
 export const SIZE = 32;
+// Bytes that an image may take as getImageData gives it, 4 a pixel.
+export const MEMORY = 536870912;
 const BATCH = 1;
 
 const SUPPORT = 1;
@@ -36,15 +38,18 @@ export function prepare(rgba, width, height) {
   const short = Math.min(width, height);
   const [columns, rows] = [width, height].map((side) =>
     taps(side, Math.floor((side * SHORT_SIDE) / short)));
-  const wide = new Uint8ClampedArray(height * SIZE * 3);
-  for (let y = 0; y < height; y++)
+  // Only the rows that the crop comes from take memory.
+  const last = rows[SIZE - 1];
+  const [top, bottom] = [rows[0].start, last.start + last.weights.length];
+  const wide = new Uint8ClampedArray((bottom - top) * SIZE * 3);
+  for (let y = top; y < bottom; y++)
     for (let x = 0; x < SIZE; x++)
       for (let c = 0; c < 3; c++) {
         const { start, weights } = columns[x];
         let sum = 0.5;
         for (let k = 0; k < weights.length; k++)
           sum += weights[k] * rgba[(y * width + start + k) * 4 + c];
-        wide[(y * SIZE + x) * 3 + c] = Math.floor(sum);
+        wide[((y - top) * SIZE + x) * 3 + c] = Math.floor(sum);
       }
   const pixels = new Uint8ClampedArray(SIZE * SIZE * 3);
   for (let y = 0; y < SIZE; y++)
@@ -52,7 +57,7 @@ export function prepare(rgba, width, height) {
       const { start, weights } = rows[y];
       let sum = 0.5;
       for (let k = 0; k < weights.length; k++)
-        sum += weights[k] * wide[(start + k) * SIZE * 3 + x];
+        sum += weights[k] * wide[(start - top + k) * SIZE * 3 + x];
       pixels[y * SIZE * 3 + x] = Math.floor(sum);
     }
   return new Uint8Array(pixels.buffer);

@@ -12,6 +12,8 @@ import UIKit
 let shortSide = 32
 let size = 32
 let batch = 1
+// Bytes that an image may take, 4 a pixel.
+let memory = 536870912
 let width = 10
 let modelPath = Bundle.main.path(forResource: "model-int8", ofType: "tflite")!
 
@@ -60,18 +62,25 @@ func rgbx(_ image: CGImage) -> [UInt8] {
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
 // Takes an upright image; returns size x size x 3 bytes.
 func prepare(_ image: CGImage) -> [UInt8] {
-  let source = rgbx(image)
   let small = min(image.width, image.height)
   let columns = taps(image.width, image.width * shortSide / small)
   let rows = taps(image.height, image.height * shortSide / small)
+  // Only the pixels that the crop comes from take memory.
+  let (left, top) = (columns[0].start, rows[0].start)
+  let right = columns[size - 1].start + columns[size - 1].weights.count
+  let bottom = rows[size - 1].start + rows[size - 1].weights.count
+  let (across, down) = (right - left, bottom - top)
+  precondition(4 * across * down <= memory, "the image is too large")
+  let area = CGRect(x: left, y: top, width: across, height: down)
+  let source = rgbx(image.cropping(to: area)!)
   let line = size * 3
-  var wide = [UInt8](repeating: 0, count: image.height * line)
-  for y in 0..<image.height {
+  var wide = [UInt8](repeating: 0, count: down * line)
+  for y in 0..<down {
     for x in 0..<size {
       for c in 0..<3 {
         var sum = 0.0
         for (k, weight) in columns[x].weights.enumerated() {
-          sum += weight * Double(source[(y * image.width + columns[x].start + k) * 4 + c])
+          sum += weight * Double(source[(y * across + columns[x].start - left + k) * 4 + c])
         }
         wide[y * line + x * 3 + c] = byte(sum)
       }
@@ -82,7 +91,7 @@ func prepare(_ image: CGImage) -> [UInt8] {
     for x in 0..<line {
       var sum = 0.0
       for (k, weight) in rows[y].weights.enumerated() {
-        sum += weight * Double(wide[(rows[y].start + k) * line + x])
+        sum += weight * Double(wide[(rows[y].start - top + k) * line + x])
       }
       pixels[y * line + x] = byte(sum)
     }

@@ -18,14 +18,14 @@ struct Tap {
 };
 
 // Which pixels of a line make each of kSize new ones, and with what weights.
-inline std::vector<Tap> Taps(int length, int target) {
+inline std::vector<Tap> Taps(int length, int64_t target) {
   const double scale = static_cast<double>(length) / target;
   const double reach = std::max(scale, 1.0);
-  const int spare = target - kSize, half = spare / 2;
-  const int first = half + (spare % 2) * (half % 2);
+  const int64_t spare = target - kSize, half = spare / 2;
+  const int64_t first = half + (spare % 2) * (half % 2);
   std::vector<Tap> taps;
   for (int index = 0; index < kSize; ++index) {
-    const double centre = (first + index + 0.5) * scale;
+    const double centre = (static_cast<double>(first + index) + 0.5) * scale;
     const int start = std::max(0, static_cast<int>(centre - kSupport * reach + 0.5));
     const int end = std::min(length, static_cast<int>(centre + kSupport * reach + 0.5));
     Tap tap{start, {}};
@@ -48,24 +48,27 @@ inline uint8_t Byte(double value) {
 // `rgb` is an upright image, height x width x 3; the answer is kSize x kSize x 3.
 inline std::vector<uint8_t> Prepare(const uint8_t* rgb, int width, int height) {
   const int64_t small = std::min(width, height);
-  const auto columns = Taps(width, static_cast<int>(int64_t{width} * kShortSide / small));
-  const auto rows = Taps(height, static_cast<int>(int64_t{height} * kShortSide / small));
+  const auto columns = Taps(width, int64_t{width} * kShortSide / small);
+  const auto rows = Taps(height, int64_t{height} * kShortSide / small);
   const size_t line = kSize * 3;
-  std::vector<uint8_t> wide(height * line), pixels(kSize * line);
-  for (int y = 0; y < height; ++y)
+  // Only the rows that the crop comes from take memory.
+  const int top = rows.front().start;
+  const int bottom = rows.back().start + static_cast<int>(rows.back().weights.size());
+  std::vector<uint8_t> wide((bottom - top) * line), pixels(kSize * line);
+  for (int y = top; y < bottom; ++y)
     for (int x = 0; x < kSize; ++x)
       for (int c = 0; c < 3; ++c) {
         double sum = 0;
         for (size_t k = 0; k < columns[x].weights.size(); ++k)
           sum += columns[x].weights[k] *
                  rgb[(static_cast<size_t>(y) * width + columns[x].start + k) * 3 + c];
-        wide[y * line + x * 3 + c] = Byte(sum);
+        wide[(y - top) * line + x * 3 + c] = Byte(sum);
       }
   for (int y = 0; y < kSize; ++y)
     for (size_t x = 0; x < line; ++x) {
       double sum = 0;
       for (size_t k = 0; k < rows[y].weights.size(); ++k)
-        sum += rows[y].weights[k] * wide[(rows[y].start + k) * line + x];
+        sum += rows[y].weights[k] * wide[(rows[y].start - top + k) * line + x];
       pixels[y * line + x] = Byte(sum);
     }
   return pixels;

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,23 +25,80 @@ MAX_BYTES = 32 * 2**20
 CORES = len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))
 
 
+# What an image may take in memory, in bytes: 4 a pixel. JPEGs of more than LARGE pixels
+# are decoded at 1/2, 1/4 or 1/8 of their size, down to a short side of LEAST; images
+# that are still larger one at a time.
+MEMORY, LARGE, LEAST = 536870912, 16777216, 1024
+ALONE = threading.Lock()
+Image.MAX_IMAGE_PIXELS = None
+
+
+def limit(image):
+    """Keep an opened image within these limits, or refuse it."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError("32 bits per channel have no known range")
+    width, height = image.size
+    factor, each = 1, 12 if image.format == "WEBP" else 4
+    if image.format in ("JPEG", "MPO"):
+        while (
+            factor < 8
+            and -(-width // factor) * -(-height // factor) > LARGE
+            and min(width, height) >= 2 * factor * LEAST
+        ):
+            factor *= 2
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))
+    needed = each * image.width * image.height
+    if "progressive" in image.info:
+        needed += 2 * width * height * len(image.getbands())
+    if needed > MEMORY:
+        raise ValueError(f"{width} x {height} pixels are too many")
+
+
+def upright_rgb(image):
+    """Decode an image as RGB, turned as its camera was held."""
+    if image.getexif().get(0x0112, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.mode in ("I", "I;16", "I;16B"):
+        # The upper 8 of 16 bits; Pillow's own conversion would clip at 255.
+        upper = np.clip(np.asarray(image) >> 8, 0, 255)
+        image = Image.fromarray(upper.astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def window(side, short):
+    """Return which pixels of a side are resized, and where in them the crop lies."""
+    scaled = side * SHORT_SIDE // short
+    # round() sends halves to the even neighbour, as in training.
+    first = round((scaled - SIZE) / 2)
+    start, end = 0, side
+    if side > 8 * short:
+        reach = 2 * -(-side // scaled) + 2
+        start = max(0, first * side // scaled - reach)
+        end = min(side, -(-(first + SIZE) * side // scaled) + reach)
+    return start, end, *(at * side / scaled - start for at in (first, first + SIZE))
+
+
+def resize(image):
+    """Resize an image and cut its centre; nothing else: the graph normalises."""
+    (x, x_end, left, right), (y, y_end, top, bottom) = (
+        window(side, min(image.size)) for side in image.size
+    )
+    if (x, y, x_end, y_end) != (0, 0, *image.size):
+        image = image.crop((x, y, x_end, y_end))
+    resampling, height = Image.Resampling.BILINEAR, image.height
+    image = image.resize((SIZE, height), resampling, (left, 0, right, height))
+    return np.asarray(image.resize((SIZE, SIZE), resampling, (0, top, SIZE, bottom)))
+
+
 def prepare(file):
     """Return an image, given its path or an open file, as uint8 (SIZE, SIZE, 3)."""
-    with Image.open(file) as opened:
-        if opened.mode == "F" or (opened.mode == "I" and opened.format == "TIFF"):
-            raise ValueError("32 bits per channel have no known range")
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in ("I", "I;16", "I;16B"):
-            # The upper 8 of 16 bits; Pillow's own conversion would clip at 255.
-            upper = np.clip(np.asarray(image) >> 8, 0, 255)
-            image = Image.fromarray(upper.astype(np.uint8))
-        image = image.convert("RGB")
-    # Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-    sides = [side * SHORT_SIDE // min(image.size) for side in image.size]
-    image = image.resize(sides, Image.Resampling.BILINEAR)
-    # round() sends halves to the even neighbour, as in training.
-    left, top = (round((side - SIZE) / 2) for side in image.size)
-    return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+    with Image.open(file) as image:
+        limit(image)
+        alone = image.width * image.height > LARGE
+        with ALONE if alone else nullcontext():
+            return resize(upright_rgb(image))
 
 
 # pip install tensorflow
