@@ -16,9 +16,9 @@ from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec
 from reszoo.weights import safetensors
 from reszoo.weights.loading import Loaded, load_weights
-from reszoo.weights.location import Found, locate
+from reszoo.weights.location import Found, locate, read_located
 from reszoo.weights.names import LoadReport, Tensors, to_tensors
-from reszoo.weights.reading import keras_applications_contents, read
+from reszoo.weights.reading import keras_applications_contents
 
 _CARD = "_reszoo_card"
 _REPORT = "_reszoo_load_report"
@@ -118,7 +118,7 @@ def build(
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
     found = locate(weights, described.name, allow_noncommercial=allow_noncommercial)
-    contents, spec = read(found.path), described.spec
+    contents, spec = read_located(found), described.spec
     return _attach_loaded(
         load_weights(contents, found, spec, options, labels, seed=seed, name=name)
     )
@@ -144,7 +144,7 @@ def load(
     """
     spec = None if variant is None else find_spec(variant)
     found = locate(path, None if spec is None else spec.name)
-    return _attach_loaded(load_weights(read(found.path), found, spec, {}))
+    return _attach_loaded(load_weights(read_located(found), found, spec, {}))
 
 
 def save(

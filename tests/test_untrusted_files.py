@@ -15,6 +15,7 @@ import pytest
 import reszoo
 from reszoo.files import check_regular, open_regular, read_json, read_regular
 from reszoo.weights import reading
+from reszoo.weights.location import Found, read_located
 
 
 def within(seconds: float, function: Any, *arguments: Any) -> Any:
@@ -132,6 +133,20 @@ def test_any_header_is_refused_in_words(header: str, tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(4))
     with pytest.raises(reszoo.CheckpointError):
         reading.read(path)
+
+
+def test_a_download_that_cannot_be_read_is_removed(home: Path, tmp_path: Path) -> None:
+    for place in (home / "url" / "0123", tmp_path / "mine"):
+        place.mkdir(parents=True)
+        path = place / "a.safetensors"
+        path.write_bytes(b"0123456789")
+        found = Found(path=path, source="https://host/a.safetensors")
+        with pytest.raises(reszoo.CheckpointError) as error:
+            read_located(found)
+        kept = place == tmp_path / "mine"
+        assert path.exists() == kept
+        text = "came from https://host/a.safetensors and was removed from the cache"
+        assert (text in str(error.value)) == (not kept)
 
 
 def test_a_run_is_not_written_among_other_files(

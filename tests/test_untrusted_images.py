@@ -25,6 +25,7 @@ from reszoo.data import image_limits
 from reszoo.data.decoding import decode_bounded
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import open_image, prepare_image
+from reszoo.data.image_paths import iterate_paths
 from reszoo.data.pipeline import Augmentation, evaluation_batches, training_batches
 from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from reszoo_export.saved_model.writer import prepare_encoded
@@ -303,9 +304,10 @@ def test_pipes_and_devices_are_no_pictures(
     )
     table = root / "pipe.csv"
     os.mkfifo(table)
-    error = within(20, reszoo.scan, table)
-    assert isinstance(error, reszoo.DataError)
-    assert "not a regular file" in str(error)
+    for reader in (reszoo.scan, lambda path: list(iterate_paths([path]))):
+        error = within(20, reader, table)
+        assert isinstance(error, reszoo.DataError)
+        assert "not a regular file" in str(error)
 
 
 def test_the_scan_names_what_exceeds_the_limits(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ import csv
 import glob
 import os
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 from reszoo.data.listing import SUFFIXES, walk_images
 from reszoo.errors import DataError
+from reszoo.files import open_regular
 
 _REMEDY = 'Expected one path a line, or a column called "path".'
 
@@ -84,9 +86,10 @@ def _of_csv(file: Path) -> Iterator[str]:
     column: int | None = None
     try:
         # Names of files need not be UTF-8; see PEP 383.
-        with file.open(
-            encoding="utf-8-sig", errors="surrogateescape", newline=""
-        ) as text:
+        with (
+            open_regular(file) as binary,
+            TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text,
+        ):
             lines = csv.reader(text, strict=True, skipinitialspace=True)
             for fields in filter(any, lines):
                 if column is None:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from reszoo.cards import public_origin
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
+from reszoo.files import cache_folder
 from reszoo.weights import download, safetensors
 from reszoo.weights.published import PublishedWeights, find_published, published_names
-from reszoo.weights.reading import SUFFIXES
+from reszoo.weights.reading import SUFFIXES, Contents, read
 
 _PROVIDERS = ("torchvision/", "timm/")
 _HUB = re.compile(
@@ -121,6 +122,23 @@ def locate(
     if address.kind == "url":
         return Found(path=download.fetch(text, None), source=public_origin(text))
     return _local(Path(text), variant)
+
+
+def read_located(found: Found) -> Contents:
+    """Read a located file; a download that cannot be read does not stay in the cache.
+
+    Raises:
+        CheckpointError: See `reading.read`.
+    """
+    try:
+        return read(found.path)
+    except CheckpointError as error:
+        if cache_folder() / "url" not in found.path.parents:
+            raise
+        found.path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{error} It came from {found.source} and was removed from the cache."
+        ) from error
 
 
 def _published(name: str, variant: str | None, consent: bool) -> Found:
