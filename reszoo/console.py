@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Literal, TextIO
 
+from reszoo.errors import printable as printable
+
 _NOISY_LOGGERS = ("tensorflow", "absl", "tf2onnx")
 _NOISY_MODULES = r"(tensorflow|keras|tf2onnx|onnx|numpy|google|absl|h5py|PIL)\b"
 # Seconds between lines of progress where there is no terminal.
@@ -208,24 +210,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     # In a pipe rich assumes 80 columns and would truncate names.
     console.width = max(console.width, 120)
     console.print(table, markup=False)
-
-
-def printable(text: str) -> str:
-    r"""Return text of an unknown origin as one line that only shows what it says.
-
-    Control characters, which may move the cursor or change what was printed before,
-    and marks of writing direction are escaped as in Python: `\x1b`, `\u202e`. So are
-    bytes of a file name that are not UTF-8: `\xff`.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    # How Python holds an undecodable byte (PEP 383).
-    is_byte = "\udc80" <= character <= "\udcff"
-    return f"\\x{ord(character) - 0xDC00:02x}" if is_byte else ascii(character)[1:-1]
 
 
 def print_text(text: str, file: TextIO | None = None) -> None:

@@ -14,7 +14,23 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
-from reszoo.console import printable
+
+def printable(text: str) -> str:
+    r"""Return text of an unknown origin as one line that only shows what it says.
+
+    Control characters, which may move the cursor or change what was printed before,
+    and marks of writing direction are escaped as in Python: `\x1b`, `\u202e`. So are
+    bytes of a file name that are not UTF-8: `\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    # How Python holds an undecodable byte (PEP 383).
+    is_byte = "\udc80" <= character <= "\udcff"
+    return f"\\x{ord(character) - 0xDC00:02x}" if is_byte else ascii(character)[1:-1]
 
 
 class ReszooError(Exception):
