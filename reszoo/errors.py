@@ -96,6 +96,15 @@ class VerificationError(ReszooError):
     """An exported file has other outputs than the model it came from."""
 
 
+def named(kind: str, message: str) -> ReszooError:
+    """Make an error again that another process had, from its class and text."""
+    found = globals().get(kind)
+    if not (isinstance(found, type) and issubclass(found, ReszooError)):
+        return ReszooError(message)
+    # Subclasses of UsageError take other arguments than the message.
+    return (UsageError if issubclass(found, UsageError) else found)(message)
+
+
 def _common_start(one: str, other: str) -> int:
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

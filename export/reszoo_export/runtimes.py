@@ -220,6 +220,11 @@ class Runtime:
                 lambda pixels: self._call(session, pixels, name), images
             )
 
+    def call(self, pixels: NDArray[Any], output: str) -> NDArray[Any]:
+        """Run the file once, on pixels in its own dtype, axes and batch size."""
+        with self.sessions.borrow() as session:
+            return self._call(session, pixels, output)
+
 
 def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
     """Return `runtime.run(images)`, computed 32 images at a time."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from reszoo import errors
 from reszoo.console import enable_quiet_cli
-from reszoo.errors import ReszooError, UsageError
+from reszoo.errors import ReszooError
 from reszoo.files import read_json
 
 _ARGUMENTS, _RESULT, _OUTPUT = "arguments.json", "result.json", "output.txt"
@@ -103,7 +103,7 @@ def run_in_subprocess(
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env=_environment(hide_gpus),
+            env=child_environment(hide_gpus),
         )
         try:
             process.wait(seconds)
@@ -118,7 +118,8 @@ def run_in_subprocess(
     return _result(folder, process.returncode)
 
 
-def _environment(hide_gpus: bool) -> dict[str, str]:
+def child_environment(hide_gpus: bool) -> dict[str, str]:
+    """Return the environment of a subprocess that imports what this one does."""
     # A notebook may have changed sys.path.
     path = os.pathsep.join(filter(None, sys.path))
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if hide_gpus else {}
@@ -127,22 +128,20 @@ def _environment(hide_gpus: bool) -> dict[str, str]:
 
 def _result(folder: Path, code: int) -> Any:
     if code:
-        raise SubprocessError(f"its runtime crashed ({_status(code)}){_tail(folder)}")
+        raise SubprocessError(
+            f"its runtime crashed ({exit_status(code)}){_tail(folder)}"
+        )
     try:
         result = read_json(folder / _RESULT)
     except (OSError, ValueError) as error:
         raise SubprocessError(f"it left no result ({error})") from error
     if "error" in result:
-        kind = getattr(errors, str(result["error"]), ReszooError)
-        if not (isinstance(kind, type) and issubclass(kind, ReszooError)):
-            kind = ReszooError
-        # Its subclasses take other arguments than the message.
-        kind = UsageError if issubclass(kind, UsageError) else kind
-        raise kind(result["message"])
+        raise errors.named(str(result["error"]), str(result["message"]))
     return result["value"]
 
 
-def _status(code: int) -> str:
+def exit_status(code: int) -> str:
+    """Tell how a subprocess ended."""
     if code > 0:
         return f"exit {code}"
     name = signal.Signals(-code).name
@@ -180,8 +179,13 @@ def main(function: str, folder: Path) -> None:
     os._exit(0)
 
 
-def set_limits(limits: Limits) -> None:
-    """Limit what this process may take from now on, where the system can."""
+def set_limits(limits: Limits, *, final: bool = True) -> None:
+    """Limit what this process may take from now on, where the system can.
+
+    Args:
+        limits: Time is not among what is limited here.
+        final: Whether they cannot be raised again.
+    """
     try:
         import resource
     except ImportError:  # Windows has none.
@@ -196,7 +200,7 @@ def set_limits(limits: Limits) -> None:
     for kind, most in wanted.items():
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (most, most if final else hard))
 
 
 def _end_with_parent() -> None:
