@@ -5,8 +5,8 @@ timm's config, the reader of Keras models) goes by `convolutions`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from reszoo.errors import UsageError
 from reszoo.specs import (
@@ -69,6 +69,49 @@ class Architecture:
             **self.options(),
             "input_shape": list(self.input_shape),
         }
+
+
+ScoreActivation = Literal["softmax", "sigmoid"]
+_KERAS_KIND = "keras"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KerasArchitecture:
+    """An image classifier that reszoo did not build, known by its exported files.
+
+    Attributes:
+        name: Of the Keras model.
+        input_shape: Height, width and 3 channels.
+        classes: Number of scores.
+        activation: What makes probabilities of logits: "sigmoid" where each class has a
+            probability of its own, so that they need not add up to 1.
+    """
+
+    name: str
+    input_shape: InputShape
+    classes: int
+    activation: ScoreActivation
+    include_top: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.isprintable():
+            raise UsageError(
+                "The name of a model must be one line of printable text. "
+                f"Received: {self.name!r}."
+            )
+        sides = [side for side in self.input_shape if side is not None]
+        numbers = all(type(each) is int and each > 0 for each in (*sides, self.classes))
+        if not numbers or len(self.input_shape) != 3 or self.classes < 2:
+            raise UsageError(
+                "A classifier must take images (height, width, channels) and have at "
+                f"least 2 classes. Received: {self.input_shape} and {self.classes}."
+            )
+        one_of("activation", self.activation, ScoreActivation)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        shape = list(self.input_shape)
+        return {"kind": _KERAS_KIND, **asdict(self), "input_shape": shape}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,9 +338,16 @@ def architecture(
     )
 
 
-def architecture_from_json(content: dict[str, Any]) -> Architecture:
-    """Return what `Architecture.to_json` wrote, checked like a fresh request."""
+def architecture_from_json(
+    content: dict[str, Any],
+) -> Architecture | KerasArchitecture:
+    """Return what `to_json` of either wrote, checked like a fresh request."""
     options = dict(content)
+    if options.get("kind") == _KERAS_KIND:
+        del options["kind"]
+        return KerasArchitecture(
+            **{**options, "input_shape": tuple(options["input_shape"])}
+        )
     spec = options.pop("spec")
     if not isinstance(options.get("include_top"), bool):
         raise TypeError("include_top must be true or false")

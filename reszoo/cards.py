@@ -10,7 +10,11 @@ from importlib import metadata
 from itertools import islice
 from typing import Any
 
-from reszoo.architecture import Architecture, architecture_from_json
+from reszoo.architecture import (
+    Architecture,
+    KerasArchitecture,
+    architecture_from_json,
+)
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import parse_json
 from reszoo.preprocessing import Preprocessing, default_preprocessing
@@ -63,7 +67,8 @@ class Card:
     """Labels, preprocessing and origin of a set of weights.
 
     Attributes:
-        architecture: Spec and options of the model that the weights belong to.
+        architecture: Spec and options of the model that the weights belong to, or what
+            is known of a Keras model that reszoo did not build.
         labels: In the order of the outputs; None if unknown.
         preprocessing: How images become inputs.
         provenance: Where the weights come from: source, recipe, seed, licence...
@@ -71,7 +76,7 @@ class Card:
         versions: Versions of the libraries that wrote the card.
     """
 
-    architecture: Architecture
+    architecture: Architecture | KerasArchitecture
     labels: tuple[str, ...] | None
     preprocessing: Preprocessing
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +106,20 @@ class Card:
                 "mean and std must have one entry per channel of the model's input, "
                 f"{channels}. Received: mean={self.preprocessing.mean}."
             )
+
+    @property
+    def resnet(self) -> Architecture:
+        """The spec and options to build the model with.
+
+        Raises:
+            UsageError: It is a model that reszoo did not build.
+        """
+        if isinstance(self.architecture, KerasArchitecture):
+            raise UsageError(
+                f"{self.architecture.name} is a Keras model that reszoo did not build: "
+                "only its exported files can be used. Load the model with Keras."
+            )
+        return self.architecture
 
     @property
     def is_fresh(self) -> bool:

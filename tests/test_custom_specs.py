@@ -34,7 +34,7 @@ np.save(folder / "logits.npy", model(np.load(folder / "x.npy"), training=False))
 options = {"formats": "all", "calibration": "digits", "verify": "digits"}
 manifest = reszoo.export(checkpoint, folder / "export", **options)
 print(json.dumps({
-    "spec": reszoo.card(model).architecture.to_json()["spec"],
+    "spec": reszoo.card(model).resnet.to_json()["spec"],
     "top1": reszoo.evaluate(checkpoint, "digits").top1,
     "formats": [file.format for file in manifest.files],
 }))
@@ -82,7 +82,7 @@ def test_every_member_of_the_family_is_saved_loaded_and_exported(
     folded = make_serving(again).model
     kinds = {layer.name: type(layer).__name__ for layer in folded.layers}
     left = {layer for layer, kind in kinds.items() if kind == "ScaleShift"}
-    assert left == set(standalone_norms(reszoo.card(model).architecture))
+    assert left == set(standalone_norms(reszoo.card(model).resnet))
     assert "BatchNormalization" not in kinds.values()
 
 
@@ -146,7 +146,7 @@ def test_the_family_is_recognised_in_a_keras_model(
     x = keras.layers.GlobalAveragePooling2D()(base.output)
     model = keras.Model(base.input, keras.layers.Dense(4, activation="softmax")(x))
     serving = make_serving(model)
-    described, ours = serving.card.architecture, reszoo.card(base).architecture
+    described, ours = serving.card.resnet, reszoo.card(base).resnet
     assert (described.spec, described.shortcut) == (ours.spec, ours.shortcut)
     images = np.random.default_rng(1).integers(0, 256, (3, *shape), np.uint8)
     answers = serving.function("probabilities")(images)["probabilities"]

@@ -32,7 +32,7 @@ def moved(name: str, **fields: Any) -> set[str]:
     recipe = find_recipe("cifar", batch_size=2, precision="float32", **fields)
     (phase,) = phases(recipe, 2)
     net = training_copy(model, preprocessing, recipe)
-    trainer = PhaseTrainer(net, card.architecture, preprocessing, phase, Devices())
+    trainer = PhaseTrainer(net, card.resnet, preprocessing, phase, Devices())
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     before = to_tensors(net)
     trainer.train(tf.constant(images), tf.constant([0, 1], tf.int64), 0, 0)
@@ -80,7 +80,7 @@ def built(request: pytest.FixtureRequest) -> Any:
 def test_every_batch_norm_is_counted_and_set(
     built: Any, setting: str | None, batch_norm: bool
 ) -> None:
-    model, described = built, reszoo.card(built).architecture
+    model, described = built, reszoo.card(built).resnet
     for layer in model.layers:
         layer.trainable = True
     counted = freeze(model, described, setting, batch_norm)
@@ -101,7 +101,7 @@ def test_every_batch_norm_is_counted_and_set(
 def test_a_stage_that_is_not_there_is_refused() -> None:
     model = reszoo.build("resnet20")
     with pytest.raises(reszoo.UsageError, match="resnet20 has 3 stages"):
-        freeze(model, reszoo.card(model).architecture, "stages:4", False)
+        freeze(model, reszoo.card(model).resnet, "stages:4", False)
 
 
 def test_layers_that_the_caller_froze_stay_frozen() -> None:

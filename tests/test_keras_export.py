@@ -37,7 +37,7 @@ def pixels(size: int, count: int = 3) -> Any:
 
 
 def check(serving: Serving, images: Any, expected: Any, atol: float = 1e-5) -> None:
-    name = "probabilities" if serving.card.architecture.include_top else "features"
+    name = "probabilities" if serving.card.resnet.include_top else "features"
     answers = serving.function(name)(images)[name].numpy()
     assert expected.std(axis=0).max() > 1e-3, "the images must differ in their answers"
     np.testing.assert_allclose(answers, expected, atol=atol)
@@ -68,7 +68,7 @@ def test_a_fine_tuned_net_of_keras_applications(backbone: Any) -> None:
     np.testing.assert_allclose(
         source_answers(model, serving)(images), expected, atol=1e-5
     )
-    described = serving.card.architecture
+    described = serving.card.resnet
     assert (described.name, described.stride_in) == ("resnet50", "1x1")
     assert serving.card.labels == ("a", "b", "c", "d", "e")
     assert serving.card.provenance["preprocessing"] == "of keras.applications"
@@ -122,7 +122,7 @@ def test_our_nets_under_a_head_of_the_users(options: dict[str, Any]) -> None:
     record = reszoo.card(base).preprocessing
     expected = model(record.normalise(images.astype(np.float32)), training=False)
     check(serving, images, expected.numpy())
-    described, ours = serving.card.architecture, reszoo.card(base).architecture
+    described, ours = serving.card.resnet, reszoo.card(base).resnet
     for name in ("spec", "shortcut", "stride_in"):
         assert getattr(described, name) == getattr(ours, name)
 
@@ -132,7 +132,7 @@ def test_a_plain_model_under_a_head_of_the_users() -> None:
     model = head_on(base, layers.GlobalAveragePooling2D())
     serving = make_serving(model)
     check(serving, pixels(32), source_answers(model, serving)(pixels(32)))
-    described = serving.card.architecture
+    described = serving.card.resnet
     assert (described.name, described.shortcut) == ("plain20", "none")
 
 

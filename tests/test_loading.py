@@ -92,8 +92,8 @@ def test_a_bare_file_loads_and_a_contradicted_name_is_refused(file: Path) -> Non
         model(X), expected, atol=1e-5 * np.abs(expected).max(), rtol=0
     )
     card = reszoo.card(reszoo.load(file))
-    assert card.architecture.name == "resnet18"
-    assert card.architecture.input_shape == (224, 224, 3)
+    assert card.resnet.name == "resnet18"
+    assert card.resnet.input_shape == (224, 224, 3)
     assert card.labels is None
     with pytest.raises(reszoo.CheckpointError, match=r"holds a resnet18.*'resnet34'"):
         reszoo.build("resnet34", weights=file)
@@ -383,7 +383,7 @@ def test_keras_applications_nets_convert_exactly(name: str) -> None:
     expected = np.asarray(theirs(caffe, training=False))
     answer = ours(reszoo.card(ours).preprocessing.normalise(pixels), training=False)
     assert np.abs(np.asarray(answer) - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert reszoo.card(ours).architecture.stride_in == "1x1"
+    assert reszoo.card(ours).resnet.stride_in == "1x1"
 
 
 def test_other_keras_models_are_refused() -> None:

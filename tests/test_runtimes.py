@@ -31,10 +31,10 @@ def images() -> Any:
 def card(features: bool) -> Card:
     """As files have it: without a classifier where they give features."""
     built = reszoo.build("resnet20", input_shape=(SIDE, SIDE, 3), classes=CLASSES)
-    made = new_card(reszoo.card(built).architecture)
+    made = new_card(reszoo.card(built).resnet)
     if not features:
         return made
-    bare = replace(made.architecture, include_top=False, classes=None, pooling="avg")
+    bare = replace(made.resnet, include_top=False, classes=None, pooling="avg")
     return replace(made, architecture=bare)
 
 

@@ -142,7 +142,7 @@ def test_the_list_names_every_convolution_of_the_model(
     spec: reszoo.ResNetSpec, options: dict[str, Any]
 ) -> None:
     model = reszoo.build(spec, include_top=False, **options)
-    described = reszoo.card(model).architecture
+    described = reszoo.card(model).resnet
     listed = {each.name: each for each in convolutions(described)}
     layers = {layer.name: layer for layer in model.layers}
     made = {n for n, x in layers.items() if isinstance(x, keras.layers.Conv2D)}

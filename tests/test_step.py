@@ -208,7 +208,7 @@ def test_the_average_follows_every_weight_and_statistic() -> None:
     recipe = recipe_of(ema=0.75, epochs=1, warmup_epochs=0)
     (phase,) = phases(recipe, 16)
     net = training_copy(model, preprocessing, recipe)
-    trainer = PhaseTrainer(net, card.architecture, preprocessing, phase, Devices())
+    trainer = PhaseTrainer(net, card.resnet, preprocessing, phase, Devices())
     expected = None
     for step in range(4):
         trainer.train(tf.constant(IMAGES), tf.constant(LABELS), step, 0)

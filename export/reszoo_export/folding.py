@@ -52,7 +52,7 @@ def fold(model: keras.Model) -> Tensors:
 
     Those of the classifier are as they were.
     """
-    tensors, architecture = to_tensors(model), get_card(model).architecture
+    tensors, architecture = to_tensors(model), get_card(model).resnet
 
     def statistics(norm: str) -> Statistics:
         return Statistics(

@@ -100,6 +100,8 @@ class RuntimeSpec:
         layouts: Orders of the image's axes that it supports.
         input_dtypes: Of the pixels, which may be asked for in place of a format's own.
         operators: Those that files of every format may use.
+        builtin: Pattern of the names of operators that the runtime has by itself; files
+            of models whose structure is not known may use all of them.
     """
 
     name: str
@@ -111,6 +113,7 @@ class RuntimeSpec:
     layouts: frozenset[str] = frozenset({"nhwc"})
     input_dtypes: frozenset[str] = frozenset()
     operators: frozenset[str]
+    builtin: str = r"\w+"
 
     @property
     def package(self) -> str:
@@ -146,6 +149,8 @@ TFLITE = RuntimeSpec(
     suffix=".tflite",
     outputs=("probabilities",),
     batch=1,
+    # Those of TensorFlow and custom ones have other names, such as FlexErf.
+    builtin="[A-Z0-9_]+",
     # DELEGATE replaces the operators that XNNPACK computes.
     operators=frozenset({
         "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "FULLY_CONNECTED",

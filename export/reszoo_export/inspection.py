@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.errors import CheckpointError
@@ -186,7 +187,12 @@ def _tensor_rows(
 def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
     preprocessing, architecture = card.preprocessing, card.architecture
     sides = ("?" if side is None else str(side) for side in architecture.input_shape)
-    shown = f"shortcut {architecture.shortcut}, input {'x'.join(sides)}"
+    kind = (
+        "a Keras model of its own"
+        if isinstance(architecture, KerasArchitecture)
+        else f"shortcut {architecture.shortcut}"
+    )
+    shown = f"{kind}, input {'x'.join(sides)}"
     yield "model", f"{architecture.name}, {shown}"
     if card.labels:
         yield "labels", f"{len(card.labels)}: {_some(card.labels)}"

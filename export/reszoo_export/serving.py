@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from reszoo.architecture import Architecture
+from reszoo.architecture import Architecture, KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
@@ -23,7 +24,14 @@ from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.resnet import is_from_reszoo, read_keras_model
+from reszoo_export.keras_models.classifier import copy_classifier, read_scores
+from reszoo_export.keras_models.origin import read_classifier_card
+from reszoo_export.keras_models.resnet import (
+    is_from_reszoo,
+    is_resnet,
+    read_keras_model,
+)
+from reszoo_export.verification.reference import synthetic_images
 
 INPUT = "image"
 FEATURES = "features"
@@ -33,11 +41,11 @@ _COMPILED = "compiled with reszoo for fit"
 
 @dataclass(frozen=True)
 class Serving:
-    """A folded float32 model and its card, ready to be traced.
+    """A float32 model and its card, ready to be traced.
 
     Attributes:
         model: Normalised pixels in, logits out, or features where the options ask for
-            them; no batch normalisation.
+            them; of a ResNet without batch normalisation.
         card: Of the exported function: of its image size, and without labels where
             it gives features.
         options: How the function looks from outside.
@@ -49,6 +57,17 @@ class Serving:
     card: Card
     options: ExportOptions = field(default_factory=ExportOptions)
     bgr: bool = False
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the model's structure is not known: batch norm is not folded."""
+        return isinstance(self.card.architecture, KerasArchitecture)
+
+    @property
+    def has_sigmoid(self) -> bool:
+        """Whether each class has a probability of its own."""
+        made = self.card.architecture
+        return isinstance(made, KerasArchitecture) and made.activation == "sigmoid"
 
     def outputs(self, default: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the outputs: the one asked for, or a format's own."""
@@ -86,9 +105,10 @@ class Serving:
             answer = self.model(pixels, training=False)
             if not self.card.architecture.include_top:
                 return {FEATURES: tf.identity(answer, FEATURES)}
+            activation = tf.nn.sigmoid if self.has_sigmoid else tf.nn.softmax
             answers = {
                 "logits": tf.identity(answer, "logits"),
-                "probabilities": tf.nn.softmax(answer, name="probabilities"),
+                "probabilities": activation(answer, name="probabilities"),
             }
             return {name: answers[name] for name in outputs}
 
@@ -104,19 +124,22 @@ def make_serving(
     """Make the serving form of a model; the model itself is not touched.
 
     Args:
-        model: A model from reszoo, or a plain Keras model that is a ResNet: of
-            `keras.applications`, or of reszoo under a head of your own.
+        model: A model from reszoo, or any functional or sequential Keras model from one
+            RGB image to one vector of class scores.
         options: How the function looks from outside; None for each format's own.
         labels: Names of the classes in order, where the card lacks or misses them.
         preprocessing: How pictures were shown to the model, where that is not what
             its card or kind tells.
 
     Raises:
-        UsageError: The model is no ResNet that is understood, has no classifier and
-            no features were asked for, or cannot take images of the size asked for.
+        UsageError: The model is of another kind, has no classifier and no features
+            were asked for, nothing tells how images were shown to it, or it cannot
+            take images of the size asked for.
     """
     options = options or ExportOptions()
     known = is_from_reszoo(model)
+    if not known and not is_resnet(model):
+        return _traced(model, options, labels, preprocessing)
     if known:
         card, tensors, is_bgr = _own_card(model, preprocessing), fold(model), False
     else:
@@ -128,10 +151,48 @@ def make_serving(
     card = _as_asked(card, options)
     size = card.preprocessing.eval_size
     architecture = replace(
-        card.architecture, input_shape=(size, size, 3), classifier_activation=None
+        card.resnet, input_shape=(size, size, 3), classifier_activation=None
     )
     folded = _float32_model(architecture, tensors, folded=True)
     return Serving(folded, card, options, bgr=is_bgr)
+
+
+def _traced(
+    model: keras.Model,
+    options: ExportOptions,
+    labels: Sequence[str] | None,
+    preprocessing: Preprocessing | None,
+) -> Serving:
+    """Make the serving form of a classifier whose structure is not known."""
+    scores = read_scores(model)
+    missing = (FEATURES, "logits") if scores.is_multilabel else (FEATURES,)
+    if options.outputs in missing:
+        raise UsageError(
+            "A Keras model that is no ResNet has no features to export, and one that "
+            "ends in a sigmoid for each class no logits alone. Received: "
+            f"outputs={options.outputs!r} of {model.name!r}; leave outputs out."
+        )
+    copy = copy_classifier(model, scores)
+    card, is_bgr = read_classifier_card(
+        model, copy, scores, preprocessing, options.input_size
+    )
+    _check_askable(card, options)
+    serving = Serving(copy, _labelled(card, labels), options, bgr=is_bgr)
+    if scores.activation is None:
+        _check_logits(serving, model.name)
+    return serving
+
+
+def _check_logits(serving: Serving, name: str) -> None:
+    """Refuse scores that are probabilities although no known operation made them."""
+    images = synthetic_images(serving.card.preprocessing.eval_size)
+    scores = serving.function("logits")(images)["logits"].numpy()
+    if scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3):
+        raise UsageError(
+            "Scores that add up to 1 must come from a softmax at the end, which export "
+            f"recognises, or be logits. Received: {name!r}, whose scores add up to 1 "
+            "and do not end in one; end it in logits or in layers.Softmax()."
+        )
 
 
 def float32_twin(model: keras.Model, card: Card) -> keras.Model:
@@ -150,7 +211,7 @@ def float32_twin(model: keras.Model, card: Card) -> keras.Model:
     exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
     if exact and get_card(model).architecture == card.architecture:
         return model
-    return _float32_model(card.architecture, to_tensors(model), name=model.name)
+    return _float32_model(card.resnet, to_tensors(model), name=model.name)
 
 
 def _own_card(model: keras.Model, preprocessing: Preprocessing | None) -> Card:
@@ -185,7 +246,7 @@ def _check_exportable(card: Card, options: ExportOptions) -> None:
             "it has with outputs='features' (--outputs features)."
         )
     height, width, _ = card.architecture.input_shape
-    spec, size = card.architecture.spec, card.preprocessing.eval_size
+    spec, size = card.resnet.spec, card.preprocessing.eval_size
     if options.input_size is None and not {height, width} <= {None, size}:
         raise UsageError(
             f"The model's input must be what its preprocessing makes, {size}x{size}. "
@@ -214,7 +275,7 @@ def _check_askable(card: Card, options: ExportOptions) -> None:
 
 def _as_asked(card: Card, options: ExportOptions) -> Card:
     """Return the card of what the options make of a model."""
-    size, architecture = options.input_size, card.architecture
+    size, architecture = options.input_size, card.resnet
     if size not in (None, card.preprocessing.eval_size):
         card = replace(
             card,

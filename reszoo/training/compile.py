@@ -209,7 +209,7 @@ def compile(
     _check_supported(model, fields)
     chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
     freeze_bn = bool(chosen.freeze_bn)
-    batch_norm = freeze(model, card.architecture, chosen.freeze, freeze_bn)
+    batch_norm = freeze(model, card.resnet, chosen.freeze, freeze_bn)
     set_momentum(model, moving_momentum(chosen, steps_per_epoch))
     model.compile(
         optimizer=RuleOptimizer(chosen, steps_per_epoch),
@@ -232,7 +232,7 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
             f"{batches if 'batch_size' in unsupported else ''} Leave "
             "them out, or call reszoo.train(model, data, ...)."
         )
-    built = get_card(model).architecture
+    built = get_card(model).resnet
     if not built.include_top or built.classifier_activation is not None:
         raise UsageError(
             "compile needs a model that ends in logits, for its loss takes logits. "

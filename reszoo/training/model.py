@@ -118,7 +118,7 @@ def training_copy(
     Raises:
         UsageError: The model has no classifier, or the processor no bfloat16.
     """
-    architecture = get_card(model).architecture
+    architecture = get_card(model).resnet
     logits_model(model)
     side = preprocessing.train_size
     with precision_policy(resolve_precision(recipe)):
@@ -140,7 +140,7 @@ def training_copy(
 def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
     """Build a float32 copy at `eval_size`, which measures while another copy trains."""
     shape = (preprocessing.eval_size, preprocessing.eval_size, 3)
-    built = get_card(model).architecture
+    built = get_card(model).resnet
     built = replace(built, input_shape=shape, classifier_activation=None)
     with precision_policy("float32"):
         return build_resnet(built, seed=0, name=model.name)

@@ -400,7 +400,7 @@ class Run(StepLoop):
     def _new_phase_trainer(self) -> PhaseTrainer:
         card, phase = self.config.card, self.config.phase_of(self._epoch)
         return PhaseTrainer(
-            self._model, card.architecture, card.preprocessing, phase, self._devices
+            self._model, card.resnet, card.preprocessing, phase, self._devices
         )
 
     def _steps_done_in_phase(self) -> int:

@@ -174,8 +174,8 @@ def load_weights(
         contents = replace(contents, stride_in=options.get("stride_in"))
     tensors, source = contents.tensors, found.source
     saved = _saved_card(contents, found, spec)
-    _check_size(saved.architecture, tensors, source)
-    described = _described(saved.architecture, options, source)
+    _check_size(saved.resnet, tensors, source)
+    described = _described(saved.resnet, options, source)
     other = described.classes != saved.architecture.classes
     fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
@@ -220,7 +220,7 @@ def _saved_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Ca
     saved = contents.card
     if saved is None:
         return _made_card(contents, found, spec)
-    if spec not in (None, saved.architecture.spec):
+    if spec not in (None, saved.resnet.spec):
         name, wanted = saved.architecture.name, spec and spec.name
         other = "another spec" if name == wanted else f"a {name}"
         raise CheckpointError(

@@ -139,7 +139,7 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
     Raises:
         UsageError: timm has no such model.
     """
-    built, row = card.architecture, SPECS.get(card.architecture.name)
+    built, row = card.resnet, SPECS.get(card.architecture.name)
     # timm has models of the names under which it publishes weights.
     named = any(name.startswith("timm/") for name in published_names(built.name))
     usual = row == built.spec and built.shortcut == built.spec.shortcut
@@ -191,7 +191,7 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
 
 
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
-    preprocessing, built = card.preprocessing, card.architecture
+    preprocessing, built = card.preprocessing, card.resnet
     listed, reduction = convolutions(built), 2**built.spec.halvings
     size = preprocessing.eval_size
     content: dict[str, Any] = {

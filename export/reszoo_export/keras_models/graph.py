@@ -50,11 +50,13 @@ class Call:
         layer: The layer, or the operation of `keras.ops`.
         inputs: What it was called with.
         output: What it gave.
+        node: Keras' record of the call, which has its other arguments.
     """
 
     layer: Any
     inputs: tuple[Value, ...]
     output: Value
+    node: Any
 
     @property
     def kind(self) -> str:
@@ -103,7 +105,7 @@ def caller(value: Value) -> Call | None:
         elif _is_idle(layer):
             value = inputs[0]
         else:
-            return Call(layer, inputs, value)
+            return Call(layer, inputs, value, node)
 
 
 def call_of(value: Value, fits: Callable[[Call], bool], expected: str) -> Call:

@@ -14,6 +14,7 @@ from reszoo.architecture import (
     FINAL_NORM,
     Architecture,
     Convolution,
+    InputShape,
     architecture,
     convolutions,
 )
@@ -41,7 +42,7 @@ from reszoo_export.keras_models.graph import (
     statistics_of,
 )
 
-_CAFFE = "of keras.applications"
+CAFFE = "of keras.applications"
 _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
 
 
@@ -349,6 +350,20 @@ def is_from_reszoo(model: keras.Model) -> bool:
     return True
 
 
+def is_resnet(model: keras.Model) -> bool:
+    """Tell whether a plain Keras model is a ResNet whose structure is understood.
+
+    Raises:
+        UsageError: It is not functional, or has several inputs or outputs.
+    """
+    answer_of(model)
+    try:
+        read_resnet(model)
+    except UsageError:
+        return False
+    return True
+
+
 def read_keras_model(
     model: keras.Model, preprocessing: Preprocessing | None = None
 ) -> tuple[Card, Tensors, bool]:
@@ -383,11 +398,11 @@ def read_keras_model(
     card = Card(
         architecture=resnet.architecture,
         labels=None,
-        preprocessing=_sized(preprocessing, resnet.architecture, model),
+        preprocessing=sized(preprocessing, resnet.architecture.input_shape, model),
         provenance=provenance,
         versions=library_versions(),
     )
-    tensors, is_bgr = resnet.folded(), kind == _CAFFE
+    tensors, is_bgr = resnet.folded(), kind == CAFFE
     if is_bgr:
         tensors[f"{first}.weight"] = tensors[f"{first}.weight"][:, ::-1]
     return card, tensors, is_bgr
@@ -406,7 +421,7 @@ def _implied(
         return "of a fresh model from reszoo", default_preprocessing(spec)
     # What keras.applications calls its first convolution in every ResNet.
     if stem.layer.name == "conv1_conv":
-        return _CAFFE, keras_h5.preprocessing()
+        return CAFFE, keras_h5.preprocessing()
     raise UsageError(
         "Nothing tells how pictures were shown to a Keras model that neither reszoo "
         f"nor keras.applications built. Received: {model.name!r}; pass "
@@ -414,10 +429,15 @@ def _implied(
     )
 
 
-def _sized(
-    record: Preprocessing, described: Architecture, model: keras.Model
+def sized(
+    record: Preprocessing, shape: InputShape, model: keras.Model
 ) -> Preprocessing:
-    height, width, _ = described.input_shape
+    """Return preprocessing for images of a model's size.
+
+    Raises:
+        UsageError: The model does not take square images.
+    """
+    height, width, _ = shape
     if height != width:
         raise UsageError(
             "A model must take square images to be exported. "

@@ -14,6 +14,7 @@ import tensorflow as tf
 from reszoo.errors import UsageError
 from reszoo.metrics import probabilities
 from reszoo.preprocessing import Pixels
+from reszoo_export.keras_models.classifier import Scores, read_scores
 from reszoo_export.keras_models.graph import all_layers
 from reszoo_export.keras_models.resnet import Head, is_from_reszoo, read_resnet
 from reszoo_export.runtimes import ModelOutput, softmax
@@ -48,12 +49,22 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
             return lambda images: probabilities(twin, record, images)
         return _in_batches(twin, normalised)
     exact = _exact(model)
+    if serving.is_traced:
+        scores = read_scores(model)
+        answer = _in_batches(exact, _caffe if serving.bgr else normalised)
+        return lambda images: _probabilities(answer(images), scores)
     head = read_resnet(exact).head
     asked = exact if has_top else _up_to_features(exact, head)
     answer = _in_batches(asked, _caffe if serving.bgr else normalised)
     if not has_top or head.softmax:
         return answer
     return lambda images: softmax(answer(images))
+
+
+def _probabilities(answer: ModelOutput, scores: Scores) -> ModelOutput:
+    if scores.activation is None:
+        return softmax(answer)
+    return np.concatenate([1 - answer, answer], 1) if scores.units == 1 else answer
 
 
 def _in_batches(model: keras.Model, prepare: Preparing) -> Answering:

@@ -54,7 +54,7 @@ def assign_tensors(graph: Any, weights: Mapping[str, Array]) -> None:
         graph.input.remove(value_info)
 
 
-def tidy(graph: Any, layers: Collection[str]) -> None:
+def tidy(graph: Any, layers: Collection[str], *, merge: bool = True) -> None:
     """Merge operators that are one in ONNX; name and order nodes by the layers.
 
     The converter names nodes by counters of the process and orders them by name:
@@ -63,11 +63,13 @@ def tidy(graph: Any, layers: Collection[str]) -> None:
     Args:
         graph: As converted.
         layers: Names of the model's layers.
+        merge: Whether the model is a ResNet, in which what is merged has one meaning.
     """
-    _pad_while_pooling(graph)
-    _subsample_by_pooling(graph)
-    _write_out_padding(graph)
-    _merge_classifier(graph)
+    if merge:
+        _pad_while_pooling(graph)
+        _subsample_by_pooling(graph)
+        _write_out_padding(graph)
+        _merge_classifier(graph)
     _order(graph)
     _name(graph, layers)
 

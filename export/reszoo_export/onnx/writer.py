@@ -27,7 +27,7 @@ from reszoo_export.serving import INPUT, Serving
 
 _BATCH = "batch"
 _CATCH_ERRORS = "TF2ONNX_CATCH_ERRORS"
-_WITH_KERNEL = ("Conv", "Gemm")
+_WITH_KERNEL = ("Conv", "Gemm", "MatMul")
 
 
 def write(serving: Serving, path: Path) -> None:
@@ -61,14 +61,17 @@ def convert(serving: Serving) -> Any:
     Nodes and their outputs are named after the layers, weights as in torchvision
     (`layer1.0.conv1.weight`), with batch normalisation folded into them.
     """
+    # Of a model that is traced, the converter folds what batch normalisation computes
+    # from its weights, so that they must be constants.
     weights = {
         f"{layer.name}.weight": layer.kernel
         for layer in serving.model.layers
-        if hasattr(layer, "kernel")
+        if hasattr(layer, "kernel") and not serving.is_traced
     }
     model = _converted(serving, weights)
     assign_tensors(model.graph, {name: each.numpy() for name, each in weights.items()})
-    tidy(model.graph, {layer.name for layer in serving.model.layers})
+    names = {layer.name for layer in serving.model.layers}
+    tidy(model.graph, names, merge=not serving.is_traced)
     _name_batch(model, serving)
     return model
 
@@ -202,16 +205,18 @@ def round_kernels(graph: Any) -> None:
 
     known, nodes = constants(graph), []
     for node in list(graph.node):
-        if node.op_type in _WITH_KERNEL:
-            tensor = known[node.input[1]]
-            rounded = _rounded(numpy_helper.to_array(tensor))
-            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+        # A product may also be one of two activations, or share its constant.
+        tensor = known.get(node.input[1]) if node.op_type in _WITH_KERNEL else None
+        if tensor is not None and len(tensor.dims) in (2, 4):
             wide = node.input[1] = f"{tensor.name}.float32"
-            nodes.append(
-                helper.make_node(
-                    "Cast", [tensor.name], [wide], name=wide, to=TensorProto.FLOAT
+            if tensor.data_type == TensorProto.FLOAT:
+                rounded = _rounded(numpy_helper.to_array(tensor))
+                tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+                nodes.append(
+                    helper.make_node(
+                        "Cast", [tensor.name], [wide], name=wide, to=TensorProto.FLOAT
+                    )
                 )
-            )
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)

@@ -208,7 +208,13 @@ def _kernels(model: Any, graph: Any) -> list[int]:
         for operator in graph.operators
         if model.operatorCodes[operator.opcodeIndex].builtinCode in _WITH_KERNEL
     ]
-    return list(dict.fromkeys(found))
+    # A product may also be one of two activations.
+    constant = [each for each in found if _is_constant(model, graph.tensors[each])]
+    return list(dict.fromkeys(constant))
+
+
+def _is_constant(model: Any, tensor: Any) -> bool:
+    return model.buffers[tensor.buffer].data is not None
 
 
 def _float32_tensor(kernel: Any) -> Any:

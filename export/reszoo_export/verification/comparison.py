@@ -1,10 +1,12 @@
 """Compare an opened file with a reference: signature, outputs, batch invariance."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
 from reszoo.preprocessing import Pixels
@@ -102,12 +104,20 @@ def structure_problems(
     if inputs and inputs[0]["shape"] != shape:
         problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
     problems += _output_problems(row, options, card, runtime.outputs)
-    if others := set(runtime.operators) - row.operators:
+    if others := _other_operators(row, runtime.operators, card):
         problems.append(f"operators that are not allowed: {', '.join(sorted(others))}")
     if runtime.card.to_text() != card.to_text():
         different = _different_fields(runtime.card, card)
         problems.append(f"the card inside is not the model's: {different}")
     return problems
+
+
+def _other_operators(row: Format, found: Iterable[str], card: Card) -> set[str]:
+    """Return the operators that a file of a model must not use."""
+    if isinstance(card.architecture, KerasArchitecture):
+        builtin = re.compile(row.runtime.builtin)
+        return {name for name in found if not builtin.fullmatch(name)}
+    return set(found) - row.operators
 
 
 def _output_problems(

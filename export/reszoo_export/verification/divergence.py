@@ -95,6 +95,8 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
     import keras
 
     named = dict(_named_outputs(serving.model))
+    if serving.is_traced:
+        named["scores"] = serving.model.output
     inner = keras.Model(serving.model.inputs[0], list(named.values()))
     pixels = serving.card.preprocessing.normalise(images.astype(np.float32))
     arrays = inner(pixels, training=False)
@@ -102,7 +104,8 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
         name: np.asarray(array, np.float32)
         for name, array in zip(named, arrays, strict=True)
     }
-    if serving.options.outputs in (None, "probabilities"):
+    gives_probabilities = serving.options.outputs in (None, "probabilities")
+    if gives_probabilities and not serving.has_sigmoid:
         outputs["softmax"] = softmax(list(outputs.values())[-1])
     return outputs
 
@@ -118,7 +121,7 @@ def _named_outputs(model: "keras.Model") -> Iterator[tuple[str, "keras.KerasTens
         layers.MaxPooling2D,
     )
     for layer in model.layers:
-        if isinstance(layer, computing):
+        if isinstance(layer, computing) and len(layer._inbound_nodes) == 1:
             last, followers = layer, [node.operation for node in layer._outbound_nodes]
             activations = (layers.Activation, layers.ReLU)
             if len(followers) == 1 and isinstance(followers[0], activations):
