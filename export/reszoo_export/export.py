@@ -84,9 +84,9 @@ def export(
     and an export at `output` stays as it is.
 
     Args:
-        model: A model from reszoo, a checkpoint, or a Keras model that is a ResNet:
-            of `keras.applications`, or of reszoo after `fit`, with its own head or
-            another.
+        model: A model from reszoo, a checkpoint, or any functional or sequential Keras
+            model from one square RGB image to one vector of class scores: logits, or
+            probabilities of a softmax or sigmoid at the end.
         output: The folder to create.
         formats: Names of formats; `reszoo export --help` lists them.
         calibration: Images for the int8 formats, a folder or a name such as "digits";
@@ -96,8 +96,8 @@ def export(
         bad_images: "error" stops at the first unreadable image of the data, "skip"
             leaves such images out, "recover" decodes truncated JPEGs as far as they go.
         labels: Names of the classes in order, where the model has none.
-        preprocessing: Of a Keras model that reszoo did not build, where it is not
-            known from the model.
+        preprocessing: How images were shown to a Keras model that reszoo did not build;
+            needed where its layers do not tell it.
         batch: Images in a call: a number, or "dynamic" for any number; None is 1 for
             TFLite and any number for the others.
         input_size: Height and width of the image in pixels; None is the model's.
@@ -265,7 +265,9 @@ class _Export:
         """Return how the activation ranges of an int8 file were chosen."""
         if self.calibration is None or row.precision != "int8":
             return None
-        ranges: dict[str, Any] = self.calibration.choices[self.serving.model].to_json()
+        attempts = self.calibration.attempts.get(row.file)
+        found = attempts or self.calibration.choices[self.serving.model]
+        ranges: dict[str, Any] = found.to_json()
         return ranges
 
     def _write_beside(self, folder: Path) -> dict[str, str]:

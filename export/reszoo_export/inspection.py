@@ -188,7 +188,7 @@ def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
     preprocessing, architecture = card.preprocessing, card.architecture
     sides = ("?" if side is None else str(side) for side in architecture.input_shape)
     kind = (
-        "a Keras model of its own"
+        "a Keras model that reszoo did not build"
         if isinstance(architecture, KerasArchitecture)
         else f"shortcut {architecture.shortcut}"
     )

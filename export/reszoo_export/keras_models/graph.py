@@ -77,7 +77,8 @@ def answer_of(model: keras.Model) -> Value:
         raise UsageError(
             "Only functional Keras models can be exported, because their layers show "
             f"what they compute. Received: {model.name!r}, a {type(model).__name__} "
-            "that is not functional or not built."
+            "that is not functional or not built. Call it on keras.Input(...), and "
+            "export keras.Model(image, model(image))."
         )
     if (len(model.inputs), len(model.outputs)) != (1, 1):
         raise UsageError(

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from reszoo_export.formats import ONNX
 from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
 from reszoo_export.onnx.reader import CARD_KEY, LABELS_KEY, OPSET, ir_version
+from reszoo_export.onnx.static import WEIGHTED, find_extremes, quantized
+from reszoo_export.quantization.attempts import write_best
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import (
     INSIDE,
     as_bytes,
     build_integer_model,
 )
-from reszoo_export.quantization.ranges import Calibration, choose
+from reszoo_export.quantization.ranges import SHARES, Calibration, choose, ranges_of
 from reszoo_export.serving import INPUT, Serving
 
 _BATCH = "batch"
@@ -48,11 +51,34 @@ def write_fp16(serving: Serving, path: Path) -> None:
 
 def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     """Write an int8 file: uint8 pixels in, float32 outputs, as in the float32 file."""
+    if serving.is_traced:
+        write_best(serving, calibration, path, _quantized(serving, calibration))
+        return
     choice = choose(serving.model, serving.card.preprocessing, calibration)
     takes_bytes = build_integer_model(serving.model, choice.narrow_weights, {})
     model = convert(as_bytes(serving, takes_bytes))
     quantize(model.graph, choice.narrow_steps, choice.inner_ranges, INSIDE)
     write_model(model, serving, path)
+
+
+def _quantized(
+    serving: Serving, calibration: Calibration
+) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    """Yield what ONNX Runtime's quantizer makes of a model of unknown structure."""
+    model, options = convert(serving), serving.options
+    dtype, count = options.input_dtype or "uint8", serving.batch(ONNX.batch) or 1
+    axes = (0, 3, 1, 2) if options.layout == "nchw" else (0, 1, 2, 3)
+    batches = (
+        np.repeat(image[None].transpose(axes), count, axis=0).astype(dtype)
+        for image in calibration.images
+    )
+    extremes = find_extremes(model, batches)
+    for kinds, shares in ((None, SHARES), (WEIGHTED, SHARES[:2])):
+        for share in shares:
+            made = quantized(model, ranges_of(extremes, share), kinds)
+            where = "all operators" if kinds is None else "operators with weights"
+            method = f"ONNX Runtime, {where}, ranges of {share:.0%} of the images"
+            yield method, partial(write_model, made, serving)
 
 
 def convert(serving: Serving) -> Any:

@@ -53,11 +53,13 @@ class Calibration:
         trial: The same of others, on which ranges are compared; empty if there are no
             others, and `images` are used for both.
         choices: The ranges chosen with them, by model, so that formats share them.
+        attempts: How files of models of unknown structure were quantized, by name.
     """
 
     images: Pixels
     trial: Pixels = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
     choices: "dict[keras.Model, Choice]" = field(default_factory=dict, repr=False)
+    attempts: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         images, count = self.images, len(self.images)
@@ -86,13 +88,17 @@ class Calibration:
                 "data set."
             )
 
-    def batches(self) -> Iterator[np.ndarray]:
+    def batches(self, chosen: Array | None = None) -> Iterator[np.ndarray]:
         """Yield float32 `(1, height, width, 3)` in 0..255, one image at a time.
 
         The first has a black and a white corner, so that the input's range is 0..255
         and its scale 1.
+
+        Args:
+            chosen: Indices of images; None for all.
         """
-        for index, image in enumerate(self.images):
+        images = self.images if chosen is None else self.images[chosen]
+        for index, image in enumerate(images):
             pixels = image[None].astype(np.float32)
             if not index:
                 pixels[0, 0, 0], pixels[0, -1, -1] = 0, 255

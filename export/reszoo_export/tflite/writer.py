@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from reszoo.console import quiet
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import TFLITE
+from reszoo_export.quantization.attempts import write_best
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import as_bytes, build_integer_model
 from reszoo_export.quantization.ranges import MIN_IMAGES, Calibration, choose
@@ -25,8 +27,15 @@ from reszoo_export.tflite.flatbuffer import (
     table,
     with_card,
 )
+from reszoo_export.tflite.post_training import (
+    end_in_float,
+    samples,
+    typical_images,
+)
 
 Prepare = Callable[[Any], None]
+# Shares of the images that set ranges, of models of unknown structure.
+_SHARES = (1.0, 0.9, 0.7)
 # Of int16x8: every fourth calibration image is given once more, at this contrast.
 _EVERY, _CONTRAST = 4, 8
 
@@ -67,6 +76,9 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     steps of 1/256 and produce ties. With `integer_io` they are integers as well, and
     pixels and probabilities are of its dtype, for devices without floating point.
     """
+    if serving.is_traced:
+        write_best(serving, calibration, path, _quantized(serving, calibration))
+        return
     choice = choose(serving.model, serving.card.preprocessing, calibration)
     integer_io = serving.options.integer_io
     ranges = choice.ranges if integer_io else choice.inner_ranges
@@ -78,6 +90,33 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
         converter.inference_output_type = tf.as_dtype(integer_io or "float32")
 
     write_model(convert(as_bytes(serving, integers), prepare), serving, path)
+
+
+def _quantized(
+    serving: Serving, calibration: Calibration
+) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    """Yield what the converter's quantizer makes of a model of unknown structure."""
+    batch, integer_io = serving.batch(TFLITE.batch) or 1, serving.options.integer_io
+    for share in _SHARES:
+        chosen = typical_images(serving, calibration, share)
+
+        def prepare(converter: Any, chosen: Any = chosen) -> None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: samples(
+                calibration, chosen, batch
+            )
+            # Float32 where there is no integer kernel, unless all must be integers.
+            kinds = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            other = [] if integer_io else [tf.lite.OpsSet.TFLITE_BUILTINS]
+            converter.target_spec.supported_ops = kinds + other
+            converter.inference_input_type = tf.as_dtype(integer_io or "uint8")
+            converter.inference_output_type = tf.as_dtype(integer_io or "float32")
+
+        content = convert(serving, prepare)
+        if not integer_io:
+            content = end_in_float(content)
+        method = f"TFLite's converter, ranges of {share:.0%} of the images"
+        yield method, partial(write_model, content, serving)
 
 
 def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> None:
