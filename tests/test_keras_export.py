@@ -389,7 +389,12 @@ def verified(
 
 
 @pytest.mark.parametrize(
-    "make", [mlperf_resnet8, lambda: cifar_resnet(1), lambda: cifar_resnet(2)]
+    "make",
+    [
+        mlperf_resnet8,
+        pytest.param(lambda: cifar_resnet(1), marks=pytest.mark.slow),
+        pytest.param(lambda: cifar_resnet(2), marks=pytest.mark.slow),
+    ],
 )
 def test_resnets_that_people_wrote_are_exported(make: Any, tmp_path: Path) -> None:
     images = RECORD.normalise(pixels(32, 32).astype(np.float32))
@@ -528,7 +533,7 @@ def test_a_score_behind_a_sigmoid_is_the_second_of_two_classes(tmp_path: Path) -
 def test_sigmoids_of_several_classes_stay_as_they_are(tmp_path: Path) -> None:
     image = keras.Input((32, 32, 3))
     model = keras.Model(image, head(image, dense(3), layers.Activation("sigmoid")))
-    assert max(verified(model, tmp_path, preprocessing=RECORD).values()) < 1e-2
+    verified(model, tmp_path, ("saved_model", "tflite", "onnx"), preprocessing=RECORD)
     expected = model(RECORD.normalise(pixels(32).astype(np.float32))).numpy()
     assert abs(expected.sum(1) - 1).min() > 0.1, "no softmax would give these"
     for file in ("model.onnx", "model.tflite"):
