@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=CLIENTS)
     parser.add_argument("--calls", type=int, default=CALLS)
     parser.add_argument("--formats", default=",".join(FORMATS))
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, help="of each TFLite or ONNX file")
     given = parser.parse_args()
     good, shown = True, images()
     encoded = [png(image) for image in shown]
@@ -191,7 +191,9 @@ def main() -> int:
         for name, path in models.items():
             expected = reszoo.Predictor(path).predict(shown)
             check_answers(expected)
-            predictor = reszoo.Predictor(path, threads=given.threads)
+            # TensorFlow's threads cannot be changed once it has started.
+            threads = given.threads if name.startswith(("tflite", "onnx")) else None
+            predictor = reszoo.Predictor(path, threads=threads)
             began = time.perf_counter()
             counts = ask(
                 lambda index, asked=predictor: asked.predict(shown[index])[0],
