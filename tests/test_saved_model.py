@@ -91,6 +91,7 @@ def test_encoded_pictures_are_answered_like_by_the_predictor(
         "grey.jpg": encoded(photo(60, 60).convert("L")),
         "tiny.png": encoded(photo(20, 31), "PNG"),
         "alpha.png": encoded(photo(64, 90).convert("RGBA"), "PNG"),
+        "turned.png": encoded(photo(130, 70), "PNG", exif=exif(8)),
         "turned.jpg": encoded(photo(130, 70), exif=exif(6)),
     }
     for name, content in pictures.items():
@@ -127,6 +128,8 @@ def test_the_way_a_camera_was_held_is_read(order: str) -> None:
         content = encoded(image, exif=exif(held, order))
         upright = held if held in range(1, 9) else 1
         assert int(orientation(tf.constant(content))) == upright
+        png = encoded(image, "PNG", exif=exif(held, order))
+        assert int(orientation(tf.constant(png))) == upright
     assert int(orientation(tf.constant(encoded(image)))) == 1
     assert int(orientation(tf.constant(encoded(image, "PNG")))) == 1
 
@@ -138,6 +141,12 @@ def test_a_broken_exif_is_no_orientation() -> None:
         assert int(orientation(tf.constant(whole[: start + length]))) in (1, 6)
     far = whole[: start + 4] + b"\xff\xff\xff\xff" + whole[start + 8 :]
     assert int(orientation(tf.constant(far))) == 1
+    png = encoded(photo(16, 8), "PNG", exif=exif(6))
+    behind = png.index(b"IEND") - 4
+    chunk = png[png.index(b"eXIf") - 4 : png.index(b"IDAT") - 4]
+    late = png.replace(chunk, b"")[: behind - len(chunk)] + chunk + png[behind:]
+    assert int(orientation(tf.constant(late))) == 6
+    assert int(orientation(tf.constant(png[: png.index(b"eXIf") + 9]))) == 1
 
 
 def test_the_options_reach_both_signatures(model: Any, tmp_path: Path) -> None:

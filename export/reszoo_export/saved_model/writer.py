@@ -99,6 +99,10 @@ def _endpoints(serving: Serving) -> dict[str, Any]:
 # bytes of the TIFF structure behind it, as a segment's length has 16 bits.
 _MARK = b"Exif\x00\x00"
 _SEGMENT = 65536
+# PNG (third edition): its signature (5.2), and its chunk for EXIF (11.3.4.5), which may
+# also come after the pixels; that four bytes of these are the same is unlikely, and
+# that they are followed by an orientation, too.
+_PNG, _CHUNK = b"\x89PNG\r\n\x1a\n", b"eXIf"
 # TIFF 6.0, section 2: an entry's length and the tag of the orientation (section 8).
 _ENTRY = 12
 _ORIENTATION = 0x0112
@@ -106,8 +110,6 @@ _ORIENTATION = 0x0112
 
 def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """Decode, rotate, resize and crop images as `Predictor` does.
-
-    The EXIF orientation is read from JPEG files only.
 
     Args:
         files: string `(batch,)`, whole JPEG or PNG files.
@@ -130,7 +132,7 @@ def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor
 
 
 def orientation(content: tf.Tensor) -> tf.Tensor:
-    """Read the EXIF orientation of a JPEG; 1 (upright) for other files.
+    """Read the EXIF orientation of a JPEG or PNG; 1 (upright) for other files.
 
     Args:
         content: string `()`, the file.
@@ -138,8 +140,10 @@ def orientation(content: tf.Tensor) -> tf.Tensor:
     Returns:
         int64 `()`, 1 to 8; EXIF 2.3, section 4.6.4 A.
     """
-    parts = tf.strings.split(tf.strings.substr(content, 0, 2 * _SEGMENT), _MARK, 1)
-    found = tf.io.is_jpeg(content) & (tf.size(parts) == 2)
+    is_png = tf.strings.substr(content, 0, len(_PNG)) == _PNG
+    searched = tf.where(is_png, content, tf.strings.substr(content, 0, 2 * _SEGMENT))
+    parts = tf.strings.split(searched, tf.where(is_png, _CHUNK, _MARK), 1)
+    found = (tf.io.is_jpeg(content) | is_png) & (tf.size(parts) == 2)
     return tf.cond(found, lambda: _of_tiff(parts[1]), lambda: tf.constant(1, tf.int64))
 
 
