@@ -86,6 +86,29 @@ def test_every_member_of_the_family_is_saved_loaded_and_exported(
     assert "BatchNormalization" not in kinds.values()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("untimed")
+def test_a_deep_stem_and_average_pooling_shortcuts_are_quantized(
+    tmp_path: Path,
+) -> None:
+    """Trained: int8 is judged by what a model has learned."""
+    options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.05, "epochs": 4}
+    run = reszoo.train(
+        family.SPECS["deep"], "digits", output=tmp_path / "run", **options
+    )
+    data: dict[str, Any] = {"calibration": "digits", "verify": "digits"}
+    for name, formats, asked in (
+        ("plain", "tflite-int8,onnx-int8", {}),
+        ("integers", "tflite-int8", {"integer_io": "int8"}),
+    ):
+        manifest = reszoo.export(
+            run.model, tmp_path / name, formats=formats, **data, **asked
+        )
+        for file in manifest.files:
+            assert not file.verification.problems
+            assert file.verification.agreement > 0.97, file.file
+
+
 def test_weights_of_another_spec_are_refused(tmp_path: Path) -> None:
     file = reszoo.save(reszoo.build(family.SPECS["pre"]), tmp_path / "x.safetensors")
     changed = replace(family.SPECS["pre"], image_size=64)

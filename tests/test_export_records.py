@@ -1,5 +1,6 @@
 """What exports keep: evidence of a crash, and how ranges were chosen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from conftest import randomise
 
 import reszoo
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.manifest import read_manifest
 from reszoo_export.quantization.ranges import MIN_IMAGES, SHARES
 from reszoo_export.verification import verify
@@ -55,3 +56,13 @@ def test_the_manifest_tells_how_ranges_were_chosen(exported: Any) -> None:
         assert best["divergence"] == min(trial["divergence"] for trial in trials)
         assert {trial["share"] for trial in trials} == set(SHARES)
         assert record.ranges["images"] >= MIN_IMAGES
+
+
+@pytest.mark.parametrize(("old", "new"), [(False, None), (True, "uint8")])
+def test_manifests_from_before_int8_pixels_are_read(
+    exported: Any, tmp_path: Path, old: bool, new: str | None
+) -> None:
+    content = json.loads((exported.folder / "manifest.json").read_text())
+    content["options"] = {"batch": None, "integer_io": old}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert read_manifest(tmp_path).options == ExportOptions(integer_io=new)  # type: ignore[arg-type]

@@ -305,6 +305,15 @@ def by_use(shown: Manifest) -> dict[str, Advice]:
     return {each.use: each for each in advise(shown)}
 
 
+def test_a_file_of_integers_is_for_devices_without_floating_point() -> None:
+    assert "Microcontroller or NPU" not in by_use(manifest())
+    options = ExportOptions(integer_io="int8")
+    small = replace(manifest(record("tflite-int8")), options=options)
+    advice = by_use(small)["Microcontroller or NPU"]
+    assert advice.file == "model-int8.tflite"
+    assert "needs no floating point; docs/exporting.md" in advice.reason
+
+
 def test_advice_follows_from_the_measurements() -> None:
     found = by_use(manifest())
     assert {use: each.file for use, each in found.items()} == {

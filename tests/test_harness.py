@@ -298,3 +298,38 @@ def test_a_busy_machine_is_reported(harness: Any) -> None:
         warnings = harness.summary([roof], runs, [])["notes"]
         assert len(warnings) == notes
         assert all("busy (the roof had 60% of" in each for each in warnings)
+
+
+def test_runtimes_that_are_missing_are_listed_as_not_tried(tmp_path: Path) -> None:
+    compatibility = benchmark_script("compatibility")
+    kinds = ("uint8 NHWC", "float32 NCHW")
+    found = {"loads": True, "agreement": 0.995, "difference": 2e-6, "version": "4.1"}
+    outcomes = [found, {"loads": False, "missing": "No module named 'cv2'"}]
+    outcomes += [{"loads": False, "error": "bad | worse"}] * 2
+    rows = [
+        {"runtime": name, "format": "onnx", "pixels": kind, **outcome}
+        for (name, kind), outcome in zip(
+            ((name, kind) for name in ("a", "b") for kind in kinds),
+            outcomes,
+            strict=True,
+        )
+    ]
+    table = compatibility.table(rows, 9)
+    first = "| a (4.1) | `onnx` | loads; 99.5%, 2.0e-06 | not tried (No module named"
+    assert first in table
+    last = "| b | `onnx` | does not load (bad / worse) | does not load (bad / worse) |"
+    assert last in table
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n")
+    compatibility.put_in(page, ("<!-- a -->", "<!-- b -->"), "new")
+    assert page.read_text() == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
+
+
+@pytest.mark.parametrize("name", ["compatibility", "targets"])
+def test_the_docs_show_what_was_measured(name: str) -> None:
+    script = benchmark_script(name)
+    rows = json.loads((_FOLDER / f"{name}.json").read_text())
+    table = script.table(rows, 200) if name == "compatibility" else script.table(rows)
+    begin, end = script.MARKS
+    page = script.PAGE.read_text(encoding="utf-8")
+    assert f"{begin}\n{table}\n{end}" in page

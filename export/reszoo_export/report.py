@@ -105,6 +105,15 @@ USES = (
 )  # fmt: skip
 
 
+# Where the files are of integers alone.
+INTEGER_USE = Use(
+    name="Microcontroller or NPU",
+    formats=("tflite-int8",),
+    why="It needs no floating point; docs/exporting.md shows what TFLite Micro, Vela "
+    "and the GPU delegate make of such files (benchmarks/targets.py).",
+)
+
+
 def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:
     """Write `REPORT.md` and `report.html` into the folder of an export.
 
@@ -125,7 +134,8 @@ def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None
 def advise(manifest: Manifest) -> list[Advice]:
     """Return one piece of advice per use; only verified files are recommended."""
     records = {record.format: record for record in manifest.files}
-    return [_advice(use, records) for use in USES]
+    uses = [*USES, *([INTEGER_USE] if manifest.options.integer_io else [])]
+    return [_advice(use, records) for use in uses]
 
 
 def escape_markdown(value: object) -> Markup:
