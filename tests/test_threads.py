@@ -85,6 +85,31 @@ def test_the_generated_server_answers_clients_at_once(
         assert server.post(b"")[0] == 413
 
 
+@pytest.mark.slow
+def test_functions_run_in_threads(images: Any, tmp_path: Path) -> None:
+    model = reszoo.load(_FILES["checkpoint"])
+    images = np.concatenate([images[:10], images[:10]])
+    labels = [*(reszoo.card(model).labels or ())] * 2
+    expected = reszoo.evaluate(model, (images, labels))
+    answers = reszoo.Predictor(model).predict(images)
+    parameters = reszoo.build("resnet20", classes=3).count_params()
+    numbers = iter(range(100))
+
+    def work() -> None:
+        path = tmp_path / f"{next(numbers)}.safetensors"
+        reszoo.save(model, path)
+        again = reszoo.load(path)
+        np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
+        assert reszoo.evaluate(again, (images, labels)) == expected
+        assert reszoo.build("resnet20", classes=3).count_params() == parameters
+        for name in ("tflite", "onnx"):
+            assert reszoo.inspect(_FILES[name]).card is not None
+            opened = reszoo.Predictor(_FILES[name])
+            np.testing.assert_allclose(opened.predict(images), answers, atol=1e-5)
+
+    assert not _in_threads(work)
+
+
 class _Busy:
     """A session that notices calls at once, and tells how many there were."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from made_card import made_card
 from scripts import ROOT
 from test_snippets import nearly_equal, record_of, written_snippets
@@ -81,6 +82,23 @@ def test_predictor_and_the_python_server_answer_alike(unusual: Any, file: str) -
         # Whatever Pillow raises: the server answers with its text.
         with pytest.raises((OSError, ValueError)):
             program["prepare"](path)
+
+
+@pytest.mark.slow
+def test_serving_bytes_answers_alike_or_refuses(unusual: Any) -> None:
+    shown, refused = unusual
+    loaded = tf.saved_model.load(str(_EXPORT / "saved_model/1"))
+    ask = loaded.signatures["serving_bytes"]
+    predictor = reszoo.Predictor(_EXPORT / "model.onnx")
+    known = {".jpg", ".png"}
+    for path in (path for path in shown if path.suffix in known):
+        answer = ask(image_bytes=tf.constant([path.read_bytes()]))["probabilities"]
+        # TensorFlow and Pillow round resized pixels differently, by one grey level.
+        expected = predictor.predict(path)
+        np.testing.assert_allclose(answer, expected, atol=0.02, err_msg=path.name)
+    for path in refused:
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            ask(image_bytes=tf.constant([path.read_bytes()]))
 
 
 def test_each_unusual_image_gets_an_answer_of_its_own(unusual: Any) -> None:

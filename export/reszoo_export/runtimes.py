@@ -241,7 +241,9 @@ def open_keras(model: "keras.Model") -> Runtime:
     from reszoo.zoo import get_card
 
     card = get_card(model)
-    function = inference_function(model, card.preprocessing)
+    function: Any = inference_function(model, card.preprocessing)
+    # Traced now, by one thread; TensorFlow would warn of the fifth model's first call.
+    function.get_concrete_function()
     shape = [None, *card.architecture.input_shape]
     classes = [None, card.architecture.classes]
     return Runtime(
