@@ -73,6 +73,8 @@ class Architecture:
 
 ScoreActivation = Literal["softmax", "sigmoid"]
 _KERAS_KIND = "keras"
+# Tuples, which are lists in JSON.
+_LISTS = ("input_shape", "rounding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,15 @@ class KerasArchitecture:
         classes: Number of scores.
         activation: What makes probabilities of logits: "sigmoid" where each class has a
             probability of its own, so that they need not add up to 1.
+        rounding: The largest change of a probability by computing in float32, and by
+            weights in float16, where it is more than usual; otherwise 0.
     """
 
     name: str
     input_shape: InputShape
     classes: int
     activation: ScoreActivation
+    rounding: tuple[float, float] = (0.0, 0.0)
     include_top: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -107,11 +112,16 @@ class KerasArchitecture:
                 f"least 2 classes. Received: {self.input_shape} and {self.classes}."
             )
         one_of("activation", self.activation, ScoreActivation)
+        if len(self.rounding) != 2 or not all(0 <= each <= 1 for each in self.rounding):
+            raise UsageError(
+                "rounding must be two changes of a probability, in 0..1. "
+                f"Received: {self.rounding}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        shape = list(self.input_shape)
-        return {"kind": _KERAS_KIND, **asdict(self), "input_shape": shape}
+        lists = {name: list(getattr(self, name)) for name in _LISTS}
+        return {"kind": _KERAS_KIND, **asdict(self), **lists}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +356,7 @@ def architecture_from_json(
     if options.get("kind") == _KERAS_KIND:
         del options["kind"]
         return KerasArchitecture(
-            **{**options, "input_shape": tuple(options["input_shape"])}
+            **{**options, **{name: tuple(options[name]) for name in _LISTS}}
         )
     spec = options.pop("spec")
     if not isinstance(options.get("include_top"), bool):

@@ -10,12 +10,16 @@ import pytest
 from conftest import randomise
 
 import reszoo
+from reszoo.architecture import KerasArchitecture
+from reszoo.cards import Card
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.inspection import inspect
 from reszoo_export.keras_models.graph import all_layers
 from reszoo_export.keras_models.source import source_answers
+from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.serving import Serving, make_serving
 from reszoo_export.verification.reference import make_reference
+from reszoo_export.verification.rules import limits_of
 from reszoo_export.verification.verify import verify_in_process
 
 layers = keras.layers
@@ -483,6 +487,25 @@ def in_bytes() -> Any:
     return keras.Model(image, head(x, dense()))
 
 
+def grouped() -> Any:
+    """What ConvNeXt has: layer normalisation, grouped convolutions and GELU."""
+    image = keras.Input((32, 32, 3))
+    x = layers.Conv2D(8, 4, 4)(image)
+    y = layers.Conv2D(8, 7, padding="same", groups=8)(x)
+    y = layers.Dense(16)(layers.LayerNormalization()(y))
+    y = layers.Dense(8)(layers.Activation("gelu")(y))
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, y]))
+    return keras.Model(image, dense()(x))
+
+
+def test_grouped_convolutions_and_gelu(tmp_path: Path) -> None:
+    formats = ("saved_model", "tflite", "onnx", "onnx-fp16")
+    assert (
+        max(verified(grouped(), tmp_path, formats, preprocessing=RECORD).values())
+        < 2e-3
+    )
+
+
 class Mine(keras.Model):  # type: ignore[misc]
     """A subclass, which tells no graph of its own."""
 
@@ -635,3 +658,117 @@ def test_a_net_of_unknown_make_must_tell_its_preprocessing() -> None:
     serving = make_serving(model, preprocessing=record)
     expected = model(record.normalise(pixels(32).astype(np.float32)), training=False)
     check(serving, pixels(32), expected.numpy())
+
+
+def calibration(size: int = 32) -> Calibration:
+    """Smooth images of random colours, distinct from all others."""
+    draw = np.random.default_rng(5)
+    coarse = draw.integers(0, 256, (300, 4, 4, 3)).astype(np.float32)
+    images = np.stack(
+        [np.kron(each, np.ones((size // 4, size // 4, 1))) for each in coarse]
+    )
+    images += draw.normal(0, 20, images.shape)
+    images = np.clip(images, 0, 255).astype(np.uint8)
+    return Calibration(images[:200], images[200:])
+
+
+def deeper(outlier: float = 1.0) -> Any:
+    """A classifier of which one channel may be much larger than the others."""
+    start = keras.initializers.HeNormal(seed=3)
+    image = keras.Input((32, 32, 3))
+    x = image
+    for filters in (8, 16):
+        x = layers.Conv2D(
+            filters, 3, 2, "same", use_bias=False, kernel_initializer=start
+        )(x)
+        x = layers.Activation("relu")(layers.BatchNormalization()(x))
+    scale = layers.DepthwiseConv2D(1, use_bias=False)
+    x = layers.GlobalAveragePooling2D()(scale(x))
+    x = layers.Dense(6, activation="softmax", kernel_initializer=start)(x)
+    model = keras.Model(image, x, name="deeper")
+    scale.set_weights([np.where(np.arange(16) == 0, outlier, 1.0).reshape(1, 1, 16, 1)])
+    return settle(model, RECORD.normalise(pixels(32, 32).astype(np.float32)))
+
+
+def test_int8_of_any_structure_is_what_diverges_least(tmp_path: Path) -> None:
+    drawn, model = calibration(), deeper()
+    verified(model, tmp_path, ("tflite-int8", "onnx-int8"), drawn, preprocessing=RECORD)
+    for file in ("model-int8.tflite", "model-int8.onnx"):
+        attempts = drawn.attempts[file]
+        tried = [trial.divergence for trial in attempts.trials]
+        assert len(tried) >= 3
+        assert attempts.best.divergence == min(tried) < 0.01
+        assert (attempts.images, attempts.tried_on) == (200, 100)
+        assert inspect(tmp_path / file).contents.precision == "int8"
+        # What was kept is what was tried, on images that set no range.
+        images = drawn.trial
+        answers = reszoo.Predictor(tmp_path / file).predict(images)
+        given = RECORD.normalise(images.astype(np.float32))
+        expected = model(given, training=False).numpy()
+        divergence = (expected * np.log(expected / answers)).sum(1).mean()
+        np.testing.assert_allclose(divergence, attempts.best.divergence, rtol=1e-3)
+        steps = answers * 256
+        assert np.abs(steps - steps.round()).max() > 0.1, "softmax must be in float32"
+
+
+def test_int8_beyond_the_limits_is_refused_with_the_number(tmp_path: Path) -> None:
+    model = deeper(outlier=3e4)
+    last = model.layers[-1]
+    kernel, bias = last.get_weights()
+    kernel[0] = 0  # The model ignores the channel that sets the range.
+    last.set_weights([kernel, bias])
+    with pytest.raises(AssertionError, match=r"total variation distance is \d+%"):
+        verified(model, tmp_path, ("tflite-int8",), calibration(), preprocessing=RECORD)
+
+
+def rounding_of(card: Card) -> tuple[float, float]:
+    assert isinstance(card.architecture, KerasArchitecture)
+    return card.architecture.rounding
+
+
+def test_a_model_that_amplifies_rounding_gets_the_limits_of_its_own_rounding() -> None:
+    model = classifier((32, 32, 3), dense(4))
+    card = make_serving(model, preprocessing=RECORD).card
+    row = FORMATS["onnx"]
+    assert rounding_of(card) == (0.0, 0.0)
+    assert limits_of(row, card) == row.tolerance
+    last = model.layers[-1]
+    last.set_weights([each * 30000 for each in last.get_weights()])
+    card = make_serving(model, preprocessing=RECORD).card
+    of_float32, of_float16 = rounding_of(card)
+    assert 2.5e-6 < of_float32 < 1e-3 < of_float16
+    widened = limits_of(row, card)
+    assert widened.max_difference == min(4 * of_float32, 2e-4)
+    assert limits_of(FORMATS["onnx-fp16"], card).max_difference == pytest.approx(
+        min(of_float16, 0.04)
+    )
+    assert limits_of(FORMATS["onnx-int8"], card) == FORMATS["onnx-int8"].tolerance
+    assert Card.from_text(card.to_text()) == card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("MobileNetV2", {"alpha": 0.35}),
+        ("EfficientNetV2B0", {}),
+        ("ConvNeXtTiny", {}),
+    ],
+)
+def test_classifiers_of_keras_applications(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(0)
+    make = getattr(keras.applications, name)
+    model = make(input_shape=(64, 64, 3), weights=None, classes=10, **options)
+    images = pixels(64, 32).astype(np.float32)
+    is_centred = name == "MobileNetV2"
+    given = images / np.float32(127.5) - 1 if is_centred else images
+    settle(model, given)
+    record = make_serving(model).card.preprocessing
+    ends = ((0.5,) * 3, (0.5,) * 3) if is_centred else ((0.0,) * 3, (1 / 255,) * 3)
+    assert (record.mean, record.std) == ends
+    formats = ("saved_model", "tflite", "tflite-fp16", "onnx", "onnx-fp16")
+    verified(model, tmp_path, formats)
+    answers = reszoo.Predictor(tmp_path / "model.onnx").predict(images.astype(np.uint8))
+    np.testing.assert_allclose(answers, model(given, training=False), atol=1e-4)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from reszoo.errors import UsageError
-from reszoo.layers import Shape
+from reszoo.layers import Conv2D, Shape
 from reszoo.training.model import precision_policy
 from reszoo_export.keras_models.graph import (
     Call,
@@ -93,20 +93,23 @@ def _activation(call: Call) -> str | None:
     return _FUNCTIONS.get(getattr(call.layer, "activation", None))
 
 
-def copy_classifier(model: keras.Model, scores: Scores) -> keras.Model:
+def copy_classifier(
+    model: keras.Model, scores: Scores, dtype: str = _FLOAT32
+) -> keras.Model:
     """Return a flat float32 copy of a classifier that ends in logits.
 
     Args:
         model: Functional or sequential; it is not touched.
         scores: Its end. A single score behind a sigmoid becomes two logits, of which
             the first is 0: their softmax is the same probability.
+        dtype: In which the copy computes.
 
     Raises:
         UsageError: A layer computes in half precision and cannot be copied.
     """
-    with precision_policy(_FLOAT32):
-        image = keras.Input(model.input_shape[1:], dtype=_FLOAT32, name="image")
-        copy = _Copy(image, scores)
+    with precision_policy(dtype):
+        image = keras.Input(model.input_shape[1:], dtype=dtype, name="image")
+        copy = _Copy(image, scores, dtype)
         logits = copy.value(answer_of(model))
         if scores.units == 1:
             logits = SecondClass(name="logits")(logits)
@@ -118,8 +121,8 @@ def copy_classifier(model: keras.Model, scores: Scores) -> keras.Model:
 class _Copy:
     """Copies layers and calls them as the model does."""
 
-    def __init__(self, image: Any, scores: Scores) -> None:
-        self.image = image
+    def __init__(self, image: Any, scores: Scores, dtype: str) -> None:
+        self.image, self.dtype = image, dtype
         self.end = scores.call
         # Outputs of a call, by node and place; twins of layers.
         self.outputs: dict[Any, list[Any]] = {}
@@ -181,9 +184,13 @@ class _Copy:
         if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
             return Affine(*_affine(layer), name=name)
         if isinstance(layer, keras.layers.Layer):
-            changes |= {"dtype": _FLOAT32, "name": name}
+            changes |= {"dtype": self.dtype, "name": name}
+        kind = type(layer)
+        if kind is keras.layers.Conv2D and layer.groups > 1:
+            # Keras' own leaves a call of XLA in the graph, which ONNX does not have.
+            kind, changes = Conv2D, {**changes, "differentiable": False}
         try:
-            return type(layer).from_config({**layer.get_config(), **changes})
+            return kind.from_config({**layer.get_config(), **changes})
         except (NotImplementedError, TypeError, ValueError) as error:
             # Without a configuration, or with one that must not be run: the layer
             # itself, which has no state that calling it would change.

@@ -15,6 +15,7 @@ from reszoo.zoo import get_card
 from reszoo_export.keras_models.classifier import Affine, Scores, turn_channels
 from reszoo_export.keras_models.graph import Value, all_layers, caller
 from reszoo_export.keras_models.resnet import CAFFE, is_from_reszoo, sized
+from reszoo_export.keras_models.rounding import measure_rounding
 
 _BYTES = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
 _CENTRED = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -69,12 +70,15 @@ def read_classifier_card(
         kind = "given"
     else:
         kind, preprocessing = _implied(model, copy, side)
-    record = sized(preprocessing, (side, side, 3), model)
+    record, is_bgr = sized(preprocessing, (side, side, 3), model), kind == CAFFE
+    if is_bgr:
+        turn_channels(copy)
     architecture = KerasArchitecture(
         name=model.name,
         input_shape=(side, side, 3),
         classes=max(2, scores.units),
         activation="sigmoid" if scores.is_multilabel else "softmax",
+        rounding=measure_rounding(model, copy, scores, record, bgr=is_bgr),
     )
     card = Card(
         architecture=architecture,
@@ -87,9 +91,7 @@ def read_classifier_card(
         },
         versions=library_versions(),
     )
-    if kind == CAFFE:
-        turn_channels(copy)
-    return card, kind == CAFFE
+    return card, is_bgr
 
 
 def _side(

@@ -130,8 +130,26 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
             input_signature=[image, *specs],
             opset=options.opset or OPSET,
             inputs_as_nchw=[f"{INPUT}:0"] if options.layout == "nchw" else None,
+            custom_op_handlers={"Erfc": (_write_erfc, [])},
         )
     return model
+
+
+def _write_erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """Write 1 - erf(x) for erfc(x) in Keras' GELU, which tf2onnx 1.17 does not know."""
+    output = node.output[0]
+    dtypes, shapes = [context.get_dtype(output)], [context.get_shape(output)]
+    context.remove_node(name)
+    one = context.make_const(f"{name}_one", np.ones((), np.float32))
+    erf = context.make_node("Erf", node.input, dtypes=dtypes, shapes=shapes)
+    context.make_node(
+        "Sub",
+        [one.output[0], erf.output[0]],
+        name=name,
+        outputs=[output],
+        dtypes=dtypes,
+        shapes=shapes,
+    )
 
 
 @contextmanager

@@ -41,11 +41,12 @@ def compare(
             outputs have another shape than the model's.
     """
     card = card or runtime.card
+    limits = rules.limits_of(row, card)
     problems = structure_problems(row, runtime, options, card)
     try:
         outputs = run_in_batches(runtime, reference.images)
         problems += batch_problems(
-            runtime, reference.images, outputs, row.tolerance.max_batch_difference
+            runtime, reference.images, outputs, limits.max_batch_difference
         )
     except Exception as error:
         raise VerificationError(
@@ -64,11 +65,11 @@ def compare(
         differences = rules.relative_differences(outputs, expected)
         cosines = rules.cosines(outputs[compared], expected[compared])
         statistics: dict[str, Any] = {"agreement": float(cosines.mean())}
-        beyond = rules.feature_problems(row.tolerance, outputs, reference)
+        beyond = rules.feature_problems(limits, outputs, reference)
     else:
         differences = np.abs(outputs - expected)
         statistics = _probability_statistics(outputs, reference, card)
-        beyond = rules.probability_problems(row.tolerance, outputs, reference)
+        beyond = rules.probability_problems(limits, outputs, reference)
     real = len(reference.targets)
     return Verification(
         runtime=runtime.name,

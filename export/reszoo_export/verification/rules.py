@@ -1,12 +1,14 @@
 """Distances between the outputs of a file and of its model, and their limits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
-from reszoo_export.formats import Tolerance
+from reszoo_export.formats import Format, Tolerance
 from reszoo_export.manifest import Disagreement
 from reszoo_export.runtimes import ModelOutput
 from reszoo_export.verification.reference import Reference
@@ -16,6 +18,8 @@ Targets = NDArray[np.int64]
 _MIN_PROBABILITY = 1e-20
 # Lengths below are 0.
 _MIN_LENGTH = 1e-12
+# How far files may be beyond rounding, and limits beyond the usual ones.
+_SUMS, _MOST_WIDENED = 4.0, 20.0
 _TOP = 5
 _MAX_SHOWN = 5
 # A file that gives one class to more of the images than the first, where the model
@@ -24,6 +28,29 @@ _CONSTANT, _VARIED = 0.95, 0.8
 # Labels in another order explain the outputs if they make at least this share of them
 # right, and the labels as they are at most this share of that.
 _EXPLAINED, _UNEXPLAINED = 0.5, 0.5
+
+
+def limits_of(row: Format, card: Card) -> Tolerance:
+    """Return the limits for a file of a model.
+
+    Where the model itself amplifies rounding, they allow what rounding of weights to
+    float16 changes, and four times what float32 does, for runtimes add up in another
+    order; but never more than twenty times the usual.
+    """
+    limits, made = row.tolerance, card.architecture
+    if not isinstance(made, KerasArchitecture) or limits.max_difference is None:
+        return limits
+    of_float32, of_float16 = made.rounding
+    allowed = _SUMS * of_float32 if row.precision == "float32" else of_float16
+    factor = min(max(1.0, allowed / limits.max_difference), _MOST_WIDENED)
+    relative = limits.max_log_difference
+    return replace(
+        limits,
+        max_difference=factor * limits.max_difference,
+        max_log_difference=None if relative is None else factor * relative,
+        max_batch_difference=factor * limits.max_batch_difference,
+        margin=factor * limits.margin,
+    )
 
 
 def probability_problems(
