@@ -13,6 +13,7 @@ from made_card import made_card
 import reszoo
 from reszoo.cards import Metric, public_origin
 from reszoo.console import print_json, print_table, print_text, say
+from reszoo.training.recipe_table import find_recipe, repeat_command
 from reszoo.weights.safetensors import read, write
 
 HOSTILE = "a\x1b[2J\x9b31m\nreszoo: all checks passed\r\u202egnp.\u2066\u2028\x7f\x00"
@@ -120,3 +121,11 @@ def test_no_card_holds_a_secret(tmp_path: Path) -> None:
     assert b"SECRET" not in path.read_bytes()
     stored = read(path)[1]
     assert stored == card
+
+
+def test_the_command_that_repeats_a_run_holds_no_secret() -> None:
+    for data in ("photos", {"train": "arrays"}):
+        recipe = find_recipe("finetune")
+        words = repeat_command("resnet18", data, recipe, SECRET, Path("run"), "error")
+        assert PUBLIC in " ".join(words)
+        assert "SECRET" not in " ".join(words)

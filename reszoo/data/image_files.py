@@ -152,7 +152,8 @@ def reason_of(error: BaseException) -> str:
     """Return in a few words why Pillow refused an image."""
     if isinstance(error, UnidentifiedImageError):
         return "no known image format"
-    return str(error) or type(error).__name__
+    # Without number and path, where the system refused it.
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

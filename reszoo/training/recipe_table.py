@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, get_origin
 
 from reszoo import defaults
+from reszoo.cards import public_origin
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, coerce, options_of
 
@@ -229,7 +230,8 @@ def repeat_command(
         "weights": weights, "bad_images": others, "strategy": strategy,
         "output": output,
     }  # fmt: skip
-    given = {name: str(value) for name, value in options.items() if value is not None}
+    # The report is passed on; see `public_origin`.
+    given = {k: public_origin(str(v)) for k, v in options.items() if v is not None}
     in_files = isinstance(model, str) and isinstance(data, (str, os.PathLike))
     if not in_files or recipe.name not in RECIPES:
         return ["python", "-c", _python(model, data, recipe, given)]
