@@ -11,6 +11,7 @@ import socket
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +38,7 @@ def cache_folder() -> Path:
 
 # The most bytes that a reader takes of a file of JSON, such as a manifest, and how
 # deep its objects may be nested.
-JSON_BYTES = 1 << 25
+JSON_BYTES = 1 << 24
 _JSON_DEPTH = 50
 
 
@@ -109,23 +110,24 @@ def parse_json(text: str | bytes) -> Any:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    # Iterators, for a list of what to visit would be as large as the content.
-    levels: list[Iterator[Any]] = [iter([content])]
-    while levels:
-        for value in levels[-1]:
+    level = [content]
+    for _ in range(_JSON_DEPTH + 1):
+        for value in level:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{value} is not a finite number")
-            if isinstance(value, str):
+            if isinstance(value, str) and not value.isascii():
                 value.encode()  # A UnicodeEncodeError is a ValueError.
-            elif isinstance(value, dict | list):
-                inside = (*value, *value.values()) if isinstance(value, dict) else value
-                levels.append(iter(inside))
-                break
-        else:
-            levels.pop()
-        if len(levels) > _JSON_DEPTH:
-            raise ValueError(f"it is nested deeper than {_JSON_DEPTH} objects")
-    return content
+        level = [
+            inside
+            for value in level
+            if isinstance(value, list | dict)
+            for inside in (
+                value if isinstance(value, list) else chain(value, value.values())
+            )
+        ]
+        if not level:
+            return content
+    raise ValueError(f"it is nested deeper than {_JSON_DEPTH} objects")
 
 
 @contextmanager

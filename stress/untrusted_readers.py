@@ -82,12 +82,12 @@ def _header(path: Path, size: int) -> None:
 
 
 def _nested(path: Path, size: int) -> None:
-    size = min(size, (1 << 25) - 100)
+    size = min(size, (1 << 24) - 100)
     path.write_text('{"pretrained_cfg":[' + "[]," * (size // 3 - 20) + "0]}")
 
 
 def _brackets(path: Path, size: int) -> None:
-    path.write_text("[" * min(size, (1 << 25) - 100))
+    path.write_text("[" * min(size, (1 << 24) - 100))
 
 
 def _tensors(path: Path, size: int) -> None:
