@@ -101,6 +101,11 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a file and where its data begins."""
     with open_regular(file) as opened:
         length = int.from_bytes(opened.read(8), "little")
+        if 8 + length > os.fstat(opened.fileno()).st_size:
+            raise CheckpointError(
+                f"{file} is not a complete safetensors file (its header is longer than "
+                "the file). Copy it again."
+            )
         if length > JSON_BYTES:
             raise ValueError(f"of {length:,} bytes, more than {JSON_BYTES:,}")
         header = parse_json(opened.read(length))
