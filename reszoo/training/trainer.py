@@ -165,7 +165,7 @@ def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None
                 "resume=True resumes the run in the output folder: give it as output=."
             )
         return
-    marks = (STATE, BEST, LAST)
+    marks = (STATE, BEST, LAST, _RECIPE)
     found = check_output(
         folder, _FILES, marks, kind="run", resume=resume, overwrite=overwrite
     )
