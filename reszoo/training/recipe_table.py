@@ -8,7 +8,6 @@ from types import NoneType
 from typing import Any, get_origin
 
 from reszoo import defaults
-from reszoo.cards import public_origin
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, coerce, options_of
 
@@ -225,6 +224,9 @@ def repeat_command(
     given on a command line: then the command is Python, in which the reader replaces
     "model" and "data".
     """
+    # NumPy and Pillow, which the command line does not need for its help.
+    from reszoo.cards import public_origin
+
     others = None if bad_images == defaults.TRAINING_BAD_IMAGES else bad_images
     options = {
         "weights": weights, "bad_images": others, "strategy": strategy,
