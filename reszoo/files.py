@@ -40,6 +40,8 @@ def cache_folder() -> Path:
 # deep its objects may be nested.
 JSON_BYTES = 1 << 24
 _JSON_DEPTH = 50
+# A value takes one byte or two in the file, and 60 in memory.
+_JSON_VALUES = 1_000_000
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
@@ -104,8 +106,13 @@ def parse_json(text: str | bytes) -> Any:
 
     Raises:
         ValueError: It is no JSON, has numbers that are not finite, is nested deeper
-            than 50 objects, or has text that UTF-8 cannot hold.
+            than 50 objects, has text that UTF-8 cannot hold, or more than a million
+            values.
     """
+    marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    # Those in texts count as well: it is a bound.
+    if sum(map(text.count, marks)) > _JSON_VALUES:  # type: ignore[arg-type]
+        raise ValueError(f"it has more than {_JSON_VALUES:,} values")
     try:
         content = json.loads(text)
     except RecursionError as error:

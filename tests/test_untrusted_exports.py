@@ -297,16 +297,26 @@ def test_mutated_files_are_errors_of_ours(name: str, tmp_path: Path) -> None:
     assert refused > 10
 
 
+def varint(size: int) -> bytes:
+    length = b""
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return length + bytes([size])
+
+
 def test_fields_are_counted_before_they_are_parsed(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     # Empty nodes in a graph: `ModelProto.graph` is field 7, its nodes are field 1.
     nodes = b"\x0a\x00" * (protobuf.MAX_FIELDS + 1)
-    length, size = b"", len(nodes)
-    while size > 127:
-        length, size = length + bytes([size & 127 | 128]), size >> 7
-    path.write_bytes(b"\x3a" + length + bytes([size]) + nodes)
+    few = b"\x0a\x00" * (protobuf.MAX_NODES + 1)
+    path.write_bytes(b"\x3a" + varint(len(few)) + few)
+    with pytest.raises(reszoo.CheckpointError, match="must have at most 500,000 op"):
+        describe_file(path)
+    path.write_bytes(b"\x3a" + varint(len(nodes)) + nodes)
     for function in (reszoo.Predictor, describe_file):
-        with pytest.raises(reszoo.CheckpointError, match="more than 3,000,000 fields"):
+        with pytest.raises(
+            reszoo.CheckpointError, match=f"more than {protobuf.MAX_FIELDS:,} fields"
+        ):
             function(path)
     model = onnx.load(BUNDLED / "model.onnx")
     model.metadata_props.add(key="padding", value="x" * 7_000_000)

@@ -13,8 +13,9 @@ from typing import Any
 from reszoo.errors import CheckpointError
 from reszoo.files import check_regular
 
-# Of all messages in a file: ten times those of the largest of keras.applications.
-MAX_FIELDS = 3_000_000
+# Of all messages in a file: NASNetMobile as a SavedModel has 730,000, the most of
+# keras.applications' models for mobile devices, with 27,000 nodes.
+MAX_FIELDS, MAX_NODES = 2_000_000, 500_000
 # Protocol buffers cannot be larger, nor can FlatBuffers.
 MAX_BYTES = 2**31 - 1
 # Wire types; bytes of those of fixed size; numbers are in groups of 7 bits.
@@ -92,7 +93,7 @@ def _count(
             at += 1
             if length > _ONE_BYTE:
                 length, at = _varint(content, at - 1)
-            if (tag >> 3) in inner:
+            if length and (tag >> 3) in inner:
                 waiting.append((at, at + length, inner[tag >> 3]))
             at += length
         elif kind == _VARINT:

@@ -26,7 +26,7 @@ from reszoo_export.inspection import (
     find_origin,
 )
 from reszoo_export.metadata import parse_card
-from reszoo_export.protobuf import check_fields
+from reszoo_export.protobuf import MAX_NODES, check_fields
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
 from reszoo_export.runtimes import (
     Activations,
@@ -187,6 +187,11 @@ def describe(path: Path) -> Contents:
     graph, properties = model.graph, _properties(model)
     if not graph.node:
         raise CheckpointError(f"{path} is not an ONNX file: it has no operators.")
+    if len(graph.node) > MAX_NODES:
+        raise CheckpointError(
+            f"{path} must have at most {MAX_NODES:,} operators. "
+            f"Received: {len(graph.node):,}."
+        )
     card, note = card_or_note(lambda: read_card(path, properties))
     constants = _constants(graph)
     weights = [constants[name] for name in _weights(graph, constants)]

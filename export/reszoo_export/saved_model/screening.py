@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 
 from reszoo.errors import CheckpointError
 from reszoo.files import read_regular
-from reszoo_export.protobuf import MAX_BYTES, check_fields
+from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
 from reszoo_export.saved_model.operators import (
     CALLING,
     CALLS,
@@ -32,8 +32,7 @@ from reszoo_export.saved_model.operators import (
 MODEL_FILE = "saved_model.pb"
 # What TensorFlow may read besides: nothing but these.
 _DATA_FILE = re.compile(r"variables\.(index|data-\d{5}-of-\d{5})")
-# keras.applications' largest have 60,000 nodes, and call no function twice.
-_MAX_NODES, _MAX_INLINED = 500_000, 2_000_000
+_MAX_INLINED = 2_000_000
 # A constant of equal numbers is stored as one of them.
 _MAX_CONSTANTS = 256 * 2**20
 _MAX_ENTRIES = 10_000
@@ -137,8 +136,8 @@ def find_problems(saved: Any) -> list[str]:
     graph = saved.meta_graphs[0]
     library = graph.graph_def.library.function
     nodes = len(graph.graph_def.node) + sum(len(each.node_def) for each in library)
-    if nodes > _MAX_NODES:
-        return [f"{nodes:,} nodes; at most {_MAX_NODES:,} are allowed"]
+    if nodes > MAX_NODES:
+        return [f"{nodes:,} nodes; at most {MAX_NODES:,} are allowed"]
     functions = {each.signature.name: each.node_def for each in library}
     if len(functions) != len(library):
         return ["two functions of one name"]
