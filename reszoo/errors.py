@@ -98,11 +98,11 @@ class VerificationError(ReszooError):
 
 def named(kind: str, message: str) -> ReszooError:
     """Make an error again that another process had, from its class and text."""
-    found = globals().get(kind)
+    lines, found = message.split("\n"), globals().get(kind)
     if not (isinstance(found, type) and issubclass(found, ReszooError)):
-        return ReszooError(message)
+        return ReszooError(*lines)
     # Subclasses of UsageError take other arguments than the message.
-    return (UsageError if issubclass(found, UsageError) else found)(message)
+    return (UsageError if issubclass(found, UsageError) else found)(*lines)
 
 
 def _common_start(one: str, other: str) -> int:

@@ -211,7 +211,10 @@ def _time_in_subprocess(request: Request) -> Timing:
                 function, Path(place), asdict(request), hide_gpus=False
             )
         except SubprocessError as error:
-            raise ReszooError(f"{request.file} could not be timed: {error}") from error
+            first, *others = str(error).split("\n")
+            raise ReszooError(
+                f"{request.file} could not be timed: {first}", *others
+            ) from error
     return Timing(**found)
 
 

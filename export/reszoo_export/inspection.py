@@ -258,7 +258,10 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
                 limits=limits_for(file),
             )
         except SubprocessError as error:
-            raise CheckpointError(f"{file} could not be described: {error}") from error
+            first, *others = str(error).split("\n")
+            raise CheckpointError(
+                f"{file} could not be described: {first}", *others
+            ) from error
     contents = Contents.from_json(found.pop("contents"))
     return FileDescription(**{**found, "path": str(file), "contents": contents})
 

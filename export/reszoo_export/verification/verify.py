@@ -180,7 +180,7 @@ def verify_file(
                 ),
             )
         except ReszooError as error:
-            raise VerificationError(str(error)) from error
+            raise VerificationError(*str(error).split("\n")) from error
     verification = Verification.from_json(found["verification"])
     worst = [replace(w, image=int(indices[w.image])) for w in verification.worst]
     found["verification"] = replace(verification, worst=tuple(worst))
