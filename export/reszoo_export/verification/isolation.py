@@ -128,9 +128,8 @@ def child_environment(hide_gpus: bool) -> dict[str, str]:
 
 def _result(folder: Path, code: int) -> Any:
     if code:
-        raise SubprocessError(
-            f"its runtime crashed ({exit_status(code)}){_tail(folder)}"
-        )
+        reason = f"its runtime crashed ({exit_status(code)})"
+        raise SubprocessError(reason, *_tail(folder))
     try:
         result = read_json(folder / _RESULT)
     except (OSError, ValueError) as error:
@@ -149,10 +148,10 @@ def exit_status(code: int) -> str:
     return f"{name}, often because memory ran out" if name == "SIGKILL" else name
 
 
-def _tail(folder: Path) -> str:
+def _tail(folder: Path) -> list[str]:
     text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return "".join(f"\n    {line}" for line in lines[-_LINES:])
+    return [f"    {line}" for line in lines[-_LINES:]]
 
 
 def main(function: str, folder: Path) -> None:
