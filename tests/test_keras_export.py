@@ -498,6 +498,18 @@ def grouped() -> Any:
     return keras.Model(image, dense()(x))
 
 
+def test_silu_in_a_saved_model_has_no_gradient_and_repeatable_bytes(
+    tmp_path: Path,
+) -> None:
+    image = keras.Input((32, 32, 3))
+    model = keras.Model(image, head(image, layers.Activation("silu"), dense()))
+    verified(model, tmp_path, ("saved_model", "onnx"), preprocessing=RECORD)
+    first = (tmp_path / "saved_model/1/saved_model.pb").read_bytes()
+    again = make_serving(model, preprocessing=RECORD)
+    FORMATS["saved_model"].write(again, tmp_path / "again", None)
+    assert (tmp_path / "again/1/saved_model.pb").read_bytes() == first
+
+
 def test_grouped_convolutions_and_gelu(tmp_path: Path) -> None:
     formats = ("saved_model", "tflite", "onnx", "onnx-fp16")
     found = verified(grouped(), tmp_path, formats, preprocessing=RECORD)

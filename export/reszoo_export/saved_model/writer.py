@@ -74,8 +74,9 @@ def _module(serving: Serving) -> tf.Module:
 
 
 def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with quiet():
-        tf.saved_model.save(module, str(path), signatures)
+        tf.saved_model.save(module, str(path), signatures, options)
 
 
 def _endpoints(serving: Serving) -> dict[str, Any]:
@@ -174,6 +175,8 @@ _FINGERPRINT = "fingerprint.pb"
 _COUNTED = re.compile(r"_\d+(?=___redundant_placeholder)")
 # Of an argument; captured variables have an identifier of the process as their name.
 _NAME = "_user_specified_name"
+# Of what has a gradient of its own, such as SiLU.
+_GRADIENT = "_gradient_op_type"
 
 
 def make_repeatable(folder: Path) -> None:
@@ -247,6 +250,8 @@ def _functions_in(value: Any) -> list[Any]:
 
 def _rename_calls(nodes: Sequence[Any], names: dict[str, str]) -> None:
     for node in nodes:
+        # Counted in the process, and of no use without the function that it names.
+        node.attr.pop(_GRADIENT, None)
         _rename_attributes(node.attr.values(), names)
 
 
