@@ -587,6 +587,40 @@ def test_half_precision_is_copied_in_float32() -> None:
     check(serving, pixels(32), source_answers(model, serving)(pixels(32)))
 
 
+def named_as_in_applications() -> Any:
+    """What takes BGR less Caffe's means, by its name and layers, under another head."""
+    inside = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, 2, activation="relu", name="conv1_conv")(inside)
+    x = layers.BatchNormalization(name="conv1_bn")(x)
+    inner = keras.Model(inside, layers.GlobalAveragePooling2D()(x), name="resnet50")
+    image = keras.Input((32, 32, 3))
+    x = inner(layers.RandomFlip()(image))
+    return keras.Model(image, dense(4, "softmax")(dense(8, "relu")(x)))
+
+
+def test_a_model_under_a_deep_head_takes_bgr_where_its_name_says_so() -> None:
+    model, images = named_as_in_applications(), pixels(32)
+    caffe = keras.applications.resnet.preprocess_input(images.astype(np.float32))
+    settle(model, caffe)
+    expected = model(caffe, training=False).numpy()
+    serving = make_serving(model)
+    assert serving.is_traced
+    check(serving, images, expected)
+    np.testing.assert_allclose(
+        source_answers(model, serving)(images), expected, atol=1e-5
+    )
+
+
+def test_a_named_model_behind_other_arithmetic_does_not_tell_its_preprocessing() -> (
+    None
+):
+    inner = named_as_in_applications().layers[2]
+    image = keras.Input((32, 32, 3))
+    model = keras.Model(image, dense(4)(inner(image * 255.0)))
+    with pytest.raises(reszoo.UsageError, match="Nothing tells how images"):
+        make_serving(model)
+
+
 def classifier(shape: Any, *more: Any) -> Any:
     image = keras.Input(shape)
     return keras.Model(image, head(image, *(more or (dense(),))), name="mine")

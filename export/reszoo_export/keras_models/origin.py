@@ -163,12 +163,21 @@ def _takes_image(model: keras.Model, inside: keras.Model) -> bool:
     """Tell whether a model in another one is given the image itself."""
     if inside is model:
         return True
-    given = [
-        node.input_tensors[0]
-        for node in inside._inbound_nodes
-        if node in model._nodes and len(node.input_tensors) == 1
-    ]
+    calls = [node for node in _nodes(model) if node.operation is inside]
+    given = [tensor for node in calls for tensor in node.input_tensors]
     return bool(given) and all(caller(Value(each)) is None for each in given)
+
+
+def _nodes(model: keras.Model) -> list[Any]:
+    """List the calls that lead to a model's output, not those of other models."""
+    waiting, found = list(model.outputs), {}
+    while waiting:
+        layer, index, _ = waiting.pop()._keras_history
+        node = layer._inbound_nodes[index] if layer is not None else None
+        if node is not None and id(node) not in found:
+            found[id(node)] = node
+            waiting += node.input_tensors
+    return list(found.values())
 
 
 def _record(statistics: Any, side: int) -> Preprocessing:
