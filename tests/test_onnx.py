@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import family
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import randomise
 from lively import IMAGES, answers_of, lively, varied_answers_of
 from onnx import numpy_helper
 
@@ -165,6 +168,21 @@ def test_every_opset_has_the_answers_of_the_model(
     np.testing.assert_allclose(answers, expected, atol=1e-5)
 
 
+def test_int8_is_the_same_in_every_opset(model: Any, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), np.uint8)
+    calibration, found = Calibration(images), []
+    serving = make_serving(model)
+    for opset in (13, 15, 17):
+        options = ExportOptions(opset=opset, input_dtype="float32")
+        path = tmp_path / f"{opset}.onnx"
+        row = FORMATS["onnx-int8"]
+        row.write(replace(serving, options=options), path, calibration)
+        assert onnx.load(path).opset_import[0].version == opset
+        found.append(asked(path, IMAGES.astype(np.float32)))
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_float32_pixels_need_no_cast(
     model: Any, expected: Any, tmp_path: Path, name: str
@@ -207,6 +225,18 @@ def test_other_outputs_are_what_the_layers_of_the_model_give(
     odds = np.exp(pooled @ tensors["fc.weight"].T + tensors["fc.bias"])
     shares = odds / odds.sum(-1, keepdims=True)
     np.testing.assert_allclose(shares, expected, atol=2e-3)
+
+
+def test_shortcuts_of_option_a_need_no_slices(tmp_path: Path) -> None:
+    """The first only adds channels, the second takes every other pixel as well."""
+    model = randomise(reszoo.build(family.SPECS["pre-deep"], seed=0))
+    found = written(model, tmp_path / "x.onnx")
+    counts = Counter(node.op_type for node in found.graph.node)
+    assert (counts["Slice"], counts["Pad"]) == (0, 2 + 1)
+    # One in the stem.
+    assert counts["MaxPool"] == 1 + 1
+    answers = asked(tmp_path / "x.onnx", IMAGES)
+    np.testing.assert_allclose(answers, answers_of(model), atol=1e-5)
 
 
 def test_a_fresh_net_without_biases_converts(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ Array = NDArray[Any]
 _ROLES = {1: "weight", 2: "bias"}
 # The scope of a layer called twice: "conv1_1/BiasAdd" (TensorFlow's unique names).
 _REPEATED = re.compile(r"_\d+$")
+# The converter's end of a slice that goes to the end of its axis.
+_ALL = 10**9
 # Axis of the outputs in the weights of an operator.
 _OUTPUT_AXIS = {"Conv": 0, "Gemm": 1}
 # Of a quantized bias: half of the range of int32, so that sums do not overflow.
@@ -108,13 +110,17 @@ def _subsample_by_pooling(graph: Any) -> None:
 
     known = constants(graph)
     for node in [node for node in graph.node if node.op_type == "Slice"]:
-        starts, _, axes, steps = (
+        starts, ends, axes, *steps = (
             numpy_helper.to_array(known[name]).tolist() for name in node.input[1:]
         )
         # Of batch, channels, height, width.
-        by_axis = dict(zip(axes, steps, strict=True))
+        by_axis = dict(zip(axes, steps[0] if steps else [1] * len(axes), strict=True))
         strides = [by_axis.get(axis, 1) for axis in range(4)]
-        if any(starts) or strides[:2] != [1, 1]:
+        if any(starts) or min(ends) < _ALL or strides[:2] != [1, 1]:
+            continue
+        if strides == [1] * 4:  # A shortcut that only adds channels.
+            _replace_input(graph, node.output[0], node.input[0])
+            graph.node.remove(node)
             continue
         node.op_type = "MaxPool"
         del node.input[1:]
