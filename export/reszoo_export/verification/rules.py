@@ -19,7 +19,7 @@ _MIN_PROBABILITY = 1e-20
 # Lengths below are 0.
 _MIN_LENGTH = 1e-12
 # How far files may be beyond rounding, and limits beyond the usual ones.
-_SUMS, _MOST_WIDENED = 4.0, 20.0
+_SUMS, _ROUNDINGS, _MOST_WIDENED = 4.0, 2.0, 20.0
 _TOP = 5
 _MAX_SHOWN = 5
 # A file that gives one class to more of the images than the first, where the model
@@ -33,15 +33,17 @@ _EXPLAINED, _UNEXPLAINED = 0.5, 0.5
 def limits_of(row: Format, card: Card) -> Tolerance:
     """Return the limits for a file of a model.
 
-    Where the model itself amplifies rounding, they allow what rounding of weights to
-    float16 changes, and four times what float32 does, for runtimes add up in another
-    order; but never more than twenty times the usual.
+    Where the model itself amplifies rounding, they allow four times what float32
+    changes, for runtimes add up in another order, and twice what rounding of weights
+    to float16 does, for files round otherwise; but never more than twenty times the
+    usual.
     """
     limits, made = row.tolerance, card.architecture
     if not isinstance(made, KerasArchitecture) or limits.max_difference is None:
         return limits
     of_float32, of_float16 = made.rounding
-    allowed = _SUMS * of_float32 if row.precision == "float32" else of_float16
+    is_float32 = row.precision == "float32"
+    allowed = _SUMS * of_float32 if is_float32 else _ROUNDINGS * of_float16
     factor = min(max(1.0, allowed / limits.max_difference), _MOST_WIDENED)
     relative = limits.max_log_difference
     return replace(
