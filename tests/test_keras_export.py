@@ -800,7 +800,13 @@ def test_a_model_that_amplifies_rounding_gets_the_limits_of_its_own_rounding() -
     ("name", "options"),
     [
         ("MobileNetV2", {"alpha": 0.35}),
-        ("EfficientNetV2B0", {}),
+        pytest.param(
+            "EfficientNetV2B0",
+            {},
+            marks=pytest.mark.xfail(
+                reason="the class of a synthetic image changes in float16", strict=True
+            ),
+        ),
         ("ConvNeXtTiny", {}),
     ],
 )
