@@ -297,6 +297,24 @@ def test_mutated_files_are_errors_of_ours(name: str, tmp_path: Path) -> None:
     assert refused > 10
 
 
+def test_a_file_that_opens_but_cannot_be_computed_is_an_error_of_ours(
+    tmp_path: Path,
+) -> None:
+    model = onnx.load(BUNDLED / "model.onnx")
+    name = "probabilities"
+    node = next(each for each in model.graph.node if name in each.output)
+    node.output[0] = "before"
+    wrong = numpy_helper.from_array(np.array([7, 10], np.int64), "wrong")
+    model.graph.initializer.append(wrong)
+    model.graph.node.append(helper.make_node("Reshape", ["before", "wrong"], [name]))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    predictor = reszoo.Predictor(path)
+    expected = r"model\.onnx opens, but onnxruntime [\d.]+ cannot compute it \(\w+: "
+    with pytest.raises(reszoo.CheckpointError, match=expected):
+        predictor.predict(np.zeros((32, 32, 3), np.uint8))
+
+
 def varint(size: int) -> bytes:
     length = b""
     while size > 127:

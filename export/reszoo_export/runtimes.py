@@ -195,6 +195,7 @@ class Runtime:
         self.interface = find_interface(path, inputs, outputs)
         _check_width(path, card, self.interface)
         self.sessions, self._call, self._operators = sessions, call, operators
+        self._path = path
 
     @cached_property
     def operators(self) -> Mapping[str, int]:
@@ -215,15 +216,33 @@ class Runtime:
             features `(n, width)` where it gives features.
         """
         name = self.interface.output["name"]
-        with self.sessions.borrow() as session:
+        with self._borrow() as session:
             return self.interface.run(
                 lambda pixels: self._call(session, pixels, name), images
             )
 
     def call(self, pixels: NDArray[Any], output: str) -> NDArray[Any]:
         """Run the file once, on pixels in its own dtype, axes and batch size."""
-        with self.sessions.borrow() as session:
+        with self._borrow() as session:
             return self._call(session, pixels, output)
+
+    @contextmanager
+    def _borrow(self) -> Iterator[Any]:
+        """Yield a session; what it cannot compute is a CheckpointError.
+
+        Runtimes check the shapes and indices inside a damaged file only here.
+        """
+        with self.sessions.borrow() as session:
+            try:
+                yield session
+            except (ReszooError, MemoryError):
+                raise
+            except Exception as error:
+                raise CheckpointError(
+                    f"{self._path} opens, but {self.name} cannot compute it "
+                    f"({type(error).__name__}: {error}). Get the file again, or check "
+                    "an export with reszoo verify."
+                ) from error
 
 
 def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
