@@ -105,7 +105,7 @@ def test_every_kind_of_object_that_holds_an_image_is_an_image(
         (np.array(None), "None as the image"),
         (keras.KerasTensor((8, 8, 3)), "KerasTensor as the image"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_image_is_refused_in_one_sentence(
     digit: Any, image: Any, received: str
