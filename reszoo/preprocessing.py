@@ -37,8 +37,9 @@ _LEAST_STD, _MOST_STATISTIC = 1e-4, 1e3
 # Pixels that are converted at a time, 4 bytes each: so an image that is decoded
 # already takes hardly more memory.
 _BAND = 1 << 22
-# Images of more pixels are resized vertically first by TensorFlow, whose horizontal
-# pass takes 12 bytes a pixel (`ScaleAndTranslate` keeps all of them as float32).
+# Images of more pixels, before or after resizing, are not resized as a whole by
+# Pillow; TensorFlow resizes them vertically first, for its horizontal pass takes 12
+# bytes a pixel (`ScaleAndTranslate` keeps all of them as float32).
 _LARGE = 1 << 24
 # Of the long side to the short one: beyond this float32 coordinates are inexact.
 _LONG = 8
@@ -167,6 +168,12 @@ class Preprocessing:
         if (columns.scaled, rows.scaled) == size:
             left, top = columns.offset, rows.offset
             return np.asarray(part((left, top, left + crop, top + crop)))
+        if max(size[0] * size[1], columns.scaled * rows.scaled) <= _LARGE:
+            # To the last bit as torchvision and timm, which resize the whole image.
+            new = (columns.scaled, rows.scaled)
+            whole = part((0, 0, *size)).resize(new, _PILLOW[self.interpolation])
+            left, top = columns.offset, rows.offset
+            return np.asarray(whole.crop((left, top, left + crop, top + crop)))
 
         # One side at a time, for Pillow 13 resizes some images vertically first.
         def resized(image: Image.Image, window: Window, *, down: bool) -> Image.Image:

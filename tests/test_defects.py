@@ -376,7 +376,7 @@ def for_one_image(case: Case) -> Serving:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (in_training_mode, "with the other images of its batch"),
+        (in_training_mode, "operator AssignVariableOp in function"),
         (for_one_image, r"must be of shape \['batch', 32, 32, 3\], not \[1, 32, 32, 3"),
     ],
     ids=["training mode", "frozen batch"],

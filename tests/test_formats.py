@@ -59,7 +59,7 @@ def test_every_runtime_is_a_package_with_all_that_is_specific_to_it(name: str) -
     runtime = RUNTIMES[name]
     assert runtime.name == name
     functions = [each for each in vars(Reader) if not each.startswith("_")]
-    assert len(functions) == 5
+    assert len(functions) == 6
     for function in functions:
         assert callable(getattr(runtime.reader, function)), function
     snippets = resources.files(runtime.package) / "snippets"

@@ -9,7 +9,7 @@ from typing import Any
 
 from reszoo.cards import Card
 from reszoo.console import Progress
-from reszoo.errors import ReszooError, UsageError, VerificationError
+from reszoo.errors import ReszooError, UsageError, VerificationError, printable
 from reszoo_export.formats import FORMATS, ExportOptions, Format
 from reszoo_export.inspection import describe_file
 from reszoo_export.manifest import (
@@ -124,9 +124,12 @@ def _changes(path: Path, digest: str) -> list[str]:
 
 
 def problem_list(folder: Path, problems: Sequence[str]) -> list[str]:
-    """Return the lines of an error about an export's problems."""
-    title = f"{len(problems)} check(s) failed in {folder}:"
-    return [title, *(f"  {problem}" for problem in problems)]
+    """Return the lines of an error about an export's problems.
+
+    Those of a crash have the last lines of the subprocess below them.
+    """
+    lines = [line for each in problems for line in f"  {each}".split("\n")]
+    return [f"{len(problems)} check(s) failed in {folder}:", *lines]
 
 
 def verify_file(
@@ -227,7 +230,10 @@ def verify_in_process(
     return FileVerification(
         inputs=runtime.inputs,
         outputs=runtime.outputs,
-        verification=replace(found, problems=(*found.problems, *problems)),
+        # Names in them are the file's; a line break in one makes no line.
+        verification=replace(
+            found, problems=tuple(map(printable, (*found.problems, *problems)))
+        ),
     )
 
 
