@@ -82,12 +82,19 @@ def window(side, short):
 
 def resize(image):
     """Resize an image and cut its centre; nothing else: the graph normalises."""
+    resampling = Image.Resampling.BILINEAR
+    whole = [side * SHORT_SIDE // min(image.size) for side in image.size]
+    if max(image.width * image.height, whole[0] * whole[1]) <= LARGE:
+        left, top = (round((side - SIZE) / 2) for side in whole)
+        image = image.resize(whole, resampling)
+        return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
+    # Only what the crop comes from: scaled, a very long image would fill the memory.
     (x, x_end, left, right), (y, y_end, top, bottom) = (
         window(side, min(image.size)) for side in image.size
     )
     if (x, y, x_end, y_end) != (0, 0, *image.size):
         image = image.crop((x, y, x_end, y_end))
-    resampling, height = Image.Resampling.BILINEAR, image.height
+    height = image.height
     image = image.resize((SIZE, height), resampling, (left, 0, right, height))
     return np.asarray(image.resize((SIZE, SIZE), resampling, (0, top, SIZE, bottom)))
 
