@@ -49,8 +49,10 @@ def compare(
             runtime, reference.images, outputs, limits.max_batch_difference
         )
     except Exception as error:
+        # `Runtime` wraps what its library raised.
+        reason = error.__cause__ or error
         raise VerificationError(
-            f"{runtime.name} cannot run it ({type(error).__name__}: {error})"
+            f"{runtime.name} cannot run it ({type(reason).__name__}: {reason})"
         ) from error
     if outputs.shape != reference.outputs.shape:
         raise VerificationError(
