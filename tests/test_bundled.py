@@ -55,6 +55,7 @@ def tested() -> tuple[Any, list[str]]:
     return np.stack(pixels), classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "net"), FILES)
 def test_it_is_as_good_as_its_card_says(name: str, net: str, tested: Any) -> None:
     pixels, classes = tested

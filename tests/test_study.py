@@ -149,6 +149,7 @@ def test_a_study_that_was_stopped_is_resumed_exactly(
     )
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_is_resumed_exactly(
     found: StudyResult, tmp_path: Path
 ) -> None:
