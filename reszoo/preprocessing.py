@@ -40,7 +40,7 @@ _BAND = 1 << 22
 # Images of more pixels, before or after resizing, are not resized as a whole by
 # Pillow; TensorFlow resizes them vertically first, for its horizontal pass takes 12
 # bytes a pixel (`ScaleAndTranslate` keeps all of them as float32).
-_LARGE = 1 << 24
+LARGE = 1 << 24
 # Of the long side to the short one: beyond this float32 coordinates are inexact.
 _LONG = 8
 
@@ -165,15 +165,15 @@ class Preprocessing:
         """
         crop = self.eval_size
         columns, rows = (self._window(side, min(size)) for side in size)
-        if (columns.scaled, rows.scaled) == size:
-            left, top = columns.offset, rows.offset
-            return np.asarray(part((left, top, left + crop, top + crop)))
-        if max(size[0] * size[1], columns.scaled * rows.scaled) <= _LARGE:
+        left, top = columns.offset, rows.offset
+        centre = (left, top, left + crop, top + crop)
+        scaled = (columns.scaled, rows.scaled)
+        if scaled == size:
+            return np.asarray(part(centre))
+        if max(math.prod(size), math.prod(scaled)) <= LARGE:
             # To the last bit as torchvision and timm, which resize the whole image.
-            new = (columns.scaled, rows.scaled)
-            whole = part((0, 0, *size)).resize(new, _PILLOW[self.interpolation])
-            left, top = columns.offset, rows.offset
-            return np.asarray(whole.crop((left, top, left + crop, top + crop)))
+            whole = part((0, 0, *size)).resize(scaled, _PILLOW[self.interpolation])
+            return np.asarray(whole.crop(centre))
 
         # One side at a time, for Pillow 13 resizes some images vertically first.
         def resized(image: Image.Image, window: Window, *, down: bool) -> Image.Image:
@@ -222,7 +222,7 @@ class Preprocessing:
             low = _resample_rows(image, rows._replace(start=0), crop, kind)
             return _resample_columns(low, columns._replace(start=0), crop, kind)
 
-        large = (height * width > _LARGE) & (tf.maximum(height, width) <= _LONG * short)
+        large = (height * width > LARGE) & (tf.maximum(height, width) <= _LONG * short)
         # Skipping images that have the size already saves half of their time.
         same = tf.reduce_all([rows.scaled == height, columns.scaled == width])
         prepared = tf.cond(same, cut, lambda: tf.cond(large, resized_large, resized))

@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from PIL import Image
 
+from reszoo.preprocessing import LARGE as LARGE
+
 MEMORY = 1 << 29
-LARGE = 1 << 24
 SHORT = 1 << 10
 SCANS = 256
 PIXEL, COEFFICIENT = 4, 2

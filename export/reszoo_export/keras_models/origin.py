@@ -22,7 +22,7 @@ _CENTRED = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 _TORCH = IMAGENET_MEAN, IMAGENET_STD
 # Models of keras.applications by their names and a layer of theirs, and the mean and
 # standard deviation of the `preprocess_input` beside them (keras 3.15,
-# `applications/imagenet_utils.py`); None stands for BGR less Caffe's means. Those that
+# `applications/imagenet_utils.py`); None means BGR less Caffe's means. Those that
 # normalise by themselves need no row.
 _APPLICATIONS: tuple[tuple[str, str, Any], ...] = (
     (r"resnet(50|101|152)", "conv1_bn", None),

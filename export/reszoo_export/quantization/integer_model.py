@@ -90,7 +90,7 @@ def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
 
     The first convolution normalises: its kernel is scaled, and what normalisation
     adds becomes the weight of the channel that `INSIDE` adds. Padding in front of it
-    then still stands for the mean picture, as in the float model, and bytes stay exact.
+    then still is the mean image, as in the float model, and bytes stay exact.
 
     Args:
         model: Normalised pixels in, no batch normalisation.
