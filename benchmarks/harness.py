@@ -126,6 +126,13 @@ def megabytes() -> float:
     return sum(int(each.split()[1]) for each in lines if each.startswith("Pss:")) / 1024
 
 
+def memory(kind: str) -> int:
+    """Return bytes of this process: "VmRSS" held now, "VmHWM" held at most."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(kind))
+    return 1024 * int(line.split()[1])
+
+
 def seconds_since_start() -> float:
     """Return how long this process has run, to a hundredth (proc(5), starttime)."""
     ticks = int(_status(Path("/proc/self"))[19])

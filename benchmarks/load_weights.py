@@ -15,17 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import memory
+
 import reszoo
 from reszoo.environment import processor
 
 ROUNDS = 4
-
-
-def memory(kind: str) -> int:
-    """Return bytes of this process: "VmRSS" held now, "VmHWM" held at most."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(kind))
-    return 1024 * int(line.split()[1])
 
 
 def forget_peak() -> None:

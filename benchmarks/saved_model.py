@@ -33,12 +33,6 @@ def make_files(folder: Path) -> None:
     model.export(str(folder / FOLDERS[KERAS]), verbose=False)
 
 
-def peak_megabytes() -> float:
-    """Return the most memory that this process held, and not its parent: proc(5)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(each.split()[1]) for each in lines if "VmHWM" in each) / 1024
-
-
 def answer(folder: Path) -> None:
     """Load one file, answer, and print what it took."""
     import tensorflow as tf
@@ -54,7 +48,7 @@ def answer(folder: Path) -> None:
 
     step()
     seconds = harness.seconds_since_start()
-    peak = peak_megabytes()
+    peak = harness.memory("VmHWM") / 2**20
     run = harness.sampled(step, items=1, warm_up=WARM_UP, samples=SAMPLES)
     versions = harness.versions("tensorflow", "keras")
     first = {"first_answer_seconds": seconds, "first_answer_peak_megabytes": peak}
