@@ -3,6 +3,8 @@
 import fcntl
 import os
 import pickle
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +23,17 @@ from reszoo_export.manifest import Latency, read_manifest
 
 # Those that people take most; the others have tests of their own, for time.
 FORMATS = "saved_model,tflite,tflite-fp16,tflite-int8,onnx,onnx-int8"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw the same random numbers whichever tests ran before, also in fixtures.
+
+    Keras takes the seed of an initialiser that names none from Python's generator.
+    """
+    random.seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 def randomise(model: Any, seed: int = 0) -> Any:
