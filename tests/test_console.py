@@ -66,6 +66,7 @@ def test_the_command_line_imports_the_exporter_silently(folder: Path) -> None:
     assert line.startswith(f"reszoo: {folder} exists and is not an export")
 
 
+@pytest.mark.slow
 def test_a_library_never_redirects_file_descriptors(folder: Path) -> None:
     python(
         "import os\n"
@@ -77,6 +78,7 @@ def test_a_library_never_redirects_file_descriptors(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_threads_lose_nothing_while_a_model_is_exported(tmp_path: Path) -> None:
     done = python(
         "import logging, os, sys, threading, warnings\n"

@@ -41,6 +41,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_custom_spec_goes_all_the_way_in_a_new_process(tmp_path: Path) -> None:
     spec = family.SPECS["tiny"]
     options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.05, "epochs": 4}

@@ -91,6 +91,7 @@ def test_options_are_pickled() -> None:
     assert worker_of(again)._process.pid != worker_of(predictor)._process.pid
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_this_process(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no such file")
     with pytest.raises(reszoo.CheckpointError, match="is not an ONNX file"):

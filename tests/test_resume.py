@@ -186,6 +186,7 @@ def test_a_state_of_earlier_names_can_be_resumed(
     assert "already complete" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +254,7 @@ def test_weights_that_diverge_in_the_last_step_are_an_error(tmp_path: Path) -> N
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_run_ended_by_a_full_disk_can_be_resumed(whole: Any, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk; states are the largest."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -123,6 +123,7 @@ def plan_of(found: StudyResult) -> StudyPlan:
     )
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_is_resumed_exactly(
     found: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +177,7 @@ def test_a_study_that_was_killed_is_resumed_exactly(
     assert numbers(resumed) == numbers(found)
 
 
+@pytest.mark.slow
 def test_seeds_can_be_added_and_nothing_else_changed(
     found: StudyResult, tmp_path: Path
 ) -> None:

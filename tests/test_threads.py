@@ -338,9 +338,8 @@ def test_a_forked_process_opens_the_file_again(
     assert lines == ["equal", "status 0", "parent True"], done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("checkpoint", marks=pytest.mark.slow), "saved_model"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoint", "saved_model"])
 def test_tensorflow_after_a_fork_is_refused_not_waited_for(
     images: Any, tmp_path: Path, name: str
 ) -> None:

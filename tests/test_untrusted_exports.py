@@ -229,7 +229,13 @@ def test_json_must_be_json() -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
-    "name", ["manifest.json", "reference.npz", "labels.txt", "model.onnx"]
+    "name",
+    [
+        "manifest.json",
+        "reference.npz",
+        pytest.param("labels.txt", marks=pytest.mark.slow),
+        pytest.param("model.onnx", marks=pytest.mark.slow),
+    ],
 )
 def test_pipes_are_not_opened(name: str, copy: Path) -> None:
     written_reference(copy)
@@ -364,6 +370,7 @@ def write_much(folder: Path) -> None:
     (folder / "much").write_bytes(bytes(200 * MB))
 
 
+@pytest.mark.slow
 def test_a_subprocess_has_limits(tmp_path: Path) -> None:
     limits = Limits(seconds=100, memory=1500 * MB)
     arguments = {"size": 100 * MB}
