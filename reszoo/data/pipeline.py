@@ -40,6 +40,8 @@ class Augmentation:
         policy: "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policies`.
         erase: Share of the images of which a random box gets the mean colour.
         repeats: How often a batch shows each of its images, varied differently.
+        sampling: Power of a class's number of images by which its share of an epoch
+            grows: 0 shows all classes equally often; None shows every image once.
     """
 
     crop: Literal["pad", "resized", "none"] = "none"
@@ -50,6 +52,7 @@ class Augmentation:
     policy: str | None = None
     erase: float = 0.0
     repeats: int = 1
+    sampling: float | None = None
 
 
 def evaluation_batches(
@@ -122,8 +125,9 @@ def training_batches(
     finish = plain(_finisher(preprocessing, augmentation))
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
+        options = {"repeats": repeats, "sampling": augmentation.sampling}
         slots = _epoch_slots(
-            examples.targets, batch_size, seed=seed, epoch=int(number), repeats=repeats
+            examples.targets, batch_size, seed=seed, epoch=int(number), **options
         )
         mine = np.s_[first:, worker * part : (worker + 1) * part]
         # One row for each place, without the axis of steps.
@@ -147,7 +151,13 @@ def training_batches(
 
 
 def _epoch_slots(
-    targets: NDArray[np.int64], batch_size: int, *, seed: int, epoch: int, repeats: int
+    targets: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    repeats: int = 1,
+    sampling: float | None = None,
 ) -> tuple[NDArray[Any], ...]:
     """Draw the content of every place in the batches of one epoch.
 
@@ -165,20 +175,63 @@ def _epoch_slots(
     """
     count = len(targets)
     steps, distinct = count // batch_size, -(-batch_size // repeats)
-    order = np.random.default_rng((seed, epoch)).permutation(count)
+    generator = np.random.default_rng((seed, epoch))
+    order = generator.permutation(count)
+    drawn = np.arange(count)
+    if sampling is not None:
+        drawn = _drawn_by_class(targets, sampling, generator)
     shown = order[: steps * distinct].reshape(steps, 1, distinct)
     repeated = np.broadcast_to(shown, (steps, repeats, distinct))
     numbers = np.broadcast_to(np.arange(repeats)[:, None], repeated.shape)
     # Where repetitions do not fill a batch evenly, some images lack their last one.
-    indices, numbers = (
+    entries, numbers = (
         part.reshape(steps, -1)[:, :batch_size].astype(np.int64)
         for part in (repeated, numbers)
     )
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
-    key, variants = int(state[0] >> np.uint64(1)), indices * repeats + numbers
+    # By entry, not by image, for sampling may show an image more than once.
+    key, variants = int(state[0] >> np.uint64(1)), entries * repeats + numbers
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)
     draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
+    indices = drawn[entries]
     return indices, keys, targets[indices], draws[variants]
+
+
+def class_shares(
+    targets: NDArray[np.int64], classes: int, sampling: float | None
+) -> NDArray[np.float64]:
+    """Return the share of each class in an epoch: float64 `(classes,)`."""
+    counts = np.bincount(targets, minlength=classes)
+    weights = np.where(
+        counts > 0, counts ** np.float64(1 if sampling is None else sampling), 0
+    )
+    return np.asarray(weights / weights.sum())
+
+
+def _drawn_by_class(
+    targets: NDArray[np.int64], sampling: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw as many indices as there are targets, each class by its share.
+
+    Shares that are no whole numbers of images are rounded at random, up or down, so
+    that their mean over the epochs is exact.
+    """
+    shares = class_shares(targets, 0, sampling)
+    edges = len(targets) * np.cumsum(shares)
+    edges[-1] = len(targets)
+    quotas = np.diff(np.floor(edges + generator.random()).astype(np.int64), prepend=0)
+    ends = np.cumsum(np.bincount(targets))[:-1]
+    members = np.split(np.argsort(targets, kind="stable"), ends)
+    return np.concatenate(
+        [
+            part
+            for each, quota in zip(members, quotas, strict=True)
+            for part in (
+                np.tile(each, quota // max(1, len(each))),
+                generator.permutation(each)[: quota % max(1, len(each))],
+            )
+        ]
+    )
 
 
 def _finisher(

@@ -1,11 +1,12 @@
 """The named recipes with their sources, and the command that repeats a run."""
 
+import json
 import os
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from reszoo import defaults
 from reszoo.errors import UnknownNameError, UsageError
@@ -187,22 +188,31 @@ def parse_field(text: str) -> tuple[str, Any]:
 
 
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}
-_TYPE_NAMES = {bool: "yes or no", int: "a whole number", float: "a number"}
+_TYPE_NAMES = {
+    bool: "yes or no", int: "a whole number", float: "a number",
+    dict: 'a JSON object such as {"cat": 2.5}', tuple: "numbers separated by commas",
+}  # fmt: skip
 
 
 def _parsed(name: str, options: tuple[Any, ...], value: str) -> Any:
     if value.lower() == "none" and NoneType in options:
         return None
-    kind = options[0]
+    names = get_args(options[0]) if get_origin(options[0]) is Literal else ()
+    others = options[1:] if names else options
+    kind = get_origin(others[0]) or others[0] if others else NoneType
+    if value in names or kind is NoneType:
+        return value
     try:
         if kind is bool:
             return _WORDS[value.lower()]
         if kind in (int, float):
             return kind(value)
-        if get_origin(kind) is tuple:
+        if kind is tuple:
             return tuple(float(part) for part in value.split(",") if value)
+        if kind is dict:
+            return json.loads(value)
     except (KeyError, ValueError) as error:
-        meant = _TYPE_NAMES.get(kind, "numbers separated by commas")
+        meant = " or ".join([*names, _TYPE_NAMES[kind]])
         raise UsageError(
             f"{name} must be {meant}. Received: {name}={value}."
         ) from error
@@ -280,6 +290,8 @@ def _differences(recipe: Recipe, other: Recipe) -> dict[str, Any]:
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value is None else str(value)

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
@@ -28,8 +30,9 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
         field: Its name, for the errors.
         value: NumPy's numbers become Python's, whole numbers become floats where
             the field is a float, and lists and arrays become tuples.
-        options: The type, and `NoneType` where the field may be None: bool, int, float
-            (finite), str, a tuple of floats, or a `Literal` of names.
+        options: Types in the order of preference, and `NoneType` where the field may be
+            None: bool, int, float (finite), str, a tuple of floats, a dict from text
+            to positive floats, or a `Literal` of names.
 
     Raises:
         UnknownNameError: A name that is not in the `Literal`.
@@ -37,25 +40,34 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
     """
     if value is None and NoneType in options:
         return None
-    kind = options[0]
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise UnknownNameError(field, value, get_args(kind))
+    kinds = [kind for kind in options if kind is not NoneType]
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        if value not in get_args(kinds[0]):
+            raise UnknownNameError(field, value, get_args(kinds[0]))
         return value
-    try:
-        return _plain(value, kind)
-    except (TypeError, OverflowError) as error:
-        optional = " (or None)" if NoneType in options else ""
-        raise UsageError(
-            f"{field} must be {_type_name(kind)}{optional}. "
-            f"Received: {field}={value!r}."
-        ) from error
+    for kind in kinds:
+        with suppress(TypeError, OverflowError):
+            return _plain(value, kind)
+    optional = " (or None)" if NoneType in options else ""
+    raise UsageError(
+        f"{field} must be {' or '.join(map(_type_name, kinds))}{optional}. "
+        f"Received: {field}={value!r}."
+    )
 
 
 def _plain(value: Any, kind: Any) -> Any:
+    if get_origin(kind) is dict and isinstance(value, Mapping):
+        numbers = {str(key): _plain(each, float) for key, each in value.items()}
+        if not all(number > 0 for number in numbers.values()):
+            raise TypeError
+        return numbers
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
     # A scalar or array of NumPy, whose import would be half the time of `--help`.
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if get_origin(kind) in (dict, Literal):
+        raise TypeError
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
         fits = Ellipsis in kinds or len(value) == len(kinds)
@@ -73,6 +85,10 @@ def _plain(value: Any, kind: Any) -> Any:
 
 
 def _type_name(kind: Any) -> str:
+    if get_origin(kind) is dict:
+        return "positive numbers by label"
+    if get_origin(kind) is Literal:
+        return f'"{get_args(kind)[0]}"'
     if get_origin(kind) is not tuple:
         return _TYPE_NAMES[kind]
     parts = get_args(kind)
@@ -93,7 +109,7 @@ _INTERVALS = {
         "momentum", "label_smoothing", "weight_decay", "ema", "bn_momentum",
         "stochastic_depth",
     ),
-    "[0, 1]": ("warmup_start", "factor", "floor", "erase"),
+    "[0, 1]": ("warmup_start", "factor", "floor", "erase", "sampling"),
 }  # fmt: skip
 NEEDS = {
     "pad": ("crop", "pad"),
@@ -143,6 +159,17 @@ class Recipe:
             starts beneath the warm-up, after which the rate jumps down a little.
         loss: "softmax" cross-entropy or "binary" cross-entropy of every class.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        class_weight: Weights of the classes in the loss, by label; 1 for a label that
+            is left out. The loss of an image is multiplied by the weight of its class
+            (of both, in their shares, where mixup or cutmix mixes them), and averaged
+            over the batch. "balanced" is n / (k n_c) for n images, k classes and n_c
+            images of the class, as in scikit-learn; with `sampling` the images that
+            an epoch shows are counted.
+        sampling: How often an epoch, which stays as long, shows each class: with
+            probability proportional to n_c ** `sampling` (Kang et al. 2020,
+            arXiv:1910.09217, section 4.1). 0 or "balanced" shows all classes
+            equally often, 0.5 is between, 1 or None is as in the data. Within an epoch
+            the images of a class are shown equally often, give or take one.
         ema: Decay of the averaged weights, which are then evaluated and saved; None
             averages nothing.
         ema_every: Steps between two updates of the average.
@@ -205,6 +232,8 @@ class Recipe:
     warmup_prefix: bool = True
     loss: Literal["softmax", "binary"] = "softmax"
     label_smoothing: float = 0.0
+    class_weight: Literal["balanced"] | dict[str, float] | None = None
+    sampling: Literal["balanced"] | float | None = None
     ema: float | None = None
     ema_every: int = 1
     crop: Literal["auto", "pad", "resized", "none"] = "resized"
@@ -257,7 +286,7 @@ class Recipe:
         for interval, names in _INTERVALS.items():
             for field in names:
                 value = getattr(self, field)
-                if value is not None and not _is_in(value, interval):
+                if isinstance(value, int | float) and not _is_in(value, interval):
                     raise UsageError(
                         f"{field} must be in {interval}. Received: {field}={value}."
                     )

@@ -19,12 +19,13 @@ from reszoo.console import Progress, say
 from reszoo.data.examples import Examples
 from reszoo.data.pipeline import (
     Augmentation,
+    class_shares,
     evaluation_batches,
     quietly,
     training_batches,
 )
 from reszoo.data.sources import Source
-from reszoo.errors import ReszooError
+from reszoo.errors import ReszooError, UnknownNameError
 from reszoo.metrics import Metrics, inference_function, score
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
@@ -115,7 +116,26 @@ class RunConfig:
             policy=recipe.policy,
             erase=recipe.erase,
             repeats=recipe.repeats,
+            sampling=0.0 if recipe.sampling == "balanced" else recipe.sampling,
         )
+
+    def class_weights(self) -> NDArray[np.float32] | None:
+        """Return the weight of each class in the loss; None where all are 1.
+
+        Raises:
+            UnknownNameError: A label of `class_weight` that the data does not have.
+        """
+        given, labels = self.recipe.class_weight, self.source.labels
+        if given is None:
+            return None
+        if isinstance(given, dict):
+            for label in given:
+                if label not in labels:
+                    raise UnknownNameError("label in class_weight", label, labels)
+            return np.float32([given.get(label, 1.0) for label in labels])
+        targets = self.source.examples("train").targets
+        shares = class_shares(targets, len(labels), self.augmentation.sampling)
+        return (1 / (len(labels) * np.maximum(shares, 1e-12))).astype(np.float32)
 
 
 class Evaluator:
@@ -398,9 +418,14 @@ class Run(StepLoop):
         write_state(self.config.folder / STATE, self.phase_trainer.variables(), content)
 
     def _new_phase_trainer(self) -> PhaseTrainer:
-        card, phase = self.config.card, self.config.phase_of(self._epoch)
+        card, config = self.config.card, self.config
         return PhaseTrainer(
-            self._model, card.resnet, card.preprocessing, phase, self._devices
+            self._model,
+            card.resnet,
+            card.preprocessing,
+            config.phase_of(self._epoch),
+            self._devices,
+            config.class_weights(),
         )
 
     def _steps_done_in_phase(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from reszoo.architecture import Architecture
 from reszoo.data.augment.mix import mix
@@ -73,6 +74,7 @@ class TrainingStep:
         recipe: Optimizer, loss, mixup and cutmix.
         devices: That share each batch. Create the model and this step within their
             `scope()`.
+        class_weights: Weight of each class in the loss, `(classes,)`; None is 1.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class TrainingStep:
         preprocessing: Preprocessing,
         recipe: Recipe,
         devices: Devices | None = None,
+        class_weights: NDArray[np.float32] | None = None,
     ) -> None:
         self._devices = devices = devices or Devices()
         self._model, self._recipe = model, recipe
-        self._preprocessing = preprocessing
+        self._preprocessing, self._class_weights = preprocessing, class_weights
         self._weights = model.trainable_variables
         decays = [weight_decay_of(weight, recipe) for weight in self._weights]
         self.optimizer = Optimizer(update_rule(recipe), self._weights, decays)
@@ -104,8 +107,8 @@ class TrainingStep:
             key: int64 `(2,)`; the random key of mixup, cutmix and stochastic depth.
 
         Returns:
-            The mean loss before the step, without weight decay, and the number of
-            images classified correctly; over the whole batch.
+            The mean (weighted) loss before the step, without weight decay, and the
+            number of images classified correctly; over the whole batch.
         """
         # As tensors, for each new Python number would be traced again.
         rate = tf.constant(learning_rate, tf.float32)
@@ -158,6 +161,8 @@ class TrainingStep:
         with tf.GradientTape() as tape:
             logits = self._model(inputs, training=True)
             losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)
+            if self._class_weights is not None:
+                losses *= tf.linalg.matvec(soft, self._class_weights)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, [weight.value for weight in self._weights])
         correct = tf.equal(tf.argmax(logits, axis=-1), targets)
@@ -190,6 +195,7 @@ class PhaseTrainer:
         preprocessing: How pixels are normalised.
         phase: Recipe, learning rates and number of steps.
         devices: That share each batch.
+        class_weights: As in `TrainingStep`.
 
     Attributes:
         batch_norm: How many batch normalisations are frozen and live.
@@ -205,6 +211,7 @@ class PhaseTrainer:
         preprocessing: Preprocessing,
         phase: Phase,
         devices: Devices,
+        class_weights: NDArray[np.float32] | None = None,
     ) -> None:
         self.model, self.phase = model, phase
         recipe = phase.recipe
@@ -219,7 +226,9 @@ class PhaseTrainer:
         if recipe.bn_momentum is not None:
             set_momentum(model, recipe.bn_momentum)
         with devices.scope():
-            self._step = TrainingStep(model, preprocessing, recipe, devices)
+            self._step = TrainingStep(
+                model, preprocessing, recipe, devices, class_weights
+            )
             self._average = None
             if recipe.ema is not None:
                 self._average = MovingAverage(model.variables)

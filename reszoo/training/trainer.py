@@ -22,7 +22,7 @@ from reszoo.training.history import BEST, HISTORY, LAST, Epoch
 from reszoo.training.model import resolve_precision
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe, repeat_command
-from reszoo.training.recipes import Recipe
+from reszoo.training.recipes import DEFAULTS, Recipe
 from reszoo.training.report import write_curves, write_summary
 from reszoo.training.run import TENSORBOARD, Run, RunConfig
 from reszoo.training.state import (
@@ -287,6 +287,8 @@ def _saved_state(folder: Path | None, config: RunConfig) -> State | None:
     then = content["conditions"]
     if "net" in then:  # What early states call the model.
         then["model"] = then.pop("net")
+    # Fields that a release added since then had no effect in its runs.
+    then = {f"recipe's {name}": value for name, value in DEFAULTS.items()} | then
     check_same(then, config.conditions, folder)
     return tensors, content
 
