@@ -147,8 +147,24 @@ def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:
     measured = json.loads(out)
     assert code == 0
     assert measured["images"] == 359
+    assert len(measured["classes"]) == len(measured["confusion"]) == 10
+    top1 = measured["top1"]
     code, out, _ = call("evaluate", output / "model.onnx", "digits")
-    assert f"{measured['top1']:.2%}" in out
+    for name in ("top1", "balanced_accuracy", "macro_f1"):
+        assert f"{measured[name]:.2%}" in out
+    lowest = out.split("most often taken for")[1].splitlines()[2].split()
+    assert lowest[0] == measured["classes"][0]["label"]
+    for command in (
+        ("evaluate", output / "model.onnx", "digits"), ("verify", output),
+    ):  # fmt: skip
+        assert call(*command, "--min-accuracy", top1 - 1e-4)[0] == 0
+        code, out, err = call(*command, "--min-accuracy", top1 + 1e-4)
+        assert code == 1
+        assert "model.onnx" in out + err
+        assert f"top-1 {top1:.2%} is below --min-accuracy" in err
+        code, _, err = call(*command, "--min-accuracy", 90)
+        assert code == 2
+        assert "must be in [0, 1], such as 0.9 for 90 %. Received: 90." in err
     (output / "model.onnx").write_bytes(b"")
     code, out, err = call("verify", output)
     assert code == 1

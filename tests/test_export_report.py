@@ -216,6 +216,27 @@ def test_the_largest_disagreements_are_shown(plain: tuple[str, Page]) -> None:
     assert cells(markdown, "3")[1:] == row
 
 
+def test_the_accuracy_of_each_class_is_shown(tmp_path: Path) -> None:
+    images = np.zeros((6, 28, 28, 3), np.uint8)
+    outputs = np.eye(6, dtype=np.float32)[[0, 0, 1, 3, 2, 2]]
+    real = Reference(images, outputs, np.array([0, 0, 1, 1, 2, 2]), 0)
+    recalls = {"tflite": (1.0, 0.5, 1.0), "tflite-int8": (1.0, 0.5, 0.0)}
+    files = [
+        record(name, recalls=(*each, None, None, None), worst=())
+        for name, each in recalls.items()
+    ]
+    write_report(tmp_path, manifest(*files), real)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.tables["Accuracy by class"] == [
+        ["class", "images", "model", "model.tflite", "model-int8.tflite"],
+        ["cat", "2", "100.0%", "100.0%", "0.0%"],
+        ["ant", "2", "100.0%", "100.0%", "100.0%"],
+        ["bee", "2", "50.0%", "50.0%", "50.0%"],
+    ]
+    markdown = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert cells(markdown, "`cat`")[1:] == ["2", "100.0%", "100.0%", "0.0%"]
+
+
 def test_rounding_is_told_in_short(tmp_path: Path) -> None:
     small = disagreement(3, file_label="cat", difference=3e-7)
     markdown, page = written(tmp_path, manifest(record("onnx", worst=(small,))))

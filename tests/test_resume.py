@@ -196,7 +196,8 @@ def test_the_best_epoch_is_kept_after_a_kill(
     current = 0
 
     def measured(*_: Any) -> Metrics:
-        return Metrics(top1=accuracies[current], top5=1, loss=1, images=6, data="x")
+        numbers = {"top5": 1, "loss": 1, "balanced_accuracy": 1, "macro_f1": 1}
+        return Metrics(top1=accuracies[current], **numbers, images=6, data="x")
 
     def count(step: Any, *arguments: Any) -> Any:
         nonlocal current
@@ -214,6 +215,32 @@ def test_the_best_epoch_is_kept_after_a_kill(
     assert reszoo.card(result.model).provenance["epoch"] == 2
     one, two = (output / "best.safetensors" for output in outputs)
     assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("by", "epoch"), [("accuracy", 1), ("balanced_accuracy", 2), ("loss", 3)]
+)
+def test_best_is_what_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, epoch: int
+) -> None:
+    measured = iter([(0.9, 0.1, 0.8), (0.5, 0.7, 0.9), (0.5, 0.6, 0.2)])
+
+    def evaluate(*_: Any) -> Metrics:
+        top1, balanced, loss = next(measured)
+        numbers = {"top1": top1, "balanced_accuracy": balanced, "loss": loss}
+        return Metrics(**numbers, top5=1, macro_f1=0.3, images=6, data="x")
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    result = train(tmp_path, epochs=3, best_by=by)
+    card = reszoo.card(reszoo.load(result.best))
+    assert card.provenance["epoch"] == epoch
+    kept = {metric.name: metric.value for metric in card.metrics}
+    row = result.history[epoch - 1]
+    assert kept["top1"] == row.validation_top1
+    assert kept["balanced_accuracy"] == row.validation_balanced_accuracy
+    assert kept["macro_f1"] == row.validation_macro_f1 == 0.3
+    header = (tmp_path / "history.csv").read_text().splitlines()[0]
+    assert "validation_balanced_accuracy,validation_macro_f1" in header
 
 
 @pytest.mark.parametrize(

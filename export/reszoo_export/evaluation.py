@@ -58,4 +58,5 @@ def evaluate(
             parts.append(predictor.predict_prepared(batch))
             progress.advance(len(batch))
     name = f"{source.name} ({split or source.judging_split})"
-    return score(np.concatenate(parts), examples.targets, name)
+    files = tuple(map(examples.name, range(len(examples))))
+    return score(np.concatenate(parts), examples.targets, name, source.labels, files)

@@ -151,6 +151,8 @@ class Verification:
         confidence_difference: Mean absolute change of the confidence.
         accuracy: Top-1 accuracy of the file, where there are targets.
         model_accuracy: Top-1 accuracy of the model.
+        recalls: Accuracy of the file on the images of each class, where there are
+            targets; None for a class without images.
         worst: The images with the largest differences, the largest first.
         problems: What is wrong with the file; empty if it is verified.
     """
@@ -167,6 +169,7 @@ class Verification:
     confidence_difference: float | None = None
     accuracy: float | None = None
     model_accuracy: float | None = None
+    recalls: tuple[float | None, ...] = ()
     worst: tuple[Disagreement, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -179,7 +182,8 @@ class Verification:
     def from_json(cls, content: Mapping[str, Any]) -> "Verification":
         """Return the verification that `dataclasses.asdict` turned into JSON."""
         worst = tuple(typed(Disagreement, each) for each in content["worst"])
-        return typed(cls, {**content, "worst": worst})
+        recalls = tuple(content.get("recalls", ()))
+        return typed(cls, {**content, "worst": worst, "recalls": recalls})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from reszoo.report.page import (
     shell_command,
     thumbnail,
 )
+from reszoo.report.statistics import class_rows, confusion_matrix
 from reszoo.training.report import recipe_defaults
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
@@ -33,6 +34,8 @@ _LEAST_AGREEMENT = 0.98
 _ALIKE = 1.1
 # Smaller differences are floating-point rounding: a sentence instead of pictures.
 _ROUNDING = 0.01
+# Classes that the table of classes shows.
+_CLASSES = 30
 # Underscores inside words are no emphasis in GitHub's Markdown.
 _MARKUP = r"[\\`*<>\[\]|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
 
@@ -183,6 +186,7 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
         "found": next((each for each in found if each.compared), found[0]),
         "problems": [Outside(problem) for problem in manifest.problems],
         "answers": _answer_table(files),
+        "recalls": _class_table(files, card, reference),
         "runtimes": sorted({each.runtime for each in found}),
         "costs": _cost_table(files),
         "latency": next((each.latency for each in files if each.latency), None),
@@ -309,6 +313,29 @@ def _answer_table(files: Sequence[FileRecord]) -> Table:
         for found in [record.verification]
     ]
     return Table("Each file compared with the model", columns, rows, (0, 1))
+
+
+def _class_table(
+    files: Sequence[FileRecord], card: Card, reference: Reference
+) -> Table | None:
+    """Return the accuracy on each class, those first in which a file loses most."""
+    measured = [each for each in files if each.verification.recalls]
+    if not measured:
+        return None
+    outputs = reference.outputs[reference.compared]
+    found = class_rows(confusion_matrix(reference.targets, outputs))
+    losses, rows = {}, {}
+    for row in (each for each in found if each.recall is not None):
+        recalls = [each.verification.recalls[row.index] for each in measured]
+        losses[row.index] = min(recall or 0 for recall in recalls) - (row.recall or 0)
+        rows[row.index] = [
+            Outside(card.label(row.index)),
+            number(row.images),
+            *(number(recall, ".1%") for recall in (row.recall, *recalls)),
+        ]
+    order = sorted(losses, key=lambda index: (losses[index], index))[:_CLASSES]
+    columns = ("class", "images", "model", *(each.file for each in measured))
+    return Table("Accuracy by class", columns, [rows[index] for index in order], (0,))
 
 
 def _cost_table(files: Sequence[FileRecord]) -> Table:

@@ -1,5 +1,6 @@
 """The commands on model files: export, verify, inspect, benchmark, evaluate, ..."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,6 +105,21 @@ Version = Annotated[
 ]
 
 
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        help="Exit with 1 if a top-1 accuracy, in 0 to 1, is lower.",
+        show_default="no minimum",
+    ),
+]
+_SHARES = {
+    "top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced",
+    "macro_f1": "macro F1",
+}  # fmt: skip
+# Classes that `evaluate` prints.
+_CLASSES = 30
+
+
 class _ExportCommand(TyperCommand):
     """Lets `--integer-io` stand alone, which Typer's options cannot."""
 
@@ -175,13 +191,45 @@ def verify(
         Path,
         typer.Argument(metavar="FOLDER", help="Folder that `reszoo export` wrote."),
     ],
+    min_accuracy: MinAccuracy = None,
     as_json: Json = False,
 ) -> None:
     """Verify an export again, from its folder alone.
 
-    Example: reszoo verify export
+    Example: reszoo verify export --min-accuracy 0.9
     """
-    _print_manifest(reszoo.verify(folder), as_json)
+    _check_share(min_accuracy)
+    manifest = reszoo.verify(folder)
+    _print_manifest(manifest, as_json)
+    measured = {each.file: each.verification.accuracy for each in manifest.files}
+    _require_accuracy(measured, min_accuracy)
+
+
+def _check_share(min_accuracy: float | None) -> None:
+    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
+        raise UsageError(
+            "--min-accuracy must be in [0, 1], such as 0.9 for 90 %. Received: "
+            f"{min_accuracy:g}."
+        )
+
+
+def _require_accuracy(
+    measured: Mapping[str, float | None], least: float | None
+) -> None:
+    """Exit with 1 where an accuracy is below `least`, or was not measured."""
+    if least is None:
+        return
+    missing = [name for name, accuracy in measured.items() if accuracy is None]
+    if missing:
+        raise UsageError(
+            "--min-accuracy needs accuracies, and the export has no labelled images: "
+            f"export with --verify DATA. Not measured: {', '.join(missing)}."
+        )
+    low = {name: a for name, a in measured.items() if a is not None and a < least}
+    for name, accuracy in low.items():
+        say(f"{name}: top-1 {accuracy:.2%} is below --min-accuracy {least:.2%}.")
+    if low:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -329,12 +377,14 @@ def evaluate(
     bad_images: BadImages = defaults.BAD_IMAGES,
     threads: Threads = None,
     trust_saved_model: TrustSavedModel = False,
+    min_accuracy: MinAccuracy = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy and loss on labelled images.
+    """Measure accuracy, balanced accuracy (mean recall), macro F1 and loss.
 
     Example: reszoo evaluate export/model.tflite photos/
     """
+    _check_share(min_accuracy)
     metrics = reszoo.evaluate(
         model,
         data,
@@ -345,10 +395,28 @@ def evaluate(
     )
     if as_json:
         print_json(metrics.to_json())
-        return
-    row = [metrics.data, f"{metrics.images:,}", f"{metrics.top1:.2%}"]
-    row += [f"{metrics.top5:.2%}", f"{metrics.loss:.4f}"]
-    print_table(["data", "images", "top-1", "top-5", "loss"], [row])
+    else:
+        _print_metrics(metrics)
+    _require_accuracy({str(model): metrics.top1}, min_accuracy)
+
+
+def _print_metrics(metrics: Any) -> None:
+    from reszoo.report.page import number
+
+    shares = [getattr(metrics, name) for name in _SHARES]
+    row = [metrics.data, f"{metrics.images:,}", *(f"{share:.2%}" for share in shares)]
+    columns = ["data", "images", *_SHARES.values(), "loss"]
+    print_table(columns, [[*row, f"{metrics.loss:.4f}"]])
+    columns = ["class", "images", "recall", "precision", "F1", "most often taken for"]
+    rows = []
+    for each in metrics.classes:
+        shares = [number(n, ".2%") for n in (each.recall, each.precision, each.f1)]
+        other = each.confused_with
+        taken = "" if other is None else f"{metrics.label(other)} ({each.confused:,})"
+        rows.append([metrics.label(each.index), f"{each.images:,}", *shares, taken])
+    print_table(columns, rows[:_CLASSES])
+    if rows[_CLASSES:]:
+        print_text(f"The {_CLASSES} classes of lowest recall; --json has all.")
 
 
 @app.command()

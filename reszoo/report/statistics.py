@@ -79,6 +79,11 @@ def mean_recall(rows: Sequence[ClassRow]) -> float:
     return float(np.mean([row.recall for row in rows if row.recall is not None]))
 
 
+def macro_f1(rows: Sequence[ClassRow]) -> float:
+    """Return the mean F1 of the classes that have images or predictions."""
+    return float(np.mean([row.f1 for row in rows if row.f1 is not None]))
+
+
 def frequent_confusions(confusion: Counts, most: int) -> list[tuple[int, int, int]]:
     """Return (true class, predicted class, images) of the most frequent mistakes."""
     wrong = confusion - np.diag(np.diag(confusion))

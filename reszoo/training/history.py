@@ -16,13 +16,15 @@ import tensorflow as tf
 from reszoo.cards import Card, Metric
 from reszoo.errors import ReszooError
 from reszoo.files import disk_errors, write_text
-from reszoo.metrics import Metrics
+from reszoo.metrics import SCALARS, Metrics
 from reszoo.weights.names import Tensors
 from reszoo.weights.safetensors import read, write
 
 # Files of a run folder.
 HISTORY = "history.csv"
 BEST, LAST = "best.safetensors", "last.safetensors"
+# Difference of the balanced accuracy from accuracy above which a row shows it.
+_UNBALANCED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Epoch:
         validation_loss: Mean cross-entropy on the validation split, in nats, whatever
             the training loss is.
         validation_top1: Accuracy on the validation split.
+        validation_balanced_accuracy: Mean recall of its classes.
+        validation_macro_f1: Mean F1 of its classes.
         learning_rate: At the last step.
         images_per_second: Training images, over the time of the training steps.
         data_wait: Share of that time spent waiting for images.
@@ -49,6 +53,8 @@ class Epoch:
     top1: float
     validation_loss: float | None
     validation_top1: float | None
+    validation_balanced_accuracy: float | None = None
+    validation_macro_f1: float | None = None
     learning_rate: float
     images_per_second: float
     data_wait: float
@@ -58,6 +64,9 @@ class Epoch:
         parts = [f"loss {self.loss:.4f}", f"accuracy {self.top1:7.2%}"]
         if self.validation_top1 is not None:
             parts.append(f"validation {self.validation_top1:7.2%}")
+            balanced = self.validation_balanced_accuracy
+            if balanced and abs(balanced - self.validation_top1) > _UNBALANCED:
+                parts.append(f"balanced {balanced:7.2%}")
         parts.append(f"{self.images_per_second:,.0f} images/s")
         parts.append(f"data wait {self.data_wait:.0%}")
         return "  ".join(parts)
@@ -148,7 +157,7 @@ def _next_file(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far: the higher accuracy, then the lower loss, wins."""
+    """The best epoch so far: the one with the greater score wins, first by first."""
 
     epoch: int
     score: tuple[float, float]
@@ -161,6 +170,7 @@ class RunHistory:
         card: Of the model that is trained.
         provenance: Of its weights, except for the epoch.
         folder: Where weights and history are kept; None keeps them in memory only.
+        best_by: As in `Recipe`.
 
     Attributes:
         epochs: One row for each validation.
@@ -170,9 +180,14 @@ class RunHistory:
     """
 
     def __init__(
-        self, card: Card, provenance: Mapping[str, Any], folder: Path | None
+        self,
+        card: Card,
+        provenance: Mapping[str, Any],
+        folder: Path | None,
+        best_by: str = "accuracy",
     ) -> None:
         self._card, self._provenance, self._folder = card, provenance, folder
+        self._best_by = best_by
         self.epochs: list[Epoch] = []
         self.best: Best | None = None
         self.best_tensors: Tensors = {}
@@ -201,7 +216,14 @@ class RunHistory:
             {**self._provenance, "epoch": row.epoch},
             _card_metrics(metrics) if metrics else (),
         )
-        score = (metrics.top1, -metrics.loss) if metrics else (0.0, float(row.epoch))
+        score = (0.0, float(row.epoch))
+        if metrics:
+            scores = {
+                "accuracy": (metrics.top1, -metrics.loss),
+                "balanced_accuracy": (metrics.balanced_accuracy, -metrics.loss),
+                "loss": (-metrics.loss, metrics.top1),
+            }
+            score = scores[self._best_by]
         improved = self.best is None or score > self.best.score
         if improved:
             self.best, self.best_tensors = Best(row.epoch, score), tensors
@@ -216,6 +238,5 @@ class RunHistory:
 
 def _card_metrics(metrics: Metrics) -> tuple[Metric, ...]:
     data = f"{metrics.data}, {metrics.images} images"
-    values = asdict(metrics)
-    names = ("top1", "top5", "loss")
-    return tuple(Metric(name=name, value=values[name], data=data) for name in names)
+    values = ((name, getattr(metrics, name)) for name in SCALARS)
+    return tuple(Metric(name=name, value=value, data=data) for name, value in values)

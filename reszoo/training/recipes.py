@@ -170,6 +170,9 @@ class Recipe:
             arXiv:1910.09217, section 4.1). 0 or "balanced" shows all classes
             equally often, 0.5 is between, 1 or None is as in the data. Within an epoch
             the images of a class are shown equally often, give or take one.
+        best_by: Which epoch's weights are kept, by the validation split: that of the
+            highest "accuracy" or "balanced_accuracy" (the lower loss decides between
+            equals) or of the lowest "loss".
         ema: Decay of the averaged weights, which are then evaluated and saved; None
             averages nothing.
         ema_every: Steps between two updates of the average.
@@ -234,6 +237,7 @@ class Recipe:
     label_smoothing: float = 0.0
     class_weight: Literal["balanced"] | dict[str, float] | None = None
     sampling: Literal["balanced"] | float | None = None
+    best_by: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
     ema: float | None = None
     ema_every: int = 1
     crop: Literal["auto", "pad", "resized", "none"] = "resized"

@@ -33,6 +33,7 @@ from reszoo.report.statistics import (
     class_rows,
     confusion_matrix,
     frequent_confusions,
+    macro_f1,
     mean_recall,
     predictions,
     share_interval,
@@ -256,6 +257,7 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "balanced": mean_recall(classes),
+        "macro_f1": macro_f1(classes),
         "classes": classes,
         "matrix": matrix if len(labels) <= _MATRIX else None,
         "confusions": [

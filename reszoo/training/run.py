@@ -26,7 +26,7 @@ from reszoo.data.pipeline import (
 )
 from reszoo.data.sources import Source
 from reszoo.errors import ReszooError, UnknownNameError
-from reszoo.metrics import Metrics, inference_function, score
+from reszoo.metrics import SCALARS, Metrics, inference_function, score
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.history import Epoch, EventLog, RunHistory
@@ -184,10 +184,11 @@ class Evaluator:
         if self._devices.is_chief:
             found = score(self.probabilities(examples), examples.targets, name)
         else:
-            found = Metrics(top1=0, top5=0, loss=0, images=len(examples), data=name)
-        numbers = (found.top1, found.top5, found.loss)
-        top1, top5, loss = self._devices.broadcast(numbers)
-        return replace(found, top1=top1, top5=top5, loss=loss)
+            nothing = dict.fromkeys(SCALARS, 0.0)
+            found = Metrics(**nothing, images=len(examples), data=name)
+        own = [getattr(found, field) for field in SCALARS]
+        numbers = dict(zip(SCALARS, self._devices.broadcast(own), strict=True))
+        return replace(found, **numbers)
 
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
@@ -339,7 +340,8 @@ class Run(StepLoop):
             "images": len(self.examples),
             "recipe": config.recipe.to_json(),
         }
-        self.history = RunHistory(card, provenance, config.folder)
+        best_by = config.recipe.best_by
+        self.history = RunHistory(card, provenance, config.folder, best_by)
         self.head_top1: float | None = None
         self._epoch, self._totals = 0, Totals()
         self.phase_trainer = self._new_phase_trainer()
@@ -504,6 +506,8 @@ class Run(StepLoop):
             top1=totals.correct / seen,
             validation_loss=metrics.loss if metrics else None,
             validation_top1=metrics.top1 if metrics else None,
+            validation_balanced_accuracy=metrics.balanced_accuracy if metrics else None,
+            validation_macro_f1=metrics.macro_f1 if metrics else None,
             learning_rate=phase.learning_rate(self._steps_done_in_phase() - 1),
             images_per_second=seen / totals.seconds,
             data_wait=totals.waited / totals.seconds,
@@ -535,6 +539,8 @@ def _scalars(row: Epoch) -> dict[str, float]:
         "train/top1": row.top1,
         "validation/loss": row.validation_loss,
         "validation/top1": row.validation_top1,
+        "validation/balanced_accuracy": row.validation_balanced_accuracy,
+        "validation/macro_f1": row.validation_macro_f1,
         "learning_rate": row.learning_rate,
         "speed/images_per_second": row.images_per_second,
         "speed/data_wait": row.data_wait,

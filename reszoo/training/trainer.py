@@ -81,8 +81,8 @@ def train(
 ) -> TrainResult:
     """Train a model on labelled images.
 
-    The epoch with the highest validation accuracy counts as best (the lower loss
-    decides between equals); without a validation split the last one does.
+    The epoch with the highest validation accuracy counts as best (the recipe's
+    `best_by` says otherwise); without a validation split the last one does.
 
     Args:
         model: A model from reszoo, or a name or `ResNetSpec` to build one from, with

@@ -10,6 +10,7 @@ from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
 from reszoo.preprocessing import Pixels
+from reszoo.report.statistics import class_rows, confusion_matrix
 from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.manifest import Verification
 from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, run_in_batches
@@ -215,4 +216,7 @@ def _probability_statistics(
     if len(targets):
         statistics["accuracy"] = rules.top1_accuracy(ours, targets)
         statistics["model_accuracy"] = rules.top1_accuracy(theirs, targets)
+        rows = class_rows(confusion_matrix(targets, ours))
+        recalls = {row.index: row.recall for row in rows}
+        statistics["recalls"] = tuple(recalls[index] for index in sorted(recalls))
     return statistics
