@@ -107,7 +107,7 @@ def test_weights_are_scikit_learns_and_count_what_is_shown() -> None:
 
 @pytest.mark.parametrize("loss", ["softmax", "binary"])
 def test_the_weighted_loss_of_a_step_equals_numpy(loss: str) -> None:
-    weights, smoothing = np.float32([0.2, 3.0, 1.5]), 0.1
+    weights, smoothing = np.array([0.2, 3.0, 1.5], np.float32), 0.1
     losses = []
     for parts in (1, 2):
         recipe = recipe_of(loss=loss, label_smoothing=smoothing, accumulate=parts)
@@ -144,7 +144,7 @@ def test_the_weighted_loss_of_a_step_equals_numpy(loss: str) -> None:
 def test_mixed_images_have_mixed_weights() -> None:
     recipe = recipe_of(mixup=1.0)
     results = []
-    for weights in (None, np.ones(3, np.float32), np.float32([4, 4, 4])):
+    for weights in (None, np.ones(3, np.float32), np.full(3, 4, np.float32)):
         model = small()
         preprocessing = reszoo.card(model).preprocessing
         net = training_copy(model, preprocessing, recipe)
@@ -162,7 +162,12 @@ def photos() -> dict[str, Any]:
 
 
 def test_a_killed_run_with_sampling_and_weights_ends_bit_equal(tmp_path: Path) -> None:
-    fields = {"epochs": 2, "sampling": 0.5, "class_weight": "balanced", "erase": 0.5}
+    fields: Any = {
+        "epochs": 2,
+        "sampling": 0.5,
+        "class_weight": "balanced",
+        "erase": 0.5,
+    }
     train(tmp_path / "whole", photos(), save_every=1e9, **fields)
     killed_at_step(5, tmp_path / "killed", data=photos(), **fields)
     train(tmp_path / "killed", photos(), **fields)

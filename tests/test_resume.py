@@ -196,7 +196,7 @@ def test_the_best_epoch_is_kept_after_a_kill(
     current = 0
 
     def measured(*_: Any) -> Metrics:
-        numbers = {"top5": 1, "loss": 1, "balanced_accuracy": 1, "macro_f1": 1}
+        numbers: Any = {"top5": 1, "loss": 1, "balanced_accuracy": 1, "macro_f1": 1}
         return Metrics(top1=accuracies[current], **numbers, images=6, data="x")
 
     def count(step: Any, *arguments: Any) -> Any:
@@ -227,7 +227,7 @@ def test_best_is_what_the_recipe_says(
 
     def evaluate(*_: Any) -> Metrics:
         top1, balanced, loss = next(measured)
-        numbers = {"top1": top1, "balanced_accuracy": balanced, "loss": loss}
+        numbers: Any = {"top1": top1, "balanced_accuracy": balanced, "loss": loss}
         return Metrics(**numbers, top5=1, macro_f1=0.3, images=6, data="x")
 
     monkeypatch.setattr(Evaluator, "evaluate", evaluate)

@@ -125,9 +125,13 @@ def training_batches(
     finish = plain(_finisher(preprocessing, augmentation))
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
-        options = {"repeats": repeats, "sampling": augmentation.sampling}
         slots = _epoch_slots(
-            examples.targets, batch_size, seed=seed, epoch=int(number), **options
+            examples.targets,
+            batch_size,
+            seed=seed,
+            epoch=int(number),
+            repeats=repeats,
+            sampling=augmentation.sampling,
         )
         mine = np.s_[first:, worker * part : (worker + 1) * part]
         # One row for each place, without the axis of steps.

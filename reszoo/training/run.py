@@ -132,7 +132,7 @@ class RunConfig:
             for label in given:
                 if label not in labels:
                     raise UnknownNameError("label in class_weight", label, labels)
-            return np.float32([given.get(label, 1.0) for label in labels])
+            return np.array([given.get(label, 1.0) for label in labels], np.float32)
         targets = self.source.examples("train").targets
         shares = class_shares(targets, len(labels), self.augmentation.sampling)
         return (1 / (len(labels) * np.maximum(shares, 1e-12))).astype(np.float32)
@@ -184,11 +184,11 @@ class Evaluator:
         if self._devices.is_chief:
             found = score(self.probabilities(examples), examples.targets, name)
         else:
-            nothing = dict.fromkeys(SCALARS, 0.0)
+            nothing: dict[str, Any] = dict.fromkeys(SCALARS, 0.0)
             found = Metrics(**nothing, images=len(examples), data=name)
         own = [getattr(found, field) for field in SCALARS]
-        numbers = dict(zip(SCALARS, self._devices.broadcast(own), strict=True))
-        return replace(found, **numbers)
+        numbers = self._devices.broadcast(own)
+        return replace(found, **dict(zip(SCALARS, numbers, strict=True)))  # type: ignore[arg-type]
 
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
