@@ -47,6 +47,8 @@ OF_THE_COMMAND = {
     ("train", "batch_size"): "a field of the recipe",
     ("train", "learning_rate"): "a field of the recipe",
     ("train", "seed"): "a field of the recipe",
+    ("evaluate", "min_accuracy"): "an exit code; Metrics.top1 in Python",
+    ("verify", "min_accuracy"): "an exit code; Verification.accuracy in Python",
 }
 # Defaults that differ.
 DIFFERENT = {
