@@ -4,6 +4,7 @@ All that needs to know how a model is made (the builder, loading, freezing, fold
 timm's config, the reader of Keras models) goes by `convolutions`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -17,6 +18,7 @@ from reszoo.specs import (
     Stem,
     find_spec,
     is_count,
+    is_number,
     one_of,
 )
 
@@ -33,6 +35,8 @@ _CHOICES = {
     "features": Features,
 }
 
+# Of the last stage, in pixels of the image, as timm has them.
+_OUTPUT_STRIDES = (8, 16, 32)
 # Batch normalization after the last block of a pre-activation model.
 FINAL_NORM = "norm"
 
@@ -50,6 +54,13 @@ class Architecture:
     pooling: Pooling | None
     features: Features | None
     classifier_activation: ClassifierActivation | None
+    output_stride: int | None = None
+    dropout: float = 0.0
+
+    @property
+    def reduction(self) -> int:
+        """How many pixels of the image a pixel of the last stage stands for."""
+        return self.output_stride or 2**self.spec.halvings
 
     @property
     def name(self) -> str:
@@ -126,7 +137,9 @@ class KerasArchitecture:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """One convolution of an architecture, without bias and padded symmetrically.
+    """One convolution of an architecture, padded symmetrically.
+
+    Those without `norm` have a bias where the spec says so.
 
     Attributes:
         name: Name of its layer, as torchvision and timm name modules.
@@ -141,7 +154,8 @@ class Convolution:
         filters: Channels of its output.
         groups: Groups of channels that it convolves separately.
         stride: Step of the kernel, in pixels.
-        pool: Stride of the 2x2 average pooling before it; 1 where there is none.
+        dilation: Pixels from one row or column of the kernel to the next.
+        pool: Stride of the 2x2 average pooling before it; 0 where there is none.
     """
 
     name: str
@@ -155,7 +169,8 @@ class Convolution:
     filters: int
     groups: int = 1
     stride: int = 1
-    pool: int = 1
+    dilation: int = 1
+    pool: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -178,24 +193,32 @@ class Convolution:
 def convolutions(architecture: Architecture) -> tuple[Convolution, ...]:
     """List the convolutions of an architecture, from the image to the classifier.
 
-    The convolutions of a block come in order, its projection after them.
+    The convolutions of a block come in order, its projection after them. Strides beyond
+    an output stride become dilation of all that follows, as in torchvision
+    (`replace_stride_with_dilation`) and timm (`output_stride`).
     """
     spec = architecture.spec
     found = list(_stem(architecture))
     channels = found[-1].filters
+    reached, dilation = spec.stem_stride, 1
     stages = zip(spec.depths, spec.widths, strict=True)
     for stage, (depth, width) in enumerate(stages, start=1):
+        first = spec.stride_block == "first"
+        halves = stage > 1 if first else stage < len(spec.depths)
         for index in range(depth):
-            stride = 2 if stage > 1 and index == 0 else 1
+            stride = 2 if halves and index == (0 if first else depth - 1) else 1
             place = {"stage": stage, "block": f"layer{stage}.{index}"}
-            path = list(_path(architecture, width, channels, stride, place))
+            left = architecture.reduction // reached
+            strides = (stride, min(stride, left))
+            path = list(_path(architecture, width, channels, strides, dilation, place))
             filters = path[-1].filters
             found += path
-            changes = stride > 1 or channels != filters
+            changes = channels != filters or (first and stride > 1)
             projected = ("projection-all", *("projection",) * changes)
             if architecture.shortcut in projected:
-                found.append(_projection(spec, channels, filters, stride, place))
+                found.append(_projection(spec, channels, filters, strides, place))
             channels = filters
+            reached, dilation = reached * strides[1], dilation * stride // strides[1]
     return tuple(found)
 
 
@@ -205,6 +228,23 @@ def standalone_norms(architecture: Architecture) -> tuple[str, ...]:
         return ()
     before = (each.norm_before for each in convolutions(architecture))
     return (*filter(None, before), FINAL_NORM)
+
+
+def count_parameters(architecture: Architecture) -> int:
+    """Return the number of trainable weights of an architecture."""
+    listed = convolutions(architecture)
+    channels = {each.norm: each.filters for each in listed}
+    channels |= {each.norm_before: each.in_channels for each in listed}
+    last = [each for each in listed if not each.is_shortcut][-1].filters
+    if FINAL_NORM in standalone_norms(architecture):
+        channels[FINAL_NORM] = last
+    biased = [each for each in listed if architecture.spec.bias and each.norm is None]
+    return (
+        sum(math.prod(each.shape) for each in listed)
+        + sum(each.filters for each in biased)
+        + sum(2 * count for norm, count in channels.items() if norm is not None)
+        + (last + 1) * (architecture.classes or 0)
+    )
 
 
 # Names of convolution and normalization, kernel size and stride.
@@ -251,22 +291,24 @@ def _path(
     architecture: Architecture,
     width: int,
     channels: int,
-    stride: int,
+    strides: tuple[int, int],
+    dilation: int,
     place: dict[str, Any],
 ) -> Iterator[Convolution]:
+    """Yield the main path of a block; `strides` are the spec's and the one kept."""
     spec, block = architecture.spec, place["block"]
-    first, second = (stride, 1) if architecture.stride_in == "1x1" else (1, stride)
     inner = int(width * spec.width_per_group / 64) * spec.groups
     returned = width * _expansion(spec)
-    # Kernel size, channels, stride and groups.
+    # Kernel size, channels and groups.
     if spec.block == "basic":
-        rows = [(3, width, stride, 1), (3, returned, 1, 1)]
+        rows = [(3, width, 1), (3, returned, 1)]
     else:
-        rows = [(1, inner, first, 1), (3, inner, second, spec.groups)]
-        rows.append((1, returned, 1, 1))
+        rows = [(1, inner, 1), (3, inner, spec.groups), (1, returned, 1)]
+    early = spec.block == "basic" or architecture.stride_in == "1x1"
     is_pre = spec.activation_order == "pre"
-    for number, (kernel_size, filters, step, groups) in enumerate(rows, start=1):
+    for number, (kernel_size, filters, groups) in enumerate(rows, start=1):
         after = number + 1 if is_pre else number
+        is_strided = number == (1 if early else 2)
         yield Convolution(
             **place,
             name=f"{block}.conv{number}",
@@ -276,13 +318,20 @@ def _path(
             in_channels=channels,
             filters=filters,
             groups=groups,
-            stride=step,
+            stride=strides[1] if is_strided else 1,
+            dilation=dilation if kernel_size > 1 else 1,
         )
+        if is_strided:
+            dilation *= strides[0] // strides[1]
         channels = filters
 
 
 def _projection(
-    spec: ResNetSpec, channels: int, filters: int, stride: int, place: dict[str, Any]
+    spec: ResNetSpec,
+    channels: int,
+    filters: int,
+    strides: tuple[int, int],
+    place: dict[str, Any],
 ) -> Convolution:
     # timm keeps the first place for the pooling, also where there is none.
     pools = spec.downsampling == "avgpool"
@@ -296,8 +345,8 @@ def _projection(
         kernel_size=1,
         in_channels=channels,
         filters=filters,
-        stride=1 if pools else stride,
-        pool=stride if pools else 1,
+        stride=1 if pools else strides[1],
+        pool=strides[1] if pools and strides[0] > 1 else 0,
     )
 
 
@@ -312,6 +361,8 @@ def architecture(
     shortcut: str | None = None,
     stride_in: str | None = None,
     features: str | None = None,
+    output_stride: int | None = None,
+    dropout: float | None = None,
 ) -> Architecture:
     """Check the options of a `build` call and fill in the spec's defaults.
 
@@ -339,11 +390,29 @@ def architecture(
             "whose first convolution is 3x3; leave stride_in out."
         )
     _check_head(include_top, classes, chosen)
+    if dropout is not None and (not is_number(dropout) or not 0 <= dropout < 1):
+        raise UsageError(
+            "dropout must be a probability of at least 0 and below 1. Received: "
+            f"dropout={dropout!r}."
+        )
+    own = 2**row.halvings
+    if output_stride is not None and output_stride not in _OUTPUT_STRIDES:
+        raise UsageError(
+            f"output_stride must be one of {_OUTPUT_STRIDES}. Received: "
+            f"output_stride={output_stride!r}."
+        )
+    if (output_stride or own) > own:
+        raise UsageError(
+            f"A pixel of the last stage of {row.name} stands for only {own} pixels of "
+            f"the image. Received: output_stride={output_stride}; leave it out."
+        )
     return Architecture(
         spec=row,
         input_shape=_input_shape(input_shape, row, include_top),
         include_top=include_top,
         classes=(classes or row.classes) if include_top else None,
+        output_stride=None if output_stride == own else output_stride,
+        dropout=float(dropout or 0.0),
         **chosen,
     )
 

@@ -306,14 +306,37 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
         branch, key = inputs
         if not training:
             return branch
-        shape = tf.stack([tf.shape(branch)[0], 1, 1, 1])
-        folded = tf.random.fold_in(tf.cast(key, tf.int64), self.index)
+        folded = tf.random.fold_in(tf.cast(key, tf.int64), self._stream)
+        shape = self._shape(tf.shape(branch))
         draw = tf.random.stateless_uniform(shape, folded)
         kept = tf.cast(draw >= self.rate, branch.dtype)
         return branch * kept / (1 - self.rate)
+
+    @property
+    def _stream(self) -> int:
+        return self.index
+
+    def _shape(self, shape: Any) -> Any:
+        """Return the shape of a draw."""
+        return (shape[0], 1, 1, 1)
 
     def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return input_shape[0]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "rate": self.rate, "index": self.index}
+
+
+@keras.saving.register_keras_serializable(package="reszoo")
+class KeyedDropout(StochasticDepth):
+    """Set single values to zero in training, drawn from a key.
+
+    Arguments and input are those of `StochasticDepth`.
+    """
+
+    @property
+    def _stream(self) -> int:
+        return -1 - self.index
+
+    def _shape(self, shape: Any) -> Any:
+        return shape

@@ -6,6 +6,7 @@ of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,6 +20,7 @@ from reszoo.layers import (
     BatchNormalization,
     Conv2D,
     IdentityShortcut,
+    KeyedDropout,
     ScaleShift,
     StochasticDepth,
     classifier,
@@ -26,6 +28,8 @@ from reszoo.layers import (
 )
 
 Tensor = Any
+# Layers in a row in one block.
+_MOST_LAYERS = 16
 _NHWC = {"data_format": "channels_last"}
 
 
@@ -35,6 +39,7 @@ def build_resnet(
     folded: bool = False,
     zero_init_residual: bool = False,
     stochastic_depth: float = 0.0,
+    keyed: bool = False,
     synchronized: bool = False,
     seed: int | None = None,
     name: str | None = None,
@@ -50,8 +55,10 @@ def build_resnet(
             last kernel where no scale follows), so that the block is its shortcut
             (Goyal et al., arXiv:1706.02677, 5.1).
         stochastic_depth: Probability that training leaves the last block out; it
-            falls linearly towards the first. Above 0 the model takes a second
-            input: an int64 key `(2,)` from which it draws.
+            falls linearly towards the first. Needs `keyed`.
+        keyed: Whether stochastic depth and dropout draw from a key: if there are any,
+            the model takes a second input, int64 `(2,)`. Otherwise dropout draws from
+            Keras' generator of seeds.
         synchronized: Whether devices share their batch statistics.
         seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the model; the spec's by default.
@@ -61,7 +68,13 @@ def build_resnet(
         probabilities, pooled features, or feature maps.
     """
     builder = _Builder(
-        architecture, folded, zero_init_residual, stochastic_depth, synchronized, seed
+        architecture,
+        folded,
+        zero_init_residual,
+        stochastic_depth,
+        keyed,
+        synchronized,
+        seed,
     )
     return builder.model(name or architecture.name)
 
@@ -72,6 +85,7 @@ class _Builder:
     folded: bool
     zero_init_residual: bool
     stochastic_depth: float
+    keyed: bool
     synchronized: bool
     seed: int | None
 
@@ -82,7 +96,7 @@ class _Builder:
 
     def model(self, name: str) -> keras.Model:
         image = keras.Input(self.options.input_shape, name="image")
-        if self.stochastic_depth:
+        if self.keyed and (self.stochastic_depth or self.options.dropout):
             self.key = keras.Input(batch_shape=(2,), dtype="int64", name="key")
         blocks = groupby(convolutions(self.options), lambda each: each.block)
         x = self.stem(image, list(next(blocks)[1]))
@@ -95,6 +109,10 @@ class _Builder:
             stages[list(stages)[-1]] = x
         outputs = stages if self.options.features else self.top(x)
         inputs = image if self.key is None else [image, self.key]
+        # Keras walks from the outputs to the inputs recursively, here and where users
+        # make models of their own of the layers.
+        layers = _MOST_LAYERS * sum(self.spec.depths)
+        sys.setrecursionlimit(max(sys.getrecursionlimit(), 1000 + layers))
         return keras.Model(inputs, outputs, name=name)
 
     def stem(self, x: Tensor, listed: list[Convolution]) -> Tensor:
@@ -117,41 +135,58 @@ class _Builder:
         name, norm = path[0].block, path[0].norm_before
         given = x if norm is None else _relu(self.norm(x, norm), f"{name}.relu1")
         if self.options.shortcut == "none":
-            z = self.path(given, path)
+            z = self.path(given, path, index)
             return z if self.is_pre else _relu(z, f"{name}.relu")
         if self.is_pre:
-            z = self.sometimes(self.path(given, path), name, index)
+            z = self.sometimes(self.path(given, path, index), name, index)
             carried = self.shortcut(x, given, listed)
             return keras.layers.Add(name=f"{name}.add")([z, carried])
         return residual(
-            lambda a: self.sometimes(self.path(a, path), name, index),
+            lambda a: self.sometimes(self.path(a, path, index), name, index),
             lambda a: self.shortcut(a, a, listed),
             name=name,
         )(x)
 
-    def path(self, x: Tensor, path: list[Convolution]) -> Tensor:
+    def path(self, x: Tensor, path: list[Convolution], index: int) -> Tensor:
         # The ReLU before the first convolution of a pre-activation block is relu1.
         before = 1 + self.is_pre
         for number, each in enumerate(path[:-1]):
             x = self.convolution(x, each)
             x = _relu(x, f"{each.block}.relu{number + before}")
+        x = self.dropout(x, path[-1].block, index)
         return self.convolution(x, path[-1], ends_block=True)
+
+    def dropout(self, x: Tensor, block: str, index: int) -> Tensor:
+        rate, name = self.options.dropout, f"{block}.dropout"
+        if not rate or self.folded:
+            return x
+        if self.key is None:
+            seed = layer_seed(self.seed, name)
+            return keras.layers.Dropout(rate, seed=seed, name=name)(x)
+        return KeyedDropout(rate, index, name=name)([x, self.key])
 
     def shortcut(self, x: Tensor, given: Tensor, listed: list[Convolution]) -> Tensor:
         last = listed[-1]
         if last.is_shortcut:
-            if last.pool > 1:
-                # At odd sides the last window is cut and averages what is inside, as
-                # in timm (ceil_mode=True, count_include_pad=False).
-                pool, name = last.pool, f"{last.block}.downsample.0"
-                given = keras.layers.AveragePooling2D(
-                    2, pool, padding="same", name=name, **_NHWC
-                )(given)
+            if last.pool:
+                given = self.average(given, last.pool, f"{last.block}.downsample")
             return self.convolution(given, last)
         stride = math.prod(each.stride for each in listed)
         if stride == 1 and x.shape[-1] == last.filters:
             return x
         return IdentityShortcut(last.filters, stride, name=f"{last.block}.shortcut")(x)
+
+    def average(self, x: Tensor, stride: int, prefix: str) -> Tensor:
+        padding = "same"
+        if stride == 1:
+            # In place of a stride that an output stride takes, timm's windows average
+            # zeros right and below the image (`AvgPool2dSame`); otherwise the last
+            # window is cut (ceil_mode=True, count_include_pad=False).
+            padding, name = "valid", f"{prefix}.pad"
+            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=name, **_NHWC)(x)
+        return keras.layers.AveragePooling2D(
+            2, stride, padding=padding, name=f"{prefix}.0", **_NHWC
+        )(x)
 
     def sometimes(self, z: Tensor, name: str, index: int) -> Tensor:
         rate = self.stochastic_depth * index / max(1, sum(self.spec.depths) - 1)
@@ -180,8 +215,9 @@ class _Builder:
             each.kernel_size,
             each.stride,
             padding=padding,
+            dilation_rate=each.dilation,
             groups=each.groups,
-            use_bias=self.folded,
+            use_bias=self.folded or (self.spec.bias and each.norm is None),
             differentiable=not self.folded,
             kernel_initializer=kernel,
             name=each.name,
@@ -195,6 +231,7 @@ class _Builder:
         if self.folded:
             return ScaleShift(name=name)(x)
         return BatchNormalization(
+            epsilon=self.spec.epsilon,
             gamma_initializer="zeros" if starts_at_zero else "ones",
             synchronized=self.synchronized,
             name=name,

@@ -4,7 +4,7 @@ import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from reszoo.errors import UnknownNameError, UsageError
@@ -14,6 +14,7 @@ Stem = Literal["7x7", "3x3", "deep"]
 Downsampling = Literal["conv", "avgpool"]
 ActivationOrder = Literal["post", "pre"]
 Shortcut = Literal["identity", "projection", "projection-all", "none"]
+StrideBlock = Literal["first", "last"]
 
 # Keras, ONNX and file names take these.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
@@ -28,6 +29,7 @@ _CHOICES = {
     "shortcut": Shortcut,
     "downsampling": Downsampling,
     "activation_order": ActivationOrder,
+    "stride_block": StrideBlock,
 }
 
 
@@ -48,6 +50,11 @@ def is_count(value: Any) -> bool:
     return (
         isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
     )
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,13 @@ class ResNetSpec:
             (ResNet-D, arXiv:1812.01187).
         activation_order: "post" normalizes and activates after each convolution,
             "pre" before (arXiv:1603.05027).
+        stride_block: Which block of a stage halves the sides: the "first" of every
+            stage but the first one, or the "last" of every stage but the last one, as
+            in keras.applications' V2 models. Those shortcuts keep every second pixel,
+            and projections stand only where the number of channels changes.
+        bias: Whether convolutions that no normalization follows have a bias: the stem,
+            the last convolution of a block and projections of pre-activation models.
+        epsilon: Added to the variance by batch normalization.
         classes: Number of classes of the data set it is designed for.
         image_size: Side of the square images it is designed for, in pixels.
         source: Where the numbers come from.
@@ -109,6 +123,9 @@ class ResNetSpec:
     shortcut: Shortcut = "projection"
     downsampling: Downsampling = "conv"
     activation_order: ActivationOrder = "post"
+    stride_block: StrideBlock = "first"
+    bias: bool = False
+    epsilon: float = 1e-5
     classes: int = 1000
     image_size: int = 224
     source: str = "custom"
@@ -139,6 +156,7 @@ class ResNetSpec:
                 )
         for field, literal in _CHOICES.items():
             one_of(field, getattr(self, field), literal)
+        self._check_normalization()
         self._check_lengths()
         self._check_groups()
         if self.classes > MOST_CLASSES:
@@ -146,6 +164,11 @@ class ResNetSpec:
                 f"A model may have at most {MOST_CLASSES:,} classes. Received: "
                 f"classes={self.classes:,}."
             )
+
+    @property
+    def stem_stride(self) -> int:
+        """How many pixels of the image a pixel of the first stage stands for."""
+        return 1 if self.stem == "3x3" else 4
 
     @property
     def halvings(self) -> int:
@@ -156,6 +179,22 @@ class ResNetSpec:
         """Return the fields as plain JSON values."""
         content = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
+
+    def _check_normalization(self) -> None:
+        if not is_number(self.epsilon) or not 0 < self.epsilon <= 1:
+            raise UsageError(
+                "epsilon must be a number above 0 and at most 1. Received: "
+                f"epsilon={self.epsilon!r}."
+            )
+        object.__setattr__(self, "epsilon", float(self.epsilon))
+        allowed = (False, self.activation_order == "pre")
+        if not isinstance(self.bias, bool) or self.bias not in allowed:
+            raise UsageError(
+                'bias must be true or false, and needs activation_order="pre": '
+                "otherwise a normalization follows every convolution and undoes it. "
+                f"Received: bias={self.bias!r} with activation_order="
+                f"{self.activation_order!r}."
+            )
 
     def _check_lengths(self) -> None:
         if len(self.depths) != len(self.widths) or sum(self.depths) > _MOST_BLOCKS:

@@ -38,6 +38,8 @@ def build(
     shortcut: str | None = None,
     stride_in: str | None = None,
     features: str | None = None,
+    output_stride: int | None = None,
+    dropout: float | None = None,
     zero_init_residual: bool = False,
     allow_noncommercial: bool = False,
     seed: int | None = None,
@@ -77,6 +79,13 @@ def build(
             (default; torchvision's v1.5) or "1x1" (the paper, keras.applications).
         features: Without top: "pyramid" outputs every stage, as a dict with the
             keys "layer1", "layer2" and so on.
+        output_stride: 8 or 16 keep the last stages of an ImageNet model at an 8th or
+            16th of the sides of the image, for segmentation and detection: dilated
+            convolutions replace the strides, as in torchvision
+            (`replace_stride_with_dilation`) and timm. Weights fit all of them.
+        dropout: Probability that training sets a value in front of the last
+            convolution of a block to zero, as in wide ResNets (arXiv:1605.07146,
+            section 2.4). None is that of the weights' card, or 0.
         zero_init_residual: Whether the last batch normalisation of every block starts
             with scale 0, as in torchvision; for random weights only.
         allow_noncommercial: Consent to weights whose licence forbids commercial use.
@@ -104,6 +113,8 @@ def build(
         "shortcut": shortcut,
         "stride_in": stride_in,
         "features": features,
+        "output_stride": output_stride,
+        "dropout": dropout,
     }
     described = architecture(variant, **options)
     if weights is None:
@@ -180,14 +191,14 @@ def save(
 
 
 def from_keras_applications(model: keras.Model) -> keras.Model:
-    """Convert a ResNet50, 101 or 152 of `keras.applications` that is in memory.
+    """Convert a ResNet of `keras.applications` that is in memory to the same logits.
 
-    The biases of its convolutions and its epsilon move into batch normalisation,
-    and BGR becomes RGB, so that the new model gives the same logits. It always
-    outputs logits.
+    V2 models keep their biases and epsilon. Those of V1 models move into batch
+    normalisation, and their BGR becomes RGB.
 
     Args:
-        model: A v1 ResNet from `keras.applications`, with or without top.
+        model: ResNet50, 101 or 152, V1 or V2, from `keras.applications`, with or
+            without top.
 
     Raises:
         CheckpointError: Another kind of model.

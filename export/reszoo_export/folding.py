@@ -67,7 +67,8 @@ def fold(model: keras.Model) -> Tensors:
     for each in convolutions(architecture):
         kernel = tensors[f"{each.name}.weight"]
         if each.norm is None:
-            bias = np.zeros(len(kernel), np.float32)
+            zeros = np.zeros(len(kernel), np.float32)
+            bias = tensors.get(f"{each.name}.bias", zeros)
             folded |= {f"{each.name}.weight": kernel, f"{each.name}.bias": bias}
         else:
             folded |= statistics(each.norm).folded(each.name, kernel)

@@ -253,10 +253,10 @@ def _check_exportable(card: Card, options: ExportOptions) -> None:
             f"Received: a model of {height}x{width}; say which is meant with "
             "input_size (--input-size)."
         )
-    least = 2**spec.halvings
+    least = card.resnet.reduction
     if options.input_size is not None and options.input_size < least:
         raise UsageError(
-            f"{spec.name} halves its image {spec.halvings} times, so that input_size "
+            f"{spec.name} divides the sides of an image by {least}, so that input_size "
             f"must be at least {least} pixels. Received: "
             f"input_size={options.input_size}."
         )

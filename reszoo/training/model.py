@@ -125,6 +125,7 @@ def training_copy(
         copy = build_resnet(
             replace(architecture, input_shape=(side, side, 3)),
             stochastic_depth=recipe.stochastic_depth,
+            keyed=True,
             synchronized=recipe.sync_bn,
             seed=0,
             name=model.name,
@@ -141,7 +142,8 @@ def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.M
     """Build a float32 copy at `eval_size`, which measures while another copy trains."""
     shape = (preprocessing.eval_size, preprocessing.eval_size, 3)
     built = get_card(model).resnet
-    built = replace(built, input_shape=shape, classifier_activation=None)
+    # Without Keras' dropout, which has variables of its own.
+    built = replace(built, input_shape=shape, classifier_activation=None, dropout=0.0)
     with precision_policy("float32"):
         return build_resnet(built, seed=0, name=model.name)
 

@@ -104,7 +104,8 @@ class TrainingStep:
             images: uint8 `(batch, height, width, 3)`; this worker's part of the batch.
             targets: int64 `(batch,)`.
             learning_rate: Of this step.
-            key: int64 `(2,)`; the random key of mixup, cutmix and stochastic depth.
+            key: int64 `(2,)`; the random key of mixup, cutmix, stochastic depth and
+                dropout.
 
         Returns:
             The mean (weighted) loss before the step, without weight decay, and the
@@ -157,7 +158,8 @@ class TrainingStep:
         pixels = self._preprocessing.normalise(tf.cast(images, tf.float32))
         soft = tf.one_hot(targets, self._model.output_shape[-1], dtype=tf.float32)
         pixels, soft = mix(pixels, soft, key, recipe.mixup, recipe.cutmix)
-        inputs = [pixels, key] if recipe.stochastic_depth else pixels
+        # A model with stochastic depth or dropout draws from the key.
+        inputs = [pixels, key] if len(self._model.inputs) > 1 else pixels
         with tf.GradientTape() as tape:
             logits = self._model(inputs, training=True)
             losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)

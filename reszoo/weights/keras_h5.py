@@ -1,14 +1,14 @@
 """Read `keras.applications` weights from HDF5 files or models in memory."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.architecture import StrideIn
+from reszoo.architecture import FINAL_NORM, StrideIn
 from reszoo.errors import CheckpointError
 from reszoo.files import check_regular
 from reszoo.preprocessing import Preprocessing
@@ -24,8 +24,13 @@ _KERAS_EPSILON = 1.001e-5
 _RESZOO_EPSILON = 1e-5
 # `preprocess_input(mode="caffe")`: BGR means, subtracted from 0..255; no scaling.
 _CAFFE_BGR = (103.939, 116.779, 123.68)
-_NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)")
-STRIDE_IN: StrideIn = "1x1"
+_NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3]|preact)_(conv|bn)")
+# The batch normalization at the end of a V2 model.
+_LAST_NORM = "post_bn"
+_FIXED = {
+    "conv1_conv": "conv1", "conv1_bn": "bn1", _LAST_NORM: FINAL_NORM,
+    "predictions": "fc",
+}  # fmt: skip
 _DAMAGED = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError,
 )  # fmt: skip
@@ -110,19 +115,30 @@ def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
     return to_float32(np.asarray(dataset[()]), "/".join(names), str(path))
 
 
-def preprocessing() -> Preprocessing:
-    """Return Caffe's preprocessing.
+def is_v2(layers: Iterable[str]) -> bool:
+    """Tell by its layers' names whether a ResNet of keras.applications is a V2."""
+    return _LAST_NORM in layers
+
+
+def stride_in(layers: Layers) -> StrideIn:
+    """Return which convolution of a bottleneck has the stride."""
+    return "3x3" if is_v2(layers) else "1x1"
+
+
+def preprocessing(*, v2: bool = False) -> Preprocessing:
+    """Return Caffe's preprocessing, or for V2 models pixels scaled to -1..1.
 
     keras.io resizes to 224 without a crop; the accuracies that it states were measured
     with the usual 256/224 centre crop, as here.
     """
+    mean = tuple(mean / 255 for mean in reversed(_CAFFE_BGR))
     return Preprocessing(
         train_size=224,
         eval_size=224,
         crop_pct=0.875,
         interpolation="bilinear",
-        mean=tuple(mean / 255 for mean in reversed(_CAFFE_BGR)),
-        std=(1 / 255,) * 3,
+        mean=(0.5,) * 3 if v2 else mean,
+        std=(0.5 if v2 else 1 / 255,) * 3,
     )
 
 
@@ -140,55 +156,66 @@ def to_tensors(layers: Layers, source: str) -> Tensors:
         CheckpointError: A layer is not of such a model, or a weight is missing.
     """
     tensors: Tensors = {}
+    v2 = is_v2(layers)
     for layer, weights in layers.items():
-        name = _torch_name(layer, source)
+        name = _torch_name(layer, source, v2=v2)
         try:
-            tensors.update(_converted(name, weights, layers, layer))
+            tensors.update(_converted(name, weights, layers, layer, v2=v2))
         except KeyError as error:
             raise CheckpointError(
                 f"{source} lacks {error} of layer {layer}."
             ) from error
-    # keras.applications takes BGR, reszoo RGB.
+    # V1 models of keras.applications take BGR, reszoo RGB.
     first = tensors.get("conv1.weight")
-    if first is not None and first.ndim == 4:
+    if first is not None and first.ndim == 4 and not v2:
         tensors["conv1.weight"] = np.ascontiguousarray(first[:, ::-1])
     return tensors
 
 
 def _converted(
-    name: str, weights: Mapping[str, NDArray[Any]], layers: Layers, layer: str
+    name: str,
+    weights: Mapping[str, NDArray[Any]],
+    layers: Layers,
+    layer: str,
+    *,
+    v2: bool,
 ) -> Tensors:
     if name == "fc":
         kernel = np.ascontiguousarray(weights["kernel"].T)
         return {"fc.weight": kernel, "fc.bias": weights["bias"]}
     if "gamma" not in weights:
         kernel = weights["kernel"].transpose(3, 2, 0, 1)
-        return {f"{name}.weight": np.ascontiguousarray(kernel)}
-    # The bias of the convolution moves into the mean, the difference of the epsilons
-    # into the variance.
-    bias = layers[layer.replace("_bn", "_conv")]["bias"].astype(np.float64)
-    variance = weights["moving_variance"].astype(np.float64)
-    variance = variance + (_KERAS_EPSILON - _RESZOO_EPSILON)
+        found = {f"{name}.weight": np.ascontiguousarray(kernel)}
+        # In V2 models only convolutions that no normalization follows have one.
+        kept = v2 and "bias" in weights
+        return found | ({f"{name}.bias": weights["bias"]} if kept else {})
+    mean, variance = weights["moving_mean"], weights["moving_variance"]
+    if not v2:
+        # The bias of the convolution moves into the mean, the difference of the
+        # epsilons into the variance.
+        bias = layers[layer.replace("_bn", "_conv")]["bias"].astype(np.float64)
+        shifted = variance.astype(np.float64) + (_KERAS_EPSILON - _RESZOO_EPSILON)
+        mean, variance = (x.astype(np.float32) for x in (mean - bias, shifted))
     return {
         f"{name}.weight": weights["gamma"],
         f"{name}.bias": weights["beta"],
-        f"{name}.running_mean": (weights["moving_mean"] - bias).astype(np.float32),
-        f"{name}.running_var": variance.astype(np.float32),
+        f"{name}.running_mean": mean,
+        f"{name}.running_var": variance,
     }
 
 
-def _torch_name(layer: str, source: str) -> str:
-    fixed = {"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}
-    if layer in fixed:
-        return fixed[layer]
+def _torch_name(layer: str, source: str, *, v2: bool) -> str:
+    if layer in _FIXED:
+        return _FIXED[layer]
     match = _NAME.fullmatch(layer)
     if match is None:
         raise CheckpointError(
-            f"{source} is not a ResNet v1 of keras.applications: it has a layer "
-            f"{layer!r}."
+            f"{source} is not a ResNet of keras.applications: it has a layer {layer!r}."
         )
     stage, block, place, kind = match.groups()
     prefix = f"layer{int(stage) - 1}.{int(block) - 1}"
     if place == "0":
         return f"{prefix}.downsample.{0 if kind == 'conv' else 1}"
-    return f"{prefix}.{kind}{place}"
+    # The first normalization of a V2 block stands before the first convolution.
+    number = 1 if place == "preact" else int(place) + (v2 and kind == "bn")
+    return f"{prefix}.{kind}{number}"

@@ -76,10 +76,10 @@ def keras_applications_contents(layers: keras_h5.Layers, source: str) -> Content
     """Return the weights of layers as a file of keras.applications holds them.
 
     Raises:
-        CheckpointError: They are of no ResNet v1.
+        CheckpointError: They are of no ResNet.
     """
     return Contents(
         tensors=keras_h5.to_tensors(layers, source),
-        preprocessing=keras_h5.preprocessing(),
-        stride_in=keras_h5.STRIDE_IN,
+        preprocessing=keras_h5.preprocessing(v2=keras_h5.is_v2(layers)),
+        stride_in=keras_h5.stride_in(layers),
     )

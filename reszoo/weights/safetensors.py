@@ -148,10 +148,11 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
     # timm has models of the names under which it publishes weights.
     named = any(name.startswith("timm/") for name in published_names(built.name))
     usual = row == built.spec and built.shortcut == built.spec.shortcut
-    if not (named and usual and built.stride_in == "3x3"):
+    if not (named and usual and built.stride_in == "3x3" and not built.output_stride):
         raise UsageError(
-            f"timm has no {built.name} with shortcut={built.shortcut!r} and "
-            f"stride_in={built.stride_in!r}. Save to a .safetensors file instead."
+            f"timm has no {built.name} that by default has shortcut="
+            f"{built.shortcut!r}, stride_in={built.stride_in!r} and output_stride="
+            f"{built.output_stride!r}. Save to a .safetensors file instead."
         )
     write(folder / WEIGHTS_FILE, tensors, card)
     write_json(folder / CONFIG_FILE, _config(card, tensors))
@@ -197,7 +198,7 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
 
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
     preprocessing, built = card.preprocessing, card.resnet
-    listed, reduction = convolutions(built), 2**built.spec.halvings
+    listed, reduction = convolutions(built), built.reduction
     size = preprocessing.eval_size
     content: dict[str, Any] = {
         "architecture": built.name,

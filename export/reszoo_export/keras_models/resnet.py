@@ -230,11 +230,16 @@ class _Walk:
                 ).inputs[0]
         elif stride > 1 or last.filters != listed[0].in_channels:
             wanted = (last.filters, stride)
+            grows = last.filters != listed[0].in_channels
             source = call_of(
                 value,
                 lambda call: (
-                    isinstance(call.layer, IdentityShortcut)
-                    and (call.layer.filters, call.layer.stride) == wanted
+                    (
+                        isinstance(call.layer, IdentityShortcut)
+                        and (call.layer.filters, call.layer.stride) == wanted
+                    )
+                    # Every second pixel, as keras.applications writes it.
+                    or (not grows and _pools(call, "MaxPooling2D", 1, stride, "valid"))
                 ),
                 f"a shortcut of stride {stride} and zero channels in {last.block}",
             ).inputs[0]
@@ -421,7 +426,9 @@ def _implied(
         return "of a fresh model from reszoo", default_preprocessing(spec)
     # What keras.applications calls its first convolution in every ResNet.
     if stem.layer.name == "conv1_conv":
-        return CAFFE, keras_h5.preprocessing()
+        is_v2 = FINAL_NORM in resnet.norms
+        kind = f"of keras.applications' {spec.name}" if is_v2 else CAFFE
+        return kind, keras_h5.preprocessing(v2=is_v2)
     raise UsageError(
         "Nothing tells how pictures were shown to a Keras model that neither reszoo "
         f"nor keras.applications built. Received: {model.name!r}; pass "
