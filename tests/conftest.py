@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import RESNET8
 
 import reszoo
-from reszoo.specs import SPECS
 from reszoo.weights import download
 from reszoo_export.manifest import Latency, read_manifest
 
@@ -88,14 +86,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return photos(tmp_path / "photos")
-
-
-@pytest.fixture(scope="module")
-def resnet8() -> Iterator[None]:
-    """A third of the smallest net, under a name of its own, where any net will do."""
-    SPECS["resnet8"] = RESNET8
-    yield
-    del SPECS["resnet8"]
 
 
 @pytest.fixture

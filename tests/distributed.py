@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tiny import RESNET8
 
 import reszoo
-from reszoo.specs import SPECS
 from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 
-SPECS["resnet8"] = RESNET8
 WORKER = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]
 
 

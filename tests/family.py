@@ -55,5 +55,18 @@ SPECS = {
             classes=10,
             image_size=32,
         ),
+        reszoo.ResNetSpec(
+            name="late",
+            depths=(2, 1, 2),
+            widths=(16, 32, 64),
+            block="bottleneck",
+            expansion=2,
+            activation_order="pre",
+            stride_block="last",
+            bias=True,
+            epsilon=0.01,
+            classes=10,
+            image_size=32,
+        ),
     )
 }

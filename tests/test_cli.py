@@ -82,7 +82,10 @@ def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     ("words", "told"),
     [
         (("--layers", "20,x"), "must be comma-separated numbers"),
-        (("--layers", "21"), "The cifar family has networks of 20, 32, 44, 56, 110"),
+        (
+            ("--layers", "21"),
+            "The cifar family has networks of 8, 14, 20, 32, 44, 56, 110, 1202",
+        ),
         (("--family", "deep"), "Unknown family 'deep'"),
     ],
 )

@@ -15,8 +15,6 @@ from reszoo.data.image_files import open_image
 from reszoo.data.sources import check_classes, open_source
 from reszoo.data.tfds import is_of_characters
 
-pytestmark = pytest.mark.usefixtures("resnet8")
-
 
 def paths(source: Any, split: str) -> list[str]:
     return list(source.examples(split).paths)

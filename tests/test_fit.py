@@ -19,7 +19,6 @@ from reszoo.training.step import TrainingStep
 from reszoo.weights.names import to_tensors
 from reszoo.zoo import set_card
 
-pytestmark = pytest.mark.usefixtures("resnet8")
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8)
 LABELS = np.arange(12) % 3
 

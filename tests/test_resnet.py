@@ -2,16 +2,21 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import family
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import randomise
-from numpy_resnet import logits
+from numpy_resnet import ResNet, logits
 
 import reszoo
+from reszoo.architecture import architecture, count_parameters
+from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS
 from reszoo.weights.names import to_tensors
 
@@ -23,22 +28,55 @@ TRAINABLE = {
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
     "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+    # timm's.
+    "resnet10t": 5_435_488,
+    "resnet14t": 10_081_632,
+    "resnet26t": 16_011_872,
+    "resnet18d": 11_708_744,
+    "resnet26d": 16_014_408,
+    "resnet34d": 21_816_904,
+    "resnet50d": 25_576_264,
+    "resnet101d": 44_568_392,
+    "resnet152d": 60_212_040,
+    # keras.applications', less the moving statistics.
+    "resnet50v2": 25_613_800 - 45_440,
+    "resnet101v2": 44_675_560 - 97_664,
+    "resnet152v2": 60_380_648 - 143_744,
+    "resnet8": 75_290,
+    "resnet14": 172_506,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
     "resnet56": 853_018,
     "resnet110": 1_727_962,
+    "resnet1202": 19_421_274,
+    # He et al. 2016 and Zagoruyko and Komodakis 2016 round: 1.7 and 10.2 million (of
+    # convolutions), 2.7, 36.5 and 2.2 million.
+    "preresnet20": 269_722,
+    "preresnet56": 853_018,
+    "preresnet110": 1_727_962,
+    "preresnet164": 1_703_258,
+    "preresnet1001": 10_327_706,
+    "wrn16_4": 2_748_890,
+    "wrn28_10": 36_479_194,
+    "wrn40_2": 2_243_546,
     "plain18": 11_515_688,
     "plain34": 21_623_848,
     "plain50": 22_780_456,
     "plain101": 41_772_584,
     "plain152": 57_416_232,
+    "plain8": 75_290,
+    "plain14": 172_506,
     "plain20": 269_722,
     "plain32": 464_154,
     "plain44": 658_586,
     "plain56": 853_018,
     "plain110": 1_727_962,
+    "plain1202": 19_421_274,
 }
 OPTION_B = {
     "resnet20": 272_474,
@@ -64,6 +102,24 @@ def assert_close(answer: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("name", reszoo.list_models())
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
+    assert count_parameters(architecture(name)) == TRAINABLE[name]
+
+
+# Those of another kind of block are built in the quick tests too.
+BUILT = [
+    "resnet152", "plain18", "resnext50_32x4d", "resnet10t", "resnet50v2", "resnet110",
+    "preresnet164", "wrn16_4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in BUILT else [pytest.mark.slow])
+        for name in reszoo.list_models()
+    ],
+)
+def test_models_have_the_parameters_that_are_published(name: str) -> None:
     assert trainable(reszoo.build(name)) == TRAINABLE[name]
 
 
@@ -109,7 +165,88 @@ def test_custom_specs_compute_what_they_describe(
 ) -> None:
     model = randomise(reszoo.build(spec, input_shape=(*size, 3)))
     x = images(*size)
-    assert_close(model(x, training=False), logits(x, to_tensors(model)))
+    options: dict[str, Any]
+    options = {"last": spec.stride_block == "last", "epsilon": spec.epsilon}
+    expected = logits(x, to_tensors(model), **options)
+    assert_close(model(x, training=False), expected)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("stride_in", ["1x1", "3x3"])
+@pytest.mark.parametrize("name", ["deep", "grouped", "late"])
+def test_dilation_keeps_the_last_stages_large(
+    name: str, output_stride: int, stride_in: str
+) -> None:
+    spec = family.SPECS[name]
+    depths, widths = (*spec.depths, 2)[-3:], (*spec.widths, 64)[-3:]
+    spec = replace(spec, name="dilated", depths=(*depths, 1), widths=(*widths, 64))
+    options: dict[str, Any] = {"output_stride": output_stride, "stride_in": stride_in}
+    model = reszoo.build(
+        spec, include_top=False, features="pyramid", input_shape=(77, 90, 3), **options
+    )
+    randomise(model)
+    x = images(77, 90)
+    answers = model(x, training=False)
+    is_last = spec.stride_block == "last"
+    options |= {"last": is_last, "epsilon": spec.epsilon}
+    expected = ResNet(to_tensors(model), **options).stages(x)
+    assert answers["layer4"].shape[1:3] == (
+        -(-77 // output_stride),
+        -(-90 // output_stride),
+    )
+    for stage, value in expected.items():
+        assert_close(answers[stage], value.transpose(0, 2, 3, 1))
+
+
+def test_dilation_is_trained_and_kept_in_a_checkpoint(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"depths": (1, 1, 1), "widths": (64, 64, 64)}
+    spec = replace(family.SPECS["grouped"], name="dilated", **changes)
+    model = reszoo.build(spec, seed=0, output_stride=8)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(images(32, 32), training=True) ** 2)
+    kernel = model.get_layer("layer3.0.conv2").kernel.value
+    assert np.abs(tape.gradient(loss, kernel)).max() > 0
+    again = reszoo.load(reszoo.save(model, tmp_path / "dilated.safetensors"))
+    assert reszoo.card(again).resnet.output_stride == 8
+    x = images(32, 32)
+    np.testing.assert_array_equal(again(x, training=False), model(x, training=False))
+    # Weights fit every output stride.
+    other = reszoo.build(
+        spec, weights=tmp_path / "dilated.safetensors", output_stride=16
+    )
+    assert reszoo.card(other).resnet.output_stride is None
+
+
+def test_dropout_sets_values_to_zero_in_training_only() -> None:
+    model = reszoo.build("wrn16_4", dropout=0.4, seed=0)
+    plain = reszoo.build("wrn16_4", seed=0)
+    x = images(32, 32)
+    np.testing.assert_array_equal(model(x, training=False), plain(x, training=False))
+    assert np.abs(model(x, training=True) - plain(x, training=True)).max() > 1e-3
+    inner = model.get_layer("layer2.1.dropout")
+    assert inner.input is model.get_layer("layer2.1.relu2").output
+    assert model.get_layer("layer2.1.conv2").input is inner.output
+    zeros = np.asarray(inner(np.ones((4, 8, 8, 16), "f"), training=True))
+    assert set(np.unique(zeros)) == {0.0, np.float32(1 / 0.6)}
+    assert (zeros == 0).mean() == pytest.approx(0.4, abs=0.03)
+
+
+def test_dropout_of_a_training_step_is_drawn_from_its_key() -> None:
+    described = architecture("resnet8", dropout=0.4)
+    model = build_resnet(described, keyed=True, seed=0)
+    x = images(32, 32)
+    one, same, other = (
+        np.asarray(model([x, np.array([3, key])], training=True)) for key in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3
+    layers = [each for each in model.layers if each.name.endswith(".dropout")]
+    key = np.array([3, 5])
+    drawn = [np.asarray(each([np.ones((2, 8, 8, 64), "f"), key], training=True))
+             for each in layers]  # fmt: skip
+    assert [(each == 0).mean() for each in drawn] == pytest.approx([0.4] * 3, abs=0.02)
+    # Blocks draw independently of each other.
+    assert (drawn[0] == drawn[1]).mean() == pytest.approx(0.52, abs=0.02)
 
 
 def test_a_pre_activation_block_that_starts_at_zero_is_its_shortcut() -> None:

@@ -23,7 +23,6 @@ from reszoo.training.state import STATE, read_state, stop_on_signals, write_stat
 from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 
-pytestmark = pytest.mark.usefixtures("resnet8")
 _TIMES = {"images_per_second", "data_wait", "seconds"}
 _SMALL: dict[str, Any] = {
     "recipe": "cifar",

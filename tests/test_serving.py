@@ -14,8 +14,6 @@ from reszoo_export.formats import ExportOptions
 from reszoo_export.keras_models.source import source_answers
 from reszoo_export.serving import Serving, float32_twin, make_serving
 
-pytestmark = pytest.mark.usefixtures("resnet8")
-
 
 def small(**options: Any) -> Any:
     shape = {"input_shape": (32, 32, 3)}

@@ -1,4 +1,5 @@
 import json
+import math
 from typing import Any
 
 import family
@@ -10,16 +11,27 @@ from reszoo.architecture import (
     architecture,
     architecture_from_json,
     convolutions,
+    count_parameters,
     standalone_norms,
 )
 from reszoo.specs import SPECS, find_spec
 
 
 def test_the_zoo_lists_every_net_and_its_plain_twin() -> None:
-    depths = [18, 34, 50, 101, 152, 20, 32, 44, 56, 110]
-    assert reszoo.list_models("resnet*") == [f"resnet{depth}" for depth in depths]
-    assert reszoo.list_models("plain*") == [f"plain{depth}" for depth in depths]
-    assert reszoo.list_models("*50_*") == ["resnext50_32x4d", "wide_resnet50_2"]
+    depths = [18, 34, 50, 101, 152, 8, 14, 20, 32, 44, 56, 110, 1202]
+    plain = [name for name in reszoo.list_models() if name.startswith("plain")]
+    assert plain == [f"plain{depth}" for depth in depths]
+    twins = [name.replace("plain", "resnet") for name in plain]
+    assert [name for name in reszoo.list_models("resnet*") if name in twins] == twins
+    assert reszoo.list_models("*50*") == [
+        "resnet50", "resnext50_32x4d", "wide_resnet50_2", "resnet50d", "resnet50v2",
+        "plain50",
+    ]  # fmt: skip
+    assert reszoo.list_models("resne*t") == ["resnet10t", "resnet14t", "resnet26t"]
+    assert reszoo.list_models("preresnet*") == [
+        f"preresnet{depth}" for depth in (20, 56, 110, 164, 1001)
+    ]
+    assert reszoo.list_models("wrn*") == ["wrn16_4", "wrn40_2", "wrn28_10"]
     assert reszoo.list_models() == list(SPECS)
 
 
@@ -51,6 +63,10 @@ def test_an_unknown_option_lists_the_choices(argument: str) -> None:
         ("resnet18", {"classes": 0}, "classes must be at least 1"),
         ("resnet18", {"input_shape": (0, 8, 3)}, "must be .height, width, channels."),
         ("resnet18", {"input_shape": (8, 8)}, r"Received: input_shape=\(8, 8\)"),
+        ("resnet18", {"output_stride": 4}, r"one of \(8, 16, 32\).*output_stride=4"),
+        ("wrn16_4", {"output_stride": 8}, "wrn16_4 stands for only 4 pixels.*=8"),
+        ("wrn16_4", {"dropout": 1.0}, "probability of at least 0.*dropout=1.0"),
+        ("wrn16_4", {"dropout": "1"}, "probability of at least 0.*dropout='1'"),
     ],
 )
 def test_contradictions_are_refused(
@@ -65,6 +81,21 @@ def test_an_architecture_survives_json(name: str) -> None:
     for include_top in (True, False):
         described = architecture(name, include_top=include_top)
         assert architecture_from_json(described.to_json()) == described
+
+
+def test_a_card_written_before_the_family_grew_is_read() -> None:
+    content = architecture("resnet18").to_json()
+    custom = architecture(family.SPECS["pre"]).to_json()
+    for added in ("output_stride", "dropout"):
+        del content[added], custom[added]
+    for added in ("stride_block", "bias", "epsilon"):
+        del custom["spec"][added]
+    assert architecture_from_json(content) == architecture("resnet18")
+    assert architecture_from_json(custom) == architecture(family.SPECS["pre"])
+
+
+def test_an_output_stride_that_a_model_has_anyway_changes_nothing() -> None:
+    assert architecture("resnet18", output_stride=32) == architecture("resnet18")
 
 
 SPEC: dict[str, Any] = {"name": "mine", "depths": (1, 2), "widths": (8, 16)}
@@ -86,6 +117,10 @@ SPEC: dict[str, Any] = {"name": "mine", "depths": (1, 2), "widths": (8, 16)}
         ({"stem": "deep", "stem_widths": (8,)}, r"must have 3 number\(s\)"),
         ({"groups": 2}, 'groups and width_per_group need block="bottleneck"'),
         ({"block": "bottleneck", "width_per_group": 4}, "at least one channel"),
+        ({"epsilon": 0}, "epsilon must be a number above 0.*epsilon=0"),
+        ({"epsilon": "small"}, "epsilon must be a number above 0.*'small'"),
+        ({"bias": True}, r"bias .* needs activation_order=.pre.*bias=True with"),
+        ({"bias": 1, "activation_order": "pre"}, "bias must be true or false.*bias=1"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(
@@ -96,7 +131,8 @@ def test_a_spec_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize(
-    "field", ["block", "stem", "shortcut", "downsampling", "activation_order"]
+    "field",
+    ["block", "stem", "shortcut", "downsampling", "activation_order", "stride_block"],
 )
 def test_an_unknown_value_of_a_spec_lists_the_choices(field: str) -> None:
     with pytest.raises(reszoo.UnknownNameError, match=rf"{field} 'x'.*Known: "):
@@ -118,7 +154,7 @@ def test_zero_channels_cannot_make_channels_fewer() -> None:
 
 @pytest.mark.parametrize("spec", family.SPECS.values(), ids=family.SPECS)
 def test_a_custom_architecture_survives_json(spec: reszoo.ResNetSpec) -> None:
-    described = architecture(spec, input_shape=(None, None, 1), classes=3)
+    described = architecture(spec, input_shape=(None, None, 1), classes=3, dropout=0.3)
     content = json.loads(json.dumps(described.to_json()))
     assert architecture_from_json(content) == described
     assert content["spec"]["depths"] == list(spec.depths)
@@ -157,3 +193,5 @@ def test_the_list_names_every_convolution_of_the_model(
     norms = {n for n, x in layers.items() if hasattr(x, "moving_mean")}
     named = {norm for each in listed.values() for norm in each.norms}
     assert named | set(standalone_norms(described)) == norms
+    weights = (math.prod(weight.shape) for weight in model.trainable_weights)
+    assert count_parameters(described) == sum(weights)

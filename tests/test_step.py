@@ -22,7 +22,6 @@ from reszoo.training.step import (
 )
 from reszoo.weights.names import to_tensors
 
-pytestmark = pytest.mark.usefixtures("resnet8")
 KEY = (3, 4)
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
 LABELS = np.array([0, 1, 2, 1])

@@ -198,7 +198,10 @@ def test_seeds_can_be_added_and_nothing_else_changed(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"layers": (21,)}, r"networks of 20, 32, 44, 56, 110 layers. Received: 21"),
+        (
+            {"layers": (21,)},
+            r"networks of 8, 14, 20, 32, 44, 56, 110, 1202 layers. Received: 21",
+        ),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"recipe": "finetune"}, "A study trains from scratch"),
         ({"accumulate": 2, "crop": "resized"}, "with accumulate, crop=resized; use"),

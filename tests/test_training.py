@@ -15,7 +15,6 @@ from reszoo.data.sources import open_source
 from reszoo.training import phases, run
 from reszoo.weights.names import to_tensors
 
-pytestmark = pytest.mark.usefixtures("resnet8")
 FILES = {
     "best.safetensors",
     "last.safetensors",
