@@ -19,8 +19,7 @@ import ray
 
 from reszoo import defaults
 from reszoo.data.image_paths import iterate_paths
-from reszoo_export.batch import GROUP, FileClassifier
-from reszoo_export.batch_output import arrow_table
+from reszoo_export.batch import GROUP, FileClassifier, arrow_table
 
 
 class Classify:

@@ -25,10 +25,8 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive, or a file with one at its end.
 
-    Raises:
-        OSError: It is no regular file.
-        BadZipFile: There is no archive in it.
-        ValueError: It is damaged, or has more members than any of reszoo's.
+    An OSError if it is no regular file, a BadZipFile if there is no archive in it, and
+    a ValueError if it is damaged, or has more members than any of reszoo's.
     """
     check_regular(path)
     try:
@@ -57,10 +55,8 @@ class _Directory(io.FileIO):
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     """Return a member of an archive, uncompressed.
 
-    Raises:
-        KeyError: There is no such member.
-        ValueError: It is larger than `most`, or compressed in another way than by
-            deflating.
+    A KeyError if there is none; a ValueError if it is larger than `most`, or compressed
+    in another way than by deflating.
     """
     info = archive.getinfo(name)
     if info.file_size > most or info.compress_type not in _COMPRESSIONS:
@@ -70,18 +66,11 @@ def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
 
 
 def read_arrays(path: Path, names: Sequence[str], most: int) -> dict[str, NDArray[Any]]:
-    """Return arrays of an `.npz` file.
+    """Return the named arrays of an `.npz` file; others are not read.
 
-    Args:
-        path: The file.
-        names: Of the arrays; others are not read.
-        most: Bytes that all of them may take.
-
-    Raises:
-        OSError: It is no regular file.
-        KeyError: An array is missing.
-        ValueError: They are larger, damaged, or hold Python objects.
-        BadZipFile: It is no archive.
+    An OSError if it is no regular file, a BadZipFile if it is no archive, a KeyError if
+    an array is missing, and a ValueError if they take more than `most` bytes, are
+    damaged, or hold Python objects.
     """
     found = {}
     with open_archive(path) as archive:

@@ -82,12 +82,10 @@ _forked_from_tensorflow = False
 
 
 def check_tensorflow_usable() -> None:
-    """Refuse to compute with TensorFlow in a process where it would wait forever.
+    """Raise UsageError in a process where TensorFlow would wait forever.
 
-    A fork copies TensorFlow's state but not its threads.
-
-    Raises:
-        UsageError: This process was forked after TensorFlow had started to compute.
+    A fork, after TensorFlow has started to compute, copies its state but not its
+    threads.
     """
     if _forked_from_tensorflow:
         raise UsageError(

@@ -48,10 +48,8 @@ def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
     """Return the status of a regular file, or of one that a link leads to.
 
     A pipe or a device may never end, and opening one may wait forever: every reader of
-    files of unknown origin asks this first, or opens them with `open_regular`.
-
-    Raises:
-        OSError: There is no such file, or it is a folder, pipe, socket or device.
+    files of unknown origin asks this first, or opens them with `open_regular`. An
+    OSError if there is no such file, or it is a folder, pipe, socket or device.
     """
     status = os.stat(path)  # noqa: PTH116
     if stat.S_ISDIR(status.st_mode):
@@ -62,14 +60,9 @@ def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
-    """Open a regular file for reading.
+    """Open a regular file of at most `most` bytes (None: any size) for reading.
 
-    Args:
-        path: The file.
-        most: Its greatest size in bytes; None for any.
-
-    Raises:
-        OSError: It cannot be opened, is larger, or is not regular (`check_regular`).
+    An OSError if it cannot be opened, is larger, or is not regular (`check_regular`).
     """
     check_regular(path)
     # Should it have become a pipe since, opening it does not wait.
@@ -94,9 +87,8 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the content of a regular file of UTF-8 JSON.
 
-    Raises:
-        OSError: It cannot be read (`open_regular`).
-        ValueError: It is not JSON of UTF-8, or one that `parse_json` refuses.
+    An OSError if it cannot be read (`open_regular`); a ValueError if it is not JSON of
+    UTF-8, or one that `parse_json` refuses.
     """
     return parse_json(read_regular(path, JSON_BYTES).decode("utf-8"))
 
@@ -104,10 +96,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON of unknown origin.
 
-    Raises:
-        ValueError: It is no JSON, has numbers that are not finite, is nested deeper
-            than 50 objects, has text that UTF-8 cannot hold, or more than a million
-            values.
+    A ValueError if it is no JSON, has numbers that are not finite, is nested deeper
+    than 50 objects, has text that UTF-8 cannot hold, or more than a million values.
     """
     marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
     # Those in texts count as well: it is a bound.
@@ -262,8 +252,7 @@ def is_free(folder: Path) -> bool:
 def folder_entries(folder: Path) -> set[str]:
     """List what is in a folder at any depth, by relative path.
 
-    Links are listed and not followed; folders only if they are empty, with "/" at the
-    end.
+    Links are listed, not followed; folders only if empty, with "/" at the end.
     """
     found = set()
     for root, folders, files in os.walk(folder):

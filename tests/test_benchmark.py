@@ -22,9 +22,9 @@ from reszoo_export.benchmark import (
     measure_files,
     time_stored,
 )
+from reszoo_export.isolation import run_in_subprocess
 from reszoo_export.manifest import Latency
 from reszoo_export.onnx.writer import properties
-from reszoo_export.verification.isolation import run_in_subprocess
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from conftest import randomise
 
 import reszoo
 from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.isolation import run_in_subprocess
 from reszoo_export.manifest import read_manifest
 from reszoo_export.quantization.ranges import MIN_IMAGES, SHARES
 from reszoo_export.verification import verify
-from reszoo_export.verification.isolation import run_in_subprocess
 
 
 def names(folder: Path) -> set[str]:

@@ -12,10 +12,9 @@ import pytest
 from hostile_models import BUNDLED, CHANGES, hostile, initialised
 
 import reszoo
-from reszoo_export import isolated
-from reszoo_export.isolated import open_isolated
+from reszoo_export import isolation
+from reszoo_export.isolation import SubprocessError, open_isolated
 from reszoo_export.runtimes import open_runtime
-from reszoo_export.verification.isolation import SubprocessError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 40, 36, 3), np.uint8)
 
@@ -134,6 +133,6 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_replies_are_checked() -> None:
     with pytest.raises(SubprocessError, match="no array"):
-        isolated._array({"dtype": "|O", "shape": [1]}, b"12345678")
+        isolation._array({"dtype": "|O", "shape": [1]}, b"12345678")
     with pytest.raises(SubprocessError, match="no array"):
-        isolated._array({"dtype": "<f4", "shape": [3]}, b"12345678")
+        isolation._array({"dtype": "<f4", "shape": [3]}, b"12345678")

@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 
 import reszoo
-from reszoo_export.verification.isolation import (
-    SubprocessError,
-    run_in_subprocess,
-)
+from reszoo_export.isolation import SubprocessError, run_in_subprocess
 
 # What the child runs: this module, found by the path that it inherits.
 HERE = Path(__file__).stem

@@ -18,8 +18,8 @@ from reszoo_export.keras_models.graph import all_layers
 from reszoo_export.keras_models.source import source_answers
 from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.serving import Serving, make_serving
+from reszoo_export.verification.comparison import limits_of
 from reszoo_export.verification.reference import make_reference, synthetic_images
-from reszoo_export.verification.rules import limits_of
 from reszoo_export.verification.verify import verify_in_process
 
 layers = keras.layers

@@ -21,7 +21,7 @@ from PIL import Image
 import reszoo
 from reszoo.cli import answers
 from reszoo.data.image_paths import iterate_paths
-from reszoo_export import batch, batch_output
+from reszoo_export import batch
 
 ROOT = Path(__file__).parent.parent
 MODELS = ROOT / "saved_models" / "resnet20-cifar10"
@@ -44,7 +44,7 @@ def many(tmp_path: Path) -> Path:
 @pytest.fixture
 def ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run ends in its third group, with two on the disk."""
-    monkeypatch.setattr(batch_output, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(batch, "_COMMIT_SECONDS", 0.0)
     answer, calls = batch.FileClassifier.__call__, count()
 
     def fail(self: Any, paths: Any) -> Any:
@@ -359,7 +359,7 @@ def test_a_run_that_ended_after_the_renaming_is_complete(
 
 def test_one_process_writes_a_file_at_a_time(many: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.csv"
-    other = batch_output.RowFile(output, {"path": True, "error": True})
+    other = batch.RowFile(output, {"path": True, "error": True})
     with (
         other.reserved(resume=False, overwrite=False),
         pytest.raises(reszoo.UsageError, match="Another process is writing"),
@@ -371,8 +371,8 @@ def test_one_process_writes_a_file_at_a_time(many: Path, tmp_path: Path) -> None
 def test_a_full_disk_leaves_what_can_be_continued(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_output, "_COMMIT_SECONDS", 0.0)
-    output, encode, calls = tmp_path / "a.csv", batch_output.RowFile._encode, count()
+    monkeypatch.setattr(batch, "_COMMIT_SECONDS", 0.0)
+    output, encode, calls = tmp_path / "a.csv", batch.RowFile._encode, count()
 
     def full(self: Any, rows: Any, **options: Any) -> bytes:
         if next(calls) == 2:
@@ -380,7 +380,7 @@ def test_a_full_disk_leaves_what_can_be_continued(
         return encode(self, rows, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch_output.RowFile, "_encode", full)
+        patch.setattr(batch.RowFile, "_encode", full)
         with pytest.raises(reszoo.ReszooError, match="could not be written: No space"):
             reszoo.predict_files(INT8, many, output)
     assert not output.exists()
@@ -390,8 +390,8 @@ def test_a_full_disk_leaves_what_can_be_continued(
 
 _SLOWLY = """
 import sys, time
-from reszoo_export import batch, batch_output
-batch_output._COMMIT_SECONDS = 0.0
+from reszoo_export import batch
+batch._COMMIT_SECONDS = 0.0
 answer = batch.FileClassifier.__call__
 def slowly(self, paths):
     time.sleep(0.2)
@@ -456,7 +456,7 @@ def test_the_command_prints_bad_files_in_rows_of_their_own(
 def test_answers_are_printed_before_the_next_group(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def groups() -> Iterator[list[batch_output.Row]]:
+    def groups() -> Iterator[list[batch.Row]]:
         row = {"path": "a.jpg", "label": "cat", "probability": 0.5, "error": None}
         yield [row]
         assert capsys.readouterr().out.splitlines()[1].split() == [

@@ -16,8 +16,7 @@ from scripts import ROOT
 
 import reszoo
 from reszoo.specs import SPECS
-from reszoo.studies.families import Variant
-from reszoo.studies.results import RunResult, StudyResult
+from reszoo.studies.results import RunResult, StudyResult, Variant
 from reszoo.training.recipe_table import RECIPES
 from reszoo.weights.names import LoadReport
 from reszoo_export.benchmark import Measurement

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reszoo_export.formats import FLOAT16, FLOAT32, FORMATS
+from reszoo_export.verification.comparison import feature_problems, probability_problems
 from reszoo_export.verification.reference import Reference
-from reszoo_export.verification.rules import feature_problems, probability_problems
 
 INT8 = FORMATS["tflite-int8"]
 

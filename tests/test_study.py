@@ -20,18 +20,19 @@ from reszoo.data.pipeline import Augmentation
 from reszoo.data.sources import open_source
 from reszoo.preprocessing import default_preprocessing
 from reszoo.specs import SPECS
-from reszoo.studies.families import Variant, find_family
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import (
     RESULTS,
     Point,
     RunResult,
     StudyResult,
+    Variant,
     conclude,
+    find_family,
     read_results,
     spread,
 )
-from reszoo.studies.run import StudyPlan, StudyRun, VariantTrainer
+from reszoo.studies.study import StudyPlan, StudyRun, VariantTrainer
 from reszoo.training import run
 from reszoo.training.devices import Devices
 from reszoo.training.phases import phases
@@ -157,7 +158,7 @@ def test_a_study_that_was_killed_is_resumed_exactly(
     """After every step, among them the last before a point and the last of a run."""
     code = (
         "import os, signal, sys, reszoo\n"
-        "from reszoo.studies.run import StudyRun\n"
+        "from reszoo.studies.study import StudyRun\n"
         "save, left = StudyRun.save, int(sys.argv[2])\n"
         "def killed(run):\n"
         "    global left\n"

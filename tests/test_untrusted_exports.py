@@ -21,14 +21,14 @@ from reszoo.archives import read_arrays
 from reszoo.files import parse_json
 from reszoo_export import protobuf
 from reszoo_export.inspection import describe_file
-from reszoo_export.manifest import is_export, read_manifest
-from reszoo_export.onnx.writer import properties
-from reszoo_export.verification.isolation import (
+from reszoo_export.isolation import (
     Limits,
     SubprocessError,
     limits_for,
     run_in_subprocess,
 )
+from reszoo_export.manifest import is_export, read_manifest
+from reszoo_export.onnx.writer import properties
 from reszoo_export.verification.reference import Reference, read_reference
 
 BUNDLED = Path(__file__).parents[1] / "saved_models/resnet20-cifar10"

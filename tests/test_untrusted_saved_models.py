@@ -19,8 +19,8 @@ from reszoo_export.inspection import describe_file
 from reszoo_export.manifest import read_manifest, size_and_hash
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.saved_model import screening
-from reszoo_export.saved_model.operators import COMPUTING, IN_GRAPH
 from reszoo_export.saved_model.reader import newest_version
+from reszoo_export.saved_model.screening import COMPUTING, IN_GRAPH
 from reszoo_export.serving import make_serving
 from reszoo_export.verification.reference import Reference
 

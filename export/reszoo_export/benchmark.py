@@ -16,9 +16,9 @@ from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError
 from reszoo.preprocessing import Pixels
+from reszoo_export.isolation import SubprocessError, run_in_subprocess
 from reszoo_export.manifest import Latency, size_and_hash
 from reszoo_export.runtimes import Runtime, find_runtime, open_runtime
-from reszoo_export.verification.isolation import SubprocessError, run_in_subprocess
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 # Calls before measuring: memory is allocated and the processor's clock rises.
@@ -124,14 +124,9 @@ def benchmark(
 def measure_files(
     paths: Iterable[Path], *, threads: int | None = None, seconds: float = 0.5
 ) -> dict[Path, Latency]:
-    """Measure each file briefly, with one image in a call, in one new process each.
+    """Measure each file with one image in a call, in one new process each.
 
     For the manifest of an export; use `benchmark` to compare files.
-
-    Args:
-        paths: Files to open.
-        threads: Threads of the runtime; one for each core if None.
-        seconds: Time of the calls for each file.
     """
     latencies = {}
     for path in paths:
@@ -148,47 +143,29 @@ def measure_files(
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one process measures.
-
-    Attributes:
-        file: Path of the file.
-        threads: Of the runtime; None for its default.
-        batch_sizes: Images in a call, one after the other.
-        seconds: Time of the calls for each batch size, without warming up.
-        max_runs: Calls for each batch size at most.
-        trust_saved_model: See `reszoo.Predictor`.
-    """
+    """What one process measures."""
 
     file: str
-    threads: int | None
-    batch_sizes: Sequence[int]
-    seconds: float
-    max_runs: int = _MAX_RUNS
+    threads: int | None  # None for the runtime's default
+    batch_sizes: Sequence[int]  # one after the other
+    seconds: float  # of the calls for each batch size, without warming up
+    max_runs: int = _MAX_RUNS  # for each batch size
     trust_saved_model: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """The measurements of one process.
+    """The measurements of one process."""
 
-    Attributes:
-        runtime: Its name and version.
-        threads: That it used.
-        load_ms: Time to open the file.
-        first_ms: Time of the first call, with one image.
-        base_mb: Resident megabytes with the libraries loaded and no file opened; None
-            where the system does not report them.
-        peak_mb: Peak resident megabytes so far, at the end of each batch size.
-        times_ms: Of each call, for each batch size.
-    """
-
-    runtime: str
+    runtime: str  # with its version
     threads: int
-    load_ms: float
-    first_ms: float
+    load_ms: float  # to open the file
+    first_ms: float  # of the first call, with one image
+    # Resident megabytes with the libraries loaded and no file opened; None where the
+    # system does not report them.
     base_mb: float | None
-    peak_mb: Sequence[float | None]
-    times_ms: Sequence[Sequence[float]]
+    peak_mb: Sequence[float | None]  # so far, at the end of each batch size
+    times_ms: Sequence[Sequence[float]]  # of each call, for each batch size
 
 
 def _interleaved(requests: Sequence[Request], rounds: int) -> list[list[Timing]]:
@@ -322,12 +299,7 @@ def benchmark_table(
 
 
 def latency_cells(latency: Latency | None, rate: str) -> list[str]:
-    """Return the last seven cells of a row: from the median to the peak memory.
-
-    Args:
-        latency: What was measured, if anything.
-        rate: Format of the images per second.
-    """
+    """Return the last seven cells of a row: from the median to the peak memory."""
     if latency is None:
         return ["-"] * 7
     times = (latency.median_ms, latency.p90_ms, latency.p99_ms)

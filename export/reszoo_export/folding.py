@@ -48,10 +48,7 @@ class Statistics:
 
 
 def fold(model: keras.Model) -> Tensors:
-    """Return the tensors of a model from reszoo, with its normalization folded.
-
-    Those of the classifier are as they were.
-    """
+    """Return the tensors of a model from reszoo, normalization folded in; fc stays."""
     tensors, architecture = to_tensors(model), get_card(model).resnet
 
     def statistics(norm: str) -> Statistics:

@@ -29,27 +29,15 @@ class Reader(Protocol):
     def check_file(self, path: Path, *, trusted: bool = False) -> None:
         """Refuse a file that could fill the memory or do more than compute.
 
-        Args:
-            path: The file, which is neither loaded nor run.
-            trusted: Whether it may execute anything (a SavedModel's operators).
-
-        Raises:
-            CheckpointError: It is refused; says why.
+        It is neither loaded nor run. A trusted SavedModel may have any operators.
+        Raises CheckpointError.
         """
 
     def open_file(self, path: Path, threads: int | None) -> "Runtime":
-        """Open a file in its runtime.
-
-        Raises:
-            CheckpointError: It is not a whole file, or has no card.
-        """
+        """Open a file in its runtime; CheckpointError if damaged or without a card."""
 
     def describe(self, path: Path) -> "Contents":
-        """Describe a file, anybody's, without running it.
-
-        Raises:
-            CheckpointError: It is not a whole file.
-        """
+        """Describe anybody's file without running it; CheckpointError if damaged."""
 
     def stored_labels(self, path: Path) -> Sequence[str] | None:
         """Return the labels stored for other programs, beside the card."""
@@ -64,12 +52,8 @@ class Reader(Protocol):
     ) -> list[str]:
         """Check what running the file on this machine does not show.
 
-        Args:
-            path: The file.
-            row: Its format.
-            card: Of the model.
-            images: uint8 `(n, height, width, 3)`, to run parts of it with.
-            options: What the file was exported with.
+        Parts of it may be run with `images`, uint8 `(n, height, width, 3)`; `card` is
+        the model's, and `options` are those that the file was exported with.
         """
 
     def activation_reader(
@@ -299,16 +283,9 @@ class Format:
         return options.input_dtype or self.input_dtype, "float32"
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
-        """Write the file.
+        """Write the file or folder, for calibrated formats with calibration images.
 
-        Args:
-            serving: The function to write.
-            path: The file or folder to make.
-            calibration: Images that set the ranges of activations, if `calibrated`.
-
-        Raises:
-            ExportError: Calibration images are missing, or a weight does not fit the
-                precision.
+        An ExportError tells of missing images, or of a weight that does not fit.
         """
         if self.calibrated and calibration is None:
             raise ExportError(f"{self.name} needs calibration images.")
@@ -378,15 +355,10 @@ GROUPS = ("all", "mobile", "server", "web")
 
 
 def find_formats(names: Sequence[str] | str) -> list[Format]:
-    """Return the rows of some formats, in the order of the table.
+    """Return the rows of formats and groups, in the order of the table.
 
-    Args:
-        names: Names of formats or of groups ("all", "mobile", "server", "web"), as a
-            sequence or as a string with commas in between.
-
-    Raises:
-        UnknownNameError: There is no such format; names the nearest.
-        UsageError: There are no names, or one twice.
+    Names are given as a sequence, or as a string with commas in between. Unknown ones
+    are an UnknownNameError, none or one twice a UsageError.
     """
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
@@ -462,11 +434,7 @@ def _check_number(name: str, value: object, *, optional: bool) -> None:
 
 
 def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
-    """Refuse options that one of the formats does not support.
-
-    Raises:
-        UsageError: Names the formats and the option.
-    """
+    """Raise UsageError for options that one of the formats does not support."""
     layout, integer_io = options.layout, options.integer_io
     dtype, opset = options.input_dtype, options.opset
     unsupported = {

@@ -16,14 +16,10 @@ from reszoo.console import printable
 from reszoo.errors import CheckpointError
 from reszoo.weights import reading, safetensors
 from reszoo_export.formats import FORMATS
+from reszoo_export.isolation import SubprocessError, limits_for, run_in_subprocess
 from reszoo_export.manifest import size_and_hash
 from reszoo_export.metadata import licence
 from reszoo_export.runtimes import find_runtime, reader_errors
-from reszoo_export.verification.isolation import (
-    SubprocessError,
-    limits_for,
-    run_in_subprocess,
-)
 
 # Labels and operators that a line shows before it says how many more there are.
 _MAX_SHOWN = 8

@@ -85,13 +85,7 @@ class Latency:
 
     @classmethod
     def of(cls, times_ms: Sequence[float], *, batch: int, **others: Any) -> "Latency":
-        """Return the latency of some calls.
-
-        Args:
-            times_ms: Of each call.
-            batch: Images in a call.
-            **others: The remaining fields.
-        """
+        """Return the latency of some calls with `batch` images each."""
         median, p90, p99 = np.percentile(times_ms, [50, 90, 99])
         return cls(
             batch=batch,
@@ -252,11 +246,7 @@ class Manifest:
         }
 
     def checked(self) -> "Manifest":
-        """Return the manifest if it is valid.
-
-        Raises:
-            ValueError: It is not; says why.
-        """
+        """Return the manifest if it is valid, or raise ValueError."""
         if not self.files:
             raise ValueError("it lists no files")
         beside = {REFERENCE_FILE, *([LABELS_FILE] if self.card.labels else [])}
@@ -315,9 +305,8 @@ def named_entries(folder: Path) -> set[str] | None:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an export.
 
-    Raises:
-        ExportError: The folder is not an export, or its manifest is of another
-            version, damaged, or names files outside the folder.
+    An ExportError if the folder is not an export, or its manifest is of another
+    version, damaged, or names files outside the folder.
     """
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):
@@ -356,8 +345,7 @@ def _options(content: Mapping[str, Any]) -> ExportOptions:
 def size_and_hash(path: Path) -> tuple[int, str]:
     """Return the size in bytes and the sha256 of a file, or of a folder's content.
 
-    Raises:
-        OSError: It is neither a regular file nor a folder.
+    An OSError if it is neither a regular file nor a folder.
     """
     digest, size = hashlib.sha256(), 0
     inside = sorted(file for file in path.rglob("*") if file.is_file())
@@ -387,8 +375,7 @@ def _record(content: Mapping[str, Any]) -> FileRecord:
 def typed(kind: type[T], content: Mapping[str, Any]) -> T:
     """Make a dataclass of what a file has for its fields.
 
-    Raises:
-        TypeError: A field is missing, unknown, or of another type than declared.
+    A TypeError if one is missing, unknown, or of another type than declared.
     """
     made = kind(**content)
     for name, hint in get_type_hints(kind).items():

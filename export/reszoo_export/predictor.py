@@ -19,7 +19,7 @@ from reszoo.data.image_files import open_image
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError, UsageError
 from reszoo.preprocessing import Pixels
-from reszoo_export.isolated import open_isolated
+from reszoo_export.isolation import open_isolated
 from reszoo_export.runtimes import (
     ModelOutput,
     OutputKind,

@@ -27,14 +27,9 @@ _ONE_BYTE, _LONGEST = 127, 10
 def check_fields(path: Path, load_class: Callable[[], Any]) -> None:
     """Count the fields of a message and of all messages in it, without parsing it.
 
-    Args:
-        path: The file with the message.
-        load_class: Returns its generated class; called for large files only.
-
-    Raises:
-        CheckpointError: There are more than `MAX_FIELDS`, or it is damaged or too
-            large.
-        OSError: It is no regular file.
+    `load_class` returns its generated class; it is called for large files only. A
+    CheckpointError if there are more than `MAX_FIELDS`, or it is damaged or too large;
+    an OSError if it is no regular file.
     """
     size = check_regular(path).st_size
     if size > MAX_BYTES:

@@ -48,14 +48,10 @@ class Outside(str):
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """A purpose, and the formats that suit it.
+    """A purpose, and the formats that suit it, best first.
 
-    Attributes:
-        name: What the file is for.
-        formats: Best first.
-        why: What the purpose requires.
-        here: Whether the file runs on machines like the one that measured, so that a
-            file which is slower here is not recommended.
+    `why` tells what it requires. If `here`, the file runs on machines like the one that
+    measured, so that a file which is slower here is not recommended.
     """
 
     name: str
@@ -66,13 +62,7 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """Which file to use for a purpose.
-
-    Attributes:
-        use: The purpose.
-        file: The file's name; None where no exported file suits it.
-        reason: Why, in sentences.
-    """
+    """Which file to use for a purpose, and why; None where no file suits it."""
 
     use: str
     file: str | None
@@ -120,12 +110,8 @@ INTEGER_USE = Use(
 def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:
     """Write `REPORT.md` and `report.html` into the folder of an export.
 
-    Both are the same for the same export, apart from what was measured.
-
-    Args:
-        folder: Where the files are.
-        manifest: What was written and measured.
-        reference: The images that `Disagreement.image` indexes.
+    Both are the same for the same export, apart from what was measured. The reference
+    has the images that `Disagreement.image` indexes.
     """
     content = _content(manifest, reference)
     # The same style as a run's report.
@@ -144,8 +130,7 @@ def advise(manifest: Manifest) -> list[Advice]:
 def escape_markdown(value: object) -> Markup:
     """Escape a value for use within a line of GitHub's Markdown.
 
-    Text from outside becomes a code span, in which nothing is markup. `Markup` stays
-    as it is.
+    Text from outside becomes a code span, in which nothing is markup.
     """
     if isinstance(value, Markup):
         return value

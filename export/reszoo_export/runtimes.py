@@ -38,21 +38,13 @@ Activations = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """Input and output of a file, and how to run it on any number of images.
+    """Input and output of a file, and how to run it on any number of images."""
 
-    Attributes:
-        batch: Images in a call; None for any number.
-        dtype: Of the pixels, which are 0..255 in any dtype but int8.
-        zero_point: What is added to pixels: -128 for int8, 0 for others.
-        channels_first: Whether the axes are (batch, channels, height, width).
-        output: The output that is used, with its dtype and shape.
-    """
-
-    batch: int | None
-    dtype: np.dtype[Any]
-    zero_point: int = 0
-    channels_first: bool
-    output: TensorInfo
+    batch: int | None  # images in a call; None for any number
+    dtype: np.dtype[Any]  # of the pixels, which are 0..255 in any dtype but int8
+    zero_point: int = 0  # what is added to pixels: -128 for int8
+    channels_first: bool  # axes (batch, channels, height, width)
+    output: TensorInfo  # the output that is used, with its dtype and shape
 
     @property
     def output_kind(self) -> OutputKind:
@@ -62,14 +54,10 @@ class Interface:
     def run(
         self, call: Callable[[NDArray[Any]], NDArray[Any]], images: Pixels
     ) -> ModelOutput:
-        """Run a file on images, whatever dtype, axes and batch size it requires.
+        """Run a file on uint8 `(n, height, width, 3)`, whatever input it requires.
 
-        Args:
-            call: From pixels as the file takes them to its output.
-            images: uint8 `(n, height, width, 3)`.
-
-        Returns:
-            Probabilities `(n, classes)` or features `(n, width)`.
+        `call` is from pixels as the file takes them to its output. Returns
+        probabilities `(n, classes)` or features `(n, width)`.
         """
         if not len(images):
             return np.zeros((0, self.output["shape"][-1]), np.float32)
@@ -106,8 +94,7 @@ def find_interface(
 ) -> Interface:
     """Return the interface of a file with these inputs and outputs.
 
-    Raises:
-        CheckpointError: The input is not `image`, or no output is known.
+    A CheckpointError if the input is not `image`, or no output is known.
     """
     images = [each for each in inputs if len(each["shape"]) == 4]
     named = {output["name"]: output for output in outputs}
@@ -155,7 +142,7 @@ def softmax(logits: NDArray[Any]) -> ModelOutput:
 
 
 class Runtime:
-    """An opened file.
+    """An opened file; a CheckpointError if its inputs and outputs are not an export's.
 
     Args:
         path: The file, for errors.
@@ -172,9 +159,6 @@ class Runtime:
 
     Attributes:
         interface: The input and output that `run` uses.
-
-    Raises:
-        CheckpointError: The input is not `image`, or no output is known.
     """
 
     def __init__(
@@ -211,9 +195,8 @@ class Runtime:
     def run(self, images: Pixels) -> ModelOutput:
         """Run the file on uint8 `(n, height, width, 3)`.
 
-        Returns:
-            Probabilities `(n, classes)`, also where the file gives logits or uint8;
-            features `(n, width)` where it gives features.
+        Returns probabilities `(n, classes)`, also where the file gives logits or uint8,
+        or features `(n, width)` where it gives these.
         """
         name = self.interface.output["name"]
         with self._borrow() as session:
@@ -291,9 +274,8 @@ def tensorflow_threads() -> int:
 def limit_tensorflow(threads: int | None) -> None:
     """Set the number of TensorFlow's threads; None limits it to the usable cores.
 
-    Raises:
-        UsageError: TensorFlow has started to compute with another number, or this
-            process was forked after that.
+    A UsageError if TensorFlow has started to compute with another number, or this
+    process was forked after that.
     """
     import tensorflow as tf
 
@@ -331,9 +313,8 @@ def _limit_to_usable_cores() -> None:
 def find_runtime(path: Path) -> RuntimeSpec | None:
     """Return the runtime of a file or folder; None for a checkpoint.
 
-    Raises:
-        CheckpointError: There is no such file.
-        UsageError: The suffix is unknown, or the folder is a whole export.
+    A CheckpointError if there is no such file; a UsageError if the suffix is unknown,
+    or the folder is a whole export.
     """
     if not path.exists():
         raise CheckpointError(f"There is no file {path}.")
@@ -411,13 +392,8 @@ def open_runtime(
 def compute_activations(path: Path, row: RuntimeSpec, images: Pixels) -> Activations:
     """Return the activations of an exported file (see `Reader.activation_reader`).
 
-    Args:
-        path: The file or folder.
-        row: Its runtime.
-        images: uint8 `(n, height, width, 3)`.
-
-    Returns:
-        Arrays with the images along their first axis, in the order of computation.
+    Images are uint8 `(n, height, width, 3)`; arrays have them along their first axis,
+    and are in the order of computation.
     """
     interface = open_runtime(path).interface
     read = row.reader.activation_reader(path)

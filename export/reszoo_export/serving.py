@@ -24,8 +24,11 @@ from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card
 from reszoo_export.folding import fold
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.classifier import copy_classifier, read_scores
-from reszoo_export.keras_models.origin import read_classifier_card
+from reszoo_export.keras_models.classifier import (
+    copy_classifier,
+    read_classifier_card,
+    read_scores,
+)
 from reszoo_export.keras_models.resnet import (
     is_from_reszoo,
     is_resnet,

@@ -54,9 +54,8 @@ class Sessions(Generic[Session]):
     def borrow(self) -> Iterator[Session]:
         """Yield a session that no other call uses, unless the runtime allows that.
 
-        Raises:
-            UsageError: They are closed, or TensorFlow's and in a forked process.
-            CheckpointError: A further session is needed, and the file has changed.
+        A UsageError if they are closed, or TensorFlow's and in a forked process; a
+        CheckpointError if a further session is needed, and the file has changed.
         """
         session = self._take()
         try:

@@ -9,8 +9,7 @@ from rich.cells import cell_len
 
 from reszoo.console import json_text, print_text, printable
 from reszoo.data.image_paths import check_inputs, iterate_paths
-from reszoo_export.batch import FileClassifier
-from reszoo_export.batch_output import Row
+from reszoo_export.batch import FileClassifier, Row
 
 _HEADER = ("image", "label", "probability")
 # Columns of labels; longer ones push the probability to the right.
@@ -20,16 +19,9 @@ _LONGEST = 40
 def print_answers(
     model: Path, inputs: Sequence[str], *, as_json: bool, **options: Any
 ) -> tuple[int, int]:
-    """Classify images and print their answers group by group.
+    """Classify images (as `predict_files`) and print their answers group by group.
 
-    Args:
-        model: Checkpoint or exported file.
-        inputs: As for `reszoo.predict_files`.
-        as_json: Whether to print JSON.
-        **options: Of `FileClassifier`.
-
-    Returns:
-        Number of images, and of those that are unreadable.
+    Returns the number of images, and of those that are unreadable.
     """
     classify = FileClassifier(model, **options)
     check_inputs(inputs)

@@ -27,18 +27,10 @@ _CHANGES: dict[str, Any] = {
 def run_demo(output: Path, run: Path = RUN) -> "Manifest":
     """Fine-tune the bundled ResNet-20 on handwritten digits and export the result.
 
-    The same model is also trained from scratch, with the same recipe and steps, to
-    show what the pretrained weights add.
-
-    Args:
-        output: Folder for the exported files; an earlier demo is replaced.
-        run: Folder for checkpoints and curves; an earlier demo is replaced.
-
-    Returns:
-        The export's manifest.
-
-    Raises:
-        UsageError: The output folder contains something other than an export.
+    The same model is also trained from scratch, with the same recipe and steps, to show
+    what the pretrained weights add. Earlier demos in the folders of the export and of
+    the run are replaced; a UsageError if `output` contains something other than an
+    export.
     """
     from reszoo_export.manifest import named_entries
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option
 from typer.core import TyperCommand
 
 import reszoo
@@ -19,101 +19,102 @@ from reszoo.cli.options import (
     Threads,
     TrustSavedModel,
     app,
+    given,
 )
 from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UsageError
 
-Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
-]
-ExportFolder = Annotated[Path, typer.Option(help="Folder to write.")]
 _FORMATS = ",".join(defaults.FORMATS)
-Formats = Annotated[
-    str,
-    typer.Option(
-        help="Comma-separated formats: saved_model, tflite, tflite-fp16, "
-        "tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; "
-        "or a group: all, mobile, server, web."
-    ),
+# fmt: off
+Checkpoint = Annotated[
+    Path, Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
 ]
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATA",
-        help="Images to calibrate int8 formats with; the training data.",
-        show_default="none",
-    ),
-]
-VerifyData = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATA",
-        help="Images to compare each file with the model on.",
-        show_default="those of --calibration",
-    ),
-]
-Batch = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|dynamic",
-        help="Batch size of the file's input.",
-        show_default="1 for TFLite, dynamic for the others",
-    ),
-]
-InputSize = Annotated[
-    int | None,
-    typer.Option(
-        help="Height and width of the input, in pixels.",
-        show_default="the checkpoint's",
-    ),
-]
-Layout = Annotated[
-    str, typer.Option(help="Axes of the input: nhwc, or nchw (ONNX only).")
-]
-InputDtype = Annotated[
-    str | None,
-    typer.Option(
-        help="Pixels of ONNX files, 0 to 255: uint8 or float32.", show_default="uint8"
-    ),
-]
-Opset = Annotated[
-    int | None,
-    typer.Option(
-        help="Version of the operators of ONNX files: 13 to 18 (int8: 13 to 17).",
-        show_default="17",
-    ),
-]
-IntegerIO = Annotated[
-    str | None,
-    typer.Option(
-        "--integer-io",
-        metavar="[uint8|int8]",
-        help="Integers alone, in and out as well (tflite-int8 only): uint8, or int8.",
-        show_default="uint8 pixels, float32 probabilities",
-    ),
-]
-Outputs = Annotated[
-    str | None,
-    typer.Option(
-        help="Give one output only: probabilities, logits or features.",
-        show_default="probabilities for TFLite, both logits and probabilities for "
-        "the others",
-    ),
-]
+ExportFolder = Annotated[Path, Option(help="Folder to write.")]
+Formats = Annotated[str, Option(
+    help="Comma-separated formats: saved_model, tflite, tflite-fp16, tflite-dynamic, "
+    "tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; or a group: all, mobile, "
+    "server, web."
+)]
+Calibration = Annotated[str | None, Option(
+    metavar="DATA", show_default="none",
+    help="Images to calibrate int8 formats with; the training data.",
+)]
+VerifyData = Annotated[str | None, Option(
+    metavar="DATA", show_default="those of --calibration",
+    help="Images to compare each file with the model on.",
+)]
+Batch = Annotated[str | None, Option(
+    metavar="N|dynamic", show_default="1 for TFLite, dynamic for the others",
+    help="Batch size of the file's input.",
+)]
+InputSize = Annotated[int | None, Option(
+    help="Height and width of the input, in pixels.", show_default="the checkpoint's"
+)]
+Layout = Annotated[str, Option(help="Axes of the input: nhwc, or nchw (ONNX only).")]
+InputDtype = Annotated[str | None, Option(
+    help="Pixels of ONNX files, 0 to 255: uint8 or float32.", show_default="uint8"
+)]
+Opset = Annotated[int | None, Option(
+    help="Version of the operators of ONNX files: 13 to 18 (int8: 13 to 17).",
+    show_default="17",
+)]
+IntegerIO = Annotated[str | None, Option(
+    "--integer-io", metavar="[uint8|int8]",
+    help="Integers alone, in and out as well (tflite-int8 only): uint8, or int8.",
+    show_default="uint8 pixels, float32 probabilities",
+)]
+Outputs = Annotated[str | None, Option(
+    help="Give one output only: probabilities, logits or features.",
+    show_default="probabilities for TFLite, both logits and probabilities for "
+    "the others",
+)]
 Version = Annotated[
-    int, typer.Option(help="Version of the SavedModel, as TF Serving counts them.")
+    int, Option(help="Version of the SavedModel, as TF Serving counts them.")
 ]
-
-
-MinAccuracy = Annotated[
-    float | None,
-    typer.Option(
-        help="Exit with 1 if a top-1 accuracy, in 0 to 1, is lower.",
-        show_default="no minimum",
-    ),
+Folder = Annotated[
+    Path, Argument(metavar="FOLDER", help="Folder that `reszoo export` wrote.")
 ]
+File = Annotated[Path, Argument(
+    metavar="FILE",
+    help="Checkpoint, SavedModel folder, .tflite or .onnx file, of any origin.",
+)]
+Files = Annotated[
+    list[Path], Argument(metavar="FILE...", help="Model files to compare.")
+]
+BatchSizes = Annotated[
+    list[int], Option(help="Batch size to measure; may be repeated.")
+]
+Rounds = Annotated[int, Option(help="Number of processes that open each file.")]
+Seconds = Annotated[
+    float, Option(help="Seconds to measure each batch size in each process.")
+]
+DemoFolder = Annotated[Path, Option(help="Folder for the exported files.")]
+Split = Annotated[str | None, Option(
+    help="Split to measure: train, validation, test or all.",
+    show_default="test, else validation",
+)]
+Inputs = Annotated[list[str], Argument(
+    metavar="INPUT...",
+    help="Image files, folders, globs, or CSV files that list paths in a "
+    'column "path".',
+)]
+Answers = Annotated[Path | None, Option(
+    help="Write a row for each image to this .csv, .jsonl or .parquet file.",
+    show_default="print the answers",
+)]
+Top = Annotated[int, Option("--top", "-k", help="Number of labels for each image.")]
+ResumeAnswers = Annotated[
+    bool, Option("--resume", help="Continue an unfinished output.")
+]
+MinAccuracy = Annotated[float | None, Option(
+    help="Exit with 1 if a top-1 accuracy, in 0 to 1, is lower.",
+    show_default="no minimum",
+)]
+# fmt: on
 _SHARES = {
-    "top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced",
+    "top1": "top-1",
+    "top5": "top-5",
+    "balanced_accuracy": "balanced",
     "macro_f1": "macro F1",
 }  # fmt: skip
 # Classes that `evaluate` prints.
@@ -157,23 +158,7 @@ def export(
     Example: reszoo export runs/photos/best.safetensors --output export
     --formats tflite-int8,onnx --calibration photos/
     """
-    manifest = reszoo.export(
-        model,
-        output,
-        formats=formats,
-        calibration=calibration,
-        verify=verify,
-        bad_images=bad_images,
-        batch=_batch(batch),
-        input_size=input_size,
-        layout=layout,  # type: ignore[arg-type]
-        input_dtype=input_dtype,  # type: ignore[arg-type]
-        opset=opset,
-        integer_io=integer_io,  # type: ignore[arg-type]
-        outputs=outputs,  # type: ignore[arg-type]
-        version=version,
-        overwrite=overwrite,
-    )
+    manifest = reszoo.export(**given(locals(), batch=_batch(batch)))
     _print_manifest(manifest, as_json)
 
 
@@ -187,12 +172,7 @@ def _batch(text: str | None) -> Any:
 
 @app.command()
 def verify(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="Folder that `reszoo export` wrote."),
-    ],
-    min_accuracy: MinAccuracy = None,
-    as_json: Json = False,
+    folder: Folder, min_accuracy: MinAccuracy = None, as_json: Json = False
 ) -> None:
     """Verify an export again, from its folder alone.
 
@@ -229,20 +209,11 @@ def _require_accuracy(
     for name, accuracy in low.items():
         say(f"{name}: top-1 {accuracy:.2%} is below --min-accuracy {least:.2%}.")
     if low:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
-def inspect(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="Checkpoint, SavedModel folder, .tflite or .onnx file, of any origin.",
-        ),
-    ],
-    as_json: Json = False,
-) -> None:
+def inspect(file: File, as_json: Json = False) -> None:
     """Describe a model file.
 
     Shows its format, signature, labels, preprocessing and provenance.
@@ -258,19 +229,11 @@ def inspect(
 
 @app.command()
 def benchmark(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Model files to compare.")
-    ],
+    files: Files,
     threads: Threads = None,
-    batch: Annotated[
-        list[int], typer.Option(help="Batch size to measure; may be repeated.")
-    ] = list(defaults.BATCH_SIZES),  # noqa: B006
-    rounds: Annotated[
-        int, typer.Option(help="Number of processes that open each file.")
-    ] = defaults.ROUNDS,
-    seconds: Annotated[
-        float, typer.Option(help="Seconds to measure each batch size in each process.")
-    ] = defaults.SECONDS,
+    batch: BatchSizes = list(defaults.BATCH_SIZES),  # noqa: B006
+    rounds: Rounds = defaults.ROUNDS,
+    seconds: Seconds = defaults.SECONDS,
     trust_saved_model: TrustSavedModel = False,
     as_json: Json = False,
 ) -> None:
@@ -280,14 +243,8 @@ def benchmark(
 
     Example: reszoo benchmark export/model.tflite export/model-int8.tflite
     """
-    found = reszoo.benchmark(
-        files,
-        threads=threads,
-        batch_sizes=batch,
-        rounds=rounds,
-        seconds=seconds,
-        trust_saved_model=trust_saved_model,
-    )
+    arguments = given(locals())
+    found = reszoo.benchmark(batch_sizes=arguments.pop("batch"), **arguments)
     if as_json:
         print_json([each.to_json() for each in found])
         return
@@ -298,20 +255,14 @@ def benchmark(
 
 
 @app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the exported files.")] = Path(
-        "saved_models/demo"
-    ),
-    as_json: Json = False,
-) -> None:
+def demo(output: DemoFolder = Path("saved_models/demo"), as_json: Json = False) -> None:
     """Fine-tune on handwritten digits, export and verify.
 
     Example: reszoo demo
     """
     from reszoo.cli.demo import run_demo
 
-    manifest = run_demo(output)
-    _print_manifest(manifest, as_json)
+    _print_manifest(run_demo(output), as_json)
     if not as_json:
         print_text(_NEXT.format(folder=printable(str(output))))
 
@@ -367,13 +318,7 @@ def _footnote(manifest: Any) -> str:
 def evaluate(
     model: Model,
     data: Data,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="Split to measure: train, validation, test or all.",
-            show_default="test, else validation",
-        ),
-    ] = None,
+    split: Split = None,
     bad_images: BadImages = defaults.BAD_IMAGES,
     threads: Threads = None,
     trust_saved_model: TrustSavedModel = False,
@@ -384,15 +329,9 @@ def evaluate(
 
     Example: reszoo evaluate export/model.tflite photos/
     """
-    _check_share(min_accuracy)
-    metrics = reszoo.evaluate(
-        model,
-        data,
-        split=split,
-        bad_images=bad_images,
-        threads=threads,
-        trust_saved_model=trust_saved_model,
-    )
+    arguments = given(locals())
+    _check_share(arguments.pop("min_accuracy"))
+    metrics = reszoo.evaluate(**arguments)
     if as_json:
         print_json(metrics.to_json())
     else:
@@ -422,28 +361,11 @@ def _print_metrics(metrics: Any) -> None:
 @app.command()
 def predict(
     model: Model,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            help="Image files, folders, globs, or CSV files that list paths in a "
-            'column "path".',
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write a row for each image to this .csv, .jsonl or .parquet file.",
-            show_default="print the answers",
-        ),
-    ] = None,
-    top: Annotated[
-        int, typer.Option("--top", "-k", help="Number of labels for each image.")
-    ] = defaults.TOP,
+    inputs: Inputs,
+    output: Answers = None,
+    top: Top = defaults.TOP,
     threads: Threads = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an unfinished output.")
-    ] = False,
+    resume: ResumeAnswers = False,
     overwrite: Overwrite = False,
     trust_saved_model: TrustSavedModel = False,
     as_json: Json = False,
@@ -454,17 +376,9 @@ def predict(
 
     Example: reszoo predict export/model.onnx photos/ --output answers.csv
     """
+    arguments = given(locals())
     if output is not None:
-        written = reszoo.predict_files(
-            model,
-            inputs,
-            output,
-            top=top,
-            threads=threads,
-            resume=resume,
-            overwrite=overwrite,
-            trust_saved_model=trust_saved_model,
-        )
+        written = reszoo.predict_files(**arguments)
         if as_json:
             print_json({**asdict(written), "output": str(written.output)})
         else:
@@ -475,14 +389,9 @@ def predict(
     else:
         from reszoo.cli.answers import print_answers
 
-        images, unreadable = print_answers(
-            model,
-            inputs,
-            as_json=as_json,
-            top=top,
-            threads=threads,
-            trust_saved_model=trust_saved_model,
-        )
+        for name in ("output", "resume", "overwrite"):
+            del arguments[name]
+        images, unreadable = print_answers(as_json=as_json, **arguments)
     if unreadable:
         say(f"{unreadable:,} of {images:,} images are unreadable.")
-        raise typer.Exit(1)
+        raise Exit(1)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 import reszoo
 from reszoo.cli.options import Json, Overwrite, app
@@ -11,16 +11,30 @@ from reszoo.console import print_json, print_table, print_text, printable
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.specs import SPECS
 
+# fmt: off
+Pattern = Annotated[
+    str, Argument(metavar="PATTERN", help='Names to list, such as "resnet*".')
+]
+Weights = Annotated[
+    bool, Option("--weights", help="List published weights instead.")
+]
+Source = Annotated[str, Argument(
+    metavar="IN",
+    help="Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of "
+    "keras.applications, a timm folder, hf://owner/repo or a URL.",
+)]
+Output = Annotated[
+    Path, Argument(metavar="OUT", help="A .safetensors file, or a folder for timm.")
+]
+ModelName = Annotated[str | None, Option(
+    help="Name of the model, if its tensors fit several.", show_default="inferred"
+)]
+# fmt: on
+
 
 @app.command("list")
 def list_(
-    pattern: Annotated[
-        str, typer.Argument(metavar="PATTERN", help='Names to list, such as "resnet*".')
-    ] = "*",
-    weights: Annotated[
-        bool, typer.Option("--weights", help="List published weights instead.")
-    ] = False,
-    as_json: Json = False,
+    pattern: Pattern = "*", weights: Weights = False, as_json: Json = False
 ) -> None:
     """List the models, or their published weights.
 
@@ -41,27 +55,9 @@ def list_(
 
 @app.command()
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="IN",
-            help="Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of "
-            "keras.applications, a timm folder, hf://owner/repo or a URL.",
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUT", help="A .safetensors file, or a folder for timm."
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of the model, if its tensors fit several.",
-            show_default="inferred",
-        ),
-    ] = None,
+    source: Source,
+    output: Output,
+    model: ModelName = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

@@ -5,22 +5,100 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import BadImages, Data, Fields, Json, Overwrite, Resume, app
+from reszoo.cli.options import (
+    BadImages,
+    Data,
+    Fields,
+    Json,
+    Overwrite,
+    Resume,
+    app,
+    given,
+)
 from reszoo.console import print_json, print_table, print_text, say
 from reszoo.errors import UsageError
-from reszoo.studies.families import FAMILIES, find_family
+from reszoo.studies.results import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
 
+_RECIPES = "the recipe's"
+_SHORTCUTS = ",".join(defaults.STUDY_SHORTCUTS)
+# fmt: off
 Images = Annotated[
     str,
-    typer.Argument(
-        metavar="DATA", help="Folder of class folders, or CSV of path and label."
-    ),
+    Argument(metavar="DATA", help="Folder of class folders, or CSV of path and label."),
 ]
+ResizedFolder = Annotated[Path, Option(help="Folder to write.")]
+ShortSide = Annotated[int, Option(help="Short side of larger images, in pixels.")]
+Quality = Annotated[int, Option(help="Quality of written JPEGs, 1 to 95.")]
+ModelName = Annotated[
+    str, Option(help="Name of the model; `reszoo list` shows all.")
+]
+RunFolder = Annotated[
+    Path, Option(help="Folder for checkpoints, state, curves and report.")
+]
+Weights = Annotated[str | None, Option(
+    help='Weights to start from: "imagenet", another published name (`reszoo '
+    "list --weights`), a checkpoint, hf://owner/repo or a URL.",
+    show_default="random",
+)]
+RecipeName = Annotated[str | None, Option(
+    help=f"Training recipe: {', '.join(RECIPES)}.",
+    show_default="finetune with weights, else cifar",
+)]
+Epochs = Annotated[int | None, Option(help="Number of epochs.", show_default=_RECIPES)]
+BatchSize = Annotated[
+    int | None, Option(help="Images per step.", show_default=_RECIPES)
+]
+LearningRate = Annotated[
+    float | None, Option(help="Peak learning rate.", show_default=_RECIPES)
+]
+Seed = Annotated[int | None, Option(
+    help="Seed of initial weights, order of images and augmentation.",
+    show_default=_RECIPES,
+)]
+SaveEvery = Annotated[
+    float, Option(help="Seconds between saved states within an epoch.")
+]
+Strategy = Annotated[str | None, Option(
+    help="Distribute each batch. mirrored: over the GPUs of this machine; "
+    "multiworker: over the processes in TF_CONFIG, each running this command.",
+    show_default="one device",
+)]
+StudyData = Annotated[str, Argument(
+    metavar="DATA",
+    help='Images with a test split, as for `reszoo train`; or "digits".',
+)]
+StudyFolder = Annotated[
+    Path, Option(help="Folder for study.json, study.html and the plots.")
+]
+Family = Annotated[str, Option(
+    help="Models to compare. "
+    + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
+    + "."
+)]
+Layers = Annotated[str | None, Option(
+    help="Comma-separated depths to compare.",
+    show_default="; ".join(
+        f"{row.name}: {','.join(map(str, row.default_layers))}"
+        for row in FAMILIES.values()
+    ),
+)]
+Shortcuts = Annotated[str, Option(
+    help="Comma-separated shortcuts to compare: none (plain), identity (option "
+    "A), projection (B), projection-all (C)."
+)]
+Seeds = Annotated[int, Option(help="Number of seeds for each model.")]
+FirstSeed = Annotated[int, Option(help="First seed; the others follow.")]
+Side = Annotated[int | None, Option(
+    help="Height and width of the images, in pixels.",
+    show_default="8 for digits, else 32",
+)]
+StudyRecipe = Annotated[str, Option(help="Training recipe of all models.")]
+# fmt: on
 
 
 @app.command()
@@ -37,28 +115,22 @@ def scan(data: Images, as_json: Json = False) -> None:
     else:
         print_text(str(report))
     if not report.ok:
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 @app.command()
 def resize(
     data: Images,
-    output: Annotated[Path, typer.Option(help="Folder to write.")],
-    side: Annotated[
-        int, typer.Option(help="Short side of larger images, in pixels.")
-    ] = defaults.RESIZE_SIDE,
-    quality: Annotated[
-        int, typer.Option(help="Quality of written JPEGs, 1 to 95.")
-    ] = defaults.JPEG_QUALITY,
+    output: ResizedFolder,
+    side: ShortSide = defaults.RESIZE_SIDE,
+    quality: Quality = defaults.JPEG_QUALITY,
     bad_images: BadImages = defaults.BAD_IMAGES,
 ) -> None:
     """Write a folder of smaller images, which training reads faster.
 
     Example: reszoo resize photos/ --output photos-256 --side 256
     """
-    result = reszoo.resize_images(
-        data, output, side=side, quality=quality, bad_images=bad_images
-    )
+    result = reszoo.resize_images(**given(locals()))
     for path, reason in result.unreadable:
         say(f"skipped {path}: {reason}")
     print_text(
@@ -68,57 +140,6 @@ def resize(
     runs = f"runs/{output.name}"
     following = ["reszoo", "train", str(output), "--model", "resnet18"]
     print_text(f"Next: {shlex.join([*following, '--output', runs])}")
-
-
-_RECIPES = "the recipe's"
-ModelName = Annotated[
-    str, typer.Option(help="Name of the model; `reszoo list` shows all.")
-]
-RunFolder = Annotated[
-    Path, typer.Option(help="Folder for checkpoints, state, curves and report.")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        help='Weights to start from: "imagenet", another published name (`reszoo '
-        "list --weights`), a checkpoint, hf://owner/repo or a URL.",
-        show_default="random",
-    ),
-]
-RecipeName = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Training recipe: {', '.join(RECIPES)}.",
-        show_default="finetune with weights, else cifar",
-    ),
-]
-Epochs = Annotated[
-    int | None, typer.Option(help="Number of epochs.", show_default=_RECIPES)
-]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Images per step.", show_default=_RECIPES)
-]
-LearningRate = Annotated[
-    float | None, typer.Option(help="Peak learning rate.", show_default=_RECIPES)
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        help="Seed of initial weights, order of images and augmentation.",
-        show_default=_RECIPES,
-    ),
-]
-SaveEvery = Annotated[
-    float, typer.Option(help="Seconds between saved states within an epoch.")
-]
-Strategy = Annotated[
-    str | None,
-    typer.Option(
-        help="Distribute each batch. mirrored: over the GPUs of this machine; "
-        "multiworker: over the processes in TF_CONFIG, each running this command.",
-        show_default="one device",
-    ),
-]
 
 
 @app.command()
@@ -147,27 +168,10 @@ def train(
     Example: reszoo train photos/ --model resnet18 --weights imagenet
     --output runs/photos
     """
-    changes: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
-    given |= dict(parse_field(text) for text in fields or ())
-    result = reszoo.train(
-        model,
-        data,
-        recipe=recipe,
-        weights=weights,
-        output=output,
-        resume=resume,
-        overwrite=overwrite,
-        bad_images=bad_images,
-        save_every=save_every,
-        strategy=strategy,
-        **given,
-    )
+    arguments = given(locals())
+    chosen = {name: value for name, value in arguments.items() if value is not None}
+    changes = _recipe_fields(chosen.pop("fields", None))
+    result = reszoo.train(**chosen | changes)
     card = reszoo.card(result.model)
     if as_json:
         print_json({"best": str(result.best), "card": card.to_json()})
@@ -180,54 +184,6 @@ def train(
         f"Report: {result.report}\n"
         f"Next: {shlex.join(result.export_command)}"
     )
-
-
-StudyData = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help='Images with a test split, as for `reszoo train`; or "digits".',
-    ),
-]
-StudyFolder = Annotated[
-    Path, typer.Option(help="Folder for study.json, study.html and the plots.")
-]
-Family = Annotated[
-    str,
-    typer.Option(
-        help="Models to compare. "
-        + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
-        + "."
-    ),
-]
-Layers = Annotated[
-    str | None,
-    typer.Option(
-        help="Comma-separated depths to compare.",
-        show_default="; ".join(
-            f"{row.name}: {','.join(map(str, row.default_layers))}"
-            for row in FAMILIES.values()
-        ),
-    ),
-]
-_SHORTCUTS = ",".join(defaults.STUDY_SHORTCUTS)
-Shortcuts = Annotated[
-    str,
-    typer.Option(
-        help="Comma-separated shortcuts to compare: none (plain), identity (option "
-        "A), projection (B), projection-all (C)."
-    ),
-]
-Seeds = Annotated[int, typer.Option(help="Number of seeds for each model.")]
-FirstSeed = Annotated[int, typer.Option(help="First seed; the others follow.")]
-Side = Annotated[
-    int | None,
-    typer.Option(
-        help="Height and width of the images, in pixels.",
-        show_default="8 for digits, else 32",
-    ),
-]
-StudyRecipe = Annotated[str, typer.Option(help="Training recipe of all models.")]
 
 
 @app.command()
@@ -252,44 +208,34 @@ def study(
 
     Example: reszoo study; reszoo study --family dense --output study-dense
     """
+    arguments = given(locals())
     chosen = find_family(family)
     depths = chosen.default_layers if layers is None else _numbers(layers)
     kinds = tuple(name.strip() for name in shortcuts.split(",") if name.strip())
-    changes = dict(parse_field(text) for text in fields or ())
+    changes = _recipe_fields(arguments.pop("fields"))
     # Before TensorFlow is loaded, which takes seconds.
     chosen.variants(depths, kinds)
-    result = reszoo.study(
-        family,
-        data,
-        layers=depths,
-        shortcuts=kinds,
-        seeds=seeds,
-        seed=changes.pop("seed", seed),
-        size=size,
-        recipe=recipe,
-        output=output,
-        resume=resume,
-        overwrite=overwrite,
-        **changes,
-    )
+    arguments |= {"layers": depths, "shortcuts": kinds, **changes}
+    result = reszoo.study(**arguments)
     from reszoo.studies.report import COLUMNS, PAGE, rows
 
     if as_json:
-        found = {
-            "conclusion": result.conclusion,
-            "models": [
-                {
-                    **asdict(variant),
-                    "training_error": asdict(result.training_error(variant)),
-                    "test_error": asdict(result.test_error(variant)),
-                }
-                for variant in result.variants
-            ],
-        }
-        print_json(found)
+        models = [
+            {
+                **asdict(variant),
+                "training_error": asdict(result.training_error(variant)),
+                "test_error": asdict(result.test_error(variant)),
+            }
+            for variant in result.variants
+        ]
+        print_json({"conclusion": result.conclusion, "models": models})
         return
     print_table(COLUMNS, rows(result))
     print_text("\n".join([*result.conclusion, f"Report: {result.folder / PAGE}"]))
+
+
+def _recipe_fields(texts: list[str] | None) -> dict[str, Any]:
+    return dict(parse_field(text) for text in texts or ())
 
 
 def _numbers(text: str) -> tuple[int, ...]:

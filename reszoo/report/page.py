@@ -50,53 +50,34 @@ _SVG_STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report.
-
-    Attributes:
-        caption: What it shows.
-        columns: Column heads.
-        rows: Cells; the first of each row is its head.
-        text_columns: Indices of the columns that hold text; the others hold numbers.
-    """
+    """A table of a report."""
 
     caption: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: tuple[int, ...] = (0,)
+    rows: Sequence[Sequence[str]]  # cells; the first of each row is its head
+    text_columns: tuple[int, ...] = (0,)  # the others hold numbers
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture inside a page.
+    """A picture inside a page."""
 
-    Attributes:
-        source: A `data:` URL.
-        pixelated: Whether it is so small that its pixels should stay sharp.
-    """
-
-    source: str
-    pixelated: bool = False
+    source: str  # a `data:` URL
+    pixelated: bool = False  # so small that its pixels should stay sharp
 
 
 def render(template: str, **values: object) -> str:
-    """Render a template of this package as HTML.
+    """Render a template of this package ("run.html.j2") as HTML.
 
-    Every value is escaped; only `Markup` is inserted as it is.
-
-    Args:
-        template: Its file name, such as "run.html.j2".
-        **values: The template's variables; a missing one is an error.
+    Every value is escaped; only `Markup` is inserted as it is. A missing variable is an
+    error.
     """
     return environment(escape_html).get_template(template).render(values)
 
 
 @functools.cache
 def environment(escape: Callable[[object], Markup]) -> Environment:
-    """Return an environment in which `escape` is applied to every value.
-
-    Args:
-        escape: Returns its argument if it is `Markup`, else escapes it.
-    """
+    """Return an environment in which `escape` is applied to every value."""
     made = Environment(
         loader=PackageLoader("reszoo.report"),
         autoescape=True,
@@ -145,10 +126,9 @@ def png_picture(content: bytes) -> Picture:
 def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> Markup:
     """Draw a figure as an `<svg>` element in the colours of the page.
 
-    Args:
-        name: Keeps its ids apart from those of the page's other figures.
-        label: Says what it shows, for screen readers.
-        draw: Draws on an empty figure, in `BLUE`, `VERMILLION` and `INK`.
+    The name keeps its ids apart from those of other figures, the label says what it
+    shows, for screen readers. Drawn on an empty figure, in `BLUE`, `VERMILLION` and
+    `INK`.
     """
     # Nothing that differs from one rendering to the next.
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -14,44 +14,26 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """The results of one class; shares are in 0..1, None where undefined.
-
-    Attributes:
-        index: Of the class.
-        images: Number of its images.
-        precision: Share of the images given this class that belong to it.
-        recall: Share of its images given this class.
-        f1: Harmonic mean of the two.
-        confused_with: The wrong class that its images got most often.
-        confused: How many of them did.
-    """
+    """The results of one class; shares are in 0..1, None where undefined."""
 
     index: int
     images: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    confused_with: int | None
-    confused: int
+    precision: float | None  # share of the images given this class that belong to it
+    recall: float | None  # share of its images given this class
+    f1: float | None  # harmonic mean of the two
+    confused_with: int | None  # the wrong class that its images got most often
+    confused: int  # how many of them did
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence lies in `(low, high]`; shares are in 0..1.
-
-    Attributes:
-        low: Lower edge.
-        high: Upper edge.
-        images: Number of images; the next two are 0 where there are none.
-        confidence: Mean probability of the predicted class.
-        accuracy: Share classified correctly.
-    """
+    """Images whose confidence lies in `(low, high]`; shares are in 0..1."""
 
     low: float
     high: float
-    images: int
-    confidence: float
-    accuracy: float
+    images: int  # number; the next two are 0 where there are none
+    confidence: float  # mean probability of the predicted class
+    accuracy: float  # share classified correctly
 
 
 def predictions(probabilities: Probabilities) -> Targets:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
 from reszoo.report.page import Table, png, png_picture, render
-from reszoo.studies.families import OPTIONS, Variant, find_family
-from reszoo.studies.results import RunResult, StudyResult
+from reszoo.studies.results import OPTIONS, RunResult, StudyResult, Variant, find_family
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,21 +30,13 @@ _MARKERS = {"none": "o", "identity": "s", "projection": "^", "projection-all": "
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot of a study.
-
-    Attributes:
-        title: What it shows.
-        caption: What to see in it.
-        draw: Draws the study on axes, one per kind of shortcut or one for all.
-        legend: Title of the legend.
-        by_kind: Whether every kind of shortcut has its own axes.
-    """
+    """A plot of a study."""
 
     title: str
-    caption: str
-    draw: _Draw
-    legend: str
-    by_kind: bool = True
+    caption: str  # what to see in it
+    draw: _Draw  # on axes, one per kind of shortcut or one for all
+    legend: str  # its title
+    by_kind: bool = True  # whether every kind of shortcut has its own axes
 
 
 def write_page(result: StudyResult) -> None:

@@ -44,19 +44,12 @@ class _Entered:
 
 @dataclass(frozen=True)
 class Call:
-    """One use of a layer.
+    """One use of a layer."""
 
-    Attributes:
-        layer: The layer, or the operation of `keras.ops`.
-        inputs: What it was called with.
-        output: What it gave.
-        node: Keras' record of the call, which has its other arguments.
-    """
-
-    layer: Any
+    layer: Any  # or an operation of `keras.ops`
     inputs: tuple[Value, ...]
     output: Value
-    node: Any
+    node: Any  # Keras' record of the call, which has its other arguments
 
     @property
     def kind(self) -> str:
@@ -70,8 +63,7 @@ class Call:
 def answer_of(model: keras.Model) -> Value:
     """Return the output of a functional or sequential model with one input.
 
-    Raises:
-        UsageError: It is of another kind, or not built, or has several outputs.
+    A UsageError if it is of another kind, or not built, or has several outputs.
     """
     if not _is_functional(model):
         raise UsageError(
@@ -110,11 +102,7 @@ def caller(value: Value) -> Call | None:
 
 
 def call_of(value: Value, fits: Callable[[Call], bool], expected: str) -> Call:
-    """Return the call that made a value.
-
-    Raises:
-        UsageError: It does not fit, or the value is the image; tells what is expected.
-    """
+    """Return the call that made a value; a UsageError if it does not fit."""
     call = caller(value)
     if call is None or not fits(call):
         raise not_understood(call, expected)
@@ -122,13 +110,7 @@ def call_of(value: Value, fits: Callable[[Call], bool], expected: str) -> Call:
 
 
 def not_understood(call: Call | None, expected: str, how: str = "") -> UsageError:
-    """Return the error for a layer that does not fit a ResNet.
-
-    Args:
-        call: What was found; None for the image.
-        expected: What would have been right.
-        how: More about what was found.
-    """
+    """Return the error for a layer that does not fit a ResNet; None is the image."""
     received = f"{call or 'the input'}{how}"
     return UsageError(
         "Of Keras models only ResNets as reszoo and keras.applications build them, "
@@ -167,17 +149,11 @@ def _is_idle(layer: Any) -> bool:
 
 @dataclass(frozen=True)
 class FoundConvolution:
-    """A convolution with what stands before and after it.
-
-    Attributes:
-        layer: The convolution.
-        norm: The batch normalization after it, where one follows.
-        image: Its input, before it is padded.
-    """
+    """A convolution with what stands before and after it."""
 
     layer: keras.layers.Conv2D
-    norm: keras.layers.BatchNormalization | None
-    image: Value
+    norm: keras.layers.BatchNormalization | None  # the one after it, where one follows
+    image: Value  # its input, before it is padded
 
     def folded(self, name: str) -> Tensors:
         """Return weight and bias under a name, normalization folded in."""
@@ -202,11 +178,7 @@ def statistics_of(norm: keras.layers.BatchNormalization) -> Statistics:
 
 
 def read_norm(value: Value, name: str) -> Call:
-    """Return the batch normalization that gives a value.
-
-    Raises:
-        UsageError: Something else does; says that there should be `name`.
-    """
+    """Return the batch normalization that gives a value; else a UsageError."""
     return call_of(
         value,
         lambda call: (
@@ -220,8 +192,7 @@ def read_norm(value: Value, name: str) -> Call:
 def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
     """Return the convolution that gives a value, with its normalization.
 
-    Raises:
-        UsageError: Something else does, or another convolution than expected.
+    A UsageError if something else does, or another convolution than expected.
     """
     norm = None
     if expected.norm is not None:

@@ -48,38 +48,24 @@ _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
 
 @dataclass(frozen=True)
 class Head:
-    """What a model makes of the output of its last stage.
+    """What a model makes of the output of its last stage."""
 
-    Attributes:
-        image: That output.
-        pooling: "avg" or "max"; None where nothing is pooled.
-        pooled: What the classifier sees; None where nothing is pooled.
-        classifier: The `Dense` layer; None for a model without.
-        softmax: Whether the model gives probabilities.
-    """
-
-    image: Value
-    pooling: str | None = None
-    pooled: Value | None = None
+    image: Value  # that output
+    pooling: str | None = None  # "avg" or "max"; None where nothing is pooled
+    pooled: Value | None = None  # what the classifier sees
     classifier: keras.layers.Dense | None = None
-    softmax: bool = False
+    softmax: bool = False  # whether the model gives probabilities
 
 
 @dataclass(frozen=True)
 class KerasResNet:
-    """A ResNet that was found in a Keras model.
+    """A ResNet that was found in a Keras model."""
 
-    Attributes:
-        architecture: What `build_resnet` needs to build the same model.
-        convolutions: By torchvision's names.
-        norms: The batch normalizations that follow no convolution, by name.
-        head: What follows its last stage.
-    """
-
-    architecture: Architecture
-    convolutions: dict[str, FoundConvolution]
+    architecture: Architecture  # what `build_resnet` needs for the same model
+    convolutions: dict[str, FoundConvolution]  # by torchvision's names
+    # The batch normalizations that follow no convolution, by name.
     norms: dict[str, keras.layers.BatchNormalization]
-    head: Head
+    head: Head  # what follows its last stage
 
     def folded(self) -> Tensors:
         """Return its tensors for a folded model, under torchvision's names."""
@@ -99,8 +85,7 @@ class KerasResNet:
 def read_resnet(model: keras.Model) -> KerasResNet:
     """Find the ResNet that a functional Keras model computes in inference.
 
-    Raises:
-        UsageError: It computes something else; names the layer.
+    A UsageError names the layer where it computes something else.
     """
     head = _read_head(answer_of(model))
     failed: list[tuple[int, UsageError]] = []
@@ -117,11 +102,7 @@ def read_resnet(model: keras.Model) -> KerasResNet:
 
 
 def _candidates(model: keras.Model, head: Head) -> list[Architecture]:
-    """List the architectures whose kernels have the shapes of a model's.
-
-    Raises:
-        UsageError: There are none.
-    """
+    """List the architectures whose kernels have the shapes of a model's, or raise."""
     options: dict[str, Any] = {"include_top": False, "pooling": head.pooling}
     if head.classifier is not None:
         options = {"classes": head.classifier.units}
@@ -356,11 +337,7 @@ def is_from_reszoo(model: keras.Model) -> bool:
 
 
 def is_resnet(model: keras.Model) -> bool:
-    """Tell whether a plain Keras model is a ResNet whose structure is understood.
-
-    Raises:
-        UsageError: It is not functional, or has several inputs or outputs.
-    """
+    """Tell whether a plain Keras model is a ResNet whose structure is understood."""
     answer_of(model)
     try:
         read_resnet(model)
@@ -439,11 +416,7 @@ def _implied(
 def sized(
     record: Preprocessing, shape: InputShape, model: keras.Model
 ) -> Preprocessing:
-    """Return preprocessing for images of a model's size.
-
-    Raises:
-        UsageError: The model does not take square images.
-    """
+    """Return preprocessing for images of a model's size, which must be square."""
     height, width, _ = shape
     if height != width:
         raise UsageError(

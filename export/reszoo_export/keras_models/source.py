@@ -28,11 +28,8 @@ _AT_ONCE = 64
 def source_answers(model: keras.Model, serving: Serving) -> Answering:
     """Return a function from images to what the files of an export must answer.
 
-    A model that computes in half precision is asked through a float32 copy of it.
-
-    Args:
-        model: What `make_serving` was given; it is not touched.
-        serving: What came of it.
+    A model that computes in half precision is asked through a float32 copy of it; the
+    model, of which `serving` was made, is not touched.
 
     Returns:
         From uint8 `(n, eval_size, eval_size, 3)` to float32 probabilities

@@ -28,11 +28,9 @@ _POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
 
 
 def assign_tensors(graph: Any, weights: Mapping[str, Array]) -> None:
-    """Replace the inputs that are weights by constants.
+    """Replace the inputs that are weights, each used by one node at most, by constants.
 
-    Args:
-        graph: With weights as inputs, each used by one node at most.
-        weights: In Keras' layout, by the name of their input.
+    Weights are in Keras' layout, by the name of their input.
     """
     from onnx import numpy_helper
 
@@ -60,12 +58,8 @@ def tidy(graph: Any, layers: Collection[str], *, merge: bool = True) -> None:
     """Merge operators that are one in ONNX; name and order nodes by the layers.
 
     The converter names nodes by counters of the process and orders them by name:
-    without this a second export of the same weights has other bytes.
-
-    Args:
-        graph: As converted.
-        layers: Names of the model's layers.
-        merge: Whether the model is a ResNet, in which what is merged has one meaning.
+    without this a second export of the same weights has other bytes. Operators are
+    merged in ResNets only, in which they have one meaning.
     """
     if merge:
         _pad_while_pooling(graph)
@@ -227,13 +221,9 @@ def _replace_input(graph: Any, old: str, new: str) -> None:
 
 
 def quantize(graph: Any, steps: Steps, ranges: Ranges, first: str) -> None:
-    """Quantize the activations that have ranges; others stay float32.
+    """Quantize the activations that have ranges, by layer; others stay float32.
 
-    Args:
-        graph: Of a model that takes uint8 pixels; it is changed.
-        steps: Scales of kernels, by layer.
-        ranges: Of activations, by layer.
-        first: Name of the first convolution, which takes uint8 with scale 1.
+    The model takes uint8 pixels, with scale 1 at `first`, its first convolution.
     """
     quantizer = _Quantizer(graph, steps, ranges)
     _start_with_bytes(graph, first, quantizer)

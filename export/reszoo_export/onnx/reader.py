@@ -114,11 +114,7 @@ def _operators(graph: Any) -> Counter[str]:
 
 
 def read_card(path: Path, properties: Mapping[str, str]) -> Card:
-    """Return the card in the `metadata_props` of a `.onnx` file.
-
-    Raises:
-        CheckpointError: It has no card, or is damaged.
-    """
+    """Return the card in the `metadata_props` of a `.onnx` file (see `parse_card`)."""
     return parse_card(path, lambda: properties[CARD_KEY])
 
 

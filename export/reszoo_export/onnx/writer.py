@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,19 +14,31 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.console import quiet
+from reszoo.preprocessing import Pixels
 from reszoo_export.formats import ONNX
 from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
-from reszoo_export.onnx.reader import CARD_KEY, LABELS_KEY, OPSET, ir_version
-from reszoo_export.onnx.static import WEIGHTED, find_extremes, quantized
-from reszoo_export.quantization.attempts import write_best
+from reszoo_export.onnx.reader import (
+    CARD_KEY,
+    LABELS_KEY,
+    OPSET,
+    activation_reader,
+    ir_version,
+)
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import (
     INSIDE,
+    Ranges,
     as_bytes,
     build_integer_model,
 )
-from reszoo_export.quantization.ranges import SHARES, Calibration, choose, ranges_of
+from reszoo_export.quantization.ranges import (
+    SHARES,
+    Calibration,
+    choose,
+    ranges_of,
+    write_best,
+)
 from reszoo_export.serving import INPUT, Serving
 
 _BATCH = "batch"
@@ -39,11 +52,7 @@ def write(serving: Serving, path: Path) -> None:
 
 
 def write_fp16(serving: Serving, path: Path) -> None:
-    """Write a file with float16 kernels: uint8 pixels in, float32 outputs.
-
-    Raises:
-        ExportError: A weight is too large for float16.
-    """
+    """Write a file with float16 kernels: uint8 pixels in, float32 outputs."""
     model = convert(serving)
     round_kernels(model.graph)
     write_model(model, serving, path)
@@ -182,16 +191,7 @@ def _name_batch(model: Any, serving: Serving) -> None:
 
 
 def write_model(model: Any, serving: Serving, path: Path) -> None:
-    """Check a model and write it with its card.
-
-    Args:
-        model: An `onnx.ModelProto`, as `convert` makes it; it is changed.
-        serving: What it was made from.
-        path: The file to make.
-
-    Raises:
-        onnx.checker.ValidationError: It is not a valid model.
-    """
+    """Check a model, as `convert` makes it, and write it with its card."""
     import onnx
 
     import reszoo
@@ -239,11 +239,7 @@ def round_kernels(graph: Any) -> None:
     ResNet-20 then changes probabilities by up to 0.0035, and ONNX Runtime on a CPU,
     which skips such rounding, could not show by how much a GPU does.
 
-    Args:
-        graph: An `onnx.GraphProto`; it is changed.
-
-    Raises:
-        ExportError: A weight is too large for float16.
+    An ExportError if a weight is too large for float16.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -273,3 +269,86 @@ def _rounded(weights: NDArray[np.float32]) -> NDArray[np.float16]:
     outputs, inputs, *sides = weights.shape
     taps = weights.reshape(outputs, inputs, -1).transpose(0, 2, 1)
     return round_kernel(taps).transpose(0, 2, 1).reshape(outputs, inputs, *sides)
+
+
+# Least and largest value in each image `(n, 2)`, by tensor.
+Extremes = dict[str, NDArray[np.float32]]
+# Operators with weights; the others lose more by rounding than they gain in time.
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+# They lead from the classifier to the scores.
+_AFTER_HEAD = (
+    "Add", "Concat", "Flatten", "Identity", "Pad", "Reshape", "Sigmoid", "Softmax",
+    "Squeeze", "Transpose",
+)  # fmt: skip
+
+
+def find_extremes(model: Any, batches: Iterable[Pixels]) -> Extremes:
+    """Measure the activations of a float32 model on batches as it takes them."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="reszoo-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model.SerializeToString())
+        read = activation_reader(path)
+        for batch in batches:
+            for name, array in read(batch).items():
+                ends = (float(array.min()), float(array.max()))
+                found.setdefault(name, []).append(ends)
+    return {name: np.array(ends, np.float32) for name, ends in found.items()}
+
+
+def quantized(model: Any, ranges: Ranges, kinds: Iterable[str] | None) -> Any:
+    """Return a model in integers: uint8 activations, int8 weights for each channel.
+
+    Weights have 7 bits, so that two products fit 16 bits on processors without VNNI.
+    The classifier stays in float32, as in files of our own models; so do operators that
+    are not of `kinds` (None: all that can be quantized).
+    """
+    with quiet():
+        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.quant_utils import (
+            save_and_reload_model_with_shape_infer,
+        )
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        spans: Mapping[str, Any] = {
+            name: (np.float32(low), np.float32(high))
+            for name, (low, high) in ranges.items()
+        }
+        quantizer = QDQQuantizer(
+            save_and_reload_model_with_shape_infer(model),
+            per_channel=True,
+            reduce_range=True,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QUInt8,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, spans),
+            nodes_to_quantize=[],
+            nodes_to_exclude=_head(model.graph),
+            op_types_to_quantize=sorted(kinds or {*QDQRegistry, *QLinearOpsRegistry}),
+            extra_options={"QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    made = quantizer.model.model
+    # The shapes that were inferred name the batch otherwise.
+    del made.graph.value_info[:]
+    return made
+
+
+def _head(graph: Any) -> list[str]:
+    """Name the nodes from the classifier on, and those before the first weights."""
+    makers = {output: node for node in graph.node for output in node.output}
+    names = []
+    for output in graph.output:
+        node = makers.get(output.name)
+        while node is not None:
+            names.append(node.name)
+            if node.op_type not in _AFTER_HEAD:
+                break
+            node = next((makers[each] for each in node.input if each in makers), None)
+    for node in graph.node:
+        if node.op_type in WEIGHTED:
+            break
+        names.append(node.name)
+    return names

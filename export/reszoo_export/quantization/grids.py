@@ -13,19 +13,16 @@ _LARGEST = float(np.finfo(np.float16).max)
 def round_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float16]:
     """Round the weights of a layer to float16, preserving their sums.
 
-    Neighbouring weights multiply nearly the same activations, which have one sign
-    after a ReLU: what counts is the sum of their errors, which grows if each weight is
+    Neighbouring weights multiply nearly the same activations, which have one sign after
+    a ReLU: what counts is the sum of their errors, which grows if each weight is
     rounded to nearest. Here each weight compensates the error of those before it, the
     largest first, because they have the coarsest steps (error diffusion: Floyd and
     Steinberg, "An adaptive algorithm for spatial greyscale", 1976). On a ResNet-20
     trained on CIFAR-10 it halves the largest error of a probability.
 
-    Args:
-        kernel: `(outputs, taps, inputs)`; sums over the taps are preserved, or over
-            the inputs if there is one tap.
-
-    Raises:
-        ExportError: A weight is beyond float16's 65504, or NaN.
+    The kernel is `(outputs, taps, inputs)`; sums over the taps are preserved, or over
+    the inputs if there is one tap. An ExportError if a weight is beyond float16's 65504
+    or NaN.
     """
     largest = float(np.abs(kernel).max())
     if not largest <= _LARGEST:
@@ -60,11 +57,7 @@ _MIN_SCALE = np.float32(1e-9)
 
 
 def full_steps(kernel: Kernel) -> NDArray[np.float32]:
-    """Return the scales with which the largest weight of each output is 127.
-
-    Args:
-        kernel: `(..., out)`.
-    """
+    """Return scales with which the largest weight of each output (last axis) is 127."""
     largest = np.abs(kernel).max(tuple(range(kernel.ndim - 1)))
     steps: NDArray[np.float32] = np.maximum(largest, _MIN_SCALE) / np.float32(MAX_INT8)
     return steps
@@ -76,9 +69,6 @@ def narrow_steps(kernel: Kernel) -> NDArray[np.float32]:
     The library of a runtime decides which two are added, so the largest two must fit.
     That costs at most one bit, and less if one weight is much larger than the others;
     `reduce_range` of ONNX Runtime's quantizers always costs one.
-
-    Args:
-        kernel: `(..., out)`.
     """
     pairs: NDArray[np.float32] = greatest_pairs(kernel)
     steps: NDArray[np.float32] = np.maximum(full_steps(kernel), pairs / _MAX_EXACT_PAIR)
@@ -88,8 +78,7 @@ def narrow_steps(kernel: Kernel) -> NDArray[np.float32]:
 def greatest_pairs(kernel: NDArray[Any]) -> NDArray[Any]:
     """Return the largest sum of two weights of each output, of either sign.
 
-    Args:
-        kernel: `(..., out)`, of a signed dtype wide enough for such a sum.
+    The dtype must be signed and wide enough for such a sum.
     """
     ordered = np.sort(kernel.reshape(-1, kernel.shape[-1]), axis=0)
     pairs: NDArray[Any] = np.maximum(ordered[-2:].sum(0), -ordered[:2].sum(0))
@@ -97,16 +86,12 @@ def greatest_pairs(kernel: NDArray[Any]) -> NDArray[Any]:
 
 
 def on_grid(kernel: Kernel, steps: NDArray[np.float32]) -> Kernel:
-    """Round a kernel to whole steps, preserving the sum of its taps.
+    """Round a kernel `(..., in, out)` to whole steps `(out,)`, preserving sums of taps.
 
     Neighbouring pixels are much alike, so what counts is the total error of the taps
     for one input and output: at most half a step here, but several if each tap is
     rounded to nearest. It is the kernel-wise step of SQuant (Guo et al.,
     arXiv:2202.07471).
-
-    Args:
-        kernel: `(height, width, in, out)` or `(in, out)`.
-        steps: `(out,)`.
     """
     exact = kernel / steps
     near = np.round(exact)

@@ -38,10 +38,7 @@ INSIDE = "inside"
 
 
 class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
-    """Round to the 256 steps of a range, which can be set anew.
-
-    Input and output shape: any.
-    """
+    """Round to the 256 steps of a range, which can be set anew; any shape."""
 
     def __init__(self, span: tuple[float, float], **options: object) -> None:
         super().__init__(trainable=False, **options)
@@ -86,15 +83,11 @@ def _passes(layer: keras.layers.Layer) -> bool:
 
 
 def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
-    """Return kernels and biases for a model that takes bytes as they are.
+    """Return kernels and biases of a model without batch norm, for bytes as they are.
 
-    The first convolution normalises: its kernel is scaled, and what normalisation
-    adds becomes the weight of the channel that `INSIDE` adds. Padding in front of it
-    then still is the mean image, as in the float model, and bytes stay exact.
-
-    Args:
-        model: Normalised pixels in, no batch normalisation.
-        record: How pixels are normalised.
+    The first convolution normalises: its kernel is scaled, and what normalisation adds
+    becomes the weight of the channel that `INSIDE` adds. Padding in front of it then
+    still is the mean image, as in the float model, and bytes stay exact.
     """
     weights: Weights = {
         layer.name: (layer.kernel.numpy(), layer.bias.numpy())
@@ -113,7 +106,7 @@ def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
 def build_integer_model(
     model: keras.Model, weights: Weights, ranges: Mapping[str, tuple[float, float]]
 ) -> keras.Model:
-    """Build a model with other weights and rounded activations.
+    """Build a copy of a model with other weights and rounded activations.
 
     Args:
         model: What to imitate.

@@ -1,8 +1,9 @@
 """Draw calibration images and choose activation ranges with them."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -26,6 +27,8 @@ from reszoo_export.quantization.integer_model import (
     quantized_layers,
     set_ranges,
 )
+from reszoo_export.runtimes import ModelOutput, open_runtime, run_in_batches
+from reszoo_export.serving import Serving
 
 Array = NDArray[Any]
 # The guides of TFLite and ONNX Runtime recommend 100 to 500 calibration images.
@@ -92,10 +95,7 @@ class Calibration:
         """Yield float32 `(1, height, width, 3)` in 0..255, one image at a time.
 
         The first has a black and a white corner, so that the input's range is 0..255
-        and its scale 1.
-
-        Args:
-            chosen: Indices of images; None for all.
+        and its scale 1. `chosen` are indices of images; None for all.
         """
         images = self.images if chosen is None else self.images[chosen]
         for index, image in enumerate(images):
@@ -110,14 +110,8 @@ def draw_calibration(
 ) -> Calibration:
     """Draw class-balanced calibration images from the training split of a source.
 
-    Args:
-        source: Where to draw from.
-        card: Of the model, for labels and preprocessing.
-        avoid: uint8 images to leave out: those used for verification.
-        seed: Of the random order.
-
-    Raises:
-        DataError: Other classes than the model's, or too few distinct images.
+    Images to `avoid` are those used for verification. A DataError if the source has
+    other classes than the model's card, or too few distinct images.
     """
     check_classes(source, card.labels, "the model")
     examples = source.examples("train")
@@ -214,15 +208,10 @@ class Choice:
 def choose(
     model: keras.Model, preprocessing: Preprocessing, calibration: Calibration
 ) -> Choice:
-    """Choose the ranges that change a model's outputs least.
+    """Choose the ranges that change a model's outputs least; cached in the calibration.
 
-    Args:
-        model: Normalised pixels in, logits or features out, no batch normalisation.
-        preprocessing: How pixels are normalised.
-        calibration: Images that set the ranges, and others that compare them.
-
-    Returns:
-        The choice, which is cached in the calibration.
+    The model takes normalised pixels, gives logits or features, and has no batch
+    normalisation.
     """
     if model in calibration.choices:
         return calibration.choices[model]
@@ -266,12 +255,7 @@ def choose(
 def observe(
     exact: keras.Model, layers: Sequence[str], images: Pixels
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Measure the activations of a model.
-
-    Args:
-        exact: A model from `build_integer_model` that rounds nothing.
-        layers: Whose outputs are measured.
-        images: uint8 `(n, height, width, 3)`.
+    """Measure the activations of an integer model that rounds nothing.
 
     Returns:
         The least and the largest value in each image `(n, 2)`, by layer; and the mean
@@ -301,14 +285,9 @@ def observe(
 
 
 def ranges_of(extremes: Mapping[str, Array], share: float) -> Ranges:
-    """Return the ranges that contain the activations of a share of the images.
+    """Return the ranges that a share of the images stay within, by layer.
 
-    Args:
-        extremes: Least and largest value in each image `(n, 2)`, by layer.
-        share: In (0, 1], for each end separately.
-
-    Returns:
-        By layer, shifted so that 0 is one of their 256 steps, as runtimes require.
+    They are shifted so that 0 is one of their 256 steps, as runtimes require.
     """
     ranges = {}
     for name, ends in extremes.items():
@@ -324,16 +303,11 @@ def ranges_of(extremes: Mapping[str, Array], share: float) -> Ranges:
 def rounded_weights(
     exact: keras.Model, weights: Weights, steps: Steps, inputs: Mapping[str, Array]
 ) -> Weights:
-    """Round kernels, and correct biases by the change of the mean output.
+    """Round kernels to steps, and correct biases by the change of the mean output.
 
-    Bias correction (Nagel et al., arXiv:1906.04721, section 4.2) with the mean input
-    of each layer: a layer without its bias is linear.
-
-    Args:
-        exact: The model, for strides and padding.
-        weights: By layer.
-        steps: To round to.
-        inputs: The mean input of each layer.
+    Bias correction (Nagel et al., arXiv:1906.04721, section 4.2) with the mean input of
+    each layer: a layer without its bias is linear. The exact model tells strides and
+    padding.
     """
     rounded = {}
     for name, (kernel, bias) in weights.items():
@@ -376,3 +350,105 @@ def _function(model: keras.Model) -> Callable[[Pixels], Array]:
 
 def _batches(images: Pixels) -> list[Pixels]:
     return [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
+
+
+# Smaller probabilities are rounded to 0 by integers.
+_LEAST = 1e-7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """How one way to quantize did on the trial images.
+
+    Attributes:
+        method: What was done.
+        divergence: Kullback-Leibler divergence of the probabilities from the float
+            model's, in nats, mean over the images.
+        agreement: Share of images with the float model's top-1.
+    """
+
+    method: str
+    divergence: float
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempts:
+    """The quantization of a file: what was chosen, and what was tried.
+
+    Attributes:
+        best: The attempt that was taken.
+        trials: All of them.
+        images: Number of calibration images.
+        tried_on: Number of trial images.
+    """
+
+    best: Attempt
+    trials: tuple[Attempt, ...]
+    images: int
+    tried_on: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attempts as plain JSON values, for the manifest."""
+        return asdict(self)
+
+
+def write_best(
+    serving: Serving,
+    calibration: Calibration,
+    path: Path,
+    candidates: Iterable[tuple[str, Callable[[Path], None]]],
+) -> None:
+    """Write the file whose outputs are nearest to the model's, of several candidates.
+
+    For models whose structure is not known: the quantizer of a runtime writes a file in
+    several ways. They are compared on the trial images, which no range was set with;
+    only in a small data set on the calibration images. The calibration keeps the
+    trials. An ExportError if the model's own outputs are not finite.
+    """
+    images = calibration.trial if len(calibration.trial) else calibration.images
+    expected = _probabilities(serving, images)
+    if not np.isfinite(expected).all():
+        raise ExportError(
+            f"The outputs for {len(images)} calibration images must be finite. "
+            "Received: NaN or infinite ones; train the model again."
+        )
+    trials: list[Attempt] = []
+    place = path.with_name(f"trial-{path.name}")
+    for method, write in candidates:
+        write(place)
+        outputs = run_in_batches(open_runtime(place), images)
+        agreement = (expected.argmax(1) == outputs.argmax(1)).mean()
+        apart = _divergence(expected, outputs)
+        # All scores of a sigmoid are classes of two.
+        if serving.has_sigmoid:
+            apart += _divergence(1 - expected, 1 - outputs)
+        trial = Attempt(method=method, divergence=apart, agreement=float(agreement))
+        trials.append(trial)
+        if trials[-1] is min(trials, key=_divergence_of):
+            place.replace(path)
+    place.unlink(missing_ok=True)
+    calibration.attempts[path.name] = Attempts(
+        best=min(trials, key=_divergence_of),
+        trials=tuple(trials),
+        images=len(calibration.images),
+        tried_on=len(images),
+    )
+
+
+def _divergence_of(trial: Attempt) -> float:
+    return trial.divergence
+
+
+def _probabilities(serving: Serving, images: Pixels) -> ModelOutput:
+    function = serving.function("probabilities")
+    starts = range(0, len(images), _BATCH)
+    parts = [function(tf.constant(images[at : at + _BATCH])) for at in starts]
+    return np.concatenate([np.asarray(part["probabilities"]) for part in parts])
+
+
+def _divergence(expected: ModelOutput, outputs: ModelOutput) -> float:
+    exact, near = (
+        np.maximum(each.astype(np.float64), _LEAST) for each in (expected, outputs)
+    )
+    return float((exact * (np.log(exact) - np.log(near))).sum(1).mean())

@@ -33,8 +33,7 @@ from reszoo_export.runtimes import (
     tensorflow_threads,
 )
 from reszoo_export.saved_model import screening
-from reszoo_export.saved_model.operators import CALLS
-from reszoo_export.saved_model.screening import MODEL_FILE, node_name
+from reszoo_export.saved_model.screening import CALLS, MODEL_FILE, node_name
 from reszoo_export.sessions import Sessions
 
 EXTRA_FOLDER = "assets.extra"
@@ -107,11 +106,7 @@ def newest_version(path: Path) -> Path:
 
 
 def read_card(path: Path) -> Card:
-    """Read the card of a SavedModel folder.
-
-    Raises:
-        CheckpointError: It has no card, or is damaged.
-    """
+    """Read the card of a SavedModel folder (see `parse_card`)."""
     file = path / EXTRA_FOLDER / CARD_FILE
     return parse_card(path, lambda: _read_text(file))
 

@@ -4,6 +4,10 @@ Loading a SavedModel runs its initialisers, and calling a signature whatever its
 contains: the operators include ones that read and write any file. Here every node of
 the graph and of every function is compared with a list. TensorFlow is imported for the
 generated class of the protocol buffer only.
+
+The list is explicit. That an operator is stateless says nothing: `ReadFile` is. Each of
+those listed computes its outputs from its inputs alone, and neither reads nor writes
+files, nor prints, nor runs Python, nor reaches other processes or resources by name.
 """
 
 import math
@@ -20,14 +24,70 @@ from google.protobuf.message import DecodeError
 from reszoo.errors import CheckpointError
 from reszoo.files import read_regular
 from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
-from reszoo_export.saved_model.operators import (
-    CALLING,
-    CALLS,
-    COMPUTING,
-    IN_GRAPH,
-    IN_RESTORE,
-    IN_SAVE,
-)
+
+CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+# The functions that they call are in the same file, and checked as well.
+CALLING = CALLS | {
+    "Case",
+    "If",
+    "StatelessCase",
+    "StatelessIf",
+    "StatelessWhile",
+    "While",
+}
+# Exports of reszoo, and what `keras.Model.export` writes for image classifiers.
+COMPUTING = frozenset(
+    {
+        # Layers.
+        "AvgPool", "BatchMatMulV2", "BiasAdd", "Conv2D", "DepthwiseConv2dNative",
+        "Einsum", "Elu", "FusedBatchNormV3", "LRN", "LeakyRelu", "LogSoftmax",
+        "MatMul", "MaxPool", "Relu", "Relu6", "Selu", "Sigmoid", "Softmax",
+        "Softplus", "Softsign",
+        # Arithmetic.
+        "Abs", "Add", "AddN", "AddV2", "Ceil", "Cos", "Cumsum", "DenseBincount", "Div",
+        "DivNoNan", "Erf", "Erfc", "Exp", "Expm1", "Floor", "FloorDiv", "FloorMod",
+        "Inv", "Log", "Log1p", "Maximum", "Minimum", "Mod", "Mul", "Neg", "Pow",
+        "RealDiv", "Reciprocal", "Rint", "Round", "Rsqrt", "Sign", "Sin", "Sqrt",
+        "Square", "SquaredDifference", "Sub", "Tanh", "TruncateDiv", "TruncateMod",
+        # Reductions.
+        "All", "Any", "ArgMax", "ArgMin", "Max", "Mean", "Min", "Prod", "Sum",
+        # Comparisons and choice.
+        "Bitcast", "BitwiseAnd", "BitwiseOr", "Equal", "Greater", "GreaterEqual",
+        "IsFinite", "IsInf", "IsNan", "LeftShift", "Less", "LessEqual", "LogicalAnd",
+        "LogicalNot", "LogicalOr", "NotEqual", "RightShift", "Select", "SelectV2",
+        "Where",
+        # Shapes and places.
+        "BatchToSpaceND", "BroadcastArgs", "BroadcastTo", "Cast", "ClipByValue",
+        "Concat", "ConcatV2", "Const", "DepthToSpace", "EnsureShape", "ExpandDims",
+        "Fill", "Gather", "GatherNd", "GatherV2", "Identity", "IdentityN", "MirrorPad",
+        "NoOp", "OneHot", "OnesLike", "Pack", "Pad", "PadV2", "Placeholder",
+        "PlaceholderWithDefault", "PreventGradient", "Range", "Rank", "ReadVariableOp",
+        "Reshape", "Reverse", "ReverseV2", "Roll", "ScatterNd", "Shape", "ShapeN",
+        "Size", "Slice", "Snapshot", "SpaceToBatchND", "SpaceToDepth", "Split",
+        "SplitV", "Squeeze", "StopGradient", "StridedSlice", "TensorScatterUpdate",
+        "Tile", "TopKV2", "Transpose", "Unpack", "ZerosLike",
+        # Images.
+        "AdjustContrastv2", "CropAndResize", "DecodeAndCropJpeg", "DecodeBmp",
+        "DecodeGif", "DecodeImage", "DecodeJpeg", "DecodePng", "DecodeRaw",
+        "ExtractJpegShape", "ResizeArea", "ResizeBicubic", "ResizeBilinear",
+        "ResizeNearestNeighbor", "ScaleAndTranslate",
+        # Strings: encoded images, and names in the saver.
+        "AsString", "RegexFullMatch", "ShardedFilename", "StaticRegexFullMatch",
+        "StringJoin", "StringLength", "StringSplitV2", "Substr",
+        # Lists.
+        "Assert", "TensorListConcatV2", "TensorListElementShape",
+        "TensorListFromTensor", "TensorListGetItem", "TensorListLength",
+        "TensorListReserve", "TensorListSetItem", "TensorListStack",
+    }
+) | CALLING  # fmt: skip
+# Only outside of functions, where Python never runs them: in a function they would
+# reach the variables of other models by name.
+IN_GRAPH = frozenset({"AssignVariableOp", "VarHandleOp", "VarIsInitializedOp"})
+# Only in the two functions that save and restore the variables. TensorFlow's Python
+# runs neither of them; TF Serving runs the second with the folder's own file.
+IN_SAVE = frozenset({"DisableCopyOnRead", "MergeV2Checkpoints", "SaveV2"})
+IN_RESTORE = frozenset({"AssignVariableOp", "RestoreV2"})
+
 
 MODEL_FILE = "saved_model.pb"
 # What TensorFlow may read besides: nothing but these.
@@ -55,12 +115,8 @@ Functions = Mapping[str, Sequence[Any]]
 def check_folder(folder: Path) -> None:
     """Refuse a SavedModel that could do more than compute, without loading it.
 
-    Args:
-        folder: With `saved_model.pb`.
-
-    Raises:
-        CheckpointError: It has operators, objects or files that are not allowed, or is
-            damaged or too large.
+    A CheckpointError tells of operators, objects or files that are not allowed, and of
+    a file that is damaged or too large.
     """
     if problems := [*layout_problems(folder), *find_problems(read_model(folder))]:
         more = len(problems) - _MAX_SHOWN
@@ -73,11 +129,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_model(folder: Path) -> Any:
-    """Return the parsed protocol buffer of a SavedModel.
-
-    Raises:
-        CheckpointError: It is missing, damaged or too large.
-    """
+    """Return the parsed protocol buffer of a SavedModel; CheckpointError if damaged."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     path = folder / MODEL_FILE

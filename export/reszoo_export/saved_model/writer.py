@@ -112,12 +112,8 @@ _ORIENTATION = 0x0112
 def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """Decode, rotate, resize and crop images as `Predictor` does.
 
-    Args:
-        files: string `(batch,)`, whole JPEG or PNG files.
-        preprocessing: How they are resized and cropped.
-
-    Returns:
-        uint8 RGB `(batch, eval_size, eval_size, 3)`.
+    From a string `(batch,)` of whole JPEG or PNG files to uint8 RGB `(batch, eval_size,
+    eval_size, 3)`.
     """
     size = preprocessing.eval_size
 
@@ -133,13 +129,9 @@ def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor
 
 
 def orientation(content: tf.Tensor) -> tf.Tensor:
-    """Read the EXIF orientation of a JPEG or PNG; 1 (upright) for other files.
+    """Read the EXIF orientation of a JPEG or PNG, a string `()`; 1 for other files.
 
-    Args:
-        content: string `()`, the file.
-
-    Returns:
-        int64 `()`, 1 to 8; EXIF 2.3, section 4.6.4 A.
+    Returns int64 `()`, 1 (upright) to 8; EXIF 2.3, section 4.6.4 A.
     """
     is_png = tf.strings.substr(content, 0, len(_PNG)) == _PNG
     searched = tf.where(is_png, content, tf.strings.substr(content, 0, 2 * _SEGMENT))
@@ -221,12 +213,7 @@ def _functions_of_objects(objects: Any) -> Iterator[str]:
 
 
 def _numbered(waiting: list[str], functions: dict[str, Any]) -> dict[str, str]:
-    """Return new names by old ones, in the order in which functions are reached.
-
-    Args:
-        waiting: The functions that are reached first.
-        functions: All of them by name.
-    """
+    """Return new names by old ones, in the order in which functions are reached."""
     names: dict[str, str] = {}
     while waiting:
         name = waiting.pop(0)

@@ -1,8 +1,12 @@
 """Read the FlatBuffer of a TFLite file and add metadata to it."""
 
 import io
+import math
+import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import flatbuffers
@@ -11,8 +15,11 @@ from flatbuffers import number_types
 from flatbuffers.table import Table
 
 from reszoo.cards import Card
-from reszoo_export.inspection import TensorDescription
+from reszoo.errors import CheckpointError
+from reszoo.files import read_regular
+from reszoo_export.inspection import Contents, TensorDescription, card_or_note
 from reszoo_export.metadata import LABELS_FILE, card_files, licence, summary
+from reszoo_export.protobuf import MAX_BYTES
 from reszoo_export.runtimes import name_open_sides
 
 FILE_IDENTIFIER = b"TFL3"
@@ -47,14 +54,9 @@ def table(
     uint32: Mapping[int, int] | None = None,
     uint8: Mapping[int, int] | None = None,
 ) -> int:
-    """Write a table and return its offset.
+    """Write a table of so many fields and return its offset.
 
-    Args:
-        builder: What it is written into.
-        fields: How many the schema has.
-        offsets: What fields point to, by the number of the field.
-        uint32: Values of fields.
-        uint8: Values of fields.
+    Values are given by the number of their field; offsets are what fields point to.
     """
     builder.StartObject(fields)
     for field, offset in offsets.items():
@@ -89,11 +91,7 @@ def read_model(content: bytes) -> Model:
 
 
 def subgraphs(model: Model) -> list[Any]:
-    """Return the subgraphs of a model.
-
-    Raises:
-        ValueError: They have more operators and tensors than models have.
-    """
+    """Return the subgraphs; ValueError if they have more parts than models have."""
     graphs = entries(model.SubgraphsLength(), model.Subgraphs)
     left = _MAX_PARTS
     for graph in graphs:
@@ -109,11 +107,7 @@ def subgraphs(model: Model) -> list[Any]:
 
 
 def entries(count: int, entry: Callable[[int], Any]) -> list[Any]:
-    """Return the entries of a short list.
-
-    Raises:
-        ValueError: It is a long one.
-    """
+    """Return the entries of a list; ValueError if it is a long one."""
     if count > _MAX_LIST:
         raise ValueError(f"a list of {count:,} entries")
     return [entry(index) for index in range(count)]
@@ -181,16 +175,11 @@ def read_data(model: Model, name: str) -> bytes | None:
 
 
 def with_data(content: bytes, name: str, data: bytes) -> bytes:
-    """Return a model with data added to its list of metadata.
+    """Return a model with data added to its list of metadata under a name.
 
     The model's own bytes and their alignment stay as they are: a new root table with
-    longer lists goes in front of them and points into them. (Unpacking and packing
-    the model, as the generated classes do, would lose the alignment of its weights.)
-
-    Args:
-        content: The model, as the converter made it.
-        name: Of the entry.
-        data: Its content.
+    longer lists goes in front of them and points into them. (Unpacking and packing the
+    model, as the generated classes do, would lose the alignment of its weights.)
     """
     content += bytes(-len(content) % ALIGNMENT)
     model = read_model(content)
@@ -243,12 +232,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def with_card(content: bytes, card: Card) -> bytes:
-    """Return a TFLite file with its card, as metadata and in a zip archive behind it.
-
-    Args:
-        content: The model, as the converter made it.
-        card: Of the model.
-    """
+    """Return a TFLite file with its card, as metadata and in a zip behind it."""
     tensors = read_tensors(read_model(content))
     archive = io.BytesIO()
     archive.write(with_data(content, METADATA_NAME, model_metadata(card, *tensors)))
@@ -263,12 +247,9 @@ def model_metadata(
     inputs: Sequence[TensorDescription],
     outputs: Sequence[TensorDescription],
 ) -> bytes:
-    """Return TensorFlow Lite Metadata for a model.
+    """Return TensorFlow Lite Metadata for a model with these inputs and outputs.
 
-    Args:
-        card: Of the model.
-        inputs: Of the model, in its order.
-        outputs: Of the model; labels are attached to those with a number per class.
+    Labels are attached to the outputs with a number for each class.
     """
     builder = flatbuffers.Builder()
     ins = [_image(builder, each) for each in inputs]
@@ -353,3 +334,108 @@ def _floats(builder: flatbuffers.Builder, *values: float) -> int:
 
 def _range(builder: flatbuffers.Builder, low: float, high: float) -> int:
     return table(builder, 2, {0: _floats(builder, high), 1: _floats(builder, low)})
+
+
+# Operators with weights.
+_WEIGHTED = {
+    "BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
+    "PRELU", "TRANSPOSE_CONV",
+}  # fmt: skip
+# dtype of activations and of weights -> precision of the table of formats.
+_INTEGERS = {"int8": "int8", "uint8": "int8", "int16": "int16x8"}
+_STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
+
+
+def describe_file(path: Path, read: Callable[[], Card]) -> Contents:
+    """Describe a file (see `Reader.describe`); `read` returns the card in it.
+
+    A CheckpointError if it is no TFLite file, damaged, or its lists are too long.
+    """
+    content = read_regular(path, MAX_BYTES)
+    if content[4:8] != FILE_IDENTIFIER:
+        raise CheckpointError(
+            f"{path} is not a TFLite file: it has no {FILE_IDENTIFIER!r}."
+        )
+    try:
+        model = read_model(content)
+        graphs = subgraphs(model)
+        inputs, outputs = read_tensors(model)
+        card, note = card_or_note(read)
+        operators = [_Operators(model, graph) for graph in graphs]
+        sizes = sum((each.sizes() for each in operators), Counter[str]())
+        return Contents(
+            precision=sizes.most_common(1)[0][0] if sizes else "float32",
+            inputs=inputs,
+            outputs=outputs,
+            operators=Counter(name for each in operators for name, _ in each.named),
+            parameters=sum(each.parameters() for each in operators),
+            card=card,
+            note=note,
+            details={} if card else read_texts(model),
+        )
+    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole TFLite file ({type(error).__name__}: {error})."
+        ) from error
+
+
+class _Operators:
+    """The operators of a subgraph, and the constants that they use as weights."""
+
+    def __init__(self, model: Any, graph: Any) -> None:
+        self.model, self.graph = model, graph
+        operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+        codes = {each.OpcodeIndex() for each in operators}
+        if len(codes) > len(OPERATORS):
+            raise ValueError(f"{len(codes):,} kinds of operators")
+        names = {code: _operator_name(model, code) for code in codes}
+        self.named = [(names[each.OpcodeIndex()], each) for each in operators]
+        self.weighted = [each for name, each in self.named if name in _WEIGHTED]
+        # Tensor that is dequantized at run time -> the constant that is stored.
+        self.stored = {
+            operator.Outputs(0): operator.Inputs(0)
+            for name, operator in self.named
+            if name == "DEQUANTIZE" and operator.OutputsLength()
+        }
+
+    def sizes(self) -> Counter[str]:
+        """Count the weights of each precision."""
+        sizes: Counter[str] = Counter()
+        for operator in self.weighted:
+            if operator.InputsLength() < 2:
+                continue
+            weight = self._tensor(operator.Inputs(1))
+            activation = self.graph.Tensors(operator.Inputs(0))
+            precision = _STORED.get(dtype(weight), "float32")
+            sizes[_INTEGERS.get(dtype(activation), precision)] += _size(weight)
+        return sizes
+
+    def parameters(self) -> int:
+        """Count the numbers in weights and biases, each constant once."""
+        indices = {
+            self.stored.get(operator.Inputs(place), operator.Inputs(place))
+            for operator in self.weighted
+            for place in range(1, operator.InputsLength())
+        }
+        # An optional input that is missing has the index -1.
+        tensors = [self.graph.Tensors(index) for index in indices if index >= 0]
+        return sum(
+            _size(tensor)
+            for tensor in tensors
+            if self.model.Buffers(tensor.Buffer()).DataLength()
+        )
+
+    def _tensor(self, index: int) -> Any:
+        return self.graph.Tensors(self.stored.get(index, index))
+
+
+def _operator_name(model: Any, index: int) -> str:
+    code = model.OperatorCodes(index)
+    # Codes above 127 do not fit into the older field.
+    builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+    name = OPERATORS.get(builtin, str(builtin))
+    return name if name != "CUSTOM" else f"CUSTOM {text(code.CustomCode())}"
+
+
+def _size(tensor: Any) -> int:
+    return math.prod(sides(tensor))

@@ -117,11 +117,7 @@ def _quantization(detail: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_card(path: Path) -> Card:
-    """Read the card of a `.tflite` file, from the zip archive at its end.
-
-    Raises:
-        CheckpointError: It has no card, or is damaged.
-    """
+    """Read the card of a `.tflite` file, from the zip archive at its end."""
     return parse_card(path, lambda: _archived(path, CARD_FILE))
 
 
@@ -209,6 +205,6 @@ def _float_tensors(path: Path) -> list[str]:
 def describe(path: Path) -> Contents:
     """See `Reader.describe`."""
     # The schema takes longer to load than LiteRT.
-    from reszoo_export.tflite.description import describe_file
+    from reszoo_export.tflite.flatbuffer import describe_file
 
     return describe_file(path, lambda: read_card(path))

@@ -1,4 +1,4 @@
-"""Write TFLite files: float32, float16, dynamic, int8 and int16x8."""
+"""Write TFLite files: float32, float16, dynamic ranges, int8, int16x8."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers
+import keras
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
@@ -15,10 +16,14 @@ from numpy.typing import NDArray
 from reszoo.console import quiet
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import TFLITE
-from reszoo_export.quantization.attempts import write_best
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import as_bytes, build_integer_model
-from reszoo_export.quantization.ranges import MIN_IMAGES, Calibration, choose
+from reszoo_export.quantization.ranges import (
+    MIN_IMAGES,
+    Calibration,
+    choose,
+    write_best,
+)
 from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
 from reszoo_export.tflite.flatbuffer import (
@@ -26,11 +31,6 @@ from reszoo_export.tflite.flatbuffer import (
     aligned_bytes,
     table,
     with_card,
-)
-from reszoo_export.tflite.post_training import (
-    end_in_float,
-    samples,
-    typical_images,
 )
 
 Prepare = Callable[[Any], None]
@@ -151,11 +151,8 @@ def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
 def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
     """Return the model as a FlatBuffer, without its card.
 
-    Input `image` is float32 in 0..255, unless `prepare` sets another dtype.
-
-    Args:
-        serving: What to convert.
-        prepare: Sets further options of the converter; None leaves float32.
+    Input `image` is float32 in 0..255, unless `prepare` sets another dtype or further
+    options of the converter.
     """
     # A fixed batch, and no -1 in any shape: delegates refuse open shapes.
     function = serving.function(
@@ -207,13 +204,9 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 def float16_kernels(content: bytes) -> bytes:
     """Return a model with float16 kernels, each converted to float32 by a DEQUANTIZE.
 
-    Runtimes convert them once, when they load the file.
-
-    Args:
-        content: A float32 model of one subgraph, as the converter made it.
-
-    Raises:
-        ExportError: A weight is too large for float16.
+    Runtimes convert them once, when they load the file. It is a float32 model of one
+    subgraph, as the converter made it. An ExportError if a weight is too large for
+    float16.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
     (graph,) = model.subgraphs
@@ -286,3 +279,78 @@ def _dequantize(model: Any, float16: int, float32: int) -> Any:
         inputs=np.array([float16], np.int32),
         outputs=np.array([float32], np.int32),
     )
+
+
+_BATCH = 25
+_OPS = schema.BuiltinOperator
+_ENDS = (_OPS.SOFTMAX, _OPS.LOGISTIC)
+
+
+def samples(
+    calibration: Calibration, chosen: NDArray[np.int64], batch: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what the converter runs to find ranges."""
+    for pixels in calibration.batches(chosen):
+        yield {"image": np.repeat(pixels, batch, axis=0)}
+
+
+def typical_images(
+    serving: Serving, calibration: Calibration, share: float
+) -> NDArray[np.int64]:
+    """Choose the images whose activations are not the most extreme of all.
+
+    The converter takes the least and the largest value of all images, and has no
+    percentiles: leaving images out has that effect. Returns the indices of the share of
+    the calibration images that is kept, ascending.
+    """
+    layers = [
+        layer.output
+        for layer in serving.model.layers[1:]
+        if len(layer._inbound_nodes) == 1 and hasattr(layer.output, "shape")
+    ]
+    inner = keras.Model(serving.model.input, layers)
+    normalise, ends = serving.card.preprocessing.normalise, []
+    for at in range(0, len(calibration.images), _BATCH):
+        pixels = calibration.images[at : at + _BATCH].astype(np.float32)
+        arrays = inner(normalise(pixels), training=False)
+        flat = [np.asarray(each).reshape(len(pixels), -1) for each in arrays]
+        ends.append(np.stack([np.abs(each).max(1) for each in flat], 1))
+    largest = np.concatenate(ends)
+    # In how many layers an image is beyond nearly all others.
+    extreme = (largest > np.quantile(largest, 1 - (1 - share) / 2, axis=0)).sum(1)
+    kept = np.argsort(extreme, kind="stable")[: int(len(extreme) * share)]
+    return np.sort(kept)
+
+
+def end_in_float(content: bytes) -> bytes:
+    """Compute the last softmax or sigmoid of an int8 file in float32.
+
+    In integers it would round probabilities to steps of 1/256 and produce ties. Where
+    the model ends in that operator and a DEQUANTIZE, the two change places.
+    """
+    model = schema.ModelT.InitFromPackedBuf(content)
+    graph = model.subgraphs[0]
+    kinds = [
+        model.operatorCodes[each.opcodeIndex].builtinCode for each in graph.operators
+    ]
+    if len(kinds) < 2 or kinds[-2] not in _ENDS or kinds[-1] != _OPS.DEQUANTIZE:
+        return content
+    activation, dequantize = graph.operators[-2:]
+    if list(dequantize.inputs) != list(activation.outputs):
+        return content
+    logits = graph.tensors[activation.inputs[0]]
+    exact = schema.TensorT(
+        shape=logits.shape,
+        shapeSignature=logits.shapeSignature,
+        type=schema.TensorType.FLOAT32,
+        name=logits.name + b"_float32",
+        hasRank=logits.hasRank,
+    )
+    graph.tensors.append(exact)
+    place = np.array([len(graph.tensors) - 1], np.int32)
+    dequantize.inputs, activation.inputs = activation.inputs, place
+    activation.outputs, dequantize.outputs = dequantize.outputs, place
+    graph.operators[-2:] = [dequantize, activation]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    return bytes(builder.Output())

@@ -1,20 +1,24 @@
-"""Compare an opened file with a reference: signature, outputs, batch invariance."""
+"""Compare an opened file with a reference: signature, outputs, batch invariance.
+
+With the distances between the outputs of a file and of its model, and their limits.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
 from reszoo.preprocessing import Pixels
 from reszoo.report.statistics import class_rows, confusion_matrix
-from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.manifest import Verification
+from reszoo_export.formats import ExportOptions, Format, Tolerance
+from reszoo_export.manifest import Disagreement, Verification
 from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, run_in_batches
-from reszoo_export.verification import rules
 from reszoo_export.verification.reference import Reference
 
 _DEFAULTS = ExportOptions()
@@ -30,19 +34,12 @@ def compare(
 ) -> Verification:
     """Run an opened file on the reference's images and compare.
 
-    Args:
-        row: The file's format, which has the tolerance.
-        runtime: The file, opened.
-        reference: Images and the model's outputs.
-        options: What the file was exported with.
-        card: Of the model; None takes the one in the file.
-
-    Raises:
-        VerificationError: The runtime cannot run the file on the images, or its
-            outputs have another shape than the model's.
+    The card is the model's; None takes the one in the file. A VerificationError if the
+    runtime cannot run the file on the images, or its outputs have another shape than
+    the model's.
     """
     card = card or runtime.card
-    limits = rules.limits_of(row, card)
+    limits = limits_of(row, card)
     problems = structure_problems(row, runtime, options, card)
     try:
         outputs = run_in_batches(runtime, reference.images)
@@ -65,14 +62,14 @@ def compare(
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=1.0, neginf=0.0)
     expected, compared = reference.outputs, reference.compared
     if options.outputs == "features":
-        differences = rules.relative_differences(outputs, expected)
-        cosines = rules.cosines(outputs[compared], expected[compared])
-        statistics: dict[str, Any] = {"agreement": float(cosines.mean())}
-        beyond = rules.feature_problems(limits, outputs, reference)
+        differences = relative_differences(outputs, expected)
+        alike = cosines(outputs[compared], expected[compared])
+        statistics: dict[str, Any] = {"agreement": float(alike.mean())}
+        beyond = feature_problems(limits, outputs, reference)
     else:
         differences = np.abs(outputs - expected)
         statistics = _probability_statistics(outputs, reference, card)
-        beyond = rules.probability_problems(limits, outputs, reference)
+        beyond = probability_problems(limits, outputs, reference)
     real = len(reference.targets)
     return Verification(
         runtime=runtime.name,
@@ -89,14 +86,7 @@ def compare(
 def structure_problems(
     row: Format, runtime: Runtime, options: ExportOptions, card: Card
 ) -> list[str]:
-    """Check a file's signature, operators and card; return what is wrong.
-
-    Args:
-        row: The file's format.
-        runtime: The file, opened.
-        options: What the file was exported with.
-        card: Of the model.
-    """
+    """Check a file's signature, operators and card; return what is wrong."""
     size, inputs = card.preprocessing.eval_size, runtime.inputs
     sides = [3, size, size] if options.layout == "nchw" else [size, size, 3]
     shape, problems = [_batch(row, options), *sides], []
@@ -165,13 +155,9 @@ def batch_problems(
     """Check that outputs do not depend on the batch, and are reproducible.
 
     Some images are run again in batches of every size from 1 to 8, or of the file's
-    fixed size, at other places and with other images.
-
-    Args:
-        runtime: The file, opened.
-        images: uint8 `(n, height, width, 3)`.
-        outputs: The file's, for these images.
-        allowed: Largest change by rounding.
+    fixed size, at other places and with other images. `outputs` are the file's for
+    `images`, uint8 `(n, height, width, 3)`; `allowed` is the largest change by
+    rounding.
     """
     # Real and synthetic images, as many as the largest batch needs.
     chosen = np.linspace(0, len(images) - 1, max(_BATCH_SIZES)).astype(int)
@@ -205,18 +191,311 @@ def _probability_statistics(
     """Return what a `Verification` tells of probabilities, but not of features."""
     compared, targets = reference.compared, reference.targets
     ours, theirs = outputs[compared], reference.outputs[compared]
-    changes = rules.confidence_changes(ours, theirs)
+    changes = confidence_changes(ours, theirs)
     statistics: dict[str, Any] = {
         "agreement": float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
-        "top5_agreement": rules.top5_agreement(ours, theirs),
+        "top5_agreement": top5_agreement(ours, theirs),
         "drift": float(changes.mean()),
         "confidence_difference": float(np.abs(changes).mean()),
-        "worst": rules.worst_images(outputs, reference.outputs, compared, card),
+        "worst": worst_images(outputs, reference.outputs, compared, card),
     }
     if len(targets):
-        statistics["accuracy"] = rules.top1_accuracy(ours, targets)
-        statistics["model_accuracy"] = rules.top1_accuracy(theirs, targets)
+        statistics["accuracy"] = top1_accuracy(ours, targets)
+        statistics["model_accuracy"] = top1_accuracy(theirs, targets)
         rows = class_rows(confusion_matrix(targets, ours))
         recalls = {row.index: row.recall for row in rows}
         statistics["recalls"] = tuple(recalls[index] for index in sorted(recalls))
     return statistics
+
+
+Targets = NDArray[np.int64]
+# Probabilities below are equal: runtimes flush such numbers to zero differently.
+_MIN_PROBABILITY = 1e-20
+# Lengths below are 0.
+_MIN_LENGTH = 1e-12
+# How far files may be beyond rounding, and limits beyond the usual ones.
+_SUMS, _ROUNDINGS, _MOST_WIDENED = 4.0, 2.0, 20.0
+_TOP = 5
+_MAX_SHOWN = 5
+# A file that gives one class to more of the images than the first, where the model
+# gives no class to more than the second, ignores its input.
+_CONSTANT, _VARIED = 0.95, 0.8
+# Labels in another order explain the outputs if they make at least this share of them
+# right, and the labels as they are at most this share of that.
+_EXPLAINED, _UNEXPLAINED = 0.5, 0.5
+
+
+def limits_of(row: Format, card: Card) -> Tolerance:
+    """Return the limits for a file of a model.
+
+    Where the model itself amplifies rounding, they allow four times what float32
+    changes, for runtimes add up in another order, and twice what rounding of weights
+    to float16 does, for files round otherwise; but never more than twenty times the
+    usual.
+    """
+    limits, made = row.tolerance, card.architecture
+    if not isinstance(made, KerasArchitecture) or limits.max_difference is None:
+        return limits
+    of_float32, of_float16 = made.rounding
+    is_float32 = row.precision == "float32"
+    allowed = _SUMS * of_float32 if is_float32 else _ROUNDINGS * of_float16
+    factor = min(max(1.0, allowed / limits.max_difference), _MOST_WIDENED)
+    relative = limits.max_log_difference
+    return replace(
+        limits,
+        max_difference=factor * limits.max_difference,
+        max_log_difference=None if relative is None else factor * relative,
+        max_batch_difference=factor * limits.max_batch_difference,
+        margin=factor * limits.margin,
+    )
+
+
+def probability_problems(
+    limits: Tolerance, outputs: ModelOutput, reference: Reference
+) -> list[str]:
+    """Compare probabilities `(n, classes)` with the model's; return what is wrong."""
+    expected, compared = reference.outputs, reference.compared
+    real = slice(0, len(reference.targets))
+    synthetic = slice(len(reference.targets), None)
+    problems = _above(
+        float(np.abs(outputs - expected).max()),
+        limits.max_difference,
+        "a probability differs from the model's by {:.2g}",
+    )
+    problems += _above(
+        log_difference(outputs, expected),
+        limits.max_log_difference,
+        "a log probability differs from the model's by {:.2g}",
+    )
+    for images, limit, where in (
+        (real, limits.max_variation, ""),
+        (synthetic, limits.max_variation_synthetic, " on the synthetic images"),
+    ):
+        if len(outputs[images]):
+            distance = total_variation(outputs[images], expected[images])
+            problem = "the total variation distance to the model's output is {:.2%}"
+            problems += _above(distance, limit, problem + where)
+    problems += _above(
+        relative_variation(outputs[compared], expected[compared]),
+        limits.max_relative_variation,
+        "the total variation distance is {:.0%} of the model's own variation between "
+        "images",
+    )
+    if len(reference.targets):
+        change = confidence_changes(outputs[real], expected[real]).mean()
+        limit = limits.max_confidence_change
+        if limit is not None and abs(change) > limit:
+            problems.append(
+                f"the mean confidence changed by {change:+.2%}; "
+                f"at most {limit:.2%} is allowed"
+            )
+        problems += _top1_problems(limits, outputs[real], expected[real])
+        problems += _accuracy_problems(
+            limits, outputs[real], expected[real], reference.targets
+        )
+    return problems
+
+
+def feature_problems(
+    limits: Tolerance, outputs: ModelOutput, reference: Reference
+) -> list[str]:
+    """Compare features `(n, width)` with the model's; return what is wrong."""
+    expected, compared = reference.outputs, reference.compared
+    cosine = float(cosines(outputs[compared], expected[compared]).mean())
+    problems = _above(
+        float(relative_differences(outputs, expected).max()),
+        limits.max_feature_difference,
+        "a feature differs from the model's by {:.2g} of the largest one",
+    )
+    if limits.min_cosine is not None and cosine < limits.min_cosine:
+        problems.append(
+            f"the mean cosine of the features and the model's is {cosine:.4f}; "
+            f"at least {limits.min_cosine:g} is required"
+        )
+    return problems
+
+
+def _above(value: float, limit: float | None, problem: str) -> list[str]:
+    if limit is None or value <= limit:
+        return []
+    shown = f"{limit:.2%}" if "%" in problem else f"{limit:g}"
+    return [f"{problem.format(value)}; at most {shown} is allowed"]
+
+
+def _top1_problems(
+    limits: Tolerance, outputs: ModelOutput, expected: ModelOutput
+) -> list[str]:
+    problems = []
+    agreement = agreeing_images(outputs, expected, limits.margin, limits.tie).mean()
+    top1 = (outputs.argmax(-1) == expected.argmax(-1)).mean()
+    for share, limit, ties in (
+        (agreement, limits.min_agreement, "ties included"),
+        (top1, limits.min_top1, "ties not included"),
+    ):
+        if share < limit:
+            problems.append(
+                f"the top-1 agreement with the model is {share:.2%}, {ties}; "
+                f"at least {limit:.2%} is required"
+            )
+    of_file, of_model = _largest_class(outputs), _largest_class(expected)
+    if of_file > _CONSTANT and of_model < _VARIED:
+        problems.append(
+            f"{of_file:.2%} of the images get one and the same class; the model gives "
+            f"no class to more than {of_model:.2%}"
+        )
+    return problems
+
+
+def _largest_class(outputs: ModelOutput) -> float:
+    return float(np.bincount(outputs.argmax(-1)).max() / len(outputs))
+
+
+def _accuracy_problems(
+    limits: Tolerance, outputs: ModelOutput, expected: ModelOutput, targets: Targets
+) -> list[str]:
+    accuracy = top1_accuracy(outputs, targets)
+    of_model = top1_accuracy(expected, targets)
+    problems = []
+    # Rounded, because 0.97 - 0.96 is more than 0.01 in floating point.
+    drop = round(of_model - accuracy, 9)
+    chance = chance_of_accuracy(outputs, expected, targets)
+    limit = limits.max_accuracy_drop
+    if limit is not None and drop > max(limit, chance):
+        problems.append(
+            f"accuracy dropped from {of_model:.2%} to {accuracy:.2%}; "
+            f"at most {limit:.2%} is allowed, and chance explains {chance:.2%}"
+        )
+    order = label_order(outputs, targets)
+    if order is not None:
+        explained = top1_accuracy(outputs[:, np.argsort(order)], targets)
+        if explained >= _EXPLAINED and accuracy <= _UNEXPLAINED * explained:
+            problems.append(
+                f"the labels seem to be in another order: accuracy is {accuracy:.2%}, "
+                f"and would be {explained:.2%} if class 0 were {order[0]}"
+            )
+    return problems
+
+
+def log_difference(outputs: ModelOutput, expected: ModelOutput) -> float:
+    """Return the largest difference of log probabilities, relative where beyond 1."""
+    ours, theirs = (
+        np.log(np.maximum(each, _MIN_PROBABILITY)) for each in (outputs, expected)
+    )
+    return float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
+
+
+def total_variation(outputs: ModelOutput, expected: ModelOutput) -> float:
+    """Return the total variation distance, in 0..1, mean over the images."""
+    return float(np.abs(outputs - expected).sum(axis=-1).mean() / 2)
+
+
+def relative_variation(outputs: ModelOutput, expected: ModelOutput) -> float:
+    """Return the total variation distance relative to the model's own variation.
+
+    That is the distance of the model's outputs from their mean over the images. The
+    result is 1 for a file whose outputs are always that mean.
+    """
+    mean = np.broadcast_to(expected.mean(axis=0, keepdims=True), expected.shape)
+    own = total_variation(expected, mean)
+    return total_variation(outputs, expected) / max(own, _MIN_LENGTH)
+
+
+def confidence_changes(
+    outputs: ModelOutput, expected: ModelOutput
+) -> NDArray[np.float32]:
+    """Return the file's top-1 probabilities less the model's, `(n,)`."""
+    changes: NDArray[np.float32] = outputs.max(axis=-1) - expected.max(axis=-1)
+    return changes
+
+
+def agreeing_images(
+    outputs: ModelOutput, expected: ModelOutput, margin: float, tie: float
+) -> NDArray[np.bool_]:
+    """Return on which images the top-1 is the same, or a tie in the model's output."""
+    chosen = outputs.argmax(-1)
+    of_chosen = np.take_along_axis(expected, chosen[:, None], axis=-1)[:, 0]
+    best = expected.max(-1)
+    same: NDArray[np.bool_] = of_chosen >= np.minimum(best - margin, tie * best)
+    return same
+
+
+def top5_agreement(outputs: ModelOutput, expected: ModelOutput) -> float:
+    """Return the share of the model's top-5 that are the file's, in 0..1."""
+    ours, theirs = (_top5(each) for each in (outputs, expected))
+    shared = (ours[:, :, None] == theirs[:, None, :]).any(axis=1)
+    return float(shared.mean())
+
+
+def _top5(outputs: ModelOutput) -> NDArray[np.int64]:
+    best: NDArray[np.int64] = np.argsort(-outputs, axis=-1, kind="stable")[:, :_TOP]
+    return best
+
+
+def top1_accuracy(outputs: ModelOutput, targets: Targets) -> float:
+    """Return the share of images with the right top-1.
+
+    The lower index wins a tie, as everywhere; int8 files often have ties.
+    """
+    return float((outputs.argmax(axis=-1) == targets).mean())
+
+
+def chance_of_accuracy(
+    outputs: ModelOutput, expected: ModelOutput, targets: Targets
+) -> float:
+    """Return by how much two accuracies may differ by chance, in 0..1.
+
+    Of the images that only one of two equally good classifiers gets right, each gets
+    half. The difference is then less than twice the root of their number in 19 of 20
+    cases (McNemar's test).
+    """
+    right, of_model = (each.argmax(axis=-1) == targets for each in (outputs, expected))
+    return float(2 * np.sqrt((right != of_model).sum()) / len(targets))
+
+
+def label_order(outputs: ModelOutput, targets: Targets) -> Sequence[int] | None:
+    """Return the most frequent target of each class, if that is a permutation."""
+    classes = outputs.shape[-1]
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (outputs.argmax(-1), targets), 1)
+    order = counts.argmax(axis=-1)
+    if len(set(order.tolist())) < classes or not counts.max(axis=-1).all():
+        return None
+    return [int(target) for target in order]
+
+
+def relative_differences(
+    outputs: ModelOutput, expected: ModelOutput
+) -> NDArray[np.float32]:
+    """Return the differences of features, relative to the model's largest feature."""
+    largest = max(float(np.abs(expected).max()), _MIN_LENGTH)
+    differences: NDArray[np.float32] = np.abs(outputs - expected) / largest
+    return differences
+
+
+def cosines(outputs: ModelOutput, expected: ModelOutput) -> NDArray[np.float64]:
+    """Return the cosine of each image's features and the model's, `(n,)`."""
+    ours, theirs = outputs.astype(np.float64), expected.astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=-1) * np.linalg.norm(theirs, axis=-1)
+    products = (ours * theirs).sum(axis=-1)
+    cosine: NDArray[np.float64] = products / np.maximum(lengths, _MIN_LENGTH)
+    return cosine
+
+
+def worst_images(
+    outputs: ModelOutput, expected: ModelOutput, compared: slice, card: Card
+) -> tuple[Disagreement, ...]:
+    """Return the compared images with the largest differences, the largest first."""
+    indices = np.arange(len(outputs))[compared]
+    largest = np.abs(outputs - expected)[compared].max(axis=-1)
+    order = np.argsort(-largest, kind="stable")[:_MAX_SHOWN]
+    return tuple(
+        Disagreement(
+            image=int(image),
+            model_label=card.label(int(expected[image].argmax())),
+            model_probability=float(expected[image].max()),
+            file_label=card.label(int(outputs[image].argmax())),
+            file_probability=float(outputs[image].max()),
+            difference=float(np.abs(outputs[image] - expected[image]).max()),
+        )
+        for image in indices[order]
+    )

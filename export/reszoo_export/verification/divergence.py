@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from reszoo.errors import ReszooError
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import FORMATS, Format
+from reszoo_export.isolation import run_in_subprocess
 from reszoo_export.runtimes import Activations, compute_activations, softmax
-from reszoo_export.verification.isolation import run_in_subprocess
 
 if TYPE_CHECKING:
     import keras
@@ -35,8 +35,8 @@ def first_divergence(
 ) -> str | None:
     """Find the first layer whose output in a file is not the model's.
 
-    Converters rename, fuse and reorder tensors, so a layer's output is matched with
-    the tensors of the file by shape and content.
+    Converters rename, fuse and reorder tensors, so a layer's output is matched with the
+    tensors of the file by shape and content.
 
     Args:
         path: The file or folder.
@@ -83,14 +83,10 @@ def find_stored(
 
 
 def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.float32]]:
-    """Return the output of each layer that computes, in order.
+    """Return the output of each layer of a folded model that computes, in order.
 
     Converters fuse an activation with the layer before it, so the output of that layer
     is the activation's. A sum has the name of its block.
-
-    Args:
-        serving: The folded model.
-        images: uint8 `(n, height, width, 3)`.
     """
     import keras
 
@@ -132,12 +128,11 @@ def _named_outputs(model: "keras.Model") -> Iterator[tuple[str, "keras.KerasTens
 def first_difference(
     expected: Activations, found: Activations, allowed: float
 ) -> str | None:
-    """Return the first layer that no tensor resembles.
+    """Return the first layer that no tensor of a file resembles.
 
-    Args:
-        expected: The output of each layer, in order, the images along the first axis.
-        found: Tensors of a file, channels last or second.
-        allowed: Largest root mean square difference, relative to the layer's own.
+    Layers are in order, with the images along the first axis; tensors have channels
+    last or second. `allowed` is a root mean square difference, relative to the layer's
+    own.
     """
     largest = 0.0
     for name, layer in expected.items():

@@ -61,12 +61,9 @@ class Reference:
         return self.select(self.evenly_spaced(max(1, room)))
 
     def evenly_spaced(self, count: int | None) -> NDArray[np.int64]:
-        """Return the indices of some real images and of all synthetic ones.
+        """Return the indices of `count` real images, or all, and of the synthetic ones.
 
         Examples are sorted by class, so evenly spaced ones are of all classes.
-
-        Args:
-            count: Number of real images at most; None for all.
         """
         real = len(self.targets)
         count = real if count is None else min(count, real)
@@ -114,15 +111,9 @@ def make_reference(
 ) -> Reference:
     """Run a model on the evaluation split of a source, and on synthetic images.
 
-    Args:
-        predict: The model (see `source_answers`), from uint8 `(n, eval_size,
-            eval_size, 3)` to float32 probabilities `(n, classes)`, or to features
-            where those are exported.
-        card: Of the model: labels and preprocessing.
-        source: Labelled images; None for synthetic images only.
-
-    Raises:
-        DataError: The source has other classes, or an unreadable image.
+    `predict` is the model (see `source_answers`); a source of None is for synthetic
+    images only. A DataError if it has other classes than the card, or an unreadable
+    image.
     """
     # They load TensorFlow, which verifying a TFLite or ONNX file does not need.
     from reszoo.data.sources import check_classes
@@ -144,15 +135,9 @@ def make_reference(
 def read_reference(
     folder: Path, card: Card, kind: OutputKind = "probabilities"
 ) -> Reference:
-    """Read the images and outputs stored with an export.
+    """Read the images and outputs stored with an export, which must match its card.
 
-    Args:
-        folder: The export.
-        card: Of the model: what images and outputs must match.
-        kind: What the outputs are.
-
-    Raises:
-        ExportError: They are missing or damaged, or belong to another model.
+    An ExportError if they are missing or damaged, or belong to another model.
     """
     path = folder / REFERENCE_FILE
     try:

@@ -12,6 +12,7 @@ from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError, VerificationError, printable
 from reszoo_export.formats import FORMATS, ExportOptions, Format
 from reszoo_export.inspection import describe_file
+from reszoo_export.isolation import limits_for, run_in_subprocess
 from reszoo_export.manifest import (
     FileRecord,
     Manifest,
@@ -22,7 +23,6 @@ from reszoo_export.manifest import (
 )
 from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
-from reszoo_export.verification.isolation import limits_for, run_in_subprocess
 from reszoo_export.verification.reference import Reference, read_arrays, read_reference
 
 _DEFAULTS = ExportOptions()
@@ -33,13 +33,7 @@ _CHANGED = "the file has changed since it was exported (sha256 differs)"
 
 @dataclass(frozen=True, kw_only=True)
 class FileVerification:
-    """The result of verifying one file.
-
-    Attributes:
-        inputs: Name, dtype and shape of each.
-        outputs: Name, dtype and shape of each.
-        verification: Compared with the model.
-    """
+    """The result of verifying one file."""
 
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
