@@ -1,6 +1,7 @@
 """A run that is interrupted and resumed ends bit-equal to one that never was."""
 
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 import reszoo
+from reszoo.cli.options import app
 from reszoo.metrics import Metrics
 from reszoo.training import history
 from reszoo.training.run import Evaluator
@@ -240,6 +242,78 @@ def test_best_is_what_the_recipe_says(
     assert kept["macro_f1"] == row.validation_macro_f1 == 0.3
     header = (tmp_path / "history.csv").read_text().splitlines()[0]
     assert "validation_balanced_accuracy,validation_macro_f1" in header
+
+
+def test_the_error_names_the_command_that_trains_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Followed to the letter, it trains as many epochs more."""
+    output, fields = tmp_path / "run", {**_SMALL, "batch_size": 5, "head_epochs": 1}
+    reszoo.train("resnet8", folder, output=output, epochs=1, **fields)
+    last = to_tensors(reszoo.load(output / "last.safetensors"))
+    with pytest.raises(reszoo.UsageError, match="recipe's epochs was 1, is 3") as error:
+        reszoo.train("resnet8", folder, output=output, resume=True, epochs=3, **fields)
+    assert "a new schedule (cosine, from learning_rate=0.01)" in str(error.value)
+    command = shlex.split(str(error.value).rpartition(": ")[2])
+    assert command[:2] == ["reszoo", "train"]
+    app(command[1:], standalone_mode=False)
+    told = capsys.readouterr().err
+    assert "4 steps in 2 epochs, float32" in told
+    card = reszoo.card(reszoo.load(tmp_path / "run-2" / "best.safetensors"))
+    assert card.provenance["began_as"]["data"] == str(folder)
+    # A model in memory is not named by a command line.
+    model = reszoo.load(output / "last.safetensors")
+    reszoo.train(model, folder, output=tmp_path / "own", epochs=1, **fields)
+    with pytest.raises(reszoo.UsageError) as error:
+        reszoo.train(
+            model, folder, output=tmp_path / "own", resume=True, epochs=2, **fields
+        )
+    assert f"reszoo.train(reszoo.load('{tmp_path}/own/last" in str(error.value)
+    assert not all(
+        np.array_equal(last[name], value) for name, value in to_tensors(model).items()
+    )
+
+
+def test_a_run_without_patience_left_stops_also_when_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head's epoch is the best of all, and not counted."""
+    fields: dict[str, Any] = {**_SGD, "epochs": 9, "patience": 2}
+    seen: list[int] = []
+    plain = Evaluator.evaluate
+
+    def measured(evaluator: Evaluator, split: str) -> Any:
+        found = plain(evaluator, split)
+        return found and replace(found, top1=0.5, loss=1.0)
+
+    monkeypatch.setattr(Evaluator, "evaluate", measured)
+    whole = train(
+        tmp_path / "whole", on_epoch_end=lambda row: seen.append(row.epoch), **fields
+    )
+    assert seen == [1, 2, 3] == [row.epoch for row in whole.history]
+    assert "Stopped after epoch 3: none was better than epoch 1." in (
+        capsys.readouterr().err
+    )
+    killed_at_step(8, tmp_path / "killed", **fields)
+    resumed = train(
+        tmp_path / "killed", on_epoch_end=lambda row: seen.append(-row.epoch), **fields
+    )
+    assert seen == [1, 2, 3, -3]
+    assert timeless(resumed.history) == timeless(whole.history)
+    assert_equal(tmp_path / "killed", tmp_path / "whole")
+    # It had ended, and ends again without a step.
+    patch = at_step(1, die)
+    again = train(tmp_path / "killed", **fields)
+    patch.undo()
+    assert again.history == resumed.history
+    assert "already complete" in capsys.readouterr().err
+
+
+def test_patience_needs_a_validation_split(tmp_path: Path) -> None:
+    only = {"train": images()["train"]}
+    for fields in ({"patience": 2}, {"best_by": "loss"}):
+        with pytest.raises(reszoo.UsageError, match="need a validation split"):
+            train(tmp_path / "run", data=only, **fields)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ _INTERVALS = {
     "[0, inf)": ("warmup_epochs", "head_epochs", "mixup", "cutmix", "seed"),
     "(0, inf)": ("learning_rate", "head_learning_rate"),
     "[1, inf)": (
-        "epochs", "steps", "accumulate", "ema_every", "repeats", "train_size",
-        "eval_size",
+        "epochs", "steps", "accumulate", "ema_every", "patience", "repeats",
+        "train_size", "eval_size",
     ),
     "[2, inf)": ("batch_size",),
     "[0, 0.5)": ("pad",),
@@ -173,6 +173,9 @@ class Recipe:
         best_by: Which epoch's weights are kept, by the validation split: that of the
             highest "accuracy" or "balanced_accuracy" (the lower loss decides between
             equals) or of the lowest "loss".
+        patience: Epochs without a better one, by `best_by`, after which training
+            stops; those of the head alone are not counted. The learning rates stay
+            those of the whole training.
         ema: Decay of the averaged weights, which are then evaluated and saved; None
             averages nothing.
         ema_every: Steps between two updates of the average.
@@ -238,6 +241,7 @@ class Recipe:
     class_weight: Literal["balanced"] | dict[str, float] | None = None
     sampling: Literal["balanced"] | float | None = None
     best_by: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
+    patience: int | None = None
     ema: float | None = None
     ema_every: int = 1
     crop: Literal["auto", "pad", "resized", "none"] = "resized"

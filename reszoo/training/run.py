@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from reszoo.data.pipeline import (
     training_batches,
 )
 from reszoo.data.sources import Source
-from reszoo.errors import ReszooError, UnknownNameError
+from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import SCALARS, Metrics, inference_function, score
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
@@ -74,6 +74,7 @@ class RunConfig:
         folder: Of the run; None keeps nothing. With several workers, the chief's.
         save_every: Seconds between two states within an epoch.
         devices: That share each batch.
+        on_epoch_end: Called with each row of the history.
         conditions: What must be the same when the run is resumed, as JSON values.
     """
 
@@ -85,7 +86,18 @@ class RunConfig:
     folder: Path | None
     save_every: float
     devices: Devices
+    on_epoch_end: Callable[[Epoch], object] | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        chosen = recipe.patience is not None or recipe.best_by != "accuracy"
+        if chosen and "validation" not in self.source.splits:
+            raise UsageError(
+                "patience and best_by need a validation split. Received: patience="
+                f"{recipe.patience}, best_by={recipe.best_by!r} for {self.source.name} "
+                f"with {', '.join(self.source.splits)}."
+            )
 
     @property
     def epochs(self) -> int:
@@ -351,8 +363,8 @@ class Run(StepLoop):
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self._epoch == self.config.epochs
+        """Whether all epochs are done, or patience ended."""
+        return self._epoch == self.config.epochs or self._out_of_patience
 
     @property
     def position(self) -> tuple[int, int]:
@@ -472,6 +484,22 @@ class Run(StepLoop):
         if self.config.phase_of(self._epoch) is not phase:
             self._end_head_phase()
         self.save()
+        if self.config.on_epoch_end and self._devices.is_chief:
+            self.config.on_epoch_end(self.history.epochs[-1])
+        if self._out_of_patience and self._epoch < self.config.epochs:
+            best = self.history.best and self.history.best.epoch
+            say(
+                f"Stopped after epoch {self._epoch}: none was better than epoch {best}."
+            )
+
+    @property
+    def _out_of_patience(self) -> bool:
+        """Whether the last epochs bring training to an end, by the history alone."""
+        patience, best = self.config.recipe.patience, self.history.best
+        if patience is None or best is None:
+            return False
+        head = self.config.phases[-1].first_epoch
+        return self.history.epochs[-1].epoch - max(best.epoch, head) >= patience
 
     def _validate(self) -> None:
         values = self.phase_trainer.evaluated_variables()

@@ -186,13 +186,16 @@ def check_output(
     return found
 
 
-def check_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def check_same(
+    then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, advice: str = ""
+) -> None:
     """Refuse to resume a run under other conditions.
 
     Args:
         then: Conditions of the run by name, as the state has them.
         now: Those of this call, as JSON values.
         folder: Of the run, for the message.
+        advice: How it goes on under the new conditions, for the message.
 
     Raises:
         UsageError: Something differs; the message lists it.
@@ -207,7 +210,7 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path) ->
         listed = "; ".join(differences[:_SHOWN] + [f"and {more} more"] * (more > 0))
         raise UsageError(
             f"The run in {folder} can only be resumed with the same model, data and "
-            f"recipe. {listed}. Use those, or another output folder."
+            f"recipe. {listed}. Use those, or another output folder.{advice}"
         )
 
 

@@ -1,7 +1,9 @@
 """`reszoo.train`: from a model and images to a checkpoint and a report."""
 
 import os
+import shlex
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,7 @@ def train(
     bad_images: str = defaults.TRAINING_BAD_IMAGES,
     save_every: float = defaults.SAVE_EVERY,
     strategy: str | None = None,
+    on_epoch_end: Callable[[Epoch], object] | None = None,
     **fields: Any,
 ) -> TrainResult:
     """Train a model on labelled images.
@@ -107,6 +110,8 @@ def train(
             lists, each of which runs the same program. Batch size and order of images
             are the same; batch normalisation sees parts unless `sync_bn=True`.
             Worker 0 alone writes; `output` must be on a disk that all can read.
+        on_epoch_end: Called with each new row of the history (`TrainResult.history`),
+            after the state of the epoch is saved; with several workers, on worker 0.
         **fields: Fields of the recipe to change, such as `epochs=10`.
 
     Raises:
@@ -138,8 +143,20 @@ def train(
             model, data, chosen, weights, folder, bad_images, strategy
         )
         built = _build(model, source, chosen, weights)
-        config = _run_config(built, source, chosen, folder, save_every, devices)
-        state = _saved_state(folder if resume else None, config)
+        config = replace(
+            _run_config(built, source, chosen, folder, save_every, devices),
+            on_epoch_end=on_epoch_end,
+        )
+
+        def train_on(recipe: Recipe) -> str:
+            last, others = folder and folder / LAST, (bad_images, strategy)
+            weights = last if isinstance(model, str) else None
+            after = folder and folder.with_name(f"{folder.name}-2")
+            command = repeat_command(model, data, recipe, weights, after, *others)
+            loaded = f"reszoo.train(reszoo.load({str(last)!r})"
+            return shlex.join(command).replace("reszoo.train(model", loaded)
+
+        state = _saved_state(folder if resume else None, config, train_on)
         run = Run(config)
         if folder and state:
             run.resume(state, folder)
@@ -279,7 +296,9 @@ def _check_size(card: Card) -> None:
         )
 
 
-def _saved_state(folder: Path | None, config: RunConfig) -> State | None:
+def _saved_state(
+    folder: Path | None, config: RunConfig, train_on: Callable[[Recipe], str]
+) -> State | None:
     """Return the state to resume from, if any; refuse that of another run."""
     if folder is None or not (folder / STATE).exists():
         return None
@@ -289,8 +308,31 @@ def _saved_state(folder: Path | None, config: RunConfig) -> State | None:
         then["model"] = then.pop("net")
     # Fields that a release added since then had no effect in its runs.
     then = {f"recipe's {name}": value for name, value in DEFAULTS.items()} | then
-    check_same(then, config.conditions, folder)
+    now = config.conditions
+    changed = {name for name in {*then, *now} if then.get(name) != now.get(name)}
+    advice = ""
+    # A model in memory has other weights once it is trained.
+    if changed and all(
+        name.startswith(("recipe's ", "first weights")) for name in changed
+    ):
+        advice = _advice(then, config.recipe, train_on)
+    check_same(then, now, folder, advice)
     return tensors, content
+
+
+def _advice(
+    then: Mapping[str, Any], recipe: Recipe, train_on: Callable[[Recipe], str]
+) -> str:
+    """Return how a run is continued with another recipe, as a command that works."""
+    for kind in ("epochs", "steps"):
+        total, done = getattr(recipe, kind), then.get(f"recipe's {kind}")
+        if total and done and total > done:
+            recipe = find_recipe(recipe, **{kind: total - done})
+    return (
+        " To train on from its last weights, let it finish with its own recipe; then "
+        f"this starts a new schedule ({recipe.schedule}, from learning_rate="
+        f"{recipe.learning_rate:g}): {train_on(find_recipe(recipe, head_epochs=0))}"
+    )
 
 
 def _start(run: Run, *, resuming: bool) -> None:
