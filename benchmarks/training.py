@@ -88,7 +88,9 @@ def train_reszoo(name: str, load: Load, precision: str) -> None:
     timed(lambda: step(images, labels), load, "tensorflow", "keras")
 
 
-def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
+def reszoo_step(
+    model: Any, batch: int, rate: float, precision: str, *, recompute: bool = False
+) -> Any:
     """Return a function of uint8 images and labels: a step, which returns the loss."""
     import reszoo
     from reszoo.training.devices import Devices
@@ -104,6 +106,7 @@ def reszoo_step(model: Any, batch: int, rate: float, precision: str) -> Any:
         momentum=MOMENTUM,
         weight_decay=0.0,
         precision=precision,
+        recompute=recompute,
         schedule="constant",
         milestones=(),
         epochs=1,

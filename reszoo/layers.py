@@ -1,7 +1,9 @@
 """Layers and initialization of ResNets that Keras does not have."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -127,6 +129,22 @@ def _has_grouped_gradients(dtype: Any) -> bool:
     return True
 
 
+_KEPT = ContextVar("moving statistics are kept", default=False)
+
+
+@contextmanager
+def statistics_kept() -> Iterator[None]:
+    """Keep the moving statistics of batch normalization, also in training.
+
+    For a gradient that computes layers a second time.
+    """
+    before = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
+
+
 @keras.saving.register_keras_serializable(package="reszoo")
 class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     """Normalise over the batch with TensorFlow's fused kernel.
@@ -184,7 +202,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             epsilon=self.epsilon,
             is_training=training,
         )
-        if training:
+        if training and not _KEPT.get():
             self._follow(*_mean_over_devices(mean, variance))
         return outputs
 
@@ -199,7 +217,8 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         mean, square, within = _mean_over_devices(own, own * own, spread)
         variance = within + tf.maximum(square - mean * mean, 0.0)
         count = tf.cast(tf.size(values) // values.shape[-1] * _devices(), tf.float32)
-        self._follow(mean, variance * count / (count - 1))
+        if not _KEPT.get():
+            self._follow(mean, variance * count / (count - 1))
         outputs = tf.nn.batch_normalization(
             values, mean, variance, self.beta.value, self.gamma.value, self.epsilon
         )

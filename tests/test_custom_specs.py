@@ -41,12 +41,36 @@ print(json.dumps({
 """
 
 
+# ResNeXt-29 for small images (Xie et al. 2017, section 5.3), of 8 groups of 4 channels,
+# which nobody published.
+RESNEXT29 = reszoo.ResNetSpec(
+    name="resnext29_8x4d",
+    depths=(3, 3, 3),
+    widths=(64, 128, 256),
+    block="bottleneck",
+    groups=8,
+    width_per_group=4,
+    stem="3x3",
+    classes=10,
+    image_size=16,
+)
+
+
 @pytest.mark.slow
-def test_a_custom_spec_goes_all_the_way_in_a_new_process(tmp_path: Path) -> None:
-    spec = family.SPECS["tiny"]
-    options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.05, "epochs": 4}
+@pytest.mark.parametrize(
+    ("spec", "epochs"),
+    [(family.SPECS["tiny"], 4), (RESNEXT29, 12)],
+    ids=("tiny", "resnext29"),
+)
+def test_a_custom_spec_goes_all_the_way_in_a_new_process(
+    spec: reszoo.ResNetSpec, epochs: int, tmp_path: Path
+) -> None:
+    images = X[:, : spec.image_size, : spec.image_size]
+    options: dict[str, Any] = {
+        "batch_size": 32, "learning_rate": 0.05, "epochs": epochs,
+    }  # fmt: skip
     run = reszoo.train(spec, "digits", output=tmp_path / "run", **options)
-    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "x.npy", images)
     command = [sys.executable, "-c", LATER, str(run.best), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -55,7 +79,7 @@ def test_a_custom_spec_goes_all_the_way_in_a_new_process(tmp_path: Path) -> None
     assert told["formats"] == list(FORMATS)
     assert told["top1"] == pytest.approx(reszoo.evaluate(run.best, "digits").top1)
     assert told["top1"] > 0.8
-    expected = run.model(X, training=False)
+    expected = run.model(images, training=False)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
 
 

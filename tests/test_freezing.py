@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import family
 import keras
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import tensorflow as tf
 from conftest import randomise
 
 import reszoo
+from reszoo.specs import find_spec
 from reszoo.training.devices import Devices
-from reszoo.training.model import freeze, training_copy
+from reszoo.training.model import freeze, frozen_layers, training_copy
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.step import PhaseTrainer
@@ -96,6 +98,24 @@ def test_every_batch_norm_is_counted_and_set(
             f"batch normalisation: {counted.frozen} frozen, {counted.live} live"
         )
     assert model.get_layer("fc").trainable
+
+
+KINDS = [*family.SPECS.values(), *map(find_spec, ("resnet50v2", "preresnet20"))]
+
+
+@pytest.mark.parametrize("spec", KINDS, ids=lambda spec: spec.name)
+def test_parts_of_every_kind_of_model_are_named(spec: reszoo.ResNetSpec) -> None:
+    model = reszoo.build(
+        spec, include_top=False, features="pyramid", input_shape=(64, 64, 3)
+    )
+    described = reszoo.card(model).resnet
+    stages = [f"layer{number}" for number in range(1, len(spec.depths) + 1)]
+    assert list(model.output) == stages
+    assert model.output[stages[-1]].shape[1] == 64 // described.reduction
+    named = {layer.name for layer in model.layers if layer.weights}
+    first = {name for name in named if name.split(".")[0] in ("conv1", "bn1", "layer1")}
+    assert frozen_layers(described, "stages:1") == first
+    assert frozen_layers(described, "backbone") == named
 
 
 def test_a_stage_that_is_not_there_is_refused() -> None:

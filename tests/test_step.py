@@ -187,6 +187,32 @@ def test_stochastic_depth_drops_blocks_with_its_rate() -> None:
     assert neighbour.rate == pytest.approx(0.5 * 1 / 2)
 
 
+@pytest.mark.parametrize("net", ["resnet8", "preresnet20"])
+def test_recomputation_changes_no_step(net: str) -> None:
+    """Weights and moving statistics move as without, by the same random draws."""
+    shape = (8, 8, 3)
+    model = randomise(reszoo.build(net, classes=3, input_shape=shape, dropout=0.3))
+    images, labels = tf.constant(IMAGES), tf.constant(LABELS, tf.int64)
+    after, convolutions = [], []
+    for recompute in (False, True):
+        recipe = recipe_of(stochastic_depth=0.3, recompute=recompute)
+        step, copy = step_of(model, recipe)
+        for number in range(2):
+            step(images, labels, 0.1, (3, number))
+        after.append(to_tensors(copy))
+        rate, key = tf.constant(0.1), tf.constant(KEY, tf.int64)
+        graph = step._whole.get_concrete_function(images, labels, rate, key).graph
+        kinds = [operation.type for operation in graph.get_operations()]
+        convolutions.append(kinds.count("Conv2D"))
+    plain, again = after
+    before = to_tensors(model)
+    for name, tensor in plain.items():
+        np.testing.assert_allclose(again[name], tensor, 1e-5, 1e-7, err_msg=name)
+        if not name.endswith("num_batches_tracked"):
+            assert not np.array_equal(tensor, before[name]), name
+    assert convolutions[1] > 1.5 * convolutions[0]
+
+
 def test_a_block_that_starts_at_zero_is_its_shortcut() -> None:
     model = reszoo.build("resnet20", zero_init_residual=True, seed=0)
     scales = {

@@ -1,18 +1,21 @@
 """Copies of a model for training and evaluation, frozen layers and precision."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from reszoo.architecture import FINAL_NORM, Architecture, convolutions
+from reszoo.architecture import Architecture, convolutions, standalone_norms
 from reszoo.environment import processor_flags
 from reszoo.errors import UsageError
-from reszoo.layers import BatchNormalization
+from reszoo.layers import BatchNormalization, statistics_kept
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet, logits_model
 from reszoo.training.recipes import Recipe
@@ -21,6 +24,8 @@ from reszoo.zoo import get_card
 
 # Attribute of a model: names of the layers that `freeze` froze.
 _FROZEN = "_reszoo_frozen"
+# Names of what ends a block: the ReLU after a sum or a path, or the sum.
+_BLOCK = re.compile(r"layer\d+\.\d+\.(relu|add|conv\d)")
 
 
 class BatchNormCount(NamedTuple):
@@ -94,7 +99,8 @@ def frozen_layers(architecture: Architecture, part: str | None) -> set[str]:
         )
     listed = [each for each in convolutions(architecture) if each.stage <= count]
     names = {name for each in listed for name in (each.name, *each.norms)}
-    return names | {FINAL_NORM} if count == stages else names
+    norms = standalone_norms(architecture) if count == stages else ()
+    return names.union(norms)
 
 
 # bfloat16 without such an instruction is emulated, and slower than float32.
@@ -136,6 +142,49 @@ def training_copy(
         if layer.weights:
             copy.get_layer(layer.name).trainable = layer.name in unfrozen
     return logits_model(copy)
+
+
+def recomputed(model: keras.Model) -> Callable[[Any], tf.Tensor]:
+    """Return a function that computes a model in training in little memory.
+
+    The blocks are divided into about as many groups as a group has blocks, of which
+    only the inputs are kept. Gradients compute a group again (Chen et al. 2016,
+    arXiv:1604.06174) with the same random draws; moving statistics move once.
+
+    Args:
+        model: A `training_copy`. The function takes what it takes.
+    """
+    # The last layer of a block, in Keras' order from input to output, ends it.
+    ends = {
+        layer.name.rpartition(".")[0]: layer.output
+        for layer in model.layers
+        if _BLOCK.fullmatch(layer.name)
+    }
+    size = math.isqrt(len(ends))
+    image, *key = model.inputs
+    cuts = [image, *list(ends.values())[size - 1 : -1 : size], model.output]
+    groups = [keras.Model([start, *key], end) for start, end in pairwise(cuts)]
+
+    def compute(inputs: Any) -> tf.Tensor:
+        x, *rest = inputs if key else [inputs]
+        for group in groups:
+            x = tf.recompute_grad(_first_and_again(group, rest))(x)
+        return x
+
+    return compute
+
+
+def _first_and_again(group: keras.Model, rest: list[Any]) -> Callable[[Any], Any]:
+    """Return a function of a group's input that moves its statistics only once."""
+    earlier: list[bool] = []
+
+    def compute(x: Any) -> Any:
+        again = bool(earlier)
+        earlier.append(True)
+        with statistics_kept() if again else nullcontext():
+            return group([x, *rest], training=True)
+
+    return compute
 
 
 def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:

@@ -207,6 +207,9 @@ class Recipe:
         head_epochs: Epochs before all others in which the head alone is trained, at
             a constant rate and with frozen batch normalisation.
         head_learning_rate: Learning rate of those.
+        recompute: Whether gradients compute most activations a second time instead of
+            keeping them: a third more time for a fraction of the memory
+            (arXiv:1604.06174). The updates are the same.
         precision: "bfloat16" computes in it and keeps float32 weights; "auto" does
             so where the processor supports it.
         train_size: Side of the training images; None is the card's, as below.
@@ -262,6 +265,7 @@ class Recipe:
     sync_bn: bool = False
     head_epochs: int = 0
     head_learning_rate: float = 0.1
+    recompute: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     train_size: int | None = None
     eval_size: int | None = None

@@ -14,7 +14,7 @@ from reszoo.data.augment.mix import mix
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
-from reszoo.training.model import BatchNormCount, freeze, set_momentum
+from reszoo.training.model import BatchNormCount, freeze, recomputed, set_momentum
 from reszoo.training.optimizers import Lamb, MovingAverage, Optimizer, Sgd, is_decayed
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
@@ -71,7 +71,7 @@ class TrainingStep:
         model: From images to logits, such as a `training_copy`. Weights that are not
             `trainable` stay as they are.
         preprocessing: How its pixels are normalised.
-        recipe: Optimizer, loss, mixup and cutmix.
+        recipe: Optimizer, loss, mixup, cutmix and recomputation.
         devices: That share each batch. Create the model and this step within their
             `scope()`.
         class_weights: Weight of each class in the loss, `(classes,)`; None is 1.
@@ -87,6 +87,8 @@ class TrainingStep:
     ) -> None:
         self._devices = devices = devices or Devices()
         self._model, self._recipe = model, recipe
+        plain = partial(model, training=True)
+        self._compute = recomputed(model) if recipe.recompute else plain
         self._preprocessing, self._class_weights = preprocessing, class_weights
         self._weights = model.trainable_variables
         decays = [weight_decay_of(weight, recipe) for weight in self._weights]
@@ -161,7 +163,7 @@ class TrainingStep:
         # A model with stochastic depth or dropout draws from the key.
         inputs = [pixels, key] if len(self._model.inputs) > 1 else pixels
         with tf.GradientTape() as tape:
-            logits = self._model(inputs, training=True)
+            logits = self._compute(inputs)
             losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)
             if self._class_weights is not None:
                 losses *= tf.linalg.matvec(soft, self._class_weights)
