@@ -17,7 +17,12 @@ from reszoo.architecture import (
 )
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import parse_json
-from reszoo.preprocessing import Preprocessing, default_preprocessing
+from reszoo.preprocessing import (
+    Preprocessing,
+    as_size,
+    default_preprocessing,
+    shown_size,
+)
 
 # Raised when a field changes its meaning; readers refuse what they do not know.
 CARD_VERSION = 1
@@ -148,34 +153,27 @@ class Card:
         """Return the label of a class, or its number where labels are unknown."""
         return self.labels[index] if self.labels else str(index)
 
-    def check_rgb(self) -> None:
-        """Refuse a model that does not take RGB images.
+    def check_input(self) -> None:
+        """Refuse a model that takes other images than its preprocessing makes.
 
         Raises:
-            UsageError: The model has another number of input channels.
+            UsageError: It takes neither RGB nor grey images, or has a fixed height and
+                width that differ from those on its card.
         """
-        channels = self.architecture.input_shape[2]
-        if channels != 3:
+        *sides, channels = self.architecture.input_shape
+        if channels not in (1, 3):
             raise UsageError(
-                "reszoo's own training, prediction and export work on RGB images. "
-                f"Received: a model with {channels} input channel(s); use Keras' own "
-                "methods for it."
+                "reszoo's own training, prediction and export work on RGB and grey "
+                f"images. Received: a model with {channels} input channels; use Keras' "
+                "own methods for it."
             )
-
-    def check_square(self) -> None:
-        """Refuse a model whose input is not what its preprocessing makes.
-
-        Raises:
-            UsageError: The model's height and width are fixed, and differ from that.
-        """
-        height, width, _ = self.architecture.input_shape
-        size = self.preprocessing.eval_size
-        if not {height, width} <= {None, size}:
+        made = self.preprocessing.eval_sides
+        if any(own not in (None, side) for own, side in zip(sides, made, strict=True)):
             raise UsageError(
-                "reszoo's own training, prediction and evaluation show a model square "
-                f"images, here of {size}x{size}, as its card says. Received: a model "
-                f"of {height}x{width} (height x width); build it for square images, or "
-                "use Keras' own methods for it."
+                f"The model was built for images of {shown_size(sides, ' x ')}, its "
+                f"preprocessing shows it {shown_size(made, ' x ')} (height x width). "
+                f"Build it with input_shape=({made[0]}, {made[1]}, {channels}), or set "
+                f"eval_size={as_size(sides)}."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -268,8 +266,8 @@ def _metric(content: Any) -> Metric:
 
 def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:
     """Return the card of a freshly built model, with its variant's preprocessing."""
-    height, width, channels = architecture.input_shape
-    size = height if height == width else None
+    *sides, channels = architecture.input_shape
+    size = None if None in sides else as_size(sides)
     preprocessing = default_preprocessing(architecture.spec, size)
     if channels != len(preprocessing.mean):
         both = (preprocessing.mean, preprocessing.std)

@@ -116,7 +116,7 @@ def score(
 def prepared_batches(
     examples: Examples, preprocessing: Preprocessing, batch_size: int
 ) -> Iterator[Pixels]:
-    """Yield uint8 `(batch, eval_size, eval_size, 3)`, prepared by Pillow in threads."""
+    """Yield uint8 `(batch, *input_shape)`, prepared by Pillow in threads."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(examples), batch_size):
             indices = range(start, min(start + batch_size, len(examples)))

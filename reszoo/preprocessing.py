@@ -3,14 +3,16 @@
 A `Preprocessing` is carried out by TensorFlow in pipelines and by Pillow and
 NumPy where TensorFlow is not loaded. Both follow the same geometry functions and
 differ by one grey level at most. The rules are torchvision's: resize the short
-side with antialiasing, crop the centre, scale by mean and standard deviation.
+side with antialiasing, crop the centre, scale by mean and standard deviation; or
+timm's, where the whole image is shown ("squash" and "pad", which timm calls "border").
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from numbers import Integral, Real
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,13 @@ Pixels = NDArray[np.uint8]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _SIXTEEN_BITS = ("I", "I;16", "I;16B")
+# Height and width in pixels; a number is the side of a square.
+Sides = tuple[int, int]
+Size = int | Sides
+Resize = Literal["crop", "squash", "pad"]
+RESIZES: tuple[Resize, ...] = get_args(Resize)
+# Weights of red, green and blue in grey, times 2**16: ITU-R BT.601, as Pillow's "L".
+_GREY = ((19595,), (38470,), (7471,))
 # Side of images that are too small to lose their border, in pixels.
 _SMALL = 64
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -45,19 +54,22 @@ LARGE = 1 << 24
 _LONG = 8
 
 
+_SIZES = ("train_size", "eval_size")
 # Left, top, right and bottom of a part of an image, in pixels.
 Box = tuple[int, int, int, int]
 
 
 class Window(NamedTuple):
-    """The pixels along one side of an image that the centre crop comes from.
+    """The pixels along one side of an image that the input comes from.
 
     Attributes:
         start: The first of them.
         end: Behind the last.
         side: Length of the side.
         scaled: Its length once it is resized.
-        offset: Where the crop begins then.
+        offset: Where the part that is shown begins then.
+        length: Of that part.
+        before: Pixels of padding before it.
     """
 
     start: Any
@@ -65,12 +77,17 @@ class Window(NamedTuple):
     side: Any
     scaled: Any
     offset: Any
+    length: Any
+    before: Any
 
-    def box(self, crop: int) -> tuple[float, float]:
-        """Return where the crop begins and ends before resizing, from `start` on."""
+    def box(self) -> tuple[float, float]:
+        """Return where what is shown begins and ends before resizing, from `start`."""
         first = self.offset * self.side - self.start * self.scaled
-        last = (self.offset + crop) * self.side - self.start * self.scaled
-        return first / self.scaled, last / self.scaled
+        return first / self.scaled, (first + self.length * self.side) / self.scaled
+
+    def shown(self) -> slice:
+        """Return the part that is shown of the resized side."""
+        return slice(self.offset, self.offset + self.length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,30 +95,41 @@ class Preprocessing:
     """Resize, crop and normalisation of the images that a model takes.
 
     Attributes:
-        train_size: Side of the square training images, in pixels.
-        eval_size: Side of the square evaluation images, in pixels.
+        train_size: Side of the square training images, in pixels, or their height and
+            width.
+        eval_size: The same of the evaluation images.
         crop_pct: Share of the resized short side that the centre crop keeps, in
             (0, 1]; the short side becomes `floor(eval_size / crop_pct)`.
         interpolation: "bilinear" or "bicubic", always antialiased.
-        mean: Subtracted per channel, of RGB in 0..1.
+        mean: Subtracted per channel, of RGB in 0..1; one number for a model of grey
+            images.
         std: Divided by, per channel, of RGB in 0..1.
+        resize: "crop" covers `eval_size / crop_pct` and cuts the centre; "squash"
+            changes the shape of the whole image to it, "pad" fits the whole image into
+            it, with the mean colour around it.
     """
 
-    train_size: int
-    eval_size: int
+    train_size: Size
+    eval_size: Size
     crop_pct: float
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: Resize = "crop"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in tuple(_PILLOW):
-            raise UnknownNameError("interpolation", self.interpolation, _PILLOW)
-        sizes = (self.train_size, self.eval_size)
+        choices = {"interpolation": tuple(_PILLOW), "resize": RESIZES}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UnknownNameError(name, getattr(self, name), known)
+        for name in _SIZES:
+            object.__setattr__(self, name, as_size(getattr(self, name)))
+        sizes = [as_sides(getattr(self, name)) for name in _SIZES]
         if not (
             _is_number(self.crop_pct)
             and _LEAST_CROP <= self.crop_pct <= 1
-            and all(_is_whole(size) and 1 <= size <= MOST_SIDE for size in sizes)
+            and all(len(sides) == 2 for sides in sizes)
+            and all(_is_whole(x) and 1 <= x <= MOST_SIDE for x in chain(*sizes))
         ):
             raise UsageError(
                 f"crop_pct must lie in {_LEAST_CROP} to 1 and sizes in 1 to "
@@ -121,9 +149,67 @@ class Preprocessing:
             )
 
     @property
-    def resize_size(self) -> int:
-        """Length of the short side before the centre crop, in pixels."""
-        return math.floor(self.eval_size / self.crop_pct)
+    def eval_sides(self) -> Sides:
+        """Height and width of the evaluation images, in pixels."""
+        return as_sides(self.eval_size)
+
+    @property
+    def train_sides(self) -> Sides:
+        """Height and width of the training images, in pixels."""
+        return as_sides(self.train_size)
+
+    @property
+    def resize_sides(self) -> Sides:
+        """Height and width that an image is resized to: see `resize`."""
+        height, width = self.eval_sides
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+
+    @property
+    def resize_size(self) -> Size:
+        """Length of the short side before the centre crop, or height and width."""
+        size: Size = as_size(self.resize_sides)
+        return size
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: 3 for RGB, 1 for grey."""
+        return len(self.mean)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one image as the model takes it: `(height, width, channels)`."""
+        return (*self.eval_sides, self.channels)
+
+    @property
+    def colours(self) -> str:
+        """What the channels are called: "RGB" or "grey"."""
+        return "RGB" if self.channels == 3 else "grey"
+
+    @property
+    def mean_colour(self) -> Pixels:
+        """The colour of padding, which normalises to about 0: uint8 `(channels,)`."""
+        levels = np.round(255 * np.asarray(self.mean))
+        return np.clip(levels, 0, 255).astype(np.uint8)
+
+    def steps(self) -> tuple[str, ...]:
+        """Say how an image is resized, one step each."""
+        short, (high, wide) = self.resize_size, self.resize_sides
+        height, width = self.eval_sides
+        square = isinstance(short, int)
+        unit = "pixels" if square else "pixels (height x width)"
+        resized, size = f"{high}x{wide} {unit}", f"{height}x{width}"
+        cut, inside = f"cut {size} from the centre", (height, width) == (high, wide)
+        colour = ", ".join(map(str, self.mean_colour))
+        padded = f"pad to {size} with the colour ({colour})"
+        first, second = {
+            "crop": (f"the short side to {short} pixels", cut)
+            if square
+            else (f"to cover {resized}", cut),
+            "squash": (f"to {resized}, whatever its shape", "" if inside else cut),
+            "pad": (f"to fit into {resized}", padded if inside else f"cut or {padded}"),
+        }[self.resize]
+        first = f"resize {first} ({self.interpolation}, antialiased)"
+        return (first, second) if second else (first,)
 
     def normalise(self, pixels: Any) -> Any:
         """Normalise RGB in 0..255 as the model expects it.
@@ -143,42 +229,52 @@ class Preprocessing:
         """Resize and crop one image with Pillow.
 
         Args:
-            image: A PIL image, or uint8 RGB of shape `(height, width, 3)`.
+            image: A PIL image, or uint8 RGB of shape `(height, width, 3)`, or grey
+                without the 3 or with 1.
 
         Returns:
-            uint8 RGB of shape `(eval_size, eval_size, 3)`.
+            uint8 of `input_shape`: RGB, or grey for a model of one channel.
         """
-        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-        return self.prepare_parts(picture.size, lambda box: to_rgb(picture.crop(box)))
+        if not isinstance(image, Image.Image):
+            image = to_image(image)
+        return self.prepare_parts(image.size, image.crop)
 
     def prepare_parts(
-        self, size: tuple[int, int], part: Callable[[Box], Image.Image]
+        self, size: tuple[int, int], read: Callable[[Box], Image.Image]
     ) -> Pixels:
         """Resize and crop an image of which only parts are looked at.
 
         Args:
             size: Width and height of the upright image.
-            part: Returns a part of it as RGB.
+            read: Returns a part of it.
 
         Returns:
-            uint8 RGB of shape `(eval_size, eval_size, 3)`.
+            uint8 of `input_shape`.
         """
-        crop = self.eval_size
-        columns, rows = (self._window(side, min(size)) for side in size)
-        left, top = columns.offset, rows.offset
-        centre = (left, top, left + crop, top + crop)
-        scaled = (columns.scaled, rows.scaled)
+        rows, columns = self._windows(*size[::-1])
+        (left, right), (top, bottom) = (
+            (each.offset, each.offset + each.length) for each in (columns, rows)
+        )
+        centre, scaled = (left, top, right, bottom), (columns.scaled, rows.scaled)
+
+        def part(box: Box) -> Image.Image:
+            rgb = to_rgb(read(box))
+            return rgb.convert("L") if self.channels == 1 else rgb
+
         if scaled == size:
-            return np.asarray(part(centre))
-        if max(math.prod(size), math.prod(scaled)) <= LARGE:
+            return self._padded(part(centre), rows, columns)
+        large = max(math.prod(size), math.prod(scaled)) > LARGE
+        if not large and self.resize != "squash":
             # To the last bit as torchvision and timm, which resize the whole image.
             whole = part((0, 0, *size)).resize(scaled, _PILLOW[self.interpolation])
-            return np.asarray(whole.crop(centre))
+            return self._padded(whole.crop(centre), rows, columns)
 
-        # One side at a time, for Pillow 13 resizes some images vertically first.
+        # One side at a time, for Pillow 13 resizes some images vertically first, most
+        # of all those that are squashed.
         def resized(image: Image.Image, window: Window, *, down: bool) -> Image.Image:
-            first, last = window.box(crop)
-            new = (image.width, crop) if down else (crop, image.height)
+            first, last = window.box()
+            length = window.length
+            new = (image.width, length) if down else (length, image.height)
             old = (
                 (0, first, image.width, last)
                 if down
@@ -186,12 +282,24 @@ class Preprocessing:
             )
             return image.resize(new, _PILLOW[self.interpolation], old)
 
-        wide = Image.new("RGB", (crop, rows.end - rows.start))
+        mode = "L" if self.channels == 1 else "RGB"
+        wide = Image.new(mode, (columns.length, rows.end - rows.start))
         band = max(1, _BAND // (columns.end - columns.start))
         for top in range(rows.start, rows.end, band):
             box = (columns.start, top, columns.end, min(top + band, rows.end))
             wide.paste(resized(part(box), columns, down=False), (0, top - rows.start))
-        return np.asarray(resized(wide, rows, down=True))
+        return self._padded(resized(wide, rows, down=True), rows, columns)
+
+    def _padded(self, image: Image.Image, rows: Window, columns: Window) -> Pixels:
+        """Put the part that is shown where it belongs in the input."""
+        pixels = np.asarray(image).reshape(rows.length, columns.length, -1)
+        if self.resize != "pad":
+            return pixels
+        padded = np.empty((*self.eval_sides, pixels.shape[-1]), np.uint8)
+        padded[:] = self.mean_colour
+        across = slice(columns.before, columns.before + columns.length)
+        padded[rows.before : rows.before + rows.length, across] = pixels
+        return padded
 
     def prepare_tensor(self, image: Any) -> Any:
         """Resize and crop one image with TensorFlow, also inside `tf.data`.
@@ -200,63 +308,75 @@ class Preprocessing:
             image: uint8 tensor `(height, width, channels)` of any size.
 
         Returns:
-            uint8 tensor `(eval_size, eval_size, channels)`.
+            uint8 tensor `(height, width, channels)` as in `input_shape`.
         """
         import tensorflow as tf
 
-        crop, kind = self.eval_size, self.interpolation
+        kind = self.interpolation
+        image = to_grey(image) if self.channels == 1 else image
         height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
-        short = tf.minimum(height, width)
-        rows, columns = (self._window(side, short) for side in (height, width))
-
-        def cut() -> Any:
-            top, left = rows.offset, columns.offset
-            return image[top : top + crop, left : left + crop]
+        rows, columns = self._windows(height, width)
 
         def resized() -> Any:
             part = image[rows.start : rows.end, columns.start : columns.end]
-            wide = _resample_columns(part, columns, crop, kind)
-            return _resample_rows(wide, rows, crop, kind)
+            wide = _resample_columns(part, columns, kind)
+            return _resample_rows(wide, rows, kind)
 
         def resized_large() -> Any:
-            low = _resample_rows(image, rows._replace(start=0), crop, kind)
-            return _resample_columns(low, columns._replace(start=0), crop, kind)
+            low = _resample_rows(image, rows._replace(start=0), kind)
+            return _resample_columns(low, columns._replace(start=0), kind)
 
-        large = (height * width > LARGE) & (tf.maximum(height, width) <= _LONG * short)
+        large = height * width > LARGE
+        if self.resize == "crop":
+            long, short = tf.maximum(height, width), tf.minimum(height, width)
+            large &= long <= _LONG * short
         # Skipping images that have the size already saves half of their time.
         same = tf.reduce_all([rows.scaled == height, columns.scaled == width])
-        prepared = tf.cond(same, cut, lambda: tf.cond(large, resized_large, resized))
-        return tf.ensure_shape(prepared, (crop, crop, image.shape[-1]))
+        prepared = tf.cond(
+            same,
+            lambda: image[rows.shown(), columns.shown()],
+            lambda: tf.cond(large, resized_large, resized),
+        )
+        if self.resize == "pad":
+            borders = [
+                (window.before, size - window.length - window.before)
+                for window, size in zip((rows, columns), self.eval_sides, strict=True)
+            ]
+            # Padding the difference to the colour with zeros pads with that colour.
+            colour = self.mean_colour
+            prepared = tf.pad(prepared - colour, [*borders, (0, 0)]) + colour
+        return tf.ensure_shape(prepared, (*self.eval_sides, image.shape[-1]))
 
-    def _window(self, side: Any, short: Any) -> Window:
-        """Return what of one side of an image the centre crop comes from.
+    def _windows(self, height: Any, width: Any) -> tuple[Window, Window]:
+        """Return what of the rows and of the columns of an image the input comes from.
 
         Works on Python integers and on int64 tensors alike.
         """
-        crop = self.eval_size
-        scaled = scaled_side(side, short, self.resize_size)
-        offset = crop_offset(scaled, crop)
-        # Both filters reach two pixels of the smaller image at most, and rounding one.
-        reach = 2 * (-(-side // scaled)) + 2
-        start = offset * side // scaled - reach
-        end = -(-(offset + crop) * side // scaled) + reach
-        if isinstance(side, int):
-            start, end = max(start, 0), min(end, side)
-        else:
-            import tensorflow as tf
-
-            start, end = tf.maximum(start, 0), tf.minimum(end, side)
-        return Window(start, end, side, scaled, offset)
+        scaled = self.resize_sides
+        if self.resize != "squash":
+            covering = self.resize == "crop"
+            scaled = scaled_sides(height, width, scaled, covering=covering)
+        pads = self.resize == "pad"
+        sides = zip((height, width), scaled, self.eval_sides, strict=True)
+        rows, columns = (_window(*each, pads=pads) for each in sides)
+        return rows, columns
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        """Return the fields as plain JSON values; `resize` where it is no crop."""
+        content = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+        if self.resize == "crop":
+            # Earlier releases, which know nothing else, read such cards.
+            del content["resize"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
         """Return what `to_json` wrote; unknown or missing fields are a TypeError."""
         known = {field.name for field in fields(cls)}
-        if not isinstance(content, dict) or set(content) != known:
+        if not isinstance(content, dict) or {*content, "resize"} != known:
             raise TypeError(f"expected the fields {sorted(known)}")
         triples = {name: content[name] for name in ("mean", "std")}
         if not all(isinstance(value, list) for value in triples.values()):
@@ -265,7 +385,7 @@ class Preprocessing:
 
 
 def default_preprocessing(
-    spec: ResNetSpec, eval_size: int | None = None
+    spec: ResNetSpec, eval_size: Size | None = None
 ) -> Preprocessing:
     """Return the preprocessing of a model trained from scratch.
 
@@ -274,7 +394,8 @@ def default_preprocessing(
 
     Args:
         spec: What is built.
-        eval_size: Side of the input, in pixels; the spec's by default.
+        eval_size: Side of the input in pixels, or height and width; the spec's by
+            default.
     """
     side = eval_size or spec.image_size
     return Preprocessing(
@@ -287,6 +408,11 @@ def default_preprocessing(
     )
 
 
+def to_image(pixels: Pixels) -> Image.Image:
+    """Return an image of uint8 pixels: RGB, or grey without channels or with one."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image as 8-bit RGB: the upper 8 of 16 bits per channel."""
     if image.mode in _SIXTEEN_BITS:
@@ -296,12 +422,88 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def scaled_side(side: Any, short: Any, target: int) -> Any:
-    """Scale one side so that the short one becomes `target`, rounding down.
+def to_grey(image: Any) -> Any:
+    """Return a tensor as grey, with the numbers of Pillow's "L".
+
+    Args:
+        image: uint8 `(height, width, 3)`, or with 1 channel, which stays as it is.
+
+    Returns:
+        uint8 `(height, width, 1)`.
+    """
+    import tensorflow as tf
+
+    if image.shape[-1] == 1:
+        return image
+
+    def weighted(pixels: Any) -> Any:
+        total = tf.linalg.matmul(tf.cast(pixels, tf.int32), _GREY)
+        return tf.cast(tf.bitwise.right_shift(total + 2**15, 16), tf.uint8)
+
+    # Row by row, for the numbers take 16 bytes a pixel.
+    return tf.cond(
+        tf.size(image) > 3 * LARGE,
+        lambda: tf.map_fn(weighted, image, parallel_iterations=1),
+        lambda: weighted(image),
+    )
+
+
+def as_sides(size: Size) -> Sides:
+    """Return the height and width that a size stands for."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def as_size(sides: Any) -> Any:
+    """Return the side of a square, or height and width, of any sequence of the two."""
+    if not isinstance(sides, tuple | list):
+        return sides
+    square = len(sides) == 2 and sides[0] == sides[1]
+    return sides[0] if square else tuple(sides)
+
+
+def shown_size(sides: Sequence[int | None], between: str = "x") -> str:
+    """Return height and width as messages show them, such as "64x96"."""
+    return between.join(map(str, sides))
+
+
+def scaled_sides(
+    height: Any, width: Any, sides: Sides, *, covering: bool
+) -> tuple[Any, Any]:
+    """Scale an image so that it just covers others sides, or just fits into them.
+
+    One of its sides becomes that of `sides`, the other one is rounded down.
 
     Works on Python integers and on integer tensors alike, as `crop_offset` does.
     """
-    return side * target // short
+    tall, wide = sides
+    least, most = _extremes(height)
+    along = height * wide // width, width * tall // height
+    if covering:
+        return most(along[0], tall), most(along[1], wide)
+    return most(least(along[0], tall), 1), most(least(along[1], wide), 1)
+
+
+def _window(side: Any, scaled: Any, size: int, *, pads: bool) -> Window:
+    """Return what of one side of an image the input comes from."""
+    least, most = _extremes(side)
+    offset, length, before = crop_offset(scaled, size), size, 0
+    if pads:
+        before, offset = most(-offset, 0), most(offset, 0)
+        length = least(scaled, size)
+    # Both filters reach two pixels of the smaller image at most, and rounding one.
+    reach = 2 * (-(-side // scaled)) + 2
+    start = most(offset * side // scaled - reach, 0)
+    end = least(-(-(offset + length) * side // scaled) + reach, side)
+    return Window(start, end, side, scaled, offset, length, before)
+
+
+def _extremes(side: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the functions that give the least and the greatest of two such sides."""
+    if isinstance(side, int):
+        return min, max
+    import tensorflow as tf
+
+    return tf.minimum, tf.maximum
 
 
 def crop_offset(side: Any, crop: int) -> Any:
@@ -313,8 +515,8 @@ def crop_offset(side: Any, crop: int) -> Any:
     return half + ((side - crop) % 2) * (half % 2)
 
 
-def _resample_columns(image: Any, window: Window, crop: int, kind: str) -> Any:
-    """Resize the columns from `window.start` on and cut the crop from the result.
+def _resample_columns(image: Any, window: Window, kind: str) -> Any:
+    """Resize the columns from `window.start` on and cut what is shown from the result.
 
     Pillow resizes horizontally, rounds to uint8, then vertically; following it
     leaves a difference in one pixel of a thousand, a single pass in one of seven.
@@ -324,7 +526,7 @@ def _resample_columns(image: Any, window: Window, crop: int, kind: str) -> Any:
     scale, translation = _placement(window)
     pixels = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
-        size=tf.stack([tf.shape(image)[0], crop]),
+        size=tf.stack([tf.shape(image)[0], tf.cast(window.length, tf.int32)]),
         scale=tf.stack([1.0, scale]),
         translation=tf.stack([0.0, translation]),
         kernel_type=_KERNELS[kind],
@@ -332,7 +534,7 @@ def _resample_columns(image: Any, window: Window, crop: int, kind: str) -> Any:
     return _to_bytes(pixels[0])
 
 
-def _resample_rows(image: Any, window: Window, crop: int, kind: str) -> Any:
+def _resample_rows(image: Any, window: Window, kind: str) -> Any:
     """Resize the rows as `_resample_columns` does the columns.
 
     Each row becomes the channels of a single pixel: the kernel mixes those at once.
@@ -340,15 +542,16 @@ def _resample_rows(image: Any, window: Window, crop: int, kind: str) -> Any:
     import tensorflow as tf
 
     height, width, channels = tf.unstack(tf.shape(image))
+    length = tf.cast(window.length, tf.int32)
     scale, translation = _placement(window)
     pixels = tf.raw_ops.ScaleAndTranslate(
         images=tf.reshape(image, (1, height, 1, width * channels)),
-        size=[crop, 1],
+        size=tf.stack([length, 1]),
         scale=tf.stack([scale, 1.0]),
         translation=tf.stack([translation, 0.0]),
         kernel_type=_KERNELS[kind],
     )
-    return _to_bytes(tf.reshape(pixels, (crop, width, channels)))
+    return _to_bytes(tf.reshape(pixels, (length, width, channels)))
 
 
 def _placement(window: Window) -> tuple[Any, Any]:

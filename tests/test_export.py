@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import prepared_batches, probabilities
 from reszoo.weights.names import to_tensors
+from reszoo.zoo import set_card
 from reszoo_export import serving
 from reszoo_export.formats import FORMATS
 from reszoo_export.quantization import ranges
@@ -244,12 +246,15 @@ def test_requests_that_cannot_be_meant_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_only_a_square_classifier_exports(tmp_path: Path) -> None:
+def test_only_a_classifier_of_the_cards_size_exports(tmp_path: Path) -> None:
     headless = reszoo.build("resnet20", include_top=False)
     with pytest.raises(reszoo.UsageError, match="Only a model with a classifier"):
         reszoo.export(headless, tmp_path / "export")
     wide = reszoo.build("resnet20", input_shape=(32, 64, 3))
-    with pytest.raises(reszoo.UsageError, match="Received: a model of 32x64"):
+    card = reszoo.card(wide)
+    record = replace(card.preprocessing, eval_size=32)
+    set_card(wide, replace(card, preprocessing=record))
+    with pytest.raises(reszoo.UsageError, match="built for images of 32 x 64"):
         reszoo.export(wide, tmp_path / "export")
 
 

@@ -83,8 +83,8 @@ def test_it_is_told_in_words_and_as_json(written: Any) -> None:
     assert rows["labels"] == "not recorded; 10 classes"
     assert rows["source"] == "initialised, not trained"
     assert (
-        "short side resized to 32 (bilinear), centre crop 32x32"
-        in rows["preprocessing"]
+        "resize the short side to 32 pixels (bilinear, antialiased), cut 32x32 from "
+        "the centre, RGB 0-255" in rows["preprocessing"]
     )
     assert "mean 0.485/0.456/0.406" in rows["preprocessing"]
     for word, line in found.rows():

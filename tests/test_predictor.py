@@ -3,6 +3,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.weights.names import to_tensors
+from reszoo.zoo import set_card
 from reszoo_export.formats import FORMATS, ExportOptions, find_formats
 from reszoo_export.runtimes import open_runtime, softmax
 from reszoo_export.serving import make_serving
@@ -201,16 +203,18 @@ def test_streams_and_batches_are_refused_before_the_first_image() -> None:
         predictor.predict([], batch_size=-1)
 
 
-def test_a_rectangular_model_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+def test_a_model_of_another_size_than_its_card_is_refused(tmp_path: Path) -> None:
     model = reszoo.build("resnet20", input_shape=(64, 96, 3), classes=3)
-    path = tmp_path / "model.safetensors"
-    reszoo.save(model, path)
-    told = r"square images, here of 32x32.* Received: a model of 64x96 \(height x wid"
-    for opened in (model, path):
-        with pytest.raises(reszoo.UsageError, match=told):
-            reszoo.Predictor(opened)
-        with pytest.raises(reszoo.UsageError, match=told):
-            reszoo.evaluate(opened, "digits")
+    card = reszoo.card(model)
+    record = replace(card.preprocessing, eval_size=32)
+    path = reszoo.save(model, tmp_path / "model.safetensors")
+    set_card(model, replace(card, preprocessing=record))
+    told = r"built for images of 64 x 96, .* 32 x 32 \(height x width\)"
+    with pytest.raises(reszoo.UsageError, match=told):
+        reszoo.Predictor(model)
+    with pytest.raises(reszoo.UsageError, match=told):
+        reszoo.evaluate(model, "digits")
+    assert reszoo.Predictor(path).predict(np.zeros((9, 9, 3), np.uint8)).any()
     open_sides = reszoo.build("resnet20", input_shape=(None, None, 3), classes=3)
     assert reszoo.Predictor(open_sides).predict(np.zeros((9, 9, 3), np.uint8)).any()
 

@@ -21,8 +21,8 @@ def small(**options: Any) -> Any:
 
 
 def images(serving: Serving, count: int = 4) -> Any:
-    size = serving.card.preprocessing.eval_size
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    shape = (count, *serving.card.preprocessing.input_shape)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def answers(serving: Serving, output: str) -> Any:

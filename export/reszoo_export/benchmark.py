@@ -229,9 +229,8 @@ def time_file(request: Request) -> Timing:
 
 
 def _noise(runtime: Runtime, batch: int) -> Pixels:
-    size = runtime.card.preprocessing.eval_size
-    draw = np.random.default_rng(0)
-    return draw.integers(0, 256, (batch, size, size, 3), np.uint8)
+    shape = (batch, *runtime.card.preprocessing.input_shape)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def _time_calls(runtime: Runtime, images: Pixels, request: Request) -> list[float]:

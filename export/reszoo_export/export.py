@@ -17,7 +17,7 @@ from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, free_folder, write_text
-from reszoo.preprocessing import Preprocessing
+from reszoo.preprocessing import Preprocessing, Size
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
 from reszoo_export.formats import (
@@ -66,7 +66,7 @@ def export(
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     batch: int | Literal["dynamic"] | None = None,
-    input_size: int | None = None,
+    input_size: Size | None = None,
     layout: Literal["nhwc", "nchw"] = "nhwc",
     input_dtype: Literal["uint8", "float32"] | None = None,
     opset: int | None = None,
@@ -85,7 +85,7 @@ def export(
 
     Args:
         model: A model from reszoo, a checkpoint, or any functional or sequential Keras
-            model from one square RGB image to one vector of class scores: logits, or
+            model from one RGB or grey image to one vector of class scores: logits, or
             probabilities of a softmax or sigmoid at the end.
         output: The folder to create.
         formats: Names of formats; `reszoo export --help` lists them.
@@ -100,7 +100,8 @@ def export(
             needed where its layers do not tell it.
         batch: Images in a call: a number, or "dynamic" for any number; None is 1 for
             TFLite and any number for the others.
-        input_size: Height and width of the image in pixels; None is the model's.
+        input_size: Height and width of the image in pixels, a number for a square;
+            None is the model's.
         layout: Order of the image's axes, "nhwc" or "nchw" (ONNX only).
         input_dtype: Of the pixels of ONNX files, "uint8" or "float32"; None is uint8.
             Some programs (ncnn's converter, OpenCV's helpers) want float32.

@@ -388,7 +388,7 @@ class ExportOptions:
     """Input and output of the exported function; `reszoo.export` explains each."""
 
     batch: int | Literal["dynamic"] | None = None
-    input_size: int | None = None
+    input_size: int | tuple[int, int] | None = None
     layout: Literal["nhwc", "nchw"] = "nhwc"
     input_dtype: Literal["uint8", "float32"] | None = None
     opset: int | None = None
@@ -402,7 +402,17 @@ class ExportOptions:
                 f'batch must be a number or "dynamic". Received: {self.batch!r}.'
             )
         for name in ("batch", "input_size", "opset", "version"):
-            _check_number(name, getattr(self, name), optional=name != "version")
+            value = getattr(self, name)
+            pair = name == "input_size" and isinstance(value, tuple | list)
+            for number in value if pair else (value,):
+                _check_number(name, number, optional=name != "version")
+            if pair and len(value) != 2:
+                raise UsageError(
+                    "input_size must be one number, or height and width. "
+                    f"Received: {value!r}."
+                )
+        if isinstance(self.input_size, list):
+            object.__setattr__(self, "input_size", tuple(self.input_size))
         if self.layout not in ("nhwc", "nchw"):
             raise UsageError(
                 f'layout must be "nhwc" or "nchw". Received: {self.layout!r}.'

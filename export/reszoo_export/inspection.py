@@ -194,10 +194,9 @@ def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
         yield "labels", f"{len(card.labels)}: {_some(card.labels)}"
     elif architecture.classes:
         yield "labels", f"not recorded; {architecture.classes} classes"
-    size, mean, std = preprocessing.eval_size, preprocessing.mean, preprocessing.std
+    mean, std = preprocessing.mean, preprocessing.std
     shown = (
-        f"short side resized to {preprocessing.resize_size} "
-        f"({preprocessing.interpolation}), centre crop {size}x{size}, RGB 0-255; "
+        f"{', '.join(preprocessing.steps())}, {preprocessing.colours} 0-255; "
         f"normalised inside: mean {_numbers(mean)}, std {_numbers(std)}"
     )
     yield "preprocessing", shown

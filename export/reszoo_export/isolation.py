@@ -378,8 +378,8 @@ def _open(header: dict[str, Any]) -> Runtime:
     limits = limits_for(path, _CALL_SECONDS)
     set_limits(limits, final=False)
     runtime = open_runtime(path, **header)
-    size = runtime.card.preprocessing.eval_size
-    set_limits(limits_for(path, _CALL_SECONDS, pixels=size * size))
+    height, width = runtime.card.preprocessing.eval_sides
+    set_limits(limits_for(path, _CALL_SECONDS, pixels=height * width))
     return runtime
 
 

@@ -37,7 +37,7 @@ def summary(card: Card) -> str:
     does = f"an image classifier for {classes} classes" if classes else "image features"
     return (
         f"{card.architecture.name}, {does} ({source}). Normalisation is inside: "
-        "feed RGB from 0 to 255."
+        f"feed {card.preprocessing.colours} from 0 to 255."
     )
 
 

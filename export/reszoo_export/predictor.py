@@ -131,8 +131,7 @@ class Predictor:
         self._threads = threads
         self._options = {**options, "isolated": isolated}
         self.card = self._runtime.card
-        self.card.check_rgb()
-        self.card.check_square()
+        self.card.check_input()
         self.output_kind = self._runtime.interface.output_kind
         classes = self.card.architecture.classes or 0
         indices = range(classes if self.output_kind == "probabilities" else 0)
@@ -293,21 +292,22 @@ class Predictor:
         return self.card.preprocessing.prepare(load_image(image, name))
 
     def _stacked(self, images: list[Pixels]) -> Pixels:
-        size = self.card.preprocessing.eval_size
-        return np.array(images, np.uint8).reshape(-1, size, size, 3)
+        shape = self.card.preprocessing.input_shape
+        return np.array(images, np.uint8).reshape(-1, *shape)
 
     def predict_prepared(self, images: Pixels) -> ModelOutput:
-        """Classify uint8 `(n, eval_size, eval_size, 3)`, already resized and cropped.
+        """Classify uint8 `(n, height, width, channels)`, already resized and cropped.
 
         Raises:
             UsageError: They are of another dtype or shape, or the file gives
                 features.
         """
         self._check_kind("probabilities")
-        size = self.card.preprocessing.eval_size
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+        shape = self.card.preprocessing.input_shape
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            sides = ", ".join(map(str, shape))
             raise UsageError(
-                f"Prepared images must be uint8 of shape (n, {size}, {size}, 3). "
+                f"Prepared images must be uint8 of shape (n, {sides}). "
                 f"Received: {images.dtype} {images.shape}; predict takes any size."
             )
         return run_in_batches(self._runtime, images)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from PIL import Image
 
 from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.files import write_text
+from reszoo.preprocessing import to_image
 from reszoo.report.page import (
     Table,
     environment,
@@ -379,7 +379,7 @@ def _compared_image(
     return {
         "index": each.image,
         "truth": truth and Outside(truth),
-        "picture": thumbnail(Image.fromarray(reference.images[each.image])),
+        "picture": thumbnail(to_image(reference.images[each.image])),
         "model": (Outside(each.model_label), each.model_probability),
         "file": (Outside(each.file_label), each.file_probability),
         "difference": each.difference,

@@ -90,7 +90,10 @@ class Interface:
 
 
 def find_interface(
-    path: Path, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]
+    path: Path,
+    inputs: Sequence[TensorInfo],
+    outputs: Sequence[TensorInfo],
+    channels: int = 3,
 ) -> Interface:
     """Return the interface of a file with these inputs and outputs.
 
@@ -110,7 +113,7 @@ def find_interface(
         batch=first if isinstance(first, int) and first > 0 else None,
         dtype=np.dtype(images[0]["dtype"]),
         zero_point=images[0].get("zero_point", 0),
-        channels_first=last != 3,
+        channels_first=last != channels,
         output=known[0],
     )
 
@@ -176,7 +179,8 @@ class Runtime:
     ) -> None:
         self.name, self.card, self.threads = name, card, threads
         self.inputs, self.outputs = inputs, outputs
-        self.interface = find_interface(path, inputs, outputs)
+        channels = card.preprocessing.channels
+        self.interface = find_interface(path, inputs, outputs, channels)
         _check_width(path, card, self.interface)
         self.sessions, self._call, self._operators = sessions, call, operators
         self._path = path
@@ -193,7 +197,7 @@ class Runtime:
         self._operators = None
 
     def run(self, images: Pixels) -> ModelOutput:
-        """Run the file on uint8 `(n, height, width, 3)`.
+        """Run the file on uint8 `(n, height, width, channels)`.
 
         Returns probabilities `(n, classes)`, also where the file gives logits or uint8,
         or features `(n, width)` where it gives these.

@@ -17,7 +17,7 @@ import tensorflow as tf
 from reszoo.architecture import Architecture, KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import UsageError
-from reszoo.preprocessing import Preprocessing
+from reszoo.preprocessing import Preprocessing, as_sides, as_size, shown_size
 from reszoo.resnet import build_resnet
 from reszoo.training.model import precision_policy
 from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
@@ -87,9 +87,9 @@ class Serving:
         return default if self.options.batch is None else self.options.batch
 
     def spec(self, batch: int | None, dtype: tf.DType) -> tf.TensorSpec:
-        """Return the input's specification: `(batch, height, width, 3)`."""
-        size = self.card.preprocessing.eval_size
-        return tf.TensorSpec((batch, size, size, 3), dtype, INPUT)
+        """Return the input's specification: `(batch, height, width, channels)`."""
+        shape = (batch, *self.card.preprocessing.input_shape)
+        return tf.TensorSpec(shape, dtype, INPUT)
 
     def function(
         self, *outputs: str, batch: int | None = None, dtype: tf.DType = tf.uint8
@@ -152,10 +152,8 @@ def make_serving(
     if not known:
         _check_askable(card, options)
     card = _as_asked(card, options)
-    size = card.preprocessing.eval_size
-    architecture = replace(
-        card.resnet, input_shape=(size, size, 3), classifier_activation=None
-    )
+    shape = card.preprocessing.input_shape
+    architecture = replace(card.resnet, input_shape=shape, classifier_activation=None)
     folded = _float32_model(architecture, tensors, folded=True)
     return Serving(folded, card, options, bgr=is_bgr)
 
@@ -188,7 +186,8 @@ def _traced(
 
 def _check_logits(serving: Serving, name: str) -> None:
     """Refuse scores that are probabilities although no known operation made them."""
-    images = synthetic_images(serving.card.preprocessing.eval_size)
+    record = serving.card.preprocessing
+    images = synthetic_images(record.eval_size, record.channels)
     scores = serving.function("logits")(images)["logits"].numpy()
     if scores.min() >= 0 and np.allclose(scores.sum(-1), 1, atol=1e-3):
         raise UsageError(
@@ -241,23 +240,17 @@ def _labelled(card: Card, labels: Sequence[str] | None) -> Card:
 
 
 def _check_exportable(card: Card, options: ExportOptions) -> None:
-    card.check_rgb()
     if not card.architecture.include_top and options.outputs != FEATURES:
         raise UsageError(
             "Only a model with a classifier gives logits and probabilities. "
             f"{card.architecture.name} was built with include_top=False; export what "
             "it has with outputs='features' (--outputs features)."
         )
-    height, width, _ = card.architecture.input_shape
-    spec, size = card.resnet.spec, card.preprocessing.eval_size
-    if options.input_size is None and not {height, width} <= {None, size}:
-        raise UsageError(
-            f"The model's input must be what its preprocessing makes, {size}x{size}. "
-            f"Received: a model of {height}x{width}; say which is meant with "
-            "input_size (--input-size)."
-        )
-    least = card.resnet.reduction
-    if options.input_size is not None and options.input_size < least:
+    if options.input_size is None:
+        card.check_input()
+        return
+    spec, least = card.resnet.spec, card.resnet.reduction
+    if min(as_sides(options.input_size)) < least:
         raise UsageError(
             f"{spec.name} divides the sides of an image by {least}, so that input_size "
             f"must be at least {least} pixels. Received: "
@@ -267,18 +260,18 @@ def _check_exportable(card: Card, options: ExportOptions) -> None:
 
 def _check_askable(card: Card, options: ExportOptions) -> None:
     """Refuse a size at which a plain Keras model cannot be asked for comparison."""
-    own = card.architecture.input_shape[0]
-    if own not in (None, options.input_size or own):
+    *own, channels = card.architecture.input_shape
+    if None not in own and as_size(own) != as_size(options.input_size or own):
         raise UsageError(
-            f"A Keras model made for images of {own}x{own} can be exported for those "
-            f"only. Received: input_size={options.input_size}; build it with "
-            "input_shape=(None, None, 3)."
+            f"A Keras model made for images of {shown_size(own)} can be exported for "
+            f"those only. Received: input_size={options.input_size}; build it with "
+            f"input_shape=(None, None, {channels})."
         )
 
 
 def _as_asked(card: Card, options: ExportOptions) -> Card:
     """Return the card of what the options make of a model."""
-    size, architecture = options.input_size, card.resnet
+    size, architecture = as_size(options.input_size), card.resnet
     if size not in (None, card.preprocessing.eval_size):
         card = replace(
             card,
@@ -286,7 +279,8 @@ def _as_asked(card: Card, options: ExportOptions) -> Card:
             metrics=(),  # They were measured at another size.
         )
     if size is not None:
-        architecture = replace(architecture, input_shape=(size, size, 3))
+        shape = card.preprocessing.input_shape
+        architecture = replace(architecture, input_shape=shape)
     if options.outputs == FEATURES:
         architecture = replace(
             architecture,

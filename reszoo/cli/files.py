@@ -47,8 +47,9 @@ Batch = Annotated[str | None, Option(
     metavar="N|dynamic", show_default="1 for TFLite, dynamic for the others",
     help="Batch size of the file's input.",
 )]
-InputSize = Annotated[int | None, Option(
-    help="Height and width of the input, in pixels.", show_default="the checkpoint's"
+InputSize = Annotated[str | None, Option(
+    metavar="PIXELS", show_default="the checkpoint's",
+    help="Height and width of the input, such as 224 or 64,96.",
 )]
 Layout = Annotated[str, Option(help="Axes of the input: nhwc, or nchw (ONNX only).")]
 InputDtype = Annotated[str | None, Option(
@@ -158,8 +159,19 @@ def export(
     Example: reszoo export runs/photos/best.safetensors --output export
     --formats tflite-int8,onnx --calibration photos/
     """
-    manifest = reszoo.export(**given(locals(), batch=_batch(batch)))
+    manifest = reszoo.export(
+        **given(locals(), batch=_batch(batch), input_size=_size(input_size))
+    )
     _print_manifest(manifest, as_json)
+
+
+def _size(text: str | None) -> Any:
+    numbers = [each for each in (text or "").split(",") if each]
+    if not all(each.isdecimal() for each in numbers):
+        raise UsageError(f"input_size must be 224 or 64,96. Received: {text!r}.")
+    return (
+        [*map(int, numbers)] if len(numbers) > 1 else int(numbers[0]) if text else None
+    )
 
 
 def _batch(text: str | None) -> Any:

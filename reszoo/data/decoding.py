@@ -96,7 +96,7 @@ class Decoder:
         )
 
     def prepared(self, index: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-        """Return one image, resized and cropped: uint8 `(eval_size, eval_size, 3)`."""
+        """Return one image, resized and cropped: uint8 of `input_shape`."""
 
         def by_tensorflow() -> tf.Tensor:
             image = self.image(index) if arrays else self._decode(index, None)
@@ -107,7 +107,7 @@ class Decoder:
                 return self._examples.prepared(int(number), preprocessing)
 
             image = tf.numpy_function(pixels, [index], tf.uint8)
-            return tf.ensure_shape(image, (*[preprocessing.eval_size] * 2, 3))
+            return tf.ensure_shape(image, preprocessing.input_shape)
 
         arrays = self._examples.images is not None
         if arrays or not self._some_by_pillow:

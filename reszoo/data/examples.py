@@ -126,7 +126,7 @@ class Examples:
         return self.records.read(index) if self.records else (self.paths or ())[index]
 
     def prepared(self, index: int, preprocessing: Preprocessing) -> Pixels:
-        """Return one image, prepared by Pillow: uint8 `(eval_size, eval_size, 3)`."""
+        """Return one image, prepared by Pillow: uint8 of `input_shape`."""
         if self.images is not None:
             return preprocessing.prepare(self.images[index])
         file, name = self._file(index), self.name(index)

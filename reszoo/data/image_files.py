@@ -101,7 +101,7 @@ def prepare_image(
     memory or less. Arguments and errors are those of `open_image`.
 
     Returns:
-        uint8 RGB `(eval_size, eval_size, 3)`.
+        uint8 of `preprocessing.input_shape`.
     """
     with opened(*_named(source, name), recover=recover) as image:
         size, part = upright_parts(image)

@@ -15,7 +15,7 @@ from reszoo.data.augment.policies import Canvas, find_policy
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
-from reszoo.preprocessing import Preprocessing
+from reszoo.preprocessing import Preprocessing, to_grey
 
 Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor]
 # Batches made ahead. Left to itself tf.data may keep ever more of them.
@@ -35,7 +35,8 @@ class Augmentation:
             "pad" and "none" resize as in evaluation, and "pad" then shifts.
         pad: With "pad": greatest shift in pixels, which shows the mean colour.
         scale: With "resized": share of the area, least and greatest.
-        ratio: With "resized": width over height, least and greatest.
+        ratio: With "resized": width over height, least and greatest, compared with
+            that of the input; of the image itself where the preprocessing squashes.
         flip: Whether half of the images are flipped horizontally.
         policy: "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policies`.
         erase: Share of the images of which a random box gets the mean colour.
@@ -61,7 +62,7 @@ def evaluation_batches(
     """Return every example once, in order.
 
     Returns:
-        Batches of uint8 `(batch, eval_size, eval_size, 3)` and int64 `(batch,)`;
+        Batches of uint8 `(batch, *input_shape)` and int64 `(batch,)`;
         the last may be smaller.
     """
     indices = tf.data.Dataset.range(len(examples))
@@ -106,7 +107,7 @@ def training_batches(
             part of every batch.
 
     Returns:
-        Batches of uint8 `(part, train_size, train_size, 3)` and int64 `(part,)`,
+        Batches of uint8 `(part, *train_sides, channels)` and int64 `(part,)`,
         where `part` is `batch_size` over the number of workers.
 
     Raises:
@@ -242,7 +243,7 @@ def _finisher(
     preprocessing: Preprocessing, augmentation: Augmentation
 ) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Batch]:
     """Return a function that does what is cheapest for a whole batch at once."""
-    fill = _mean_colour(preprocessing)
+    fill = tf.constant(preprocessing.mean_colour)
 
     def finish(images: tf.Tensor, targets: tf.Tensor, draws: tf.Tensor) -> Batch:
         if augmentation.crop == "pad" and augmentation.pad:
@@ -274,12 +275,15 @@ def _loader(
     shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
     scale, ratio = augmentation.scale, augmentation.ratio
-    choose = partial(geometry.random_window, scale=scale, ratio=ratio)
-    fill = _mean_colour(preprocessing)
+    sides, grey = preprocessing.train_sides, preprocessing.channels == 1
+    aspect = None if preprocessing.resize == "squash" else sides[1] / sides[0]
+    choose = partial(geometry.random_window, scale=scale, ratio=ratio, aspect=aspect)
+    fill = tf.constant(preprocessing.mean_colour)
     # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
     trivial = augmentation.policy == "trivial"
     outside = tf.zeros_like(fill) if trivial else fill
-    canvas = Canvas(outside, preprocessing.interpolation)
+    # Policies know RGB only; of grey images each channel is treated alike.
+    canvas = Canvas(tf.repeat(outside, 3) if grey else outside, shown.interpolation)
 
     def load(
         index: tf.Tensor, key: tf.Tensor, target: tf.Tensor, draw: tf.Tensor
@@ -288,19 +292,17 @@ def _loader(
         if augmentation.crop == "resized":
             flipped = (draw[2] < 0.5) & augmentation.flip
             part = decoder.image(index, partial(choose, key=key))
-            size, kind = preprocessing.train_size, preprocessing.interpolation
-            image = geometry.resize(part, size, kind, flipped)
+            part = to_grey(part) if grey else part
+            image = geometry.resize(part, sides, shown.interpolation, flipped)
         else:
             image = decoder.prepared(index, shown)
         if policy:
-            image = policy(image, tf.random.fold_in(key, 1), canvas)
+            rgb = tf.repeat(image, 3, axis=-1) if grey else image
+            image = policy(rgb, tf.random.fold_in(key, 1), canvas)
+            image = image[..., :1] if grey else image
         if augmentation.erase:
             own = tf.random.fold_in(key, 2)
             image = geometry.erase(image, own, augmentation.erase, fill)
         return image, target, draw
 
     return load
-
-
-def _mean_colour(preprocessing: Preprocessing) -> tf.Tensor:
-    return tf.constant(np.round(255 * np.asarray(preprocessing.mean)), tf.uint8)

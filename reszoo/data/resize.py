@@ -29,7 +29,7 @@ from reszoo.data.listing import JPEG_SUFFIXES, Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError, UsageError
 from reszoo.files import atomic_folder, free_folder
-from reszoo.preprocessing import scaled_side
+from reszoo.preprocessing import scaled_sides
 
 # A much larger image is first reduced to this many times its final size, by the JPEG
 # decoder or by averaging: large photos take a quarter of the time, with no visible
@@ -198,7 +198,8 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
     if short <= side:
         resized = upright_rgb(image)
     else:
-        width, height = (scaled_side(length, short, side) for length in image.size)
+        square = (side, side)
+        height, width = scaled_sides(image.height, image.width, square, covering=True)
         swapped = orientation_of(image) > 4
         image.draft(None, (int(_REDUCING_GAP * width), int(_REDUCING_GAP * height)))
         resized = upright_rgb(image).resize(

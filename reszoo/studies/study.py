@@ -407,6 +407,11 @@ def _study_plan(
     source: Source, recipe: Recipe, size: int | None, folder: Path, save_every: float
 ) -> StudyPlan:
     side = size or recipe.train_size or (_DIGITS_SIZE if _is_digits(source) else _SIZE)
+    if not isinstance(side, int):
+        raise UsageError(
+            f"A study's models take square images. Received: train_size={side}; give "
+            "one number."
+        )
     train, _ = source.examples("train"), source.examples("test")
     preprocessing = new_card(architecture("resnet20")).preprocessing
     return StudyPlan(
@@ -486,7 +491,7 @@ def _variant_trainer(
     # The graph of the model before would stay for as long as the session.
     keras.backend.clear_session()
     with precision_policy(resolve_precision(recipe)):
-        side, classes = plan.preprocessing.train_size, len(plan.source.labels)
+        (side, _), classes = plan.preprocessing.train_sides, len(plan.source.labels)
         model = family.build(variant, side, classes)
     if recipe.bn_momentum is not None:
         set_momentum(model, recipe.bn_momentum)

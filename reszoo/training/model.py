@@ -126,10 +126,10 @@ def training_copy(
     """
     architecture = get_card(model).resnet
     logits_model(model)
-    side = preprocessing.train_size
+    shape = (*preprocessing.train_sides, preprocessing.channels)
     with precision_policy(resolve_precision(recipe)):
         copy = build_resnet(
-            replace(architecture, input_shape=(side, side, 3)),
+            replace(architecture, input_shape=shape),
             stochastic_depth=recipe.stochastic_depth,
             keyed=True,
             synchronized=recipe.sync_bn,
@@ -189,8 +189,7 @@ def _first_and_again(group: keras.Model, rest: list[Any]) -> Callable[[Any], Any
 
 def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
     """Build a float32 copy at `eval_size`, which measures while another copy trains."""
-    shape = (preprocessing.eval_size, preprocessing.eval_size, 3)
-    built = get_card(model).resnet
+    shape, built = preprocessing.input_shape, get_card(model).resnet
     # Without Keras' dropout, which has variables of its own.
     built = replace(built, input_shape=shape, classifier_activation=None, dropout=0.0)
     with precision_policy("float32"):

@@ -124,7 +124,8 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields replaced.
 
     Fields that depend on the old value of a replaced field are reset, unless they are
-    given as well: a new number of `epochs` replaces `steps`, and the other way round; a
+    given as well: `resize="squash"` or `"pad"` resets `crop_pct`, which is 1 then; a
+    new number of `epochs` replaces `steps`, and the other way round; a
     fixed warm-up becomes a twentieth of a training that is no longer than it, or that
     has steps where the recipe had epochs; a new `crop` or `schedule` resets what only
     the old one used (`recipes.NEEDS`) to its default.
@@ -154,6 +155,8 @@ def _reset(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
         for field, (other, value) in NEEDS.items()
         if changes.get(other, value) != value
     }
+    if changes.get("resize") in ("squash", "pad"):
+        reset["crop_pct"] = None
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if changes.get(one) is not None:
             reset[other] = None
@@ -198,7 +201,10 @@ def _parsed(name: str, options: tuple[Any, ...], value: str) -> Any:
     if value.lower() == "none" and NoneType in options:
         return None
     names = get_args(options[0]) if get_origin(options[0]) is Literal else ()
-    others = options[1:] if names else options
+    others = [*options[1:]] if names else [*options]
+    if "," in value:
+        # Of a size, which is one number or two.
+        others = [each for each in others if get_origin(each) is tuple] or others
     kind = get_origin(others[0]) or others[0] if others else NoneType
     if value in names or kind is NoneType:
         return value
@@ -208,7 +214,7 @@ def _parsed(name: str, options: tuple[Any, ...], value: str) -> Any:
         if kind in (int, float):
             return kind(value)
         if kind is tuple:
-            return tuple(float(part) for part in value.split(",") if value)
+            return tuple(get_args(others[0])[0](x) for x in value.split(",") if x)
         if kind is dict:
             return json.loads(value)
     except (KeyError, ValueError) as error:

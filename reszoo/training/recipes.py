@@ -31,7 +31,7 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
         value: NumPy's numbers become Python's, whole numbers become floats where
             the field is a float, and lists and arrays become tuples.
         options: Types in the order of preference, and `NoneType` where the field may be
-            None: bool, int, float (finite), str, a tuple of floats, a dict from text
+            None: bool, int, float (finite), str, a tuple of numbers, a dict from text
             to positive floats, or a `Literal` of names.
 
     Raises:
@@ -92,7 +92,8 @@ def _type_name(kind: Any) -> str:
     if get_origin(kind) is not tuple:
         return _TYPE_NAMES[kind]
     parts = get_args(kind)
-    return "numbers" if Ellipsis in parts else f"{len(parts)} numbers"
+    kind = "whole numbers" if parts[0] is int else "numbers"
+    return kind if Ellipsis in parts else f"{len(parts)} {kind}"
 
 
 # Interval -> the fields that must be in it, unless they are None.
@@ -101,7 +102,7 @@ _INTERVALS = {
     "(0, inf)": ("learning_rate", "head_learning_rate"),
     "[1, inf)": (
         "epochs", "steps", "accumulate", "ema_every", "patience", "repeats",
-        "train_size", "eval_size",
+        "train_size", "eval_size", "channels",
     ),
     "[2, inf)": ("batch_size",),
     "[0, 0.5)": ("pad",),
@@ -184,7 +185,8 @@ class Recipe:
             evaluation. "auto" is "pad" below 96 pixels, else "resized".
         pad: Border from which crops are cut, as a share of the side.
         scale: Least and largest share of the area of a resized crop.
-        ratio: Least and largest width over height of a resized crop.
+        ratio: Least and largest width over height of a resized crop, compared with
+            that of the input; with resize "squash", of the image.
         flip: Whether half of the images are flipped horizontally; None decides by
             the data, for a mirrored digit is not a digit.
         policy: "trivial" (TrivialAugmentWide), "rand-m7-mstd0.5" (timm's
@@ -212,10 +214,15 @@ class Recipe:
             (arXiv:1604.06174). The updates are the same.
         precision: "bfloat16" computes in it and keeps float32 weights; "auto" does
             so where the processor supports it.
-        train_size: Side of the training images; None is the card's, as below.
-        eval_size: Side of the evaluation images.
+        train_size: Side of the training images, or height and width; None is the
+            card's, as below.
+        eval_size: The same of the evaluation images.
         crop_pct: Share that the centre crop keeps.
         interpolation: "bilinear" or "bicubic".
+        resize: "crop" shows the centre of an image, "squash" and "pad" all of it (see
+            `Preprocessing`); for these, `crop_pct` is 1 unless given.
+        channels: 1 for a model of grey images, 3 for RGB; for models that `train`
+            itself builds.
         seed: Of fresh weights, the order of images and their augmentation.
     """
 
@@ -267,10 +274,12 @@ class Recipe:
     head_learning_rate: float = 0.1
     recompute: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    train_size: int | None = None
-    eval_size: int | None = None
+    train_size: int | tuple[int, int] | None = None
+    eval_size: int | tuple[int, int] | None = None
     crop_pct: float | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
+    resize: Literal["crop", "squash", "pad"] | None = None
+    channels: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -298,7 +307,9 @@ class Recipe:
         for interval, names in _INTERVALS.items():
             for field in names:
                 value = getattr(self, field)
-                if isinstance(value, int | float) and not _is_in(value, interval):
+                numbers = value if isinstance(value, tuple) else (value,)
+                known = [x for x in numbers if isinstance(x, int | float)]
+                if not all(_is_in(x, interval) for x in known):
                     raise UsageError(
                         f"{field} must be in {interval}. Received: {field}={value}."
                     )

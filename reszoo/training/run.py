@@ -27,7 +27,7 @@ from reszoo.data.pipeline import (
 from reszoo.data.sources import Source
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import SCALARS, Metrics, inference_function, score
-from reszoo.preprocessing import Preprocessing
+from reszoo.preprocessing import Preprocessing, as_sides
 from reszoo.training.devices import Devices
 from reszoo.training.history import Epoch, EventLog, RunHistory
 from reszoo.training.model import evaluation_copy, training_copy
@@ -116,7 +116,7 @@ class RunConfig:
     @property
     def augmentation(self) -> Augmentation:
         """How training images are augmented."""
-        recipe, side = self.recipe, self.card.preprocessing.train_size
+        recipe, side = self.recipe, min(as_sides(self.card.preprocessing.train_size))
         flip = self.source.flip_safe if recipe.flip is None else recipe.flip
         kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
         return Augmentation(
@@ -214,7 +214,7 @@ class Evaluator:
 
     def _prepared(self, examples: Examples) -> tf.data.Dataset:
         batches = evaluation_batches(examples, self._preprocessing, self._batch_size)
-        size = len(examples) * self._preprocessing.eval_size**2 * 3
+        size = len(examples) * math.prod(self._preprocessing.input_shape)
         return batches.cache() if size <= _CACHED_BYTES else batches
 
 

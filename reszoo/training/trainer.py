@@ -18,6 +18,7 @@ from reszoo.data.checks import find_unreadable
 from reszoo.data.sources import Source, check_classes, fingerprint, open_source
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
+from reszoo.preprocessing import as_sides, shown_size
 from reszoo.specs import ResNetSpec, find_spec
 from reszoo.training.devices import Devices, open_devices
 from reszoo.training.history import BEST, HISTORY, LAST, Epoch
@@ -212,11 +213,12 @@ def _build(
     weights: str | os.PathLike[str] | None,
 ) -> keras.Model:
     if not isinstance(model, keras.Model):
-        side = recipe.eval_size
+        size, channels = recipe.eval_size, recipe.channels or 3
+        usual = find_spec(model).image_size
         return build(
             model,
             weights=weights,
-            input_shape=None if side is None else (side, side, 3),
+            input_shape=(*as_sides(size or usual), channels),
             classes=source.labels,
             zero_init_residual=recipe.zero_init_residual and weights is None,
             seed=recipe.seed,
@@ -238,11 +240,20 @@ def _run_config(
     devices: Devices,
 ) -> RunConfig:
     card = _labelled(get_card(model), source)
-    names = ("train_size", "eval_size", "crop_pct", "interpolation")
-    sizes = {name: getattr(recipe, name) for name in names}
-    given = {name: value for name, value in sizes.items() if value is not None}
+    names = ("train_size", "eval_size", "crop_pct", "interpolation", "resize")
+    fields = {name: getattr(recipe, name) for name in names}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if recipe.resize in ("squash", "pad"):
+        # Both are for showing the whole image.
+        given.setdefault("crop_pct", 1.0)
     card = replace(card, preprocessing=replace(card.preprocessing, **given))
-    _check_size(card)
+    card.check_input()
+    if recipe.channels not in (None, card.preprocessing.channels):
+        raise UsageError(
+            "channels= goes with the name of a model; a model has its channels. "
+            f"Received: channels={recipe.channels} and a model of "
+            f"{card.preprocessing.channels}."
+        )
     conditions = {
         "model": card.architecture.to_json(),
         "first weights": None if card.is_fresh else dict(card.provenance),
@@ -279,21 +290,8 @@ def _labelled(card: Card, source: Source) -> Card:
             f"Received: {classes} outputs for the {len(names)} classes of "
             f"{source.name}; build it with classes={len(names)}."
         )
-    card.check_rgb()
     check_classes(source, card.labels, "the model")
     return replace(card, labels=names)
-
-
-def _check_size(card: Card) -> None:
-    """Refuse to evaluate a model at another size than it was built for."""
-    height, width, _ = card.architecture.input_shape
-    side = card.preprocessing.eval_size
-    if {height, width} - {None, side}:
-        raise UsageError(
-            f"The model was built for images of {height} x {width}, the recipe "
-            f"evaluates at {side} x {side}. Build it with input_shape=({side}, {side}, "
-            f"3), or set eval_size={height}."
-        )
 
 
 def _saved_state(
@@ -354,11 +352,13 @@ def _start(run: Run, *, resuming: bool) -> None:
 def _announce(run: Run) -> None:
     config = run.config
     flips = ", flipped at random" if config.augmentation.flip else ""
-    side = config.card.preprocessing.train_size
+    record = config.card.preprocessing
+    whole = {"crop": "", "squash": " (squashed)", "pad": " (padded)"}
+    size = shown_size(record.train_sides, " x ") + whole[record.resize]
     head = config.phases[0].epochs if len(config.phases) > 1 else 0
     first = f" (head only in the first{f' {head}' * (head > 1)})" if head else ""
     say(
-        f"{_title(config)}: {len(run.examples):,} images at {side} x {side}{flips}, "
+        f"{_title(config)}: {len(run.examples):,} images at {size}{flips}, "
         f"{_count(len(config.source.labels), 'class', 'classes')}, "
         f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{first}, "
         f"{resolve_precision(config.recipe)}; {run.phase_trainer.batch_norm}"

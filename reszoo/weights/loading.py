@@ -16,7 +16,7 @@ from reszoo.architecture import (
 )
 from reszoo.cards import Card, Metric, new_card
 from reszoo.errors import CheckpointError, UsageError
-from reszoo.preprocessing import Preprocessing
+from reszoo.preprocessing import Preprocessing, as_size
 from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS, ResNetSpec
 from reszoo.weights import safetensors
@@ -255,7 +255,7 @@ def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Car
         record, labels = safetensors.read_config(found.config)
     height, width, channels = described.input_shape
     if record is not None and described.include_top:
-        height = width = record.eval_size
+        height, width = record.eval_sides
     described = replace(described, input_shape=(height, width, channels))
     imagenet = row is not None or contents.preprocessing is not None
     if imagenet and described.classes == len(imagenet_labels()):
@@ -311,10 +311,10 @@ def _changed_card(
     saved: Card, described: Architecture, labels: tuple[str, ...] | None, fresh: bool
 ) -> Card:
     kept = None if fresh or not described.include_top else saved.labels
-    height, width, channels = described.input_shape
+    *sides, channels = described.input_shape
     record = _for_channels(saved.preprocessing, channels)
-    if height == width and height not in (None, record.eval_size):
-        record = replace(record, train_size=height, eval_size=height)
+    if None not in sides and as_size(sides) != record.eval_size:
+        record = replace(record, train_size=as_size(sides), eval_size=as_size(sides))
     return replace(
         saved,
         architecture=described,

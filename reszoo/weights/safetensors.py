@@ -35,6 +35,8 @@ CONFIG_FILE = "config.json"
 _KEY = "reszoo_card"
 # Characters of a reason from a stranger's file.
 _REASON = 500
+# How a whole image becomes one of the model's size, as timm calls it.
+_CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}
 _DTYPES = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8",
     "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
@@ -175,15 +177,16 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
         content = read_json(path)
         config = content["pretrained_cfg"]
         _, height, width = config["input_size"]
-        if height != width:
-            raise ValueError(f"input of {height}x{width} is not square")
+        mode = config.get("crop_mode") or "center"
+        (resize,) = (ours for ours, theirs in _CROP_MODES.items() if theirs == mode)
         preprocessing = Preprocessing(
-            train_size=height,
-            eval_size=height,
+            train_size=(height, width),
+            eval_size=(height, width),
             crop_pct=config["crop_pct"],
             interpolation=config["interpolation"],
             mean=(*config["mean"],),
             std=(*config["std"],),
+            resize=resize,  # type: ignore[arg-type]
         )
         labels = content.get("label_names") or config.get("label_names") or []
         if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
@@ -199,22 +202,22 @@ def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
     preprocessing, built = card.preprocessing, card.resnet
     listed, reduction = convolutions(built), built.reduction
-    size = preprocessing.eval_size
+    sides = preprocessing.eval_sides
     content: dict[str, Any] = {
         "architecture": built.name,
         "num_classes": len(tensors.get("fc.bias", ())),
         "num_features": listed[-1].filters,
         "global_pool": "avg",
         "pretrained_cfg": {
-            "input_size": [listed[0].in_channels, size, size],
+            "input_size": [listed[0].in_channels, *sides],
             "fixed_input_size": False,
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
-            "crop_mode": "center",
+            "crop_mode": _CROP_MODES[preprocessing.resize],
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": len(tensors.get("fc.bias", ())),
-            "pool_size": [-(-size // reduction)] * 2,
+            "pool_size": [-(-side // reduction) for side in sides],
             "first_conv": listed[0].name,
             "classifier": "fc",
             "license": card.provenance.get("licence"),

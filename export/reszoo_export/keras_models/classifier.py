@@ -19,7 +19,14 @@ from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card, library_versions
 from reszoo.errors import UsageError
 from reszoo.layers import Conv2D, Shape
-from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from reszoo.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    Size,
+    as_sides,
+    as_size,
+)
 from reszoo.training.model import precision_policy
 from reszoo.weights import keras_h5
 from reszoo.zoo import get_card
@@ -300,7 +307,7 @@ def measure_rounding(
     by rounding weights to float16. Each is rounded up to a power of 2, so that it is
     the same in the next export, and 0 where the usual limits allow it.
     """
-    images = synthetic_images(preprocessing.eval_size)
+    images = synthetic_images(preprocessing.eval_size, preprocessing.channels)
     pixels = preprocessing.normalise(images.astype(np.float64))
     try:
         exact = copy_classifier(model, scores, dtype="float64")
@@ -367,7 +374,7 @@ def read_classifier_card(
     copy: keras.Model,
     scores: Scores,
     preprocessing: Preprocessing | None = None,
-    input_size: int | None = None,
+    input_size: Size | None = None,
 ) -> tuple[Card, bool]:
     """Make the card of a classifier, and make its copy take RGB.
 
@@ -376,26 +383,26 @@ def read_classifier_card(
         copy: Of it, flat; its first kernel is changed where the model takes BGR.
         scores: The end of the model.
         preprocessing: How images were shown to it; None for what its layers tell.
-        input_size: Side of the images, where the model is open for any.
+        input_size: Size of the images, where the model is open for any.
 
     Returns:
         The card, and whether the model takes BGR less the means of Caffe.
 
     Raises:
-        UsageError: It does not take square RGB images, or nothing tells how they were
-            shown to it.
+        UsageError: It takes neither RGB nor grey images, or nothing tells how they
+            were shown to it.
     """
-    side = _side(model, preprocessing, input_size)
+    shape = _shape(model, preprocessing, input_size)
     if preprocessing is not None:
         kind = "given"
     else:
-        kind, preprocessing = _implied(model, copy, side)
-    record, is_bgr = sized(preprocessing, (side, side, 3), model), kind == CAFFE
+        kind, preprocessing = _implied(model, copy, shape)
+    record, is_bgr = sized(preprocessing, shape), kind == CAFFE
     if is_bgr:
         turn_channels(copy)
     architecture = KerasArchitecture(
         name=model.name,
-        input_shape=(side, side, 3),
+        input_shape=shape,
         classes=max(2, scores.units),
         activation="sigmoid" if scores.is_multilabel else "softmax",
         rounding=measure_rounding(model, copy, scores, record, bgr=is_bgr),
@@ -414,37 +421,35 @@ def read_classifier_card(
     return card, is_bgr
 
 
-def _side(
-    model: keras.Model, preprocessing: Preprocessing | None, input_size: int | None
-) -> int:
+def _shape(
+    model: keras.Model, preprocessing: Preprocessing | None, input_size: Size | None
+) -> tuple[int, int, int]:
     shape = tuple(model.input_shape[1:])
-    if len(shape) != 3 or shape[2] != 3:
+    if len(shape) != 3 or shape[2] not in (1, 3):
         raise UsageError(
-            "A model must take RGB images with channels last, (height, width, 3), to "
-            f"be exported. Received: {model.name!r}, whose input is {shape}."
+            "A model must take RGB images, or grey ones of 1 channel, with channels "
+            f"last, to be exported. Received: {model.name!r}, whose input is {shape}."
         )
-    height, width, _ = shape
+    *sides, channels = shape
     asked = input_size or (preprocessing and preprocessing.eval_size)
-    if height == width and (height or asked):
-        return int(height or asked or 0)
-    if height != width:
+    if None in sides and asked:
+        sides = [*as_sides(asked)]
+    if None in sides:
         raise UsageError(
-            "A model must take square images to be exported. "
-            f"Received: {model.name!r} of {height}x{width}."
+            "Files have a fixed image size. Received: the model "
+            f"{model.name!r}, which takes any; pass input_size=."
         )
-    raise UsageError(
-        "Files have a fixed image size. Received: the model "
-        f"{model.name!r}, which takes any; pass input_size=."
-    )
+    height, width = sides
+    return height, width, channels
 
 
 def _implied(
-    model: keras.Model, copy: keras.Model, side: int
+    model: keras.Model, copy: keras.Model, shape: tuple[int, int, int]
 ) -> tuple[str, Preprocessing]:
     """Tell by a model's first layers how images were shown to it."""
     first = [node.operation for node in copy.layers[0]._outbound_nodes]
     if all(isinstance(each, Affine) and _divides(each) for each in first):
-        return "inside the model: RGB in 0..255", _record(_BYTES, side)
+        return "inside the model: RGB in 0..255", _record(_BYTES, shape)
     candidates = [each for each in _models(model) if _takes_image(model, each)]
     for inside in candidates:
         if is_from_reszoo(inside):
@@ -455,11 +460,12 @@ def _implied(
                 if statistics is None:
                     return CAFFE, keras_h5.preprocessing()
                 return f"of keras.applications' {inside.name}", _record(
-                    statistics, side
+                    statistics, shape
                 )
+    size, halves = as_size(shape[:2]), (0.5,) * shape[2]
     example = (
-        f"reszoo.Preprocessing(train_size={side}, eval_size={side}, crop_pct=1.0, "
-        'interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))'
+        f"reszoo.Preprocessing(train_size={size}, eval_size={size}, crop_pct=1.0, "
+        f'interpolation="bilinear", mean={halves}, std={halves})'
     )
     raise UsageError(
         "Nothing tells how images were shown to a Keras model that neither reszoo nor "
@@ -500,13 +506,14 @@ def _nodes(model: keras.Model) -> list[Any]:
     return list(found.values())
 
 
-def _record(statistics: Any, side: int) -> Preprocessing:
+def _record(statistics: Any, shape: tuple[int, int, int]) -> Preprocessing:
+    *sides, channels = shape
     mean, std = statistics
     return Preprocessing(
-        train_size=side,
-        eval_size=side,
-        crop_pct=0.875 if side > _SMALL else 1.0,
+        train_size=as_size(sides),
+        eval_size=as_size(sides),
+        crop_pct=0.875 if min(sides) > _SMALL else 1.0,
         interpolation="bilinear",
-        mean=mean,
-        std=std,
+        mean=mean[:channels],
+        std=std[:channels],
     )

@@ -22,7 +22,7 @@ from reszoo.cards import Card, library_versions
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.layers import BatchNormalization, IdentityShortcut
-from reszoo.preprocessing import Preprocessing, default_preprocessing
+from reszoo.preprocessing import Preprocessing, as_size, default_preprocessing
 from reszoo.specs import SPECS, Shortcut
 from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
@@ -380,7 +380,7 @@ def read_keras_model(
     card = Card(
         architecture=resnet.architecture,
         labels=None,
-        preprocessing=sized(preprocessing, resnet.architecture.input_shape, model),
+        preprocessing=sized(preprocessing, resnet.architecture.input_shape),
         provenance=provenance,
         versions=library_versions(),
     )
@@ -413,16 +413,9 @@ def _implied(
     )
 
 
-def sized(
-    record: Preprocessing, shape: InputShape, model: keras.Model
-) -> Preprocessing:
-    """Return preprocessing for images of a model's size, which must be square."""
-    height, width, _ = shape
-    if height != width:
-        raise UsageError(
-            "A model must take square images to be exported. "
-            f"Received: {model.name!r} of {height}x{width}."
-        )
-    if height in (None, record.eval_size):
+def sized(record: Preprocessing, shape: InputShape) -> Preprocessing:
+    """Return preprocessing for images of a model's size."""
+    *sides, _ = shape
+    if None in sides:
         return record
-    return replace(record, train_size=height, eval_size=height)
+    return replace(record, train_size=as_size(sides), eval_size=as_size(sides))

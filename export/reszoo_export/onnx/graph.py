@@ -23,6 +23,8 @@ _OUTPUT_AXIS = {"Conv": 0, "Gemm": 1}
 _MAX_BIAS = 2**30
 # Their outputs have the scale and zero point of their inputs.
 _PASSING = ("AveragePool", "MaxPool", "Pad", "Reshape", "Squeeze")
+# Changes the order of axes; a reshape does it where all but one side are 1.
+_TURNING = ("Transpose", "Reshape")
 # The model's layer takes the mean and squeezes; in ONNX those are two operators.
 _POOL, _POOL_LAYER = "GlobalAveragePool", "avgpool"
 
@@ -38,16 +40,19 @@ def assign_tensors(graph: Any, weights: Mapping[str, Array]) -> None:
     turned = {
         node.input[0]: node
         for node in graph.node
-        if node.op_type == "Transpose" and node.input[0] in weights
+        if node.op_type in _TURNING and node.input[0] in weights
     }
-    used = _uses(graph)
+    used, known = _uses(graph), constants(graph)
     for name, value in weights.items():
         if name not in used:
             continue
         if name in turned:
             node = turned[name]
             _replace_input(graph, node.output[0], name)
-            value = np.ascontiguousarray(value.transpose(node.attribute[0].ints))
+            if node.op_type == "Reshape":
+                value = value.reshape(numpy_helper.to_array(known[node.input[1]]))
+            else:
+                value = np.ascontiguousarray(value.transpose(node.attribute[0].ints))
             graph.node.remove(node)
         graph.initializer.append(numpy_helper.from_array(value, name))
     for value_info in [each for each in graph.input if each.name in weights]:
@@ -254,7 +259,7 @@ def _start_with_bytes(graph: Any, first: str, quantizer: "_Quantizer") -> None:
     quantizer.add("QuantizeLinear", source, "image.quantized", quantizer.pixels[1])
     source = "image.quantized"
     for node in before:
-        if node.op_type == "Transpose":
+        if node.op_type in _TURNING:
             node.input[0], source = source, node.output[0]
             quantizer.nodes.append(node)
     start.input[0] = source

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.console import quiet
-from reszoo.preprocessing import Pixels
+from reszoo.preprocessing import Pixels, shown_size
 from reszoo_export.formats import ONNX
 from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
@@ -214,17 +214,14 @@ def properties(card: Card) -> dict[str, str]:
 
     The card is for reszoo, the others are for people and other programs.
     """
-    size, resize = card.preprocessing.eval_size, card.preprocessing.resize_size
+    record = card.preprocessing
+    size = shown_size(record.eval_sides)
     found = {
         CARD_KEY: card.to_text(),
         "description": summary(card),
-        "input": f"image: RGB, 0 to 255, {size}x{size} pixels",
+        "input": f"image: {record.colours}, 0 to 255, {size} pixels",
         "license": licence(card),
-        "preprocessing": (
-            f"resize the short side to {resize} pixels "
-            f"({card.preprocessing.interpolation}, antialiased), "
-            f"cut {size}x{size} from the centre"
-        ),
+        "preprocessing": ", ".join(record.steps()),
     }
     if card.labels:
         found[LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)

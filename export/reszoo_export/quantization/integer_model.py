@@ -119,7 +119,8 @@ def build_integer_model(
     """
     image = keras.Input(model.input_shape[1:], name="image")
     pixels = FakeQuantize(INPUT_RANGE, name="image.range") if ranges else None
-    inside = _rounded(pixels, _inside_channel()(_rounded(pixels, image)))
+    channels = image.shape[-1]
+    inside = _rounded(pixels, _inside_channel(channels)(_rounded(pixels, image)))
     # By tensor of the model: its twin, and what rounds it.
     values, rounders = {id(model.input): inside}, {id(model.input): pixels}
     for layer in model.layers[1:]:
@@ -152,9 +153,10 @@ def _twin(layer: keras.layers.Layer) -> keras.layers.Layer:
     return _selection(layer.name, kernel, strides=layer.stride, use_bias=False)
 
 
-def _inside_channel() -> keras.layers.Layer:
-    fill = keras.initializers.Constant([0.0, 0.0, 0.0, INPUT_RANGE[1]])
-    return _selection(INSIDE, np.eye(3, 4), bias_initializer=fill)
+def _inside_channel(channels: int) -> keras.layers.Layer:
+    fill = keras.initializers.Constant([*channels * [0.0], INPUT_RANGE[1]])
+    kernel = np.eye(channels, channels + 1)
+    return _selection(INSIDE, kernel, bias_initializer=fill)
 
 
 def _selection(
@@ -174,7 +176,9 @@ def _selection(
 
 def as_bytes(serving: Serving, model: keras.Model) -> Serving:
     """Return a serving form with a model that takes bytes: it normalises by itself."""
-    record = replace(serving.card.preprocessing, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    record = serving.card.preprocessing
+    count = record.channels
+    record = replace(record, mean=(0.0,) * count, std=(1 / 255,) * count)
     card = replace(serving.card, preprocessing=record)
     return replace(serving, model=model, card=card)
 

@@ -52,7 +52,7 @@ class Calibration:
     """Distinct images as the model takes them, none of them used for verification.
 
     Attributes:
-        images: uint8 `(n, height, width, 3)`, which set the ranges.
+        images: uint8 `(n, height, width, channels)`, which set the ranges.
         trial: The same of others, on which ranges are compared; empty if there are no
             others, and `images` are used for both.
         choices: The ranges chosen with them, by model, so that formats share them.
@@ -128,8 +128,8 @@ def draw_calibration(
             seen.add(digest)
         if len(chosen) >= needed:
             break
-    size = card.preprocessing.eval_size
-    images = np.array(chosen, np.uint8).reshape(-1, size, size, 3)
+    shape = (-1, *card.preprocessing.input_shape)
+    images = np.array(chosen, np.uint8).reshape(shape)
     # In a small data set calibration takes precedence over trials.
     first = min(MAX_IMAGES, max(MIN_IMAGES, len(images) - TRIAL_IMAGES))
     return Calibration(images[:first], images[first : first + TRIAL_IMAGES])

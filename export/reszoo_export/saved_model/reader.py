@@ -336,8 +336,8 @@ def find_problems(
 def _large_images(preprocessing: Preprocessing, count: int) -> list[Pixels]:
     """Make noise, wide and high, which every method of resizing changes."""
     draw = np.random.default_rng(0)
-    side = preprocessing.resize_size
-    sizes = [(side * 3 // 2 + 1, side * 2 + 3), (side * 2 + 5, side * 5 // 4 + 1)]
+    high, wide = preprocessing.resize_sides
+    sizes = [(high * 3 // 2 + 1, wide * 2 + 3), (high * 2 + 5, wide * 5 // 4 + 1)]
     return [
         draw.integers(0, 256, (*sizes[number % 2], 3), np.uint8)
         for number in range(count)

@@ -112,18 +112,16 @@ _ORIENTATION = 0x0112
 def prepare_encoded(files: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """Decode, rotate, resize and crop images as `Predictor` does.
 
-    From a string `(batch,)` of whole JPEG or PNG files to uint8 RGB `(batch, eval_size,
-    eval_size, 3)`.
+    From a string `(batch,)` of whole JPEG or PNG files to uint8 `(batch, height, width,
+    channels)`.
     """
-    size = preprocessing.eval_size
 
     def prepare(content: tf.Tensor) -> tf.Tensor:
         # Rotated after decoding: a smaller graph than a rotation for each kind of file.
         held = orientation(content)
-        image = preprocessing.prepare_tensor(upright(decode_bounded(content), held))
-        return tf.ensure_shape(image, (size, size, 3))
+        return preprocessing.prepare_tensor(upright(decode_bounded(content), held))
 
-    spec = tf.TensorSpec((size, size, 3), tf.uint8)
+    spec = tf.TensorSpec(preprocessing.input_shape, tf.uint8)
     # Each image may take half a gigabyte, so they are not prepared ten at a time.
     return tf.map_fn(prepare, files, fn_output_signature=spec, parallel_iterations=1)
 
@@ -306,8 +304,8 @@ def _example(signature: str, serving: Serving, batch: int) -> tuple[str, bytes]:
 
 def _jpeg(serving: Serving) -> bytes:
     """Make a grey JPEG that is larger than the model's input and not square."""
-    side = serving.card.preprocessing.resize_size
-    pixels = np.full((2 * side, 3 * side, 3), _GREY, np.uint8)
+    height, width = serving.card.preprocessing.resize_sides
+    pixels = np.full((2 * height, 3 * width, 3), _GREY, np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
     return file.getvalue()

@@ -226,7 +226,7 @@ _MODEL, _SUBGRAPH, _TENSOR, _CONTENT, _UNIT, _FILE = 8, 10, 7, 3, 2, 5
 # Fields of `ModelMetadata` that are strings.
 _TEXTS = {"name": 0, "description": 1, "version": 2, "author": 4, "license": 5}
 # Members of enumerations and unions.
-_FEATURE, _IMAGE, _RGB, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 1, 2
+_FEATURE, _IMAGE, _RGB, _GREY, _NORMALIZATION, _AXIS_LABELS = 1, 2, 1, 2, 1, 2
 # Zip entries carry a date; a fixed one keeps files of the same weights identical.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -288,16 +288,17 @@ def read_texts(model: Model) -> dict[str, str]:
 
 
 def _image(builder: flatbuffers.Builder, tensor: TensorDescription) -> int:
-    height, width = map(int, tensor.shape[1:3])
+    height, width, channels = map(int, tensor.shape[1:])
     size = table(builder, 2, {}, uint32={0: width, 1: height})
-    image = table(builder, 2, {1: size}, uint8={0: _RGB})
+    kind, name = (_GREY, "Grey") if channels == 1 else (_RGB, "RGB")
+    image = table(builder, 2, {1: size}, uint8={0: kind})
     content = table(builder, _CONTENT, {1: image}, uint8={0: _IMAGE})
     # The graph normalises; readers require this of float32 inputs.
     identity = {0: _floats(builder, 0), 1: _floats(builder, 1)}
     options = table(builder, 2, identity)
     unit = table(builder, _UNIT, {1: options}, uint8={0: _NORMALIZATION})
     fields = {3: content, 4: vector(builder, [unit]), 5: _range(builder, 0, 255)}
-    return _tensor(builder, tensor, "RGB image with pixels from 0 to 255", fields)
+    return _tensor(builder, tensor, f"{name} image with pixels from 0 to 255", fields)
 
 
 def _output(builder: flatbuffers.Builder, tensor: TensorDescription, card: Card) -> int:

@@ -87,8 +87,9 @@ def structure_problems(
     row: Format, runtime: Runtime, options: ExportOptions, card: Card
 ) -> list[str]:
     """Check a file's signature, operators and card; return what is wrong."""
-    size, inputs = card.preprocessing.eval_size, runtime.inputs
-    sides = [3, size, size] if options.layout == "nchw" else [size, size, 3]
+    (*sides, channels), inputs = card.preprocessing.input_shape, runtime.inputs
+    nchw = options.layout == "nchw"
+    sides = [channels, *sides] if nchw else [*sides, channels]
     shape, problems = [_batch(row, options), *sides], []
     if [tensor["name"] for tensor in inputs] != ["image"]:
         shown = ", ".join(map(_shown, inputs))

@@ -1,7 +1,8 @@
 """Reference images, real and synthetic, with the model's own outputs."""
 
+import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from reszoo.archives import read_arrays as read_archive
 from reszoo.cards import Card
 from reszoo.errors import ExportError
 from reszoo.files import atomic_file
-from reszoo.preprocessing import Pixels
+from reszoo.preprocessing import Pixels, Size, as_sides, shown_size
 from reszoo_export.manifest import REFERENCE_FILE
 from reszoo_export.runtimes import ModelOutput, OutputKind
 
@@ -38,7 +39,8 @@ class Reference:
     """Images and the model's outputs.
 
     Attributes:
-        images: uint8 `(n, height, width, 3)`; the last `synthetic` are synthetic.
+        images: uint8 `(n, height, width, channels)`, the last `synthetic` of them
+            synthetic.
         outputs: The model's probabilities `(n, classes)`, or its features `(n, width)`
             where those are exported.
         targets: int64 `(n - synthetic,)`, classes of the real images.
@@ -119,15 +121,15 @@ def make_reference(
     from reszoo.data.sources import check_classes
     from reszoo.metrics import prepared_batches
 
-    size = card.preprocessing.eval_size
-    images, targets = np.zeros((0, size, size, 3), np.uint8), np.zeros(0, np.int64)
+    shape = card.preprocessing.input_shape
+    images, targets = np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64)
     if source is not None:
         check_classes(source, card.labels, "the model")
         examples = source.examples()
         targets = examples.targets
         batches = prepared_batches(examples, card.preprocessing, 64)
         images = np.concatenate(list(batches))
-    synthetic = synthetic_images(size)
+    synthetic = synthetic_images(shape[:2], shape[2])
     images = np.concatenate([images, synthetic])
     return Reference(images, predict(images), targets, len(synthetic))
 
@@ -141,31 +143,31 @@ def read_reference(
     """
     path = folder / REFERENCE_FILE
     try:
-        most = _max_bytes(card.preprocessing.eval_size)
+        most = _max_bytes(card.preprocessing.input_shape)
         content = read_archive(path, _STORED, most)
         images, outputs, targets, synthetic = (content[name] for name in _STORED)
         reference = Reference(images, outputs, targets, int(synthetic))
     except _UNREADABLE as error:
         raise ExportError(f"{path} cannot be read ({error}).") from error
     classes = card.architecture.classes if kind == "probabilities" else None
-    _check_shapes(reference, card.preprocessing.eval_size, classes, path)
+    _check_shapes(reference, card.preprocessing.input_shape, classes, path)
     return reference
 
 
-def _max_bytes(size: int) -> int:
-    """Return how much `Reference.shortened` keeps at most for images of a size."""
-    least = (len(synthetic_images(1)) + 1) * size * size * 3
+def _max_bytes(shape: Sequence[int]) -> int:
+    """Return how much `Reference.shortened` keeps at most for images of a shape."""
+    least = (len(synthetic_images(1)) + 1) * math.prod(shape)
     return max(_MAX_STORED_BYTES, least) + _MAX_OUTPUT_BYTES
 
 
 def _check_shapes(
-    reference: Reference, size: int, classes: int | None, path: Path
+    reference: Reference, shape: Sequence[int], classes: int | None, path: Path
 ) -> None:
     images, outputs, targets = reference.images, reference.outputs, reference.targets
     real = len(images) - reference.synthetic if images.ndim else -1
     fits = (
         images.dtype == np.uint8
-        and images.shape[1:] == (size, size, 3)
+        and images.shape[1:] == shape
         and outputs.dtype == np.float32
         and outputs.ndim == 2
         and outputs.shape == (len(images), classes or outputs.shape[1])
@@ -176,11 +178,11 @@ def _check_shapes(
     )
     if not fits:
         raise ExportError(
-            f"{path} must hold uint8 images of {size}x{size}, float32 outputs for "
-            f"{classes or 'any number of'} classes and a target for each real image. "
-            f"Received: images {images.dtype} {images.shape}, outputs {outputs.dtype} "
-            f"{outputs.shape}, targets {targets.dtype} {targets.shape}, "
-            f"{reference.synthetic} synthetic."
+            f"{path} must hold uint8 images of {shown_size(shape[:2])}, float32 "
+            f"outputs for {classes or 'any number of'} classes and a target for each "
+            f"real image. Received: images {images.dtype} {images.shape}, outputs "
+            f"{outputs.dtype} {outputs.shape}, targets {targets.dtype} "
+            f"{targets.shape}, {reference.synthetic} synthetic."
         )
 
 
@@ -188,35 +190,40 @@ _COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 _COARSE = 4
 
 
-def synthetic_images(size: int) -> Pixels:
+def synthetic_images(size: Size, channels: int = 3) -> Pixels:
     """Make the images that every file is compared on.
 
     Args:
-        size: Height and width, in pixels.
+        size: Height and width in pixels; a number for a square.
+        channels: 3 for RGB; with 1, the red of the same images.
 
     Returns:
-        uint8 `(17, size, size, 3)`: black, grey and white; red, green and blue (which
-        reveal another order of channels); checkerboards of one and of four pixels;
-        ramps up and down along both axes (which reveal padding on the wrong side, and
-        swapped axes); one with another direction in each channel; noise of all
-        levels, and of black and white; one white pixel in the centre, and one in a
+        uint8 `(17, height, width, channels)`: black, grey and white; red, green and
+        blue (which reveal another order of channels); checkerboards of one and of four
+        pixels; ramps up and down along both axes (which reveal padding on the wrong
+        side, and swapped axes); one with another direction in each channel; noise of
+        all levels, and of black and white; one white pixel in the centre, and one in a
         corner.
     """
-    levels = [np.full((size, size), level) for level in (0, 128, 255)]
+    sides = height, width = as_sides(size)
+    levels = [np.full(sides, level) for level in (0, 128, 255)]
     flat = [_grey(level) for level in levels]
-    colours = [np.broadcast_to(colour, (size, size, 3)) for colour in _COLOURS]
-    rows, columns = np.mgrid[:size, :size]
+    colours = [np.broadcast_to(colour, (*sides, 3)) for colour in _COLOURS]
+    rows, columns = np.mgrid[:height, :width]
     boards = [255 * ((rows // n + columns // n) % 2) for n in (1, _COARSE)]
-    ramps = [axis * 255 // max(1, size - 1) for axis in (rows, columns)]
+    ramps = [
+        axis * 255 // max(1, side - 1)
+        for axis, side in zip((rows, columns), sides, strict=True)
+    ]
     falling = [255 - ramp for ramp in ramps]
     turning = np.stack([*ramps, falling[0]], axis=-1)
     busy = [_grey(plane) for plane in (*boards, *ramps, *falling)]
     draw = np.random.default_rng(0)
-    noise = draw.integers(0, 256, (size, size, 3))
-    points = np.zeros((2, size, size, 3), np.int64)
-    points[0, size // 2, size // 2] = points[1, 0, 0] = 255
+    noise = draw.integers(0, 256, (*sides, 3))
+    points = np.zeros((2, *sides, 3), np.int64)
+    points[0, height // 2, width // 2] = points[1, 0, 0] = 255
     made = [*flat, *colours, *busy, turning, noise, 255 * (noise % 2), *points]
-    return np.stack(made).astype(np.uint8)
+    return np.stack(made)[..., :channels].astype(np.uint8)
 
 
 def _grey(plane: NDArray[np.int64]) -> NDArray[np.int64]:

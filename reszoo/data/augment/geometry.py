@@ -1,9 +1,12 @@
 """Random crops, shifts, horizontal flips and erased boxes."""
 
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
 import tensorflow as tf
+
+from reszoo.preprocessing import Size, as_sides
 
 # Top, left, height and width of a part of an image: int32 `()`.
 Window = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
@@ -20,6 +23,7 @@ def random_window(
     key: tf.Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    aspect: Any = 1.0,
 ) -> Window:
     """Draw a window of random area, shape and place.
 
@@ -33,12 +37,16 @@ def random_window(
         key: int64 `(2,)`.
         scale: Least and greatest share of the area, in (0, 1].
         ratio: Least and greatest width over height; drawn on a log scale.
+        aspect: What the ratios are multiplied by; None is width over height of the
+            image, so that they tell how much a window's shape differs from it.
 
     Returns:
         Top, left, height and width of the window: int32 `()`.
     """
     keys = tf.unstack(tf.random.split(key, 2))
-    widths, heights = _drawn_sides(height, width, keys[0], scale, ratio)
+    if aspect is None:
+        aspect = _float(width) / _float(height)
+    widths, heights = _drawn_sides(height, width, keys[0], scale, ratio, aspect)
     fits = (widths > 0) & (widths <= _float(width))
     fits &= (heights > 0) & (heights <= _float(height))
     first = tf.argmax(tf.cast(fits, tf.int32))
@@ -48,29 +56,35 @@ def random_window(
         return *_place(height - tall, width - wide, keys[1]), tall, wide
 
     window: Window = tf.cond(
-        tf.reduce_any(fits), drawn, lambda: _central(height, width, ratio)
+        tf.reduce_any(fits),
+        drawn,
+        lambda: _central(height, width, [each * aspect for each in ratio]),
     )
     return window
 
 
 def resize(
-    image: tf.Tensor, side: int, interpolation: str, flipped: tf.Tensor | bool = False
+    image: tf.Tensor,
+    size: Size,
+    interpolation: str,
+    flipped: tf.Tensor | bool = False,
 ) -> tf.Tensor:
-    """Resize a window to a square, antialiased.
+    """Resize a window, antialiased.
 
     Without Pillow's rounding between its two passes, which
     `preprocessing.resize_tensor` follows: one pixel of five differs, by a grey level.
 
     Args:
-        image: uint8 `(height, width, 3)`.
-        side: Height and width afterwards, in pixels.
+        image: uint8 `(height, width, channels)`.
+        size: Height and width afterwards, in pixels; a number for a square.
         interpolation: "bilinear" or "bicubic".
         flipped: Whether the image is flipped horizontally, bool `()`: here, where
             columns are whole rows in memory, it costs a tenth of what it does later.
     """
-    low = _resize_down(image, side, interpolation)
-    turned = _resize_down(tf.transpose(low, (1, 0, 2)), side, interpolation)
-    columns = tf.range(side)
+    height, width = as_sides(size)
+    low = _resize_down(image, height, interpolation)
+    turned = _resize_down(tf.transpose(low, (1, 0, 2)), width, interpolation)
+    columns = tf.range(width)
     turned = tf.gather(turned, tf.where(flipped, columns[::-1], columns))
     pixels = tf.transpose(turned, (1, 0, 2))
     return tf.cast(tf.clip_by_value(pixels, 0, 255) + 0.5, tf.uint8)
@@ -84,9 +98,10 @@ def _resize_down(image: tf.Tensor, side: int, interpolation: str) -> tf.Tensor:
     directions together then take a quarter of the time.
     """
     height, width = tf.unstack(tf.shape(image)[:2])
-    rows = tf.reshape(image, (height, 1, width * 3))
+    channels = image.shape[-1]
+    rows = tf.reshape(image, (height, 1, width * channels))
     mixed = tf.image.resize(rows, (side, 1), interpolation, antialias=True)
-    return tf.reshape(mixed, (side, width, 3))
+    return tf.reshape(mixed, (side, width, channels))
 
 
 def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.Tensor:
@@ -163,11 +178,12 @@ def _drawn_sides(
     key: tf.Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    aspect: Any = 1.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return whole numbers `(tries,)` whose ratio, first to second, is in `ratio`."""
     draws = tf.random.stateless_uniform((2, _TRIES), key)
     share = scale[0] + draws[0] * (scale[1] - scale[0])
-    shape = tf.exp(log(ratio[0]) + draws[1] * (log(ratio[1]) - log(ratio[0])))
+    shape = tf.exp(log(ratio[0]) + draws[1] * (log(ratio[1]) - log(ratio[0]))) * aspect
     area = share * _float(height) * _float(width)
     return tf.round(tf.sqrt(area * shape)), tf.round(tf.sqrt(area / shape))
 
@@ -182,7 +198,7 @@ def _place(
     return top, left
 
 
-def _central(height: tf.Tensor, width: tf.Tensor, ratio: tuple[float, float]) -> Window:
+def _central(height: tf.Tensor, width: tf.Tensor, ratio: Sequence[Any]) -> Window:
     shape = _float(width) / _float(height)
     tall = tf.where(shape < ratio[0], _int(tf.round(_float(width) / ratio[0])), height)
     wide = tf.where(shape > ratio[1], _int(tf.round(_float(height) * ratio[1])), width)

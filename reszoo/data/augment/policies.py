@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from reszoo.data.augment import GREATEST, strength_of
+from reszoo.preprocessing import to_grey
 
 # a to f: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f).
 Matrix = tuple[Any, Any, Any, Any, Any, Any]
@@ -136,10 +137,6 @@ MATRICES: Mapping[str, Callable[[Any, tf.Tensor, tf.Tensor], Matrix]] = {
 }
 
 
-# Weights of red, green and blue in grey, times 2**16: ITU-R BT.601, as Pillow has it.
-_GREY = (19595, 38470, 7471)
-
-
 def brightness(image: tf.Tensor, factor: Any) -> tf.Tensor:
     """Blend with black; a factor of 1 changes nothing, 0 is black."""
     return _look_up(image, _blend(0.0, _levels(), factor))
@@ -147,14 +144,14 @@ def brightness(image: tf.Tensor, factor: Any) -> tf.Tensor:
 
 def contrast(image: tf.Tensor, factor: Any) -> tf.Tensor:
     """Blend with the mean grey; a factor of 1 changes nothing, 0 is flat."""
-    mean = tf.reduce_mean(tf.cast(_grey(image), tf.float64))
+    mean = tf.reduce_mean(tf.cast(to_grey(image), tf.float64))
     mean = tf.cast(tf.floor(mean + 0.5), tf.float32)
     return _look_up(image, _blend(mean, _levels(), factor))
 
 
 def saturation(image: tf.Tensor, factor: Any) -> tf.Tensor:
     """Blend with the grey image; a factor of 1 changes nothing, 0 is grey."""
-    grey = tf.cast(_grey(image), tf.float32)[..., None]
+    grey = tf.cast(to_grey(image), tf.float32)
     return _blend(grey, tf.cast(image, tf.float32), factor)
 
 
@@ -219,11 +216,6 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
 
 def _levels() -> tf.Tensor:
     return tf.range(256, dtype=tf.float32)
-
-
-def _grey(image: tf.Tensor) -> tf.Tensor:
-    weighted = tf.reduce_sum(tf.cast(image, tf.int32) * _GREY, axis=-1)
-    return tf.bitwise.right_shift(weighted + 2**15, 16)
 
 
 def _blend(plain: Any, image: tf.Tensor, factor: Any) -> tf.Tensor:

@@ -1,0 +1,195 @@
+"""Rectangular models and models of grey images, and the three ways of resizing."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import FORMATS as ALL
+from conftest import randomise
+from made_card import made_card
+from PIL import Image
+from tiny import RESNET8
+
+import reszoo
+from reszoo.preprocessing import Preprocessing, Resize, to_grey
+from reszoo_export.saved_model.writer import prepare_encoded
+
+RESIZES: tuple[Resize, ...] = ("crop", "squash", "pad")
+SHAPES = [(64, 96, 3), (48, 40, 1)]
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+def record(
+    resize: Resize, size: Any = (64, 96), channels: int = 3, **changes: Any
+) -> Preprocessing:
+    card = made_card(resize=resize, eval_size=size, crop_pct=1.0)
+    mean, std = (0.3, 0.5, 0.7)[:channels], (0.2,) * channels
+    return replace(card.preprocessing, mean=mean, std=std, **changes)
+
+
+def picture(height: int, width: int) -> Any:
+    """Edges, ramps and noise, in colour."""
+    rows, columns = np.mgrid[:height, :width]
+    planes = [
+        columns * 255 / width,
+        rows * 255 / height,
+        (rows // 9 + columns // 7) % 2,
+    ]
+    pixels = np.stack([*planes[:2], 255 * planes[2]], -1)
+    noise = np.random.default_rng(height).normal(0, 20, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize(("size", "channels"), [((64, 96), 3), ((50, 31), 1), (40, 1)])
+def test_pillow_and_tensorflow_prepare_every_shape_alike(
+    resize: Resize, size: Any, channels: int
+) -> None:
+    same = record(resize, size, channels)
+    prepare = tf.function(
+        same.prepare_tensor, [tf.TensorSpec((None, None, 3), tf.uint8)]
+    )
+    for shape in [(300, 400), (133, 77), (40, 45), (3, 300), (900, 2), (1, 1)]:
+        image = picture(*shape)
+        shown = same.prepare(image)
+        assert shown.shape == same.input_shape
+        off = np.abs(shown.astype(int) - prepare(image).numpy())
+        assert off.max() <= 1, shape
+
+
+def test_a_crop_covers_the_input_and_the_others_show_the_whole_image() -> None:
+    image = np.zeros((200, 200, 3), np.uint8)
+    image[:34] = image[-34:] = 255  # The rows that a crop to 2:3 cuts off, one more.
+    crop, squash, pad = (record(resize).prepare(image) for resize in RESIZES)
+    assert crop[2:-2].max() == 0
+    expected = Image.fromarray(image).resize((96, 200), _BILINEAR).resize((96, 64))
+    assert np.abs(squash.astype(int) - np.asarray(expected)).max() <= 60
+    assert squash[0].min() == squash[-1].min() == 255
+    # 64 of 96 columns, with the mean colour on either side.
+    inside = Image.fromarray(image).resize((64, 64), _BILINEAR)
+    np.testing.assert_array_equal(pad[:, 16:80], np.asarray(inside))
+    np.testing.assert_array_equal(
+        pad[:, :16], np.broadcast_to([76, 128, 178], (64, 16, 3))
+    )
+    np.testing.assert_array_equal(pad[:, 80:], pad[:, :16])
+    np.testing.assert_allclose(record("pad").normalise(pad[:, 0] * 1.0), 0, atol=0.01)
+
+
+def test_grey_is_pillows_grey_to_the_last_bit() -> None:
+    image = picture(120, 90)
+    expected = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    np.testing.assert_array_equal(to_grey(tf.constant(image)), expected)
+    same = record("crop", (120, 90), 1)
+    for each in (image, expected, expected[..., 0], Image.fromarray(image)):
+        np.testing.assert_array_equal(same.prepare(each), expected)
+    deep = np.linspace(0, 65535, 120 * 90).astype(np.uint16).reshape(120, 90)
+    shown = same.prepare(Image.fromarray(deep))
+    np.testing.assert_array_equal(shown[..., 0], deep >> 8)
+
+
+def test_cards_of_square_crops_are_what_they_were() -> None:
+    content = record("crop", 32).to_json()
+    assert "resize" not in content
+    assert content["eval_size"] == 32
+    assert record("crop", (32, 32)) == record("crop", 32)
+    for resize in RESIZES:
+        same = record(resize, (32, 48), 1)
+        assert same.to_json()["eval_size"] == [32, 48]
+        assert Preprocessing.from_json(same.to_json()) == same
+    for wrong in ([32], [32, 32, 32], [32, 0], [32, "x"], [True, True]):
+        with pytest.raises(reszoo.UsageError, match="sizes in 1 to 4096"):
+            Preprocessing.from_json({**content, "eval_size": wrong})
+    with pytest.raises(reszoo.UsageError, match="Did you mean 'squash'"):
+        Preprocessing.from_json({**content, "resize": "squish"})
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=["rectangular", "grey"])
+def trained(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on photos of two classes, in which every augmentation is on."""
+    folder = tmp_path_factory.mktemp("photos")
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir()
+        for number in range(60):
+            image = picture(70 + number, 80 + 3 * label)
+            image[..., label] = 255
+            Image.fromarray(image).save(folder / name / f"{number}.png")
+    resize: Resize = "pad" if request.param[2] == 1 else "squash"
+    height, width, channels = request.param
+    done = reszoo.train(
+        RESNET8,
+        folder,
+        recipe="cifar",
+        epochs=2,
+        batch_size=24,
+        warmup_epochs=0.5,
+        eval_size=(height, width),
+        train_size=(height, width),
+        channels=channels,
+        resize=resize,
+        policy="trivial",
+        crop="resized",
+        erase=0.5,
+        cutmix=1.0,
+        output=tmp_path_factory.mktemp("shapes") / "run",
+    )
+    return folder, done, request.param, resize
+
+
+def test_a_run_ends_in_a_checkpoint_that_predicts_as_its_model(trained: Any) -> None:
+    folder, done, shape, resize = trained
+    model = reszoo.load(done.best)
+    made = reszoo.card(model).preprocessing
+    assert (made.input_shape, made.resize, made.crop_pct) == (shape, resize, 1.0)
+    assert reszoo.card(model).architecture.input_shape == shape
+    paths = sorted(folder.glob("*/*.png"))[::9]
+    pixels = np.stack([made.prepare(Image.open(path)) for path in paths])
+    logits = model(made.normalise(pixels.astype(np.float32)), training=False)
+    shown = reszoo.Predictor(done.best).predict(paths)
+    np.testing.assert_allclose(shown, tf.nn.softmax(logits), atol=1e-5)
+    (loss,) = (each.value for each in reszoo.card(model).metrics if each.name == "loss")
+    assert reszoo.evaluate(done.best, folder).loss == pytest.approx(loss, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("untimed")
+def test_all_nine_files_of_it_are_verified_and_answer_alike(
+    trained: Any, tmp_path: Path
+) -> None:
+    folder, done, shape, _ = trained
+    randomise(model := reszoo.load(done.best))
+    manifest = reszoo.export(
+        model, tmp_path / "export", formats=ALL, calibration=folder
+    )
+    assert len(manifest.files) == 9
+    paths = sorted(folder.glob("*/*.png"))[::9]
+    expected = reszoo.Predictor(model).predict(paths)
+    for file in manifest.files:
+        assert sorted(file.inputs[0]["shape"][1:]) == sorted(shape)
+        shown = reszoo.Predictor(tmp_path / "export" / file.file).predict(paths)
+        exact = file.format in ("saved_model", "tflite", "onnx")
+        np.testing.assert_allclose(shown, expected, atol=1e-5 if exact else 0.05)
+    served = tf.saved_model.load(str(tmp_path / "export/saved_model/1"))
+    files = tf.constant([path.read_bytes() for path in paths])
+    answer = served.signatures["serving_bytes"](image_bytes=files)["probabilities"]
+    # TensorFlow and Pillow may round a resized pixel to neighbouring grey levels.
+    np.testing.assert_allclose(answer, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_served_bytes_are_prepared_as_by_pillow(resize: Resize, tmp_path: Path) -> None:
+    for channels in (1, 3):
+        same = record(resize, (24, 40), channels)
+        files = []
+        for number, mode in enumerate(("RGB", "L", "LA", "P", "RGBA", "1")):
+            path = tmp_path / f"{mode}.png"
+            Image.fromarray(picture(60 + number, 50)).convert(mode).save(path)
+            files.append(path)
+        served = prepare_encoded(
+            tf.constant([path.read_bytes() for path in files]), same
+        )
+        for path, pixels in zip(files, served.numpy(), strict=True):
+            expected = same.prepare(Image.open(path)).astype(int)
+            assert np.abs(pixels - expected).max() <= 1, path.name
