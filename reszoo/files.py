@@ -230,7 +230,11 @@ def free_folder(
             "or pass overwrite=True (--overwrite) to replace it."
         )
     others = sorted(folder_entries(content) - set(entries))
-    others += [str(each) for each in inputs if _is_inside(Path(each), content)]
+    place = content.resolve()
+    for each in map(Path, inputs):
+        # Data may also be the name of a data set, as "digits".
+        if each.exists() and each.resolve().is_relative_to(place):
+            others.append(str(each))
     if others:
         more = f" and {len(others) - _MAX_SHOWN} more" if others[_MAX_SHOWN:] else ""
         raise UsageError(
@@ -263,12 +267,6 @@ def folder_entries(folder: Path) -> set[str]:
             found.add(f"{inside.as_posix()}/")
     finished = {entry.name for entry in _finished(folder)}
     return {name for name in found if name.split("/")[0] in finished}
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    inside = path.resolve()
-    # Data may also be the name of a data set, as "digits".
-    return path.exists() and folder.resolve() in (inside, *inside.parents)
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -290,17 +290,11 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
-    """What `predict_files` wrote.
-
-    Attributes:
-        output: The file.
-        images: Number of rows.
-        unreadable: Number of rows with an error instead of an answer.
-    """
+    """What `predict_files` wrote."""
 
     output: Path
-    images: int
-    unreadable: int
+    images: int  # number of rows
+    unreadable: int  # rows with an error instead of an answer
 
 
 def predict_files(
@@ -347,7 +341,9 @@ def predict_files(
     """
     model, target = Path(model), Path(output).expanduser()
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    _check_distinct(target, [model, *map(Path, given)])
+    same = [p for p in (model, *map(Path, given)) if p.resolve() == target.resolve()]
+    if same:
+        raise UsageError(f"The output would replace {same[0]}. Choose another name.")
     classify = FileClassifier(
         model, top=top, threads=threads, trust_saved_model=trust_saved_model
     )
@@ -377,12 +373,6 @@ def predict_files(
     return PredictResult(output=target, images=images, unreadable=rows.committed.errors)
 
 
-def _check_distinct(output: Path, others: Iterable[Path]) -> None:
-    same = [other for other in others if other.resolve() == output.resolve()]
-    if same:
-        raise UsageError(f"The output would replace {same[0]}. Choose another name.")
-
-
 def _keep_paths(paths: Iterable[str], file: Path) -> tuple[int, str]:
     """Write paths to a file, which takes less memory than a list.
 
@@ -391,9 +381,12 @@ def _keep_paths(paths: Iterable[str], file: Path) -> tuple[int, str]:
     count, digest = 0, hashlib.sha256()
     with file.open("w", encoding="ascii") as kept:
         for path in paths:
-            line = f"{json.dumps(path)}\n"
+            line, state = f"{json.dumps(path)}\n", "missing"
+            with suppress(OSError, ValueError):
+                found = os.stat(path)  # noqa: PTH116
+                state = f"{found.st_size} {found.st_mtime_ns}"
             kept.write(line)
-            digest.update(f"{line}{_state(path)}\n".encode("ascii"))
+            digest.update(f"{line}{state}\n".encode("ascii"))
             count += 1
     return count, digest.hexdigest()
 
@@ -401,14 +394,6 @@ def _keep_paths(paths: Iterable[str], file: Path) -> tuple[int, str]:
 def _kept_paths(file: Path) -> Iterator[str]:
     with file.open(encoding="ascii") as kept:
         yield from map(json.loads, kept)
-
-
-def _state(path: str) -> str:
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return "missing"
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 class FileClassifier:
@@ -452,7 +437,8 @@ class FileClassifier:
         self._predictor.predict([])
         self.labels = self._predictor.labels
         self._threads = threads or usable_cores()
-        self._answers = list(_answer_columns(min(top, len(self.labels))))
+        places = ["", *(f"_{n}" for n in range(2, min(top, len(self.labels)) + 1))]
+        self._answers = [(f"label{n}", f"probability{n}") for n in places]
         names = chain(["path"], *self._answers, ["error"])
         self.columns = {name: not name.startswith("probability") for name in names}
 
@@ -494,12 +480,6 @@ class FileClassifier:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _answer_columns(top: int) -> Iterator[tuple[str, str]]:
-    yield "label", "probability"
-    for place in range(2, top + 1):
-        yield f"label_{place}", f"probability_{place}"
 
 
 def _reason(error: DataError) -> str:

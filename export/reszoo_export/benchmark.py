@@ -34,20 +34,13 @@ _BUSY = ": other programs were running, measure again"
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One file at one batch size.
+    """One file at one batch size."""
 
-    Attributes:
-        file: Its path, as given.
-        runtime: Name and version of what ran it.
-        bytes: Its size; of a folder, that of all files in it.
-        latency: Over the calls of all processes.
-        medians_ms: Of each process; they differ if other programs were running.
-    """
-
-    file: str
-    runtime: str
-    bytes: int
-    latency: Latency
+    file: str  # its path, as given
+    runtime: str  # name and version of what ran it
+    bytes: int  # its size; of a folder, that of all files in it
+    latency: Latency  # over the calls of all processes
+    # Of each process; they differ if other programs were running.
     medians_ms: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import keras
 
@@ -154,7 +154,12 @@ def export(
             "(--calibration DATA), the data the model was trained on."
         )
     if not isinstance(model, keras.Model):
-        _refuse_exported(Path(model))
+        path = Path(model)
+        if is_export(path) or any(row.matches(path) for row in RUNTIMES.values()):
+            raise UsageError(
+                f"export takes a checkpoint or a model from reszoo. Received: {path}, "
+                "which is an exported file; pass the checkpoint that it was made from."
+            )
         model = load(model)
     serving = make_serving(model, options, labels, preprocessing)
     source = _open(calibration, bad_images)
@@ -170,14 +175,6 @@ def export(
 
 def _open(data: Data | None, bad_images: str) -> Source | None:
     return None if data is None else open_source(data, bad_images=bad_images)
-
-
-def _refuse_exported(path: Path) -> None:
-    if is_export(path) or any(row.matches(path) for row in RUNTIMES.values()):
-        raise UsageError(
-            f"export takes a checkpoint or a model from reszoo. Received: {path}, "
-            "which is an exported file; pass the checkpoint that it was made from."
-        )
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,10 @@ class _Export:
             )
             if manifest.problems:
                 _keep_failed(temporary, manifest)
-            manifest = _measured(manifest, temporary)
+            latencies = measure_files(temporary / each.file for each in manifest.files)
+            pairs = zip(manifest.files, latencies.values(), strict=True)
+            files = tuple(replace(each, latency=latency) for each, latency in pairs)
+            manifest = replace(manifest, files=files)
             write_snippets(temporary, manifest)
             write_report(temporary, manifest, self.reference)
             manifest.write(temporary)
@@ -229,6 +229,11 @@ class _Export:
             ) from error
         size, digest = size_and_hash(path)
         found = self._verify_file(row, path)
+        ranges = None
+        if self.calibration is not None and row.precision == "int8":
+            # How those of the activations were chosen.
+            trials = self.calibration.attempts.get(row.file)
+            ranges = trials or self.calibration.choices[self.serving.model]
         return FileRecord(
             format=row.name,
             file=row.file,
@@ -237,7 +242,7 @@ class _Export:
             inputs=found.inputs,
             outputs=found.outputs,
             verification=self._located(row, path, found.verification),
-            ranges=self._ranges(row),
+            ranges=ranges.to_json() if ranges else None,
         )
 
     def _verify_file(self, row: Format, path: Path) -> FileVerification:
@@ -262,15 +267,6 @@ class _Export:
         problem = f"the first layer whose output differs from the model's: {layer}"
         return replace(found, problems=(*found.problems, problem))
 
-    def _ranges(self, row: Format) -> dict[str, Any] | None:
-        """Return how the activation ranges of an int8 file were chosen."""
-        if self.calibration is None or row.precision != "int8":
-            return None
-        attempts = self.calibration.attempts.get(row.file)
-        found = attempts or self.calibration.choices[self.serving.model]
-        ranges: dict[str, Any] = found.to_json()
-        return ranges
-
     def _write_beside(self, folder: Path) -> dict[str, str]:
         """Write reference and labels; return the sha256 of each."""
         card = self.serving.card
@@ -280,13 +276,6 @@ class _Export:
             write_text(folder / LABELS_FILE, card_files(card)[LABELS_FILE])
             names.append(LABELS_FILE)
         return {name: size_and_hash(folder / name)[1] for name in names}
-
-
-def _measured(manifest: Manifest, folder: Path) -> Manifest:
-    latencies = measure_files(folder / record.file for record in manifest.files)
-    pairs = zip(manifest.files, latencies.values(), strict=True)
-    files = tuple(replace(record, latency=latency) for record, latency in pairs)
-    return replace(manifest, files=files)
 
 
 def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:

@@ -70,33 +70,22 @@ class Reader(Protocol):
 class RuntimeSpec:
     """A runtime, and the package with everything that is specific to it.
 
-    The package `reszoo_export.<name>` has the modules `writer`, with the functions
-    that formats name, and `reader` (see `Reader`). Its folder `snippets` has templates
-    of code that runs its files, of which `server.py.in` is required.
-
-    Attributes:
-        name: Of the package, and of the float32 format.
-        library: The module that opening a file imports.
-        suffix: Of its files; "" for folders.
-        folder_file: Of folders: a file in them, or in the folders of versions there.
-        outputs: What files give by default.
-        batch: Images in a call by default; None for any number.
-        layouts: Orders of the image's axes that it supports.
-        input_dtypes: Of the pixels, which may be asked for in place of a format's own.
-        operators: Those that files of every format may use.
-        builtin: Pattern of the names of operators that the runtime has by itself; files
-            of models whose structure is not known may use all of them.
+    The package `reszoo_export.<name>` has the modules `writer`, with the functions that
+    formats name, and `reader` (see `Reader`). Its folder `snippets` has templates of
+    code that runs its files, of which `server.py.in` is required.
     """
 
-    name: str
-    library: str
-    suffix: str = ""
-    folder_file: str = ""
-    outputs: tuple[str, ...] = ("logits", "probabilities")
-    batch: int | None = None
-    layouts: frozenset[str] = frozenset({"nhwc"})
-    input_dtypes: frozenset[str] = frozenset()
-    operators: frozenset[str]
+    name: str  # of the package, and of the float32 format
+    library: str  # the module that opening a file imports
+    suffix: str = ""  # of its files; "" for folders
+    folder_file: str = ""  # of folders: a file in them or in those of versions
+    outputs: tuple[str, ...] = ("logits", "probabilities")  # what files give by default
+    batch: int | None = None  # images in a call by default; None for any number
+    layouts: frozenset[str] = frozenset({"nhwc"})  # of the axes
+    input_dtypes: frozenset[str] = frozenset()  # other ones that may be asked for
+    operators: frozenset[str]  # those that files of every format may use
+    # Pattern of the names of operators that the runtime has by itself; files of models
+    # whose structure is not known may use all of them.
     builtin: str = r"\w+"
 
     @property
@@ -163,50 +152,37 @@ class Tolerance:
     Rounding of float32 and float16 is limited output by output. Int8 changes single
     probabilities much more, and is judged by top-1 and by means over the images. A
     limit of None does not apply.
-
-    Attributes:
-        max_difference: Difference of a probability.
-        max_log_difference: Difference of a log probability, relative to it beyond 1.
-            It shows errors in outputs that are all 0 or 1.
-        max_variation: Total variation distance of the probabilities, in 0..1, mean
-            over the real images.
-        max_variation_synthetic: The same over the synthetic images, which are unlike
-            any that calibration saw.
-        max_relative_variation: Total variation distance, relative to that of the
-            model's outputs from their mean over the images; over real images where
-            there are any. It is as strict with flat outputs as with confident ones.
-        max_confidence_change: Change of the mean confidence, in 0..1.
-        margin: Images on which the model's probability of the file's top-1 is within
-            this of its largest count as ties, which agree.
-        tie: The same as a share of the model's largest probability.
-        min_agreement: Share of images with the model's top-1, ties included.
-        min_top1: Share of images with the model's top-1, ties not included.
-        max_accuracy_drop: Drop of the top-1 accuracy, in 0..1, where it is more than
-            chance explains.
-        max_batch_difference: Change of a probability with the other images of the
-            batch.
-        max_feature_difference: Difference of a feature, relative to the largest one.
-        min_cosine: Cosine of the file's features and the model's, mean over the real
-            images.
-        max_activation_difference: Root mean square difference of a layer's output,
-            relative to the output's own. Only used to locate where a file begins to
-            differ.
     """
 
-    max_difference: float | None = None
+    max_difference: float | None = None  # of a probability
+    # Of a log probability, relative to it beyond 1. It shows errors in outputs that are
+    # all 0 or 1.
     max_log_difference: float | None = None
+    # Total variation distance of the probabilities, in 0..1, mean over the real images;
+    # and over the synthetic ones, which are unlike any that calibration saw.
     max_variation: float | None = None
     max_variation_synthetic: float | None = None
+    # The same, relative to that of the model's outputs from their mean over the images;
+    # over real images where there are any. It is as strict with flat outputs as with
+    # confident ones.
     max_relative_variation: float | None = None
-    max_confidence_change: float | None = None
+    max_confidence_change: float | None = None  # of the mean confidence, in 0..1
+    # Images on which the model's probability of the file's top-1 is within this of its
+    # largest, or this share of it, count as ties, which agree.
     margin: float = 0.0
     tie: float = 1.0
+    # Share of images with the model's top-1, ties included and not.
     min_agreement: float = 1.0
     min_top1: float = 0.9
+    # Of the top-1 accuracy, in 0..1, where it is more than chance explains.
     max_accuracy_drop: float | None = None
+    # Change of a probability with the other images of the batch.
     max_batch_difference: float = 1e-5
-    max_feature_difference: float | None = None
+    max_feature_difference: float | None = None  # relative to the largest one
+    # Of the file's features and the model's, mean over the real images.
     min_cosine: float | None = None
+    # Root mean square difference of a layer's output, relative to the output's own.
+    # Only used to locate where a file begins to differ.
     max_activation_difference: float
 
 
@@ -236,40 +212,27 @@ INT16X8 = replace(DYNAMIC, max_variation_synthetic=0.35, max_relative_variation=
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One kind of exported file.
+    """One kind of exported file."""
 
-    Attributes:
-        name: As in `--formats`.
-        file: Name of the file or folder in an export.
-        runtime: What runs it.
-        writer: The function of the runtime's module `writer` that writes it, from a
-            `Serving`, a path and, if `calibrated`, a `Calibration`.
-        precision: Of its arithmetic: "float32", "float16", "dynamic" (int8 weights,
-            ranges of activations measured at run time), "int8" or "int16x8".
-        calibrated: Whether it needs calibration images.
-        input_dtype: Of the pixels, which are 0..255 in either.
-        opsets: Versions of ONNX's operators that it can be written in.
-        integer_io: Whether the option `integer_io` applies to it.
-        tolerance: How far its outputs may be from the model's.
-        max_images: How many real images it is verified on, where its runtime is
-            slow; None for all.
-        groups: The groups of `--formats` that include it, besides "all".
-        extra_operators: Those it may use besides the runtime's.
-    """
-
-    name: str
-    file: str
-    runtime: RuntimeSpec
+    name: str  # as in `--formats`
+    file: str  # name of the file or folder in an export
+    runtime: RuntimeSpec  # what runs it
+    # The function of the runtime's module `writer` that writes it, from a `Serving`, a
+    # path and, if `calibrated`, a `Calibration`.
     writer: str = "write"
+    # Of its arithmetic: "float32", "float16", "dynamic" (int8 weights, ranges of
+    # activations measured at run time), "int8" or "int16x8".
     precision: str = "float32"
-    calibrated: bool = False
+    calibrated: bool = False  # needs calibration images
+    # of the pixels, which are 0..255 in either
     input_dtype: Literal["uint8", "float32"] = "uint8"
-    opsets: range = range(0)
-    integer_io: bool = False
-    tolerance: Tolerance = FLOAT32
+    opsets: range = range(0)  # of ONNX, that it can be written in
+    integer_io: bool = False  # the option applies to it
+    tolerance: Tolerance = FLOAT32  # for its outputs
+    # How many real images it is verified on, where its runtime is slow; None for all.
     max_images: int | None = None
-    groups: frozenset[str] = frozenset()
-    extra_operators: frozenset[str] = frozenset()
+    groups: frozenset[str] = frozenset()  # of `--formats` that include it
+    extra_operators: frozenset[str] = frozenset()  # besides the runtime's
 
     @property
     def operators(self) -> frozenset[str]:
@@ -405,7 +368,14 @@ class ExportOptions:
             value = getattr(self, name)
             pair = name == "input_size" and isinstance(value, tuple | list)
             for number in value if pair else (value,):
-                _check_number(name, number, optional=name != "version")
+                if (number is None and name != "version") or number == "dynamic":
+                    continue
+                if not isinstance(number, int) or isinstance(number, bool):
+                    raise UsageError(
+                        f"{name} must be a whole number. Received: {number!r}."
+                    )
+                if number < 1:
+                    raise UsageError(f"{name} must be at least 1. Received: {number}.")
             if pair and len(value) != 2:
                 raise UsageError(
                     "input_size must be one number, or height and width. "
@@ -413,34 +383,25 @@ class ExportOptions:
                 )
         if isinstance(self.input_size, list):
             object.__setattr__(self, "input_size", tuple(self.input_size))
-        if self.layout not in ("nhwc", "nchw"):
-            raise UsageError(
-                f'layout must be "nhwc" or "nchw". Received: {self.layout!r}.'
-            )
-        if self.integer_io not in (None, *get_args(IntegerIO)):
-            raise UsageError(
-                'integer_io must be "uint8" or "int8", or None for float outputs. '
-                f"Received: {self.integer_io!r}."
-            )
-        if self.input_dtype not in (None, "uint8", "float32"):
-            raise UsageError(
-                'input_dtype must be "uint8" or "float32", or None for each format\'s '
-                f"own. Received: {self.input_dtype!r}."
-            )
-        if self.outputs not in (None, *OUTPUTS):
-            raise UsageError(
-                f"outputs must be one of {', '.join(OUTPUTS)}, or None for each "
-                f"format's default. Received: {self.outputs!r}."
-            )
+        for name, (choices, none) in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and (value is not None or not none):
+                known = " or ".join(f'"{each}"' for each in choices)
+                if len(choices) > 2:
+                    known = f"one of {', '.join(choices)}"
+                instead = f", or None for {none}" if none else ""
+                raise UsageError(
+                    f"{name} must be {known}{instead}. Received: {value!r}."
+                )
 
 
-def _check_number(name: str, value: object, *, optional: bool) -> None:
-    if (value is None and optional) or value == "dynamic":
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"{name} must be a whole number. Received: {value!r}.")
-    if value < 1:
-        raise UsageError(f"{name} must be at least 1. Received: {value}.")
+# Option -> its values, and what None stands for.
+_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
+    "layout": (("nhwc", "nchw"), ""),
+    "integer_io": (get_args(IntegerIO), "float outputs"),
+    "input_dtype": (("uint8", "float32"), "each format's own"),
+    "outputs": (OUTPUTS, "each format's default"),
+}
 
 
 def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
@@ -458,7 +419,9 @@ def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
             and dtype not in {integer_io or row.input_dtype, *row.runtime.input_dtypes}
         ],
         f"opset={opset}": [
-            _with_opsets(row) for row in rows if opset and opset not in row.opsets
+            f"{row.name} ({o[0]} to {o[-1]})" if (o := row.opsets) else row.name
+            for row in rows
+            if opset and opset not in row.opsets
         ],
         f"integer_io={integer_io!r}": [
             row.name for row in rows if integer_io and not row.integer_io
@@ -475,9 +438,3 @@ def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
             "integer_io gives probabilities, which have known steps of 1/256. "
             f"Received: outputs={options.outputs!r} with it."
         )
-
-
-def _with_opsets(row: Format) -> str:
-    """Return a format's name and, where it has opsets, which of them."""
-    opsets = row.opsets
-    return f"{row.name} ({opsets[0]} to {opsets[-1]})" if opsets else row.name

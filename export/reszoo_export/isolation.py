@@ -172,7 +172,12 @@ def _crashed(code: int) -> str:
 def call_stored(function: str, folder: Path) -> None:
     """Call a function with what is stored in a folder, and store its result there."""
     enable_quiet_cli()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def end_with_parent() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     module, name = function.split(":")
     stored = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))
     limits = stored["limits"] and Limits(**stored["limits"])
@@ -211,11 +216,6 @@ def set_limits(limits: Limits, *, final: bool = True) -> None:
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (most, most if final else hard))
-
-
-def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)
-    os._exit(1)
 
 
 # Lengths of a header and of what follows it.
@@ -360,7 +360,11 @@ def serve() -> None:
             os._exit(0)
         try:
             if runtime is None:
-                runtime = _open(header)
+                path = Path(header.pop("path"))
+                set_limits(limits_for(path, _CALL_SECONDS), final=False)
+                runtime = open_runtime(path, **header)
+                pixels = math.prod(runtime.card.preprocessing.eval_sides)
+                set_limits(limits_for(path, _CALL_SECONDS, pixels=pixels))
                 names = ("name", "threads", "inputs", "outputs")
                 facts = {name: getattr(runtime, name) for name in names}
                 _send(replies, facts | {"card": runtime.card.to_text()})
@@ -371,16 +375,6 @@ def serve() -> None:
                 _send(replies, _described(found), np.ascontiguousarray(found))
         except (ReszooError, MemoryError) as error:
             _send(replies, _failure(error, "memory than a file of its size may"))
-
-
-def _open(header: dict[str, Any]) -> Runtime:
-    path = Path(header.pop("path"))
-    limits = limits_for(path, _CALL_SECONDS)
-    set_limits(limits, final=False)
-    runtime = open_runtime(path, **header)
-    height, width = runtime.card.preprocessing.eval_sides
-    set_limits(limits_for(path, _CALL_SECONDS, pixels=height * width))
-    return runtime
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import (
@@ -46,33 +46,21 @@ class Latency:
 
     Cold start and memory are None where they were not measured in a new process, and
     memory also where the system does not report it.
-
-    Attributes:
-        batch: Images in a call.
-        median_ms: Median over the calls, in milliseconds.
-        p90_ms: 90th percentile.
-        p99_ms: 99th percentile; of few calls nearly the slowest.
-        images_per_second: Throughput of the median call.
-        runs: Number of calls, after warming up.
-        threads: Threads of the runtime.
-        processor: Its name.
-        load_ms: Time to open the file, with its runtime's library loaded before.
-        first_ms: Time of the first call, with one image.
-        memory_mb: Peak resident megabytes (10**6 bytes) beyond those of the process
-            with its libraries loaded.
-        peak_mb: Peak resident megabytes of the whole process.
     """
 
-    batch: int = 1
-    median_ms: float
+    batch: int = 1  # images in a call
+    median_ms: float  # over the calls, in milliseconds
     p90_ms: float
-    p99_ms: float
-    images_per_second: float
-    runs: int
-    threads: int
+    p99_ms: float  # of few calls nearly the slowest
+    images_per_second: float  # of the median call
+    runs: int  # number of calls, after warming up
+    threads: int  # of the runtime
     processor: str
+    # To open the file, with its runtime's library loaded before.
     load_ms: float | None = None
-    first_ms: float | None = None
+    first_ms: float | None = None  # of the first call, with one image
+    # Peak resident megabytes (10**6 bytes) beyond those of the process with its
+    # libraries loaded, and of the whole process.
     memory_mb: float | None = None
     peak_mb: float | None = None
 
@@ -101,23 +89,14 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Disagreement:
-    """An image with a large difference between a file and its model.
+    """An image with a large difference between a file and its model."""
 
-    Attributes:
-        image: Its index in the reference that was compared.
-        model_label: The model's top-1.
-        model_probability: Of that class, in 0..1.
-        file_label: The file's top-1.
-        file_probability: Of that class, in 0..1.
-        difference: The largest difference of a probability.
-    """
-
-    image: int
-    model_label: str
-    model_probability: float
-    file_label: str
-    file_probability: float
-    difference: float
+    image: int  # its index in the reference that was compared
+    model_label: str  # the model's top-1
+    model_probability: float  # of that class, in 0..1
+    file_label: str  # the file's top-1
+    file_probability: float  # of that class, in 0..1
+    difference: float  # the largest one of a probability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,82 +108,48 @@ class Verification:
     relative to the largest feature, the agreement is the mean cosine, and what needs
     classes is None. Of a file that could not be run, no images were compared, and
     differences and agreement are the worst possible.
-
-    Attributes:
-        runtime: Name and version of what ran the file.
-        images: Number of real images compared.
-        synthetic: Number of synthetic images compared.
-        max_difference: Largest difference of a probability.
-        mean_difference: Mean difference of a probability.
-        synthetic_difference: Largest difference on the synthetic images.
-        agreement: Share of images with the same top-1.
-        top5_agreement: Share of the model's top-5 that are also in the file's, mean
-            over the images.
-        drift: Mean change of the confidence: the file's top-1 probability less the
-            model's.
-        confidence_difference: Mean absolute change of the confidence.
-        accuracy: Top-1 accuracy of the file, where there are targets.
-        model_accuracy: Top-1 accuracy of the model.
-        recalls: Accuracy of the file on the images of each class, where there are
-            targets; None for a class without images.
-        worst: The images with the largest differences, the largest first.
-        problems: What is wrong with the file; empty if it is verified.
     """
 
-    runtime: str
-    images: int = 0
-    synthetic: int = 0
-    max_difference: float = 1.0
-    mean_difference: float = 1.0
+    runtime: str  # name and version of what ran the file
+    images: int = 0  # real ones that were compared
+    synthetic: int = 0  # synthetic ones
+    max_difference: float = 1.0  # largest one of a probability
+    mean_difference: float = 1.0  # mean one of a probability
     synthetic_difference: float = 1.0
-    agreement: float = 0.0
+    agreement: float = 0.0  # share of images with the same top-1
+    # Share of the model's top-5 that are in the file's, mean over the images.
     top5_agreement: float | None = None
+    # Mean change of the confidence: the file's top-1 probability less the model's.
     drift: float | None = None
-    confidence_difference: float | None = None
-    accuracy: float | None = None
+    confidence_difference: float | None = None  # mean absolute change
+    accuracy: float | None = None  # top-1, where there are targets
     model_accuracy: float | None = None
+    # Accuracy of the file on the images of each class, where there are targets; None
+    # for a class without images.
     recalls: tuple[float | None, ...] = ()
-    worst: tuple[Disagreement, ...] = ()
-    problems: tuple[str, ...] = ()
+    worst: tuple[Disagreement, ...] = ()  # largest differences, the largest first
+    problems: tuple[str, ...] = ()  # empty if it is verified
 
     @property
     def compared(self) -> bool:
         """Whether the file could be run and compared."""
         return self.images + self.synthetic > 0
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Verification":
-        """Return the verification that `dataclasses.asdict` turned into JSON."""
-        worst = tuple(typed(Disagreement, each) for each in content["worst"])
-        recalls = tuple(content.get("recalls", ()))
-        return typed(cls, {**content, "worst": worst, "recalls": recalls})
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One exported file.
+    """One exported file."""
 
-    Attributes:
-        format: Its name in the table of formats.
-        file: Its name in the folder.
-        bytes: Its size; of a folder, that of all files in it.
-        sha256: Of its content; of a folder, of all names and contents in order.
-        inputs: Name, dtype and shape of each.
-        outputs: Name, dtype and shape of each.
-        verification: Compared with the model.
-        latency: Of one image.
-        ranges: Of an int8 file: the ranges of its activations that were tried and
-            chosen (see `quantization.ranges.Choice`).
-    """
-
-    format: str
-    file: str
-    bytes: int
-    sha256: str
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
-    verification: Verification
-    latency: Latency | None = None
+    format: str  # its name in the table of formats
+    file: str  # its name in the folder
+    bytes: int  # its size; of a folder, that of all files in it
+    sha256: str  # Of its content; of a folder, of all names and contents in order.
+    inputs: list[dict[str, Any]]  # name, dtype and shape of each
+    outputs: list[dict[str, Any]]  # the same
+    verification: Verification  # compared with the model
+    latency: Latency | None = None  # of one image
+    # Of an int8 file: the ranges of its activations that were tried and chosen (see
+    # `quantization.ranges.Choice`).
     ranges: dict[str, Any] | None = None
 
 
@@ -320,26 +265,16 @@ def read_manifest(folder: Path) -> Manifest:
                 f"Received: version {version} in {path}; export the checkpoint again, "
                 "or use the release that made the export."
             )
-        return typed(
-            Manifest,
-            {
-                "folder": folder,
-                "card": Card.from_json(content["card"]),
-                "files": tuple(_record(record) for record in content["files"]),
-                "beside": content["beside"],
-                "options": _options(content["options"]),
-            },
-        ).checked()
+        options = dict(content["options"])
+        if isinstance(old := options.get("integer_io"), bool):  # Before 0.2.
+            options["integer_io"] = "uint8" if old else None
+        read = {name: content[name] for name in ("files", "beside")}
+        card = Card.from_json(content["card"])
+        found = {"folder": folder, "card": card, "options": options, **read}
+        return typed(Manifest, found).checked()
     except (CheckpointError, OSError, *_MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ExportError(f"{path} cannot be read ({reason}).") from error
-
-
-def _options(content: Mapping[str, Any]) -> ExportOptions:
-    integer_io = content.get("integer_io")
-    if isinstance(integer_io, bool):  # Before 0.2: uint8 or not.
-        integer_io = "uint8" if integer_io else None
-    return typed(ExportOptions, {**content, "integer_io": integer_io})
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:
@@ -360,31 +295,32 @@ def size_and_hash(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _record(content: Mapping[str, Any]) -> FileRecord:
-    latency = content["latency"]
-    return typed(
-        FileRecord,
-        {
-            **content,
-            "verification": Verification.from_json(content["verification"]),
-            "latency": None if latency is None else typed(Latency, latency),
-        },
-    )
-
-
 def typed(kind: type[T], content: Mapping[str, Any]) -> T:
-    """Make a dataclass of what a file has for its fields.
+    """Make a dataclass, and those in it, of what a file of JSON has for its fields.
 
     A TypeError if one is missing, unknown, or of another type than declared.
     """
-    made = kind(**content)
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    made = kind(**{k: _built(v, hints.get(k, Any)) for k, v in content.items()})
+    for name, hint in hints.items():
         value = getattr(made, name)
         if not _fits(value, hint):
             raise TypeError(
                 f"{name} of {kind.__name__} must be {hint}. Received: {value!r:.80}"
             )
     return made
+
+
+def _built(value: Any, hint: Any) -> Any:
+    """Return a value with the dataclasses and tuples that its field declares."""
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [each for each in get_args(hint) if is_dataclass(each)]
+        hint = kinds[0] if kinds else hint
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_built(each, get_args(hint)[0]) for each in value)
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
+        return typed(hint, value)
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -100,11 +100,10 @@ USES = (
 
 # Where the files are of integers alone.
 INTEGER_USE = Use(
-    name="Microcontroller or NPU",
-    formats=("tflite-int8",),
+    name="Microcontroller or NPU", formats=("tflite-int8",),
     why="It needs no floating point; docs/exporting.md shows what TFLite Micro, Vela "
     "and the GPU delegate make of such files (benchmarks/targets.py).",
-)
+)  # fmt: skip
 
 
 def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:

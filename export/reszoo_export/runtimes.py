@@ -118,16 +118,6 @@ def find_interface(
     )
 
 
-def _check_width(path: Path, card: Card, interface: Interface) -> None:
-    """Refuse a card of another number of classes, before a label is made for each."""
-    width, classes = interface.output["shape"][-1], card.architecture.classes
-    if interface.output_kind == "probabilities" and width != classes:
-        raise CheckpointError(
-            f"The card must be of the {width} classes that the output has. "
-            f"Received: {classes} classes in {path}."
-        )
-
-
 def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
     """Return a shape with "batch" for an open first side (-1) and "?" for others."""
     return tuple(
@@ -181,7 +171,14 @@ class Runtime:
         self.inputs, self.outputs = inputs, outputs
         channels = card.preprocessing.channels
         self.interface = find_interface(path, inputs, outputs, channels)
-        _check_width(path, card, self.interface)
+        width = self.interface.output["shape"][-1]
+        classes = card.architecture.classes
+        # Before a label is made for each.
+        if self.interface.output_kind == "probabilities" and width != classes:
+            raise CheckpointError(
+                f"The card must be of the {width} classes that the output has. "
+                f"Received: {classes} classes in {path}."
+            )
         self.sessions, self._call, self._operators = sessions, call, operators
         self._path = path
 
@@ -284,10 +281,15 @@ def limit_tensorflow(threads: int | None) -> None:
     import tensorflow as tf
 
     check_tensorflow_usable()
+    chosen = tf.config.threading.get_intra_op_parallelism_threads()
     if threads is None:
-        _limit_to_usable_cores()
+        # By itself it follows the CPU affinity, but not the quota of a container. Once
+        # it has started, it keeps its threads.
+        if not chosen and usable_cores() < allowed_cores():
+            with suppress(RuntimeError):
+                tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
         return
-    if threads == tf.config.threading.get_intra_op_parallelism_threads():
+    if threads == chosen:
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -297,21 +299,6 @@ def limit_tensorflow(threads: int | None) -> None:
             "The number of TensorFlow's threads can be set only before its first "
             f"operation. Received: threads={threads}; set it in a new process."
         ) from error
-
-
-def _limit_to_usable_cores() -> None:
-    """Let TensorFlow use no more than the process may, where it can still be told.
-
-    By itself it follows the CPU affinity, but not the quota of a container.
-    """
-    import tensorflow as tf
-
-    chosen = tf.config.threading.get_intra_op_parallelism_threads()
-    if chosen or usable_cores() >= allowed_cores():
-        return
-    # Once it has started, it keeps its threads.
-    with suppress(RuntimeError):
-        tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
 
 
 def find_runtime(path: Path) -> RuntimeSpec | None:
@@ -378,19 +365,18 @@ def open_runtime(
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: threads={threads}.")
-    if isinstance(model, str | os.PathLike):
-        path = Path(model)
-        row = find_runtime(path)
-        if row is not None:
-            with reader_errors(path):
-                row.reader.check_file(path, trusted=trust_saved_model)
-                return row.reader.open_file(path, threads)
-        from reszoo.zoo import load
-
+    if not isinstance(model, str | os.PathLike):
         limit_tensorflow(threads)
-        return open_keras(load(path))
+        return open_keras(model)
+    path = Path(model)
+    if (row := find_runtime(path)) is not None:
+        with reader_errors(path):
+            row.reader.check_file(path, trusted=trust_saved_model)
+            return row.reader.open_file(path, threads)
+    from reszoo.zoo import load
+
     limit_tensorflow(threads)
-    return open_keras(model)
+    return open_keras(load(path))
 
 
 def compute_activations(path: Path, row: RuntimeSpec, images: Pixels) -> Activations:

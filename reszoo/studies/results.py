@@ -147,35 +147,25 @@ _VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The errors at one moment of a training.
+    """The errors at one moment of a training."""
 
-    Attributes:
-        step: Steps taken so far.
-        loss: Mean training loss since the point before, in nats.
-        training_error: Share of training images classified wrongly since the point
-            before, while training on them, as in the paper's figures; in 0..1.
-        test_error: Share of the test images classified wrongly; None where that was
-            not measured.
-    """
-
-    step: int
-    loss: float
+    step: int  # steps taken so far
+    loss: float  # Mean training loss since the point before, in nats.
+    # Share of training images classified wrongly since the point before, while training
+    # on them, as in the paper's figures; in 0..1.
     training_error: float
+    # Share of the test images classified wrongly; None where not measured.
     test_error: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Gradients and activations of every layer for one batch.
+    """Gradients and activations of every layer for one batch."""
 
-    Attributes:
-        step: Steps taken before.
-        gradients: Norm of the gradient of each layer's weights, input first.
-        activations: Standard deviation of each ReLU's output, input first.
-    """
-
-    step: int
+    step: int  # steps taken before
+    # Norm of the gradient of each layer's weights, input first.
     gradients: tuple[float, ...]
+    # Standard deviation of each ReLU's output, input first.
     activations: tuple[float, ...]
 
     @classmethod
@@ -187,25 +177,15 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The training of one variant from one seed.
-
-    Attributes:
-        variant: What was trained.
-        seed: Of the initial weights and the order of images.
-        parameters: Number of trainable parameters.
-        seconds: Spent on training.
-        diverged: Whether the loss became NaN or infinite; the points end before.
-        points: From the first steps to the last.
-        snapshots: At the first step, half-way, and at the last.
-    """
+    """The training of one variant from one seed."""
 
     variant: Variant
-    seed: int
-    parameters: int
-    seconds: float
-    diverged: bool
-    points: tuple[Point, ...]
-    snapshots: tuple[Snapshot, ...]
+    seed: int  # of the initial weights and the order of images
+    parameters: int  # number of trainable ones
+    seconds: float  # spent on training
+    diverged: bool  # the loss became NaN or infinite; points end before
+    points: tuple[Point, ...]  # from the first steps to the last
+    snapshots: tuple[Snapshot, ...]  # at the first step, half-way, at the last
 
     @property
     def training_error(self) -> float:
@@ -221,17 +201,11 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Mean and standard deviation over seeds.
+    """Mean and standard deviation over seeds."""
 
-    Attributes:
-        mean: In 0..1.
-        deviation: Of single seeds; None for one seed.
-        seeds: How many.
-    """
-
-    mean: float
-    deviation: float | None
-    seeds: int
+    mean: float  # in 0..1
+    deviation: float | None  # of single seeds; None for one seed
+    seeds: int  # how many
 
     def __str__(self) -> str:
         if self.deviation is None:

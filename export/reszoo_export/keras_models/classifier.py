@@ -83,9 +83,14 @@ def read_scores(model: keras.Model) -> Scores:
             "Dense layer."
         )
     call = caller(value)
-    while call is not None and _only_reshapes(call):
+    while call is not None and call.kind in _RESHAPING and _is_flat(call):
         call = caller(call.inputs[0])
-    kind = None if call is None else _activation(call)
+    kind = None
+    if call is not None and call.kind in _ENDS:
+        # Of all scores, not along another axis.
+        kind = _ENDS[call.kind] if getattr(call.layer, "axis", -1) == -1 else None
+    elif call is not None:
+        kind = _FUNCTIONS.get(getattr(call.layer, "activation", None))
     if shape[1] < 2 and kind != "sigmoid":
         raise UsageError(
             "A classifier must give a score for each of at least two classes, or one "
@@ -94,16 +99,8 @@ def read_scores(model: keras.Model) -> Scores:
     return Scores(kind, shape[1], call if kind else None)
 
 
-def _only_reshapes(call: Call) -> bool:
-    sides = tuple(call.inputs[0].tensor.shape)[1:-1] if call.inputs else (None,)
-    return call.kind in _RESHAPING and all(side == 1 for side in sides)
-
-
-def _activation(call: Call) -> str | None:
-    if call.kind in _ENDS:
-        # Of all scores, not along another axis.
-        return _ENDS[call.kind] if getattr(call.layer, "axis", -1) == -1 else None
-    return _FUNCTIONS.get(getattr(call.layer, "activation", None))
+def _is_flat(call: Call) -> bool:
+    return all(side == 1 for each in call.inputs for side in each.tensor.shape[1:-1])
 
 
 def copy_classifier(
@@ -316,13 +313,19 @@ def measure_rounding(
         expected = _probabilities(exact, pixels, scores)
         of_float32 = _probabilities(copy, pixels.astype(np.float32), scores)
         for layer in exact.layers:
-            layer.set_weights([_float16(each) for each in layer.get_weights()])
+            # Kernels only, as in the files.
+            layer.set_weights(
+                [w.astype(np.float16) if w.ndim > 1 else w for w in layer.get_weights()]
+            )
         of_float16 = _probabilities(exact, pixels, scores)
     except _ONLY_FLOAT32:
         return 0.0, 0.0
-    changes = [np.abs(each - expected).max() for each in (of_float32, of_float16)]
-    first, second = map(_rounded_up, map(float, changes), _LEAST)
-    return first, second
+    found = []
+    for outputs, least in zip((of_float32, of_float16), _LEAST, strict=True):
+        change = float(np.abs(outputs - expected).max())
+        known = least < change < math.inf
+        found.append(float(2.0 ** math.ceil(math.log2(change))) if known else 0.0)
+    return found[0], found[1]
 
 
 def _probabilities(model: keras.Model, pixels: object, scores: Scores) -> ModelOutput:
@@ -331,17 +334,6 @@ def _probabilities(model: keras.Model, pixels: object, scores: Scores) -> ModelO
         both = np.stack([np.zeros_like(logits), logits], axis=-1)
         return softmax(both)[..., 1]
     return softmax(logits)
-
-
-def _float16(weights: np.ndarray) -> np.ndarray:
-    # Kernels only, as in the files.
-    return weights.astype(np.float16) if weights.ndim > 1 else weights
-
-
-def _rounded_up(change: float, least: float) -> float:
-    if not least < change < math.inf:
-        return 0.0
-    return float(2.0 ** math.ceil(math.log2(change)))
 
 
 _BYTES = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
@@ -448,10 +440,12 @@ def _implied(
 ) -> tuple[str, Preprocessing]:
     """Tell by a model's first layers how images were shown to it."""
     first = [node.operation for node in copy.layers[0]._outbound_nodes]
-    if all(isinstance(each, Affine) and _divides(each) for each in first):
+    affine = [each.scale for each in first if isinstance(each, Affine)]
+    largest = (np.max(np.abs(scale)) for scale in affine)
+    if len(affine) == len(first) and all(each <= 1 / _LARGE for each in largest):
         return "inside the model: RGB in 0..255", _record(_BYTES, shape)
-    candidates = [each for each in _models(model) if _takes_image(model, each)]
-    for inside in candidates:
+    models = [each for each in all_layers(model) if isinstance(each, keras.Model)]
+    for inside in (each for each in (model, *models) if _takes_image(model, each)):
         if is_from_reszoo(inside):
             return "of the model inside", get_card(inside).preprocessing
         layers = {layer.name for layer in inside.layers}
@@ -474,15 +468,6 @@ def _implied(
         f"RGB in 0..1, for example {example} for inputs in -1..1, mean 0 and std 1 for "
         "inputs in 0..1, or mean 0 and std 1/255 for inputs in 0..255."
     )
-
-
-def _divides(layer: Affine) -> bool:
-    return bool(np.max(np.abs(layer.scale)) <= 1 / _LARGE)
-
-
-def _models(model: keras.Model) -> list[Any]:
-    inside = [each for each in all_layers(model) if isinstance(each, keras.Model)]
-    return [model, *inside]
 
 
 def _takes_image(model: keras.Model, inside: keras.Model) -> bool:

@@ -49,20 +49,16 @@ _MIN_RANGE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Distinct images as the model takes them, none of them used for verification.
+    """Distinct images as the model takes them, none of them used for verification."""
 
-    Attributes:
-        images: uint8 `(n, height, width, channels)`, which set the ranges.
-        trial: The same of others, on which ranges are compared; empty if there are no
-            others, and `images` are used for both.
-        choices: The ranges chosen with them, by model, so that formats share them.
-        attempts: How files of models of unknown structure were quantized, by name.
-    """
-
-    images: Pixels
+    images: Pixels  # uint8 `(n, height, width, channels)`, which set the ranges
+    # The same of others, on which ranges are compared; empty if there are no others,
+    # and `images` are used for both.
     trial: Pixels = field(default_factory=lambda: np.zeros((0, 0, 0, 3), np.uint8))
+    # The ranges chosen with them, by model, so that formats share them.
     choices: "dict[keras.Model, Choice]" = field(default_factory=dict, repr=False)
-    attempts: dict[str, Any] = field(default_factory=dict, repr=False)
+    # How files of models of unknown structure were quantized, by name.
+    attempts: "dict[str, Trials]" = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         images, count = self.images, len(self.images)
@@ -90,6 +86,11 @@ class Calibration:
                 f"Received: {count}, of which {distinct} are distinct; use a larger "
                 "data set."
             )
+
+    @property
+    def trial_images(self) -> Pixels:
+        """Those that ranges are compared on."""
+        return self.trial if len(self.trial) else self.images
 
     def batches(self, chosen: Array | None = None) -> Iterator[np.ndarray]:
         """Yield float32 `(1, height, width, 3)` in 0..255, one image at a time.
@@ -152,57 +153,55 @@ def _balanced_order(examples: Examples, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How one choice of ranges did on the trial images.
+    """How one way to quantize did on the trial images."""
 
-    Attributes:
-        share: Of the calibration images within the ranges.
-        divergence: Kullback-Leibler divergence of the outputs from the float model's,
-            in nats, mean over the images; features are treated as logits.
-        agreement: Share of images with the float model's top-1.
-    """
-
-    share: float
+    # Of the calibration images within the ranges, for a model whose structure is known.
+    share: float | None = None
+    method: str | None = None  # what was done, for another model
+    # Kullback-Leibler divergence of the outputs from the float model's, in nats, mean
+    # over the images; features are treated as logits.
     divergence: float
-    agreement: float
+    agreement: float  # share of images with the float model's top-1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set."""
+        return {name: each for name, each in asdict(self).items() if each is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The quantization of a model: what was chosen, and what was tried.
+class Trials:
+    """The quantization of a file: what was chosen, and what was tried."""
 
-    Attributes:
-        weights: Rounded to 255 steps, with corrected biases, by layer.
-        narrow_weights: The same in steps with which no pair overflows 16 bits.
-        narrow_steps: Those steps.
-        ranges: Of activations, by layer, the output's last.
-        best: The trial of the ranges chosen.
-        trials: All of them.
-        images: Number of calibration images.
-        tried_on: Number of trial images.
-    """
+    best: Trial
+    trials: tuple[Trial, ...]
+    images: int  # number of calibration images
+    tried_on: int  # number of trial images
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the trials as plain JSON values, for the manifest."""
+        return {
+            "best": self.best.to_json(),
+            "trials": [trial.to_json() for trial in self.trials],
+            "images": self.images,
+            "tried_on": self.tried_on,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Trials):
+    """The quantization of a model whose structure is known."""
+
+    # Rounded to 255 steps, with corrected biases, by layer; and the same in steps with
+    # which no pair overflows 16 bits, and those steps.
     weights: Weights = field(repr=False)
     narrow_weights: Weights = field(repr=False)
     narrow_steps: Steps = field(repr=False)
-    ranges: Ranges = field(repr=False)
-    best: Trial
-    trials: tuple[Trial, ...]
-    images: int
-    tried_on: int
+    ranges: Ranges = field(repr=False)  # of activations, by layer, the output's last
 
     @property
     def inner_ranges(self) -> Ranges:
         """The ranges without that of the output."""
         return dict(list(self.ranges.items())[:-1])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the trials as plain JSON values, for the manifest."""
-        return {
-            "best": asdict(self.best),
-            "trials": [asdict(trial) for trial in self.trials],
-            "images": self.images,
-            "tried_on": self.tried_on,
-        }
 
 
 def choose(
@@ -227,13 +226,9 @@ def choose(
     candidates = {share: ranges_of(extremes, share) for share in SHARES}
     inner = {name: candidates[1.0][name] for name in layers[:-1]}
     integers = build_integer_model(model, rounded, inner)
-    images = calibration.trial if len(calibration.trial) else calibration.images
+    images = calibration.trial_images
     expected, predict = _function(exact)(images), _function(integers)
-    if not np.isfinite(expected).all():
-        raise ExportError(
-            f"The outputs for {len(images)} calibration images must be finite. "
-            "Received: NaN or infinite ones; train the model again."
-        )
+    _check_finite(expected)
     trials = []
     for share, ranges in candidates.items():
         set_ranges(integers, {name: ranges[name] for name in inner})
@@ -243,7 +238,7 @@ def choose(
         weights=rounded,
         narrow_weights=rounded_weights(exact, weights, narrow, inputs),
         narrow_steps=narrow,
-        ranges=candidates[best.share],
+        ranges=candidates[best.share or 1.0],
         best=best,
         trials=tuple(trials),
         images=len(calibration.images),
@@ -312,17 +307,15 @@ def rounded_weights(
     rounded = {}
     for name, (kernel, bias) in weights.items():
         near = on_grid(kernel, steps[name])
-        added = _apply(exact.get_layer(name), inputs[name][None], near - kernel)
+        layer, mean, change = exact.get_layer(name), inputs[name][None], near - kernel
+        if kernel.ndim == 2:
+            added = mean @ change
+        else:
+            padding = layer.padding.upper()
+            added = np.asarray(tf.nn.conv2d(mean, change, layer.strides, padding))
         axes = tuple(range(added.ndim - 1))
         rounded[name] = near, (bias - added.mean(axes)).astype(np.float32)
     return rounded
-
-
-def _apply(layer: keras.layers.Layer, inputs: Array, kernel: Array) -> Array:
-    if kernel.ndim == 2:
-        return inputs @ kernel
-    found = tf.nn.conv2d(inputs, kernel, layer.strides, layer.padding.upper())
-    return np.asarray(found)
 
 
 def _trial(share: float, expected: Array, outputs: Array) -> Trial:
@@ -356,43 +349,6 @@ def _batches(images: Pixels) -> list[Pixels]:
 _LEAST = 1e-7
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """How one way to quantize did on the trial images.
-
-    Attributes:
-        method: What was done.
-        divergence: Kullback-Leibler divergence of the probabilities from the float
-            model's, in nats, mean over the images.
-        agreement: Share of images with the float model's top-1.
-    """
-
-    method: str
-    divergence: float
-    agreement: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempts:
-    """The quantization of a file: what was chosen, and what was tried.
-
-    Attributes:
-        best: The attempt that was taken.
-        trials: All of them.
-        images: Number of calibration images.
-        tried_on: Number of trial images.
-    """
-
-    best: Attempt
-    trials: tuple[Attempt, ...]
-    images: int
-    tried_on: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the attempts as plain JSON values, for the manifest."""
-        return asdict(self)
-
-
 def write_best(
     serving: Serving,
     calibration: Calibration,
@@ -406,14 +362,10 @@ def write_best(
     only in a small data set on the calibration images. The calibration keeps the
     trials. An ExportError if the model's own outputs are not finite.
     """
-    images = calibration.trial if len(calibration.trial) else calibration.images
+    images = calibration.trial_images
     expected = _probabilities(serving, images)
-    if not np.isfinite(expected).all():
-        raise ExportError(
-            f"The outputs for {len(images)} calibration images must be finite. "
-            "Received: NaN or infinite ones; train the model again."
-        )
-    trials: list[Attempt] = []
+    _check_finite(expected)
+    trials: list[Trial] = []
     place = path.with_name(f"trial-{path.name}")
     for method, write in candidates:
         write(place)
@@ -423,21 +375,17 @@ def write_best(
         # All scores of a sigmoid are classes of two.
         if serving.has_sigmoid:
             apart += _divergence(1 - expected, 1 - outputs)
-        trial = Attempt(method=method, divergence=apart, agreement=float(agreement))
+        trial = Trial(method=method, divergence=apart, agreement=float(agreement))
         trials.append(trial)
-        if trials[-1] is min(trials, key=_divergence_of):
+        if (best := min(trials, key=lambda each: each.divergence)) is trial:
             place.replace(path)
     place.unlink(missing_ok=True)
-    calibration.attempts[path.name] = Attempts(
-        best=min(trials, key=_divergence_of),
+    calibration.attempts[path.name] = Trials(
+        best=best,
         trials=tuple(trials),
         images=len(calibration.images),
         tried_on=len(images),
     )
-
-
-def _divergence_of(trial: Attempt) -> float:
-    return trial.divergence
 
 
 def _probabilities(serving: Serving, images: Pixels) -> ModelOutput:
@@ -445,6 +393,14 @@ def _probabilities(serving: Serving, images: Pixels) -> ModelOutput:
     starts = range(0, len(images), _BATCH)
     parts = [function(tf.constant(images[at : at + _BATCH])) for at in starts]
     return np.concatenate([np.asarray(part["probabilities"]) for part in parts])
+
+
+def _check_finite(outputs: Array) -> None:
+    if not np.isfinite(outputs).all():
+        raise ExportError(
+            f"The outputs for {len(outputs)} calibration images must be finite. "
+            "Received: NaN or infinite ones; train the model again."
+        )
 
 
 def _divergence(expected: ModelOutput, outputs: ModelOutput) -> float:

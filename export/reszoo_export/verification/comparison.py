@@ -4,7 +4,7 @@ With the distances between the outputs of a file and of its model, and their lim
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -99,20 +99,16 @@ def structure_problems(
     if inputs and inputs[0]["shape"] != shape:
         problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
     problems += _output_problems(row, options, card, runtime.outputs)
-    if others := _other_operators(row, runtime.operators, card):
+    others = set(runtime.operators) - row.operators
+    if isinstance(card.architecture, KerasArchitecture):
+        builtin = re.compile(row.runtime.builtin)
+        others = {name for name in runtime.operators if not builtin.fullmatch(name)}
+    if others:
         problems.append(f"operators that are not allowed: {', '.join(sorted(others))}")
     if runtime.card.to_text() != card.to_text():
         different = _different_fields(runtime.card, card)
         problems.append(f"the card inside is not the model's: {different}")
     return problems
-
-
-def _other_operators(row: Format, found: Iterable[str], card: Card) -> set[str]:
-    """Return the operators that a file of a model must not use."""
-    if isinstance(card.architecture, KerasArchitecture):
-        builtin = re.compile(row.runtime.builtin)
-        return {name for name in found if not builtin.fullmatch(name)}
-    return set(found) - row.operators
 
 
 def _output_problems(
@@ -422,14 +418,12 @@ def agreeing_images(
 
 def top5_agreement(outputs: ModelOutput, expected: ModelOutput) -> float:
     """Return the share of the model's top-5 that are the file's, in 0..1."""
-    ours, theirs = (_top5(each) for each in (outputs, expected))
+    ours, theirs = (
+        np.argsort(-each, axis=-1, kind="stable")[:, :_TOP]
+        for each in (outputs, expected)
+    )
     shared = (ours[:, :, None] == theirs[:, None, :]).any(axis=1)
     return float(shared.mean())
-
-
-def _top5(outputs: ModelOutput) -> NDArray[np.int64]:
-    best: NDArray[np.int64] = np.argsort(-outputs, axis=-1, kind="stable")[:, :_TOP]
-    return best
 
 
 def top1_accuracy(outputs: ModelOutput, targets: Targets) -> float:

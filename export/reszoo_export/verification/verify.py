@@ -20,6 +20,7 @@ from reszoo_export.manifest import (
     is_export,
     read_manifest,
     size_and_hash,
+    typed,
 )
 from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
@@ -178,7 +179,7 @@ def verify_file(
             )
         except ReszooError as error:
             raise VerificationError(*str(error).split("\n")) from error
-    verification = Verification.from_json(found["verification"])
+    verification = typed(Verification, found["verification"])
     worst = [replace(w, image=int(indices[w.image])) for w in verification.worst]
     found["verification"] = replace(verification, worst=tuple(worst))
     return FileVerification(**found)
