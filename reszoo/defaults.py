@@ -17,6 +17,9 @@ SAVE_EVERY = 300.0
 FORMATS = ("saved_model", "tflite", "onnx")
 SAVED_MODEL_VERSION = 1
 
+# Whether a file is opened and run in a subprocess with limits.
+ISOLATED = False
+
 TOP = 5
 # Images in a call: the activations of 32 photos fit any machine that fits the model.
 PREDICTION_BATCH_SIZE = 32

@@ -224,6 +224,18 @@ def test_mistakes_end_in_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("none\u202e\x9b\x1b[2J",), ("list", "--none\u202e\x9b\x1b[2J"),
+     ("list", "a", "none\u202e\x9b\x1b[2J\nusage")],
+)  # fmt: skip
+def test_what_is_typed_is_printed_escaped(call: Any, arguments: Any) -> None:
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert r"none\u202e\x9b\x1b[2J" in err
+    assert all(line.isprintable() for line in err.split("\n"))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
 def test_the_demo_does_it_all(

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile_models import BUNDLED, CHANGES, hostile, initialised
+from PIL import Image
 
 import reszoo
+import reszoo.cli
 from reszoo_export import isolation
 from reszoo_export.isolation import SubprocessError, open_isolated
 from reszoo_export.runtimes import open_runtime
@@ -108,8 +110,8 @@ def test_errors_are_those_of_this_process(tmp_path: Path) -> None:
     assert canary.exists()
 
 
-def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that allocates 60 GB when it is run: all else goes on."""
+def greedy(folder: Path) -> Path:
+    """Make a file that allocates 60 GB when it is run."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -126,9 +128,71 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             "softly" if name == "probabilities" else name for name in node.output
         ]
     model.graph.node.extend(nodes)
-    onnx.save(model, tmp_path / "model.onnx")
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_memory_is_limited(tmp_path: Path) -> None:
+    model = greedy(tmp_path)
     with pytest.raises(reszoo.ReszooError):
-        reszoo.Predictor(tmp_path / "model.onnx", isolated=True).predict(IMAGES)
+        reszoo.Predictor(model, isolated=True).predict(IMAGES)
+    with pytest.raises(reszoo.ReszooError):
+        reszoo.benchmark(model, batch_sizes=(1,), rounds=1, seconds=0.1, isolated=True)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were opened in a subprocess."""
+    paths: list[Path] = []
+
+    def spy(path: Path, *arguments: Any, **options: Any) -> Any:
+        paths.append(path)
+        return open_isolated(path, *arguments, **options)
+
+    monkeypatch.setattr("reszoo_export.predictor.open_isolated", spy)
+    return paths
+
+
+def test_files_of_images_are_classified_apart(
+    tmp_path: Path, opened: list[Path]
+) -> None:
+    for place, image in enumerate(IMAGES):
+        Image.fromarray(image).save(tmp_path / f"{place}.png")
+    model = BUNDLED / "model-int8.tflite"
+    for name, isolated in (("here.csv", False), ("apart.csv", True)):
+        output = tmp_path / name
+        reszoo.predict_files(model, tmp_path / "*.png", output, isolated=isolated)
+    assert (tmp_path / "here.csv").read_text() == (tmp_path / "apart.csv").read_text()
+    assert opened == [model]
+
+
+def test_commands_open_files_apart(
+    tmp_path: Path,
+    opened: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("reszoo.cli.enable_quiet_cli", lambda: None)
+    model, image = BUNDLED / "model-int8.tflite", tmp_path / "0.png"
+    labels = reszoo.Predictor(model).labels
+    for label in labels:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for place, pixels in enumerate(IMAGES[:2]):
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{place}.png")
+    Image.fromarray(IMAGES[0]).save(image)
+    found = []
+    for options in ([], ["--isolated"]):
+        for command in (
+            ["predict", model, image], ["evaluate", model, tmp_path / "data", "--split", "all"],
+        ):  # fmt: skip
+            words = ["reszoo", *map(str, command), "--json", *options]
+            monkeypatch.setattr("sys.argv", words)
+            with pytest.raises(SystemExit) as end:
+                reszoo.cli.main()
+            assert not end.value.code
+            found.append(capsys.readouterr().out)
+    assert found[:2] == found[2:]
+    assert opened == [model] * 2
 
 
 def test_replies_are_checked() -> None:

@@ -540,3 +540,13 @@ def test_names_that_are_not_utf8_are_written(many: Path, tmp_path: Path) -> None
         reszoo.predict_files(INT8, os.fsdecode(name), tmp_path / f"a{suffix}")
     assert read_csv(tmp_path / "a.csv")[0]["path"].endswith("\\udcff.png")
     assert json.loads((tmp_path / "a.jsonl").read_text())["path"].endswith("\udcff.png")
+
+
+def test_a_system_without_file_locks_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Windows, which has no `fcntl`; everything else works there."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.raises(reszoo.UsageError, match=r"file locks of Linux .*a\.csv on "):
+        reszoo.predict_files(INT8, tmp_path / "none.png", tmp_path / "a.csv")
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -225,9 +226,14 @@ class RowFile:
 
 def _lock(folder: Path, output: Path) -> int:
     """Make a folder and lock it for this process, which a kill undoes."""
-    # POSIX only, so not at import.
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError as error:
+        raise UsageError(
+            "Writing answers to a file needs the file locks of Linux or macOS. "
+            f"Received: {output} on {sys.platform}; print them with --json, or use "
+            "Predictor.stream."
+        ) from error
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -307,6 +313,7 @@ def predict_files(
     resume: bool = False,
     overwrite: bool = False,
     trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
 ) -> PredictResult:
     """Classify image files and write a row for each to a CSV, JSONL or Parquet file.
 
@@ -331,6 +338,7 @@ def predict_files(
             the same file. Starts one where there is none.
         overwrite: Replace an output that exists, or start an unfinished one again.
         trust_saved_model: See `reszoo.Predictor`.
+        isolated: See `reszoo.Predictor`.
 
     Raises:
         UsageError: The output exists, or resuming is refused: the model, the paths, a
@@ -345,7 +353,11 @@ def predict_files(
     if same:
         raise UsageError(f"The output would replace {same[0]}. Choose another name.")
     classify = FileClassifier(
-        model, top=top, threads=threads, trust_saved_model=trust_saved_model
+        model,
+        top=top,
+        threads=threads,
+        trust_saved_model=trust_saved_model,
+        isolated=isolated,
     )
     rows = RowFile(target, classify.columns)
     with rows.reserved(resume=resume, overwrite=overwrite):
@@ -418,6 +430,7 @@ class FileClassifier:
         top: int = defaults.TOP,
         threads: int | None = None,
         trust_saved_model: bool = False,
+        isolated: bool = defaults.ISOLATED,
     ) -> None:
         if top < 1:
             raise UsageError(f"top must be at least 1. Received: top={top}.")
@@ -427,11 +440,13 @@ class FileClassifier:
             )
         # Of the runtimes only TensorFlow cannot give every call a thread of its own.
         runtime = find_runtime(Path(model))
-        own_threads = runtime is not None and bool(runtime.suffix)
+        # A subprocess serves one call at a time.
+        own_threads = runtime is not None and bool(runtime.suffix) and not isolated
         self._predictor = Predictor(
             model,
             threads=1 if own_threads else threads,
             trust_saved_model=trust_saved_model,
+            isolated=isolated,
         )
         # Refuses a file that gives features.
         self._predictor.predict([])

@@ -16,7 +16,12 @@ from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError
 from reszoo.preprocessing import Pixels
-from reszoo_export.isolation import SubprocessError, run_in_subprocess
+from reszoo_export.isolation import (
+    SubprocessError,
+    limits_for,
+    run_in_subprocess,
+    set_limits,
+)
 from reszoo_export.manifest import Latency, size_and_hash
 from reszoo_export.runtimes import Runtime, find_runtime, open_runtime
 
@@ -29,6 +34,8 @@ _EXPORT_RUNS = 100
 _STATUS = Path("/proc/self/status")
 # On an idle machine the medians of the processes differ by less.
 _MAX_SPREAD = 0.25
+# Time of an isolated process.
+_SECONDS = 600.0
 _BUSY = ": other programs were running, measure again"
 
 
@@ -56,6 +63,7 @@ def benchmark(
     rounds: int = defaults.ROUNDS,
     seconds: float = defaults.SECONDS,
     trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
 ) -> list[Measurement]:
     """Measure latency, cold start and memory of model files.
 
@@ -71,6 +79,7 @@ def benchmark(
         rounds: Processes for each file.
         seconds: Time of the calls in each process, for each batch size.
         trust_saved_model: See `reszoo.Predictor`.
+        isolated: Whether each process may take only so much memory and time.
 
     Returns:
         A measurement for each file and batch size, files in the order given.
@@ -97,6 +106,7 @@ def benchmark(
             batch_sizes=sizes,
             seconds=seconds,
             trust_saved_model=trust_saved_model,
+            isolated=isolated,
         )
         for name in names
     ]
@@ -144,6 +154,7 @@ class Request:
     seconds: float  # of the calls for each batch size, without warming up
     max_runs: int = _MAX_RUNS  # for each batch size
     trust_saved_model: bool = False
+    isolated: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +189,11 @@ def _time_in_subprocess(request: Request) -> Timing:
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
         try:
             found = run_in_subprocess(
-                function, Path(place), asdict(request), hide_gpus=False
+                function,
+                Path(place),
+                asdict(request),
+                seconds=_SECONDS if request.isolated else None,
+                hide_gpus=False,
             )
         except SubprocessError as error:
             first, *others = str(error).split("\n")
@@ -198,12 +213,17 @@ def time_file(request: Request) -> Timing:
     path = Path(request.file)
     row = find_runtime(path)
     importlib.import_module(row.library if row else "reszoo.zoo")
+    if request.isolated:
+        set_limits(limits_for(path), final=False)
     base = _resident_mb("VmRSS")
     started = time.perf_counter()
     runtime = open_runtime(
         path, request.threads, trust_saved_model=request.trust_saved_model
     )
     load = 1000 * (time.perf_counter() - started)
+    if request.isolated:
+        pixels, most = runtime.card.preprocessing.eval_size**2, max(request.batch_sizes)
+        set_limits(limits_for(path, pixels=pixels, images=most))
     first = _time_call(runtime, _noise(runtime, 1))
     times, peaks = [], []
     for batch in request.batch_sizes:

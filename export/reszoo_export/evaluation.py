@@ -24,6 +24,7 @@ def evaluate(
     threads: int | None = None,
     bad_images: str = defaults.BAD_IMAGES,
     trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
 ) -> Metrics:
     """Measure a model, a checkpoint or an exported file on labelled images.
 
@@ -41,6 +42,7 @@ def evaluate(
         bad_images: "error" stops at the first unreadable image, "skip" leaves such
             images out, "recover" decodes truncated JPEGs as far as they go.
         trust_saved_model: See `reszoo.Predictor`.
+        isolated: See `reszoo.Predictor`; for files only.
 
     Raises:
         DataError: An image is unreadable or the classes are not the model's.
@@ -48,7 +50,9 @@ def evaluate(
     """
     source = open_source(data, bad_images=bad_images)
     examples = source.examples(split)
-    predictor = Predictor(model, threads=threads, trust_saved_model=trust_saved_model)
+    predictor = Predictor(
+        model, threads, trust_saved_model=trust_saved_model, isolated=isolated
+    )
     check_classes(source, predictor.card.labels, "the model")
     parts = []
     with Progress("evaluating", len(examples)) as progress:

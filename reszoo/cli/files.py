@@ -13,6 +13,7 @@ from reszoo import defaults
 from reszoo.cli.options import (
     BadImages,
     Data,
+    Isolated,
     Json,
     Model,
     Overwrite,
@@ -247,6 +248,7 @@ def benchmark(
     rounds: Rounds = defaults.ROUNDS,
     seconds: Seconds = defaults.SECONDS,
     trust_saved_model: TrustSavedModel = False,
+    isolated: Isolated = defaults.ISOLATED,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of model files.
@@ -334,6 +336,7 @@ def evaluate(
     bad_images: BadImages = defaults.BAD_IMAGES,
     threads: Threads = None,
     trust_saved_model: TrustSavedModel = False,
+    isolated: Isolated = defaults.ISOLATED,
     min_accuracy: MinAccuracy = None,
     as_json: Json = False,
 ) -> None:
@@ -380,6 +383,7 @@ def predict(
     resume: ResumeAnswers = False,
     overwrite: Overwrite = False,
     trust_saved_model: TrustSavedModel = False,
+    isolated: Isolated = defaults.ISOLATED,
     as_json: Json = False,
 ) -> None:
     """Classify images.

@@ -1,12 +1,41 @@
 """The application, and the options that several commands share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option, Typer
+from typer.core import TyperGroup
+
+from reszoo.errors import printable
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    """Let the errors of Typer show what was typed as `printable` text."""
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        # The whole page of help is one, too.
+        if isinstance(message, str) and not message.startswith("Usage:"):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *given: Any, **options: Any) -> Any:
+        with _escaped():
+            return super().make_context(*given, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _escaped():
+            return super().invoke(ctx)
+
 
 app = Typer(
+    cls=_Commands,
     help="ResNets for Keras: train on your own images, export model files, verify and "
     "measure them.",
     no_args_is_help=True,
@@ -55,5 +84,9 @@ TrustSavedModel = Annotated[bool, Option(
     "--trust-saved-model",
     help="Run a SavedModel whose operators may read and write files. Only for "
     "files of known origin.",
+)]
+Isolated = Annotated[bool, Option(
+    "--isolated",
+    help="Open and run the file in a subprocess with limits on memory and time.",
 )]
 # fmt: on
