@@ -182,10 +182,12 @@ def test_commands_open_files_apart(
     Image.fromarray(IMAGES[0]).save(image)
     found = []
     for options in ([], ["--isolated"]):
+        data = str(tmp_path / "data")
         for command in (
-            ["predict", model, image], ["evaluate", model, tmp_path / "data", "--split", "all"],
-        ):  # fmt: skip
-            words = ["reszoo", *map(str, command), "--json", *options]
+            ["predict", str(model), str(image)],
+            ["evaluate", str(model), data, "--split", "all"],
+        ):
+            words = ["reszoo", *command, "--json", *options]
             monkeypatch.setattr("sys.argv", words)
             with pytest.raises(SystemExit) as end:
                 reszoo.cli.main()

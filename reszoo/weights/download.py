@@ -242,6 +242,8 @@ class _Transfer:
             total = self._begin(response)
             if response.will_close:
                 # Read to the end of the connection: the announced length may be wrong.
+                # On one that stays open, what follows it is no part of the file (RFC
+                # 9112, section 6.3), and waiting for it would take forever.
                 response.length = None
             try:
                 self._copy(response, total)
