@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import os
 import tempfile
 import time
@@ -222,7 +223,8 @@ def time_file(request: Request) -> Timing:
     )
     load = 1000 * (time.perf_counter() - started)
     if request.isolated:
-        pixels, most = runtime.card.preprocessing.eval_size**2, max(request.batch_sizes)
+        pixels = math.prod(runtime.card.preprocessing.eval_sides)
+        most = max(request.batch_sizes)
         set_limits(limits_for(path, pixels=pixels, images=most))
     first = _time_call(runtime, _noise(runtime, 1))
     times, peaks = [], []
