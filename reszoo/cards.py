@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import islice
 from typing import Any
+from unicodedata import normalize
 
 from reszoo.architecture import (
     Architecture,
@@ -90,6 +91,10 @@ class Card:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", public_origin(self.provenance))
+        if self.labels is not None:
+            # As the labels of data: a Mac's names of folders are in another form.
+            labels = tuple(normalize("NFC", label) for label in self.labels)
+            object.__setattr__(self, "labels", labels)
         classes = self.architecture.classes
         if self.labels is not None and classes != len(self.labels):
             raise UsageError(

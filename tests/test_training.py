@@ -179,7 +179,7 @@ def test_an_existing_run_is_kept_by_default(run: Any, folder: Path) -> None:
 
 def test_invalid_arguments_are_refused(folder: Path) -> None:
     with pytest.raises(reszoo.UsageError, match="batch_size=128 for 10 images"):
-        reszoo.train("resnet8", folder)
+        reszoo.train("resnet8", folder, batch_size=128)
     with pytest.raises(reszoo.UsageError, match="10 outputs for the 2 classes"):
         reszoo.train(reszoo.build("resnet8"), folder, batch_size=4)
     other = reszoo.build("resnet8", classes=["cat", "cow"])

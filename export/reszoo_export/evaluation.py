@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reszoo import defaults
-from reszoo.console import Progress
-from reszoo.data.sources import Data, check_classes, open_source
+from reszoo.console import Progress, say
+from reszoo.data.sources import Data, match_classes, open_source, recorded_share
 from reszoo.metrics import Metrics, prepared_batches, score
 from reszoo_export.predictor import Predictor
 
@@ -35,8 +35,9 @@ def evaluate(
             folder, a `.tflite` or a `.onnx` file.
         data: What `reszoo.train` takes: a folder of class folders, a `.csv` list,
             arrays, or a name such as "digits".
-        split: "train", "validation", "test" or "all"; by default the test split,
-            else the validation split, which training held out.
+        split: "train", "validation", "test" or "all". By default the test split, else
+            the validation split; of data without splits all images, or those that were
+            held out if the model was trained on this data.
         batch_size: Images at a time.
         threads: Threads of the runtime; its own default if None.
         bad_images: "error" stops at the first unreadable image, "skip" leaves such
@@ -48,19 +49,23 @@ def evaluate(
         DataError: An image is unreadable or the classes are not the model's.
         UsageError: The split or the file's kind is unknown.
     """
-    source = open_source(data, bad_images=bad_images)
-    examples = source.examples(split)
     predictor = Predictor(
         model, threads, trust_saved_model=trust_saved_model, isolated=isolated
     )
-    check_classes(source, predictor.card.labels, "the model")
+    card = predictor.card
+    share = recorded_share(card.provenance)
+    source = open_source(data, bad_images=bad_images, validation_share=share)
+    source = match_classes(source, card.labels, card.architecture.classes)
+    chosen, reason = source.judged(card.provenance, split)
+    examples = source.examples(chosen)
+    for line in (*source.warnings, *source.notes, reason):
+        if line:
+            say(line)
     parts = []
     with Progress("evaluating", len(examples)) as progress:
-        for batch in prepared_batches(
-            examples, predictor.card.preprocessing, batch_size
-        ):
+        for batch in prepared_batches(examples, card.preprocessing, batch_size):
             parts.append(predictor.predict_prepared(batch))
             progress.advance(len(batch))
-    name = f"{source.name} ({split or source.judging_split})"
+    name = f"{source.name} ({chosen})"
     files = tuple(map(examples.name, range(len(examples))))
     return score(np.concatenate(parts), examples.targets, name, source.labels, files)

@@ -163,9 +163,12 @@ def export(
         model = load(model)
     serving = make_serving(model, options, labels, preprocessing)
     source = _open(calibration, bad_images)
-    evaluation = source if verify is None else _open(verify, bad_images)
+    same = verify is None or (isinstance(verify, str) and verify == calibration)
+    evaluation = source if same else _open(verify, bad_images)
     predict = source_answers(model, serving)
-    reference = make_reference(predict, serving.card, evaluation)
+    # Images to calibrate with must be left.
+    split = source.judging_split if source is not None and same else None
+    reference = make_reference(predict, serving.card, evaluation, split)
     drawn = None
     if source is not None and calibrated:
         avoid = reference.images[: len(reference.targets)]

@@ -1,19 +1,15 @@
 """Labelled images in NumPy arrays, and scikit-learn's digits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
-from reszoo.data.splits import (
-    SPLIT_NAMES,
-    check_counts,
-    hold_out,
-    hold_out_test,
-    split_name,
-)
+from reszoo.data.image_facts import ANOMALIES, DARK
+from reszoo.data.splits import SPLIT_NAMES, complete, hold_out_test, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 
@@ -49,25 +45,29 @@ def read_digits() -> dict[str, Examples]:
 _Part: TypeAlias = tuple[Pixels, NDArray[Any]]
 
 
-def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
+def read_arrays(
+    data: Any, validation_share: float | None = None
+) -> tuple[tuple[str, ...], dict[str, Examples], bool, bool, tuple[str, ...]]:
     """Check arrays and turn their labels into targets.
 
-    Images are uint8 `(n, height, width, 3)`, or grey without the 3 or with 1.
-    Labels `(n,)` are integers from 0, whose classes are called "0", "1", ..., or
-    strings, which are sorted by code point.
+    Images are `(n, height, width, 3)`, or grey without the 3 or with 1, and hold 0 to
+    255: as uint8, or as other numbers, which are rounded. Labels `(n,)` are strings,
+    which are sorted by code point, or integers from 0, whose classes are called "0",
+    "1", ...; also as Python objects, bytes, booleans or whole floats.
 
     Args:
         data: `(images, labels)`, of which a fifth of every class becomes the
             validation split; or pairs by split, `{"train": (images, labels),
             "test": (images, labels)}`.
+        validation_share: See `reszoo.data.splits.complete`.
 
     Returns:
-        Labels, examples by split, and whether images may be flipped: not where
-        strings name the ten digits, nor where ten integer labels come with grey
-        images, as those of MNIST do.
+        Labels; examples by split; whether images may be flipped: not where strings
+        name the ten digits, nor where ten integer labels come with grey images, as
+        those of MNIST do; whether the labels are integers; and notes.
 
     Raises:
-        UsageError: Other shapes or types, or an unknown split.
+        UsageError: Other shapes, types or values, or an unknown split.
         DataError: Fewer than two classes, or one without images to train on.
     """
     given = _by_split(data) if isinstance(data, Mapping) else {"all": data}
@@ -78,18 +78,26 @@ def read_arrays(data: Any) -> tuple[tuple[str, ...], dict[str, Examples], bool]:
             f"The labels name {len(labels)} class. A classifier needs at least two."
         )
     splits = {s: Examples(targets[s], images=part) for s, (part, _) in parts.items()}
-    if "train" in splits:
-        check_counts(targets["train"], labels, 1, "the train split")
-    if "all" in splits:
-        # A split that is drawn needs an image on either side.
-        check_counts(targets["all"], labels, 2, "the arrays")
-        splits = splits["all"].split(hold_out(targets["all"]))
+    ends = np.cumsum([0, *map(len, splits.values())])
+    places = {s: np.arange(*ends[n : n + 2]) for n, s in enumerate(splits)}
+    first, where = (
+        ("all", "the arrays") if "all" in splits else ("train", "the train split")
+    )
+    everything = np.concatenate([*targets.values()])
+    drawn, notes = complete(places, everything, labels, where, validation_share)
+    found = {}
+    for split, part in drawn.items():
+        whole = split if split in places else first
+        same = len(part) == len(places[whole])
+        start = int(places[whole][0])
+        found[split] = splits[whole] if same else splits[whole].take(part - start)
     # Integer labels may count anything: CIFAR-10 has them too, but in colour.
     are_digits = labels == DIGITS and all(
         given.dtype.kind == "U" or (images == images[..., :1]).all()
         for images, given in parts.values()
     )
-    return labels, splits, not are_digits
+    numbered = all(given.dtype.kind != "U" for _, given in parts.values())
+    return labels, found, not are_digits, numbered, notes
 
 
 def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +122,7 @@ def _part(pair: Any, split: str) -> _Part:
             f"Arrays come as a pair (images, labels). Received for {split}: "
             f"{type(pair).__name__}."
         )
-    images, labels = _images(pair[0]), np.asarray(pair[1])
-    # Keras' own data sets have labels of shape (n, 1).
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
+    images, labels = _images(pair[0]), _plain(np.asarray(pair[1]))
     if labels.dtype.kind not in "iuU" or labels.shape != images.shape[:1]:
         raise UsageError(
             "Labels must be integers or strings, one an image, not one-hot. "
@@ -128,6 +133,25 @@ def _part(pair: Any, split: str) -> _Part:
     return images, labels
 
 
+def _plain(labels: NDArray[Any]) -> NDArray[Any]:
+    """Return labels as what they hold; what is neither integers nor strings stays."""
+    # Keras' own data sets have labels of shape (n, 1).
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    # Columns of pandas are objects; NumPy's own strings are S, T and U.
+    if labels.dtype.kind in "OST" and labels.ndim == 1:
+        items = [x.decode() if isinstance(x, bytes) else x for x in labels.tolist()]
+        other = [x for x in items if not isinstance(x, str)]
+        if other and (len(other) < len(items) or None in other):
+            raise UsageError(
+                "Labels must be all strings or all integers. "
+                f"Received: {other[0]!r} among them."
+            )
+        labels = np.asarray(items)
+    whole = labels.dtype.kind == "f" and (labels == np.rint(labels)).all()
+    return labels.astype(np.int64) if whole or labels.dtype.kind == "b" else labels
+
+
 def _images(given: Any) -> Pixels:
     if isinstance(given, tuple | list):
         raise UsageError(
@@ -135,11 +159,6 @@ def _images(given: Any) -> Pixels:
             'images with np.stack; name splits: {"train": (x, y), "test": (x, y)}.'
         )
     images = np.asarray(given)
-    if images.dtype != np.uint8:
-        raise UsageError(
-            f"Images must be uint8 in 0..255. Received: {images.dtype}. From floats "
-            "in 0..1: np.round(images * 255).astype(np.uint8)."
-        )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -147,7 +166,38 @@ def _images(given: Any) -> Pixels:
             "Images must have the shape (n, height, width, 3), or (n, height, width) "
             f"if grey. Received: {np.shape(given)}."
         )
+    if images.dtype != np.uint8:
+        images = _rounded(images)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def _rounded(images: NDArray[Any]) -> Pixels:
+    """Return numbers in 0..255 as uint8."""
+    low = high = np.nan
+    if images.size and images.dtype.kind in "iuf":
+        low, high = images.min(), images.max()
+    # Floats up to 1 may be an image in 0..1, or a black one.
+    known = high > 1 or images.dtype.kind != "f"
+    if not (known and low >= 0 and high <= 255):
+        advice = "Give pixels as they were before they were normalised."
+        if low >= 0 and high <= 1:
+            advice = "From floats in 0..1: np.round(images * 255).astype(np.uint8)."
+        raise UsageError(
+            "Images must be uint8 in 0..255, or other numbers in that range. Received: "
+            f"{images.dtype} from {low:g} to {high:g}. {advice}"
+        )
+    rounded = np.empty(images.shape, np.uint8)
+    for number, image in enumerate(images):
+        rounded[number] = np.rint(image)
+    return rounded
+
+
+def dark_warnings(splits: Mapping[str, Examples]) -> Iterator[str]:
+    """Yield a warning for each split whose images are nearly black."""
+    for split, examples in splits.items():
+        images = examples.images
+        if images is not None and images.max(initial=0) <= DARK:
+            yield f"the images ({split}) are {ANOMALIES['dark'][0]}"
 
 
 def _numbered(
@@ -157,11 +207,15 @@ def _numbered(
     kinds = {part.dtype.kind == "U" for part in labels.values()}
     if len(kinds) > 1:
         raise UsageError("The splits must all have integer labels, or all strings.")
-    everything = np.unique(np.concatenate(list(labels.values())))
+    everything, inverse = np.unique(
+        np.concatenate(list(labels.values())), return_inverse=True
+    )
     if kinds == {True}:
-        # NumPy sorts strings by code point, as Python does.
-        names = tuple(map(str, everything))
-        return names, {s: np.searchsorted(everything, p) for s, p in labels.items()}
+        words = [normalize("NFC", word) for word in everything.tolist()]
+        names = tuple(sorted({*words}))
+        numbers = np.asarray([names.index(word) for word in words])[inverse]
+        ends = np.cumsum([*map(len, labels.values())])[:-1]
+        return names, dict(zip(labels, np.split(numbers, ends), strict=True))
     if everything[0] < 0:
         raise UsageError(
             f"Integer labels must count from 0. Received: {everything[0]} among them."

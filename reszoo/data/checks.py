@@ -1,7 +1,7 @@
 """Dataset checks: images that cannot be used, and duplicates in splits and classes."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 
 from reszoo.console import printable
 from reszoo.data.examples import HEADER, Examples
-from reszoo.data.image_facts import FactTable, examine
+from reszoo.data.image_facts import ANOMALIES, HARMLESS, FactTable, examine
 from reszoo.data.listing import Listing, Unreadable
 from reszoo.data.splits import Indices, check_counts
 from reszoo.errors import DataError, UnknownNameError
@@ -57,7 +57,7 @@ def check(
             it looks for no duplicates, and ignores unsupported files.
 
     Returns:
-        Examples by split, what was left out, and warnings of duplicates.
+        Examples by split, what was left out, and warnings of anomalies and duplicates.
 
     Raises:
         DataError: An image cannot be used and the policy does not allow for that,
@@ -79,7 +79,10 @@ def check(
     return (
         replace(examples, headers=headers, recover=recover).split(splits),
         (*listing.unsupported, *unreadable),
-        leak_warnings(listing, table) if listing.paths else (),
+        (
+            *(leak_warnings(listing, table) if listing.paths else ()),
+            *_anomaly_warnings(listing, table, recover),
+        ),
     )
 
 
@@ -115,6 +118,16 @@ def _check_kept(listing: Listing, kept: Mapping[str, Indices]) -> None:
                 f"{len(listing.splits[split]):,}. Replace them or remove the split; "
                 "`reszoo scan` lists the reasons."
             )
+
+
+def _anomaly_warnings(
+    listing: Listing, table: FactTable, recover: bool
+) -> Iterator[str]:
+    """Yield what a scan says about unusual images, unless it changes no content."""
+    for kind, names in table.anomalies(recover=recover).items():
+        if kind not in HARMLESS:
+            first = relative(listing.root, names[0])
+            yield f"{len(names):,} images: {ANOMALIES[kind][0]}, e.g. {first}"
 
 
 class Occurrence(NamedTuple):

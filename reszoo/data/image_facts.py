@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -32,7 +32,7 @@ from reszoo.files import atomic_file, cache_folder, read_regular
 from reszoo.preprocessing import Pixels
 
 Rows = NDArray[np.void]
-# What is known of one image, in 80 bytes.
+# What is known of one image, in 81 bytes.
 ROW = np.dtype(
     [
         # Hash of the path; 0 for records.
@@ -46,6 +46,8 @@ ROW = np.dtype(
         # Of the upright image, in pixels; 0 if unknown.
         ("width", "<i4"),
         ("height", "<i4"),
+        # Greatest value of any channel, 0 to 255.
+        ("brightest", "u1"),
         # Number of images in the file.
         ("frames", "<i4"),
         # Why it cannot be used: a number of `FactTable.problems`; 0 if it can.
@@ -68,6 +70,58 @@ ROW = np.dtype(
 )
 # Values of a row's fields by name; of "problem" the text.
 Facts: TypeAlias = dict[str, Any]
+
+# Every model of the zoo takes at least this: smaller images are enlarged.
+_TINY = 32
+# 12 bits in the lower part of 16 leave 4 in the upper 8.
+DARK = 15
+
+# Anomaly -> what it means, and which images have it. Such images are used.
+ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
+    "wrong_extension": (
+        "with the file extension of another format",
+        lambda rows: rows["wrong_extension"],
+    ),
+    "cmyk": (
+        "CMYK, for print: converted to RGB",
+        lambda rows: rows["mode"] == b"CMYK",
+    ),
+    "sixteen_bit": (
+        "16 bits a channel: the upper 8 are used",
+        lambda rows: np.char.endswith(rows["mode"], b";16"),
+    ),
+    "dark": (
+        f"nearly black, no value above {DARK} of 255: 12 bits in 16, or 0..1 in 0..255",
+        # Of a truncated image it is unknown.
+        lambda rows: (rows["brightest"] <= DARK) & (rows["problem"] == 0),
+    ),
+    "transparent": (
+        "with transparency: it is dropped",
+        # Modes such as RGBA, La and LA;16, but not LAB.
+        lambda rows: np.char.endswith(
+            np.char.upper(np.char.replace(rows["mode"], b";16", b"")), b"A"
+        ),
+    ),
+    "palette": (
+        "with a palette: converted to RGB",
+        lambda rows: np.char.startswith(rows["mode"], b"P"),
+    ),
+    "animated": (
+        "animated: the first frame is used",
+        # The second image of an MPO is a camera's other eye, or a map of brightness.
+        lambda rows: (rows["frames"] > 1) & (rows["format"] != b"MPO"),
+    ),
+    "rotated": (
+        "rotated by EXIF: turned upright",
+        lambda rows: rows["orientation"] > 1,
+    ),
+    "tiny": (
+        f"under {_TINY} pixels wide or high",
+        lambda rows: np.minimum(rows["width"], rows["height"]) < _TINY,
+    ),
+}
+# Those that do not change what an image shows.
+HARMLESS = ("wrong_extension", "palette", "rotated")
 
 
 @dataclass(frozen=True)
@@ -102,6 +156,17 @@ class FactTable:
         """
         found = self.rows["problem"] == 0
         return np.asarray(found | (self.rows["recoverable"] & recover))
+
+    def anomalies(self, *, recover: bool = False) -> dict[str, tuple[str, ...]]:
+        """Return the names of unusual images that can be used, by kind."""
+        usable = self.readable(recover=recover)
+        found = {
+            kind: np.flatnonzero(usable & has(self.rows)).tolist()
+            for kind, (_, has) in ANOMALIES.items()
+        }
+        return {
+            k: tuple(self.names[n] for n in each) for k, each in found.items() if each
+        }
 
     def unreadable(self, *, recover: bool = False) -> tuple[Unreadable, ...]:
         """Return the images that cannot be used, and why; see `readable`."""
@@ -261,7 +326,7 @@ def inspect_image(content: bytes, path: str) -> Facts:
             found |= {"width": found["height"], "height": found["width"]}
         if header.by_pillow:
             with opened(content, path) as image:
-                found["digest"] = _digest(*_in_bands(image))
+                found |= _digest(*_in_bands(image))
         else:
             found |= _decoded_by_tensorflow(content, header, found["format"])
     except DataError as error:
@@ -304,7 +369,7 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
     with tf.device("CPU:0"):
         try:
             pixels = decode(content, held)
-            return {"digest": _digest(tuple(pixels.shape), [pixels])}
+            return _digest(tuple(pixels.shape), [pixels])
         except tf.errors.InvalidArgumentError:
             if not is_jpeg(content):
                 return {"problem": f"damaged {kind} data"}
@@ -328,13 +393,16 @@ def _in_bands(image: Image.Image) -> tuple[tuple[int, int, int], Iterator[Pixels
     return (height, width, 3), bands
 
 
-def _digest(shape: tuple[int, ...], parts: Iterable[Any]) -> NDArray[np.uint64]:
+def _digest(shape: tuple[int, ...], parts: Iterable[Any]) -> Facts:
+    brightest = 0
     # Processors have instructions for SHA-256: it is faster than BLAKE2.
     found = sha256(str(shape).encode())
     for pixels in parts:
         # Tensors have the buffer protocol too: nothing is copied.
-        found.update(memoryview(pixels))
-    return np.frombuffer(found.digest()[:16], "<u8")
+        found.update(view := memoryview(pixels))
+        brightest = max(brightest, int(np.asarray(view).max(initial=0)))
+    digest = np.frombuffer(found.digest()[:16], "<u8")
+    return {"digest": digest, "brightest": brightest}
 
 
 def _reason(cause: BaseException, content: bytes) -> str:

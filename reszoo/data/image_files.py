@@ -1,7 +1,9 @@
 """Open encoded images, from files or from bytes, with Pillow; many in threads."""
 
 import math
+import mimetypes
 import os
+import re
 import struct
 import threading
 import warnings
@@ -26,6 +28,19 @@ from reszoo.errors import DataError
 from reszoo.files import open_regular, read_regular
 from reszoo.preprocessing import Box, Pixels, Preprocessing, to_rgb
 
+# What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+SUFFIXES = (*JPEG_SUFFIXES, ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+# Images that not every Pillow decodes, or none.
+_UNSUPPORTED = (
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".exr"),
+    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
+)
+# First bytes of the formats of `SUFFIXES`, where dots stand for any byte.
+_STARTS = (
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*"
+    rb"|BM....\0\0\0\0"
+)
 # Formats that TensorFlow decodes to Pillow's pixels, whatever their mode. It reads
 # the indices of a palette BMP as grey, gives a transparent GIF another background,
 # and refuses WebP with alpha or several frames.
@@ -43,6 +58,31 @@ _JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 # Start and last chunk of a PNG; W3C PNG, 5.2 and 11.2.5.
 PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def image_kind(path: str) -> str:
+    """Return what a file is by its name, and without a known ending by its content.
+
+    Returns:
+        "" for no image; "unsupported"; "image"; or "unnamed" for an image that only its
+        first bytes tell.
+    """
+    name = path.lower()
+    if name.endswith(SUFFIXES):
+        return "image"
+    if name.endswith(_UNSUPPORTED):
+        return "unsupported"
+    # Texts, annotations and archives need not be opened.
+    if mimetypes.guess_type(name)[0]:
+        return ""
+    try:
+        with open_regular(path) as file:
+            start = file.read(12)
+    except OSError:
+        return ""
+    if re.match(rb"....ftyp(hei|hev|mif|avif)", start, re.DOTALL):
+        return "unsupported"
+    return "unnamed" if re.match(_STARTS, start, re.DOTALL) else ""
 
 
 class Header(NamedTuple):

@@ -1,16 +1,19 @@
 """List the paths of images: of files, folders, globs, and CSV files that name them."""
 
-import csv
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
 from pathlib import Path
 
-from reszoo.data.listing import SUFFIXES, walk_images
+from reszoo.data.image_files import SUFFIXES, image_kind
+from reszoo.data.tables import is_table, names_image, open_table
 from reszoo.errors import DataError
-from reszoo.files import open_regular
 
+# What Macs put into zip files, and network drives and systems beside images.
+_OF_SYSTEMS = (
+    *("__macosx", "@eadir", "$recycle.bin", "system volume information"),
+    *("lost+found", "__pycache__"),
+)
 _REMEDY = 'Expected one path a line, or a column called "path".'
 
 
@@ -46,8 +49,8 @@ def check_inputs(inputs: Iterable[str | os.PathLike[str]]) -> None:
 def _listed(given: str) -> Iterator[str]:
     if os.path.isdir(given):  # noqa: PTH112
         yield from _of_folder(given)
-    elif given.lower().endswith(".csv"):
-        yield from _of_csv(Path(given))
+    elif is_table(given):
+        yield from _of_csv(given)
     elif glob.has_magic(given) and not os.path.lexists(given):
         yield from _of_glob(given)
     else:
@@ -82,40 +85,66 @@ def _of_glob(pattern: str) -> Iterator[str]:
             yield from _listed(match)
 
 
-def _of_csv(file: Path) -> Iterator[str]:
-    column: int | None = None
-    try:
-        # Names of files need not be UTF-8; see PEP 383.
-        with (
-            open_regular(file) as binary,
-            TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text,
-        ):
-            lines = csv.reader(text, strict=True, skipinitialspace=True)
-            for fields in filter(any, lines):
-                if column is None:
-                    column, is_header = _path_column(file, fields)
-                    if is_header:
-                        continue
-                name = fields[column].strip() if column < len(fields) else ""
-                if not name:
-                    raise DataError(
-                        f"{file} line {lines.line_num} has no path. {_REMEDY}"
-                    )
-                yield os.path.join(file.parent, name)  # noqa: PTH118
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}).") from error
-    except csv.Error as error:
-        raise DataError(f"{file} is not valid CSV ({error}). {_REMEDY}") from error
-    if column is None:
-        raise DataError(f"{file} lists no images. {_REMEDY}")
+def _of_csv(data: str) -> Iterator[str]:
+    table = open_table(data, ["path"])
+    empty = True
+    for line, fields in table.rows():
+        path = table.path(fields)
+        if not path:
+            raise table.wrong(line, "has no path", _REMEDY)
+        # The names of other columns must not become an image.
+        if empty and not table.names and not names_image(path):
+            raise table.wrong(line, f"names no image ({fields[0]})", _REMEDY)
+        yield path
+        empty = False
+    if empty:
+        raise DataError(f"{table.file} lists no images. {_REMEDY}")
 
 
-def _path_column(file: Path, first: list[str]) -> tuple[int, bool]:
-    """Return which column has the paths, and whether the first line names columns."""
-    names = [field.strip().casefold() for field in first]
-    if "path" in names:
-        return names.index("path"), True
-    # The names of other columns must not become an image.
-    if not names[0].endswith(SUFFIXES) and not (file.parent / first[0]).exists():
-        raise DataError(f"{file} line 1 names no image ({first[0]}). {_REMEDY}")
-    return 0, False
+def walk_images(folder: str) -> Iterator[str]:
+    """Yield the image files under a folder lazily, also those that are not supported.
+
+    In the order of their paths' parts; hidden files and folders are ignored.
+
+    Raises:
+        DataError: A link leads to a folder that contains it.
+    """
+    for path in walk(folder, os.path.realpath(folder)):
+        if image_kind(path):
+            yield path
+
+
+def is_visible(name: str) -> bool:
+    """Return whether a file or folder counts: hidden ones and a system's own do not."""
+    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
+
+
+def walk(folder: str, real: str, crossed: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the visible files under a folder, in the order of their paths' parts.
+
+    Strings, one folder at a time: a million `Path`s would fill a gigabyte.
+
+    Args:
+        folder: Where to look.
+        real: The same without links.
+        crossed: Real folders of the links that led here.
+
+    Raises:
+        DataError: A link leads to a folder that contains it; names the link.
+    """
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if is_visible(entry.name)]
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            inner = f"{real.rstrip(os.sep)}{os.sep}{entry.name}"
+            yield from walk(entry.path, inner, crossed)
+        elif entry.is_symlink() and Path(entry.path).is_dir():
+            target, parents = os.path.realpath(entry.path), (*crossed, real)
+            if any(Path(parent).is_relative_to(target) for parent in parents):
+                raise DataError(
+                    f"{entry.path} is a link to {target}, which contains it: its "
+                    "images would be found without end. Remove the link."
+                )
+            yield from walk(entry.path, target, parents)
+        else:
+            yield entry.path

@@ -1,34 +1,37 @@
 """List the image files, targets and splits of a folder or a CSV file."""
 
-import csv
 import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples, Records
-from reszoo.data.splits import SPLIT_NAMES, Indices, check_counts, hold_out, split_name
+from reszoo.data.image_files import SUFFIXES, image_kind
+from reszoo.data.image_paths import is_visible, walk
+from reszoo.data.splits import SPLIT_NAMES, SPLITS, Indices, complete, split_name
+from reszoo.data.tables import (
+    COLUMNS,
+    FORM,
+    Table,
+    is_table,
+    names_image,
+    open_table,
+)
 from reszoo.errors import DataError, UnknownNameError, UsageError
-from reszoo.files import open_regular
 
 # Data sets that are opened by name; a folder of that name comes first.
 BUILT_IN = ("digits",)
-# What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-SUFFIXES = (*JPEG_SUFFIXES, ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-# Images that not every Pillow decodes, or none. Other files are no images.
-_UNSUPPORTED = (
-    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".exr"),
-    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
-)
+# Bytes that are no UTF-8, as Python has them (PEP 383).
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 
 
 class Unreadable(NamedTuple):
@@ -51,6 +54,7 @@ class Listing:
         records: The images, where they are not in files of their own.
         root: The folder that paths in messages and fingerprints are relative to.
         unsupported: Files of formats that are not supported, such as HEIC.
+        notes: How the data was understood, and what of it is not used; a line each.
     """
 
     labels: tuple[str, ...]
@@ -60,6 +64,7 @@ class Listing:
     records: Records | None = None
     root: str = ""
     unsupported: tuple[Unreadable, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def examples(self) -> Examples:
@@ -73,11 +78,14 @@ class Listing:
         return {name: part for name, part in self.splits.items() if name != "all"}
 
 
-def list_images(data: str | os.PathLike[str]) -> Listing:
-    """List the image files of a folder or a CSV file; open none of them.
+def list_images(
+    data: str | os.PathLike[str], validation_share: float | None = None
+) -> Listing:
+    """List the image files of a folder or a CSV file; decode none of them.
 
     Args:
         data: A folder of class folders, or a `.csv` file.
+        validation_share: See `reszoo.data.splits.complete`.
 
     Raises:
         DataError: There are no images or one class, or a line of the file is invalid.
@@ -91,220 +99,232 @@ def list_images(data: str | os.PathLike[str]) -> Listing:
             f"Received: {data if is_path else type(data)!r}."
         )
     root = Path(data)
+    if root.is_dir():
+        return _read_folder(root, validation_share)
+    if is_table(str(root)) and (root.exists() or ":" in root.name):
+        return _read_csv(open_table(str(root)), validation_share)
     if not root.exists():
         raise UnknownNameError("folder, .csv file or data set", str(root), BUILT_IN)
-    if root.is_dir():
-        return _read_folder(root)
-    if root.suffix.lower() != ".csv":
-        raise DataError(
-            f"{root} is a file. Give a folder of class folders with images, or a .csv "
-            "file with a line path,label for each."
-        )
-    return _read_csv(root)
+    raise DataError(
+        f"{root} is a file. Give a folder of class folders with images, or a .csv "
+        "file with a line path,label for each."
+    )
 
 
-def _read_folder(root: Path) -> Listing:
+def _read_folder(root: Path, validation_share: float | None) -> Listing:
     """List the classes and the image files of a folder.
 
     Classes are sorted by code point, files by path, so that every machine and every
     run agrees on the targets. Hidden files and folders are ignored, links are
     followed.
 
-    Split folders may be written in capitals. A lone `train` beside no other split
-    folder, with images and no folders in it, is a class of that name; so are `val`
-    and `test` without `train`, unless both are there and hold folders.
-
     Args:
         root: `root/class/*.jpg` or `root/train/class/*.jpg`; deeper folders under
             a class belong to it.
+        validation_share: See `reszoo.data.splits.complete`.
 
     Raises:
-        DataError: No images, fewer than two classes, a class without images (with
-            fewer than two, where there are no split folders), two folders for one
-            split, splits whose classes differ, a class whose name is not one line
-            of printable text, or a link to a folder that contains it.
+        DataError: No images, fewer than two classes, a class without images to train
+            on, two folders for one split or class, a split with classes of its own,
+            folders that look like splits of unknown names, a class whose name is not
+            one line of printable text, or a link to a folder that contains it.
     """
-    folders = _split_folders(root) or {"all": root}
-    labels = _common_labels(root, folders)
-    # A split that is drawn needs an image on either side.
-    least = 2 if "all" in folders else 1
+    folders, notes = _split_folders(root)
+    notes += filter(None, map(_loose_images, {root, *folders.values()}))
+    classes = {split: _class_folders(folder) for split, folder in folders.items()}
+    # A test split without class folders, as in competitions, has no labels.
+    classes = {split: found for split, found in classes.items() if found} or classes
+    labels = _common_labels(root, classes)
     paths: list[str] = []
     unsupported: list[Unreadable] = []
-    targets, splits = [], {}
-    for split, folder in folders.items():
-        images, found, others = _class_images(folder, labels, least)
-        splits[split] = np.arange(len(paths), len(paths) + len(images))
-        targets.append(found)
-        paths += images
-        unsupported += others
-    every = np.concatenate(targets)
-    if "all" in splits:
-        splits = hold_out(every)
+    unnamed: list[str] = []
+    counts, given = [], {}
+    for split, found in classes.items():
+        start = len(paths)
+        for label in labels:
+            before = len(paths)
+            if label in found:
+                _find_images(str(found[label]), paths, unsupported, unnamed)
+            counts.append(len(paths) - before)
+        given[split] = np.arange(start, len(paths))
+        if start == len(paths):
+            raise DataError(
+                f"{folders[split]} has no images in class folders. Expected "
+                f"{folders[split]}/CLASS/*.jpg ({', '.join(SUFFIXES)})"
+                f"{_suffixes(unsupported)}."
+            )
+    first = next(iter(classes))
+    if len(labels) < 2:
+        only = classes[first][labels[0]]
+        inside = f" Or did you mean {only}?" if len(_folders(only)) > 1 else ""
+        raise DataError(
+            f"{folders[first]} has one class, {labels[0]!r}. A classifier needs at "
+            f"least two class folders.{inside}"
+        )
+    if unnamed:
+        notes.append(
+            f"{len(unnamed):,} files without an image's ending are images by their "
+            f"first bytes and are used, e.g. {unnamed[0]}"
+        )
+    targets = np.repeat(np.tile(np.arange(len(labels)), len(given)), counts)
+    where = f"{folders[first]}{_suffixes(unsupported)}"
+    splits, more = complete(given, targets, labels, where, validation_share)
     return Listing(
         labels=labels,
-        targets=every,
+        targets=targets,
         splits=splits,
         paths=tuple(paths),
         root=str(root),
         unsupported=tuple(unsupported),
+        notes=(*notes, *more),
     )
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folder of each split; nothing where the folders are classes."""
+def _find_images(
+    folder: str, paths: list[str], unsupported: list[Unreadable], unnamed: list[str]
+) -> None:
+    """Add the images under a folder to the lists, by their kind."""
+    for path in walk(folder, os.path.realpath(folder)):
+        kind = image_kind(path)
+        if kind == "unsupported":
+            suffix = Path(path).suffix.lower() or "HEIC and AVIF"
+            reason = f"{suffix} files are not supported; convert them to PNG or JPEG"
+            unsupported.append(Unreadable(path, reason))
+        elif kind:
+            paths.append(path)
+            unnamed += [path] * (kind == "unnamed")
+
+
+def _suffixes(unsupported: list[Unreadable]) -> str:
+    found = sorted({Path(path).suffix.lower() for path, _ in unsupported})
+    return f" (unsupported files there: {', '.join(found)})" if found else ""
+
+
+def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each split, or `root` for "all", and what is notable."""
+    folders = _folders(root)
     found: dict[str, list[Path]] = {}
-    for folder in sorted(_visible_folders(root)):
-        split = split_name(folder.name)
-        if split:
+    for folder in folders:
+        if split := split_name(folder.name):
             found.setdefault(split, []).append(folder)
     # A class may be called "train", "val" or "test" too.
     if "train" in found:
         are_splits = len(found) > 1 or any(
-            _visible_folders(folder) or not any(_images(str(folder)))
+            _folders(folder) or not any(map(image_kind, walk(str(folder), "")))
             for folder in found["train"]
         )
     else:
-        every = chain.from_iterable(found.values())
-        are_splits = len(found) > 1 and all(map(_visible_folders, every))
+        named = [*chain.from_iterable(found.values())]
+        several = len(found) > 1 or len(named) == len(folders) == 1
+        are_splits = several and all(map(_folders, named))
     if not are_splits:
-        return {}
-    for split, folders in found.items():
-        if len(folders) > 1:
+        _refuse_hidden_splits(root, folders)
+        return {"all": root}, []
+    for split, same in found.items():
+        if len(same) > 1:
             raise DataError(
                 f"{root} has more than one folder for its {split} split: "
-                f"{', '.join(folder.name for folder in folders)}. Keep one of them."
+                f"{', '.join(folder.name for folder in same)}. Keep one of them."
             )
-    return {split: folder for split, (folder,) in found.items()}
+    splits = {split: same[0] for split, same in found.items()}
+    notes = [
+        f"{folder.name}/ is the {split} split"
+        for split, folder in splits.items()
+        if folder.name.casefold() not in (split, "val")
+    ]
+    for folder in folders:
+        images = 0
+        if folder not in splits.values():
+            images = sum(1 for path in walk(str(folder), "") if image_kind(path))
+        if images:
+            notes.append(
+                f"{folder.name}/ is no known name of a split: its {images:,} images "
+                f"are not used. Known are {', '.join(SPLIT_NAMES)}"
+            )
+    return splits, notes
 
 
-def _visible_folders(folder: Path) -> list[Path]:
-    return [f for f in folder.iterdir() if f.is_dir() and not f.name.startswith(".")]
+def _refuse_hidden_splits(root: Path, folders: list[Path]) -> None:
+    """Refuse folders as classes that have the same sub-folders and no images."""
+    inner = {folder: {*_class_folders(folder)} for folder in folders}
+    inner = {f: n for f, n in inner.items() if len(n) > 1 and not _loose_images(f)}
+    counts = Counter(chain.from_iterable(inner.values()))
+    shared = {name for name, times in counts.items() if times > 1}
+    alike = [folder.name for folder, names in inner.items() if len(names & shared) > 1]
+    if len(alike) > 1:
+        raise DataError(
+            f"The folders {', '.join(alike)} of {root} are no classes: they have the "
+            f"same sub-folders ({', '.join(sorted(shared)[:5])}). Call splits train, "
+            "val and test; list the images of other layouts in a .csv file."
+        )
 
 
-def _common_labels(root: Path, folders: Mapping[str, Path]) -> tuple[str, ...]:
-    """Return the names of the class folders, which all splits must have."""
-    classes = [sorted(f.name for f in _visible_folders(f)) for f in folders.values()]
-    for folder, names in zip(folders.values(), classes, strict=True):
-        bad = [str(folder / name) for name in names if not name.isprintable()]
+def _folders(folder: Path) -> list[Path]:
+    """Return the visible folders in a folder, in order.
+
+    Archives often hold a folder within one of the same name, which is passed through.
+    """
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if is_visible(e.name) and _is_folder(e)]
+    inner = _folders(folder / folder.name) if names == [folder.name] else []
+    return inner or [folder / name for name in sorted(names)]
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    # A link to itself is none, and `is_dir` raises.
+    linked = entry.is_symlink() and Path(entry.path).is_dir()
+    return linked or entry.is_dir(follow_symlinks=False)
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the folder of each label, which is the folder's name in NFC."""
+    found: dict[str, Path] = {}
+    for each in _folders(folder):
+        label = normalize("NFC", each.name)
+        if label in found:
+            raise DataError(
+                f"{folder} has two folders for the class {label!r}, in two forms of "
+                "Unicode. Move their images into one of them."
+            )
+        found[label] = each
+    return found
+
+
+def _loose_images(folder: Path) -> str:
+    """Return a note about images that lie beside class folders, or ""."""
+    with os.scandir(folder) as entries:
+        files = [e.path for e in entries if is_visible(e.name) and not _is_folder(e)]
+    loose = [path for path in files if image_kind(path)]
+    if not loose:
+        return ""
+    return (
+        f"{len(loose):,} images directly in {folder} are in no class folder and not "
+        f"used, e.g. {min(loose)}"
+    )
+
+
+def _common_labels(
+    root: Path, classes: Mapping[str, Mapping[str, Path]]
+) -> tuple[str, ...]:
+    """Return the names of the class folders; other splits have none but train's."""
+    for found in classes.values():
+        bad = [str(path) for label, path in found.items() if not label.isprintable()]
         if bad:
             raise DataError(
                 "A class folder must have a name of printable text, for it becomes a "
                 f"label. Rename {', '.join(map(repr, bad))}."
             )
-    partial = set().union(*classes).difference(set(classes[0]).intersection(*classes))
-    if partial:
+    everything = {*chain.from_iterable(classes.values())}
+    if other := everything - {*classes.get("train", everything)}:
         raise DataError(
-            f"The splits of {root} have different classes. Not in all of them: "
-            f"{', '.join(sorted(partial))}."
+            f"The splits of {root} have different classes. Not in its train split: "
+            f"{', '.join(sorted(other))}."
         )
-    return tuple(classes[0])
+    return tuple(sorted(everything))
 
 
-def _class_images(
-    folder: Path, labels: tuple[str, ...], least: int
-) -> tuple[list[str], Indices, list[Unreadable]]:
-    """Return one split's images, their targets, and unsupported files."""
-    images: list[str] = []
-    unsupported: list[Unreadable] = []
-    counts = []
-    for label in labels:
-        found, others = _images(str(folder / label))
-        images += found
-        unsupported += others
-        counts.append(len(found))
-    suffixes = sorted({Path(path).suffix.lower() for path, _ in unsupported})
-    hint = f" (unsupported files there: {', '.join(suffixes)})" if suffixes else ""
-    if not images:
-        raise DataError(
-            f"{folder} has no images in class folders. Expected {folder}/CLASS/*.jpg "
-            f"({', '.join(SUFFIXES)}){hint}."
-        )
-    if len(labels) < 2:
-        raise DataError(
-            f"{folder} has one class, {labels[0]!r}. A classifier needs at least two "
-            "class folders."
-        )
-    targets = np.repeat(np.arange(len(labels)), counts)
-    check_counts(targets, labels, least, f"{folder}{hint}")
-    return images, targets, unsupported
-
-
-def _images(folder: str) -> tuple[list[str], list[Unreadable]]:
-    """Return the images under a folder, and the unsupported files."""
-    images, unsupported = [], []
-    for path in _walk(folder, os.path.realpath(folder), ()):
-        name = path.lower()
-        if name.endswith(SUFFIXES):
-            images.append(path)
-        elif name.endswith(_UNSUPPORTED):
-            suffix = Path(name).suffix
-            reason = f"{suffix} files are not supported; convert them to PNG or JPEG"
-            unsupported.append(Unreadable(path, reason))
-    return images, unsupported
-
-
-def walk_images(folder: str) -> Iterator[str]:
-    """Yield the image files under a folder lazily, also those that are not supported.
-
-    In the order of their paths' parts; hidden files and folders are ignored.
-
-    Raises:
-        DataError: A link leads to a folder that contains it.
-    """
-    known = (*SUFFIXES, *_UNSUPPORTED)
-    for path in _walk(folder, os.path.realpath(folder), ()):
-        if path.lower().endswith(known):
-            yield path
-
-
-def _walk(folder: str, real: str, crossed: tuple[str, ...]) -> Iterator[str]:
-    """Yield the visible files under a folder, in the order of their paths' parts.
-
-    Strings, one folder at a time: a million `Path`s would fill a gigabyte.
-
-    Args:
-        folder: Where to look.
-        real: The same without links.
-        crossed: Real folders of the links that led here.
-
-    Raises:
-        DataError: A link leads to a folder that contains it; names the link.
-    """
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in sorted(visible, key=lambda entry: entry.name):
-        if entry.is_dir(follow_symlinks=False):
-            inner = f"{real.rstrip(os.sep)}{os.sep}{entry.name}"
-            yield from _walk(entry.path, inner, crossed)
-        elif entry.is_symlink() and Path(entry.path).is_dir():
-            target, parents = os.path.realpath(entry.path), (*crossed, real)
-            if any(Path(parent).is_relative_to(target) for parent in parents):
-                raise DataError(
-                    f"{entry.path} is a link to {target}, which contains it: its "
-                    "images would be found without end. Remove the link."
-                )
-            yield from _walk(entry.path, target, parents)
-        else:
-            yield entry.path
-
-
-_COLUMNS = ("path", "label", "split")
-_FORM = "A line is path,label or path,label,split."
-# What `surrogateescape` makes of bytes that are not UTF-8.
-_NO_UTF8 = re.compile("[\udc80-\udcff]")
-
-
-class _Row(NamedTuple):
-    split: str
-    path: str
-    label: str
-
-
-def _read_csv(file: Path) -> Listing:
+def _read_csv(table: Table, validation_share: float | None) -> Listing:
     """List the classes and the images of a CSV file.
-
-    A first line that names the columns may bring them in another order. The text is
-    UTF-8; fields with commas stand in double quotes.
 
     Classes are sorted by code point and images by path, so that the order of the
     lines means nothing.
@@ -313,103 +333,93 @@ def _read_csv(file: Path) -> Listing:
         DataError: An invalid line, named by its number; no images, fewer than two
             classes, or a class with too few images to train on.
     """
-    rows = sorted(_checked_rows(file))
-    labels = tuple(sorted({row.label for row in rows}))
+    lines, numbers, parts, known = _rows(table)
+    labels = sorted(known)
     if len(labels) < 2:
         found = f"the one class {labels[0]!r}" if labels else "no images"
         raise DataError(
-            f"{file} lists {found}. A classifier needs at least two classes. {_FORM}"
+            f"{table.file} lists {found}. A classifier needs at least two classes. "
+            f"{FORM}"
         )
-    numbers = {label: number for number, label in enumerate(labels)}
-    targets = np.asarray([numbers[row.label] for row in rows], np.int64)
-    names = np.asarray([row.split for row in rows])
-    splits = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
-    if "all" in splits:
-        check_counts(targets, labels, 2, str(file))
-        splits = hold_out(targets)
-    elif "train" in splits:
-        check_counts(targets[splits["train"]], labels, 1, str(file))
-    paths, root = tuple(row.path for row in rows), str(file.parent)
+    paths = [*lines]
+    order = np.asarray(sorted(range(len(paths)), key=paths.__getitem__))
+    ranks = np.asarray([labels.index(label) for label in known])
+    targets = ranks[np.frombuffer(numbers, np.int64)[order]]
+    split_of = np.frombuffer(parts, np.int8)[order]
+    places = {split: np.flatnonzero(split_of == n) for n, split in enumerate(_PARTS)}
+    given = {split: place for split, place in places.items() if len(place)}
+    where = str(table.file)
+    splits, notes = complete(given, targets, labels, where, validation_share)
     return Listing(
-        labels=labels, targets=targets, splits=splits, paths=paths, root=root
+        labels=tuple(labels),
+        targets=targets,
+        splits=splits,
+        paths=tuple(paths[n] for n in order.tolist()),
+        root=str(table.file.parent),
+        notes=(*table.notes, *notes),
     )
 
 
-def _checked_rows(file: Path) -> Iterator[_Row]:
-    """Yield the rows; their split is "all" where the file names none."""
+_NO_IMAGE = (
+    f"names no image ({{}}); as names of columns, {', '.join(COLUMNS)} and usual words "
+    "for them are known"
+)
+_MIXED = "differs from those above: all lines name a split, or none"
+_PARTS = ("all", *sorted(SPLITS))
+
+
+def _rows(
+    table: Table,
+) -> tuple[dict[str, int], "array[int]", "array[int]", dict[str, int]]:
+    """Read and check the rows.
+
+    What many rows share is checked once: two million of them take seconds.
+
+    Returns:
+        The line of each path; of each row the number of its label and that of its
+        split in `_PARTS`; and the numbers of the labels.
+    """
     lines: dict[str, int] = {}
-    first: _Row | None = None
-    for line, row in _rows(file):
-        first = first or row
-        problem = _problem(row, first, lines)
-        if problem:
-            raise _wrong(file, line, problem)
-        lines[row.path] = line
-        yield row._replace(split=split_name(row.split) or "all")
+    numbers, parts = array("q"), array("b")
+    labels: dict[str, int] = {}
+    known: dict[tuple[str, str], tuple[int, int]] = {}
+    width = len(table.names) or len(COLUMNS)
+    label_at, split_at = (table.columns.get(c, width) for c in ("label", "split"))
+    for line, fields in table.rows():
+        path, count = table.path(fields), len(fields)
+        label = fields[label_at].strip() if label_at < count else ""
+        split = fields[split_at].strip() if split_at < count else ""
+        pair = known.get((label, split))
+        earlier = lines.setdefault(path, line)
+        odd = earlier != line or not path.isascii() or not path
+        if pair is None or odd or not 2 <= count <= width:
+            problem = f"has {count} fields" if not 2 <= count <= width else None
+            problem = problem or _problem(path, label, split)
+            if earlier != line:
+                problem = problem or f"repeats {path} of line {earlier}"
+            # The name of a column must not become an image.
+            if not known and not table.names and not names_image(path):
+                problem = problem or _NO_IMAGE.format(path)
+            elif known and bool(split) != bool(next(iter(known))[1]):
+                problem = problem or _MIXED
+            if problem:
+                raise table.wrong(line, problem)
+            number = labels.setdefault(normalize("NFC", label), len(labels))
+            pair = number, _PARTS.index(split_name(split) or "all")
+            known[label, split] = pair
+        numbers.append(pair[0])
+        parts.append(pair[1])
+    return lines, numbers, parts, labels
 
 
-def _problem(row: _Row, first: _Row, lines: Mapping[str, int]) -> str | None:
-    """Return what is wrong with a row, given the first one and the lines of paths."""
-    if _NO_UTF8.search("".join(row)):
-        return "is not UTF-8"
-    if not row.path or not row.label:
-        return f"has no {'label' if row.path else 'path'}"
-    if not row.label.isprintable():
-        return f"has a label that is not printable, {row.label!r}"
-    if row.path in lines:
-        return f"repeats {row.path} of line {lines[row.path]}"
-    # Unknown names of columns must not become an image.
-    is_image = row is not first or row.path.lower().endswith(SUFFIXES)
-    if not is_image and not Path(row.path).exists():
-        return (
-            f"names no image ({row.path}); as names of columns, "
-            f"{', '.join(_COLUMNS)} are known"
-        )
-    if bool(row.split) != bool(first.split):
-        return "differs from those above: all lines name a split, or none"
-    if row.split and not split_name(row.split):
-        return f"has the split {row.split!r}; known are {', '.join(SPLIT_NAMES)}"
+def _problem(path: str, label: str, split: str) -> str | None:
+    """Return what is wrong with a row by itself."""
+    if _NO_UTF8.search(f"{path}{label}{split}"):
+        return "is not UTF-8; name another encoding behind the file: :encoding=cp1252"
+    if not path or not label:
+        return f"has no {'label' if path else 'path'}"
+    if not label.isprintable():
+        return f"has a label that is not printable, {label!r}"
+    if split and not split_name(split):
+        return f"has the split {split!r}; known are {', '.join(SPLIT_NAMES)}"
     return None
-
-
-def _opened(file: Path) -> BinaryIO:
-    try:
-        return open_regular(file)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}).") from error
-
-
-def _rows(file: Path) -> Iterator[tuple[int, _Row]]:
-    """Yield the number and the fields of each line that is not blank."""
-    columns: Sequence[str] = _COLUMNS
-    # Bytes that are no UTF-8 come through, so that their line can be named.
-    with (
-        _opened(file) as binary,
-        TextIOWrapper(binary, "utf-8-sig", "surrogateescape", newline="") as text,
-    ):
-        reader = csv.reader(text, strict=True, skipinitialspace=True)
-        try:
-            for fields in filter(any, reader):
-                names = [field.strip().casefold() for field in fields]
-                named = {"path", "label"} <= set(names) <= set(_COLUMNS)
-                if reader.line_num == 1 and named:
-                    columns = names
-                elif 2 <= len(fields) <= len(columns):
-                    yield reader.line_num, _row(file, columns, fields)
-                else:
-                    raise _wrong(file, reader.line_num, f"has {len(fields)} fields")
-        except csv.Error as error:
-            what = f"is not valid CSV ({error})"
-            raise _wrong(file, reader.line_num, what) from error
-
-
-def _row(file: Path, columns: Sequence[str], fields: Sequence[str]) -> _Row:
-    named = dict(zip(columns, map(str.strip, fields), strict=False))
-    name = named.get("path", "")
-    path = os.path.join(file.parent, name) if name else ""  # noqa: PTH118
-    # Of a million lines the label of each would otherwise be a string of its own.
-    return _Row(named.get("split", ""), path, sys.intern(named.get("label", "")))
-
-
-def _wrong(file: Path, line: int, what: str) -> DataError:
-    return DataError(f"{file} line {line} {what}. {_FORM}")

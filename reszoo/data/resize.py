@@ -17,6 +17,7 @@ from reszoo import defaults
 from reszoo.data.checks import check_policy, refuse_first
 from reszoo.data.image_files import (
     JPEG_END,
+    JPEG_SUFFIXES,
     PNG_END,
     in_threads,
     opened,
@@ -25,7 +26,7 @@ from reszoo.data.image_files import (
     reason_of,
     upright_rgb,
 )
-from reszoo.data.listing import JPEG_SUFFIXES, Listing, Unreadable, list_images
+from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError, UsageError
 from reszoo.files import atomic_folder, free_folder

@@ -1,7 +1,7 @@
 """Check a data set before training: `reszoo.scan` and its report."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -10,53 +10,11 @@ import numpy as np
 
 from reszoo.console import printable
 from reszoo.data.checks import Duplicates, find_duplicates, relative
-from reszoo.data.image_facts import Rows, examine
+from reszoo.data.image_facts import ANOMALIES, examine
 from reszoo.data.listing import Unreadable, list_images
 
 # Paths that are shown of a kind, occurrences of an image, and classes of a split.
 _PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
-# Every model of the zoo takes at least this: smaller images are enlarged.
-_TINY = 32
-
-# Anomaly -> what it means, and which images have it. Such images are used.
-ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
-    "wrong_extension": (
-        "with the file extension of another format",
-        lambda rows: rows["wrong_extension"],
-    ),
-    "cmyk": (
-        "CMYK, for print: converted to RGB",
-        lambda rows: rows["mode"] == b"CMYK",
-    ),
-    "sixteen_bit": (
-        "16 bits a channel: the upper 8 are used",
-        lambda rows: np.char.endswith(rows["mode"], b";16"),
-    ),
-    "transparent": (
-        "with transparency: it is dropped",
-        # Modes such as RGBA, La and LA;16, but not LAB.
-        lambda rows: np.char.endswith(
-            np.char.upper(np.char.replace(rows["mode"], b";16", b"")), b"A"
-        ),
-    ),
-    "palette": (
-        "with a palette: converted to RGB",
-        lambda rows: np.char.startswith(rows["mode"], b"P"),
-    ),
-    "animated": (
-        "animated: the first frame is used",
-        # The second image of an MPO is a camera's other eye, or a map of brightness.
-        lambda rows: (rows["frames"] > 1) & (rows["format"] != b"MPO"),
-    ),
-    "rotated": (
-        "rotated by EXIF: turned upright",
-        lambda rows: rows["orientation"] > 1,
-    ),
-    "tiny": (
-        f"under {_TINY} pixels wide or high",
-        lambda rows: np.minimum(rows["width"], rows["height"]) < _TINY,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +32,7 @@ class ScanReport:
         leaks: Images in more than one split.
         conflicts: Images in more than one class.
         duplicates: Images more than once in a split, always in the same class.
+        notes: How the data was understood, and what of it is not used; a line each.
     """
 
     data: str
@@ -86,6 +45,7 @@ class ScanReport:
     leaks: tuple[Duplicates, ...]
     conflicts: tuple[Duplicates, ...]
     duplicates: tuple[Duplicates, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -111,6 +71,7 @@ class ScanReport:
                 split: dict(zip(map(printable, self.labels), found, strict=True))
                 for split, found in self.counts.items()
             },
+            "notes": [printable(note) for note in self.notes],
             "imbalance": round(self.imbalance, 2) if finite else None,
             "unreadable": [
                 {
@@ -147,6 +108,7 @@ class ScanReport:
         width = max(map(len, self.counts))
         for split, counts in self.counts.items():
             yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
+        yield from (f"Note: {printable(note)}" for note in self.notes)
         if self.unreadable:
             yield f"Unreadable: {_count(len(self.unreadable), 'image')}"
             yield from _cut(
@@ -245,11 +207,6 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     for split, indices in listing.disjoint_splits.items():
         targets = listing.targets[indices[readable[indices]]]
         counts[split] = tuple(np.bincount(targets, minlength=classes).tolist())
-    anomalies = {}
-    for kind, (_, has) in ANOMALIES.items():
-        found = np.flatnonzero(readable & has(table.rows)).tolist()
-        if found:
-            anomalies[kind] = tuple(table.names[index] for index in found)
     return ScanReport(
         data=os.fspath(data),
         root=listing.root,
@@ -257,7 +214,8 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
         counts=counts,
         unreadable=(*table.unreadable(), *listing.unsupported),
         recoverable=frozenset(table.names[index] for index in recoverable),
-        anomalies=anomalies,
+        anomalies=table.anomalies(),
+        notes=listing.notes,
         leaks=tuple(group for group in groups if len(group.splits) > 1),
         conflicts=tuple(group for group in groups if len(group.labels) > 1),
         duplicates=tuple(

@@ -3,10 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from reszoo.data import arrays, tfds
@@ -40,8 +41,10 @@ class Source:
         unreadable: Images that were left out, and why.
         root: The folder that paths in messages and fingerprints are relative to, if
             there is one.
-        warnings: A line for every two splits that share images, and one for images
-            in two classes; of folders and lists whose files were decoded.
+        warnings: A line for each kind of anomaly, for every two splits that share
+            images, and for images in two classes; of images that were decoded.
+        notes: How the data was understood, and what of it is not used; a line each.
+        numbered: Whether the labels are integers that were given as such.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Source:
     unreadable: tuple[Unreadable, ...] = ()
     root: str | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    numbered: bool = False
 
     def examples(self, split: str | None = None) -> Examples:
         """Return the examples of one split.
@@ -81,8 +86,46 @@ class Source:
         unseen = ("test", "validation")
         return next((name for name in unseen if name in self.splits), "train")
 
+    def judged(self, provenance: Any, split: str | None = None) -> tuple[str, str]:
+        """Return the split to judge a model on, and a sentence about the choice.
 
-def open_source(data: Data, *, bad_images: str | None = None) -> Source:
+        Data without splits is judged as a whole, except where the model was trained on
+        it: then on the images that were held out.
+
+        Args:
+            provenance: Of the model's card.
+            split: As the user named it, which is taken.
+        """
+        if split or "all" not in self.splits:
+            return split or self.judging_split, ""
+        digest, whole = None, f"all {len(self.splits['all']):,} images"
+        while isinstance(provenance, Mapping):
+            digest = digest or content_digest(self)
+            known = provenance.get("data_sha256")
+            namesake = provenance.get("data") == self.name != "arrays"
+            if known == digest or (namesake and not known):
+                if "validation" not in self.splits:
+                    return "all", f"The model was trained on {whole} of {self.name}."
+                held_out = len(self.splits["validation"])
+                return "validation", (
+                    f"The model was trained on {self.name}: measured are the "
+                    f"{held_out:,} images that were held out, not {whole}."
+                )
+            if namesake:
+                return "all", (
+                    f"{self.name} has changed since the model was trained on it, or is "
+                    f"another of that name: measured are {whole}."
+                )
+            provenance = provenance.get("began_as")
+        return "all", ""
+
+
+def open_source(
+    data: Data,
+    *,
+    bad_images: str | None = None,
+    validation_share: float | None = None,
+) -> Source:
     """Open labelled images of any kind.
 
     * A folder has `class/image.jpg`, or splits of that: `train/class/image.jpg`
@@ -95,7 +138,8 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     * Arrays are `(images, labels)`, or `{"train": (images, labels), "test": ...}`.
 
     Where a folder, a list or arrays have no splits, a fifth of every class becomes
-    the validation split, the same fifth whenever the same data is opened.
+    the validation split, the same fifth whenever the same data is opened. Where there
+    are train and test only, it is a tenth of train.
 
     Args:
         data: One of those, or a name such as "digits".
@@ -105,6 +149,7 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
             unreadable image, "skip" leaves unreadable ones out and lists them in
             `Source.unreadable`, "recover" does too but keeps truncated JPEGs.
             Images in a folder whose format is not supported (HEIC) are unreadable.
+        validation_share: Another share than these; 0 holds nothing out.
 
     Raises:
         DataError: There are no images, one class, or an unreadable image.
@@ -112,7 +157,18 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     """
     check_policy(bad_images)
     if isinstance(data, Mapping | tuple):
-        return Source("arrays", *arrays.read_arrays(data))
+        labels, parts, flips, numbered, notes = arrays.read_arrays(
+            data, validation_share
+        )
+        return Source(
+            "arrays",
+            labels,
+            parts,
+            flips,
+            warnings=tuple(arrays.dark_warnings(parts)),
+            notes=notes,
+            numbered=numbered,
+        )
     if not isinstance(data, str | os.PathLike):
         raise UsageError(
             f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set "
@@ -122,37 +178,108 @@ def open_source(data: Data, *, bad_images: str | None = None) -> Source:
     of_tfds = name.startswith(tfds.PREFIX)
     if name == "digits" and not Path(name).exists():
         return Source(name, arrays.DIGITS, arrays.read_digits(), flip_safe=False)
-    listing = tfds.read(name) if of_tfds else list_images(name)
+    read = tfds.read if of_tfds else list_images
+    listing = read(name, validation_share)
     of_characters = of_tfds and tfds.is_of_characters(name)
     splits, unreadable, warnings = check(listing, bad_images)
     flip_safe = listing.labels != arrays.DIGITS and not of_characters
     name, root = (name, None) if of_tfds else (str(Path(name)), listing.root)
-    return Source(name, listing.labels, splits, flip_safe, unreadable, root, warnings)
+    return Source(
+        name,
+        listing.labels,
+        splits,
+        flip_safe,
+        unreadable,
+        root,
+        warnings,
+        listing.notes,
+    )
 
 
-def check_classes(source: Source, labels: Sequence[str] | None, whose: str) -> None:
-    """Refuse a source whose classes are not those of a model.
+def match_classes(
+    source: Source,
+    labels: Sequence[str] | None,
+    outputs: int | None,
+    whose: str = "the model",
+    *,
+    all_needed: bool = False,
+) -> Source:
+    """Return a source whose targets are the indices of a model's outputs.
+
+    Labels are matched by name, whatever their order; integers that are no labels of
+    the model index its outputs. The data may have fewer classes.
 
     Args:
         source: The images.
         labels: The model's labels in order; None if they are not recorded.
+        outputs: Number of the model's outputs; None for features, which match all.
         whose: The model, for the message.
+        all_needed: Whether each of the model's classes must be in the data, as for
+            training.
 
     Raises:
         DataError: The classes differ; the message lists the difference.
     """
-    if labels is None or tuple(labels) == source.labels:
-        return
-    ours, theirs = set(labels), set(source.labels)
-    only = ((whose, sorted(ours - theirs)), (source.name, sorted(theirs - ours)))
-    difference = "; ".join(
-        f"only in {where}: {', '.join(names)}" for where, names in only if names
-    )
-    raise DataError(
-        f"{source.name} has other classes than {whose} "
-        f"({difference or 'the same names in another order'}). "
-        "Use data with the same class folders, or train on the new ones."
-    )
+    if outputs is None or (labels is not None and tuple(labels) == source.labels):
+        return source
+    used = {
+        label for part in source.splits.values() for label in np.unique(part.targets)
+    }
+    there = [source.labels[number] for number in sorted(used)]
+    indexes = source.numbered and not set(there) <= set(labels or ())
+    if labels is None or indexes:
+        most = len(source.labels)
+        if most > outputs or (most < outputs and (all_needed or not source.numbered)):
+            raise DataError(
+                f"{source.name} has {most} classes, {whose} has {outputs} outputs"
+                f"{'' if labels else ' whose labels are not recorded'}. Use data with "
+                "its classes, or train on the new ones."
+            )
+        note = f"class {source.labels[0]} is taken for output 0 of {whose}, and so on"
+        if indexes and labels:
+            note = f"integer labels index the labels of {whose}: 0 is {labels[0]}"
+        renamed = source.labels if most == outputs else map(str, range(outputs))
+        renamed = tuple(renamed if labels is None else labels)
+        return replace(source, labels=renamed, notes=(*source.notes, note))
+    missing, new = sorted({*labels} - {*there}), sorted({*there} - {*labels})
+    if new or (missing and all_needed):
+        only = ((whose, missing), (source.name, new))
+        difference = "; ".join(
+            f"only in {where}: {', '.join(names)}" for where, names in only if names
+        )
+        raise DataError(
+            f"{source.name} has other classes than {whose} ({difference}). "
+            "Use data with the same class folders, or train on the new ones."
+        )
+    places = {label: number for number, label in enumerate(labels)}
+    place = np.asarray([places.get(label, 0) for label in source.labels])
+    splits = {
+        name: replace(part, targets=place[part.targets])
+        for name, part in source.splits.items()
+    }
+    note = f"{source.name} has no images of: {', '.join(missing)}"
+    notes = (*source.notes, *([note] if missing else ()))
+    return replace(source, labels=tuple(labels), splits=splits, notes=notes)
+
+
+def recorded_share(provenance: Mapping[str, Any]) -> float | None:
+    """Return the share of a training's data that was held out, if a card tells."""
+    recipe = provenance.get("recipe")
+    share = recipe.get("validation_share") if isinstance(recipe, Mapping) else None
+    return share if isinstance(share, float | int) and 0 <= share < 1 else None
+
+
+def content_digest(source: Source) -> str:
+    """Return a hash of what a data set holds, however it is split.
+
+    Of files the name below the data's folder and the size count, of arrays every byte.
+    """
+    digest = hashlib.sha256()
+    for name, part in source.splits.items():
+        if name == "all" or "all" not in source.splits:
+            for content in _contents(part, source.root):
+                digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
 
 
 def fingerprint(source: Source) -> dict[str, Any]:

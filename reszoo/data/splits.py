@@ -1,6 +1,7 @@
-"""Names of splits, and the draw of a held-out split from data without splits."""
+"""Names of splits, and the draw of a held-out split from data without one."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,18 +10,28 @@ from reszoo.errors import DataError
 
 Indices = NDArray[np.int64]
 
-# Usual name of a split -> its name in reszoo.
-_NAMES = {
+SPLITS = ("train", "validation", "test")
+# Usual name of a split -> its name in reszoo. Food-11 calls its test "evaluation".
+_SPLIT_OF = {
     "train": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "training": "train",
+    "dev": "validation",
+    "development": "validation",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
-SPLIT_NAMES = tuple(_NAMES)
-# Shares of each class that are held out: of data without splits, and of built-in data
-# sets, which get a test split too.
-_VALIDATION = 0.2
+SPLIT_NAMES = tuple(_SPLIT_OF)
+# As in train_set, training-data and test images.
+_SUFFIX = re.compile(r"[\W_]*(sets?|data|images|split|folder)$")
+# Shares of each class that are held out: of data without splits, of a train split that
+# has only a test split beside it (45,000 and 5,000 images of CIFAR-10, as in He et al.
+# 2015, section 4.2), and of built-in data sets, which get a test split too.
+_VALIDATION, _OF_TRAIN = 0.2, 0.1
 _BUILT_IN_VALIDATION, _BUILT_IN_TEST = 0.1, 0.2
 # The same for everybody: evaluation holds out what training held out.
 _SEED = 0
@@ -28,20 +39,71 @@ _SEED = 0
 
 def split_name(word: str) -> str | None:
     """Return "train", "validation" or "test" for a word such as "Val", else None."""
-    return _NAMES.get(word.strip().casefold())
+    name = word.strip().casefold()
+    return _SPLIT_OF.get(name) or _SPLIT_OF.get(_SUFFIX.sub("", name))
 
 
-def hold_out(targets: Indices) -> dict[str, Indices]:
-    """Draw a fifth of every class as the validation split.
+def hold_out(targets: Indices, share: float | None = None) -> dict[str, Indices]:
+    """Draw a share of every class as the validation split.
 
     Args:
         targets: int64 `(n,)`, of all images in a fixed order.
+        share: None is a fifth; 0 draws nothing.
 
     Returns:
         Indices of "all", "train" and "validation"; equal targets give equal splits.
     """
-    held_out, rest = _draw(targets, _VALIDATION, _SEED)
-    return {"all": np.arange(len(targets)), "train": rest, "validation": held_out}
+    everything = {"all": np.arange(len(targets))}
+    return everything | _drawn(targets, _VALIDATION if share is None else share)
+
+
+def complete(
+    given: Mapping[str, Indices],
+    targets: Indices,
+    labels: Sequence[str],
+    where: str,
+    share: float | None = None,
+) -> tuple[dict[str, Indices], tuple[str, ...]]:
+    """Check splits and draw a validation split where there is none to train with.
+
+    The rule is one for folders, lists, arrays and TensorFlow Datasets: what is trained
+    on has images of every class; other splits may lack some, which are named.
+
+    Args:
+        given: Indices by split, or "all" for data without splits.
+        targets: int64 `(n,)`, indices into `labels`.
+        labels: All classes.
+        where: The folder, file or "the arrays", for messages.
+        share: Of each class that becomes the validation split, if there is none. None
+            is a fifth, or a tenth where there is a test split; 0 draws nothing.
+
+    Returns:
+        Indices by split, and a line for what was drawn or is missing.
+
+    Raises:
+        DataError: A class has too few images; lists all such classes.
+    """
+    splits, notes = dict(given), []
+    for split, part in given.items():
+        if split in ("all", "train"):
+            # A split that is drawn needs an image on either side.
+            check_counts(targets[part], labels, 1 + (split == "all"), where)
+            continue
+        counts = np.bincount(targets[part], minlength=len(labels))
+        if absent := [labels[i] for i in np.flatnonzero(counts == 0).tolist()]:
+            notes.append(f"the {split} split has no images of: {', '.join(absent)}")
+    if set(given) <= {"all", "train"}:
+        return hold_out(targets, share), tuple(notes)
+    if "train" in given and "validation" not in given and share != 0:
+        train = given["train"]
+        drawn = _drawn(targets[train], _OF_TRAIN if share is None else share)
+        splits |= {name: train[part] for name, part in drawn.items()}
+        notes.append(
+            f"there is no validation split: {len(train) - len(splits['train']):,} of "
+            f"{len(train):,} training images are held out as one; the test split is "
+            "kept for the end"
+        )
+    return splits, tuple(notes)
 
 
 def hold_out_test(targets: Indices) -> dict[str, Indices]:
@@ -50,6 +112,14 @@ def hold_out_test(targets: Indices) -> dict[str, Indices]:
     share = _BUILT_IN_VALIDATION / (1 - _BUILT_IN_TEST)
     validation, train = _draw(targets[rest], share, _SEED + 1)
     return {"train": rest[train], "validation": rest[validation], "test": test}
+
+
+def _drawn(targets: Indices, share: float) -> dict[str, Indices]:
+    if not share:
+        return {"train": np.arange(len(targets))}
+    held_out, rest = _draw(targets, share, _SEED)
+    # With one image of each class there is nothing to hold out.
+    return {"train": rest} | ({"validation": held_out} if len(held_out) else {})
 
 
 def _draw(targets: Indices, share: float, seed: int) -> tuple[Indices, Indices]:

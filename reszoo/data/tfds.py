@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
 from reszoo.data.examples import Records
 from reszoo.data.listing import Listing
-from reszoo.data.splits import Indices, hold_out, split_name
+from reszoo.data.splits import Indices, complete, split_name
 from reszoo.errors import DataError, UsageError
 
 PREFIX = "tfds:"
@@ -32,18 +33,18 @@ def is_of_characters(data_set: str) -> bool:
     return data_set.removeprefix(PREFIX).lower().startswith(_OF_CHARACTERS)
 
 
-def read(data: str) -> Listing:
+def read(data: str, validation_share: float | None = None) -> Listing:
     """List the images of a prepared data set; nothing is ever downloaded.
 
     It has to be prepared for random access, as ArrayRecord files. The splits are
-    those called train, validation and test; others are ignored. Where only train is
-    known, a fifth of every class becomes the validation split. Classes are sorted by
-    code point, unless their names are the numbers from 0.
+    those called train, validation and test; others are named and ignored. Classes are
+    sorted by code point, unless their names are the numbers from 0.
 
     Args:
         data: `tfds:NAME`, `tfds:NAME:VERSION` or `tfds:NAME/CONFIG:VERSION`; the
             latest version by default. It is looked for where `TFDS_DATA_DIR` says,
             else in `~/tensorflow_datasets`.
+        validation_share: See `reszoo.data.splits.complete`.
 
     Raises:
         DataError: TensorFlow Datasets is not installed, the data set is not prepared
@@ -79,16 +80,32 @@ def read(data: str) -> Listing:
             f"{data} has images without a label. Only splits whose images are all "
             "labelled can be used."
         )
-    labels, order = _in_order(tuple(builder.info.features[label].names))
-    targets = order[targets]
+    words = builder.info.features[label].names
+    labels, order = _in_order(tuple(normalize("NFC", word) for word in words))
+    # Some data sets declare classes of which they have no image, as emnist/letters.
+    present, targets = np.unique(order[targets], return_inverse=True)
+    labels = tuple(labels[number] for number in present)
     records = Records(
         f"tfds:{builder.info.full_name} {'+'.join(sizes)}",
         lambda number: source[number][image],
         np.arange(len(source)),
         lengths,
     )
-    splits = _splits(sizes, targets)
-    return Listing(labels=labels, targets=targets, splits=splits, records=records)
+    ends = np.cumsum(list(sizes.values()))
+    parts = np.split(np.arange(len(targets)), ends[:-1])
+    given = {str(split_name(n)): part for n, part in zip(sizes, parts, strict=True)}
+    splits, notes = complete(given, targets, labels, data, validation_share)
+    others = [name for name in builder.info.splits if name not in sizes]
+    unused = (
+        [f"not used are the splits {', '.join(others)} of {data}"] if others else []
+    )
+    return Listing(
+        labels=labels,
+        targets=targets,
+        splits=splits,
+        records=records,
+        notes=(*unused, *notes),
+    )
 
 
 def _split_sizes(info: Any, data: str) -> dict[str, int]:
@@ -99,16 +116,13 @@ def _split_sizes(info: Any, data: str) -> dict[str, int]:
             f"{data} has no split called train, validation or test. "
             f"It has: {', '.join(info.splits)}."
         )
+    kinds = [split_name(name) for name in known]
+    if len(set(kinds)) < len(kinds):
+        raise DataError(
+            f"{data} has two splits of one kind among {', '.join(known)}; reszoo uses "
+            "one each for training, validation and test."
+        )
     return {name: int(split.num_examples) for name, split in known.items()}
-
-
-def _splits(sizes: dict[str, int], targets: Indices) -> dict[str, Indices]:
-    if [split_name(name) for name in sizes] == ["train"]:
-        return hold_out(targets)
-    ends = np.cumsum(list(sizes.values()))
-    parts = np.split(np.arange(len(targets)), ends[:-1])
-    names = (str(split_name(name)) for name in sizes)
-    return dict(zip(names, parts, strict=True))
 
 
 def _find(data: str) -> Path:

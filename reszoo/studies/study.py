@@ -37,7 +37,7 @@ from reszoo.studies.results import (
 )
 from reszoo.training.devices import Devices
 from reszoo.training.model import precision_policy, resolve_precision, set_momentum
-from reszoo.training.phases import Phase, phases
+from reszoo.training.phases import Phase, fitting_batch, phases
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
 from reszoo.training.run import Evaluator, StepLoop, Totals
@@ -354,8 +354,12 @@ def study(
     variants = chosen.variants(tuple(layers or chosen.default_layers), tuple(shortcuts))
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1. Received: seeds={seeds}.")
-    source = open_source(data)
+    # A study measures on the test split and validates nothing.
+    source = open_source(data, validation_share=0)
     settled = _study_recipe(chosen, source, recipe, fields)
+    if "batch_size" not in fields and not isinstance(recipe, Recipe):
+        fitting = fitting_batch(settled, len(source.examples("train")))
+        settled = replace(settled, **{**fitting, **fields})
     plan = _study_plan(source, settled, size, folder, save_every)
     conditions = _conditions(chosen, plan, settled)
     done = _finished_runs(folder, conditions, resume=resume, overwrite=overwrite)

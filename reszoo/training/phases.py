@@ -3,7 +3,9 @@
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from typing import Any
 
+from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.training.recipes import Recipe
 
@@ -166,6 +168,33 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
     )
     first = Phase("head", head_recipe, 0, head, per_epoch, head * per_epoch, row)
     return first, everything
+
+
+def fitting_batch(recipe: Recipe, images: int, unit: int = 1) -> dict[str, Any]:
+    """Return the fields that make a recipe's own batch size fit a small data set.
+
+    A recipe for larger batches than there are images gets two steps an epoch or more,
+    and learning rates in proportion to the batch size (arXiv:1706.02677, section 2.1).
+
+    Args:
+        recipe: Whose batch size nobody asked for.
+        images: Size of the training set.
+        unit: Number that the batch size must be a multiple of.
+
+    Returns:
+        Nothing where the batch size fits.
+    """
+    if recipe.batch_size <= images:
+        return {}
+    size = unit * max(1, 2 ** int(math.log2(max(1, images / 2))) // unit)
+    size = max(2, size)
+    share = size / recipe.batch_size
+    say(
+        f"The {images} training images are fewer than the recipe's batches of "
+        f"{recipe.batch_size}: batches of {size}, and learning rates in proportion."
+    )
+    rates = ("learning_rate", "head_learning_rate")
+    return {"batch_size": size, **{r: share * getattr(recipe, r) for r in rates}}
 
 
 def _length(recipe: Recipe, images: int, per_epoch: int) -> int:

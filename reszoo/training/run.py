@@ -24,7 +24,7 @@ from reszoo.data.pipeline import (
     quietly,
     training_batches,
 )
-from reszoo.data.sources import Source
+from reszoo.data.sources import Source, content_digest
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import SCALARS, Metrics, inference_function, score
 from reszoo.preprocessing import Preprocessing, as_sides
@@ -349,6 +349,7 @@ class Run(StepLoop):
         provenance = {
             "source": "trained with reszoo",
             "data": config.source.name,
+            "data_sha256": content_digest(config.source),
             "images": len(self.examples),
             "recipe": config.recipe.to_json(),
         }

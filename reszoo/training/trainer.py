@@ -15,7 +15,7 @@ from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.data.checks import find_unreadable
-from reszoo.data.sources import Source, check_classes, fingerprint, open_source
+from reszoo.data.sources import Source, fingerprint, match_classes, open_source
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
 from reszoo.preprocessing import as_sides, shown_size
@@ -23,7 +23,7 @@ from reszoo.specs import ResNetSpec, find_spec
 from reszoo.training.devices import Devices, open_devices
 from reszoo.training.history import BEST, HISTORY, LAST, Epoch
 from reszoo.training.model import resolve_precision
-from reszoo.training.phases import phases
+from reszoo.training.phases import fitting_batch, phases
 from reszoo.training.recipe_table import find_recipe, repeat_command
 from reszoo.training.recipes import DEFAULTS, Recipe
 from reszoo.training.report import write_curves, write_summary
@@ -136,10 +136,12 @@ def train(
             find_spec(model)
         source = open_source(data, bad_images=bad_images)
         _check_outside_data(folder, data)
+        if "batch_size" not in fields and not isinstance(recipe, Recipe):
+            unit = devices.count * chosen.accumulate
+            changes = fitting_batch(chosen, len(source.examples("train")), unit)
+            chosen = replace(chosen, **{**changes, **fields})
         for path, reason in source.unreadable:
             say(f"skipped {path}: {reason}")
-        for warning in source.warnings:
-            say(f"Warning: {warning}")
         repeat = repeat_command(
             model, data, chosen, weights, folder, bad_images, strategy
         )
@@ -239,7 +241,7 @@ def _run_config(
     save_every: float,
     devices: Devices,
 ) -> RunConfig:
-    card = _labelled(get_card(model), source)
+    card, source = _matched(get_card(model), source)
     names = ("train_size", "eval_size", "crop_pct", "interpolation", "resize")
     fields = {name: getattr(recipe, name) for name in names}
     given = {name: value for name, value in fields.items() if value is not None}
@@ -276,22 +278,22 @@ def _run_config(
     )
 
 
-def _labelled(card: Card, source: Source) -> Card:
-    """Return the card with the data's labels, if the model has outputs for them."""
-    classes, names = card.architecture.classes, source.labels
+def _matched(card: Card, source: Source) -> tuple[Card, Source]:
+    """Return the card with labels, and the source with targets in their order."""
+    classes, count = card.architecture.classes, len(source.labels)
     if not card.architecture.include_top:
         raise UsageError(
             "Training needs a model with a classifier. Received: a model built with "
-            f"include_top=False; build it with classes={len(names)}, include_top=True."
+            f"include_top=False; build it with classes={count}, include_top=True."
         )
-    if classes != len(names):
+    if classes != count:
         raise UsageError(
             f"The model must have as many outputs as the data has classes. "
-            f"Received: {classes} outputs for the {len(names)} classes of "
-            f"{source.name}; build it with classes={len(names)}."
+            f"Received: {classes} outputs for the {count} classes of "
+            f"{source.name}; build it with classes={count}."
         )
-    check_classes(source, card.labels, "the model")
-    return replace(card, labels=names)
+    found = match_classes(source, card.labels, classes, all_needed=True)
+    return replace(card, labels=found.labels), found
 
 
 def _saved_state(
@@ -363,6 +365,10 @@ def _announce(run: Run) -> None:
         f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{first}, "
         f"{resolve_precision(config.recipe)}; {run.phase_trainer.batch_norm}"
     )
+    for note in config.source.notes:
+        say(f"Note: {note}")
+    for warning in config.source.warnings:
+        say(f"Warning: {warning}")
     if run.finished:
         say("The run is already complete.")
     elif any(run.position):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.data.examples import Examples
-from reszoo.data.sources import Source, check_classes
+from reszoo.data.sources import Source, match_classes
 from reszoo.errors import DataError, ExportError
 from reszoo.metrics import prepared_batches
 from reszoo.preprocessing import Pixels, Preprocessing
@@ -114,7 +114,7 @@ def draw_calibration(
     Images to `avoid` are those used for verification. A DataError if the source has
     other classes than the model's card, or too few distinct images.
     """
-    check_classes(source, card.labels, "the model")
+    source = match_classes(source, card.labels, card.architecture.classes)
     examples = source.examples("train")
     needed = MAX_IMAGES + TRIAL_IMAGES
     # Twice as many, because some are blank, duplicates, or used for verification.

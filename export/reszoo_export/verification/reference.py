@@ -109,23 +109,26 @@ def read_arrays(folder: Path) -> Reference:
 
 
 def make_reference(
-    predict: Callable[[Pixels], ModelOutput], card: Card, source: "Source | None"
+    predict: Callable[[Pixels], ModelOutput],
+    card: Card,
+    source: "Source | None",
+    split: str | None = None,
 ) -> Reference:
-    """Run a model on the evaluation split of a source, and on synthetic images.
+    """Run a model on images of a source, and on synthetic images.
 
     `predict` is the model (see `source_answers`); a source of None is for synthetic
     images only. A DataError if it has other classes than the card, or an unreadable
-    image.
+    image. Without a split, that which the model is judged on (`Source.judged`).
     """
     # They load TensorFlow, which verifying a TFLite or ONNX file does not need.
-    from reszoo.data.sources import check_classes
+    from reszoo.data.sources import match_classes
     from reszoo.metrics import prepared_batches
 
     shape = card.preprocessing.input_shape
     images, targets = np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64)
     if source is not None:
-        check_classes(source, card.labels, "the model")
-        examples = source.examples()
+        source = match_classes(source, card.labels, card.architecture.classes)
+        examples = source.examples(source.judged(card.provenance, split)[0])
         targets = examples.targets
         batches = prepared_batches(examples, card.preprocessing, 64)
         images = np.concatenate(list(batches))

@@ -1,0 +1,379 @@
+"""Folders, tables and arrays as people have them: what each is taken for, and says."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+import numpy as np
+import pytest
+from conftest import photos
+from PIL import Image
+from sample_images import encoded
+
+import reszoo
+from reszoo.data.listing import list_images
+from reszoo.data.scan import scan
+from reszoo.data.sources import Source, match_classes, open_source
+from reszoo.training.recipe_table import RECIPES
+
+pytestmark = pytest.mark.usefixtures("resnet8")
+
+
+def sizes(source: Source) -> dict[str, int]:
+    return {name: len(part) for name, part in source.splits.items()}
+
+
+def notes(data: Any) -> str:
+    return "\n".join(open_source(data).notes)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "dev", "eval"),
+        ("train_set", "valid", "test_images"),
+        ("train", "development", "Evaluation"),
+    ],
+)
+def test_usual_names_of_splits_are_known(
+    tmp_path: Path, train: str, validation: str, test: str
+) -> None:
+    for name, each in ((train, 5), (validation, 3), (test, 2)):
+        photos(tmp_path / name, each=each)
+    source = open_source(tmp_path)
+    assert source.labels == ("cat", "dog")
+    assert sizes(source) == {"train": 10, "validation": 6, "test": 4}
+    assert f"{test}/ is the test split" in source.notes
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_folders_with_equal_sub_folders_are_no_classes(
+    tmp_path: Path, nested: bool
+) -> None:
+    for name in ("fold_a", "fold_b"):
+        photos(tmp_path / name / (name if nested else ""))
+    message = r"folders fold_a, fold_b of .* are no classes.*\(cat, dog\)\. Call splits"
+    with pytest.raises(reszoo.DataError, match=message):
+        open_source(tmp_path)
+    with pytest.raises(reszoo.DataError, match=message):
+        scan(tmp_path)
+
+
+def test_classes_may_have_equal_sub_folders_beside_images(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        photos(tmp_path / label, ("indoors", "outdoors"), each=2)
+        shutil.copy(tmp_path / label / "indoors" / "0.png", tmp_path / label)
+    assert sizes(open_source(tmp_path))["all"] == 10
+
+
+def test_a_split_within_a_folder_of_its_name_is_found(tmp_path: Path) -> None:
+    photos(tmp_path / "train" / "train")
+    photos(tmp_path / "test" / "test")
+    photos(tmp_path / "wrapped" / "only" / "train")
+    assert open_source(tmp_path).labels == ("cat", "dog")
+    photos(tmp_path / "wrapped" / "only" / "test")
+    with pytest.raises(reszoo.DataError, match=r"Or did you mean .*wrapped/only\?"):
+        open_source(tmp_path / "wrapped")
+
+
+def test_what_is_not_used_is_named(tmp_path: Path, home: Path) -> None:
+    for name in ("train", "val", "holdout"):
+        photos(tmp_path / name, each=2)
+    (tmp_path / "annotations").mkdir()
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "val" / "loose.png")
+    found = notes(tmp_path)
+    assert "holdout/ is no known name of a split: its 4 images are not used" in found
+    assert "1 images directly in" in found
+    assert found.endswith("loose.png")
+    assert "annotations" not in found
+    assert "Note: holdout/ is no known name" in str(scan(tmp_path))
+
+
+def test_a_test_split_without_class_folders_is_named(tmp_path: Path) -> None:
+    photos(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    shutil.copy(tmp_path / "train/cat/0.png", tmp_path / "test")
+    source = open_source(tmp_path)
+    assert sizes(source) == {"all": 12, "train": 10, "validation": 2}
+    assert re.search(r"1 images directly in .*test are in no class", source.notes[0])
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "arrays"])
+def test_without_validation_a_tenth_of_training_is_held_out(
+    tmp_path: Path, kind: str
+) -> None:
+    photos(tmp_path / "train", each=20)
+    photos(tmp_path / "test", each=3)
+    data: Any = tmp_path
+    if kind == "csv":
+        rows = [
+            f"{path},{path.parent.name},{path.parents[1].name}\n"
+            for path in sorted(tmp_path.rglob("*.png"))
+        ]
+        data = tmp_path / "list.csv"
+        data.write_text("".join(rows))
+    elif kind == "arrays":
+        images, labels = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
+        data = {"train": (images, labels), "test": (images[:6], labels[:6])}
+    source = open_source(data)
+    assert sizes(source) == {"train": 36, "test": 6, "validation": 4}
+    assert sorted(source.splits["validation"].targets) == [0, 0, 1, 1]
+    assert source.judging_split == "test"
+    (note,) = source.notes
+    assert "no validation split: 4 of 40 training images are held out" in note
+    without = open_source(data, validation_share=0)
+    assert sizes(without) == {"train": 40, "test": 6}
+    assert sizes(open_source(data, validation_share=0.5))["validation"] == 20
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "arrays"])
+def test_a_split_may_lack_a_class_but_not_have_another(
+    tmp_path: Path, kind: str
+) -> None:
+    def made(test: tuple[str, ...]) -> Any:
+        if kind == "arrays":
+            words = np.array(["cat", "dog"] * 6)
+            images = np.zeros((12, 4, 4, 3), np.uint8)
+            last = np.array(test * 2)
+            pair = images[: len(last)], last
+            return {"train": (images, words), "val": pair, "test": pair}
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+        photos(tmp_path / "d" / "train")
+        for split in ("val", "test"):
+            photos(tmp_path / "d" / split, test)
+        if kind == "folder":
+            return tmp_path / "d"
+        rows = [
+            f"{path},{path.parent.name},{path.parents[1].name}\n"
+            for path in sorted((tmp_path / "d").rglob("*.png"))
+        ]
+        (tmp_path / "list.csv").write_text("".join(rows))
+        return tmp_path / "list.csv"
+
+    source = open_source(made(("cat",)))
+    assert set(source.splits["test"].targets) == {0}
+    assert "the test split has no images of: dog" in source.notes
+    with pytest.raises(reszoo.DataError, match="emu"):
+        open_source(made(("cat", "emu")))
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "arrays"])
+def test_names_are_compared_and_stored_in_nfc(tmp_path: Path, kind: str) -> None:
+    composed, decomposed = (normalize(form, "café") for form in ("NFC", "NFD"))
+    root = photos(tmp_path / "mac", (decomposed, "bar"))
+    data: Any = root
+    if kind == "csv":
+        rows = [
+            f"{normalize('NFC', str(path.relative_to(root)))},{path.parent.name}\n"
+            for path in root.rglob("*.png")
+        ]
+        data = root / "list.csv"
+        data.write_text("".join(rows))
+    elif kind == "arrays":
+        words = np.array([decomposed, "bar", composed] * 4)
+        data = np.zeros((12, 4, 4, 3), np.uint8), words
+    source = open_source(data)
+    assert source.labels == ("bar", composed)
+    assert len(source.splits["all"]) == 12
+    model = reszoo.build("resnet8", classes=(decomposed, "bar"))
+    assert reszoo.card(model).labels == (composed, "bar")
+    card = reszoo.Card.from_json(
+        {**reszoo.card(model).to_json(), "labels": [decomposed, "bar"]}
+    )
+    matched = match_classes(source, card.labels, 2)
+    assert matched.labels == (composed, "bar")
+    np.testing.assert_array_equal(
+        matched.splits["all"].targets, 1 - source.splits["all"].targets
+    )
+
+
+def test_one_class_in_two_forms_of_unicode_is_refused(tmp_path: Path) -> None:
+    names = tuple(normalize(form, "café") for form in ("NFC", "NFD"))
+    with pytest.raises(reszoo.DataError, match="two folders for the class 'café'"):
+        open_source(photos(tmp_path, names))
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", "@eaDir", "lost+found"])
+def test_folders_of_systems_are_ignored(folder: Path, junk: str) -> None:
+    (folder / junk / "cat").mkdir(parents=True)
+    (folder / "cat" / junk).mkdir()
+    for place in (folder / junk / "cat", folder / "cat" / junk):
+        shutil.copy(folder / "cat" / "0.png", place / "0.png")
+    assert open_source(folder).labels == ("cat", "dog")
+    assert len(open_source(folder).splits["all"]) == 12
+
+
+def test_images_without_endings_are_told_by_their_first_bytes(
+    folder: Path, home: Path
+) -> None:
+    for number in range(3):
+        path = folder / "cat" / f"{number}.png"
+        path.rename(path.with_suffix("" if number else ".png_large"))
+    kinds = ("JPEG", "GIF", "BMP", "WEBP", "TIFF")
+    picture = Image.open(folder / "dog" / "0.png")
+    for kind in kinds:
+        (folder / "dog" / f"as {kind}").write_bytes(encoded(picture, kind))
+    (folder / "dog" / "README").write_text("BMW owners, photographed\0\0\0")
+    (folder / "dog" / "phone").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    source = open_source(folder, bad_images="skip")
+    assert len(source.splits["all"]) == 12 + len(kinds)
+    assert "8 files without an image's ending are images by" in source.notes[0]
+    ((path, reason),) = source.unreadable
+    assert Path(path).name == "phone"
+    assert reason.startswith("HEIC and AVIF files are not supported")
+    report = scan(folder)
+    assert report.counts["train"] == (5, 9)
+    assert "8 files without an image's ending" in str(report)
+
+
+TABLES = {
+    "usual names": "filename,class\n{0}/0.png,cat\n",
+    "pandas": ",id,file_name,Class Name\n0,a7,{0}/0.png,cat\n",
+    "semicolons": "Image;Species\n{0}/0.png;cat\n",
+    "tabs": "img_path\tcategory\n{0}/0.png\tcat\n",
+    "bars": "{0}/0.png|cat\n",
+    "the other column": "image,art\n{0}/0.png,cat\n",
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_table_is_understood_and_says_how(
+    folder: Path, kind: str, encoding: str
+) -> None:
+    *header, row = TABLES[kind].splitlines()
+    rows = [
+        row.replace("{0}/0.png", f"{label}/{number}.png").replace("cat", word)
+        for label, word in (("cat", "cät"), ("dog", "dog"))
+        for number in range(6)
+    ]
+    rows = [each.replace("cät/", "cat/") for each in rows]
+    file = folder / "list.csv"
+    file.write_text("\n".join([*header, *rows]) + "\n", encoding=encoding)
+    source = open_source(file)
+    assert source.labels == ("cät", "dog")
+    assert len(source.splits["all"]) == 12
+    (note,) = source.notes
+    assert ("UTF-16" if "16" in encoding else "UTF-8") in note
+    if kind == "pandas":
+        assert "path from 'file_name', label from 'Class Name'" in note
+        assert note.endswith("not used: '', 'id'")
+
+
+def test_columns_and_the_encoding_can_be_named(folder: Path) -> None:
+    rows = [f"{c}/{n}.png,{n % 2},ä{c}\n" for c in ("cat", "dog") for n in range(6)]
+    file = folder / "list.csv"
+    text = "Bild,Nummer,Art\n" + "".join(rows)
+    file.write_text(text, encoding="cp1252")
+    wanted = f"{file}:path=Bild:label=Art"
+    with pytest.raises(reszoo.DataError, match=r"is not UTF-8; name .*encoding=cp1252"):
+        open_source(wanted)
+    source = open_source(f"{wanted}:encoding=cp1252")
+    assert source.labels == ("äcat", "ädog")
+    assert scan(f"{wanted}:encoding=cp1252").labels == source.labels
+    with pytest.raises(reszoo.DataError, match=r"column that is known as label.*'Art'"):
+        open_source(f"{file}:path=Bild:label=art:encoding=cp1252")
+    with pytest.raises(reszoo.UsageError, match="Unknown encoding 'cp99'"):
+        open_source(f"{wanted}:encoding=cp99")
+
+
+def test_the_advice_about_a_column_works(folder: Path) -> None:
+    rows = [f"{c}/{n}.png,x,{c}\n" for c in ("cat", "dog") for n in range(6)]
+    (folder / "list.csv").write_text("image,eins,zwei\n" + "".join(rows))
+    with pytest.raises(reszoo.DataError) as caught:
+        open_source(folder / "list.csv")
+    advice = re.search(r"Name it: (\S+)\.$", str(caught.value))
+    assert advice
+    source = open_source(advice[1].replace("COLUMN", "zwei"))
+    assert source.labels == ("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def unlabelled() -> Any:
+    """An untrained model of three outputs whose labels are not recorded."""
+    return reszoo.build("resnet8", classes=3, seed=0)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), tuple("abcdefghijkl")])
+def test_where_labels_are_unknown_the_number_of_classes_counts(
+    tmp_path: Path, unlabelled: Any, names: tuple[str, ...]
+) -> None:
+    data = photos(tmp_path, names, each=2)
+    message = rf"has {len(names)} classes, the model has 3 outputs whose labels are not"
+    with pytest.raises(reszoo.DataError, match=message):
+        reszoo.evaluate(unlabelled, data)
+    with pytest.raises(reszoo.DataError, match=message):
+        reszoo.export(
+            unlabelled, tmp_path / "export", formats="tflite", verify=str(data)
+        )
+
+
+def test_a_folder_without_splits_is_measured_whole(
+    tmp_path: Path, unlabelled: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = photos(tmp_path / "test", ("a", "b", "c"), each=5)
+    found = reszoo.evaluate(unlabelled, data)
+    assert (found.images, found.data) == (15, f"{data} (all)")
+    assert "class a is taken for output 0 of the model" in capsys.readouterr().err
+    assert reszoo.evaluate(unlabelled, data, split="validation").images == 3
+
+
+def test_only_data_that_a_model_was_trained_on_is_held_out_from(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = reszoo.train("resnet8", folder, epochs=1, batch_size=5)
+    capsys.readouterr()
+    moved = folder.rename(tmp_path / "moved")
+    assert reszoo.evaluate(run.model, moved).images == 2
+    assert "2 images that were held out, not all 12" in capsys.readouterr().err
+    assert reszoo.evaluate(run.model, photos(tmp_path / "new", each=4)).images == 8
+    assert "trained on" not in capsys.readouterr().err
+    shutil.copytree(moved, folder)
+    shutil.copy(folder / "cat" / "0.png", folder / "cat" / "new.png")
+    assert reszoo.evaluate(run.model, folder).images == 13
+    assert "has changed since the model was trained on it" in capsys.readouterr().err
+    again = reszoo.train(run.model, photos(tmp_path / "more", each=5), epochs=1)
+    assert reszoo.evaluate(again.model, moved).images == 2
+
+
+def test_a_default_batch_fits_a_small_data_set_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = photos(tmp_path / "few", each=4)
+    run = reszoo.train("resnet8", data, epochs=1)
+    assert (run.recipe.batch_size, run.recipe.learning_rate) == (2, 0.1 * 2 / 128)
+    told = capsys.readouterr().err
+    assert "6 training images are fewer than the recipe's batches of 128: batch" in told
+    own = reszoo.train("resnet8", data, epochs=1, learning_rate=0.01)
+    assert (own.recipe.batch_size, own.recipe.learning_rate) == (2, 0.01)
+    with pytest.raises(reszoo.UsageError, match="batch_size=8 for 6 images"):
+        reszoo.train("resnet8", data, epochs=1, batch_size=8)
+    recipe = replace(RECIPES["cifar"], epochs=2)
+    with pytest.raises(reszoo.UsageError, match="batch_size=128 for 6 images"):
+        reszoo.train("resnet8", data, recipe=recipe)
+
+
+def test_labels_are_matched_by_name_and_integers_by_number() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), np.uint8)
+    labels = ("emu", "cat", "dog")
+    words = np.array(["cat", "dog"] * 6)
+    by_name = match_classes(open_source((images, words)), labels, 3)
+    assert by_name.labels == labels
+    np.testing.assert_array_equal(by_name.splits["all"].targets, [1, 2] * 6)
+    assert by_name.notes == ("arrays has no images of: emu",)
+    by_number = match_classes(open_source((images, np.arange(12) % 3)), labels, 3)
+    assert by_number.labels == labels
+    assert "0 is emu" in by_number.notes[0]
+    with pytest.raises(reszoo.DataError, match="has 4 classes, the model has 3 out"):
+        match_classes(open_source((images, np.arange(12) % 4)), labels, 3)
+
+
+def test_lists_are_named_by_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(reszoo.DataError, match="cannot be read"):
+        list_images(tmp_path / "gone.csv:path=a")
+    with pytest.raises(reszoo.UsageError, match="Unknown folder"):
+        list_images(tmp_path / "gone.csv")
