@@ -19,8 +19,6 @@ from reszoo.data.scan import scan
 from reszoo.data.sources import Source, match_classes, open_source
 from reszoo.training.recipe_table import RECIPES
 
-pytestmark = pytest.mark.usefixtures("resnet8")
-
 
 def sizes(source: Source) -> dict[str, int]:
     return {name: len(part) for name, part in source.splits.items()}
@@ -222,9 +220,9 @@ def test_images_without_endings_are_told_by_their_first_bytes(
     source = open_source(folder, bad_images="skip")
     assert len(source.splits["all"]) == 12 + len(kinds)
     assert "8 files without an image's ending are images by" in source.notes[0]
-    ((path, reason),) = source.unreadable
-    assert Path(path).name == "phone"
-    assert reason.startswith("HEIC and AVIF files are not supported")
+    (phone,) = source.unreadable
+    assert Path(phone.path).name == "phone"
+    assert phone.reason.startswith("HEIC and AVIF files are not supported")
     report = scan(folder)
     assert report.counts["train"] == (5, 9)
     assert "8 files without an image's ending" in str(report)
