@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from reszoo.preprocessing import Preprocessing as Preprocessing
     from reszoo.specs import ResNetSpec as ResNetSpec
     from reszoo.specs import list_models as list_models
+    from reszoo.studies.measurements import gradient_norms as gradient_norms
     from reszoo.studies.results import StudyResult as StudyResult
     from reszoo.studies.study import study as study
     from reszoo.training.compile import compile as compile
@@ -69,6 +70,7 @@ _MODULES = {
     "reszoo.metrics": "Metrics",
     "reszoo.preprocessing": "Preprocessing",
     "reszoo.specs": "ResNetSpec list_models",
+    "reszoo.studies.measurements": "gradient_norms",
     "reszoo.studies.results": "StudyResult",
     "reszoo.studies.study": "study",
     "reszoo.training.compile": "compile",

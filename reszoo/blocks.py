@@ -33,11 +33,13 @@ def residual(
     main_path: Function | Sequence[Function],
     shortcut: Function | None = None,
     *,
-    name: str = "residual",
+    activation: str | Function | None = "relu",
+    name: str | None = None,
 ) -> Function:
     """Make a residual block: `a[l+2] = g(z[l+2] + a[l])`, g being the ReLU.
 
-    Source: He et al. 2015 (arXiv:1512.03385), section 3.2.
+    Sources: He et al. 2015 (arXiv:1512.03385), section 3.2; for pre-activation blocks
+    He et al. 2016 (arXiv:1603.05027).
 
     Args:
         main_path: Computes z[l+2] from a[l]: a function, or layers that follow one
@@ -45,7 +47,10 @@ def residual(
         shortcut: Brings a[l] to the shape of z[l+2] where the two differ: a
             projection W a[l] (the paper's equation 2), for example. None adds a[l]
             as it is.
-        name: The layers that add and rectify are `<name>.add` and `<name>.relu`.
+        activation: g, as of `keras.layers.Activation`. None outputs the sum, for
+            pre-activation blocks, whose main path normalizes and activates first.
+        name: The layers that add and activate are `<name>.add` and `<name>.relu` (of
+            another activation `<name>.activation`). None lets Keras number them.
 
     Returns:
         A function from a Keras tensor of any shape, `(batch, features)` or
@@ -56,8 +61,9 @@ def residual(
 
     Example:
         >>> a = keras.Input((64,))
-        >>> block = reszoo.residual([Dense(64, "relu"), Dense(64)], name="block1")
-        >>> keras.Model(a, block(a))
+        >>> block1 = reszoo.residual([Dense(64, "relu"), Dense(64)])
+        >>> block2 = reszoo.residual([Dense(64, "relu"), Dense(64)])
+        >>> keras.Model(a, block2(block1(a)))
     """
 
     def block(a: Tensor) -> Tensor:
@@ -67,11 +73,16 @@ def residual(
             raise UsageError(
                 "A block adds tensors of one shape. Received: "
                 f"{tuple(z.shape)} from the main path and {tuple(carried.shape)} from "
-                f"the shortcut of {name!r}; give a shortcut= that projects a[l] to "
-                "the first."
+                f"the shortcut of {name or 'the block'!r}; give a shortcut= that "
+                "projects a[l] to the first."
             )
-        added = keras.layers.Add(name=f"{name}.add")([z, carried])
-        return keras.layers.ReLU(name=f"{name}.relu")(added)
+        added = keras.layers.Add(name=name and f"{name}.add")([z, carried])
+        if activation is None:
+            return added
+        if activation == "relu":
+            return keras.layers.ReLU(name=name and f"{name}.relu")(added)
+        other = name and f"{name}.activation"
+        return keras.layers.Activation(activation, name=other)(added)
 
     return block
 

@@ -30,7 +30,6 @@ SECONDS = 1.0
 
 STUDY_FAMILY = "cifar"
 STUDY_DATA = "digits"
-STUDY_SHORTCUTS = ("none", "identity")
 STUDY_SEEDS = 3
 STUDY_RECIPE = "he2015-cifar"
 STUDY_OUTPUT = "study"

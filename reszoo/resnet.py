@@ -137,13 +137,10 @@ class _Builder:
         if self.options.shortcut == "none":
             z = self.path(given, path, index)
             return z if self.is_pre else _relu(z, f"{name}.relu")
-        if self.is_pre:
-            z = self.sometimes(self.path(given, path, index), name, index)
-            carried = self.shortcut(x, given, listed)
-            return keras.layers.Add(name=f"{name}.add")([z, carried])
         return residual(
-            lambda a: self.sometimes(self.path(a, path, index), name, index),
-            lambda a: self.shortcut(a, a, listed),
+            lambda _: self.sometimes(self.path(given, path, index), name, index),
+            lambda a: self.shortcut(a, given, listed),
+            activation=None if self.is_pre else "relu",
             name=name,
         )(x)
 

@@ -99,3 +99,22 @@ def test_a_net_that_starts_anew_is_the_net_built_from_that_seed(kind: str) -> No
     assert len(tensors) > 10
     for name, tensor in expected.items():
         np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
+
+
+def test_blocks_without_a_name_are_numbered_by_keras() -> None:
+    a = keras.Input((4,))
+    first, second = (reszoo.residual(Dense(4)) for _ in range(2))
+    model = keras.Model(a, second(first(a)))
+    names = {layer.name for layer in model.layers}
+    assert len(names) == len(model.layers) == 7
+
+
+def test_a_block_without_activation_outputs_the_sum() -> None:
+    a = keras.Input((4,))
+    ones = Dense(4, kernel_initializer="identity")
+    x = np.array([[-3.0, 0.5, 1.0, -0.5]], "float32")
+    model = keras.Model(a, reszoo.residual(ones, activation=None, name="b")(a))
+    np.testing.assert_array_equal(model(x), 2 * x)
+    model = keras.Model(a, reszoo.residual(ones, activation="relu6", name="b")(a))
+    np.testing.assert_array_equal(model(4 * x), np.clip(8 * x, 0, 6))
+    assert model.layers[-1].name == "b.activation"

@@ -20,6 +20,7 @@ from reszoo.data.pipeline import Augmentation
 from reszoo.data.sources import open_source
 from reszoo.preprocessing import default_preprocessing
 from reszoo.specs import SPECS
+from reszoo.studies.plan import StudyPlan
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import (
     RESULTS,
@@ -32,7 +33,7 @@ from reszoo.studies.results import (
     read_results,
     spread,
 )
-from reszoo.studies.study import StudyPlan, StudyRun, VariantTrainer
+from reszoo.studies.study import StudyRun, VariantTrainer
 from reszoo.training import run
 from reszoo.training.devices import Devices
 from reszoo.training.phases import phases
@@ -252,7 +253,7 @@ def made(errors: dict[tuple[str, int], list[float]]) -> StudyResult:
     """A study that ended with these training errors."""
     found = [
         RunResult(
-            variant=Variant(layers=layers, shortcut=shortcut),  # type: ignore[arg-type]
+            variant=Variant(layers=layers, shortcut=shortcut),
             seed=seed,
             parameters=1,
             seconds=1,
@@ -281,6 +282,17 @@ def made(errors: dict[tuple[str, int], list[float]]) -> StudyResult:
             "mostly supports the claim: .* by 82.5 p.* by 2.0",
         ),
         (([0.02, 0.30], [0.1, 0.4]), ([0.02, 0.02], [0.01, 0.02]), "not decide the"),
+        # As 180 photos gave.
+        (
+            ([0.50, 0.51], [0.63, 0.63]),
+            ([0.40, 0.41], [0.73, 0.73]),
+            "does not support the claim: .*residual networks rose by 32.5 points",
+        ),
+        (
+            ([0.02, 0.30], [0.1, 0.4]),
+            ([0.02, 0.02], [0.51, 0.52]),
+            "does not support the claim: .*residual networks rose by 49.5 points",
+        ),
         (([0.4, 0.5], [0.02, 0.03]), ([0.02, 0.02], [0.01, 0.02]), "not support the"),
         (
             ([0.02], [0.5]),
@@ -307,6 +319,193 @@ def test_the_conclusion_states_the_errors_and_their_spread() -> None:
     )
     assert "only one kind is here" in verdict
     assert str(spread([0.5])) == "50.00"
+
+
+def test_networks_near_chance_are_told_from_a_result() -> None:
+    near = made(
+        {
+            ("none", 20): [0.69, 0.70], ("none", 56): [0.71, 0.72],
+            ("identity", 20): [0.68, 0.68], ("identity", 56): [0.72, 0.72],
+        }
+    )  # fmt: skip
+    four = {"data's classes": ["a", "b", "c", "d"]}
+    *_, verdict = conclude(replace(near, conditions=four))
+    assert verdict.startswith("This does not support the claim: the models had not ")
+    assert "learned yet. The training error (plain-20 69.5 %, residual-20" in verdict
+    assert "had not learned" in conclude(replace(near, chance=0.76))[-1]
+    assert "had not learned" not in conclude(replace(near, chance=0.9))[-1]
+    deep = {("none", 20): [0.1, 0.1], ("none", 56): [0.6, 0.6]}
+    deep |= {("identity", 20): [0.1, 0.1], ("identity", 56): [0.7, 0.7]}
+    *_, verdict = conclude(replace(made(deep), conditions=four))
+    assert "does not support the claim" in verdict
+    assert "the models had not learned yet. The training error (residual-56 " in verdict
+    deep[("identity", 56)] = [0.1, 0.1]
+    *_, verdict = conclude(replace(made(deep), conditions=four))
+    assert verdict.startswith("This supports the claim")
+    assert "not learned" not in verdict
+
+
+def test_the_orders_of_activation_are_compared_at_the_greatest_depth() -> None:
+    errors = {("none", 20): [0.1, 0.1], ("none", 56): [0.6, 0.6]}
+    errors |= {("identity", 20): [0.1, 0.1], ("identity", 56): [0.2, 0.21]}
+    errors |= {("pre-activation", 20): [0.3, 0.3], ("pre-activation", 56): [0.1, 0.1]}
+    *_, pre, order, verdict = conclude(made(errors))
+    assert pre.startswith("Pre-activation networks: the training error falls with d")
+    assert order == (
+        "With 56 layers, the training error of pre-activation networks is lower than "
+        "that of residual networks: 10.00 ± 0.00 % against 20.50 ± 0.71 %."
+    )
+    assert "plain networks rose by 50.0 points with depth, that of residual" in verdict
+
+
+def own_models() -> dict[str, Any]:
+    def linear(input_shape: Any, classes: int) -> keras.Model:
+        layers = keras.layers
+        dense = layers.Dense(classes)
+        return keras.Sequential([layers.Input(input_shape), layers.Flatten(), dense])
+
+    return {"linear": linear, "perceptron": lambda: reszoo.mlp(4, seed=3)}
+
+
+def test_models_of_ones_own_are_compared(tmp_path: Path) -> None:
+    result = reszoo.study(
+        models=own_models(), seeds=2, steps=40, batch_size=32, crop="none",
+        learning_rate=0.01, output=tmp_path,
+    )  # fmt: skip
+    assert [v.label for v in result.variants] == ["linear-1", "perceptron-4"]
+    linear, perceptron = (result.of(variant)[0] for variant in result.variants)
+    assert (linear.parameters, len(linear.snapshots[0].gradients)) == (1930, 1)
+    assert max(perceptron.training_error, linear.training_error) < 0.3
+    assert len({run.points for run in result.runs}) == 4
+    (told,) = result.conclusion
+    assert re.match(r"\S+ has the lowest training error, .*; \S+ does not .* %\.", told)
+    errors = {("a", 2): [0.1, 0.1], ("b", 3): [0.3, 0.3], ("c", 3): [0.1, 0.1]}
+    (told,) = conclude(made(errors))
+    assert told == (
+        "a-2 has the lowest training error, 10.00 ± 0.00 %; c-3 does not differ beyond "
+        "the spread of seeds, 10.00 ± 0.00 %; b-3 is higher, 30.00 ± 0.00 %."
+    )
+    assert "models of one&#39;s own" in (tmp_path / PAGE).read_text()
+    assert read_results(tmp_path) == result
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "told"),
+    [
+        ({"none": lambda: None}, {}, "needs another name than none, identity"),
+        ({"a": lambda depth: None}, {}, "'a', which needs depth"),
+        ({"a": lambda layers: None}, {}, r"layers needs layers=\(20, 56\)"),
+        ({"a": lambda: None}, {"layers": (4,)}, "takes? the number of layers"),
+        ({"a": lambda: None}, {"shortcuts": ("none",)}, "instead of a family"),
+        ({"a": lambda: None}, {}, "must return a functional.* Received: NoneType"),
+        ({"a": lambda: reszoo.mlp(4, classes=3)}, {}, r"return 10 logits. .* \(3,\)"),
+    ],
+)
+def test_models_that_cannot_be_studied_are_refused(
+    models: Any, options: Any, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(reszoo.UsageError, match=told):
+        reszoo.study(models=models, output=tmp_path / "study", **options)
+    assert not (tmp_path / "study").exists()
+
+
+def test_builders_get_the_depths_of_the_study(tmp_path: Path) -> None:
+    result = reszoo.study(
+        models={"mlp": reszoo.mlp}, layers=(6, 4), seeds=1, steps=2, output=tmp_path
+    )
+    assert [variant.label for variant in result.variants] == ["mlp-4", "mlp-6"]
+    assert [len(run.snapshots[0].gradients) for run in result.runs] == [4, 6]
+    assert "does not change" in result.conclusion[0] or "mlp:" in result.conclusion[0]
+
+
+def table() -> tuple[Any, Any]:
+    """Two classes that differ in one of five columns of unlike scales."""
+    random = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    rows = random.normal(size=(200, 5)) * [1, 1e4, 1e-3, 1, 0] + 7
+    rows[:, 1] += 3e4 * labels
+    return rows, np.where(labels, "ill", "well")
+
+
+def test_dense_networks_take_tables(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"layers": (4,), "seeds": 1, "steps": 40}
+    result = reszoo.study("dense", table(), output=tmp_path / "study", **options)
+    assert result.chance == 0.5
+    for each in result.runs:
+        assert each.test_error < 0.1
+        assert len(each.snapshots[0].gradients) == 4
+    page = (tmp_path / "study" / PAGE).read_text()
+    assert "rows of 5 columns" in page
+    rows, labels = table()
+    both = {"train": (rows, labels), "test": (rows[:9], labels[:9])}
+    split = reszoo.study("dense", both, output=tmp_path / "split", **options)
+    assert split.conditions["data's test"]["images"] == 9
+    with pytest.raises(
+        reszoo.UsageError, match=r'images\. Received: a table.*="dense"'
+    ):
+        reszoo.study("cifar", table(), output=tmp_path / "other")
+    rows[3, 3] = np.nan
+    with pytest.raises(reszoo.DataError, match="1 values that are missing or infinite"):
+        reszoo.study("dense", (rows, labels), output=tmp_path / "other")
+
+
+def test_gradient_norms_are_those_of_the_loss_and_change_nothing() -> None:
+    model = reszoo.mlp(6, input_shape=(4,), classes=3, seed=1)
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    y = np.arange(8) % 3
+    before = [each.numpy() for each in model.variables]
+    norms = reszoo.gradient_norms(model, x, y)
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.path)
+    assert list(norms) == [
+        "linear1", "block0.linear1", "block0.linear2", "block1.linear1",
+        "block1.linear2", "fc",
+    ]  # fmt: skip
+    # By differences of the loss along the gradient of the last layer: its norm.
+    kernel = model.get_layer("fc").kernel
+    probabilities = keras.Model(
+        model.input, keras.layers.Softmax(name="p")(model.output)
+    )
+    assert reszoo.gradient_norms(probabilities, x, y)["fc"] == pytest.approx(
+        norms["fc"], rel=1e-4
+    )
+
+    def loss() -> float:
+        scores = model(x, training=True)
+        losses = keras.losses.sparse_categorical_crossentropy(y, scores, True)
+        return float(np.mean(losses))
+
+    with tf.GradientTape() as tape:
+        scores = model(x, training=True)
+        mean = tf.reduce_mean(
+            keras.losses.sparse_categorical_crossentropy(y, scores, True)
+        )
+    gradient = tape.gradient(mean, kernel.value)
+    step = 1e-2 * gradient / tf.norm(gradient)
+    kernel.assign(kernel + step)
+    above = loss()
+    kernel.assign(kernel - 2 * step)
+    assert (above - loss()) / 2e-2 == pytest.approx(norms["fc"], rel=1e-2)
+    with pytest.raises(
+        reszoo.UsageError, match=r"integers from 0 to 2\. Received: int"
+    ):
+        reszoo.gradient_norms(model, x, y + 1)
+
+
+@pytest.mark.parametrize("kind", ["none", "identity", "pre-activation"])
+def test_only_the_ends_of_blocks_are_drawn(kind: str) -> None:
+    """A plot of all activations zigzags between the inside of blocks and their ends."""
+    from reszoo.studies.measurements import activations
+
+    family = find_family("preact")
+    model = family.build(Variant(layers=8, shortcut=kind), (8, 8, 3), 10)
+    outputs, ends = activations(model)
+    names = [outputs[index]._keras_history.operation.name for index in ends]
+    blocks = [f"layer{stage}.0" for stage in (1, 2, 3)]
+    if kind == "pre-activation":
+        assert names == [*(f"{block}.add" for block in blocks), "relu"]
+    else:
+        assert names == ["relu", *(f"{block}.relu" for block in blocks)]
 
 
 def test_a_run_that_diverged_counts_as_wrong() -> None:

@@ -25,7 +25,6 @@ from reszoo.studies.results import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
 
 _RECIPES = "the recipe's"
-_SHORTCUTS = ",".join(defaults.STUDY_SHORTCUTS)
 # fmt: off
 Images = Annotated[
     str,
@@ -87,9 +86,10 @@ Layers = Annotated[str | None, Option(
         for row in FAMILIES.values()
     ),
 )]
-Shortcuts = Annotated[str, Option(
+Shortcuts = Annotated[str | None, Option(
     help="Comma-separated shortcuts to compare: none (plain), identity (option "
-    "A), projection (B), projection-all (C)."
+    "A), projection (B), projection-all (C), pre-activation.",
+    show_default="none,identity; preact: all three",
 )]
 Seeds = Annotated[int, Option(help="Number of seeds for each model.")]
 FirstSeed = Annotated[int, Option(help="First seed; the others follow.")]
@@ -192,7 +192,7 @@ def study(
     output: StudyFolder = Path(defaults.STUDY_OUTPUT),
     family: Family = defaults.STUDY_FAMILY,
     layers: Layers = None,
-    shortcuts: Shortcuts = _SHORTCUTS,
+    shortcuts: Shortcuts = None,
     seeds: Seeds = defaults.STUDY_SEEDS,
     seed: FirstSeed = 0,
     size: Side = None,
@@ -206,12 +206,14 @@ def study(
 
     Trains each at several depths and from several seeds.
 
-    Example: reszoo study; reszoo study --family dense --output study-dense
+    Example: reszoo study; reszoo study --family preact --output study-preact
     """
     arguments = given(locals())
     chosen = find_family(family)
-    depths = chosen.default_layers if layers is None else _numbers(layers)
-    kinds = tuple(name.strip() for name in shortcuts.split(",") if name.strip())
+    depths = None if layers is None else _numbers(layers)
+    kinds = None
+    if shortcuts is not None:
+        kinds = tuple(name.strip() for name in shortcuts.split(",") if name.strip())
     changes = _recipe_fields(arguments.pop("fields"))
     # Before TensorFlow is loaded, which takes seconds.
     chosen.variants(depths, kinds)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
 from reszoo.report.page import Table, png, png_picture, render
-from reszoo.studies.results import OPTIONS, RunResult, StudyResult, Variant, find_family
+from reszoo.studies.results import RunResult, StudyResult, Variant, family_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +24,8 @@ COLUMNS = (
 )  # fmt: skip
 # Okabe and Ito's colours: of depths, from shallow to deep, and of shortcuts.
 _DEPTH_COLOURS = ("#56B4E9", "#009E73", "#E69F00", "#D55E00", "#0072B2", "#CC79A7")
-_KIND_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
-_MARKERS = {"none": "o", "identity": "s", "projection": "^", "projection-all": "D"}
+_KIND_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "os^Dvx"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def write_page(result: StudyResult) -> None:
         "study.html.j2",
         title=f"Plain and residual networks by depth: {result.data}",
         result=result,
-        family=find_family(result.conditions["family"]).title,
+        family=family_title(result.conditions["family"]),
         steps=max((c.points[-1].step for c in result.runs if c.points), default=0),
         results=Table("Mean ± standard deviation over seeds", COLUMNS, rows(result)),
         plots=[(plot, png_picture(drawn[name])) for name, plot in PLOTS.items()],
@@ -87,7 +87,7 @@ def draw(result: StudyResult, name: str) -> bytes:
         figure.legend(
             lines.values(), lines, title=plot.legend, loc="outside right center"
         )
-        family = find_family(result.conditions["family"]).title
+        family = family_title(result.conditions["family"])
         title = f"{plot.title}\n{family}, on {printable(result.data)}"
         figure.suptitle(title, parse_math=False)
 
@@ -96,15 +96,16 @@ def draw(result: StudyResult, name: str) -> bytes:
 
 def _depths(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
     (axes,) = panels
-    for kind, colour in zip(kinds, _KIND_COLOURS, strict=False):
+    looks = zip(cycle(_KIND_COLOURS), cycle(_MARKERS), strict=False)
+    for kind, (colour, marker) in zip(kinds, looks, strict=False):
         variants = [variant for variant in result.variants if variant.shortcut == kind]
         layers = [variant.layers for variant in variants]
         means = [100 * result.training_error(variant).mean for variant in variants]
-        axes.plot(layers, means, color=colour, label=_title(kind))
+        axes.plot(layers, means, color=colour, label=variants[0].kind)
         for variant in variants:
             errors = [100 * run.training_error for run in result.of(variant)]
             at = [variant.layers] * len(errors)
-            axes.plot(at, errors, _MARKERS[kind], color=colour, alpha=0.6)
+            axes.plot(at, errors, marker, color=colour, alpha=0.6)
     axes.set(
         xlabel="layers",
         ylabel="final training error (%)",
@@ -124,12 +125,12 @@ def _curves(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
             axes.plot(steps, errors, "--", color=colour, linewidth=1.2)
             steps, errors = _mean_curve(runs, "test_error")
             axes.plot(steps, errors, color=colour, label=f"{variant.layers} layers")
-        axes.set(title=_title(kind), xlabel="step", ylim=(0, None))
+        axes.set(title=_kind(result, kind), xlabel="step", ylim=(0, None))
     panels[0].set_ylabel("error (%)")
 
 
-def _by_layer(field: str, ylabel: str, every: int = 1) -> _Draw:
-    """Return what draws a field of the snapshots against the layer."""
+def _by_layer(field: str, ylabel: str, xlabel: str) -> _Draw:
+    """Return what draws a field of the snapshots against the layer or block."""
 
     def draw(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
         for axes, kind in zip(panels, kinds, strict=True):
@@ -138,11 +139,11 @@ def _by_layer(field: str, ylabel: str, every: int = 1) -> _Draw:
                 if not runs:
                     continue
                 for place, width in ((0, 0.9), (len(runs[0].snapshots) // 2, 2.2)):
-                    values = _mean_snapshot(runs, place, field)[::every]
+                    values = _mean_snapshot(runs, place, field)
                     label = f"{variant.layers} layers" if width > 1 else None
-                    at = range(1, every * len(values) + 1, every)
+                    at = range(1, 1 + len(values))
                     axes.plot(at, values, color=colour, linewidth=width, label=label)
-            axes.set(title=_title(kind), xlabel="layer, from the input", yscale="log")
+            axes.set(title=_kind(result, kind), xlabel=xlabel, yscale="log")
         panels[0].set_ylabel(ylabel)
 
     return draw
@@ -172,7 +173,7 @@ PLOTS = {
         "Norm of the gradient of each layer's weights, mean over the seeds. Where it "
         "differs by powers of ten between layers, no single learning rate suits all "
         "of them.",
-        _by_layer("gradients", "norm of the weight gradient"),
+        _by_layer("gradients", "norm of the weight gradient", "layer, from the input"),
         "thin: first step\nthick: halfway",
     ),
     "activations.png": Plot(
@@ -180,9 +181,12 @@ PLOTS = {
         "Standard deviation of the activations after each block, mean over the seeds. "
         "Batch normalisation keeps it constant in a plain model; in a residual model "
         "every block adds to it.",
-        # Every second ReLU: the first layer's and the last of each block of two
-        # layers. Those inside blocks have another scale, as nothing is added there.
-        _by_layer("activations", "standard deviation of the activation", every=2),
+        # Those inside blocks have another scale, as nothing is added there.
+        _by_layer(
+            "block_activations",
+            "standard deviation of the activation",
+            "stem and blocks, from the input",
+        ),
         "thin: first step\nthick: halfway",
     ),
 }
@@ -195,8 +199,9 @@ def _coloured(result: StudyResult, kind: str) -> list[tuple[Variant, str]]:
     return [(v, colours[v.layers]) for v in result.variants if v.shortcut == kind]
 
 
-def _title(kind: str) -> str:
-    return "plain" if kind == "none" else f"residual, option {OPTIONS[kind]}"
+def _kind(result: StudyResult, shortcut: str) -> str:
+    found = (each.kind for each in result.variants if each.shortcut == shortcut)
+    return next(found)
 
 
 def _mean_curve(runs: Sequence[RunResult], field: str) -> tuple[list[int], list[float]]:

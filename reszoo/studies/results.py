@@ -1,8 +1,9 @@
 """The variants that a study compares, its results, and the conclusion."""
 
+import inspect
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,19 +19,25 @@ if TYPE_CHECKING:
 
 # The paper's letters for shortcuts, section 4.1; C is a projection in every block.
 OPTIONS = {"identity": "A", "projection": "B", "projection-all": "C"}
+# Shortcut option A in blocks of He et al. 2016 (arXiv:1603.05027).
+PRE = "pre-activation"
+_KINDS = ("none", *get_args(Shortcut)[:-1], PRE)
+Shape = tuple[int, ...]
+Builder = Callable[..., "keras.Model"]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Variant:
-    """A network of a study: its depth and its kind of shortcuts.
+    """A network of a study: its depth and its kind of blocks.
 
     Attributes:
         layers: Number of weighted layers.
-        shortcut: "none" is a plain network; the others are those of `reszoo.build`.
+        shortcut: "none" is a plain network, "pre-activation" a residual one of 2016;
+            the others are those of `reszoo.build`. Or the name of a model of your own.
     """
 
     layers: int
-    shortcut: Shortcut
+    shortcut: str
 
     @property
     def plain(self) -> bool:
@@ -38,34 +45,50 @@ class Variant:
         return self.shortcut == "none"
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a model that the user built."""
+        return self.shortcut not in _KINDS
+
+    @property
     def label(self) -> str:
         """Its name in tables and plots, such as "plain-56" or "residual-56 (B)"."""
-        if self.plain:
-            return f"plain-{self.layers}"
-        return f"residual-{self.layers} ({OPTIONS[self.shortcut]})"
+        if self.shortcut in OPTIONS:
+            return f"residual-{self.layers} ({OPTIONS[self.shortcut]})"
+        return f"{'plain' if self.plain else self.shortcut}-{self.layers}"
+
+    @property
+    def kind(self) -> str:
+        """What networks of other depths have in common with it, for titles."""
+        if self.shortcut in OPTIONS:
+            return f"residual, option {OPTIONS[self.shortcut]}"
+        return "plain" if self.plain else self.shortcut
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Networks that differ in depth and shortcuts alone."""
+    """Networks that differ in depth and kind of blocks alone."""
 
     name: str  # the `family` argument of `reszoo.study`
     layers: tuple[int, ...] | None  # available depths; None is any
     default_layers: tuple[int, ...]  # compared by default
     shortcuts: tuple[str, ...]  # available kinds
     digits_steps: int  # steps on digits until the deep ones converge
-    # from variant, side of images and number of classes
-    build: Callable[[Variant, int, int], "keras.Model"]
+    # from variant, shape of an input and number of classes
+    build: Callable[[Variant, Shape, int], "keras.Model"]
     title: str  # of its networks in plots
+    default_shortcuts: tuple[str, ...] = ("none", "identity")  # compared by default
+    tables: bool = False  # whether it takes tables of numbers
 
     def variants(
-        self, layers: tuple[int, ...], shortcuts: tuple[str, ...]
+        self, layers: tuple[int, ...] | None, shortcuts: tuple[str, ...] | None
     ) -> list[Variant]:
         """Return every depth with every shortcut, shallow before deep.
 
-        A UsageError if the family has no such shortcut or depth, or nothing is
-        compared.
+        None takes the defaults. A UsageError if the family has no such shortcut or
+        depth, or nothing is compared.
         """
+        layers = self.default_layers if layers is None else layers
+        shortcuts = self.default_shortcuts if shortcuts is None else shortcuts
         for shortcut in shortcuts:
             if shortcut not in self.shortcuts:
                 raise UnknownNameError("shortcut", shortcut, self.shortcuts)
@@ -80,36 +103,32 @@ class Family:
                 "A study compares at least one depth with one kind of shortcut. "
                 f"Received: layers={layers}, shortcuts={shortcuts}."
             )
-        kinds = [shortcut for shortcut in get_args(Shortcut) if shortcut in shortcuts]
         return [
             Variant(layers=depth, shortcut=kind)
-            for kind in sorted(kinds, key=lambda kind: kind != "none")
+            for kind in sorted(shortcuts, key=self.shortcuts.index)
             for depth in sorted(set(layers))
         ]
 
 
-def _convolutional(variant: Variant, side: int, classes: int) -> "keras.Model":
+def _convolutional(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
+    """Build a network of 2015, or of 2016 with option A."""
     from reszoo.resnet import build_resnet
 
-    kind = "plain" if variant.plain else "resnet"
-    built = architecture(
-        f"{kind}{variant.layers}",
-        input_shape=(side, side, 3),
-        classes=classes,
-        shortcut=variant.shortcut,
-    )
-    return build_resnet(built, seed=0)
+    row = SPECS.get(f"resnet{variant.layers}") or SPECS[f"preresnet{variant.layers}"]
+    kind: Any = variant.shortcut
+    changes: dict[str, Any] = {"shortcut": kind, "activation_order": "post"}
+    if kind == PRE:
+        changes = {"shortcut": "identity", "activation_order": "pre"}
+    spec = replace(row, name=f"study{variant.layers}", **changes)
+    return build_resnet(architecture(spec, input_shape=shape, classes=classes), seed=0)
 
 
-def _dense(variant: Variant, side: int, classes: int) -> "keras.Model":
+def _dense(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
     from reszoo.blocks import mlp
 
+    kind: Any = variant.shortcut
     return mlp(
-        variant.layers,
-        classes=classes,
-        input_shape=(side, side, 3),
-        shortcut=variant.shortcut,
-        seed=0,
+        variant.layers, classes=classes, input_shape=shape, shortcut=kind, seed=0
     )
 
 
@@ -121,16 +140,72 @@ _CIFAR_LAYERS = tuple(
 _TABLE = (
     Family(
         name="cifar", layers=_CIFAR_LAYERS, default_layers=(20, 56, 110),
-        shortcuts=get_args(Shortcut), digits_steps=160, build=_convolutional,
+        shortcuts=_KINDS[:-1], digits_steps=160, build=_convolutional,
         title="convolutional networks of He et al. 2015, section 4.2",
+    ),
+    Family(
+        name="preact", layers=tuple(sorted((*_CIFAR_LAYERS, 164, 1001))),
+        default_layers=(20, 56, 110), shortcuts=("none", "identity", PRE),
+        default_shortcuts=("none", "identity", PRE), digits_steps=160,
+        build=_convolutional,
+        title="convolutional networks of He et al. 2015 and 2016",
     ),
     Family(
         name="dense", layers=None, default_layers=(10, 20, 50, 100),
         shortcuts=("none", "identity"), digits_steps=400, build=_dense,
-        title="multilayer perceptrons, 64 wide",
+        title="multilayer perceptrons, 64 wide", tables=True,
     ),
 )  # fmt: skip
 FAMILIES = {family.name: family for family in _TABLE}
+# The name of models of one's own where a family's would stand.
+OWN = "own"
+
+
+def own_family(models: Mapping[str, Builder], layers: tuple[int, ...] | None) -> Family:
+    """Return the family of a user's models; their names stand for kinds of shortcuts.
+
+    A builder is called with those of the keywords `layers`, `input_shape` and `classes`
+    that it takes. A UsageError if one needs others, or depths that were not given.
+    """
+    offered = ("layers", "input_shape", "classes")[layers is None :]
+    taken: dict[str, list[str]] = {}
+    for name, builder in models.items():
+        if name in _KINDS or not name.isprintable():
+            raise UsageError(
+                f"A model of your own needs another name than {', '.join(_KINDS)}. "
+                f"Received: {name!r}."
+            )
+        found = inspect.signature(builder).parameters
+        taken[name] = [each for each in offered if each in found]
+        other = [p.name for p in found.values() if p.default is p.empty]
+        if missing := sorted({*other} - {*taken[name]}):
+            raise UsageError(
+                "The builder of a model takes none, some or all of layers, input_shape "
+                f"and classes; layers needs layers=(20, 56). Received: {name!r}, which "
+                f"needs {', '.join(missing)}."
+            )
+    if layers and not any("layers" in each for each in taken.values()):
+        raise UsageError(
+            "layers= is for builders that take the number of layers. Received: "
+            f"layers={layers} for {', '.join(models)}; leave it out."
+        )
+
+    def build(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
+        values = (variant.layers, shape, classes)[layers is None :]
+        given = dict(zip(offered, values, strict=True))
+        name = variant.shortcut
+        return models[name](**{each: given[each] for each in taken[name]})
+
+    return Family(
+        name=OWN, layers=None, default_layers=(0,), shortcuts=tuple(models),
+        default_shortcuts=tuple(models), digits_steps=400, build=build,
+        title=family_title(OWN), tables=True,
+    )  # fmt: skip
+
+
+def family_title(name: str) -> str:
+    """Return how plots call the networks of a family."""
+    return "models of one's own" if name == OWN else find_family(name).title
 
 
 def find_family(name: str) -> Family:
@@ -165,14 +240,24 @@ class Snapshot:
     step: int  # steps taken before
     # Norm of the gradient of each layer's weights, input first.
     gradients: tuple[float, ...]
-    # Standard deviation of each ReLU's output, input first.
+    # Standard deviation of each activation function's output and of each sum that none
+    # follows, input first.
     activations: tuple[float, ...]
+    # Which of them are the outputs of blocks, that of the stem first.
+    block_ends: tuple[int, ...]
+
+    @property
+    def block_activations(self) -> tuple[float, ...]:
+        """Standard deviations of the outputs of the stem and the blocks."""
+        return tuple(self.activations[index] for index in self.block_ends)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Snapshot":
         """Return what `asdict` made into JSON."""
         lists = {name: tuple(content[name]) for name in ("gradients", "activations")}
-        return cls(step=content["step"], **lists)
+        # Older files tell of the ReLUs of blocks of two layers.
+        ends = content.get("block_ends", range(0, len(lists["activations"]), 2))
+        return cls(step=content["step"], block_ends=tuple(ends), **lists)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +314,8 @@ class StudyResult:
         conditions: What all runs have in common: family, data, recipe, size.
         runs: Finished ones.
         conclusion: What the numbers say, as sentences; none before the end.
+        chance: Training error of always answering the most frequent class, in 0..1;
+            None where it is not recorded.
         folder: Where `study.json`, `study.html` and the plots are.
     """
 
@@ -237,6 +324,7 @@ class StudyResult:
     runs: tuple[RunResult, ...]
     folder: Path
     conclusion: tuple[str, ...] = ()
+    chance: float | None = None
 
     @property
     def variants(self) -> list[Variant]:
@@ -264,6 +352,7 @@ def write_results(result: StudyResult) -> None:
         "version": _VERSION,
         "data": result.data,
         "conclusion": result.conclusion,
+        "chance": result.chance,
         "conditions": result.conditions,
         "runs": [asdict(run) for run in result.runs],
     }
@@ -290,6 +379,7 @@ def read_results(folder: Path) -> StudyResult:
             runs=tuple(map(_run, content["courses" if version == 1 else "runs"])),
             folder=folder,
             conclusion=tuple(content["conclusion"]),
+            chance=content.get("chance"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -313,6 +403,8 @@ _LEAST = 0.005
 _ERRORS = 2.0
 # Share of the plain networks' loss that residual ones may have for "mostly supports".
 _SMALL_PART = 0.1
+# Share of the error of guessing from which on a network has learned nothing.
+_NEAR_CHANCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -330,7 +422,14 @@ def conclude(result: StudyResult) -> list[str]:
     kinds = dict.fromkeys(variant.shortcut for variant in result.variants)
     effects: dict[str, _Effect] = {kind: _effect(result, kind) for kind in kinds}
     sentences = [each.sentence for each in effects.values() if each.sentence]
-    return [*sentences, _verdict(result, effects)]
+    if PRE in kinds and "identity" in kinds:
+        sentences.append(_on_order(result))
+    few = min((len(result.of(each)) for each in result.variants), default=0) < 2
+    caution = " A single seed shows no spread: this is an example, not evidence."
+    own = any(variant.is_own for variant in result.variants)
+    verdict = _ranking(result) if own else _verdict(result, effects)
+    is_evidence = own or verdict.startswith("This ")
+    return [*sentences, verdict + caution * (few and is_evidence)]
 
 
 def trend(shallow: Spread, deep: Spread) -> str:
@@ -347,14 +446,13 @@ def trend(shallow: Spread, deep: Spread) -> str:
 
 
 def _effect(result: StudyResult, kind: str) -> _Effect:
-    variants = [each for each in result.variants if each.shortcut == kind]
-    shallow, deep = variants[0], variants[-1]
+    shallow, deep = _ends(result, kind)
     if shallow == deep:
         return _Effect("", "", 0.0)
     before, after = result.training_error(shallow), result.training_error(deep)
     found = trend(before, after)
-    name = "Plain networks"
-    if kind != "none":
+    name = {"none": "Plain networks", PRE: "Pre-activation networks"}.get(kind, kind)
+    if kind in OPTIONS:
         name = f"Residual networks with shortcut option {OPTIONS[kind]}"
     verb, joint = f"{found} with depth, from", "to"
     if found == "stays":
@@ -366,16 +464,80 @@ def _effect(result: StudyResult, kind: str) -> _Effect:
     return _Effect(sentence, found, after.mean - before.mean)
 
 
+def _on_order(result: StudyResult) -> str:
+    """Compare the two orders of activation at the greatest depth of both."""
+    by_order = {
+        kind: {each.layers: each for each in result.variants if each.shortcut == kind}
+        for kind in ("identity", PRE)
+    }
+    post, pre = by_order.values()
+    shared = set(post) & set(pre)
+    if not shared:
+        return "The two orders of activation were not trained at the same depth."
+    layers = max(shared)
+    before, after = (result.training_error(each[layers]) for each in (post, pre))
+    words = {
+        "rises": "is higher than",
+        "falls": "is lower than",
+        "stays": "does not differ beyond the spread of seeds from",
+    }
+    return (
+        f"With {layers} layers, the training error of pre-activation networks "
+        f"{words[trend(before, after)]} that of residual networks: {after} % against "
+        f"{before} %."
+    )
+
+
+def _ranking(result: StudyResult) -> str:
+    """Compare models of one's own with the best of them."""
+    errors = {each: result.training_error(each) for each in result.variants}
+    best, *others = sorted(errors, key=lambda each: errors[each].mean)
+    told = [f"{best.label} has the lowest training error, {errors[best]} %"]
+    for each in others:
+        higher = trend(errors[best], errors[each]) == "rises"
+        verb = "is higher" if higher else "does not differ beyond the spread of seeds"
+        told.append(f"{each.label} {verb}, {errors[each]} %")
+    return "; ".join(told) + "."
+
+
 def _verdict(result: StudyResult, effects: dict[str, _Effect]) -> str:
-    residual = [each for kind, each in effects.items() if kind != "none"]
+    residual = [kind for kind in effects if kind != "none"]
     if "none" not in effects or not residual:
         return "The claim compares plain and residual networks; only one kind is here."
     if not all(each.trend for each in effects.values()):
         return "The claim is about depth; this study has only one depth."
-    few = min(len(result.of(each)) for each in result.variants) < 2
-    caution = " A single seed shows no spread: this is an example, not evidence."
-    worst = max(residual, key=lambda each: each.change)
-    return _on_claim(effects["none"], worst) + caution * few
+    shallow = [_ends(result, kind)[0] for kind in effects]
+    if unlearned := _unlearned(result, shallow):
+        return f"This does not support the claim: {unlearned}"
+    worst = max(residual, key=lambda kind: effects[kind].change)
+    told = _on_claim(effects["none"], effects[worst])
+    # Plain networks that learn nothing for their depth are the claim itself.
+    deep = [_ends(result, kind)[1] for kind in residual]
+    if unlearned := _unlearned(result, deep):
+        told = f"{told} At these depths {unlearned}"
+    return told
+
+
+def _ends(result: StudyResult, kind: str) -> tuple[Variant, Variant]:
+    """Return the shallowest and the deepest variant of a kind."""
+    found = [each for each in result.variants if each.shortcut == kind]
+    return found[0], found[-1]
+
+
+def _unlearned(result: StudyResult, variants: Iterable[Variant]) -> str:
+    """Say which of some variants are hardly better than guessing; "" if none is."""
+    classes = result.conditions.get("data's classes")
+    guessing = 1 - 1 / len(classes) if classes else math.inf
+    chance = guessing if result.chance is None else result.chance
+    errors = {each: result.training_error(each).mean for each in variants}
+    found = [each for each, error in errors.items() if error > _NEAR_CHANCE * chance]
+    if not found:
+        return ""
+    listed = ", ".join(f"{each.label} {100 * errors[each]:.1f} %" for each in found)
+    return (
+        f"the models had not learned yet. The training error ({listed}) is near chance "
+        f"({100 * chance:.1f} %); train for more steps or with another learning rate."
+    )
 
 
 def _on_claim(plain: _Effect, residual: _Effect) -> str:
@@ -384,12 +546,19 @@ def _on_claim(plain: _Effect, residual: _Effect) -> str:
             "This does not support the claim: plain networks got better with depth. "
             "Deeper networks or a harder task may show another outcome."
         )
+    rose = residual.trend == "rises"
+    if rose and (plain.trend == "stays" or residual.change >= plain.change):
+        return (
+            "This does not support the claim: the training error of residual networks "
+            f"rose by {100 * residual.change:.1f} points with depth, that of plain "
+            f"networks by {100 * plain.change:.1f}."
+        )
     if plain.trend == "stays":
         return (
             "This does not decide the claim: plain networks did not get worse beyond "
             "the spread of the seeds at these depths and this length of training."
         )
-    if residual.trend != "rises":
+    if not rose:
         return (
             "This supports the claim: without shortcuts more layers made even the "
             "training error worse, with shortcuts they did not."

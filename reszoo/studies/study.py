@@ -1,10 +1,9 @@
 """`reszoo.study`: train plain and residual networks of several depths, and compare."""
 
-import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ import numpy as np
 import tensorflow as tf
 
 from reszoo import defaults
-from reszoo.architecture import architecture
-from reszoo.cards import new_card
 from reszoo.console import Progress, say
-from reszoo.data.pipeline import Augmentation, quietly, training_batches
-from reszoo.data.sources import Data, Source, fingerprint, open_source
+from reszoo.data.sources import Data, Source, fingerprint
 from reszoo.errors import UsageError
 from reszoo.layers import reinitialize
-from reszoo.preprocessing import Preprocessing
+from reszoo.studies.measurements import activations, ends_in_softmax, kernels
+from reszoo.studies.plan import StudyPlan, is_digits, is_table, open_data, study_plan
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import (
+    OWN,
     RESULTS,
     Family,
     Point,
@@ -32,15 +30,16 @@ from reszoo.studies.results import (
     Variant,
     conclude,
     find_family,
+    own_family,
     read_results,
     write_results,
 )
 from reszoo.training.devices import Devices
 from reszoo.training.model import precision_policy, resolve_precision, set_momentum
-from reszoo.training.phases import Phase, fitting_batch, phases
+from reszoo.training.phases import fitting_batch
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
-from reszoo.training.run import Evaluator, StepLoop, Totals
+from reszoo.training.run import StepLoop, Totals
 from reszoo.training.state import (
     STATE,
     StopRequest,
@@ -55,58 +54,6 @@ from reszoo.training.step import LOSSES, TrainingStep
 
 # Significant digits of a norm that are kept: a plot shows fewer.
 _DIGITS = 4
-# Points of a curve. Where the test set is large compared with the training in between,
-# the test error is measured at every fourth.
-_POINTS, _TEST_EVERY = 20, 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyPlan:
-    """Settings that all runs of a study share."""
-
-    source: Source  # images with a train and a test split
-    preprocessing: Preprocessing
-    augmentation: Augmentation
-    phase: Phase
-    folder: Path  # where the state of a run is kept
-    save_every: float  # seconds between two states
-
-    @property
-    def points(self) -> list[int]:
-        """Steps after which a point is recorded."""
-        steps = self.phase.steps
-        parts = min(_POINTS, steps)
-        return [math.ceil(part * steps / parts) for part in range(1, parts + 1)]
-
-    @property
-    def tests(self) -> list[int]:
-        """Steps after which the test error is measured, the last among them."""
-        points, batch = self.points, self.phase.recipe.batch_size
-        between = self.phase.steps / len(points) * batch
-        few = len(self.source.examples("test")) <= between
-        return points if few else points[::-1][::_TEST_EVERY]
-
-    @property
-    def snapshots(self) -> set[int]:
-        """Steps before which gradients and activations are measured, from 0."""
-        steps = self.phase.steps
-        return {0, steps // 2, steps - 1}
-
-    def batches(self, seed: int, step: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-        """Yield the batches from `step` on."""
-        phase = self.phase
-        epoch, start = divmod(step, phase.steps_per_epoch)
-        batches = training_batches(
-            self.source.examples("train"),
-            self.preprocessing,
-            self.augmentation,
-            batch_size=phase.recipe.batch_size,
-            seed=seed,
-            epoch=epoch,
-            start=start,
-            epochs=phase.epochs - epoch,
-        )
-        return quietly(batches)
 
 
 class VariantTrainer:
@@ -118,14 +65,14 @@ class VariantTrainer:
     def __init__(self, model: keras.Model, plan: StudyPlan) -> None:
         self._model, self._plan = model, plan
         self.step = TrainingStep(model, plan.preprocessing, plan.phase.recipe)
-        self.evaluator = Evaluator(model, plan.preprocessing, plan.source, Devices())
         weights = model.trainable_variables
         self.parameters = sum(int(np.prod(weight.shape)) for weight in weights)
-        self._kernels = [each.value for each in weights if _is_main_kernel(each)]
-        relus = [each for each in model.layers if isinstance(each, keras.layers.ReLU)]
-        outputs = [model.output, *(layer.output for layer in relus)]
-        self._with_activations = keras.Model(model.inputs, outputs)
+        self._kernels = [each.value for each in main_kernels(model)]
+        shown, self._block_ends = activations(model)
+        self._with_activations = keras.Model(model.inputs, [model.outputs[0], *shown])
         self._measure = tf.function(self._norms_and_scales, autograph=False)
+        self._wrong = tf.function(self._count_wrong, autograph=False)
+        self._tests = plan.test_batches()
 
     def reset(self, seed: int) -> None:
         """Initialize the weights from a seed, and the optimizer."""
@@ -140,12 +87,25 @@ class VariantTrainer:
         """
         statistics = self._model.non_trainable_variables
         before = [variable.numpy() for variable in statistics]
-        gradients, activations = self._measure(images, targets)
+        gradients, scales = self._measure(images, targets)
         for variable, value in zip(statistics, before, strict=True):
             variable.assign(value)
         return Snapshot(
-            step=step, gradients=_rounded(gradients), activations=_rounded(activations)
+            step=step,
+            gradients=_rounded(gradients),
+            activations=_rounded(scales),
+            block_ends=self._block_ends,
         )
+
+    def test_error(self) -> float:
+        """Return the share of the test split that the model gets wrong, in 0..1."""
+        wrong = sum(int(self._wrong(*batch)) for batch in self._tests)
+        return wrong / len(self._plan.source.examples())
+
+    def _count_wrong(self, images: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        pixels = self._plan.preprocessing.normalise(tf.cast(images, tf.float32))
+        answers = tf.argmax(self._model(pixels, training=False), axis=-1)
+        return tf.math.count_nonzero(answers != targets)
 
     def _norms_and_scales(
         self, images: tf.Tensor, targets: tf.Tensor
@@ -154,20 +114,20 @@ class VariantTrainer:
         pixels = self._plan.preprocessing.normalise(tf.cast(images, tf.float32))
         soft = tf.one_hot(targets, self._model.output_shape[-1], dtype=tf.float32)
         with tf.GradientTape() as tape:
-            logits, *activations = self._with_activations(pixels, training=True)
+            logits, *outputs = self._with_activations(pixels, training=True)
             losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, self._kernels)
-        floats = (tf.cast(each, tf.float32) for each in activations)
+        floats = (tf.cast(each, tf.float32) for each in outputs)
         return (
             tf.stack([tf.norm(gradient) for gradient in gradients]),
             tf.stack([tf.math.reduce_std(each) for each in floats]),
         )
 
 
-def _is_main_kernel(weight: keras.Variable) -> bool:
-    # Projection shortcuts are not among the layers that depth counts.
-    return weight.path.endswith("/kernel") and "downsample" not in weight.path
+def main_kernels(model: keras.Model) -> list[keras.Variable]:
+    """Return the kernels of the layers that depth counts: no projection shortcuts."""
+    return [each for each in kernels(model) if "downsample" not in each.path]
 
 
 def _rounded(values: tf.Tensor) -> tuple[float, ...]:
@@ -191,7 +151,8 @@ class StudyRun(StepLoop):
         self._totals, self._seconds = Totals(), 0.0
         self._points: list[Point] = []
         self._snapshots: list[Snapshot] = []
-        trainer.reset(seed)
+        if not variant.is_own:
+            trainer.reset(seed)
         self._resume()
 
     def train(self, stop: StopRequest) -> RunResult:
@@ -244,12 +205,12 @@ class StudyRun(StepLoop):
         totals, test = self._totals, None
         seen = totals.steps * self._batch_size
         if step in self._plan.tests:
-            test = self._trainer.evaluator.evaluate("test")
+            test = self._trainer.test_error()
         point = Point(
             step=step,
             loss=totals.loss / totals.steps,
             training_error=(seen - totals.correct) / seen,
-            test_error=1 - test.top1 if test else None,
+            test_error=test,
         )
         self._points.append(point)
         self._totals = Totals()
@@ -278,8 +239,6 @@ class StudyRun(StepLoop):
 
 
 _FILES = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
-# The digits are 8 x 8: small enough to train over a hundred layers in seconds.
-_DIGITS_SIZE, _SIZE = 8, 32
 # Changes of the paper's recipe for some 1,300 digits.
 _DIGITS_FIELDS: dict[str, Any] = {
     "batch_size": 64,
@@ -301,7 +260,8 @@ def study(
     data: Data = defaults.STUDY_DATA,
     *,
     layers: Sequence[int] | None = None,
-    shortcuts: Sequence[str] = defaults.STUDY_SHORTCUTS,
+    shortcuts: Sequence[str] | None = None,
+    models: Mapping[str, Callable[..., keras.Model]] | None = None,
     seeds: int = defaults.STUDY_SEEDS,
     seed: int = 0,
     size: int | None = None,
@@ -312,22 +272,34 @@ def study(
     save_every: float = defaults.SAVE_EVERY,
     **fields: Any,
 ) -> StudyResult:
-    """Compare networks with and without shortcuts at several depths.
+    """Compare networks with and without shortcuts at several depths, or models.
 
     Every network is trained with one recipe from several seeds. The folder gets
     `study.json`, `study.html` and the plots as PNG files: error against steps (figure
     6 of the paper), error against depth, and the gradients and activations of every
     layer.
 
-    Source: He et al. 2015 (arXiv:1512.03385), section 4.2.
+    Sources: He et al. 2015 (arXiv:1512.03385), section 4.2, and 2016
+    (arXiv:1603.05027).
 
     Args:
-        family: "cifar": the paper's networks for small images; "dense": multilayer
-            perceptrons of equal width.
-        data: As of `reszoo.train`; it needs a test split.
+        family: "cifar": the paper's networks for small images; "preact": those next to
+            the pre-activation networks of 2016; "dense": multilayer perceptrons of
+            equal width.
+        data: As of `reszoo.train`; it needs a test split. Dense networks and models of
+            your own also take tables: `(table, labels)` with a table `(n, features)`
+            of numbers, or such pairs by split. Columns are standardised, and where
+            there is no test split, a fifth of every class is tested on.
         layers: Depths to compare. None takes some that a CPU can train.
         shortcuts: "none" for plain networks; "identity", "projection" and
-            "projection-all", the paper's options A, B and C.
+            "projection-all", the paper's options A, B and C; "pre-activation". None
+            takes those that the family is about.
+        models: Models of your own by name, to compare instead of a family: functions
+            that build one, which get those of the keywords `layers`, `input_shape` and
+            `classes` that they take. A model is functional or sequential and returns
+            logits; its images are normalised by ImageNet's mean and standard
+            deviation. Each is built anew for every seed, after
+            `keras.utils.set_random_seed`.
         seeds: Number of seeds for each network.
         seed: The first of them; the others follow.
         size: Side of the images in pixels. None is 8 for digits, else 32.
@@ -350,21 +322,35 @@ def study(
         >>> result = reszoo.study(layers=(20, 56), seeds=2)
         >>> result.conclusion[-1]
     """
-    chosen, folder = find_family(family), Path(output).expanduser()
-    variants = chosen.variants(tuple(layers or chosen.default_layers), tuple(shortcuts))
+    folder = Path(output).expanduser()
+    depths = None if layers is None else tuple(layers)
+    kinds = None if shortcuts is None else tuple(shortcuts)
+    if models and (kinds or family not in (defaults.STUDY_FAMILY, OWN)):
+        raise UsageError(
+            "models= compares your own models instead of a family. Received: "
+            f"family={family!r}, shortcuts={shortcuts}; leave them out."
+        )
+    chosen = own_family(models, depths) if models else find_family(family)
+    variants = chosen.variants(depths, kinds)
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1. Received: seeds={seeds}.")
-    # A study measures on the test split and validates nothing.
-    source = open_source(data, validation_share=0)
+    source = open_data(data, chosen)
     settled = _study_recipe(chosen, source, recipe, fields)
     if "batch_size" not in fields and not isinstance(recipe, Recipe):
         fitting = fitting_batch(settled, len(source.examples("train")))
         settled = replace(settled, **{**fitting, **fields})
-    plan = _study_plan(source, settled, size, folder, save_every)
+    plan = study_plan(source, settled, size, folder, save_every)
+    if models:
+        variants = [_counted(chosen, variant, plan) for variant in variants]
     conditions = _conditions(chosen, plan, settled)
     done = _finished_runs(folder, conditions, resume=resume, overwrite=overwrite)
+    counts = np.bincount(source.examples("train").targets)
     result = StudyResult(
-        data=source.name, conditions=conditions, runs=done, folder=folder
+        data=source.name,
+        conditions=conditions,
+        runs=done,
+        folder=folder,
+        chance=float(1 - counts.max() / counts.sum()),
     )
     say(_announcement(plan, variants, seeds))
     numbers = range(seed, seed + seeds)
@@ -381,7 +367,7 @@ def _study_recipe(
 ) -> Recipe:
     """Return the recipe with the study's own defaults, if it is supported."""
     own: dict[str, Any] = {}
-    if _is_digits(source) and recipe == defaults.STUDY_RECIPE:
+    if (is_digits(source) or is_table(source)) and recipe == defaults.STUDY_RECIPE:
         own = {"steps": family.digits_steps, **_DIGITS_FIELDS}
     if "epochs" in fields:
         own.pop("steps", None)
@@ -403,37 +389,6 @@ def _study_recipe(
     return settled
 
 
-def _is_digits(source: Source) -> bool:
-    return source.name == "digits"
-
-
-def _study_plan(
-    source: Source, recipe: Recipe, size: int | None, folder: Path, save_every: float
-) -> StudyPlan:
-    side = size or recipe.train_size or (_DIGITS_SIZE if _is_digits(source) else _SIZE)
-    if not isinstance(side, int):
-        raise UsageError(
-            f"A study's models take square images. Received: train_size={side}; give "
-            "one number."
-        )
-    train, _ = source.examples("train"), source.examples("test")
-    preprocessing = new_card(architecture("resnet20")).preprocessing
-    return StudyPlan(
-        source=source,
-        preprocessing=replace(
-            preprocessing, train_size=side, eval_size=side, crop_pct=1.0
-        ),
-        augmentation=Augmentation(
-            crop="pad" if recipe.crop == "pad" else "none",
-            pad=round(recipe.pad * side),
-            flip=source.flip_safe if recipe.flip is None else recipe.flip,
-        ),
-        phase=phases(recipe, len(train))[0],
-        folder=folder,
-        save_every=save_every,
-    )
-
-
 def _conditions(family: Family, plan: StudyPlan, recipe: Recipe) -> dict[str, Any]:
     """Return what must be the same when the study is resumed."""
     fields = {name: v for name, v in recipe.to_json().items() if name != "seed"}
@@ -441,7 +396,7 @@ def _conditions(family: Family, plan: StudyPlan, recipe: Recipe) -> dict[str, An
         "family": family.name,
         **{f"data's {name}": v for name, v in fingerprint(plan.source).items()},
         **{f"recipe's {name}": v for name, v in fields.items()},
-        "size": plan.preprocessing.train_size,
+        "size": plan.inputs,
         "precision": resolve_precision(recipe),
     }
 
@@ -476,11 +431,10 @@ def _train_all(
     write_results(result)
     for variant in variants:
         done = {run.seed for run in result.of(variant)}
-        remaining = [seed for seed in seeds if seed not in done]
-        if not remaining:
-            continue
-        trainer = _variant_trainer(family, variant, plan)
-        for seed in remaining:
+        trainer = None
+        for seed in [seed for seed in seeds if seed not in done]:
+            if trainer is None or variant.is_own:
+                trainer = _trainer(family, variant, plan, seed)
             run = StudyRun(trainer, variant, seed, plan).train(stop)
             result = replace(result, runs=(*result.runs, run))
             write_results(result)
@@ -488,25 +442,63 @@ def _train_all(
     return result
 
 
-def _variant_trainer(
-    family: Family, variant: Variant, plan: StudyPlan
+def _counted(family: Family, variant: Variant, plan: StudyPlan) -> Variant:
+    """Return the variant of a user's model with its depth, where that was not given."""
+    if variant.layers:
+        return variant
+    return replace(variant, layers=len(main_kernels(_built(family, variant, plan))))
+
+
+def _trainer(
+    family: Family, variant: Variant, plan: StudyPlan, seed: int
 ) -> VariantTrainer:
     recipe = plan.phase.recipe
+    if variant.is_own:
+        # Their initializers need not be repeatable: they are built for every seed.
+        keras.utils.set_random_seed(seed)
     # The graph of the model before would stay for as long as the session.
     keras.backend.clear_session()
     with precision_policy(resolve_precision(recipe)):
-        (side, _), classes = plan.preprocessing.train_sides, len(plan.source.labels)
-        model = family.build(variant, side, classes)
+        model = _built(family, variant, plan)
     if recipe.bn_momentum is not None:
         set_momentum(model, recipe.bn_momentum)
     return VariantTrainer(model, plan)
 
 
+def _built(family: Family, variant: Variant, plan: StudyPlan) -> keras.Model:
+    shape, classes = plan.input_shape, len(plan.source.labels)
+    model = family.build(variant, shape, classes)
+    if not variant.is_own:
+        return model
+    functional = isinstance(model, keras.Model) and getattr(model, "inputs", None)
+    if not functional or len(model.inputs) != 1 or ends_in_softmax(model):
+        found = "one that ends in a softmax" if functional else type(model).__name__
+        raise UsageError(
+            f"The builder {variant.shortcut!r} must return a functional or sequential "
+            "Keras model with one input, named in an Input layer, whose outputs are "
+            f"logits. Received: {found}."
+        )
+    fits = all(
+        ours in (None, theirs)
+        for ours, theirs in zip(model.input_shape[1:], shape, strict=False)
+    )
+    if not fits or model.output_shape != (None, classes):
+        raise UsageError(
+            f"The model {variant.shortcut!r} must take inputs of shape {shape} and "
+            f"return {classes} logits. Received: {model.input_shape[1:]} and "
+            f"{model.output_shape[1:]}; the builder may take input_shape and classes."
+        )
+    return model
+
+
 def _announcement(plan: StudyPlan, variants: list[Variant], seeds: int) -> str:
     labels, phase = ", ".join(each.label for each in variants), plan.phase
-    side, images = plan.preprocessing.train_size, len(plan.source.examples("train"))
+    size, count = plan.inputs, f"{len(plan.source.examples('train')):,}"
+    inputs = f"{count} images at {size} x {size}"
+    if is_table(plan.source):
+        inputs = f"{count} rows of {size}"
     return (
-        f"{labels} on {plan.source.name} ({images:,} images at {side} x {side}): "
+        f"{labels} on {plan.source.name} ({inputs}): "
         f"{phase.steps:,} steps of {phase.recipe.batch_size} images, {seeds} "
         f"seed{'s'[: seeds > 1]} each, {resolve_precision(phase.recipe)}"
     )

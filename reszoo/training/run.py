@@ -205,17 +205,25 @@ class Evaluator:
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
         if id(examples) not in self._batches:
-            self._batches[id(examples)] = self._prepared(examples)
+            self._batches[id(examples)] = evaluated_batches(
+                examples, self._preprocessing, self._batch_size
+            )
         parts = [
             self._predict(images)["probabilities"]
             for images, _ in self._batches[id(examples)]
         ]
         return np.asarray(tf.concat(parts, axis=0))
 
-    def _prepared(self, examples: Examples) -> tf.data.Dataset:
-        batches = evaluation_batches(examples, self._preprocessing, self._batch_size)
-        size = len(examples) * math.prod(self._preprocessing.input_shape)
-        return batches.cache() if size <= _CACHED_BYTES else batches
+
+def evaluated_batches(
+    examples: Examples,
+    preprocessing: Preprocessing,
+    batch_size: int = _EVALUATED_AT_ONCE,
+) -> tf.data.Dataset:
+    """Return every example in order; few are kept prepared."""
+    batches = evaluation_batches(examples, preprocessing, batch_size)
+    size = len(examples) * math.prod(preprocessing.input_shape)
+    return batches.cache() if size <= _CACHED_BYTES else batches
 
 
 @dataclass

@@ -1,0 +1,250 @@
+"""What all runs of a study share: images or a table, and the steps."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from reszoo.architecture import architecture
+from reszoo.cards import new_card
+from reszoo.data.examples import Examples
+from reszoo.data.pipeline import Augmentation, quietly, training_batches
+from reszoo.data.sources import Data, Source, open_source
+from reszoo.errors import DataError, UsageError
+from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.studies.results import Family, Shape
+from reszoo.training.phases import Phase, phases
+from reszoo.training.recipes import Recipe
+from reszoo.training.run import evaluated_batches
+
+# Points of a curve. Where the test set is large compared with the training in between,
+# the test error is measured at every fourth.
+_POINTS, _TEST_EVERY = 20, 4
+
+
+# The digits are 8 x 8: small enough to train over a hundred layers in seconds.
+_DIGITS_SIZE, _SIZE = 8, 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """Settings that all runs of a study share."""
+
+    source: Source  # images or a table, with a train split and one to test on
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    phase: Phase
+    folder: Path  # where the state of a run is kept
+    save_every: float  # seconds between two states
+
+    @property
+    def points(self) -> list[int]:
+        """Steps after which a point is recorded."""
+        steps = self.phase.steps
+        parts = min(_POINTS, steps)
+        return [math.ceil(part * steps / parts) for part in range(1, parts + 1)]
+
+    @property
+    def tests(self) -> list[int]:
+        """Steps after which the test error is measured, the last among them."""
+        points, batch = self.points, self.phase.recipe.batch_size
+        between = self.phase.steps / len(points) * batch
+        few = len(self.source.examples()) <= between
+        return points if few else points[::-1][::_TEST_EVERY]
+
+    @property
+    def snapshots(self) -> set[int]:
+        """Steps before which gradients and activations are measured, from 0."""
+        steps = self.phase.steps
+        return {0, steps // 2, steps - 1}
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one input of the models."""
+        if is_table(self.source):
+            rows: Any = self.source.examples("train").images
+            return tuple(rows.shape[1:])
+        return (*self.preprocessing.train_sides, 3)
+
+    @property
+    def inputs(self) -> str | int:
+        """What one input of the models is: side of an image, or a row."""
+        shape = self.input_shape
+        return f"{shape[0]} columns" if len(shape) == 1 else shape[0]
+
+    def batches(self, seed: int, step: int) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+        """Yield the batches from `step` on."""
+        phase, examples = self.phase, self.source.examples("train")
+        epoch, start = divmod(step, phase.steps_per_epoch)
+        options: dict[str, Any] = {
+            "batch_size": phase.recipe.batch_size,
+            "seed": seed,
+            "epoch": epoch,
+            "start": start,
+            "epochs": phase.epochs - epoch,
+        }
+        if is_table(self.source):
+            return _table_batches(examples, **options)
+        return quietly(
+            training_batches(examples, self.preprocessing, self.augmentation, **options)
+        )
+
+    def test_batches(self) -> Any:
+        """Return the batches to test on, which can be gone through repeatedly."""
+        examples = self.source.examples()
+        if is_table(self.source):
+            return [(tf.constant(examples.images), tf.constant(examples.targets))]
+        return evaluated_batches(examples, self.preprocessing)
+
+
+def study_plan(
+    source: Source, recipe: Recipe, size: int | None, folder: Path, save_every: float
+) -> StudyPlan:
+    """Return what the runs of a study share; a UsageError if there is no test split."""
+    side = size or recipe.train_size or (_DIGITS_SIZE if is_digits(source) else _SIZE)
+    if not isinstance(side, int):
+        raise UsageError(
+            f"A study's models take square images. Received: train_size={side}; give "
+            "one number."
+        )
+    train = source.examples("train")
+    preprocessing = new_card(architecture("resnet20")).preprocessing
+    if is_table(source):
+        # Rows are standardised already: this leaves them as they are.
+        side = 1
+        preprocessing = replace(preprocessing, mean=(0.0,), std=(1 / 255,))
+    else:
+        source.examples("test")
+    return StudyPlan(
+        source=source,
+        preprocessing=replace(
+            preprocessing, train_size=side, eval_size=side, crop_pct=1.0
+        ),
+        augmentation=Augmentation(
+            crop="pad" if recipe.crop == "pad" else "none",
+            pad=round(recipe.pad * side),
+            flip=source.flip_safe if recipe.flip is None else recipe.flip,
+        ),
+        phase=phases(recipe, len(train))[0],
+        folder=folder,
+        save_every=save_every,
+    )
+
+
+def is_digits(source: Source) -> bool:
+    """Return whether a source is scikit-learn's digits."""
+    return source.name == "digits"
+
+
+def open_data(data: Data, family: Family) -> Source:
+    """Open images, or a table where a family takes them."""
+    if isinstance(data, str | os.PathLike) or not is_table(data):
+        # A study measures on the test split and validates nothing.
+        return open_source(data, validation_share=0)
+    if not family.tables:
+        raise UsageError(
+            f"The {family.name} family takes images. Received: a table, whose rows are "
+            'vectors; compare perceptrons with family="dense".'
+        )
+    return _open_table(data)
+
+
+def is_table(data: Data | Source) -> bool:
+    """Return whether data, or a source of it, is a table instead of images."""
+    if isinstance(data, Source):
+        images = data.examples("train").images
+        return images is not None and images.ndim == 2
+    parts = data.values() if isinstance(data, Mapping) else [data]
+    pairs = (tuple, list)
+    return all(isinstance(each, pairs) and np.ndim(each[0]) == 2 for each in parts)
+
+
+def _open_table(data: Any) -> Source:
+    """Return the rows of a table in splits, standardised by those to train on.
+
+    Labels and splits follow the rules of image arrays.
+
+    Args:
+        data: `(table, labels)`, or such pairs by split. A table is `(n, features)`.
+
+    Returns:
+        A source whose "images" are the rows: float32 `(n, features)`.
+
+    Raises:
+        DataError: The rows differ in length, or a value is no finite number.
+    """
+    by_split = data if isinstance(data, Mapping) else {"all": data}
+    tables = {name: _numbers(pair[0]) for name, pair in by_split.items()}
+    if len({table.shape[1] for table in tables.values()}) > 1:
+        raise DataError("The splits of a table must have the same columns.")
+    rows = np.concatenate([*tables.values()])
+    # The rules for labels and splits are those of images, for which the row's number
+    # stands: four bytes of grey.
+    numbers = np.arange(len(rows), dtype="<u4").view(np.uint8).reshape(-1, 2, 2)
+    ends = np.cumsum([0, *map(len, tables.values())])
+    numbered: dict[str, Any] = {
+        name: (numbers[ends[index] : ends[index + 1]], pair[1])
+        for index, (name, pair) in enumerate(by_split.items())
+    }
+    whole = isinstance(data, Mapping)
+    source = open_source(numbered if whole else numbered["all"])
+    places = {
+        name: np.ascontiguousarray(part.images[..., 0]).reshape(-1).view("<u4")
+        for name, part in source.splits.items()
+        if part.images is not None
+    }
+    train = rows[places["train"]] if "train" in places else rows
+    spread = train.std(axis=0)
+    # A column that is constant says nothing.
+    standardised = (rows - train.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    splits = {
+        name: replace(part, images=_as_images(standardised[places[name]]))
+        for name, part in source.splits.items()
+    }
+    return replace(source, name="table", splits=splits, warnings=())
+
+
+def _table_batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    start: int,
+    epochs: int,
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """Yield shuffled batches as `reszoo.data.pipeline.training_batches` does."""
+    rows = cast(NDArray[np.float32], examples.images)
+    for number in range(epoch, epoch + epochs):
+        order = np.random.default_rng((seed, number)).permutation(len(rows))
+        first = start * batch_size if number == epoch else 0
+        for place in range(first, len(rows) - batch_size + 1, batch_size):
+            chosen = order[place : place + batch_size]
+            yield tf.constant(rows[chosen]), tf.constant(examples.targets[chosen])
+
+
+def _numbers(table: Any) -> NDArray[np.float64]:
+    try:
+        numbers = np.asarray(table, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"A table must hold numbers. Received: {error}; encode other columns first."
+        ) from error
+    if not np.isfinite(numbers).all() or not numbers.size:
+        raise DataError(
+            "A table must have rows and columns of finite numbers. Received: "
+            f"{numbers.shape} with {np.count_nonzero(~np.isfinite(numbers))} values "
+            "that are missing or infinite; fill or drop them."
+        )
+    return numbers
+
+
+def _as_images(rows: NDArray[np.float64]) -> Pixels:
+    # Not pixels, but all that looks at them here is in this module.
+    return cast(Pixels, rows.astype(np.float32))
