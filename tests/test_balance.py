@@ -21,7 +21,6 @@ from reszoo.training.run import RunConfig
 from reszoo.training.step import TrainingStep
 from reszoo.weights.names import to_tensors
 
-pytestmark = pytest.mark.usefixtures("resnet8")
 COUNTS = (40, 13, 7)
 
 

@@ -34,7 +34,7 @@ def fit(model: Any, epochs: int = 1) -> Any:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "caffe-sgd", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "caffe-sgd", "adamw", "lamb"])
 def test_fit_takes_the_steps_that_train_takes(optimizer: str) -> None:
     fields: dict[str, Any] = {
         "optimizer": optimizer,

@@ -1,5 +1,7 @@
 """Optimizers, rates and averages held against torch's, timm's and Caffe's."""
 
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -7,21 +9,37 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_step import IMAGES, KEY, LABELS, recipe_of, small, step_of
+from torch_peers import import_timm
 
+import reszoo
 from reszoo.errors import UsageError
-from reszoo.training.optimizers import Lamb, MovingAverage, Optimizer, Sgd, is_decayed
+from reszoo.training.optimizers import (
+    Adam,
+    Lamb,
+    MovingAverage,
+    Optimizer,
+    Sgd,
+    is_decayed,
+    rate_scales,
+)
 from reszoo.training.phases import Phase, learning_rate, phases
 from reszoo.training.recipe_table import find_recipe, rescaled_decay
 from reszoo.training.recipes import Decayed
+from reszoo.weights.names import to_tensors
 
 STEPS, EPOCH = 50, 5
 NAMES = ("conv/kernel", "fc/kernel", "fc/bias", "bn/gamma", "asleep/kernel")
 DECAYS = [0.05 if name.endswith("kernel") else 0.0 for name in NAMES]
+SCALES = (0.5625, 1.0, 1.0, 0.75, 0.5625)
 RULES: dict[str, Any] = {
     "sgd": Sgd(),
     "sgd-nesterov": Sgd(nesterov=True),
     "caffe": Sgd(rate_inside=True),
     "caffe-nesterov": Sgd(rate_inside=True, nesterov=True),
+    "adam": Adam(),
+    "adamw": Adam(decoupled=True),
+    "adamw-layers": Adam(decoupled=True),
     "lamb": Lamb(),
     "lamb-other": Lamb(beta1=0.8, beta2=0.99, epsilon=1e-3, max_norm=None),
 }
@@ -56,7 +74,8 @@ def test_every_step_is_where_torch_and_caffe_are(
     label: str, compiled: bool, golden: Any
 ) -> None:
     weights = variables(golden)
-    optimizer = Optimizer(RULES[label], weights, DECAYS)
+    scales = SCALES if label == "adamw-layers" else None
+    optimizer = Optimizer(RULES[label], weights, DECAYS, scales)
     apply: Any = tf.function(optimizer.apply) if compiled else optimizer.apply
     for step in range(STEPS):
         rate = tf.constant(golden["rates"][step], tf.float32)
@@ -95,6 +114,55 @@ def test_the_state_is_all_that_is_needed_to_go_on(golden: Any) -> None:
     assert second.iterations.numpy() == 27
     with strategy.scope(), pytest.raises(UsageError, match=r"`strategy\.scope\(\)`"):
         optimizer.apply(gradients(golden, 27), 0.1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_layer_decay_is_timms(name: str) -> None:
+    timm = import_timm()
+    groups = importlib.import_module("timm.optim").param_groups_layer_decay(
+        timm.create_model(name), weight_decay=0.1, layer_decay=0.75
+    )
+    theirs = {
+        name: group["lr_scale"] for group in groups for name in group["param_names"]
+    }
+    model = reszoo.build(name, classes=10)
+    ours = rate_scales([layer.name for layer in model.layers], 0.75)
+    assert len(theirs) == len(model.trainable_weights)
+    for parameter, scale in theirs.items():
+        assert ours[parameter.rpartition(".")[0]] == pytest.approx(scale), parameter
+
+
+def test_a_step_scales_the_rate_of_every_block() -> None:
+    """The same gradients move each layer by its share of what it moved without."""
+    moved = []
+    for layer_decay in (1.0, 0.5):
+        recipe = recipe_of(layer_decay=layer_decay, weight_decay=0.0, momentum=0.0)
+        recipe = replace(recipe, nesterov=False)
+        step, net = step_of(small(), recipe)
+        before = to_tensors(net)
+        step(tf.constant(IMAGES), tf.constant(LABELS), 0.1, KEY)
+        after = to_tensors(net)
+        moved.append({name: after[name] - before[name] for name in before})
+    shares = {
+        "fc": 1, "layer3.0.conv2": 0.5, "layer2.0.bn1": 0.25, "layer1.0.conv1": 0.125,
+        "conv1": 0.0625, "bn1": 0.0625,
+    }  # fmt: skip
+    for name, share in shares.items():
+        one, other = (change[f"{name}.weight"] for change in moved)
+        np.testing.assert_allclose(other, share * one, atol=2e-7)
+        assert np.abs(one).max() > 1e-5
+
+
+def test_adam_has_rates_of_its_own() -> None:
+    recipe = find_recipe("finetune", optimizer="adamw")
+    assert (recipe.learning_rate, recipe.head_learning_rate) == (1e-3, 1e-3)
+    assert not recipe.nesterov
+    assert (
+        find_recipe("cifar", optimizer="adam", learning_rate=0.1).learning_rate == 0.1
+    )
+    assert find_recipe(recipe, optimizer="adam").learning_rate == 1e-3
+    with pytest.raises(UsageError, match='nesterov has an effect with optimizer="sgd"'):
+        find_recipe("cifar", optimizer="adamw", nesterov=True)
 
 
 def test_the_average_is_torchvisions(golden: Any) -> None:

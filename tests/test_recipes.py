@@ -146,8 +146,8 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"learning_rate": -1}, r"learning_rate must be in \(0, inf\)"),
         ({"seed": -1}, r"seed must be in \[0, inf\)"),
         (
-            {"optimizer": "adam"},
-            "Unknown optimizer 'adam'. Known: sgd, caffe-sgd, lamb",
+            {"optimizer": "adagrad"},
+            "Unknown optimizer 'adagrad'. Known: sgd, caffe-sgd, adam, adamw, lamb",
         ),
         ({"interpolation": "area"}, "Unknown interpolation 'area'"),
         ({"policy": "rand"}, "policy is 'trivial' or 'rand-mM-mstdS'.*: 'rand'"),
@@ -181,6 +181,8 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"decay_on": "kernel"}, "Unknown decay_on 'kernel'. Did you mean 'kernels'"),
         ({"warmup_epochs": -1}, r"must be in \[0, inf\).*: warmup_epochs=-1"),
         ({"floor": 1.5}, r"floor must be in \[0, 1\]"),
+        ({"layer_decay": 0}, r"layer_decay must be in \(0, 1\]. .*: layer_decay=0"),
+        ({"patience": 0}, r"patience must be in \[1, inf\)"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], text: str) -> None:
@@ -251,14 +253,14 @@ def test_what_cannot_act_is_refused_where_it_is_given_as_well(
 
 
 def test_every_choice_can_replace_the_one_of_every_recipe() -> None:
-    for (field, _), name in itertools.product(NEEDS.values(), RECIPES):
+    for (field, *_), name in itertools.product(NEEDS.values(), RECIPES):
         for value in get_args(get_type_hints(reszoo.Recipe)[field]):
             needed = {"milestones": (0.5,)} if value == "steps" else {}
             recipe = find_recipe(name, **{field: value}, **needed)
             idle = [
                 f
-                for f, (o, v) in NEEDS.items()
-                if getattr(recipe, o) not in (v, "auto")
+                for f, (o, *values) in NEEDS.items()
+                if getattr(recipe, o) not in (*values, "auto")
             ]
             assert all(getattr(recipe, f) == DEFAULTS[f] for f in idle)
 

@@ -10,7 +10,6 @@ from test_balance import photos
 from test_resume import _SMALL
 
 pytestmark = [
-    pytest.mark.usefixtures("resnet8"),
     # Of the trackers' own dependencies.
     pytest.mark.filterwarnings("ignore"),
 ]

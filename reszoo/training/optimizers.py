@@ -6,6 +6,8 @@ average. All of them are plain `tf.Variable`s, created once, so that a run can s
 and restore them.
 """
 
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import keras
 import tensorflow as tf
 
+from reszoo.architecture import FINAL_NORM
 from reszoo.errors import UsageError
 from reszoo.training.recipes import Decayed
 
@@ -31,6 +34,25 @@ def is_decayed(path: str, ndim: int, which: Decayed = "kernels") -> bool:
     if which == "kernels":
         return ndim > 1
     return which == "all" or not path.endswith(("/gamma", "/beta"))
+
+
+def rate_scales(layers: Sequence[str], layer_decay: float) -> dict[str, float]:
+    """Return the multiple of the learning rate that each layer has.
+
+    As timm's `--layer-decay`: 1 for the head, and `layer_decay` times less for each
+    block before it, down to the stem.
+
+    Args:
+        layers: Names of all layers of a ResNet, also of frozen ones.
+        layer_decay: In (0, 1]; see `Recipe`.
+    """
+    places = {}
+    for name in layers:
+        block = re.match(r"layer(\d+)\.(\d+)\.", name)
+        end = math.inf if name in ("fc", FINAL_NORM) else 0
+        places[name] = (int(block[1]), int(block[2])) if block else (end, 0)
+    order = sorted(set(places.values()), reverse=True)
+    return {name: layer_decay ** order.index(place) for name, place in places.items()}
 
 
 class Update(NamedTuple):
@@ -53,7 +75,7 @@ class Update(NamedTuple):
 
 
 class UpdateRule(ABC):
-    """How an optimizer updates one weight: `Sgd` or `Lamb`.
+    """How an optimizer updates one weight: `Sgd`, `Adam` or `Lamb`.
 
     Attributes:
         slots: Names of the variables kept for each weight; they start at zero.
@@ -102,7 +124,46 @@ class Sgd(UpdateRule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lamb(UpdateRule):
+class Adam(UpdateRule):
+    """Adam (Kingma & Ba, arXiv:1412.6980) as torch's `Adam` and `AdamW`.
+
+    Attributes:
+        beta1: Decay of the mean gradient, in [0, 1).
+        beta2: Decay of the mean squared gradient, in [0, 1).
+        epsilon: Added to the root of the mean square.
+        decoupled: Whether weights decay by `rate * decay` apart from the gradient
+            (AdamW, arXiv:1711.05101); otherwise the decay is added to it.
+    """
+
+    # Running means of the gradient and of its square.
+    slots = ("mean", "square")
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    decoupled: bool = False
+
+    def apply(self, variable: Any, update: Update) -> None:
+        """Assign the weight and both means."""
+        if update.decay and self.decoupled:
+            variable.assign_sub(update.rate * update.decay * variable)
+        elif update.decay:
+            coupled = update.gradient + update.decay * variable
+            update = update._replace(gradient=coupled)
+        variable.assign_sub(update.rate * self._direction(update))
+
+    def _direction(self, update: Update) -> Any:
+        """Assign both means; return the change of the weight at a rate of 1."""
+        (mean, square), gradient, _, _, step = update
+        new_mean = self.beta1 * mean + (1 - self.beta1) * gradient
+        new_square = self.beta2 * square + (1 - self.beta2) * gradient * gradient
+        mean.assign(new_mean)
+        square.assign(new_square)
+        root = tf.sqrt(new_square) / tf.sqrt(_bias_correction(self.beta2, step))
+        return new_mean / _bias_correction(self.beta1, step) / (root + self.epsilon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lamb(Adam):
     """LAMB (You et al., arXiv:1904.00962) as timm 1.0.31 implements it.
 
     Adam's direction plus `decay * w`, scaled to the length of the weight. Keras' own
@@ -110,17 +171,10 @@ class Lamb(UpdateRule):
     As in timm, weights without decay are not scaled: they move by Adam alone.
 
     Attributes:
-        beta1: Decay of the mean gradient, in [0, 1).
-        beta2: Decay of the mean squared gradient, in [0, 1).
-        epsilon: Added to the root of the mean square.
         max_norm: Global norm to which all gradients together are clipped; None does
             not clip.
     """
 
-    # Running means of the gradient and of its square.
-    slots = ("mean", "square")
-    beta1: float = 0.9
-    beta2: float = 0.999
     epsilon: float = 1e-6
     max_norm: float | None = 1.0
 
@@ -133,17 +187,11 @@ class Lamb(UpdateRule):
 
     def apply(self, variable: Any, update: Update) -> None:
         """Assign the weight and both means."""
-        (mean, square), gradient, rate, decay, step = update
-        new_mean = self.beta1 * mean + (1 - self.beta1) * gradient
-        new_square = self.beta2 * square + (1 - self.beta2) * gradient * gradient
-        mean.assign(new_mean)
-        square.assign(new_square)
-        root = tf.sqrt(new_square) / tf.sqrt(_bias_correction(self.beta2, step))
-        change = new_mean / _bias_correction(self.beta1, step) / (root + self.epsilon)
-        if decay:
-            change += decay * variable
+        change = self._direction(update)
+        if update.decay:
+            change += update.decay * variable
             change *= _trust_ratio(variable, change)
-        variable.assign_sub(rate * change)
+        variable.assign_sub(update.rate * change)
 
 
 def _bias_correction(beta: float, step: Any) -> Any:
@@ -166,16 +214,21 @@ class Optimizer:
     outside of it.
 
     Args:
-        rule: `Sgd(...)` or `Lamb(...)`.
+        rule: `Sgd(...)`, `Adam(...)` or `Lamb(...)`.
         variables: Keras variables or `tf.Variable`s, float32, of different names.
         decays: The weight decay of each, 0 for none; see `is_decayed`.
+        scales: The multiple of the learning rate of each; None is 1.
 
     Raises:
         UsageError: Two variables have one name, or `decays` has another length.
     """
 
     def __init__(
-        self, rule: UpdateRule, variables: Sequence[Any], decays: Sequence[float]
+        self,
+        rule: UpdateRule,
+        variables: Sequence[Any],
+        decays: Sequence[float],
+        scales: Sequence[float] | None = None,
     ) -> None:
         named = _by_name(variables)
         if len(decays) != len(named):
@@ -188,6 +241,7 @@ class Optimizer:
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
         self._variables = named
         self._decays = tuple(float(decay) for decay in decays)
+        self._scales = scales or [1.0] * len(named)
         self._slots = [
             [_zeros(f"{slot}/{name}", variable) for slot in rule.slots]
             for name, variable in named.items()
@@ -230,10 +284,10 @@ class Optimizer:
         self.iterations.assign_add(1)
         step = self.iterations.read_value()
         variables = self._variables.values()
-        for variable, slots, gradient, decay in zip(
-            variables, self._slots, gradients, self._decays, strict=True
+        for variable, slots, gradient, decay, scale in zip(
+            variables, self._slots, gradients, self._decays, self._scales, strict=True
         ):
-            update = Update(slots, gradient, rate, decay, step)
+            update = Update(slots, gradient, scale * rate, decay, step)
             strategy.extended.update(variable, self.rule.apply, (update,))
 
 

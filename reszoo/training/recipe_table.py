@@ -29,6 +29,7 @@ def rescaled_decay(decay: float, *, every: int, batch_size: int, epochs: int) ->
     return 1 - min(1.0, (1 - decay) * batch_size * every / epochs)
 
 
+_ADAM = ("adam", "adamw")
 _V2_EMA = rescaled_decay(0.99998, every=32, batch_size=1024, epochs=600)
 
 # A line each for the length, the optimizer, the loss and averages, the augmentation,
@@ -128,7 +129,8 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     new number of `epochs` replaces `steps`, and the other way round; a
     fixed warm-up becomes a twentieth of a training that is no longer than it, or that
     has steps where the recipe had epochs; a new `crop` or `schedule` resets what only
-    the old one used (`recipes.NEEDS`) to its default.
+    the old one used (`recipes.NEEDS`) to its default; and "adam" or "adamw" in place of
+    another optimizer has a learning rate of 0.001.
 
     Args:
         name: A row of `RECIPES`, or a recipe of your own.
@@ -152,11 +154,14 @@ def _reset(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a recipe that the change of others resets."""
     reset = {
         field: DEFAULTS[field]
-        for field, (other, value) in NEEDS.items()
-        if changes.get(other, value) != value
+        for field, (other, *values) in NEEDS.items()
+        if other in changes and changes[other] not in values
     }
     if changes.get("resize") in ("squash", "pad"):
         reset["crop_pct"] = None
+    if changes.get("optimizer") in _ADAM and recipe.optimizer not in _ADAM:
+        # torch's default.
+        reset |= {"learning_rate": 1e-3, "head_learning_rate": 1e-3}
     for one, other in (("epochs", "steps"), ("steps", "epochs")):
         if changes.get(one) is not None:
             reset[other] = None

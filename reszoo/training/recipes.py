@@ -100,6 +100,7 @@ def _type_name(kind: Any) -> str:
 _INTERVALS = {
     "[0, inf)": ("warmup_epochs", "head_epochs", "mixup", "cutmix", "seed"),
     "(0, inf)": ("learning_rate", "head_learning_rate"),
+    "(0, 1]": ("layer_decay",),
     "[1, inf)": (
         "epochs", "steps", "accumulate", "ema_every", "patience", "repeats",
         "train_size", "eval_size", "channels",
@@ -120,8 +121,10 @@ NEEDS = {
     "factor": ("schedule", "steps"),
     "floor": ("schedule", "cosine"),
     "warmup_prefix": ("schedule", "cosine"),
+    "momentum": ("optimizer", "sgd", "caffe-sgd"),
+    "nesterov": ("optimizer", "sgd", "caffe-sgd"),
 }
-"""Field -> another field and its value, without which the field has no effect."""
+"""Field -> another field and its values, without which the field has no effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +140,16 @@ class Recipe:
         accumulate: Number of parts whose gradients are accumulated, to save memory.
             Batch normalisation sees the parts.
         optimizer: "sgd" (torch's form), "caffe-sgd" (the rate is inside the
-            velocity, as in He et al.) or "lamb" (timm's).
+            velocity, as in He et al.), "adam" or "adamw" (torch's), or "lamb" (timm's).
+            Adam's betas are 0.9 and 0.999; `find_recipe` changes learning rates made
+            for SGD to 0.001 for it.
         learning_rate: Peak learning rate.
+        layer_decay: Multiplies the learning rate once for each block between a layer
+            and the head, as timm's `--layer-decay`; 1 for equal rates.
         momentum: Of the gradient.
         nesterov: Whether the momentum is Nesterov's.
-        weight_decay: Coupled L2, as in torch's SGD; for LAMB inside the trust ratio.
+        weight_decay: Coupled L2, as in torch's SGD and Adam; decoupled for AdamW, for
+            LAMB inside the trust ratio.
         decay_on: "kernels" excludes biases and batch normalisation, "all-but-norm"
             batch normalisation alone; or "all".
         schedule: How the rate changes: "cosine" falls along a half cosine to
@@ -232,7 +240,8 @@ class Recipe:
     epochs: int | None = None
     steps: int | None = None
     accumulate: int = 1
-    optimizer: Literal["sgd", "caffe-sgd", "lamb"] = "sgd"
+    optimizer: Literal["sgd", "caffe-sgd", "adam", "adamw", "lamb"] = "sgd"
+    layer_decay: float = 1.0
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
@@ -328,11 +337,12 @@ class Recipe:
             )
 
     def _check_effects(self) -> None:
-        for field, (other, value) in NEEDS.items():
+        for field, (other, *values) in NEEDS.items():
             received, chosen = getattr(self, field), getattr(self, other)
-            if chosen not in (value, "auto") and received != DEFAULTS[field]:
+            if chosen not in (*values, "auto") and received != DEFAULTS[field]:
+                needed = " or ".join(f'{other}="{value}"' for value in values)
                 raise UsageError(
-                    f'{field} has an effect with {other}="{value}" only. Received: '
+                    f"{field} has an effect with {needed} only. Received: "
                     f"{field}={received} with {other}={chosen!r}. Leave one out."
                 )
         if self.schedule == "steps" and not self.milestones:

@@ -15,7 +15,16 @@ from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.devices import Devices
 from reszoo.training.model import BatchNormCount, freeze, recomputed, set_momentum
-from reszoo.training.optimizers import Lamb, MovingAverage, Optimizer, Sgd, is_decayed
+from reszoo.training.optimizers import (
+    Adam,
+    Lamb,
+    MovingAverage,
+    Optimizer,
+    Sgd,
+    UpdateRule,
+    is_decayed,
+    rate_scales,
+)
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
 
@@ -92,7 +101,10 @@ class TrainingStep:
         self._preprocessing, self._class_weights = preprocessing, class_weights
         self._weights = model.trainable_variables
         decays = [weight_decay_of(weight, recipe) for weight in self._weights]
-        self.optimizer = Optimizer(update_rule(recipe), self._weights, decays)
+        places = rate_scales([each.name for each in model.layers], recipe.layer_decay)
+        scales = [places.get(each.path.split("/")[0], 1.0) for each in self._weights]
+        rule = update_rule(recipe)
+        self.optimizer = Optimizer(rule, self._weights, decays, scales)
         self._whole = _compiled(devices.replicated(self._descend))
         self._part = _compiled(devices.replicated(self._gradients))
         self._apply = _compiled(self.optimizer.apply)
@@ -182,10 +194,12 @@ def weight_decay_of(weight: keras.Variable, recipe: Recipe) -> float:
     return recipe.weight_decay if decayed else 0.0
 
 
-def update_rule(recipe: Recipe) -> Sgd | Lamb:
+def update_rule(recipe: Recipe) -> UpdateRule:
     """Return the update rule of a recipe's optimizer."""
     if recipe.optimizer == "lamb":
         return Lamb()
+    if recipe.optimizer.startswith("adam"):
+        return Adam(decoupled=recipe.optimizer == "adamw")
     inside = recipe.optimizer == "caffe-sgd"
     return Sgd(momentum=recipe.momentum, nesterov=recipe.nesterov, rate_inside=inside)
 

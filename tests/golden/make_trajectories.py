@@ -10,6 +10,7 @@ those of a logistic regression along the path of plain descent, magnified by tur
 that LAMB's clip acts at some steps and not at others.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ SHAPES = {
     "asleep/kernel": (2, 3),  # starts at zero and has no gradient for ten steps
 }
 DECAY = {name: 0.05 if name.endswith("kernel") else 0.0 for name in SHAPES}
+# Multiples of the rate by layer decay, as stem, head, head, a block's and the stem's.
+SCALES = dict(zip(SHAPES, (0.5625, 1.0, 1.0, 0.75, 0.5625), strict=True))
 OTHER_LAMB: Any = {"betas": (0.8, 0.99), "eps": 1e-3, "max_grad_norm": None}
 Arrays = dict[str, Any]
 
@@ -78,12 +81,21 @@ def rates() -> Any:
     return np.where(step >= 30, 0.1 * rate, rate)
 
 
-def torch_path(make: Any) -> list[Arrays]:
-    """Weights after each step of a torch optimizer, `make(groups)`."""
+def torch_path(make: Any, scales: Mapping[str, float] | None = None) -> list[Arrays]:
+    """Weights after each step of a torch optimizer, `make(groups)`.
+
+    `scales` are multiples of the learning rate, as those of timm's layer decay.
+    """
+    scales = scales or dict.fromkeys(SHAPES, 1.0)
     weights = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in start().items()}
+    kinds = sorted({(DECAY[n], scales[n]) for n in SHAPES}, reverse=True)
     groups = [
-        {"params": [w for n, w in weights.items() if DECAY[n] == d], "weight_decay": d}
-        for d in (0.05, 0.0)
+        {
+            "params": [w for n, w in weights.items() if (DECAY[n], scales[n]) == kind],
+            "weight_decay": kind[0],
+            "lr_scale": kind[1],
+        }
+        for kind in kinds
     ]
     optimizer = make(groups)
     path = []
@@ -91,7 +103,8 @@ def torch_path(make: Any) -> list[Arrays]:
         for name, weight in weights.items():
             weight.grad = torch.tensor(gradient[name])
         for group in optimizer.param_groups:
-            group["lr"] = float(rate)
+            # As timm/scheduler/scheduler.py does.
+            group["lr"] = float(rate) * group["lr_scale"]
         optimizer.step()
         path.append({n: w.detach().numpy().copy() for n, w in weights.items()})
     return path
@@ -211,6 +224,9 @@ def main() -> None:
         **stacked("caffe-nesterov", caffe_path(nesterov=True)),
         **stacked("lamb", torch_path(Lamb)),
         **stacked("lamb-other", torch_path(lambda g: Lamb(g, **OTHER_LAMB))),
+        **stacked("adam", torch_path(torch.optim.Adam)),
+        **stacked("adamw", torch_path(torch.optim.AdamW)),
+        **stacked("adamw-layers", torch_path(torch.optim.AdamW, SCALES)),
         **stacked("average", average_path(sgd)),
         "schedule/torchvision": torch_rates(warm_cosine),
         "schedule/multistep": torch_rates(
