@@ -40,6 +40,7 @@ def build_resnet(
     zero_init_residual: bool = False,
     stochastic_depth: float = 0.0,
     keyed: bool = False,
+    head_dropout: float = 0.0,
     synchronized: bool = False,
     seed: int | None = None,
     name: str | None = None,
@@ -59,6 +60,8 @@ def build_resnet(
         keyed: Whether stochastic depth and dropout draw from a key: if there are any,
             the model takes a second input, int64 `(2,)`. Otherwise dropout draws from
             Keras' generator of seeds.
+        head_dropout: Probability of setting a feature before the classifier to zero
+            in training. Needs `keyed`.
         synchronized: Whether devices share their batch statistics.
         seed: Decides the fresh weights; None draws them anew each time.
         name: Name of the model; the spec's by default.
@@ -73,6 +76,7 @@ def build_resnet(
         zero_init_residual,
         stochastic_depth,
         keyed,
+        head_dropout,
         synchronized,
         seed,
     )
@@ -86,6 +90,7 @@ class _Builder:
     zero_init_residual: bool
     stochastic_depth: float
     keyed: bool
+    head_dropout: float
     synchronized: bool
     seed: int | None
 
@@ -96,7 +101,8 @@ class _Builder:
 
     def model(self, name: str) -> keras.Model:
         image = keras.Input(self.options.input_shape, name="image")
-        if self.keyed and (self.stochastic_depth or self.options.dropout):
+        rates = (self.stochastic_depth, self.options.dropout, self.head_dropout)
+        if self.keyed and any(rates):
             self.key = keras.Input(batch_shape=(2,), dtype="int64", name="key")
         blocks = groupby(convolutions(self.options), lambda each: each.block)
         x = self.stem(image, list(next(blocks)[1]))
@@ -242,6 +248,9 @@ class _Builder:
             x = keras.layers.GlobalMaxPooling2D(name="maxpool_global", **_NHWC)(x)
         if self.options.classes is None:
             return x
+        if self.head_dropout:
+            place = sum(self.spec.depths)
+            x = KeyedDropout(self.head_dropout, place, name="dropout")([x, self.key])
         x = classifier(self.options.classes, self.seed)(x)
         if self.options.classifier_activation == "softmax":
             x = keras.layers.Softmax(dtype="float32", name="probabilities")(x)

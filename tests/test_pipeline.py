@@ -25,7 +25,14 @@ from reszoo.specs import SPECS
 RECORD = default_preprocessing(SPECS["resnet20"])
 STILL = Augmentation()
 # Policies are left out: their graphs take long to trace.
-VARIED = Augmentation(crop="resized", scale=(0.3, 1), flip=True, erase=0.5)
+VARIED = Augmentation(
+    crop="resized",
+    scale=(0.3, 1),
+    flip=True,
+    vertical_flip=True,
+    rotation=20,
+    erase=0.5,
+)
 
 
 def test_evaluation_shows_every_image_once_as_pillow_would(folder: Path) -> None:
@@ -114,6 +121,35 @@ def test_every_kind_of_variation_is_carried_out() -> None:
         changes = (images != examples.images[labels]).any((1, 2, 3))
         seen[next(iter(changed))] = changes.mean()
     assert all(share >= 0.25 for share in seen.values()), seen
+
+
+def test_images_are_flipped_vertically_and_rotated_about_the_centre() -> None:
+    examples = numbered(40)
+    plain = batches_of(examples, STILL, 40)[0][0]
+    flipped = batches_of(examples, replace(STILL, vertical_flip=True), 40)[0][0]
+    upside_down = [
+        np.array_equal(f, p[::-1]) for f, p in zip(flipped, plain, strict=True)
+    ]
+    the_same = [np.array_equal(f, p) for f, p in zip(flipped, plain, strict=True)]
+    assert 10 < sum(upside_down) < 30
+    assert sum(upside_down) + sum(the_same) == 40
+    # A bright bar from the centre up shows by how much each image was rotated.
+    images = np.zeros((40, 32, 32, 3), np.uint8)
+    images[:, 2:16, 15:17] = 255
+    bars = replace(examples, images=images)
+    turned = batches_of(bars, replace(STILL, rotation=30.0), 40)[0][0].astype(float)
+    y, x = np.mgrid[:32, :32] + 0.5
+    bright = np.where(turned[..., 0] > 160, turned[..., 0], 0)
+    total = bright.sum((1, 2))
+    across = (bright * (x - 16)).sum((1, 2)) / total
+    up = (bright * (16 - y)).sum((1, 2)) / total
+    angles = np.degrees(np.arctan2(across, up))
+    assert np.abs(angles).max() < 31
+    assert angles.min() < -20
+    assert angles.max() > 20
+    assert abs(angles.mean()) < 8
+    corner = turned[np.abs(angles) > 10][:, 0, 0]
+    np.testing.assert_array_equal(corner, np.tile(RECORD.mean_colour, (len(corner), 1)))
 
 
 def test_an_epoch_can_be_made_again_and_differs_from_the_next(folder: Path) -> None:

@@ -44,6 +44,7 @@ _SGD: dict[str, Any] = {
     "ema": 0.9,
     "mixup": 0.2,
     "stochastic_depth": 0.1,
+    "dropout": 0.2,
 }
 _LAMB: dict[str, Any] = {
     "epochs": 3,

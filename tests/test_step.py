@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -211,6 +212,30 @@ def test_recomputation_changes_no_step(net: str) -> None:
         if not name.endswith("num_batches_tracked"):
             assert not np.array_equal(tensor, before[name]), name
     assert convolutions[1] > 1.5 * convolutions[0]
+
+
+def test_dropout_before_the_classifier_drops_features_and_keeps_the_mean() -> None:
+    model = small()
+    preprocessing = reszoo.card(model).preprocessing
+    net = training_copy(model, preprocessing, recipe_of(dropout=0.25))
+    pixels = preprocessing.normalise(IMAGES.astype(np.float32))
+    dropped = keras.Model(net.inputs, net.get_layer("dropout").output)
+    whole = keras.Model(net.inputs, net.get_layer("avgpool").output)
+    for layer in net.layers:
+        layer.trainable = "bn" not in layer.name
+    features = np.asarray(whole([pixels, np.array(KEY)], training=True))
+    kept = np.asarray(
+        [dropped([pixels, np.array([seed, 7])], training=True) for seed in range(200)]
+    )
+    assert (kept[:, features > 0] == 0).mean() == pytest.approx(0.25, abs=0.01)
+    np.testing.assert_allclose(kept.max(0), features / 0.75, rtol=1e-4, atol=1e-5)
+    same = [dropped([pixels, np.array(KEY)], training=True) for _ in range(2)]
+    np.testing.assert_array_equal(*same)
+    np.testing.assert_allclose(
+        np.asarray(net([pixels, np.array(KEY)], training=False)),
+        np.asarray(model(pixels, training=False)),
+        atol=1e-5,
+    )
 
 
 def test_a_block_that_starts_at_zero_is_its_shortcut() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reszoo.console import quiet
 from reszoo.data.augment import geometry
-from reszoo.data.augment.policies import Canvas, find_policy
+from reszoo.data.augment.policies import Canvas, find_policy, rotation, transform
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
@@ -38,6 +38,9 @@ class Augmentation:
         ratio: With "resized": width over height, least and greatest, compared with
             that of the input; of the image itself where the preprocessing squashes.
         flip: Whether half of the images are flipped horizontally.
+        vertical_flip: Whether half of the images are flipped vertically.
+        rotation: Greatest angle of a rotation, in degrees, before the policy; what
+            comes in from outside has the mean colour.
         policy: "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policies`.
         erase: Share of the images of which a random box gets the mean colour.
         repeats: How often a batch shows each of its images, varied differently.
@@ -50,6 +53,8 @@ class Augmentation:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = False
+    vertical_flip: bool = False
+    rotation: float = 0.0
     policy: str | None = None
     erase: float = 0.0
     repeats: int = 1
@@ -140,7 +145,7 @@ def training_batches(
 
     def sliced(*which: tf.Tensor) -> tf.data.Dataset:
         kinds = (tf.int64, tf.int64, tf.int64, tf.float32)
-        shapes = ((None,), (None, 2), (None,), (None, 3))
+        shapes = ((None,), (None, 2), (None,), (None, 5))
         slots = tf.numpy_function(slots_of, which, kinds)
         return tf.data.Dataset.from_tensor_slices(
             tuple(map(tf.ensure_shape, slots, shapes))
@@ -174,7 +179,7 @@ def _epoch_slots(
 
     Returns:
         Arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys for
-        the variations, int64 targets, and three float32 numbers from [0, 1) for what
+        the variations, int64 targets, and five float32 numbers from [0, 1) for what
         is done to whole batches. Keys and numbers belong to an image and its
         repetition, not to the place.
     """
@@ -197,9 +202,10 @@ def _epoch_slots(
     # By entry, not by image, for sampling may show an image more than once.
     key, variants = int(state[0] >> np.uint64(1)), entries * repeats + numbers
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)
-    draws = np.random.default_rng((key, 1)).random((count * repeats, 3), np.float32)
+    generator = np.random.default_rng((key, 1))
+    draws = [generator.random((count * repeats, n), np.float32) for n in (3, 2)]
     indices = drawn[entries]
-    return indices, keys, targets[indices], draws[variants]
+    return indices, keys, targets[indices], np.concatenate(draws, 1)[variants]
 
 
 def class_shares(
@@ -250,6 +256,8 @@ def _finisher(
             images = geometry.shift(images, draws[:, :2], augmentation.pad, fill)
         if augmentation.flip and augmentation.crop != "resized":
             images = geometry.flip(images, draws[:, 2])
+        if augmentation.vertical_flip:
+            images = geometry.flip(images, draws[:, 3], axis=1)
         return images, targets
 
     return finish
@@ -283,7 +291,10 @@ def _loader(
     trivial = augmentation.policy == "trivial"
     outside = tf.zeros_like(fill) if trivial else fill
     # Policies know RGB only; of grey images each channel is treated alike.
-    canvas = Canvas(tf.repeat(outside, 3) if grey else outside, shown.interpolation)
+    mean_canvas, canvas = (
+        Canvas(tf.repeat(colour, 3) if grey else colour, shown.interpolation)
+        for colour in (fill, outside)
+    )
 
     def load(
         index: tf.Tensor, key: tf.Tensor, target: tf.Tensor, draw: tf.Tensor
@@ -296,10 +307,14 @@ def _loader(
             image = geometry.resize(part, sides, shown.interpolation, flipped)
         else:
             image = decoder.prepared(index, shown)
-        if policy:
+        if policy or augmentation.rotation:
             rgb = tf.repeat(image, 3, axis=-1) if grey else image
-            image = policy(rgb, tf.random.fold_in(key, 1), canvas)
-            image = image[..., :1] if grey else image
+            if augmentation.rotation:
+                angle = augmentation.rotation * (2 * draw[4] - 1)
+                rgb = transform(rgb, rotation(angle, *sides), mean_canvas)
+            if policy:
+                rgb = policy(rgb, tf.random.fold_in(key, 1), canvas)
+            image = rgb[..., :1] if grey else rgb
         if augmentation.erase:
             own = tf.random.fold_in(key, 2)
             image = geometry.erase(image, own, augmentation.erase, fill)

@@ -159,7 +159,7 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
 _SUPPORTED = LEARNING | {"freeze", "freeze_bn"}
 # Fields that act on the images, on the architecture or around the loop, where `compile`
 # has no influence. By difference, so that a new field is refused until it is supported.
-_REFUSED = ("class_weight", "layer_decay")
+_REFUSED = ("class_weight", "layer_decay", "dropout")
 _ONLY_TRAIN = tuple(name for name in FIELDS if name not in _SUPPORTED)
 
 
@@ -207,10 +207,10 @@ def compile(
         >>> reszoo.compile(model, steps_per_epoch=100, epochs=5)
         >>> model.fit(batches, epochs=5)
     """
+    _check_supported(model, fields)
     chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
     # Left out, they would change what is learned, and not only how well.
-    chosen_too = [n for n in _REFUSED if getattr(chosen, n) != DEFAULTS[n]]
-    _check_supported(model, [*fields, *chosen_too])
+    _check_supported(model, [n for n in _REFUSED if getattr(chosen, n) != DEFAULTS[n]])
     freeze_bn = bool(chosen.freeze_bn)
     batch_norm = freeze(model, card.resnet, chosen.freeze, freeze_bn)
     set_momentum(model, moving_momentum(chosen, steps_per_epoch))

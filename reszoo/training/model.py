@@ -115,7 +115,7 @@ def training_copy(
     Args:
         model: A model from reszoo, with a classifier.
         preprocessing: Its `train_size` becomes the input size of the copy.
-        recipe: Decides precision, stochastic depth and synchronised statistics.
+        recipe: Decides precision, stochastic depth, dropout, synchronised statistics.
 
     Returns:
         A model with the same layer names, weights and `trainable` flags. Layers that
@@ -132,6 +132,7 @@ def training_copy(
             replace(architecture, input_shape=shape),
             stochastic_depth=recipe.stochastic_depth,
             keyed=True,
+            head_dropout=recipe.dropout,
             synchronized=recipe.sync_bn,
             seed=0,
             name=model.name,

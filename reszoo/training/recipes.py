@@ -107,8 +107,9 @@ _INTERVALS = {
     ),
     "[2, inf)": ("batch_size",),
     "[0, 0.5)": ("pad",),
+    "[0, 180]": ("rotation",),
     "[0, 1)": (
-        "momentum", "label_smoothing", "weight_decay", "ema", "bn_momentum",
+        "dropout", "momentum", "label_smoothing", "weight_decay", "ema", "bn_momentum",
         "stochastic_depth",
     ),
     "[0, 1]": ("warmup_start", "factor", "floor", "erase", "sampling"),
@@ -197,6 +198,9 @@ class Recipe:
             that of the input; with resize "squash", of the image.
         flip: Whether half of the images are flipped horizontally; None decides by
             the data, for a mirrored digit is not a digit.
+        vertical_flip: Whether half of the images are flipped vertically.
+        rotation: Greatest angle, in degrees, by which images are rotated to either side
+            about their centre; corners show the mean colour.
         policy: "trivial" (TrivialAugmentWide), "rand-m7-mstd0.5" (timm's
             RandAugment) or None.
         erase: Probability that a part is erased.
@@ -205,6 +209,8 @@ class Recipe:
         repeats: Copies of each image in a batch (arXiv:1902.05509).
         stochastic_depth: Probability of dropping the last block; it falls linearly
             towards the first (arXiv:1603.09382).
+        dropout: Probability of setting a feature before the classifier to zero. Dropout
+            within blocks belongs to the model: `reszoo.build(dropout=)`.
         zero_init_residual: Whether each block starts as its shortcut alone; for
             models that `train` itself builds with fresh weights.
         freeze: "backbone" trains the head alone, "stages:N" all but the stem and
@@ -268,12 +274,15 @@ class Recipe:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool | None = None
+    vertical_flip: bool = False
+    rotation: float = 0.0
     policy: str | None = None
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     repeats: int = 1
     stochastic_depth: float = 0.0
+    dropout: float = 0.0
     zero_init_residual: bool = False
     freeze: str | None = None
     freeze_bn: bool | None = False

@@ -125,6 +125,8 @@ class RunConfig:
             scale=recipe.scale,
             ratio=recipe.ratio,
             flip=flip,
+            vertical_flip=recipe.vertical_flip,
+            rotation=recipe.rotation,
             policy=recipe.policy,
             erase=recipe.erase,
             repeats=recipe.repeats,

@@ -128,15 +128,16 @@ def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.
     return tf.gather(moved_down, columns, axis=2, batch_dims=1)
 
 
-def flip(images: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    """Flip half of the images horizontally.
+def flip(images: tf.Tensor, draws: tf.Tensor, axis: int = 2) -> tf.Tensor:
+    """Flip half of the images, horizontally or along another axis.
 
     Args:
         images: uint8 `(batch, height, width, 3)`.
         draws: float32 `(batch,)` in [0, 1).
+        axis: 2 flips horizontally, 1 vertically.
     """
     chosen = (draws < 0.5)[:, None, None, None]
-    return tf.where(chosen, tf.reverse(images, axis=[2]), images)
+    return tf.where(chosen, tf.reverse(images, axis=[axis]), images)
 
 
 def erase(
