@@ -75,9 +75,12 @@ class Architecture:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; a row of the table as its name."""
         known = SPECS.get(self.name) == self.spec
+        # Cards, and with them files, of models without these options stay as they were.
+        added: dict[str, Any] = {"output_stride": None, "dropout": 0.0}
+        options = self.options().items()
         return {
             "spec": self.name if known else self.spec.to_json(),
-            **self.options(),
+            **{name: v for name, v in options if name not in added or v != added[name]},
             "input_shape": list(self.input_shape),
         }
 
