@@ -90,7 +90,7 @@ def test_a_custom_spec_goes_all_the_way_in_a_new_process(
         *("deep", "pre"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("pre-deep", "grouped")
+            for name in ("pre-deep", "grouped", "late")
         ),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_spec_in_a_file_of_a_stranger_is_checked(
         reszoo.load(file)
 
 
-@pytest.mark.parametrize("name", ["deep", "pre", "pre-deep", "grouped"])
+@pytest.mark.parametrize("name", ["deep", "pre", "pre-deep", "grouped", "late"])
 @pytest.mark.parametrize("shortcut", [None, "none"])
 def test_the_family_is_recognised_in_a_keras_model(
     name: str, shortcut: str | None, monkeypatch: pytest.MonkeyPatch

@@ -158,6 +158,26 @@ def test_imagenet_nets_compute_what_the_paper_writes(
     assert_close(model(x, training=False), expected)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("preresnet20", "wrn16_4", "resnet10t", "resnet50v2"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("preresnet164", "resnet1202", "wide_resnet50_2", "resnet26d")
+        ),
+    ],
+)
+def test_each_kind_of_row_computes_what_its_source_writes(name: str) -> None:
+    spec, size = SPECS[name], (49, 38)
+    model = randomise(reszoo.build(name, input_shape=(*size, 3)))
+    x = images(*size)
+    options: dict[str, Any]
+    options = {"last": spec.stride_block == "last", "epsilon": spec.epsilon}
+    expected = logits(x, to_tensors(model), **options)
+    assert_close(model(x, training=False), expected)
+
+
 @pytest.mark.parametrize("spec", family.SPECS.values(), ids=family.SPECS)
 @pytest.mark.parametrize("size", [(64, 64), (45, 51)])
 def test_custom_specs_compute_what_they_describe(

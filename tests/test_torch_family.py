@@ -208,7 +208,7 @@ def test_statistics_follow_the_batch_as_torchs(
     for tensor in statistics:
         largest = np.abs(expected[tensor]).max()
         off = np.abs(moved[tensor] - expected[tensor]).max()
-        assert off <= 1e-4 * largest, tensor
+        assert off <= 1e-5 * largest, tensor
 
 
 @pytest.mark.parametrize("name", MODELS)
