@@ -62,16 +62,11 @@ def assert_close(answer: Any, expected: Any, what: str) -> None:
     assert np.abs(np.asarray(answer) - expected).max() <= limit, what
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_and_stages_are_those_of_keras_applications(name: str) -> None:
-    model = theirs(name)
-    images = formula.images(1, 224, 224)
+def both_answers(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield our answers and theirs: logits, and stages at two sizes."""
+    model, images = theirs(name), formula.images(1, 224, 224)
     ours = reszoo.from_keras_applications(model)
-    assert reszoo.card(ours).resnet.spec == SPECS[name]
-    expected = np.asarray(model(images, training=False))
-    assert_close(ours(images, training=False), expected, "logits")
-
+    yield {"logits": ours(images)}, {"logits": model(images, training=False)}
     bare = theirs(name, include_top=False, input_shape=(None, None, 3))
     ends = {
         f"layer{stage}": layer.output
@@ -86,9 +81,45 @@ def test_logits_and_stages_are_those_of_keras_applications(name: str) -> None:
     pyramid.set_weights(reszoo.from_keras_applications(bare).get_weights())
     for size in formula.SIZES:
         images = formula.images(1, *size)
-        answers, wanted = pyramid(images), stages(images, training=False)
-        for stage in formula.STAGES:
-            assert_close(answers[stage], np.asarray(wanted[stage]), stage)
+        yield pyramid(images), stages(images, training=False)
+
+
+def both_steps(name: str, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Return how one step of theirs and one of ours change each tensor."""
+    options: dict[str, Any] = {"input_shape": (*size, 3), "classes": 10}
+    model = theirs(name, **options)
+    images, targets = formula.images(2, *size), np.array([3, 7])
+    ours = reszoo.from_keras_applications(model)
+    start = to_tensors(ours)
+    for each in (model, ours):
+        weights = [weight.value for weight in each.trainable_weights]
+        with tf.GradientTape() as tape:
+            logits = each(images, training=True)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+            loss = tf.reduce_mean(loss)
+        for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
+            weight.assign_sub(slope)
+    expected, moved = (
+        {key: value - start[key] for key, value in tensors.items()}
+        for tensors in (
+            keras_applications_contents(layers_of(model), "after").tensors,
+            to_tensors(ours),
+        )
+    )
+    # Their moving statistics have Keras' momentum of 0.99, ours torch's of 0.9.
+    scaled = {k: 10 * x if ".running_" in k else x for k, x in expected.items()}
+    return scaled, moved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_stages_are_those_of_keras_applications(name: str) -> None:
+    compared: set[str] = set()
+    for answers, expected in both_answers(name):
+        for key, value in expected.items():
+            assert_close(answers[key], np.asarray(value), key)
+        compared |= set(expected)
+    assert compared == {"logits", *formula.STAGES}
 
 
 @pytest.mark.slow
@@ -98,32 +129,14 @@ def test_logits_and_stages_are_those_of_keras_applications(name: str) -> None:
 def test_one_step_moves_every_tensor_as_in_keras(
     name: str, size: tuple[int, int]
 ) -> None:
-    options: dict[str, Any] = {"input_shape": (*size, 3), "classes": 10}
-    model = theirs(name, **options)
-    images, targets = formula.images(2, *size), np.array([3, 7])
-    ours = reszoo.from_keras_applications(model)
-    for each in (model, ours):
-        weights = [weight.value for weight in each.trainable_weights]
-        with tf.GradientTape() as tape:
-            logits = each(images, training=True)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-            loss = tf.reduce_mean(loss)
-        for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
-            weight.assign_sub(slope)
-    moved = keras_applications_contents(layers_of(model), "after").tensors
-    before = keras_applications_contents(layers_of(theirs(name, **options)), "before")
-    after = to_tensors(ours)
-    assert set(moved) == {k for k in after if not k.endswith("num_batches_tracked")}
-    for key, value in moved.items():
-        start = before.tensors[key]
-        # Their moving statistics have Keras' momentum of 0.99, ours torch's of 0.9.
-        factor = 10 if ".running_" in key else 1
-        update, expected = after[key] - start, factor * (value - start)
+    expected, moved = both_steps(name, size)
+    assert set(expected) == {k for k in moved if not k.endswith("num_batches_tracked")}
+    for key, value in expected.items():
         # The biases that the next normalization undoes have gradients of 0.
-        if np.abs(expected).max() > 1e-12:
-            assert_close(update, expected, key)
+        if np.abs(value).max() > 1e-12:
+            assert_close(moved[key], value, key)
         else:
-            assert np.abs(update).max() <= 1e-12, key
+            assert np.abs(moved[key]).max() <= 1e-12, key
 
 
 @pytest.mark.parametrize(

@@ -133,15 +133,20 @@ def looking(model: Any) -> Any:
     return keras.Model(model.input, {"logits": model.output, **last})
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_and_stages_are_torchs(name: str) -> None:
+def both_answers(name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield our logits and stages, and torch's, at two sizes."""
     import_torchvision()
     torchs, model = theirs(name), looking(ours(name))
     for size in SIZES:
         images = formula.images(1, *size)
-        expected = stages_of(torchs, images)
+        yield model(images, training=False), stages_of(torchs, images)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_stages_are_torchs(name: str) -> None:
+    for answers, expected in both_answers(name):
         assert set(expected) == {"logits", *formula.STAGES}
-        assert_close(model(images, training=False), expected)
+        assert_close(answers, expected)
 
 
 # torchvision dilates bottlenecks only; timm all blocks, and average pools.
