@@ -42,13 +42,7 @@ class _RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
 @_registered
 class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
-    """A Keras optimizer that applies the update rule of a recipe.
-
-    Args:
-        recipe: Update rule and weight decay; with `epochs`.
-        steps_per_epoch: At least 1.
-        name: Of the optimizer; the recipe's by default.
-    """
+    """A Keras optimizer that applies the update rule of a recipe with `epochs`."""
 
     def __init__(
         self, recipe: Recipe, steps_per_epoch: int, name: str | None = None
@@ -134,10 +128,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
     """A recipe's loss of int targets `(batch,)` and logits `(batch, classes)`.
 
-    Args:
-        loss: "softmax" or "binary".
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-        **options: Of every Keras loss: `name`, `reduction`, `dtype`.
+    `loss` is "softmax" or "binary", `label_smoothing` the share of the target that is
+    spread over all classes, in [0, 1). Options are those of every Keras loss.
     """
 
     def __init__(self, loss: str, label_smoothing: float, **options: Any) -> None:

@@ -36,23 +36,17 @@ _MOST_STRANGERS = 100
 
 @dataclass(frozen=True)
 class Cluster:
-    """The workers of a distributed training, and the number of this process.
+    """The workers of a distributed training, and the number of this process."""
 
-    Attributes:
-        addresses: "host:port" of every worker, in the same order everywhere.
-        worker: Number of this process, from 0.
-    """
-
-    addresses: tuple[str, ...]
-    worker: int
+    addresses: tuple[str, ...]  # "host:port" of each, in the same order everywhere
+    worker: int  # number of this process, from 0
 
 
 def read_cluster() -> Cluster:
     """Read the environment variable TF_CONFIG.
 
-    Raises:
-        UsageError: It is missing, malformed, or names fewer than two workers or tasks
-            other than workers.
+    A UsageError if it is missing, malformed, or names fewer than two workers or tasks
+    other than workers.
     """
     text = os.environ.get(_VARIABLE)
     if not text:
@@ -91,14 +85,8 @@ def wait_for_workers(cluster: Cluster, timeout: float) -> None:
 
     TensorFlow 2.21 waits for an hour and ignores Ctrl-C. Every worker connects to the
     first one, at the address that TensorFlow opens afterwards, and says its number and
-    a hash of all addresses; other connections count for nothing and delay nobody.
-
-    Args:
-        cluster: The workers.
-        timeout: In seconds.
-
-    Raises:
-        ReszooError: A worker did not connect, or the first one cannot open its port.
+    a hash of all addresses; other connections count for nothing and delay nobody. A
+    ReszooError if a worker did not connect, or the first one cannot open its port.
     """
     end = time.monotonic() + timeout
     connect = _accept_workers if cluster.worker == 0 else _connect_to_chief
@@ -348,11 +336,8 @@ class Devices:
     def check_agreement(self, facts: Mapping[str, Any]) -> None:
         """Refuse to start where a worker was started differently from the chief.
 
-        Args:
-            facts: What must be the same, by name, as JSON values.
-
-        Raises:
-            UsageError: Something differs; the message says what.
+        Facts are what must be the same, by name, as JSON values; a UsageError says what
+        is not.
         """
         if self.workers == 1:
             return

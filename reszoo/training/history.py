@@ -29,36 +29,22 @@ _UNBALANCED = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One row of the history; accuracies in 0..1, None where nothing was measured.
+    """One row of the history; accuracies in 0..1, None where nothing was measured."""
 
-    Attributes:
-        epoch: Counted from 1.
-        phase: "head" while the head alone is trained, else "all".
-        loss: Mean training loss, in nats.
-        top1: Accuracy on the training batches.
-        validation_loss: Mean cross-entropy on the validation split, in nats, whatever
-            the training loss is.
-        validation_top1: Accuracy on the validation split.
-        validation_balanced_accuracy: Mean recall of its classes.
-        validation_macro_f1: Mean F1 of its classes.
-        learning_rate: At the last step.
-        images_per_second: Training images, over the time of the training steps.
-        data_wait: Share of that time spent waiting for images.
-        seconds: Time of the training steps.
-    """
-
-    epoch: int
-    phase: str
-    loss: float
-    top1: float
+    epoch: int  # counted from 1
+    phase: str  # "head" while the head alone is trained, else "all"
+    loss: float  # mean training loss, in nats
+    top1: float  # accuracy on the training batches
+    # Mean cross-entropy on the validation split, in nats, whatever the training loss
+    # is.
     validation_loss: float | None
     validation_top1: float | None
-    validation_balanced_accuracy: float | None = None
-    validation_macro_f1: float | None = None
-    learning_rate: float
-    images_per_second: float
-    data_wait: float
-    seconds: float
+    validation_balanced_accuracy: float | None = None  # mean recall of its classes
+    validation_macro_f1: float | None = None  # mean F1 of its classes
+    learning_rate: float  # at the last step
+    images_per_second: float  # training images, over the time of the steps
+    data_wait: float  # share of that time spent waiting for images
+    seconds: float  # time of the training steps
 
     def __str__(self) -> str:
         parts = [f"loss {self.loss:.4f}", f"accuracy {self.top1:7.2%}"]
@@ -86,17 +72,10 @@ class EventLog:
     """One event file of TensorBoard; a resumed run adds another to the same folder.
 
     Its first record tells TensorBoard to discard what earlier files of the folder hold
-    from `first_step` on, so that steps repeated after a kill show only once. Earlier
-    files are not changed: their last record may be cut off, and readers then continue
-    with the next file.
-
-    Args:
-        folder: Of the file; created if missing.
-        first_step: The first step that will be written: 0 for a new run, else one
-            more than the last step in the state that the run resumes from.
-
-    Raises:
-        ReszooError: The disk refused the write.
+    from `first_step` on (0 for a new run, else one more than the last step in the state
+    that the run resumes from), so that steps repeated after a kill show only once.
+    Earlier files are not changed: their last record may be cut off, and readers then
+    continue with the next file.
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
@@ -171,12 +150,6 @@ class RunHistory:
         provenance: Of its weights, except for the epoch.
         folder: Where weights and history are kept; None keeps them in memory only.
         best_by: As in `Recipe`.
-
-    Attributes:
-        epochs: One row for each validation.
-        best: The best of them; None before the first.
-        best_tensors: Its weights, by torchvision's names.
-        best_card: Its card.
     """
 
     def __init__(

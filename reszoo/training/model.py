@@ -41,23 +41,12 @@ class BatchNormCount(NamedTuple):
 def freeze(
     model: keras.Model, architecture: Architecture, part: str | None, batch_norm: bool
 ) -> BatchNormCount:
-    """Set which layers of a model are trainable.
+    """Set which layers are trainable; return the numbers of frozen and live norms.
 
     What an earlier call froze is unfrozen first. Layers that were frozen otherwise, by
-    the user for example, stay frozen.
-
-    Args:
-        model: A model from `build_resnet`.
-        architecture: Of the model.
-        part: "backbone" for all but the head, "stages:N" for the stem and the
-            first N stages, or None.
-        batch_norm: Whether every batch normalisation is frozen as well.
-
-    Returns:
-        How many batch normalisations are frozen and live.
-
-    Raises:
-        UsageError: The model has fewer stages.
+    the user for example, stay frozen. The part is "backbone" for all but the head,
+    "stages:N" for the stem and the first N stages (a UsageError if the model has
+    fewer), or None; with `batch_norm`, every batch normalisation is frozen as well.
     """
     names = frozen_layers(architecture, part)
     unfrozen = unfrozen_layers(model)
@@ -80,15 +69,7 @@ def unfrozen_layers(model: keras.Model) -> set[str]:
 
 
 def frozen_layers(architecture: Architecture, part: str | None) -> set[str]:
-    """Return the names of the layers with weights in a part of a model.
-
-    Args:
-        architecture: Of the model.
-        part: As in `freeze`.
-
-    Raises:
-        UsageError: The model has fewer stages.
-    """
+    """Return the names of the layers with weights in a part (see `freeze`)."""
     if part is None:
         return set()
     stages = len(architecture.spec.depths)
@@ -110,19 +91,12 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 def training_copy(
     model: keras.Model, preprocessing: Preprocessing, recipe: Recipe
 ) -> keras.Model:
-    """Build the copy of a model that is trained, from images to logits.
+    """Build the copy of a model that is trained, from images of `train_size` to logits.
 
-    Args:
-        model: A model from reszoo, with a classifier.
-        preprocessing: Its `train_size` becomes the input size of the copy.
-        recipe: Decides precision, stochastic depth, dropout, synchronised statistics.
-
-    Returns:
-        A model with the same layer names, weights and `trainable` flags. Layers that
-        only `reszoo.compile` froze are trainable.
-
-    Raises:
-        UsageError: The model has no classifier, or the processor no bfloat16.
+    The recipe decides precision, stochastic depth, dropout, synchronised statistics.
+    The copy has the same layer names, weights and `trainable` flags; layers that only
+    `reszoo.compile` froze are trainable. A UsageError if the model has no classifier,
+    or the processor no bfloat16.
     """
     architecture = get_card(model).resnet
     logits_model(model)
@@ -146,14 +120,11 @@ def training_copy(
 
 
 def recomputed(model: keras.Model) -> Callable[[Any], tf.Tensor]:
-    """Return a function that computes a model in training in little memory.
+    """Return a function that computes a `training_copy` in training in little memory.
 
     The blocks are divided into about as many groups as a group has blocks, of which
     only the inputs are kept. Gradients compute a group again (Chen et al. 2016,
     arXiv:1604.06174) with the same random draws; moving statistics move once.
-
-    Args:
-        model: A `training_copy`. The function takes what it takes.
     """
     # The last layer of a block, in Keras' order from input to output, ends it.
     ends = {

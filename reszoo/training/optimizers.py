@@ -22,14 +22,11 @@ from reszoo.training.recipes import Decayed
 
 
 def is_decayed(path: str, ndim: int, which: Decayed = "kernels") -> bool:
-    """Return whether weight decay applies to a trainable weight.
+    """Return whether weight decay applies to a weight of so many axes, by Keras' path.
 
-    Args:
-        path: Keras' path of the weight, such as "layer1.0.conv1/kernel".
-        ndim: Number of its axes.
-        which: "kernels" of convolutions and dense layers, which have two axes or more
-            (timm's groups); "all-but-norm" adds biases, as torchvision's reference
-            script does with `--norm-weight-decay 0`; "all" is torch's plain SGD.
+    "kernels" are those of convolutions and dense layers, which have two axes or more
+    (timm's groups); "all-but-norm" adds biases, as torchvision's reference script does
+    with `--norm-weight-decay 0`; "all" is torch's plain SGD.
     """
     if which == "kernels":
         return ndim > 1
@@ -37,14 +34,10 @@ def is_decayed(path: str, ndim: int, which: Decayed = "kernels") -> bool:
 
 
 def rate_scales(layers: Sequence[str], layer_decay: float) -> dict[str, float]:
-    """Return the multiple of the learning rate that each layer has.
+    """Return the multiple of the learning rate that each layer of a ResNet has.
 
     As timm's `--layer-decay`: 1 for the head, and `layer_decay` times less for each
-    block before it, down to the stem.
-
-    Args:
-        layers: Names of all layers of a ResNet, also of frozen ones.
-        layer_decay: In (0, 1]; see `Recipe`.
+    block before it, down to the stem. Frozen layers are named as well.
     """
     places = {}
     for name in layers:
@@ -56,22 +49,13 @@ def rate_scales(layers: Sequence[str], layer_decay: float) -> dict[str, float]:
 
 
 class Update(NamedTuple):
-    """What an update rule needs to know beside the variable itself.
+    """What an update rule needs to know beside the variable itself."""
 
-    Attributes:
-        slots: As many `tf.Variable`s as the rule has `slots`, each of the variable's
-            shape.
-        gradient: Of the loss, without the weight decay; the variable's shape.
-        rate: Learning rate, a float32 scalar tensor.
-        decay: Weight decay of this variable; 0 for none.
-        step: int64 scalar tensor, counted from 1.
-    """
-
-    slots: Sequence[Any]
-    gradient: Any
-    rate: Any
-    decay: float
-    step: Any
+    slots: Sequence[Any]  # as many as the rule has, of the variable's shape
+    gradient: Any  # of the loss, without the weight decay
+    rate: Any  # learning rate, a float32 scalar tensor
+    decay: float  # weight decay of this variable; 0 for none
+    step: Any  # int64 scalar tensor, counted from 1
 
 
 class UpdateRule(ABC):
@@ -96,15 +80,12 @@ class UpdateRule(ABC):
 class Sgd(UpdateRule):
     """Stochastic gradient descent with momentum and coupled weight decay.
 
-    With g the gradient plus `decay * w`, torch's form (`torch.optim.SGD`) is
-    v = momentum v + g; w -= rate v. It equals the other form as long as the rate is
-    constant; when the rate falls, torch's slows down at once.
-
-    Attributes:
-        momentum: In [0, 1).
-        nesterov: Whether to move by g + momentum v in place of v.
-        rate_inside: Whether the velocity includes the rate, v = momentum v + rate g;
-            w -= v, as in Caffe (with which He et al. 2015 trained) and in Keras.
+    With g the gradient plus `decay * w`, torch's form (`torch.optim.SGD`) is v =
+    momentum v + g; w -= rate v. It equals the other form as long as the rate is
+    constant; when the rate falls, torch's slows down at once. Nesterov's moves by g +
+    momentum v in place of v. With `rate_inside` the velocity includes the rate, v =
+    momentum v + rate g; w -= v, as in Caffe (with which He et al. 2015 trained) and in
+    Keras.
     """
 
     slots = ("velocity",)
@@ -125,21 +106,15 @@ class Sgd(UpdateRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(UpdateRule):
-    """Adam (Kingma & Ba, arXiv:1412.6980) as torch's `Adam` and `AdamW`.
-
-    Attributes:
-        beta1: Decay of the mean gradient, in [0, 1).
-        beta2: Decay of the mean squared gradient, in [0, 1).
-        epsilon: Added to the root of the mean square.
-        decoupled: Whether weights decay by `rate * decay` apart from the gradient
-            (AdamW, arXiv:1711.05101); otherwise the decay is added to it.
-    """
+    """Adam (Kingma & Ba, arXiv:1412.6980) as torch's `Adam` and `AdamW`."""
 
     # Running means of the gradient and of its square.
     slots = ("mean", "square")
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
+    beta1: float = 0.9  # decay of the mean gradient, in [0, 1)
+    beta2: float = 0.999  # decay of the mean squared gradient, in [0, 1)
+    epsilon: float = 1e-8  # added to the root of the mean square
+    # Whether weights decay by `rate * decay` apart from the gradient (AdamW,
+    # arXiv:1711.05101); otherwise the decay is added to it.
     decoupled: bool = False
 
     def apply(self, variable: Any, update: Update) -> None:
@@ -168,11 +143,8 @@ class Lamb(Adam):
 
     Adam's direction plus `decay * w`, scaled to the length of the weight. Keras' own
     `Lamb` adds the decay after scaling and clips nothing, which is another optimizer.
-    As in timm, weights without decay are not scaled: they move by Adam alone.
-
-    Attributes:
-        max_norm: Global norm to which all gradients together are clipped; None does
-            not clip.
+    As in timm, weights without decay are not scaled: they move by Adam alone. All
+    gradients together are clipped to a global norm of `max_norm`, if it is not None.
     """
 
     epsilon: float = 1e-6
@@ -218,9 +190,6 @@ class Optimizer:
         variables: Keras variables or `tf.Variable`s, float32, of different names.
         decays: The weight decay of each, 0 for none; see `is_decayed`.
         scales: The multiple of the learning rate of each; None is 1.
-
-    Raises:
-        UsageError: Two variables have one name, or `decays` has another length.
     """
 
     def __init__(
@@ -248,18 +217,13 @@ class Optimizer:
         ]
 
     def apply(self, gradients: Sequence[Any], rate: Any) -> None:
-        """Take one step.
+        """Take one step at a learning rate, a float32 scalar tensor.
 
-        Args:
-            gradients: Of the loss by each variable, in the order of `variables`. They
-                are those of the global batch: with several replicas, reduce them
-                first (`tf.distribute.get_replica_context().all_reduce`).
-            rate: Learning rate, a float32 scalar tensor. Each new Python number would
-                trace a surrounding `tf.function` again.
-
-        Raises:
-            UsageError: A variable has no gradient, or the strategy is another one than
-                where the optimizer was created.
+        Gradients are of the loss by each variable, in their order, and of the global
+        batch: with several replicas, reduce them first
+        (`tf.distribute.get_replica_context().all_reduce`). Each new Python number would
+        trace a surrounding `tf.function` again. A UsageError if a variable has no
+        gradient, or the strategy is another one than where the optimizer was created.
         """
         pairs = zip(self._variables, gradients, strict=True)
         missing = [name for name, gradient in pairs if gradient is None]
@@ -295,18 +259,10 @@ class MovingAverage:
     """An exponential moving average of weights, including batch-norm statistics.
 
     It starts as a copy. torchvision averages buffers as well as parameters
-    (`use_buffers=True`), so pass all of `model.variables`, whose batch-norm
-    statistics are those buffers. Create it within `strategy.scope()` where there is a
-    strategy; `update` may then be called within `strategy.run` and outside of it.
-
-    Args:
-        variables: Keras variables or `tf.Variable`s, float32, of different names.
-
-    Attributes:
-        copies: The averages, in the order of `variables`.
-
-    Raises:
-        UsageError: Two variables have one name, or one is not float32.
+    (`use_buffers=True`), so pass all of `model.variables`, whose batch-norm statistics
+    are those buffers. Create it within `strategy.scope()` where there is a strategy;
+    `update` may then be called within `strategy.run` and outside of it. Variables are
+    float32, of different names; `copies` are in their order.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
@@ -320,13 +276,10 @@ class MovingAverage:
     def update(self, decay: Any) -> None:
         """Update the averages: decay * average + (1 - decay) * weight.
 
-        Args:
-            decay: In [0, 1); 0 copies. See `Phase.ema_decay`. In a
-                `tf.function` pass a float64 tensor, for the share of the new
-                weights, 1 - decay, is small and float32 would round it coarsely.
-
-        Raises:
-            UsageError: The strategy is another one than where the average was created.
+        The decay is in [0, 1); 0 copies. See `Phase.ema_decay`. In a `tf.function` pass
+        a float64 tensor, for the share of the new weights, 1 - decay, is small and
+        float32 would round it coarsely. A UsageError in another strategy than where it
+        was created.
         """
         exact = tf.convert_to_tensor(decay, tf.float64)
         keep, share = tf.cast(exact, tf.float32), tf.cast(1 - exact, tf.float32)

@@ -73,25 +73,15 @@ def _multiple(recipe: Recipe, done: float, total: float, warmup: float) -> float
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a training with one set of trainable weights.
+    """A part of a training with one set of trainable weights."""
 
-    Attributes:
-        name: "head" or "all".
-        recipe: With `freeze_bn` and `bn_momentum` resolved.
-        first_epoch: Number of its first epoch over all phases, from 0.
-        epochs: How many it has.
-        steps_per_epoch: In full epochs.
-        steps: How many it has; the last epoch may be cut short.
-        row: Epochs between two validations, which are a row of the history.
-    """
-
-    name: str
-    recipe: Recipe
-    first_epoch: int
-    epochs: int
-    steps_per_epoch: int
-    steps: int
-    row: int = 1
+    name: str  # "head" or "all"
+    recipe: Recipe  # with `freeze_bn` and `bn_momentum` resolved
+    first_epoch: int  # its number over all phases, from 0
+    epochs: int  # how many it has
+    steps_per_epoch: int  # in full epochs
+    steps: int  # how many it has; the last epoch may be cut short
+    row: int = 1  # Epochs between two validations, which are a row of the history.
 
     def ends_row(self, epoch: int) -> bool:
         """Return whether an epoch, numbered over all phases, ends with a validation."""
@@ -110,17 +100,12 @@ class Phase:
         return learning_rate(self.recipe, step, self.steps_per_epoch, self.steps)
 
     def ema_decay(self, step: int) -> float | None:
-        """Return the decay with which weights are averaged after one step.
+        """Return the decay with which weights are averaged after a step of this phase.
 
-        torchvision updates after the first step of an epoch and every `ema_every`
-        steps from there, and copies the weights during the warm-up and at the first
-        update after it. Without a warm-up the first step is copied.
-
-        Args:
-            step: Of this phase, counted from 0.
-
-        Returns:
-            The decay; 0 to copy the weights; None to leave the average as it is.
+        0 is to copy the weights, None to leave the average as it is. torchvision
+        updates after the first step of an epoch and every `ema_every` steps from there,
+        and copies the weights during the warm-up and at the first update after it.
+        Without a warm-up the first step is copied.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
         if self.recipe.ema is None or index % self.recipe.ema_every:
@@ -133,14 +118,8 @@ class Phase:
 def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
     """Divide a training into phases: the head alone, if the recipe says so, then all.
 
-    Args:
-        recipe: Of the whole training.
-        images: Size of the training set.
-        devices: That share each batch.
-
-    Raises:
-        UsageError: There are fewer images than a batch has, or the warm-up is not
-            shorter than the training.
+    A UsageError if there are fewer images than a batch has, which the devices share, or
+    the warm-up is not shorter than the training.
     """
     per_epoch = images // recipe.batch_size
     if not per_epoch:
@@ -175,14 +154,7 @@ def fitting_batch(recipe: Recipe, images: int, unit: int = 1) -> dict[str, Any]:
 
     A recipe for larger batches than there are images gets two steps an epoch or more,
     and learning rates in proportion to the batch size (arXiv:1706.02677, section 2.1).
-
-    Args:
-        recipe: Whose batch size nobody asked for.
-        images: Size of the training set.
-        unit: Number that the batch size must be a multiple of.
-
-    Returns:
-        Nothing where the batch size fits.
+    The batch size is a multiple of `unit`. Nothing is returned where it fits.
     """
     if recipe.batch_size <= images:
         return {}

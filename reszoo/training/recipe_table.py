@@ -18,13 +18,8 @@ def rescaled_decay(decay: float, *, every: int, batch_size: int, epochs: int) ->
 
     The number of updates is proportional to epochs / (batch size * steps between
     updates), and the share of the new weights to its inverse (torchvision's
-    `references/classification/train.py`, after pycls).
-
-    Args:
-        decay: As written in the recipe, such as 0.99998.
-        every: Steps between two updates.
-        batch_size: Images per step, over all devices.
-        epochs: Of the whole run.
+    `references/classification/train.py`, after pycls). The batch size is over all
+    devices.
     """
     return 1 - min(1.0, (1 - decay) * batch_size * every / epochs)
 
@@ -178,13 +173,9 @@ def _reset(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
 def parse_field(text: str) -> tuple[str, Any]:
     """Parse "field=value" into the field and its value.
 
-    Args:
-        text: As on the command line: "epochs=10", "scale=0.25,1", "flip=no",
-            "ema=none".
-
-    Raises:
-        UnknownNameError: No such field.
-        UsageError: The value is of another type than the field.
+    As on the command line: "epochs=10", "scale=0.25,1", "flip=no", "ema=none". An
+    UnknownNameError if there is no such field, a UsageError for a value of another
+    type.
     """
     name, equals, value = text.partition("=")
     if not equals:

@@ -24,19 +24,13 @@ _TYPE_NAMES = {
 
 
 def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
-    """Return a value as plain Python of a field's type.
+    """Return a value as plain Python of a field's type; `field` is for the errors.
 
-    Args:
-        field: Its name, for the errors.
-        value: NumPy's numbers become Python's, whole numbers become floats where
-            the field is a float, and lists and arrays become tuples.
-        options: Types in the order of preference, and `NoneType` where the field may be
-            None: bool, int, float (finite), str, a tuple of numbers, a dict from text
-            to positive floats, or a `Literal` of names.
-
-    Raises:
-        UnknownNameError: A name that is not in the `Literal`.
-        UsageError: A value of another type.
+    NumPy's numbers become Python's, whole numbers become floats where the field is a
+    float, and lists and arrays become tuples. Options are types in the order of
+    preference, and `NoneType` where the field may be None: bool, int, float (finite),
+    str, a tuple of numbers, a dict from text to positive floats, or a `Literal` of
+    names (an UnknownNameError for others).
     """
     if value is None and NoneType in options:
         return None

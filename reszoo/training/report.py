@@ -56,23 +56,15 @@ _Series = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Images held out from training, and the model's predictions on them.
+    """Images held out from training, and the model's predictions on them."""
 
-    Attributes:
-        split: Name of their split ("validation").
-        targets: int64 `(n,)`, n > 0.
-        probabilities: float32 `(n, classes)`, with the weights of the best epoch.
-        picture: Returns the picture of an index.
-        file_name: Returns the file name of an index.
-        head_top1: Accuracy, in 0..1, when the head had been trained on the frozen
-            backbone; None without such a phase.
-    """
-
-    split: str
-    targets: Targets
-    probabilities: Probabilities
-    picture: Callable[[int], Image.Image]
-    file_name: Callable[[int], str]
+    split: str  # its name ("validation")
+    targets: Targets  # int64 `(n,)`, n > 0
+    probabilities: Probabilities  # float32 `(n, classes)`, of the best weights
+    picture: Callable[[int], Image.Image]  # of an index
+    file_name: Callable[[int], str]  # of an index
+    # Accuracy, in 0..1, when the head had been trained on the frozen backbone; None
+    # without such a phase.
     head_top1: float | None = None
 
     def __post_init__(self) -> None:
@@ -101,43 +93,25 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What a training run did.
-
-    Attributes:
-        model: Name of the model.
-        data: Name of the data set.
-        labels: In the order of the outputs.
-        training_images: Number of images trained on.
-        history: One row per epoch, at least one.
-        best_epoch: Counted from 1.
-        evaluation: On the split held out; None without such a split.
-        recipe: Fields and values used.
-        defaults: Fields and values of the recipe of that name; empty if unknown.
-        batch_norm: Numbers of frozen and of trained batch normalisation layers.
-        skipped: Paths of unreadable images, and the reasons.
-        repeat: Arguments of the command that repeats the run.
-        export: Arguments of the command that exports the best weights.
-        versions: Of the libraries.
-        processor: What the run was computed on.
-        seconds: Duration of the run.
-    """
+    """What a training run did."""
 
     model: str
     data: str
-    labels: Sequence[str]
-    training_images: int
-    history: "Sequence[Epoch]"
-    best_epoch: int
-    evaluation: Evaluation | None
-    recipe: Mapping[str, Any]
+    labels: Sequence[str]  # in the order of the outputs
+    training_images: int  # number of images trained on
+    history: "Sequence[Epoch]"  # one row per epoch, at least one
+    best_epoch: int  # counted from 1
+    evaluation: Evaluation | None  # on the split held out; None without one
+    recipe: Mapping[str, Any]  # fields and values used
+    # Fields and values of the recipe of that name; empty if unknown.
     defaults: Mapping[str, Any]
-    batch_norm: tuple[int, int]
-    skipped: Sequence[tuple[str, str]]
-    repeat: Sequence[str]
-    export: Sequence[str]
-    versions: Mapping[str, str]
-    processor: str
-    seconds: float
+    batch_norm: tuple[int, int]  # numbers of frozen and trained batch norms
+    skipped: Sequence[tuple[str, str]]  # paths of unreadable images, and the reasons
+    repeat: Sequence[str]  # arguments of the command that repeats the run
+    export: Sequence[str]  # and of the one that exports the best weights
+    versions: Mapping[str, str]  # of the libraries
+    processor: str  # what the run was computed on
+    seconds: float  # duration of the run
 
     def __post_init__(self) -> None:
         if not self.history:
@@ -153,16 +127,11 @@ class RunReport:
 def write_summary(
     run: "Run", path: Path, *, repeat: Sequence[str], export: Sequence[str]
 ) -> None:
-    """Write the report of a finished run to `path`.
+    """Write the report of a finished run with an epoch or more to `path`.
 
     It evaluates the best weights on images held out from training: the test split if
-    there is one, else the validation split.
-
-    Args:
-        run: With at least one epoch.
-        path: Of the page.
-        repeat: Arguments of the command that repeats the run.
-        export: Arguments of the command that exports its best weights.
+    there is one, else the validation split. `repeat` and `export` are arguments of the
+    commands that repeat the run and export its best weights.
     """
     config, history = run.config, run.history
     if history.best is None:

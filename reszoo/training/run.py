@@ -63,30 +63,20 @@ _WAITING_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything about a run that is constant.
+    """Everything about a run that is constant."""
 
-    Attributes:
-        model: The caller's; not changed until the end.
-        card: Its card, with the data's labels and the recipe's image sizes.
-        source: The images.
-        recipe: Of the whole training.
-        phases: What the recipe is divided into.
-        folder: Of the run; None keeps nothing. With several workers, the chief's.
-        save_every: Seconds between two states within an epoch.
-        devices: That share each batch.
-        on_epoch_end: Called with each row of the history.
-        conditions: What must be the same when the run is resumed, as JSON values.
-    """
-
-    model: keras.Model
-    card: Card
+    model: keras.Model  # the caller's; not changed until the end
+    card: Card  # its, with the data's labels and recipe's image sizes
     source: Source
     recipe: Recipe
-    phases: tuple[Phase, ...]
+    phases: tuple[Phase, ...]  # what the recipe is divided into
+    # Of the run; None keeps nothing. With several workers, the chief's.
     folder: Path | None
-    save_every: float
-    devices: Devices
+    save_every: float  # seconds between two states within an epoch
+    devices: Devices  # that share each batch
+    # Called with each row of the history.
     on_epoch_end: Callable[[Epoch], object] | None = None
+    # What must be the same when the run is resumed, as JSON values.
     conditions: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,14 +143,10 @@ class RunConfig:
 
 
 class Evaluator:
-    """Evaluate a model on splits of the data.
+    """Evaluate a model, from images at `eval_size` to logits, on splits of the data.
 
-    Args:
-        model: From images at `eval_size` to logits, such as an `evaluation_copy`.
-        preprocessing: Of its images.
-        source: The images.
-        devices: Of which the chief evaluates for all workers.
-        batch_size: At most as many images at a time.
+    Of the devices the chief evaluates for all workers, at most `batch_size` images at a
+    time.
     """
 
     def __init__(
@@ -230,23 +216,14 @@ def evaluated_batches(
 
 @dataclass
 class Totals:
-    """Sums over the steps of a row of the history, so far; part of the state.
+    """Sums over the steps of a row of the history, so far; part of the state."""
 
-    Attributes:
-        steps: Steps of the present epoch.
-        before: Steps of earlier epochs of the same row.
-        loss: Sum of the losses of all of these steps.
-        correct: Images classified correctly.
-        seconds: Time of the steps.
-        waited: Part of it spent waiting for images.
-    """
-
-    steps: int = 0
-    before: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
+    steps: int = 0  # of the present epoch
+    before: int = 0  # of earlier epochs of the same row
+    loss: float = 0.0  # sum of the losses of all of these steps
+    correct: int = 0  # images classified correctly
+    seconds: float = 0.0  # time of the steps
+    waited: float = 0.0  # part of it spent waiting for images
 
     @property
     def row_steps(self) -> int:
@@ -264,12 +241,10 @@ class Totals:
 
 
 class StepLoop(ABC):
-    """Steps whose state is saved in between, so that they can be resumed.
+    """Steps whose state is saved every so many seconds, so that they can be resumed.
 
-    Args:
-        batch_size: Images per step, over all devices.
-        save_every: Seconds between two states.
-        devices: That share each batch; all workers stop together.
+    The batch size is over all devices, which share each batch; all workers stop
+    together.
     """
 
     def __init__(self, batch_size: int, save_every: float, devices: Devices) -> None:
@@ -297,13 +272,10 @@ class StepLoop(ABC):
         progress: Progress,
         stop: StopRequest,
     ) -> bool:
-        """Take steps until `totals.steps` are `steps`.
+        """Take steps until `totals.steps` are `steps`; tell if the loss stays finite.
 
-        Returns:
-            Whether the loss stayed finite; otherwise it ends at once.
-
-        Raises:
-            Stopped: A signal requested it; the state is saved.
+        Otherwise it ends at once. Raises Stopped where a signal requested it; the state
+        is saved.
         """
         while totals.steps < steps:
             start = time.perf_counter()

@@ -47,10 +47,7 @@ def stop_on_signals(folder: Path | None = None) -> Iterator[StopRequest]:
 
     An exception in the middle of a step would leave a state from which no run could
     resume exactly. Signals that are ignored, and all outside the main thread, are left
-    as they are.
-
-    Args:
-        folder: Of the state, for the message after a stop; None prints nothing.
+    as they are. The folder of the state is for the message after a stop.
     """
     request, before = StopRequest(), {}
     if threading.current_thread() is threading.main_thread():
@@ -148,20 +145,10 @@ def check_output(
 ) -> list[str]:
     """Refuse an output folder that holds something else than the arguments say.
 
-    Args:
-        folder: Of a run or a study.
-        files: Names of the files that it writes.
-        marks: Those by which one is known; other files may have the other names.
-        kind: "run" or "study", for the messages.
-        resume: Whether what is there is continued.
-        overwrite: Whether what is there is replaced.
-
-    Returns:
-        The names of the files that are there.
-
-    Raises:
-        UsageError: It is a file, holds a run or study that is to be kept, or holds
-            files and no run or study.
+    A UsageError if it is a file, holds a run or study (`kind`) that is neither to be
+    resumed nor overwritten, or holds files and no run or study. Returns the names of
+    those files there. One is known by the files that are `marks`; others may have the
+    other names.
     """
     if resume and overwrite:
         raise UsageError(
@@ -189,16 +176,10 @@ def check_output(
 def check_same(
     then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, advice: str = ""
 ) -> None:
-    """Refuse to resume a run under other conditions.
+    """Raise UsageError for a run that would be resumed under other conditions.
 
-    Args:
-        then: Conditions of the run by name, as the state has them.
-        now: Those of this call, as JSON values.
-        folder: Of the run, for the message.
-        advice: How it goes on under the new conditions, for the message.
-
-    Raises:
-        UsageError: Something differs; the message lists it.
+    They are given by name, as the state has them and as of this call, as JSON values.
+    The message tells the folder and `advice`: how it goes on under the new ones.
     """
     differences = [
         f"{name} was {_short(then.get(name))}, is {_short(now.get(name))}"

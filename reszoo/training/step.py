@@ -38,15 +38,10 @@ _compiled = partial(tf.function, autograph=False)
 def softmax_loss(
     logits: tf.Tensor, soft_targets: tf.Tensor, label_smoothing: float
 ) -> tf.Tensor:
-    """Return the cross-entropy of each image, in nats.
+    """Return the cross-entropy of each image, in nats: float32 `(batch,)`.
 
-    Args:
-        logits: float32 `(batch, classes)`.
-        soft_targets: float32 of the same shape; rows sum to one.
-        label_smoothing: Share of each row that is spread over all classes.
-
-    Returns:
-        float32 `(batch,)`.
+    Logits and soft targets, whose rows sum to one, are float32 `(batch, classes)`; a
+    share of each row is spread over all classes.
     """
     smooth = _smoothed(soft_targets, label_smoothing)
     return tf.nn.softmax_cross_entropy_with_logits(smooth, logits)
@@ -205,21 +200,10 @@ def update_rule(recipe: Recipe) -> UpdateRule:
 
 
 class PhaseTrainer:
-    """Train a model through one phase; hold its optimizer and averaged weights.
+    """Train a `training_copy` through a phase; hold its optimizer and averaged weights.
 
-    Args:
-        model: A `training_copy`; which of its layers are trainable is set here.
-        architecture: What it was built from.
-        preprocessing: How pixels are normalised.
-        phase: Recipe, learning rates and number of steps.
-        devices: That share each batch.
-        class_weights: As in `TrainingStep`.
-
-    Attributes:
-        batch_norm: How many batch normalisations are frozen and live.
-
-    Raises:
-        UsageError: Every layer is frozen.
+    Which of its layers are trainable is set here (a UsageError if none is);
+    `batch_norm` tells how many batch normalisations are frozen and live.
     """
 
     def __init__(
