@@ -48,20 +48,13 @@ def check(
 ) -> tuple[dict[str, Examples], tuple[Unreadable, ...], tuple[str, ...]]:
     """Turn listed images into examples and treat bad ones by a policy.
 
-    Splits were drawn before, so that what is skipped moves no image from one split
-    to another.
+    Splits were drawn before, so that what is skipped moves no image from one split to
+    another. The policy is a row of `POLICIES`; None reads headers only, and refuses a
+    bad one; it looks for no duplicates, and ignores unsupported files.
 
-    Args:
-        listing: Images by split.
-        policy: A row of `POLICIES`; None reads headers only, and refuses a bad one;
-            it looks for no duplicates, and ignores unsupported files.
-
-    Returns:
-        Examples by split, what was left out, and warnings of anomalies and duplicates.
-
-    Raises:
-        DataError: An image cannot be used and the policy does not allow for that,
-            or too few are left; names the image or the class.
+    Returns examples by split, what was left out, and warnings of anomalies and
+    duplicates. A DataError names an image that cannot be used, or a class of which too
+    few are left.
     """
     examples, splits = listing.examples, listing.splits
     if policy is None:
@@ -155,12 +148,7 @@ class Duplicates(NamedTuple):
 
 
 def find_duplicates(listing: Listing, table: FactTable) -> list[Duplicates]:
-    """Return the images that occur more than once, in the order of the splits.
-
-    Args:
-        listing: Image files by split.
-        table: The facts about `listing.paths`.
-    """
+    """Return the images that occur more than once, in the order of the splits."""
     parts = listing.disjoint_splits
     images = np.concatenate(list(parts.values()))
     splits = np.repeat(list(parts), list(map(len, parts.values())))
@@ -183,12 +171,7 @@ def find_duplicates(listing: Listing, table: FactTable) -> list[Duplicates]:
 def leak_warnings(listing: Listing, table: FactTable) -> tuple[str, ...]:
     """Return a line for every two splits that share images, and one for classes.
 
-    Args:
-        listing: Image files by split.
-        table: The facts about `listing.paths`.
-
-    Returns:
-        Such as "2 images are in both train and test, e.g. train/a.jpg = test/b.jpg".
+    Such as "2 images are in both train and test, e.g. train/a.jpg = test/b.jpg".
     """
     shared: dict[str, list[tuple[Occurrence, Occurrence]]] = {}
     for group in find_duplicates(listing, table):

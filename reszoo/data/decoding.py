@@ -72,15 +72,9 @@ class Decoder:
 
         Where a JPEG has fewer colour samples than pixels, the colours of the outermost
         two columns of a part may differ from those of the whole image, since they are
-        interpolated from what lies outside. All else is equal.
-
-        Args:
-            index: Of the example.
-            choose: Takes the height and width of the upright image, int32 `()`, and
-                returns top, left, height and width of the part, as well.
-
-        Returns:
-            uint8 `(height, width, 3)`.
+        interpolated from what lies outside. All else is equal. `choose` takes the
+        height and width of the upright image, int32 `()`, and returns top, left, height
+        and width of the part, as well. Returns uint8 `(height, width, 3)`.
         """
         images = self._examples.images
         if images is not None:
@@ -144,14 +138,9 @@ def decode(
 ) -> tf.Tensor:
     """Decode a JPEG or PNG that needs no Pillow, eagerly or in a pipeline.
 
-    Args:
-        content: The file.
-        orientation: How the camera was held (EXIF), 1 to 8; None for upright.
-        choose: Chooses a part of the upright image; None for all of it.
-        recover: Whether a truncated JPEG is decoded as far as it goes.
-
-    Returns:
-        uint8 RGB `(height, width, 3)`.
+    The orientation is how the camera was held (EXIF), 1 to 8; None for upright.
+    `choose` chooses a part of the upright image, `recover` decodes a truncated JPEG as
+    far as it goes. Returns uint8 RGB `(height, width, 3)`.
     """
     # A decoder takes this JPEG as complete, as `open_image` does. With
     # try_recover_truncated instead, rows around the break differ from Pillow's.
@@ -174,12 +163,8 @@ def decode(
 def decode_bounded(content: tf.Tensor) -> tf.Tensor:
     """Decode a JPEG or PNG of unknown origin within the memory of `image_limits`.
 
-    Args:
-        content: string `()`, the file.
-
-    Returns:
-        uint8 RGB `(height, width, 3)`; of a large JPEG a fraction of that. A file that
-        is refused raises `tf.errors.InvalidArgumentError`.
+    Returns uint8 RGB `(height, width, 3)`; of a large JPEG a fraction of that. A file
+    that is refused raises `tf.errors.InvalidArgumentError`.
     """
 
     def of_jpeg() -> tf.Tensor:

@@ -126,17 +126,11 @@ HARMLESS = ("wrong_extension", "palette", "rotated")
 
 @dataclass(frozen=True)
 class FactTable:
-    """Facts about many images.
+    """Facts about many images."""
 
-    Attributes:
-        names: Paths, or names of records.
-        rows: `(n,)` of `ROW`.
-        problems: The texts that the rows' `problem` indexes; the first is "".
-    """
-
-    names: Sequence[str]
-    rows: Rows
-    problems: list[str]
+    names: Sequence[str]  # paths, or names of records
+    rows: Rows  # `(n,)` of `ROW`
+    problems: list[str]  # The texts that the rows' `problem` indexes; the first is "".
 
     def fill(self, index: int, facts: Facts) -> None:
         """Write the facts about one image into its row."""
@@ -258,15 +252,8 @@ def examine(images: Sequence[str] | Records, *, progress: bool = True) -> FactTa
     The facts about files are cached under `cache_folder()/scans`, in one file for the
     folder that all paths are in; a file whose size and time are unchanged is not opened
     again. So pass all splits of a data set in one call. An interrupted call keeps what
-    it found. Of records nothing is cached.
-
-    Args:
-        images: Paths of files, of which one that is missing is a fact as well; or the
-            records of a data source.
-        progress: Whether to show a bar on a terminal.
-
-    Returns:
-        The facts, in the order of `images`.
+    it found. A path that is missing is a fact as well. Of records of a data source
+    nothing is cached. The facts are in the order of the images.
     """
     if isinstance(images, Records):
         names = [images.name(index) for index in range(len(images))]

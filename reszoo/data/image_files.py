@@ -86,15 +86,10 @@ def image_kind(path: str) -> str:
 
 
 class Header(NamedTuple):
-    """What has to be known of an image before it is decoded.
+    """What has to be known of an image before it is decoded."""
 
-    Attributes:
-        orientation: How a camera was held, 1 (upright) to 8; EXIF 2.3, 4.6.4 A.
-        by_pillow: Whether only Pillow decodes it right, or in bounded memory.
-    """
-
-    orientation: int
-    by_pillow: bool
+    orientation: int  # 1 (upright) to 8; EXIF 2.3, 4.6.4 A
+    by_pillow: bool  # only Pillow decodes it right, or in bounded memory
 
 
 def open_image(
@@ -277,13 +272,8 @@ def opened(
 ) -> Iterator[Image.Image]:
     """Open an image with Pillow, undecoded and in silence about its size.
 
-    Args:
-        source: Its path, or its content.
-        name: What messages call it.
-        recover: Whether content that is a truncated JPEG may be decoded in part.
-
-    Raises:
-        DataError: Pillow refused it, here or in the body.
+    With `recover`, content that is a truncated JPEG may be decoded in part. A DataError
+    if Pillow refused it, here or in the body.
     """
     if recover and isinstance(source, str):
         source = read_file(source)

@@ -55,12 +55,7 @@ def reduction(width: Any, height: Any) -> Any:
 def check_memory(image: Image.Image, source: bytes | IO[bytes]) -> None:
     """Refuse an opened, undecoded image that would take too much memory or time.
 
-    Args:
-        image: With its full size.
-        source: Its content, or the open file.
-
-    Raises:
-        DecompressionBombError: It would take more than `MEMORY`, or has too many scans.
+    A DecompressionBombError if it would take more than `MEMORY`, or has too many scans.
     """
     width, height = image.size
     pixels, extra = width * height, 0

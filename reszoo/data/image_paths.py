@@ -122,15 +122,9 @@ def is_visible(name: str) -> bool:
 def walk(folder: str, real: str, crossed: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the visible files under a folder, in the order of their paths' parts.
 
-    Strings, one folder at a time: a million `Path`s would fill a gigabyte.
-
-    Args:
-        folder: Where to look.
-        real: The same without links.
-        crossed: Real folders of the links that led here.
-
-    Raises:
-        DataError: A link leads to a folder that contains it; names the link.
+    Strings, one folder at a time: a million `Path`s would fill a gigabyte. `real` is
+    the folder without links, `crossed` are real folders of the links that led here; a
+    DataError names a link to a folder that contains it.
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if is_visible(entry.name)]

@@ -81,15 +81,10 @@ class Listing:
 def list_images(
     data: str | os.PathLike[str], validation_share: float | None = None
 ) -> Listing:
-    """List the image files of a folder or a CSV file; decode none of them.
+    """List the image files of a folder of class folders or a CSV file, undecoded.
 
-    Args:
-        data: A folder of class folders, or a `.csv` file.
-        validation_share: See `reszoo.data.splits.complete`.
-
-    Raises:
-        DataError: There are no images or one class, or a line of the file is invalid.
-        UsageError: The data is of another kind, or there is no such folder or file.
+    A DataError if there are no images or one class, or a line of the file is invalid; a
+    UsageError if the data is of another kind, or there is no such folder or file.
     """
     is_path = isinstance(data, str | os.PathLike)
     named = is_path and (data in BUILT_IN or str(data).startswith("tfds:"))

@@ -171,17 +171,16 @@ def _epoch_slots(
 ) -> tuple[NDArray[Any], ...]:
     """Draw the content of every place in the batches of one epoch.
 
-    With repeats every batch shows fewer images several times (Hoffer et al. 2019,
-    arXiv 1901.09335), so the same number of batches shows a part of the images, as
-    torchvision's RASampler does over all of its devices. Equal indices are as far
-    apart as can be, so that devices and mixup's neighbours have different images.
-    The arguments are those of `training_batches`.
+    With repeats every batch shows fewer images several times (Hoffer et al. 2019, arXiv
+    1901.09335), so the same number of batches shows a part of the images, as
+    torchvision's RASampler does over all of its devices. Equal indices are as far apart
+    as can be, so that devices and mixup's neighbours have different images. The
+    arguments are those of `training_batches`.
 
-    Returns:
-        Arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys for
-        the variations, int64 targets, and five float32 numbers from [0, 1) for what
-        is done to whole batches. Keys and numbers belong to an image and its
-        repetition, not to the place.
+    Returns arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys
+    for the variations, int64 targets, and five float32 numbers from [0, 1) for what is
+    done to whole batches. Keys and numbers belong to an image and its repetition, not
+    to the place.
     """
     count = len(targets)
     steps, distinct = count // batch_size, -(-batch_size // repeats)

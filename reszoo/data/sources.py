@@ -58,16 +58,11 @@ class Source:
     numbered: bool = False
 
     def examples(self, split: str | None = None) -> Examples:
-        """Return the examples of one split.
+        """Return the examples of one split, or raise UnknownNameError.
 
-        Args:
-            split: Its name. None takes what a model should be evaluated on: "test",
-                else "validation", else "train". "all" is taken only by name, as it
-                includes what a model was trained on.
-
-        Raises:
-            DataError: The source has nothing to train on.
-            UnknownNameError: The source has no such split.
+        None takes what a model should be evaluated on: "test", else "validation", else
+        "train". "all" is taken only by name, as it includes what a model was trained
+        on. A DataError if the source has nothing to train on.
         """
         name = split or self.judging_split
         if name == "train" and name not in self.splits:
@@ -90,11 +85,8 @@ class Source:
         """Return the split to judge a model on, and a sentence about the choice.
 
         Data without splits is judged as a whole, except where the model was trained on
-        it: then on the images that were held out.
-
-        Args:
-            provenance: Of the model's card.
-            split: As the user named it, which is taken.
+        it, by the provenance in its card: then on the images that were held out. What
+        the user named is taken.
         """
         if split or "all" not in self.splits:
             return split or self.judging_split, ""
@@ -206,19 +198,10 @@ def match_classes(
 ) -> Source:
     """Return a source whose targets are the indices of a model's outputs.
 
-    Labels are matched by name, whatever their order; integers that are no labels of
-    the model index its outputs. The data may have fewer classes.
-
-    Args:
-        source: The images.
-        labels: The model's labels in order; None if they are not recorded.
-        outputs: Number of the model's outputs; None for features, which match all.
-        whose: The model, for the message.
-        all_needed: Whether each of the model's classes must be in the data, as for
-            training.
-
-    Raises:
-        DataError: The classes differ; the message lists the difference.
+    Labels are matched by name, whatever their order (None if they are not recorded);
+    integers that are no labels of the model index its outputs, whose number is None for
+    features, which match all. The data may have fewer classes, unless all are needed,
+    as for training. A DataError lists the difference.
     """
     if outputs is None or (labels is not None and tuple(labels) == source.labels):
         return source
@@ -285,15 +268,11 @@ def content_digest(source: Source) -> str:
 def fingerprint(source: Source) -> dict[str, Any]:
     """Return what has to be equal for a run to resume on a data set.
 
-    Of files the size counts, not the content, and the name below the data's folder,
-    so that the folder may move. Of arrays every byte counts. Nothing is decoded.
-
-    Returns:
-        JSON: "classes", a list of names, and for each split, but "all", the number of
-        "images" and a "sha256" over their names, sizes and targets in order.
-
-    Raises:
-        DataError: A file has gone; names it.
+    Of files the size counts, not the content, and the name below the data's folder, so
+    that the folder may move. Of arrays every byte counts. Nothing is decoded. As JSON:
+    "classes", a list of names, and for each split, but "all", the number of "images"
+    and a "sha256" over their names, sizes and targets in order. A DataError names a
+    file that has gone.
     """
     splits = {
         split: {"images": len(examples), "sha256": _digest(examples, source.root)}

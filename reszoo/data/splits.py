@@ -44,14 +44,10 @@ def split_name(word: str) -> str | None:
 
 
 def hold_out(targets: Indices, share: float | None = None) -> dict[str, Indices]:
-    """Draw a share of every class as the validation split.
+    """Draw a share of every class as the validation split; None is a fifth, 0 nothing.
 
-    Args:
-        targets: int64 `(n,)`, of all images in a fixed order.
-        share: None is a fifth; 0 draws nothing.
-
-    Returns:
-        Indices of "all", "train" and "validation"; equal targets give equal splits.
+    Targets are int64 `(n,)`, of all images in a fixed order. Returns indices of "all",
+    "train" and "validation"; equal targets give equal splits.
     """
     everything = {"all": np.arange(len(targets))}
     return everything | _drawn(targets, _VALIDATION if share is None else share)
@@ -77,11 +73,8 @@ def complete(
         share: Of each class that becomes the validation split, if there is none. None
             is a fifth, or a tenth where there is a test split; 0 draws nothing.
 
-    Returns:
-        Indices by split, and a line for what was drawn or is missing.
-
-    Raises:
-        DataError: A class has too few images; lists all such classes.
+    Returns indices by split, and a line for what was drawn or is missing. A DataError
+    lists all classes with too few images.
     """
     splits, notes = dict(given), []
     for split, part in given.items():
@@ -140,16 +133,9 @@ _COUNTS = {1: "one image", 2: "two images"}
 def check_counts(
     targets: Indices, labels: Sequence[str], least: int, where: str
 ) -> None:
-    """Refuse targets in which a class has too few images.
+    """Raise DataError, which lists them, for classes with too few images.
 
-    Args:
-        targets: int64 `(n,)`, indices into `labels`.
-        labels: All classes.
-        least: 1, or 2 where a split is drawn and needs an image on either side.
-        where: The folder, file or split, for the message.
-
-    Raises:
-        DataError: A class has fewer; lists all such classes.
+    The least is 1, or 2 where a split is drawn and needs an image on either side.
     """
     counts = np.bincount(targets, minlength=len(labels))
     few = [label for label, n in zip(labels, counts, strict=True) if n < least]

@@ -36,13 +36,9 @@ _URL = re.compile(
 def fetch(url: str, sha256: str | None) -> Path:
     """Return the local copy of a file on the web, downloading it at first use.
 
-    A file that is in the cache is returned without any network. Several processes
-    may ask for the same file at once: one downloads it, the others wait.
-
-    Args:
-        url: An http or https URL.
-        sha256: The file's SHA-256 in hex, or its first 8 digits or more. None
-            checks nothing but the length.
+    A file that is in the cache is returned without any network. Several processes may
+    ask for the same file at once: one downloads it, the others wait. The SHA-256 is in
+    hex, or its first 8 digits or more; None checks nothing but the length.
 
     Returns:
         `cache_folder()/url/<hash of the URL>/<last part of the URL>`.
@@ -70,22 +66,13 @@ def fetch(url: str, sha256: str | None) -> Path:
 def fetch_hub(
     repo: str, files: Sequence[str], revision: str | None = None
 ) -> dict[str, Path]:
-    """Return local copies of files of a Hugging Face repository.
+    """Return local copies of files of a Hugging Face repository, "owner/repo".
 
-    All files are of one commit. Without a network, cached files are returned.
-    `pytorch_model.bin` is left out if there is a `model.safetensors`.
-
-    Args:
-        repo: "owner/repo".
-        files: Names of files in the repository.
-        revision: Branch, tag or commit; None for the main branch.
-
-    Returns:
-        The paths of those files that the repository has, in the order asked for.
-
-    Raises:
-        CheckpointError: The repository cannot be reached or has none of the files,
-            or a file is damaged.
+    All files are of one commit; the revision is a branch, tag or commit, None the main
+    branch. Without a network, cached files are returned. `pytorch_model.bin` is left
+    out if there is a `model.safetensors`. Paths are of those files that the repository
+    has, in the order asked for. A CheckpointError if it cannot be reached or has none
+    of them, or a file is damaged.
     """
     found: dict[str, Path] = {}
 

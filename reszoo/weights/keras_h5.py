@@ -143,17 +143,10 @@ def preprocessing(*, v2: bool = False) -> Preprocessing:
 
 
 def to_tensors(layers: Layers, source: str) -> Tensors:
-    """Convert the weights of a `keras.applications` ResNet.
+    """Convert the weights of a `keras.applications` ResNet, by layer.
 
-    Args:
-        layers: The weights by layer.
-        source: Where they come from, for messages.
-
-    Returns:
-        Tensors under torchvision's names and in its layouts, for RGB input.
-
-    Raises:
-        CheckpointError: A layer is not of such a model, or a weight is missing.
+    Returns tensors under torchvision's names and in its layouts, for RGB input. A
+    CheckpointError if a layer is not of such a model, or a weight is missing.
     """
     tensors: Tensors = {}
     v2 = is_v2(layers)

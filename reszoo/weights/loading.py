@@ -38,19 +38,13 @@ def infer_architecture(
     spec: ResNetSpec | None = None,
     stride_in: str | None = None,
 ) -> Architecture:
-    """Return the architecture that tensors without a card belong to.
+    """Return the architecture of tensors, by torchvision's names, without a card.
 
-    A CIFAR model without projections is taken for the residual one with option A,
-    not for its plain twin, whose tensors are the same; `spec` decides otherwise.
-
-    Args:
-        tensors: Under torchvision's names.
-        source: What they came from, for messages.
-        spec: What they must fit; None tries the whole table.
-        stride_in: Which convolution of a bottleneck has the stride, if that is known.
-
-    Raises:
-        CheckpointError: They fit no spec of the table, another than `spec`, or two.
+    A CIFAR model without projections is taken for the residual one with option A, not
+    for its plain twin, whose tensors are the same; `spec` decides otherwise, and None
+    tries the whole table. `stride_in` tells which convolution of a bottleneck has the
+    stride, if that is known. A CheckpointError if they fit no spec, another one, or
+    two.
     """
     found: Shapes = {
         name.removesuffix(".weight"): tensor.shape if tensor.ndim == 4 else ()
@@ -191,17 +185,10 @@ def load_weights(
 
 
 def adapt_input(kernel: NDArray[Any], channels: int) -> NDArray[Any]:
-    """Fit the first convolution to another number of channels, as timm does.
+    """Fit a kernel `(out, 3, height, width)` to other channels, as timm does.
 
-    One channel gets the sum over RGB; more repeat RGB, scaled so that activations
-    keep their size.
-
-    Args:
-        kernel: `(out, 3, height, width)`.
-        channels: Wanted.
-
-    Returns:
-        `(out, channels, height, width)`, float32.
+    One channel gets the sum over RGB; more repeat RGB, scaled so that activations keep
+    their size.
     """
     if channels == kernel.shape[1]:
         return kernel

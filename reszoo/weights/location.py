@@ -31,28 +31,19 @@ BUNDLED: dict[str, dict[str, Path]] = {
 
 @dataclass(frozen=True)
 class Address:
-    """The kind and place of a weight file.
+    """The kind and place of a weight file."""
 
-    Attributes:
-        kind: "hub" for a repository, "url" for a file on the web, "path" for a
-            local file.
-        where: "owner/repo", the URL, or the path.
-        revision: Of a repository: branch, tag or commit; None for its main branch.
-    """
-
+    # a repository, a file on the web, or a local one
     kind: Literal["hub", "url", "path"]
-    where: str
-    revision: str | None = None
+    where: str  # "owner/repo", the URL, or the path
+    revision: str | None = None  # of a repository: branch, tag or commit
 
 
 def parse_address(text: str) -> Address:
     """Tell a hub repository, a URL and a local path apart.
 
-    Args:
-        text: `hf://owner/repo`, `hf://owner/repo@revision`, an http(s) URL or a path.
-
-    Raises:
-        UsageError: A malformed hub address or URL, or another scheme.
+    `hf://owner/repo`, `hf://owner/repo@revision`, an http(s) URL or a path; a
+    UsageError for a malformed one or another scheme.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|hf:", text)
     if scheme is None:
@@ -75,19 +66,12 @@ def parse_address(text: str) -> Address:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A weight file on this machine, and what is known of it.
-
-    Attributes:
-        path: The file.
-        source: Where it came from, for messages and provenance.
-        published: Its row in the table, if it has one.
-        config: timm's `config.json`, if one lies beside it.
-    """
+    """A weight file on this machine, and what is known of it."""
 
     path: Path
-    source: str
-    published: PublishedWeights | None = None
-    config: Path | None = None
+    source: str  # where it came from, for messages and provenance
+    published: PublishedWeights | None = None  # its row in the table, if it has one
+    config: Path | None = None  # timm's `config.json`, if one lies beside it
 
 
 def locate(
@@ -98,18 +82,11 @@ def locate(
 ) -> Found:
     """Find a weight file, downloading it into the cache where needed.
 
-    Names of published weights take precedence over paths: "./imagenet" selects a
-    folder of that name.
-
-    Args:
-        weights: "imagenet", a name such as "timm/a1_in1k", "cifar10" (inside the
-            package), "hf://owner/repo", a URL, or a path.
-        variant: Name of the model, for published weights.
-        allow_noncommercial: Accept a licence that forbids commercial use.
-
-    Raises:
-        CheckpointError: The file does not exist or cannot be downloaded.
-        UsageError: The name is unknown, or the licence was not accepted.
+    Weights are "imagenet", a name such as "timm/a1_in1k" (of a variant), "cifar10"
+    (inside the package), "hf://owner/repo", a URL, or a path. Names of published
+    weights take precedence over paths: "./imagenet" selects a folder of that name. A
+    CheckpointError if the file does not exist or cannot be downloaded, a UsageError if
+    the name is unknown, or a licence that forbids commercial use was not accepted.
     """
     text = os.fspath(weights)
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):

@@ -107,22 +107,11 @@ def to_tensors(model: "keras.Model") -> Tensors:
 def assign_tensors(
     model: "keras.Model", tensors: Tensors, source: str, *, fresh_head: bool = False
 ) -> LoadReport:
-    """Set a model's weights from tensors under torchvision's names.
+    """Set a model's weights from tensors by torchvision's names; report on that.
 
-    Nothing is set unless everything fits.
-
-    Args:
-        model: A model from `reszoo.build`.
-        tensors: Weights as `to_tensors` returns them.
-        source: What the tensors came from, for messages.
-        fresh_head: Whether the classifier keeps the weights that it has.
-
-    Returns:
-        What was loaded.
-
-    Raises:
-        CheckpointError: A tensor is missing, unexpected or of another shape; the
-            message lists them.
+    Nothing is set unless everything fits: a CheckpointError lists the tensors that are
+    missing, unexpected or of another shape. With `fresh_head` the classifier keeps the
+    weights that it has.
     """
     slots = {slot.name: slot for slot in _slots(model)}
     given = {name for name in tensors if not name.endswith(COUNTER)}
@@ -179,16 +168,10 @@ _BOOKKEEPING = ("n_averaged",)
 def to_state_dict(tree: Any, source: str) -> Tensors:
     """Find the weights in what a file holds, and name them as torchvision does.
 
-    Takes off wrappers (`state_dict`, `model_ema`, ...), prefixes (`module.`, ...)
-    and other names of the classifier (`linear`, `head.fc`). Half precision
-    becomes float32, which is exact.
-
-    Args:
-        tree: Nested containers with arrays, as a reader returned them.
-        source: The file, for messages.
-
-    Raises:
-        CheckpointError: There are no weights in it, or two under one name.
+    From nested containers with arrays, it takes off wrappers (`state_dict`,
+    `model_ema`, ...), prefixes (`module.`, ...) and other names of the classifier
+    (`linear`, `head.fc`). Half precision becomes float32, which is exact. A
+    CheckpointError if there are no weights, or two under one name.
     """
     found = _unwrapped(tree)
     if found is None:

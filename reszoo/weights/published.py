@@ -9,19 +9,12 @@ from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
 class Result(NamedTuple):
-    """A publisher's figures at one way of showing the pictures.
+    """A publisher's figures at one way of showing the pictures."""
 
-    Attributes:
-        size: Side of the square input, in pixels.
-        crop_pct: Share of the resized short side that the centre crop kept.
-        top1: Share of pictures whose class came first, in percent.
-        top5: Share of pictures whose class came among the first five, in percent.
-    """
-
-    size: int
-    crop_pct: float
-    top1: float
-    top5: float
+    size: int  # side of the square input, in pixels
+    crop_pct: float  # share of the resized short side that is kept
+    top1: float  # in percent
+    top5: float  # in percent
 
 
 class _Family(NamedTuple):
@@ -151,26 +144,17 @@ _DEFAULT = "imagenet"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """One set of ImageNet-1k weights, as its publisher describes it.
+    """One set of ImageNet-1k weights, as its publisher describes it."""
 
-    Attributes:
-        variant: The variant it belongs to, such as "resnet50".
-        name: Publisher and publisher's name, such as "timm/a1_in1k".
-        address: URL of a `.pth` file, or `hf://owner/repository` on Hugging Face.
-        sha256: First hex digits of the file's hash; None for hub repositories,
-            where the hub's client checks whole hashes.
-        licence: SPDX name, in lower case.
-        preprocessing: The publisher's default preprocessing.
-        results: The publisher's figures, those for `preprocessing` first.
-    """
-
-    variant: str
-    name: str
-    address: str
+    variant: str  # that it belongs to, such as "resnet50"
+    name: str  # publisher and its name, such as "timm/a1_in1k"
+    address: str  # URL of a `.pth` file, or `hf://owner/repository`
+    # First hex digits of the file's hash; None for hub repositories, where the hub's
+    # client checks whole hashes.
     sha256: str | None
-    licence: str
-    preprocessing: Preprocessing
-    results: tuple[Result, ...]
+    licence: str  # SPDX name, in lower case
+    preprocessing: Preprocessing  # the publisher's default
+    results: tuple[Result, ...]  # those for `preprocessing` first
 
     @property
     def commercial(self) -> bool:
@@ -186,18 +170,11 @@ def published_names(variant: str) -> list[str]:
 def find_published(
     variant: str, name: str, *, allow_noncommercial: bool = False
 ) -> PublishedWeights:
-    """Find a set of published weights by name.
+    """Find a set of published weights by one of `published_names`, or "imagenet".
 
-    Args:
-        variant: A name such as "resnet50".
-        name: One of `published_names(variant)`, or "imagenet" for the default.
-        allow_noncommercial: Whether weights may be given whose licence forbids
-            commercial use.
-
-    Raises:
-        UnknownNameError: There are no weights of that name for the variant.
-        UsageError: The variant has no published weights, or the licence forbids
-            commercial use and that was not allowed for.
+    An UnknownNameError if there is none of that name for the variant, a UsageError if
+    it has no published weights, or their licence forbids commercial use and that was
+    not allowed for.
     """
     if variant not in DEFAULTS:
         raise UsageError(

@@ -20,19 +20,12 @@ SUFFIXES = (safetensors.SUFFIX, ".pth", ".pt", ".bin", ".th", ".h5")
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """The contents of a weight file.
+    """The contents of a weight file."""
 
-    Attributes:
-        tensors: Under torchvision's names and in its layouts.
-        card: The card, if reszoo wrote the file.
-        preprocessing: As the format implies, if there is no card.
-        stride_in: As the format implies; the tensors are the same for both.
-    """
-
-    tensors: Tensors
-    card: Card | None = None
-    preprocessing: Preprocessing | None = None
-    stride_in: StrideIn | None = None
+    tensors: Tensors  # under torchvision's names and in its layouts
+    card: Card | None = None  # if reszoo wrote the file
+    preprocessing: Preprocessing | None = None  # as the format implies, without a card
+    stride_in: StrideIn | None = None  # as the format implies; tensors are the same
 
 
 def read(path: str | os.PathLike[str]) -> Contents:

@@ -54,14 +54,10 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
-    """Read the tensors, and the card if reszoo wrote the file.
+    """Read tensors, and the card if reszoo wrote the file, or raise CheckpointError.
 
-    Returns:
-        Views of the memory-mapped file: reading copies nothing (but bfloat16, which
-        becomes float32 exactly).
-
-    Raises:
-        CheckpointError: No such file, not safetensors, or damaged.
+    They are views of the memory-mapped file: reading copies nothing (but bfloat16,
+    which becomes float32 exactly).
     """
     file = Path(path)
     check_checkpoint(file)
@@ -161,17 +157,10 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
 
 
 def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
-    """Read preprocessing and labels.
+    """Read preprocessing (at the size trained for) and labels in timm's config.json.
 
-    Args:
-        path: A `config.json` as timm writes it.
-
-    Returns:
-        The preprocessing at the size trained for (timm's default for evaluation),
-        and the labels where the file has them.
-
-    Raises:
-        CheckpointError: The file is damaged or describes something else.
+    That size is timm's default for evaluation. A CheckpointError if the file is damaged
+    or describes something else.
     """
     try:
         content = read_json(path)

@@ -75,17 +75,10 @@ def read(path: str | os.PathLike[str]) -> Any:
     """Read the object in a torch checkpoint as plain containers and arrays.
 
     Dicts of all kinds and `argparse.Namespace` become dicts, tensors and parameters
-    become arrays, bfloat16 becomes float32 exactly, and dtypes and devices become
-    their names. Nothing in the file is imported, called or written.
-
-    Args:
-        path: A file that `torch.save` wrote.
-
-    Returns:
-        The saved object. Tensors on one storage share memory, as they did in torch.
-
-    Raises:
-        CheckpointError: No such file, damaged, or it needs more than weights do.
+    become arrays, bfloat16 becomes float32 exactly, and dtypes and devices become their
+    names. Nothing in the file is imported, called or written. Tensors on one storage
+    share memory, as they did in torch. A CheckpointError if there is no such file, it
+    is damaged, or needs more than weights do.
     """
     file = Path(path)
     if not file.is_file():

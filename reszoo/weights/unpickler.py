@@ -48,10 +48,8 @@ class Buildable(Protocol):
 class Unpickler:
     """Interprets the instructions of one pickle, within limits of size and depth.
 
-    Args:
-        allowed: Module and name of a global -> a `Call` or a value. Others are
-            refused.
-        persistent_load: Returns the object of a persistent id.
+    `allowed` tells, by module and name of a global, a `Call` or a value; others are
+    refused.
     """
 
     def __init__(
@@ -266,12 +264,9 @@ def checked_key(key: object) -> Any:
 def check_tree(tree: object) -> None:
     """Check that nested containers hold only plain values and are quick to walk.
 
-    A list that contains itself, or a list of two references to a list of two
-    references and so on, takes a few bytes of a file and forever to walk.
-
-    Raises:
-        RefusalError: They contain themselves, nest too deep, repeat too often, or hold
-            other objects.
+    A list that contains itself, or a list of two references to a list of two references
+    and so on, takes a few bytes of a file and forever to walk. A RefusalError for
+    these, and for what nests too deep or holds other objects.
     """
     _measure(tree, 1, {})
 

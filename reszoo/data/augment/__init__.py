@@ -14,17 +14,11 @@ _RAND = re.compile(rf"rand-m{_NUMBER}(?:-mstd{_NUMBER})?(?:-inc1)?", re.ASCII)
 def strength_of(policy: str) -> tuple[float, float] | None:
     """Return the magnitude and its standard deviation that a policy's name tells.
 
-    Args:
-        policy: "trivial" (torchvision's TrivialAugmentWide), or "rand-mM-mstdS": timm's
-            RandAugment of magnitude M, which varies with standard deviation S, by
-            default 0. It always has the operations that grow with the magnitude;
-            timm's "-inc1" for them may be left out, as papers do.
-
-    Returns:
-        Both from 0 to `GREATEST`; None for "trivial", which has neither.
-
-    Raises:
-        UsageError: There is no such policy.
+    "trivial" (torchvision's TrivialAugmentWide) has neither: None. "rand-mM-mstdS" is
+    timm's RandAugment of magnitude M, which varies with standard deviation S, by
+    default 0, both from 0 to `GREATEST`. It always has the operations that grow with
+    the magnitude; timm's "-inc1" for them may be left out, as papers do. Others are a
+    UsageError.
     """
     if policy == "trivial":
         return None

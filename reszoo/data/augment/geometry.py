@@ -25,23 +25,14 @@ def random_window(
     ratio: tuple[float, float],
     aspect: Any = 1.0,
 ) -> Window:
-    """Draw a window of random area, shape and place.
+    """Draw a window of random area, shape and place in an image.
 
-    Szegedy et al. 2014 (arXiv 1409.4842, section 6), as torchvision's
-    RandomResizedCrop draws it: up to ten tries, then the largest central window
-    within the ratios.
-
-    Args:
-        height: int32 `()`, of the image.
-        width: int32 `()`.
-        key: int64 `(2,)`.
-        scale: Least and greatest share of the area, in (0, 1].
-        ratio: Least and greatest width over height; drawn on a log scale.
-        aspect: What the ratios are multiplied by; None is width over height of the
-            image, so that they tell how much a window's shape differs from it.
-
-    Returns:
-        Top, left, height and width of the window: int32 `()`.
+    Szegedy et al. 2014 (arXiv 1409.4842, section 6), as torchvision's RandomResizedCrop
+    draws it: up to ten tries, then the largest central window within the ratios. The
+    key is int64 `(2,)`; scale is the least and greatest share of the area, in (0, 1],
+    ratio of width over height, drawn on a log scale and multiplied by `aspect` (None:
+    width over height of the image, so that they tell how much a window's shape differs
+    from it). Returns top, left, height and width: int32 `()`.
     """
     keys = tf.unstack(tf.random.split(key, 2))
     if aspect is None:
@@ -69,17 +60,12 @@ def resize(
     interpolation: str,
     flipped: tf.Tensor | bool = False,
 ) -> tf.Tensor:
-    """Resize a window, antialiased.
+    """Resize a window, uint8 `(height, width, channels)`, antialiased.
 
     Without Pillow's rounding between its two passes, which
     `preprocessing.resize_tensor` follows: one pixel of five differs, by a grey level.
-
-    Args:
-        image: uint8 `(height, width, channels)`.
-        size: Height and width afterwards, in pixels; a number for a square.
-        interpolation: "bilinear" or "bicubic".
-        flipped: Whether the image is flipped horizontally, bool `()`: here, where
-            columns are whole rows in memory, it costs a tenth of what it does later.
+    The size is height and width, or a number for a square. Flipping here, where columns
+    are whole rows in memory, costs a tenth of what it does later.
     """
     height, width = as_sides(size)
     low = _resize_down(image, height, interpolation)
@@ -105,17 +91,12 @@ def _resize_down(image: tf.Tensor, side: int, interpolation: str) -> tf.Tensor:
 
 
 def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.Tensor:
-    """Shift each image of a batch by up to `pad` pixels in each direction.
+    """Shift each image of a uint8 batch by up to `pad` pixels in each direction.
 
-    He et al. 2015, section 4.2. There the border is zero after subtracting the
-    mean, so here it has the mean's colour. A whole batch at once takes a fraction of
-    the time that image after image would.
-
-    Args:
-        images: uint8 `(batch, height, width, 3)`.
-        draws: float32 `(batch, 2)` in [0, 1): down and across.
-        pad: Border on each side, in pixels.
-        fill: uint8 `(3,)`, colour of the border.
+    He et al. 2015, section 4.2. There the border is zero after subtracting the mean, so
+    here it has the mean's colour, `fill`. A whole batch at once takes a fraction of the
+    time that image after image would. Draws are float32 `(batch, 2)` in [0, 1): down
+    and across.
     """
     height, width = images.shape[1:3]
     tops, lefts = tf.unstack(_int(draws * (2 * pad + 1)), axis=1)
@@ -129,13 +110,7 @@ def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.
 
 
 def flip(images: tf.Tensor, draws: tf.Tensor, axis: int = 2) -> tf.Tensor:
-    """Flip half of the images, horizontally or along another axis.
-
-    Args:
-        images: uint8 `(batch, height, width, 3)`.
-        draws: float32 `(batch,)` in [0, 1).
-        axis: 2 flips horizontally, 1 vertically.
-    """
+    """Flip half of a uint8 batch by draws in [0, 1), horizontally or along axis 1."""
     chosen = (draws < 0.5)[:, None, None, None]
     return tf.where(chosen, tf.reverse(images, axis=[axis]), images)
 
@@ -143,17 +118,11 @@ def flip(images: tf.Tensor, draws: tf.Tensor, axis: int = 2) -> tf.Tensor:
 def erase(
     image: tf.Tensor, key: tf.Tensor, probability: float, fill: tf.Tensor
 ) -> tf.Tensor:
-    """Paint a random box over a share of the images.
+    """Paint a random box over a share of the images, uint8 `(height, width, 3)`.
 
-    Zhong et al. 2017 (arXiv 1708.04896) with torchvision's geometry: 2 to 33 % of
-    the area, 0.3 to 3.3 times as high as wide. Its box is zero after normalising,
-    so here it has the mean's colour.
-
-    Args:
-        image: uint8 `(height, width, 3)`.
-        key: int64 `(2,)`.
-        probability: Share of the images, in [0, 1].
-        fill: uint8 `(3,)`, colour of the box.
+    Zhong et al. 2017 (arXiv 1708.04896) with torchvision's geometry: 2 to 33 % of the
+    area, 0.3 to 3.3 times as high as wide. Its box is zero after normalising, so here
+    it has the mean's colour, `fill`.
     """
     height, width = tf.unstack(tf.shape(image)[:2])
     keys = tf.unstack(tf.random.split(key, 3))

@@ -19,27 +19,17 @@ _WHOLE = 2.0**-10
 
 
 class Canvas(NamedTuple):
-    """What the geometric operations draw with.
+    """What the geometric operations draw with."""
 
-    Attributes:
-        fill: uint8 `(3,)`, colour of what comes in from outside the image.
-        interpolation: "bilinear" or "bicubic".
-    """
-
-    fill: tf.Tensor
-    interpolation: str
+    fill: tf.Tensor  # uint8 `(3,)`, colour of what comes in from outside
+    interpolation: str  # "bilinear" or "bicubic"
 
 
 def transform(image: tf.Tensor, matrix: Matrix, canvas: Canvas) -> tf.Tensor:
-    """Take each pixel from where an affine map sends it.
+    """Take each pixel from where an affine map `(a, b, c, d, e, f)` sends it.
 
-    Equal to Pillow's within one grey level but for the few pixels of edges that
-    rounding moves in or out.
-
-    Args:
-        image: uint8 `(height, width, 3)`.
-        matrix: `(a, b, c, d, e, f)`; centres of pixels lie at halves.
-        canvas: Colour of the outside, and interpolation.
+    Centres of pixels lie at halves. Equal to Pillow's within one grey level but for the
+    few pixels of edges that rounding moves in or out.
     """
     a, b, c, d, e, f = map(_float, matrix)
     height, width = tf.unstack(tf.shape(image)[:2])
@@ -242,17 +232,7 @@ _LAYERS = 2
 
 
 def find_policy(name: str) -> Policy:
-    """Return a policy by name.
-
-    Args:
-        name: "trivial", or "rand-mM-mstdS"; see `strength_of`.
-
-    Returns:
-        A function of an image, a key and a canvas that returns an image.
-
-    Raises:
-        UsageError: There is no such policy.
-    """
+    """Return a function of an image, a key and a canvas by its name."""
     strength = strength_of(name)
     if strength is None:
         return trivial_augment
@@ -280,16 +260,9 @@ def rand_augment(
     magnitude: float,
     deviation: float,
 ) -> tf.Tensor:
-    """Apply up to two random operations of about the same strength.
+    """Apply up to two random operations of about the same strength, 0 to 10.
 
     Cubuk et al. 2019 (arXiv 1909.13719), as timm 1.0's "rand-mM-mstdS-inc1".
-
-    Args:
-        image: uint8 `(height, width, 3)`.
-        key: int64 `(2,)`.
-        canvas: Colour of the outside, and interpolation.
-        magnitude: Mean strength, 0 to 10.
-        deviation: Standard deviation of the strength.
     """
     keys = tf.random.split(key, 2 * _LAYERS)
 
