@@ -1,5 +1,8 @@
 """Rectangular models and models of grey images, and the three ways of resizing."""
 
+import runpy
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,14 @@ from conftest import FORMATS as ALL
 from conftest import randomise
 from made_card import made_card
 from PIL import Image
+from test_snippets import record_of, written_snippets
 from tiny import RESNET8
+from unusual_images import write_unusual_images
 
 import reszoo
+from reszoo.architecture import architecture
+from reszoo.cards import new_card
+from reszoo.data.image_files import open_image
 from reszoo.preprocessing import Preprocessing, Resize, to_grey
 from reszoo_export.saved_model.writer import prepare_encoded
 
@@ -176,6 +184,90 @@ def test_all_nine_files_of_it_are_verified_and_answer_alike(
     answer = served.signatures["serving_bytes"](image_bytes=files)["probabilities"]
     # TensorFlow and Pillow may round a resized pixel to neighbouring grey levels.
     np.testing.assert_allclose(answer, expected, atol=0.01)
+
+
+_READ = """
+import { readFileSync, writeFileSync } from "node:fs";
+import { prepare } from "./browser.mjs";
+for (const line of readFileSync("list", "utf8").trim().split("\\n")) {
+  const [width, height, path] = line.split(" ");
+  const rgb = readFileSync(path), rgba = Buffer.alloc((rgb.length / 3) * 4);
+  for (let at = 0; at < rgb.length; at++) rgba[at + Math.floor(at / 3)] = rgb[at];
+  writeFileSync(path + ".js", prepare(rgba, Number(width), Number(height)));
+}
+"""
+_MAIN = """
+#include <fstream>
+#include <iterator>
+#include <string>
+#include "preprocess.h"
+int main() {
+  std::ifstream list("list");
+  std::string path;
+  for (int width, height; list >> width >> height >> path;) {
+    std::ifstream file(path, std::ios::binary);
+    const std::vector<char> read{std::istreambuf_iterator<char>(file), {}};
+    const auto shown =
+        Prepare(reinterpret_cast<const uint8_t*>(read.data()), width, height);
+    std::ofstream(path + ".cc", std::ios::binary)
+        .write(reinterpret_cast<const char*>(shown.data()), shown.size());
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    shown, _ = write_unusual_images(tmp_path_factory.mktemp("unusual"))
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("resize", "size", "channels"),
+    [
+        ("crop", (24, 40), 3), ("squash", (40, 24), 3), ("pad", (24, 40), 3),
+        ("crop", (40, 24), 1), ("squash", 32, 1), ("pad", (33, 20), 1),
+    ],
+)  # fmt: skip
+def test_every_snippet_shows_the_model_what_predictor_does(
+    resize: Resize, size: Any, channels: int, unusual: list[Path], tmp_path: Path
+) -> None:
+    net = architecture("resnet20", classes=2, input_shape=(32, 32, channels))
+    same = record(resize, size, channels)
+    if resize == "pad":
+        same = replace(same, crop_pct=0.9)
+    card = replace(new_card(net, ("cat", "dog")), preprocessing=same)
+    kinds = [("onnx", "uint8", "batch"), ("tflite", "uint8", 1)]
+    records = [record_of(*kind, shape=same.input_shape) for kind in kinds]
+    written_snippets(tmp_path, card, *records)
+    folder, lines = tmp_path / "snippets", []
+    program = runpy.run_path(str(folder / "server.py"))
+    expected = [same.prepare(open_image(path)) for path in unusual]
+    for number, path in enumerate(unusual):
+        np.testing.assert_array_equal(
+            program["prepare"](path), expected[number], path.name
+        )
+        rgb = open_image(path)
+        (folder / str(number)).write_bytes(rgb.tobytes())
+        lines.append(f"{rgb.width} {rgb.height} {number}\n")
+    (folder / "list").write_text("".join(lines))
+    if shutil.which("node"):
+        (folder / "browser.js").rename(folder / "browser.mjs")
+        (folder / "program.mjs").write_text(_READ)
+        subprocess.run(["node", "program.mjs"], cwd=folder, check=True)
+    if shutil.which("g++"):
+        (folder / "main.cc").write_text(_MAIN)
+        options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-o", "main"]
+        subprocess.run(["g++", *options, "main.cc"], cwd=folder, check=True)
+        subprocess.run(["./main"], cwd=folder, check=True)
+    apart: list[Any] = []
+    for number, pixels in enumerate(expected):
+        for file in folder.glob(f"{number}.*"):
+            off = np.abs(np.fromfile(file, np.uint8) - pixels.reshape(-1).astype(int))
+            assert off.max() <= 1, (file.name, unusual[number].name)
+            apart.append(off > 0)
+    # Pillow rounds its weights.
+    assert np.concatenate(apart or [np.zeros(1)]).mean() < 0.02
 
 
 @pytest.mark.parametrize("resize", RESIZES)

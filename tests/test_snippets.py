@@ -88,13 +88,14 @@ def record_of(
     batch: int | str,
     output: str = "probabilities",
     output_dtype: str = "float32",
+    shape: tuple[int, ...] = (32, 32, 3),
 ) -> FileRecord:
     """Return the record of a file of two classes."""
     answer: dict[str, Any] = {"name": output, "dtype": output_dtype}
     answer["shape"] = [batch, 2]
     if output_dtype == "uint8":
         answer |= {"scale": 0.00390625, "zero_point": 0}
-    image = ("image", dtype, [batch, 32, 32, 3])
+    image = ("image", dtype, [batch, *shape])
     return _record(runtime, f"model.{runtime}", image, answer)
 
 

@@ -4,6 +4,7 @@ import runpy
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from test_snippets import nearly_equal, record_of, written_snippets
 from unusual_images import write_unusual_images
 
 import reszoo
+from reszoo.architecture import architecture
+from reszoo.cards import Card, new_card
 from reszoo.data.image_files import open_image
 
 _EXPORT = ROOT / "saved_models/resnet20-cifar10"
@@ -182,7 +185,7 @@ fun main(args: Array<String>) {
             for (pixel in pixels) out.write(pixel)
             out.write(Interpreter.lastInput)
             val (name, side) = predictMediaPipe(context, bitmap)[0]
-            check(side == SIZE.toFloat())
+            check(side == WIDTH.toFloat())
             check(name == "ff%02x%02x%02x".format(pixels[0], pixels[1], pixels[2]))
         }
     }
@@ -255,6 +258,19 @@ _VARIANTS = [
 ]
 
 
+def _variant(number: int) -> tuple[Card, tuple[int, int, int]]:
+    """Return a card with every interpolation and way of resizing, the last one grey."""
+    kind = "bicubic" if number % 2 else "bilinear"
+    changes: dict[str, Any] = {"interpolation": kind}
+    changes["resize"] = ("crop", "pad", "squash", "pad")[number]
+    if number < 3:
+        return made_card(**changes), (32, 32, 3)
+    net = architecture("resnet20", classes=2, input_shape=(32, 32, 1))
+    card = new_card(net, ("cat", "dog"))
+    record = replace(card.preprocessing, **changes)
+    return replace(card, preprocessing=record), (32, 32, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiles C++ with g++")
 @pytest.mark.parametrize("runtime", ["onnx", "tflite"])
@@ -265,8 +281,8 @@ def test_every_variant_of_the_c_plus_plus_compiles(
         if runtime == "onnx" and output_dtype == "uint8":
             continue
         folder = tmp_path / str(number)
-        card = made_card(interpolation="bicubic" if number % 2 else "bilinear")
-        record = record_of(runtime, dtype, 1 + number, output, output_dtype)
+        card, shape = _variant(number)
+        record = record_of(runtime, dtype, 1 + number, output, output_dtype, shape)
         written_snippets(folder, card, record)
         program = _C_PLUS_PLUS.replace("SNIPPET", f"native_{runtime}.cc")
         (folder / "snippets/main.cc").write_text(program)
@@ -282,8 +298,8 @@ def test_kotlin_shows_the_model_what_predictor_does_and_every_variant_compiles(
     sources = []
     for number, (dtype, output, output_dtype) in enumerate(_VARIANTS):
         folder = tmp_path / str(number)
-        card = made_card(interpolation="bicubic" if number % 2 else "bilinear")
-        record = record_of("tflite", dtype, 1 + number, output, output_dtype)
+        card, shape = _variant(number)
+        record = record_of("tflite", dtype, 1 + number, output, output_dtype, shape)
         written_snippets(folder, card, record)
         sources.append(folder / "snippets/Android.kt")
         if number:

@@ -9,6 +9,7 @@ from typing import Any
 from reszoo.cards import Card
 from reszoo.data.image_limits import LARGE, MEMORY, SHORT
 from reszoo.files import write_text
+from reszoo.preprocessing import RESIZES
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES
 from reszoo_export.manifest import FileRecord, Manifest
 
@@ -89,15 +90,21 @@ def _output(record: FileRecord) -> dict[str, Any]:
 
 def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list[str]]:
     card, image, output = manifest.card, record.inputs[0], _output(record)
-    nchw = image["shape"][1] == 3
     facts = _facts(card, record)
-    features = output["name"] == "features"
-    size, short = card.preprocessing.eval_size, card.preprocessing.resize_size
+    features, preprocessing = output["name"] == "features", card.preprocessing
+    high, wide = preprocessing.eval_sides
+    channels, colour = preprocessing.channels, map(str, preprocessing.mean_colour)
+    sides = (channels, high, wide) if "nchw" in facts else (high, wide, channels)
     zero = output.get("zero_point", 0)
     words: dict[str, Any] = {
         "MODEL": card.architecture.name,
-        "SIZE": size,
-        "SHORT": short,
+        "HEIGHT": high,
+        "WIDTH": wide,
+        "CHANNELS": channels,
+        "RESIZE_HEIGHT": preprocessing.resize_sides[0],
+        "RESIZE_WIDTH": preprocessing.resize_sides[1],
+        "FILL": ", ".join(colour),
+        "COLOURS": preprocessing.colours,
         "MEMORY": MEMORY,
         "LARGE": LARGE,
         "LEAST": SHORT,
@@ -108,7 +115,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "INPUT": image["name"],
         "DTYPE": image["dtype"],
         "SHAPE": _shape(image),
-        "SIDES": f"3, {size}, {size}" if nchw else f"{size}, {size}, 3",
+        "SIDES": ", ".join(map(str, sides)),
         "ITEM_SIZE": 4 if image["dtype"] == "float32" else 1,
         "ARRAY": _ARRAYS.get(image["dtype"], ""),
         "CTYPE": _CTYPES.get(image["dtype"], ""),
@@ -119,7 +126,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "OUTPUT_SHAPE": _shape(output),
         "OUTPUT_WORDS": "features" if features else "probabilities",
         "CLASS_WORD": "feature" if features else "class",
-        "WIDTH": output["shape"][-1],
+        "OUTPUTS": output["shape"][-1],
         "SCALE": repr(output.get("scale", 1)),
         "ZERO": zero if zero >= 0 else f"({zero})",
         "LABELS_TOO": " and labels.txt" if "named" in facts else "",
@@ -148,9 +155,12 @@ def _server_line(record: FileRecord) -> str:
 def _facts(card: Card, record: FileRecord) -> list[str]:
     image, output = record.inputs[0], _output(record)
     features, logits = (output["name"] == name for name in ("features", "logits"))
+    grey = card.preprocessing.channels == 1
     holds: dict[str, bool] = {
+        **{mode: card.preprocessing.resize == mode for mode in RESIZES},
+        "grey": grey,
         "bicubic": card.preprocessing.interpolation == "bicubic",
-        "nchw": image["shape"][1] == 3,
+        "nchw": image["shape"][-1] != card.preprocessing.channels,
         "float_input": image["dtype"] == "float32",
         "features": features,
         "logits": logits,
@@ -162,8 +172,9 @@ def _facts(card: Card, record: FileRecord) -> list[str]:
         "plain": not logits and output["dtype"] == "float32",
         "named": bool(card.labels) and not features,
         "numbered": not (card.labels or features),
-        # MediaPipe takes one image at a time, no int8, and reads probabilities.
+        # MediaPipe takes one RGB image at a time, no int8, and reads probabilities.
         "mediapipe": image["shape"][0] == 1
+        and not grey
         and image["dtype"] != "int8"
         and not (features or logits),
     }
