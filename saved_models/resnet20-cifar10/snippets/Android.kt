@@ -18,25 +18,29 @@ import kotlin.math.min
 import org.tensorflow.lite.Interpreter
 
 const val FILE = "model-int8.tflite"
-const val SHORT_SIDE = 32
-const val SIZE = 32
+// Of the model's input, and what an image is resized to before it is cut.
+const val HEIGHT = 32
+const val WIDTH = 32
+const val CHANNELS = 3
+const val RESIZE_HEIGHT = 32L
+const val RESIZE_WIDTH = 32L
 const val BATCH = 1
-const val WIDTH = 10
+const val OUTPUTS = 10
 
 const val SUPPORT = 1.0
 private fun kernel(distance: Double): Double = max(0.0, 1 - abs(distance))
 
 private class Tap(val start: Int, val weights: DoubleArray)
 
-// Which pixels of a line make each of SIZE new ones, and with what weights.
+// Which pixels of a line make each of `size` new ones, and with what weights.
 // Bitmap.createScaledBitmap does not average, which changes the predictions.
-private fun taps(length: Int, target: Long): List<Tap> {
+private fun taps(length: Int, target: Long, size: Int): List<Tap> {
     val scale = length.toDouble() / target
     val reach = max(scale, 1.0)
-    val spare = target - SIZE
-    val half = spare / 2
-    val first = half + (spare % 2) * (half % 2)
-    return List(SIZE) { index ->
+    val spare = target - size
+    val half = spare shr 1
+    val first = half + (spare and 1L) * (half and 1L)
+    return List(size) { index ->
         val centre = (first + index + 0.5) * scale
         val start = max(0, (centre - SUPPORT * reach + 0.5).toInt())
         val end = min(length, (centre + SUPPORT * reach + 0.5).toInt())
@@ -48,36 +52,40 @@ private fun taps(length: Int, target: Long): List<Tap> {
 
 private fun byte(value: Double): Int = (value + 0.5).toInt().coerceIn(0, 255)
 
+private fun level(colour: Int, c: Int): Int = colour shr (16 - 8 * c) and 255
+
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// Takes an upright image as ARGB_8888; returns SIZE x SIZE x 3 numbers. Transparency is
-// dropped: decode with BitmapFactory.Options().inPremultiplied = false, which keeps the
-// colours below it. BitmapFactory does not rotate a photo as its EXIF says.
+// Takes an upright image as ARGB_8888; returns HEIGHT x WIDTH x CHANNELS numbers.
+// Transparency is dropped: decode with BitmapFactory.Options().inPremultiplied = false,
+// which keeps the colours below it. BitmapFactory does not rotate a photo as its EXIF says.
 fun prepare(image: Bitmap): IntArray {
     val (width, height) = image.width to image.height
-    val short = min(width, height).toLong()
-    val columns = taps(width, width.toLong() * SHORT_SIDE / short)
-    val rows = taps(height, height.toLong() * SHORT_SIDE / short)
+    val across = max(width * RESIZE_HEIGHT / height, RESIZE_WIDTH)
+    val down = max(height * RESIZE_WIDTH / width, RESIZE_HEIGHT)
+    val columns = taps(width, across, WIDTH)
+    val rows = taps(height, down, HEIGHT)
     val line = IntArray(width)
+    val stride = WIDTH * CHANNELS
     // Only the rows that the crop comes from take memory, a byte each number.
     val top = rows.first().start
     val bottom = rows.last().start + rows.last().weights.size
-    val wide = ByteArray((bottom - top) * SIZE * 3)
+    val wide = ByteArray((bottom - top) * stride)
     for (y in top until bottom) {
         image.getPixels(line, 0, width, 0, y, width, 1)
-        for (x in 0 until SIZE) for (c in 0..2) {
+        for (x in 0 until WIDTH) for (c in 0 until CHANNELS) {
             val tap = columns[x]
             var sum = 0.0
             for (k in tap.weights.indices)
-                sum += tap.weights[k] * (line[tap.start + k] shr (16 - 8 * c) and 255)
-            wide[((y - top) * SIZE + x) * 3 + c] = byte(sum).toByte()
+                sum += tap.weights[k] * level(line[tap.start + k], c)
+            wide[(y - top) * stride + x * CHANNELS + c] = byte(sum).toByte()
         }
     }
-    return IntArray(SIZE * SIZE * 3) { at ->
-        val tap = rows[at / (SIZE * 3)]
+    return IntArray(HEIGHT * stride) { at ->
+        val tap = rows[at / stride]
         var sum = 0.0
         for (k in tap.weights.indices)
             sum += tap.weights[k] *
-                (wide[(tap.start - top + k) * SIZE * 3 + at % (SIZE * 3)].toInt() and 255)
+                (wide[(tap.start - top + k) * stride + at % stride].toInt() and 255)
         byte(sum)
     }
 }
@@ -103,7 +111,7 @@ class Classifier(context: Context, threads: Int = 4) : AutoCloseable {
             for (pixel in pixels) input.put(pixel.toByte())
         }
         input.rewind()
-        val output = Array(BATCH) { FloatArray(WIDTH) }
+        val output = Array(BATCH) { FloatArray(OUTPUTS) }
         interpreter.run(input, output)
         return output[0]
     }
@@ -118,14 +126,14 @@ fun predictMediaPipe(context: Context, image: Bitmap): List<Pair<String, Float>>
         .setRunningMode(RunningMode.IMAGE)
         .setMaxResults(5)
         .build()
-    // MediaPipe would squeeze the whole image into a square, but the model was trained on its centre.
+    // MediaPipe itself would squash the whole image, without averaging: prepared, it stays as it is.
     val pixels = prepare(image)
-    val colours = IntArray(SIZE * SIZE) {
+    val colours = IntArray(HEIGHT * WIDTH) {
         (255 shl 24) or (pixels[3 * it] shl 16) or (pixels[3 * it + 1] shl 8) or pixels[3 * it + 2]
     }
-    val square = Bitmap.createBitmap(colours, SIZE, SIZE, Bitmap.Config.ARGB_8888)
+    val prepared = Bitmap.createBitmap(colours, WIDTH, HEIGHT, Bitmap.Config.ARGB_8888)
     return ImageClassifier.createFromOptions(context, options).use { classifier ->
-        classifier.classify(BitmapImageBuilder(square).build())
+        classifier.classify(BitmapImageBuilder(prepared).build())
             .classificationResult().classifications()[0].categories()
             .map { it.categoryName() to it.score() }
     }

@@ -2,8 +2,9 @@
 // Input `image`: uint8 ("batch", 32, 32, 3). Output `probabilities`: float32 ("batch", 10).
 
 export const FILE = "../model.onnx";
-const SHORT_SIDE = 32;
-export const SIZE = 32;
+// Of the model's input, and what an image is resized to before it is cut.
+export const [HEIGHT, WIDTH, CHANNELS] = [32, 32, 3];
+const [RESIZE_HEIGHT, RESIZE_WIDTH] = [32, 32];
 // Bytes that an image may take as getImageData gives it, 4 a pixel.
 export const MEMORY = 536870912;
 const BATCH = 1;
@@ -13,15 +14,15 @@ function kernel(x) {
   return Math.max(0, 1 - Math.abs(x));
 }
 
-// Which pixels of a line make each of SIZE new ones, and with what weights. The
+// Which pixels of a line make each of `size` new ones, and with what weights. The
 // canvas' own scaling does not average, which changes the predictions.
-function taps(length, target) {
+function taps(length, target, size) {
   const scale = length / target;
   const reach = Math.max(scale, 1);
-  const spare = target - SIZE;
+  const spare = target - size;
   const half = Math.floor(spare / 2);
-  const first = half + (spare % 2) * (half % 2);
-  return Array.from({ length: SIZE }, (_, index) => {
+  const first = half + (spare - 2 * half) * Math.abs(half % 2);
+  return Array.from({ length: size }, (_, index) => {
     const centre = (first + index + 0.5) * scale;
     const start = Math.max(0, Math.trunc(centre - SUPPORT * reach + 0.5));
     const end = Math.min(length, Math.trunc(centre + SUPPORT * reach + 0.5));
@@ -32,35 +33,47 @@ function taps(length, target) {
   });
 }
 
+function level(rgba, at, c) {
+  return rgba[at + c];
+}
+
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// `rgba` is what getImageData gives; the answer is uint8 SIZE x SIZE x 3.
+// `rgba` is what getImageData gives; the answer is uint8 HEIGHT x WIDTH x CHANNELS.
 export function prepare(rgba, width, height) {
-  const short = Math.min(width, height);
-  const [columns, rows] = [width, height].map((side) =>
-    taps(side, Math.floor((side * SHORT_SIDE) / short)));
+  const [wide, high] = scaled(width, height);
+  const columns = taps(width, wide, WIDTH);
+  const rows = taps(height, high, HEIGHT);
+  const line = WIDTH * CHANNELS;
   // Only the rows that the crop comes from take memory.
-  const last = rows[SIZE - 1];
+  const last = rows[HEIGHT - 1];
   const [top, bottom] = [rows[0].start, last.start + last.weights.length];
-  const wide = new Uint8ClampedArray((bottom - top) * SIZE * 3);
+  const low = new Uint8ClampedArray((bottom - top) * line);
   for (let y = top; y < bottom; y++)
-    for (let x = 0; x < SIZE; x++)
-      for (let c = 0; c < 3; c++) {
+    for (let x = 0; x < WIDTH; x++)
+      for (let c = 0; c < CHANNELS; c++) {
         const { start, weights } = columns[x];
         let sum = 0.5;
         for (let k = 0; k < weights.length; k++)
-          sum += weights[k] * rgba[(y * width + start + k) * 4 + c];
-        wide[((y - top) * SIZE + x) * 3 + c] = Math.floor(sum);
+          sum += weights[k] * level(rgba, (y * width + start + k) * 4, c);
+        low[(y - top) * line + x * CHANNELS + c] = Math.floor(sum);
       }
-  const pixels = new Uint8ClampedArray(SIZE * SIZE * 3);
-  for (let y = 0; y < SIZE; y++)
-    for (let x = 0; x < SIZE * 3; x++) {
+  const pixels = new Uint8ClampedArray(HEIGHT * line);
+  for (let y = 0; y < HEIGHT; y++)
+    for (let x = 0; x < line; x++) {
       const { start, weights } = rows[y];
       let sum = 0.5;
       for (let k = 0; k < weights.length; k++)
-        sum += weights[k] * wide[(start - top + k) * SIZE * 3 + x];
-      pixels[y * SIZE * 3 + x] = Math.floor(sum);
+        sum += weights[k] * low[(start - top + k) * line + x];
+      pixels[y * line + x] = Math.floor(sum);
     }
   return new Uint8Array(pixels.buffer);
+}
+
+// Width and height of the whole image once it is resized.
+function scaled(width, height) {
+  const wide = Math.floor((width * RESIZE_HEIGHT) / height);
+  const high = Math.floor((height * RESIZE_WIDTH) / width);
+  return [Math.max(wide, RESIZE_WIDTH), Math.max(high, RESIZE_HEIGHT)];
 }
 
 // `ort` is onnxruntime-web, `session` an ort.InferenceSession of FILE.

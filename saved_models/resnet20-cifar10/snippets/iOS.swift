@@ -9,12 +9,13 @@ import MediaPipeTasksVision
 import TensorFlowLite
 import UIKit
 
-let shortSide = 32
-let size = 32
+// Of the model's input, and what an image is resized to before it is cut.
+let (inputHeight, inputWidth, channels) = (32, 32, 3)
+let (resizeHeight, resizeWidth) = (32, 32)
 let batch = 1
 // Bytes that an image may take, 4 a pixel.
 let memory = 536870912
-let width = 10
+let outputs = 10
 let modelPath = Bundle.main.path(forResource: "model-int8", ofType: "tflite")!
 
 let support = 1.0
@@ -26,12 +27,12 @@ struct Tap {
 }
 
 // Which pixels of a line make each of `size` new ones, and with what weights.
-func taps(_ length: Int, _ target: Int) -> [Tap] {
+func taps(_ length: Int, _ target: Int, _ size: Int) -> [Tap] {
   let scale = Double(length) / Double(target)
   let reach = max(scale, 1)
   let spare = target - size
-  let half = spare / 2
-  let first = half + (spare % 2) * (half % 2)
+  let half = spare >> 1
+  let first = half + (spare & 1) * (half & 1)
   return (0..<size).map { index in
     let centre = (Double(first + index) + 0.5) * scale
     let start = max(0, Int(centre - support * reach + 0.5))
@@ -59,39 +60,42 @@ func rgbx(_ image: CGImage) -> [UInt8] {
   return bytes
 }
 
+func level(_ rgbx: [UInt8], _ at: Int, _ c: Int) -> Double { Double(rgbx[at + c]) }
+
 // Resize, cut the centre, RGB from 0 to 255, nothing else: the graph normalises.
-// Takes an upright image; returns size x size x 3 bytes.
+// Takes an upright image; returns inputHeight x inputWidth x channels bytes.
 func prepare(_ image: CGImage) -> [UInt8] {
-  let small = min(image.width, image.height)
-  let columns = taps(image.width, image.width * shortSide / small)
-  let rows = taps(image.height, image.height * shortSide / small)
+  let wide = max(image.width * resizeHeight / image.height, resizeWidth)
+  let high = max(image.height * resizeWidth / image.width, resizeHeight)
+  let columns = taps(image.width, wide, inputWidth)
+  let rows = taps(image.height, high, inputHeight)
   // Only the pixels that the crop comes from take memory.
   let (left, top) = (columns[0].start, rows[0].start)
-  let right = columns[size - 1].start + columns[size - 1].weights.count
-  let bottom = rows[size - 1].start + rows[size - 1].weights.count
+  let right = columns[inputWidth - 1].start + columns[inputWidth - 1].weights.count
+  let bottom = rows[inputHeight - 1].start + rows[inputHeight - 1].weights.count
   let (across, down) = (right - left, bottom - top)
   precondition(4 * across * down <= memory, "the image is too large")
   let area = CGRect(x: left, y: top, width: across, height: down)
   let source = rgbx(image.cropping(to: area)!)
-  let line = size * 3
-  var wide = [UInt8](repeating: 0, count: down * line)
+  let line = inputWidth * channels
+  var low = [UInt8](repeating: 0, count: down * line)
   for y in 0..<down {
-    for x in 0..<size {
-      for c in 0..<3 {
+    for x in 0..<inputWidth {
+      for c in 0..<channels {
         var sum = 0.0
         for (k, weight) in columns[x].weights.enumerated() {
-          sum += weight * Double(source[(y * across + columns[x].start - left + k) * 4 + c])
+          sum += weight * level(source, (y * across + columns[x].start - left + k) * 4, c)
         }
-        wide[y * line + x * 3 + c] = byte(sum)
+        low[y * line + x * channels + c] = byte(sum)
       }
     }
   }
-  var pixels = [UInt8](repeating: 0, count: size * line)
-  for y in 0..<size {
+  var pixels = [UInt8](repeating: 0, count: inputHeight * line)
+  for y in 0..<inputHeight {
     for x in 0..<line {
       var sum = 0.0
       for (k, weight) in rows[y].weights.enumerated() {
-        sum += weight * Double(wide[(rows[y].start - top + k) * line + x])
+        sum += weight * Double(low[(rows[y].start - top + k) * line + x])
       }
       pixels[y * line + x] = byte(sum)
     }
@@ -116,7 +120,7 @@ func predict(_ image: CGImage, threads: Int = 4) throws -> [Float] {
   try interpreter.copy(input, toInputAt: 0)
   try interpreter.invoke()
   let output = try interpreter.output(at: 0).data
-  let answer = output.withUnsafeBytes { Array($0.bindMemory(to: Float.self).prefix(width)) }
+  let answer = output.withUnsafeBytes { Array($0.bindMemory(to: Float.self).prefix(outputs)) }
   return answer
 }
 
@@ -127,18 +131,18 @@ func predictMediaPipe(_ image: CGImage) throws -> [(String, Float)] {
   options.runningMode = .image
   options.maxResults = 5
   let classifier = try ImageClassifier(options: options)
-  // MediaPipe would squeeze the whole image into a square, but the model was trained on its centre.
+  // MediaPipe itself would squash the whole image, without averaging: prepared, it stays as it is.
   let pixels = prepare(image)
-  let bytes: [UInt8] = (0..<size * size).flatMap {
+  let bytes: [UInt8] = (0..<inputHeight * inputWidth).flatMap {
     [pixels[3 * $0], pixels[3 * $0 + 1], pixels[3 * $0 + 2], 255]
   }
-  let square = CGImage(
-    width: size, height: size, bitsPerComponent: 8, bitsPerPixel: 32,
-    bytesPerRow: size * 4, space: CGColorSpace(name: CGColorSpace.sRGB)!,
+  let prepared = CGImage(
+    width: inputWidth, height: inputHeight, bitsPerComponent: 8, bitsPerPixel: 32,
+    bytesPerRow: inputWidth * 4, space: CGColorSpace(name: CGColorSpace.sRGB)!,
     bitmapInfo: CGBitmapInfo(rawValue: CGImageAlphaInfo.noneSkipLast.rawValue),
     provider: CGDataProvider(data: Data(bytes) as CFData)!,
     decode: nil, shouldInterpolate: false, intent: .defaultIntent)!
-  let result = try classifier.classify(image: MPImage(uiImage: UIImage(cgImage: square)))
+  let result = try classifier.classify(image: MPImage(uiImage: UIImage(cgImage: prepared)))
   return result.classificationResult.classifications[0].categories.map {
     ($0.categoryName ?? String($0.index), $0.score)
   }

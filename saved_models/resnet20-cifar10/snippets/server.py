@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 FOLDER = Path(__file__).resolve().parents[1]
-SHORT_SIDE, SIZE = 32, 32
+# Of the model's input, and what an image is resized to before it is cut.
+HEIGHT, WIDTH, CHANNELS = 32, 32, 3
+RESIZE_HEIGHT, RESIZE_WIDTH = 32, 32
 MAX_BYTES = 32 * 2**20
 # A container's CPU quota is not among what a process is allowed: set it here.
 CORES = len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))
@@ -55,7 +57,7 @@ def limit(image):
         raise ValueError(f"{width} x {height} pixels are too many")
 
 
-def upright_rgb(image):
+def upright(image):
     """Decode an image as RGB, turned as its camera was held."""
     if image.getexif().get(0x0112, 1) != 1:
         image = ImageOps.exif_transpose(image)
@@ -67,45 +69,48 @@ def upright_rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def window(side, short):
-    """Return which pixels of a side are resized, and where in them the crop lies."""
-    scaled = side * SHORT_SIDE // short
+def window(side, scaled, size):
+    """Return where what is shown lies in a side, and what it is resized from."""
     # round() sends halves to the even neighbour, as in training.
-    first = round((scaled - SIZE) / 2)
-    start, end = 0, side
-    if side > 8 * short:
-        reach = 2 * -(-side // scaled) + 2
-        start = max(0, first * side // scaled - reach)
-        end = min(side, -(-(first + SIZE) * side // scaled) + reach)
-    return start, end, *(at * side / scaled - start for at in (first, first + SIZE))
+    first, length = round((scaled - size) / 2), size
+    reach = 2 * -(-side // scaled) + 2
+    start = max(0, first * side // scaled - reach)
+    end = min(side, -(-(first + length) * side // scaled) + reach)
+    box = [(at * side - start * scaled) / scaled for at in (first, first + length)]
+    return first, length, start, end, *box
 
 
 def resize(image):
     """Resize an image and cut its centre; nothing else: the graph normalises."""
     resampling = Image.Resampling.BILINEAR
-    whole = [side * SHORT_SIDE // min(image.size) for side in image.size]
-    if max(image.width * image.height, whole[0] * whole[1]) <= LARGE:
-        left, top = (round((side - SIZE) / 2) for side in whole)
-        image = image.resize(whole, resampling)
-        return np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
-    # Only what the crop comes from: scaled, a very long image would fill the memory.
-    (x, x_end, left, right), (y, y_end, top, bottom) = (
-        window(side, min(image.size)) for side in image.size
-    )
-    if (x, y, x_end, y_end) != (0, 0, *image.size):
-        image = image.crop((x, y, x_end, y_end))
-    height = image.height
-    image = image.resize((SIZE, height), resampling, (left, 0, right, height))
-    return np.asarray(image.resize((SIZE, SIZE), resampling, (0, top, SIZE, bottom)))
+    width, height = image.size
+    # As small as covers what it is resized to.
+    wide = max(width * RESIZE_HEIGHT // height, RESIZE_WIDTH)
+    high = max(height * RESIZE_WIDTH // width, RESIZE_HEIGHT)
+    left, across, x, x_end, *columns = window(width, wide, WIDTH)
+    top, down, y, y_end, *rows = window(height, high, HEIGHT)
+    if max(width * height, wide * high) <= LARGE:
+        image = image.resize((wide, high), resampling)
+        image = image.crop((left, top, left + across, top + down))
+    else:
+        # Only what the crop comes from: scaled, a very long image would fill the
+        # memory. One side at a time, for some Pillows resize vertically first.
+        if (x, y, x_end, y_end) != (0, 0, width, height):
+            image = image.crop((x, y, x_end, y_end))
+        box = (columns[0], 0, columns[1], image.height)
+        image = image.resize((across, image.height), resampling, box)
+        box = (0, rows[0], across, rows[1])
+        image = image.resize((across, down), resampling, box)
+    return np.asarray(image).reshape(HEIGHT, WIDTH, CHANNELS)
 
 
 def prepare(file):
-    """Return an image, given its path or an open file, as uint8 (SIZE, SIZE, 3)."""
+    """Return an image, given its path or an open file, as uint8 (HEIGHT, WIDTH, CHANNELS)."""
     with Image.open(file) as image:
         limit(image)
         alone = image.width * image.height > LARGE
         with ALONE if alone else nullcontext():
-            return resize(upright_rgb(image))
+            return resize(upright(image))
 
 
 # pip install tensorflow
