@@ -237,8 +237,11 @@ def test_every_snippet_shows_the_model_what_predictor_does(
     if resize == "pad":
         same = replace(same, crop_pct=0.9)
     card = replace(new_card(net, ("cat", "dog")), preprocessing=same)
-    kinds = [("onnx", "uint8", "batch"), ("tflite", "uint8", 1)]
-    records = [record_of(*kind, shape=same.input_shape) for kind in kinds]
+    shape = same.input_shape
+    records = [
+        record_of("onnx", "uint8", "batch", shape=shape),
+        record_of("tflite", "uint8", 1, shape=shape),
+    ]
     written_snippets(tmp_path, card, *records)
     folder, lines = tmp_path / "snippets", []
     program = runpy.run_path(str(folder / "server.py"))
