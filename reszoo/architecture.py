@@ -93,22 +93,16 @@ _LISTS = ("input_shape", "rounding")
 
 @dataclass(frozen=True, kw_only=True)
 class KerasArchitecture:
-    """An image classifier that reszoo did not build, known by its exported files.
-
-    Attributes:
-        name: Of the Keras model.
-        input_shape: Height, width and 3 channels.
-        classes: Number of scores.
-        activation: What makes probabilities of logits: "sigmoid" where each class has a
-            probability of its own, so that they need not add up to 1.
-        rounding: The largest change of a probability by computing in float32, and by
-            weights in float16, where it is more than usual; otherwise 0.
-    """
+    """An image classifier that reszoo did not build, known by its exported files."""
 
     name: str
     input_shape: InputShape
-    classes: int
+    classes: int  # number of scores
+    # What makes probabilities of logits: "sigmoid" where each class has a probability
+    # of its own, so that they need not add up to 1.
     activation: ScoreActivation
+    # The largest change of a probability by computing in float32, and by weights in
+    # float16, where it is more than usual; otherwise 0.
     rounding: tuple[float, float] = (0.0, 0.0)
     include_top: ClassVar[bool] = True
 
@@ -143,37 +137,23 @@ class Convolution:
     """One convolution of an architecture, padded symmetrically.
 
     Those without `norm` have a bias where the spec says so.
-
-    Attributes:
-        name: Name of its layer, as torchvision and timm name modules.
-        norm: Name of the batch normalization after it; None where none follows.
-        norm_before: Name of the batch normalization before it that follows no other
-            convolution: the first of a pre-activation block.
-        stage: Number of its stage from 1 on, 0 in the stem.
-        block: Name of its block, such as "layer1.0"; "" in the stem.
-        is_shortcut: Whether it is the projection of its block's shortcut.
-        kernel_size: Side of the kernel, in pixels.
-        in_channels: Channels of its input.
-        filters: Channels of its output.
-        groups: Groups of channels that it convolves separately.
-        stride: Step of the kernel, in pixels.
-        dilation: Pixels from one row or column of the kernel to the next.
-        pool: Stride of the 2x2 average pooling before it; 0 where there is none.
     """
 
-    name: str
-    norm: str | None
+    name: str  # of its layer, as torchvision and timm name modules
+    norm: str | None  # the batch normalization after it, if one follows
+    # The one before it that follows no other convolution: the first of a pre-activation
+    # block.
     norm_before: str | None = None
-    stage: int = 0
-    block: str = ""
-    is_shortcut: bool = False
-    kernel_size: int
-    in_channels: int
-    filters: int
-    groups: int = 1
-    stride: int = 1
-    dilation: int = 1
-    pool: int = 0
+    stage: int = 0  # from 1 on, 0 in the stem
+    block: str = ""  # such as "layer1.0"; "" in the stem
+    is_shortcut: bool = False  # the projection of its block's shortcut
+    kernel_size: int  # side, in pixels
+    in_channels: int  # of its input
+    filters: int  # channels of its output
+    groups: int = 1  # of channels that it convolves separately
+    stride: int = 1  # step of the kernel, in pixels
+    dilation: int = 1  # Pixels from one row or column of the kernel to the next.
+    pool: int = 0  # Stride of the 2x2 average pooling before it; 0 where there is none.
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -41,10 +41,8 @@ def public_origin(value: Any) -> Any:
     """Return what of an origin may be recorded or printed.
 
     Queries, fragments, users and passwords of URLs are removed, which may be secrets
-    (such as `?X-Amz-Signature=...`): cards are inside every file that is passed on.
-
-    Args:
-        value: A text with or without URLs, or lists and mappings of such.
+    (such as `?X-Amz-Signature=...`): cards are inside every file that is passed on. The
+    value is a text with or without URLs, or lists and mappings of such.
     """
     if isinstance(value, str):
         return _URL.sub(r"\1\3", value) if "://" in value else value
@@ -55,17 +53,11 @@ def public_origin(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured number.
+    """One measured number."""
 
-    Attributes:
-        name: What was measured ("top1", "top5", "loss"); shares are in 0..1.
-        value: The number.
-        data: On what: data set, split and number of images.
-    """
-
-    name: str
+    name: str  # what ("top1", "top5", "loss"); shares are in 0..1
     value: float
-    data: str
+    data: str  # on what: data set, split and number of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +131,10 @@ class Card:
     def after(
         self, provenance: Mapping[str, Any], metrics: Sequence[Metric] = ()
     ) -> "Card":
-        """Return the card of weights that were trained from these.
+        """Return the card of weights that were trained from these, with metrics.
 
-        Args:
-            provenance: Where the new weights come from; the provenance of these is
-                added as "began_as", unless they were random.
-            metrics: What was measured with the new weights.
+        The provenance of these is added to that of the new ones as "began_as", unless
+        they were random.
         """
         before = {} if self.is_fresh else {"began_as": dict(self.provenance)}
         return replace(
@@ -161,9 +151,8 @@ class Card:
     def check_input(self) -> None:
         """Refuse a model that takes other images than its preprocessing makes.
 
-        Raises:
-            UsageError: It takes neither RGB nor grey images, or has a fixed height and
-                width that differ from those on its card.
+        A UsageError if it takes neither RGB nor grey images, or has a fixed height and
+        width that differ from those on its card.
         """
         *sides, channels = self.architecture.input_shape
         if channels not in (1, 3):

@@ -49,10 +49,8 @@ def quiet(*, show: bool = True) -> Iterator[None]:
     """Suppress the warnings and log messages of TensorFlow, converters and decoders.
 
     On our own command line also what they write to the error stream from C++, unless
-    the body fails. In a library the error stream stays as it is.
-
-    Args:
-        show: Whether to show what was written to the error stream if the body fails.
+    the body fails (then it is shown, if `show`). In a library the stream stays as it
+    is.
     """
     with _held_stderr(show) if _own_process else nullcontext(), _LIBRARY_NOISE:
         yield
@@ -139,14 +137,9 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A progress bar on a terminal; a context manager.
+    """A progress bar of so many steps on a terminal; a context manager.
 
-    Args:
-        what: The description before the bar.
-        total: Number of steps.
-        done: Number of steps that are already done.
-        shown: Whether to show the bar.
-        lines: Whether to print a line every ten seconds where there is no terminal.
+    Where there is no terminal, `lines` prints a line every ten seconds.
     """
 
     def __init__(

@@ -38,9 +38,6 @@ class ReszooError(Exception):
 
     Messages quote names from files of strangers, so each argument becomes one line of
     printable text, whoever prints it.
-
-    Args:
-        *lines: The lines of the message.
     """
 
     exit_code = 1
@@ -56,13 +53,7 @@ class UsageError(ReszooError, ValueError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is in no table of its kind.
-
-    Args:
-        kind: What the name selects, in the singular ("model", "format").
-        received: The name.
-        choices: Every known name.
-    """
+    """A name that is in no table of its kind, in the singular ("model", "format")."""
 
     def __init__(self, kind: str, received: object, choices: Iterable[str]) -> None:
         self.kind, self.received = kind, str(received)

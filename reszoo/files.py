@@ -131,15 +131,10 @@ def parse_json(text: str | bytes) -> Any:
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` at the end.
 
-    The content is flushed to the disk before the rename, so that after a power
-    cut `path` holds the old or the new file, never a mixture. When the body
-    fails, the temporary file is removed and `path` stays as it was.
-
-    Args:
-        path: The final name. Missing parent folders are made.
-
-    Raises:
-        ReszooError: The disk refused the write (full, read-only).
+    The content is flushed to the disk before the rename, so that after a power cut
+    `path` holds the old or the new file, never a mixture. When the body fails, the
+    temporary file is removed and `path` stays as it was. Missing parent folders are
+    made. A ReszooError if the disk refused the write (full, read-only).
     """
     final = Path(path).expanduser().resolve()
     with disk_errors(final):
@@ -159,18 +154,14 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, the folder's final name.
 
-    It takes that name at the end. An existing folder of that name is renamed first
-    and removed last, so that a failure at any point leaves the old or the new folder
+    It takes that name at the end. An existing folder of that name is renamed first and
+    removed last, so that a failure at any point leaves the old or the new folder
     complete. (Only a process killed between two renames leaves the old one as
     `.NAME.old`; the next write to `path` restores it first.) Where the folder is a
-    working directory or a mount point it stays, and its contents are replaced.
-    Parents and errors are as in `atomic_file`.
-
-    Args:
-        path: The final name.
-        check: Raises if what is in a folder must not be replaced. It is called when
-            the new folder is complete, because others may have written there
-            meanwhile.
+    working directory or a mount point it stays, and its contents are replaced. `check`
+    raises if what is in a folder must not be replaced; it is called when the new folder
+    is complete, because others may have written there meanwhile. All else is as in
+    `atomic_file`.
     """
     final = Path(path).expanduser().resolve()
     with disk_errors(final):

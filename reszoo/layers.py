@@ -16,9 +16,7 @@ Shape = tuple[int | None, ...]
 def layer_seed(seed: int | None, layer: str) -> int | None:
     """Return a seed of a layer's own, for one initializer instance repeats its draw.
 
-    Args:
-        seed: Seed of the model; None for another draw each time.
-        layer: Name of the layer.
+    None draws anew each time.
     """
     if seed is None:
         return None
@@ -27,12 +25,7 @@ def layer_seed(seed: int | None, layer: str) -> int | None:
 
 
 def classifier(classes: int, seed: int | None) -> keras.layers.Dense:
-    """Return the last layer of a model, `fc`: `(batch, features)` to logits.
-
-    Args:
-        classes: Number of classes.
-        seed: Of the model, as for `layer_seed`.
-    """
+    """Return the last layer of a model, `fc`: `(batch, features)` to logits."""
     return keras.layers.Dense(
         classes,
         # torch's default for a linear layer: uniform within 1 / sqrt(fan in).
@@ -48,11 +41,8 @@ def classifier(classes: int, seed: int | None) -> keras.layers.Dense:
 def reinitialize(model: keras.Model, seed: int) -> None:
     """Reinitialize a model with the weights that `seed` gives when it is built.
 
-    Studies run several seeds with one traced model.
-
-    Args:
-        model: From `reszoo.build` or `reszoo.mlp`.
-        seed: As their argument.
+    Studies run several seeds with one traced model, from `reszoo.build` or
+    `reszoo.mlp`.
     """
     for layer in model.layers:
         for variable in layer.weights:

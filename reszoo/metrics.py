@@ -127,18 +127,11 @@ def prepared_batches(
 def inference_function(
     model: "keras.Model", preprocessing: Preprocessing
 ) -> InferenceFunction:
-    """Return a function from pixels to a model's outputs.
+    """Return a function from pixels to a classifier's outputs.
 
-    Normalisation is inside; batch normalisation uses the moving statistics and
-    changes none of them.
-
-    Args:
-        model: A model from reszoo, with a classifier.
-        preprocessing: How pixels are normalised.
-
-    Returns:
-        A function from uint8 `(batch, height, width, 3)` to float32 "logits" and
-        "probabilities" of shape `(batch, classes)`.
+    Normalisation is inside; batch normalisation uses the moving statistics and changes
+    none of them. From uint8 `(batch, height, width, channels)` to float32 "logits" and
+    "probabilities" of shape `(batch, classes)`.
     """
     import tensorflow as tf
 

@@ -60,25 +60,15 @@ Box = tuple[int, int, int, int]
 
 
 class Window(NamedTuple):
-    """The pixels along one side of an image that the input comes from.
+    """The pixels along one side of an image that the input comes from."""
 
-    Attributes:
-        start: The first of them.
-        end: Behind the last.
-        side: Length of the side.
-        scaled: Its length once it is resized.
-        offset: Where the part that is shown begins then.
-        length: Of that part.
-        before: Pixels of padding before it.
-    """
-
-    start: Any
-    end: Any
-    side: Any
-    scaled: Any
-    offset: Any
-    length: Any
-    before: Any
+    start: Any  # the first of them
+    end: Any  # behind the last
+    side: Any  # its length
+    scaled: Any  # its length once it is resized
+    offset: Any  # where the part that is shown begins then
+    length: Any  # of that part
+    before: Any  # pixels of padding before it
 
     def box(self) -> tuple[float, float]:
         """Return where what is shown begins and ends before resizing, from `start`."""
@@ -242,14 +232,9 @@ class Preprocessing:
     def prepare_parts(
         self, size: tuple[int, int], read: Callable[[Box], Image.Image]
     ) -> Pixels:
-        """Resize and crop an image of which only parts are looked at.
+        """Resize and crop an image of (width, height), of which `read` returns parts.
 
-        Args:
-            size: Width and height of the upright image.
-            read: Returns a part of it.
-
-        Returns:
-            uint8 of `input_shape`.
+        Returns uint8 of `input_shape`.
         """
         rows, columns = self._windows(*size[::-1])
         (left, right), (top, bottom) = (
@@ -387,15 +372,10 @@ class Preprocessing:
 def default_preprocessing(
     spec: ResNetSpec, eval_size: Size | None = None
 ) -> Preprocessing:
-    """Return the preprocessing of a model trained from scratch.
+    """Return the preprocessing of a model trained from scratch, by its spec.
 
     Models for images of more than 64 pixels keep 7/8 of the resized image, as
     torchvision's for ImageNet; those for small images keep all of it.
-
-    Args:
-        spec: What is built.
-        eval_size: Side of the input in pixels, or height and width; the spec's by
-            default.
     """
     side = eval_size or spec.image_size
     return Preprocessing(
@@ -423,13 +403,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_grey(image: Any) -> Any:
-    """Return a tensor as grey, with the numbers of Pillow's "L".
+    """Return a tensor `(height, width, 3)` as grey, with the numbers of Pillow's "L".
 
-    Args:
-        image: uint8 `(height, width, 3)`, or with 1 channel, which stays as it is.
-
-    Returns:
-        uint8 `(height, width, 1)`.
+    One with 1 channel stays as it is.
     """
     import tensorflow as tf
 

@@ -33,16 +33,11 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True)
 class TensorDescription:
-    """An input or an output.
+    """An input or an output."""
 
-    Attributes:
-        name: As the file calls it.
-        dtype: NumPy's name, or "string".
-        shape: Sides; a name such as "batch" where one is open, "?" without a name.
-    """
-
-    name: str
-    dtype: str
+    name: str  # as the file calls it
+    dtype: str  # NumPy's name, or "string"
+    # Sides; a name such as "batch" where one is open, "?" without a name.
     shape: tuple[int | str, ...]
 
     @property
@@ -66,26 +61,16 @@ class TensorDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the reader of a runtime finds in a file.
+    """What the reader of a runtime finds in a file."""
 
-    Attributes:
-        precision: Of its arithmetic, as in the table of formats.
-        inputs: Empty for a checkpoint.
-        outputs: Empty for a checkpoint.
-        operators: How often each operator occurs.
-        parameters: Numbers in weights and biases.
-        card: The card inside.
-        note: Why there is no card; "" where there is one.
-        details: What only this kind of file has, such as ONNX's opset.
-    """
-
-    precision: str
-    inputs: tuple[TensorDescription, ...] = ()
+    precision: str  # of its arithmetic, as in the table of formats
+    inputs: tuple[TensorDescription, ...] = ()  # empty for a checkpoint
     outputs: tuple[TensorDescription, ...] = ()
-    operators: Mapping[str, int] = field(default_factory=dict)
-    parameters: int
+    operators: Mapping[str, int] = field(default_factory=dict)  # how often each occurs
+    parameters: int  # numbers in weights and biases
     card: Card | None
-    note: str
+    note: str  # why there is no card; "" where there is one
+    # what only this kind of file has, such as ONNX's opset
     details: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -105,23 +90,15 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class FileDescription:
-    """The description of a model file, from the file alone.
+    """The description of a model file, from the file alone."""
 
-    Attributes:
-        path: As given to `inspect`.
-        kind: "saved_model", "tflite", "onnx" or "checkpoint".
-        format: Name in the table of formats; the kind of other files, and the suffix
-            of checkpoints.
-        bytes: Its size; of a folder, that of all files in it.
-        sha256: Of its content, as in manifests.
-        contents: What is in it.
-    """
-
-    path: str
-    kind: str
+    path: str  # as given to `inspect`
+    kind: str  # "saved_model", "tflite", "onnx" or "checkpoint"
+    # Name in the table of formats; the kind of other files, and the suffix of
+    # checkpoints.
     format: str
-    bytes: int
-    sha256: str
+    bytes: int  # of a folder, that of all files in it
+    sha256: str  # as in manifests
     contents: Contents
 
     @property
@@ -334,13 +311,8 @@ def find_origin(
 ) -> str | None:
     """Follow a tensor back to where it comes from, visiting each name once.
 
-    Args:
-        name: Of the tensor.
-        step: Returns the tensor that another one is passed on from; None at the origin.
-        known: Origins found so far; is added to.
-
-    Returns:
-        The origin, or None where tensors depend on themselves.
+    `step` returns the tensor that another one is passed on from, None at the origin;
+    `known` are the origins found so far. None where tensors depend on themselves.
     """
     passed: list[str] = []
     while name not in known:

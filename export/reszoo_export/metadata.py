@@ -49,12 +49,7 @@ def licence(card: Card) -> str:
 def parse_card(path: Path, read: Callable[[], str]) -> Card:
     """Return the card in a text from an exported file.
 
-    Args:
-        path: The file, for errors.
-        read: Returns the text.
-
-    Raises:
-        CheckpointError: It has no card, or is damaged.
+    A CheckpointError that names the path if it has no card, or is damaged.
     """
     try:
         text = read()

@@ -194,16 +194,8 @@ class Predictor:
     ) -> ModelOutput:
         """Return the input of the classifier, from a file exported to give that.
 
-        Args:
-            images: As for `predict`.
-            batch_size: As for `predict`.
-
-        Returns:
-            Features, float32 `(n, width)`.
-
-        Raises:
-            UsageError: As for `predict`, or the file gives probabilities.
-            DataError: A file is not a readable image.
+        Arguments and errors are those of `predict`; a UsageError also if the file gives
+        probabilities. Returns float32 `(n, width)`.
         """
         self._check_kind("features")
         return self._run(images, batch_size)
@@ -298,9 +290,7 @@ class Predictor:
     def predict_prepared(self, images: Pixels) -> ModelOutput:
         """Classify uint8 `(n, height, width, channels)`, already resized and cropped.
 
-        Raises:
-            UsageError: They are of another dtype or shape, or the file gives
-                features.
+        A UsageError for another dtype or shape, or if the file gives features.
         """
         self._check_kind("probabilities")
         shape = self.card.preprocessing.input_shape
@@ -397,14 +387,9 @@ def _each_prepared(
 def load_image(image: Any, name: str = "the image") -> Image.Image | Pixels:
     """Return one image, rotated as its EXIF orientation says.
 
-    Args:
-        image: What `Predictor.predict` takes as one image.
-        name: What messages call an image that has no path.
-
-    Raises:
-        UsageError: It is no image, an array is not uint8 RGB in 0..255 of shape
-            (height, width, 3), or a PIL image has 32 bits per channel.
-        DataError: A file is not a readable image.
+    A UsageError, in which `name` is what an image without a path is called, if it is no
+    image, an array is not uint8 RGB in 0..255 of shape (height, width, 3), or a PIL
+    image has 32 bits per channel; a DataError for a file that is not readable.
     """
     if isinstance(image, str | os.PathLike):
         return open_image(Path(image))

@@ -44,21 +44,17 @@ _COMPILED = "compiled with reszoo for fit"
 
 @dataclass(frozen=True)
 class Serving:
-    """A float32 model and its card, ready to be traced.
+    """A float32 model and its card, ready to be traced."""
 
-    Attributes:
-        model: Normalised pixels in, logits out, or features where the options ask for
-            them; of a ResNet without batch normalisation.
-        card: Of the exported function: of its image size, and without labels where
-            it gives features.
-        options: How the function looks from outside.
-        bgr: Whether the model that it was made from takes BGR less Caffe's means, as
-            those of `keras.applications` do; the function takes RGB all the same.
-    """
-
+    # Normalised pixels in, logits out, or features where the options ask for them; of a
+    # ResNet without batch normalisation.
     model: keras.Model
+    # Of the exported function: of its image size, and without labels where it gives
+    # features.
     card: Card
     options: ExportOptions = field(default_factory=ExportOptions)
+    # Whether the model that it was made from takes BGR less Caffe's means, as those of
+    # `keras.applications` do; the function takes RGB all the same.
     bgr: bool = False
 
     @property
@@ -96,11 +92,8 @@ class Serving:
     ) -> Any:
         """Return a `tf.function` from pixels in 0..255 to the outputs named.
 
-        Args:
-            *outputs: "logits", "probabilities" or both; "features" for a model without
-                a classifier.
-            batch: A fixed batch size; None leaves it open.
-            dtype: Of the pixels: `tf.uint8` or `tf.float32`.
+        These are "logits", "probabilities" or both; "features" for a model without a
+        classifier. A batch of None leaves its size open.
         """
 
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -198,17 +191,12 @@ def _check_logits(serving: Serving, name: str) -> None:
 
 
 def float32_twin(model: keras.Model, card: Card) -> keras.Model:
-    """Return a model from reszoo as a card describes it, computing in float32.
+    """Return a model from reszoo as a serving card describes it, in float32.
 
     What is exported is held against float32: the answers of a model built under mixed
-    precision differ from that by rounding which no file repeats.
-
-    Args:
-        model: A model from reszoo; batch normalisation stays as it is.
-        card: Of the serving form: image size, and whether there is a classifier.
-
-    Returns:
-        The model itself where it is like that, or a twin with its weights.
+    precision differ from that by rounding which no file repeats. It is the model itself
+    where it is like that, or a twin with its weights; batch normalisation stays as it
+    is.
     """
     exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
     if exact and get_card(model).architecture == card.architecture:

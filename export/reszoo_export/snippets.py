@@ -24,12 +24,7 @@ _ARRAYS = {"float32": "Float32Array", "uint8": "Uint8Array"}
 def write_snippets(folder: Path, manifest: Manifest) -> list[str]:
     """Write `snippets/`: code that runs the files on phones, servers and in browsers.
 
-    Args:
-        folder: The folder of the export.
-        manifest: Its files; snippets are written for their runtimes only.
-
-    Returns:
-        The paths written, relative to `folder`.
+    For the runtimes of the export only. Returns the paths, relative to the folder.
     """
     written = []
     for template, record in _templates(manifest):
@@ -68,13 +63,9 @@ def _is_native(record: FileRecord) -> bool:
 
 
 def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
-    """Fill in a template.
+    """Fill in a template: replace `@WORD@`s, and keep lines by facts that are true.
 
-    Args:
-        template: Text with `@WORD@`s, and lines between `@if fact@` or `@if !fact@`
-            and `@end@`.
-        words: What replaces each word.
-        facts: The facts that are true.
+    Those are between `@if fact@` or `@if !fact@` and `@end@`.
     """
 
     def kept(block: re.Match[str]) -> str:

@@ -168,16 +168,9 @@ def is_table(data: Data | Source) -> bool:
 def _open_table(data: Any) -> Source:
     """Return the rows of a table in splits, standardised by those to train on.
 
-    Labels and splits follow the rules of image arrays.
-
-    Args:
-        data: `(table, labels)`, or such pairs by split. A table is `(n, features)`.
-
-    Returns:
-        A source whose "images" are the rows: float32 `(n, features)`.
-
-    Raises:
-        DataError: The rows differ in length, or a value is no finite number.
+    Labels and splits follow the rules of image arrays. The "images" of the source are
+    the rows: float32 `(n, features)`. A DataError if they differ in length, or a value
+    is no finite number.
     """
     by_split = data if isinstance(data, Mapping) else {"all": data}
     tables = {name: _numbers(pair[0]) for name, pair in by_split.items()}

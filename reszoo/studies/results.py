@@ -28,15 +28,11 @@ Builder = Callable[..., "keras.Model"]
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Variant:
-    """A network of a study: its depth and its kind of blocks.
+    """A network of a study: its depth and its kind of blocks."""
 
-    Attributes:
-        layers: Number of weighted layers.
-        shortcut: "none" is a plain network, "pre-activation" a residual one of 2016;
-            the others are those of `reszoo.build`. Or the name of a model of your own.
-    """
-
-    layers: int
+    layers: int  # number of weighted layers
+    # "none" is a plain network, "pre-activation" a residual one of 2016; the others are
+    # those of `reszoo.build`. Or the name of a model of your own.
     shortcut: str
 
     @property
