@@ -9,12 +9,14 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import photos
 from PIL import Image
 from sample_images import encoded
 
 import reszoo
 from reszoo.data.listing import list_images
+from reszoo.data.resize import resizing_gain
 from reszoo.data.scan import scan
 from reszoo.data.sources import Source, match_classes, open_source
 from reszoo.training.recipe_table import RECIPES
@@ -375,3 +377,135 @@ def test_lists_are_named_by_what_is_missing(tmp_path: Path) -> None:
         list_images(tmp_path / "gone.csv:path=a")
     with pytest.raises(reszoo.UsageError, match="Unknown folder"):
         list_images(tmp_path / "gone.csv")
+
+
+def test_the_share_that_is_held_out_is_chosen_and_remembered(folder: Path) -> None:
+    run = reszoo.train("resnet8", folder, epochs=1, validation_share=0.5)
+    assert reszoo.evaluate(run.model, folder).images == 6
+    every = reszoo.train("resnet8", folder, epochs=1, validation_share=0.0)
+    assert every.history[0].validation_top1 is None
+    assert reszoo.evaluate(every.model, folder).images == 12
+
+
+def test_arrays_are_taken_as_what_they_hold() -> None:
+    draw = np.random.default_rng(0)
+    floats = draw.uniform(0, 255, (12, 8, 8, 3)).astype(np.float32)
+    words, numbers = ["cat", "dog"] * 6, [0, 1] * 6
+    kinds = {
+        "objects": np.asarray(words, object),
+        "bytes": np.asarray(words, "S"),
+        "NumPy's strings": np.asarray(words, np.dtypes.StringDType()),
+    }
+    for kind, labels in kinds.items():
+        source = open_source((floats, labels))
+        assert source.labels == ("cat", "dog"), kind
+        np.testing.assert_array_equal(source.splits["all"].targets, numbers)
+    shown = source.splits["all"].images
+    assert shown is not None
+    np.testing.assert_array_equal(shown, np.rint(floats).astype(np.uint8))
+    for labels in (
+        np.asarray(numbers, object),
+        np.asarray(numbers, np.float64),
+        np.asarray(numbers, bool),
+    ):
+        assert open_source((floats.astype(np.int64), labels)).labels == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "advice"),
+    [(1 / 255, 0, r"np\.round\(images \* 255\)"), (1, -120, "before they were normal")],
+)
+def test_the_range_of_float_images_decides_about_the_advice(
+    scale: float, shift: float, advice: str
+) -> None:
+    images = np.random.default_rng(0).uniform(0, 255, (8, 4, 4, 3)) * scale + shift
+    with pytest.raises(reszoo.UsageError, match=rf"Received: float64 from .* {advice}"):
+        open_source((images, np.arange(8) % 2))
+    rounded = open_source(((images - shift) / scale, np.arange(8) % 2))
+    assert len(rounded.splits["all"]) == 8
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), 3])
+def test_a_label_that_is_none_is_refused(missing: Any) -> None:
+    labels = np.array(["a", "b"] * 4, object)
+    labels[5] = missing
+    with pytest.raises(reszoo.UsageError, match=f"Received: {missing!r} among them"):
+        open_source((np.zeros((8, 4, 4, 3), np.uint8), labels))
+
+
+def test_training_says_what_a_scan_says(
+    folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    twelve_bits = draw.integers(0, 4096, (40, 52)).astype(np.uint16)
+    Image.fromarray(twelve_bits).save(folder / "cat" / "0.png")
+    mask = draw.integers(0, 2, (40, 52), np.uint8)
+    Image.fromarray(mask).save(folder / "dog" / "0.png")
+    report = scan(folder)
+    assert report.anomalies["dark"] == tuple(
+        str(folder / label / "0.png") for label in ("cat", "dog")
+    )
+    reszoo.train("resnet8", folder, epochs=1)
+    told = capsys.readouterr().err
+    assert "Warning: 1 images: 16 bits a channel: the upper 8 are used" in told
+    assert "Warning: 2 images: nearly black, no value above 15 of 255" in told
+    pixels = np.ones((8, 4, 4, 3), np.uint8)
+    (warning,) = open_source((pixels, np.arange(8) % 2)).warnings[:1]
+    assert "nearly black" in warning
+
+
+def test_targets_that_no_output_has_are_refused_in_fit() -> None:
+    model = reszoo.build("resnet8", classes=3, seed=0)
+    reszoo.compile(model, "cifar", steps_per_epoch=1, epochs=2)
+    images = np.zeros((4, 32, 32, 3), np.float32)
+    for targets in ([1, 2, 3, 1], [0, -1, 2, 1], [0.0, 1.5, 2.0, 1.0]):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match="integers from 0 to 2"
+        ):
+            model.fit(images, np.asarray(targets), verbose=0)
+    loss = model.loss(tf.constant([[2]]), tf.zeros((1, 3)))
+    assert float(loss) == pytest.approx(np.log(3), rel=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="0 to 2, one an image"):
+        model.loss(tf.constant([[0, 0, 1]]), tf.zeros((1, 3)))
+
+
+def test_coarse_training_is_warned_of_and_size_sets_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        path = tmp_path / "p" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (70, 90, 3), np.uint8)).save(path)
+    reszoo.train("resnet8", tmp_path / "p", epochs=1)
+    first, *others = [
+        line for line in capsys.readouterr().err.splitlines() if "images" in line
+    ][1:]
+    assert "6 images at 32 x 32" in first
+    wanted = "the images are 70 pixels wide or high (median), the model sees 32"
+    assert any(wanted in line for line in others)
+    run = reszoo.train("resnet8", tmp_path / "p", epochs=1, size=48)
+    told = capsys.readouterr().err
+    assert "images at 48 x 48" in told
+    assert "pixels wide or high (median)" not in told
+    assert reszoo.card(run.model).preprocessing.eval_size == 48
+
+
+def test_what_resizing_would_bring_is_measured(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    small = photos(tmp_path / "small", each=4)
+    for number in range(4):
+        path = tmp_path / "large" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 255, (150, 200, 3), np.uint8)
+        Image.fromarray(noise).resize((2000, 1500)).save(path)
+    found = resizing_gain(open_source(tmp_path / "large").examples("all"), "my photos")
+    assert found.startswith("`reszoo resize 'my photos' --output 'my photos-resized'`")
+    speed = re.search(r"reading ([\d.]+) times faster and files ([\d.]+) times", found)
+    assert speed
+    assert float(speed[1]) > 5
+    assert float(speed[2]) > 5
+    found = resizing_gain(open_source(small).examples("all"), "small")
+    assert found.startswith("resizing would bring little (")
+    arrays = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2
+    assert "cores" in resizing_gain(open_source(arrays).examples("all"), "arrays")

@@ -49,6 +49,7 @@ Batch = Annotated[str | None, Option(
     help="Batch size of the file's input.",
 )]
 InputSize = Annotated[str | None, Option(
+    "--size", "--input-size",
     metavar="PIXELS", show_default="the checkpoint's",
     help="Height and width of the input, such as 224 or 64,96.",
 )]

@@ -48,7 +48,14 @@ RecipeName = Annotated[str | None, Option(
     help=f"Training recipe: {', '.join(RECIPES)}.",
     show_default="finetune with weights, else cifar",
 )]
-Epochs = Annotated[int | None, Option(help="Number of epochs.", show_default=_RECIPES)]
+Epochs = Annotated[int | None, Option(
+    help="Number of epochs; finetune begins with two of the head alone besides.",
+    show_default=_RECIPES,
+)]
+Size = Annotated[str | None, Option(
+    metavar="PIXELS", show_default="the model's",
+    help="Height and width of the images, such as 224 or 64,96.",
+)]
 BatchSize = Annotated[
     int | None, Option(help="Images per step.", show_default=_RECIPES)
 ]
@@ -153,6 +160,7 @@ def train(
     batch_size: BatchSize = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,
+    size: Size = None,
     fields: Fields = None,
     bad_images: BadImages = defaults.TRAINING_BAD_IMAGES,
     resume: Resume = False,
@@ -171,6 +179,8 @@ def train(
     arguments = given(locals())
     chosen = {name: value for name, value in arguments.items() if value is not None}
     changes = _recipe_fields(chosen.pop("fields", None))
+    if size is not None:
+        chosen["size"] = parse_field(f"train_size={size}")[1]
     result = reszoo.train(**chosen | changes)
     card = reszoo.card(result.model)
     if as_json:

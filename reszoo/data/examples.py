@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reszoo.data.image_files import open_image, prepare_image, read_header
+from reszoo.data.image_files import open_image, opened, prepare_image, read_header
 from reszoo.data.splits import Indices
 from reszoo.preprocessing import Pixels, Preprocessing, to_rgb
 
@@ -79,7 +79,7 @@ class Examples:
         Raises:
             DataError: One is no image; names it.
         """
-        headers = (read_header(self._file(i), self.name(i)) for i in range(len(self)))
+        headers = (read_header(self.file(i), self.name(i)) for i in range(len(self)))
         return replace(self, headers=np.fromiter(headers, HEADER))
 
     def __len__(self) -> int:
@@ -106,6 +106,16 @@ class Examples:
             return self.paths[index]
         return self.records.name(index) if self.records else f"image {index}"
 
+    def median_side(self, most: int = 25) -> int:
+        """Return the median of the short sides of some images, in pixels."""
+        if self.images is not None:
+            return int(min(self.images.shape[1:3]))
+        sides = []
+        for index in range(0, len(self), max(1, len(self) // most)):
+            with opened(self.file(index), self.name(index), recover=True) as image:
+                sides.append(min(image.size))
+        return int(np.median(sides))
+
     def open(self, index: int, *, reduced: bool = False) -> Image.Image:
         """Open one image as upright RGB.
 
@@ -118,10 +128,10 @@ class Examples:
         """
         if self.images is not None:
             return to_rgb(Image.fromarray(self.images[index]))
-        file, name = self._file(index), self.name(index)
+        file, name = self.file(index), self.name(index)
         return open_image(file, name, recover=self.recover, reduced=reduced)
 
-    def _file(self, index: int) -> str | bytes:
+    def file(self, index: int) -> str | bytes:
         """Return the path of one image file, or the content of one record."""
         return self.records.read(index) if self.records else (self.paths or ())[index]
 
@@ -129,5 +139,5 @@ class Examples:
         """Return one image, prepared by Pillow: uint8 of `input_shape`."""
         if self.images is not None:
             return preprocessing.prepare(self.images[index])
-        file, name = self._file(index), self.name(index)
+        file, name = self.file(index), self.name(index)
         return prepare_image(file, preprocessing, name, recover=self.recover)

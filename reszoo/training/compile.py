@@ -138,8 +138,17 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Return the loss of each image: float32 `(batch,)`."""
-        targets = tf.reshape(tf.cast(y_true, tf.int64), (-1,))
-        soft = tf.one_hot(targets, y_pred.shape[-1], dtype=tf.float32)
+        classes = y_pred.shape[-1]
+        wanted = f"Targets must be integers from 0 to {classes - 1}, one an image."
+        given = tf.reshape(y_true, (-1,))
+        targets = tf.cast(given, tf.int64)
+        # For what is out of range, one-hot would be zeros and the loss 0.
+        fits = (targets >= 0) & (targets < classes)
+        fits &= tf.cast(targets, given.dtype) == given
+        fit = tf.reduce_all(fits) & (tf.size(given) == tf.shape(y_pred)[0])
+        refusal = [f"{wanted} Received: ", given]
+        with tf.control_dependencies([tf.debugging.Assert(fit, refusal)]):
+            soft = tf.one_hot(targets, classes, dtype=tf.float32)
         return LOSSES[self._loss](y_pred, soft, self._label_smoothing)
 
     def get_config(self) -> dict[str, Any]:

@@ -104,7 +104,7 @@ _INTERVALS = {
     "[0, 180]": ("rotation",),
     "[0, 1)": (
         "dropout", "momentum", "label_smoothing", "weight_decay", "ema", "bn_momentum",
-        "stochastic_depth",
+        "stochastic_depth", "validation_share",
     ),
     "[0, 1]": ("warmup_start", "factor", "floor", "erase", "sampling"),
 }  # fmt: skip
@@ -231,6 +231,9 @@ class Recipe:
             `Preprocessing`); for these, `crop_pct` is 1 unless given.
         channels: 1 for a model of grey images, 3 for RGB; for models that `train`
             itself builds.
+        validation_share: Of each class that is held out where the data has no
+            validation split; None is a fifth, or a tenth where there is a test split.
+            0 trains on all of it.
         seed: Of fresh weights, the order of images and their augmentation.
     """
 
@@ -292,6 +295,7 @@ class Recipe:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     resize: Literal["crop", "squash", "pad"] | None = None
     channels: int | None = None
+    validation_share: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

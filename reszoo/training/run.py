@@ -24,6 +24,7 @@ from reszoo.data.pipeline import (
     quietly,
     training_batches,
 )
+from reszoo.data.resize import resizing_gain
 from reszoo.data.sources import Source, content_digest
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import SCALARS, Metrics, inference_function, score
@@ -55,10 +56,6 @@ _EVALUATED_AT_ONCE = 64
 _CACHED_BYTES = 2**26
 # Share of the time spent waiting for images above which a hint is given.
 _MUCH_WAITING = 0.2
-_WAITING_HINT = (
-    "Training often waits for images. `reszoo resize` shrinks large photos once and "
-    "for all; more processor cores decode faster."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -493,7 +490,8 @@ class Run(StepLoop):
         row = self._row(metrics)
         say(f"epoch {row.epoch:3d}/{self.config.epochs}  {row}{self._time_left()}")
         if row.data_wait > _MUCH_WAITING and not self._hinted:
-            say(_WAITING_HINT)
+            gain = resizing_gain(self.examples, self.config.source.name)
+            say(f"Waiting for images took {row.data_wait:.0%} of the epoch; {gain}")
             self._hinted = True
         self.history.add(row, metrics, tensors)
         if self._log:

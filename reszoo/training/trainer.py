@@ -39,6 +39,8 @@ from reszoo.training.state import (
 from reszoo.weights.names import assign_tensors
 from reszoo.zoo import build, get_card, set_card
 
+# Photos lose little of what they show at this size, and much at half of it.
+_COARSE = 128
 _CURVES, _RECIPE, _REPORT = "curves.png", "recipe.json", "report.html"
 _RESULTS = (BEST, LAST, HISTORY, _CURVES, _REPORT)
 _FILES = (*_RESULTS, _RECIPE, STATE)
@@ -81,6 +83,7 @@ def train(
     save_every: float = defaults.SAVE_EVERY,
     strategy: str | None = None,
     on_epoch_end: Callable[[Epoch], object] | None = None,
+    size: int | tuple[int, int] | None = None,
     **fields: Any,
 ) -> TrainResult:
     """Train a model on labelled images.
@@ -113,7 +116,10 @@ def train(
             Worker 0 alone writes; `output` must be on a disk that all can read.
         on_epoch_end: Called with each new row of the history (`TrainResult.history`),
             after the state of the epoch is saved; with several workers, on worker 0.
-        **fields: Fields of the recipe to change, such as `epochs=10`.
+        size: Side of the images in pixels, or height and width: `train_size` and
+            `eval_size` in one.
+        **fields: Fields of the recipe to change, such as `epochs=10`, which counts
+            those after `head_epochs`.
 
     Raises:
         DataError: An image is unreadable, or the classes are not the model's.
@@ -126,6 +132,8 @@ def train(
         >>> run = reszoo.train("resnet18", "photos/", weights="imagenet")
         >>> reszoo.save(run.model, "photos.safetensors")
     """
+    if size is not None:
+        fields = {"train_size": size, "eval_size": size, **fields}
     chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
     folder = None if output is None else Path(output).expanduser()
     _check_output(folder, resume=resume, overwrite=overwrite)
@@ -134,7 +142,8 @@ def train(
         devices.check_batch_size(chosen.batch_size, chosen.accumulate)
         if not isinstance(model, keras.Model):
             find_spec(model)
-        source = open_source(data, bad_images=bad_images)
+        share = chosen.validation_share
+        source = open_source(data, bad_images=bad_images, validation_share=share)
         _check_outside_data(folder, data)
         if "batch_size" not in fields and not isinstance(recipe, Recipe):
             unit = devices.count * chosen.accumulate
@@ -359,6 +368,8 @@ def _announce(run: Run) -> None:
     size = shown_size(record.train_sides, " x ") + whole[record.resize]
     head = config.phases[0].epochs if len(config.phases) > 1 else 0
     first = f" (head only in the first{f' {head}' * (head > 1)})" if head else ""
+    if head and config.recipe.epochs:
+        first += f"; epochs={config.recipe.epochs} counts the others"
     say(
         f"{_title(config)}: {len(run.examples):,} images at {size}{flips}, "
         f"{_count(len(config.source.labels), 'class', 'classes')}, "
@@ -369,6 +380,12 @@ def _announce(run: Run) -> None:
         say(f"Note: {note}")
     for warning in config.source.warnings:
         say(f"Warning: {warning}")
+    side, most = run.examples.median_side(), max(record.train_sides)
+    if side >= 2 * most and most < _COARSE:
+        say(
+            f"Warning: the images are {side} pixels wide or high (median), the model "
+            f"sees {most}. --size (size=) sets another size."
+        )
     if run.finished:
         say("The run is already complete.")
     elif any(run.position):
