@@ -1,5 +1,6 @@
 """The study: its numbers, exact resuming, and what it concludes."""
 
+import io
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from scripts import script_of
 
 import reszoo
 from reszoo.data.pipeline import Augmentation
@@ -571,3 +573,19 @@ def test_families_order_plain_before_residual() -> None:
         "plain-20", "plain-56", "residual-20 (A)", "residual-56 (A)",
         "residual-20 (B)", "residual-56 (B)",
     ]  # fmt: skip
+
+
+def test_the_picture_of_the_docs_is_drawn_from_the_results_in_the_docs() -> None:
+    script = script_of("benchmarks/study_plots.py")
+    with (
+        Image.open(script.PICTURE) as kept,
+        Image.open(io.BytesIO(script.picture())) as drawn,
+    ):
+        assert kept.size == drawn.size
+        difference = np.abs(np.asarray(kept, float) - np.asarray(drawn, float))
+    assert difference.mean() < 1
+    result = json.loads((script.DOCS / "preact-study.json").read_text())
+    assert {run["variant"]["shortcut"] for run in result["runs"]} == {
+        "none", "identity", "pre-activation",
+    }  # fmt: skip
+    assert len(result["runs"]) == 27
