@@ -7,6 +7,7 @@ timm's config, the reader of Keras models) goes by `convolutions`.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 from reszoo.errors import UsageError
@@ -228,6 +229,29 @@ def count_parameters(architecture: Architecture) -> int:
         + sum(2 * count for norm, count in channels.items() if norm is not None)
         + (last + 1) * (architecture.classes or 0)
     )
+
+
+def count_multiply_adds(architecture: Architecture) -> int:
+    """Return the multiplications of convolutions and classifier for one image.
+
+    Of a model without fixed sides, for the size that its spec is designed for.
+    """
+    size = architecture.spec.image_size
+    sides = [side or size for side in architecture.input_shape[:2]]
+    total, filters = 0, 0
+    for block, listed in groupby(convolutions(architecture), lambda each: each.block):
+        inner = sides
+        for each in listed:
+            given = sides if each.is_shortcut else inner
+            stride = each.stride * max(1, each.pool)
+            output = [-(-side // stride) for side in given]
+            total += math.prod(each.shape) * math.prod(output)
+            if not each.is_shortcut:
+                inner, filters = output, each.filters
+        sides = inner
+        if not block and architecture.spec.stem != "3x3":
+            sides = [-(-side // 2) for side in sides]
+    return total + filters * (architecture.classes or 0)
 
 
 # Names of convolution and normalization, kernel size and stride.

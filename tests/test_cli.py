@@ -55,6 +55,43 @@ def test_list_shows_the_table(call: Any) -> None:
     assert [row["name"] for row in listed] == reszoo.list_models()
 
 
+def test_list_shows_sizes_and_accuracy_by_family(call: Any) -> None:
+    rows = {row["name"]: row for row in json.loads(call("list", "--json")[1])}
+    # torchvision's `_ops` in meta, in G.
+    operations = {
+        "resnet18": 1.814, "resnet50": 4.089, "resnext50_32x4d": 4.23,
+        "resnext101_64x4d": 15.46, "wide_resnet101_2": 22.753,
+    }  # fmt: skip
+    for name, expected in operations.items():
+        assert round(rows[name]["multiply_adds"] / 1e9, 3) == expected
+    assert rows["resnet50"]["parameters"] == 25_557_032
+    assert rows["resnet50"]["top1"] == 81.24
+    assert rows["resnet20"]["top1"] == 88.31
+    assert rows["plain20"]["top1"] is None
+    families = [row["family"] for row in rows.values()]
+    assert families == sorted(families, key=families.index)
+    assert rows["wrn16_4"]["family"] == "wide ResNet, small images"
+    assert rows["preresnet20"]["family"] == "pre-activation, small images"
+    assert rows["resnet50d"]["family"] == "ResNet-D"
+    kept = Path(__file__).parents[1] / "saved_models/resnet20-cifar10/model-int8.tflite"
+    estimate = rows["resnet20"]["int8_bytes"]
+    assert estimate == pytest.approx(kept.stat().st_size, rel=0.1)
+
+
+def test_list_sorts(call: Any) -> None:
+    listed = json.loads(call("list", "--sort", "parameters", "--json")[1])
+    counts = [row["parameters"] for row in listed]
+    assert counts == sorted(counts, reverse=True)
+    listed = json.loads(call("list", "--sort", "top1", "--json")[1])
+    assert listed[0]["name"] == "resnet152"
+    assert listed[-1]["top1"] is None
+    listed = json.loads(call("list", "resnet*", "--sort", "name", "--json")[1])
+    assert listed[0]["name"] == "resnet101"
+    code, _, err = call("list", "--sort", "speed")
+    assert code == 2
+    assert "multiply_adds" in err
+
+
 def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     words: tuple[Any, ...] = (
         "study",

@@ -40,6 +40,7 @@ RENAMED = {
 # Options that no Python function has.
 OF_THE_COMMAND = {
     ("list", "weights"): "chooses another table to print",
+    ("list", "sort"): "sorts the printed rows",
     ("convert", "overwrite"): "reszoo.save replaces files as Keras' save does",
     ("train", "fields"): "keyword arguments in Python",
     ("study", "fields"): "keyword arguments in Python",

@@ -1,15 +1,23 @@
 """`reszoo list` and `reszoo convert`."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
 import reszoo
+from reszoo.architecture import (
+    architecture,
+    convolutions,
+    count_multiply_adds,
+    count_parameters,
+    standalone_norms,
+)
 from reszoo.cli.options import Json, Overwrite, app
-from reszoo.console import print_json, print_table, print_text, printable
+from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.specs import SPECS
+from reszoo.specs import SPECS, ResNetSpec, one_of
 
 # fmt: off
 Pattern = Annotated[
@@ -18,6 +26,11 @@ Pattern = Annotated[
 Weights = Annotated[
     bool, Option("--weights", help="List published weights instead.")
 ]
+Sort = Annotated[str | None, Option(
+    help="Column to sort by, the largest first: name, parameters, multiply_adds, "
+    "image, top1 or int8_bytes.",
+    show_default="by family",
+)]
 Source = Annotated[str, Argument(
     metavar="IN",
     help="Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of "
@@ -30,15 +43,23 @@ ModelName = Annotated[str | None, Option(
     help="Name of the model, if its tensors fit several.", show_default="inferred"
 )]
 # fmt: on
+_Column = Literal["name", "parameters", "multiply_adds", "image", "top1", "int8_bytes"]
+# Bytes of an int8 TFLite file: for each channel a bias, and scale and zero point of
+# kernel and bias; for each convolution its operators and tensors. The classifier
+# stays in float32.
+_CHANNEL, _LAYER, _FLOAT = 28, 800, 4
 
 
 @app.command("list")
 def list_(
-    pattern: Pattern = "*", weights: Weights = False, as_json: Json = False
+    pattern: Pattern = "*",
+    weights: Weights = False,
+    sort: Sort = None,
+    as_json: Json = False,
 ) -> None:
-    """List the models, or their published weights.
+    """List the models by family, or their published weights.
 
-    Example: reszoo list "resnet*" --weights
+    Example: reszoo list "resnet*" --sort top1
     """
     names = reszoo.list_models(pattern)
     if not names:
@@ -46,11 +67,45 @@ def list_(
     if weights:
         _print_weights(names, as_json)
         return
+    rows = [_described(name) for name in names]
+    if sort:
+        column = one_of("sort", sort, _Column)
+        # Those without a value come last, and before them accuracies on CIFAR-10.
+        rows.sort(
+            key=lambda row: (
+                row[column] is not None,
+                column != "top1" or row["classes"] == 1000,
+                row[column] or 0,
+            )
+        )
+        rows = rows if column == "name" else rows[::-1]
+    else:
+        families = list(dict.fromkeys(row["family"] for row in rows))
+        rows.sort(key=lambda row: families.index(row["family"]))
     if as_json:
-        print_json([_described(name) for name in names])
+        print_json(rows)
         return
-    rows = [[str(value) for value in _described(name).values()] for name in names]
-    print_table(list(_described(names[0])), rows)
+    titles = [
+        "model", "family", "params (M)", "multiply-adds (G)", "image", "top-1 (%)",
+        "int8 (MB)",
+    ]  # fmt: skip
+    shown, before = [], None
+    for row in rows:
+        repeated = row["family"] == before and not sort
+        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f}"
+        shown.append(
+            [
+                row["name"], "" if repeated else row["family"],
+                f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.3f}",
+                f"{row['image']} px", top1, f"{row['int8_bytes'] / 1e6:.2f}",
+            ]
+        )  # fmt: skip
+        before = row["family"]
+    print_table(titles, shown)
+    say(
+        "top-1: best published accuracy on ImageNet, of small models ours on CIFAR-10; "
+        "int8: size of the TFLite file, computed from the spec"
+    )
 
 
 @app.command()
@@ -101,12 +156,61 @@ def _print_weights(names: list[str], as_json: bool) -> None:
 
 
 def _described(name: str) -> dict[str, Any]:
-    spec = SPECS[name]
+    from reszoo.weights.location import bundled_rows
+    from reszoo.weights.published import PUBLISHED
+
+    spec, built = SPECS[name], architecture(name)
+    published = [
+        result.top1
+        for row in PUBLISHED.values()
+        for result in row.results
+        if row.variant == name
+    ]
+    own = [row["top1"] for row in bundled_rows() if row["model"] == name]
     return {
         "name": name,
+        "family": family_of(spec),
         "block": spec.block,
         "stages": "-".join(str(depth) for depth in spec.depths),
         "shortcut": spec.shortcut,
         "image": spec.image_size,
         "classes": spec.classes,
+        "parameters": count_parameters(built),
+        "multiply_adds": count_multiply_adds(built),
+        "top1": max(published + own, default=None),
+        "int8_bytes": int8_bytes(name),
     }
+
+
+def family_of(spec: ResNetSpec) -> str:
+    """Return what people call the models of a spec's kind."""
+    small = ", small images" if spec.image_size < 64 else ""
+    wide = spec.width_per_group > 64 or (small and spec.widths[0] > 16)
+    kinds = {
+        "plain": spec.shortcut == "none",
+        "ResNeXt": spec.groups > 1,
+        "wide ResNet": wide,
+        "pre-activation": spec.activation_order == "pre",
+        "ResNet-D": spec.downsampling == "avgpool",
+    }
+    return next((kind for kind, fits in kinds.items() if fits), "ResNet") + small
+
+
+def int8_bytes(name: str) -> int:
+    """Estimate the size of a model's int8 TFLite file from its spec."""
+    built = architecture(name)
+    listed = convolutions(built)
+    filters = [each for each in listed if not each.is_shortcut][-1].filters
+    norms = standalone_norms(built)
+    widths = {each.norm_before: each.in_channels for each in listed}
+    scaled = [widths.get(norm, filters) for norm in norms]
+    channels = sum(each.filters for each in listed)
+    kernels = sum(math.prod(each.shape) for each in listed)
+    classifier = (filters + 1) * (built.classes or 0)
+    return (
+        kernels
+        + _CHANNEL * channels
+        + 2 * _FLOAT * sum(scaled)
+        + _FLOAT * classifier
+        + _LAYER * (len(listed) + len(norms))
+    )
