@@ -8,6 +8,8 @@ import pytest
 
 import reszoo
 from reszoo.cli import main
+from reszoo.weights.location import bundled_rows
+from reszoo.weights.published import table_rows
 
 
 @pytest.fixture
@@ -65,8 +67,17 @@ def test_list_shows_sizes_and_accuracy_by_family(call: Any) -> None:
     for name, expected in operations.items():
         assert round(rows[name]["multiply_adds"] / 1e9, 3) == expected
     assert rows["resnet50"]["parameters"] == 25_557_032
+    measured: dict[str, float] = {}
+    for row in table_rows() + bundled_rows():
+        best = max(row["top1"], measured.get(row["model"], 0))
+        measured[row["model"]] = best
+    for name, row in rows.items():
+        # The table of weights tells the default input size only.
+        assert (row["top1"] or 0) >= measured.get(name, 0)
     assert rows["resnet50"]["top1"] == 81.24
-    assert rows["resnet20"]["top1"] == 88.31
+    assert rows["resnet20"]["top1"] == measured["resnet20"] == 88.31
+    assert rows["resnet32"]["top1"] == measured["resnet32"]
+    assert rows["resnet50v2"]["top1"] == 76.0
     assert rows["plain20"]["top1"] is None
     families = [row["family"] for row in rows.values()]
     assert families == sorted(families, key=families.index)

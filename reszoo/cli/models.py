@@ -18,6 +18,7 @@ from reszoo.cli.options import Json, Overwrite, app
 from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.specs import SPECS, ResNetSpec, one_of
+from reszoo.weights.figures import best_top1
 
 # fmt: off
 Pattern = Annotated[
@@ -156,17 +157,7 @@ def _print_weights(names: list[str], as_json: bool) -> None:
 
 
 def _described(name: str) -> dict[str, Any]:
-    from reszoo.weights.location import bundled_rows
-    from reszoo.weights.published import PUBLISHED
-
     spec, built = SPECS[name], architecture(name)
-    published = [
-        result.top1
-        for row in PUBLISHED.values()
-        for result in row.results
-        if row.variant == name
-    ]
-    own = [row["top1"] for row in bundled_rows() if row["model"] == name]
     return {
         "name": name,
         "family": family_of(spec),
@@ -177,7 +168,7 @@ def _described(name: str) -> dict[str, Any]:
         "classes": spec.classes,
         "parameters": count_parameters(built),
         "multiply_adds": count_multiply_adds(built),
-        "top1": max(published + own, default=None),
+        "top1": best_top1(name),
         "int8_bytes": int8_bytes(name),
     }
 
