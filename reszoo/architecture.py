@@ -373,11 +373,8 @@ def architecture(
 ) -> Architecture:
     """Check the options of a `build` call and fill in the spec's defaults.
 
-    The arguments are those of `reszoo.build`.
-
-    Raises:
-        UnknownNameError: A name is in no table.
-        UsageError: Options contradict each other or are out of range.
+    The arguments are those of `reszoo.build`. An UnknownNameError if a name is in no
+    table; a UsageError if options contradict each other or are out of range.
     """
     row = find_spec(spec)
     chosen: dict[str, Any] = {

@@ -260,8 +260,7 @@ class _Builder:
 def logits_model(model: keras.Model) -> keras.Model:
     """Return a model that shares `model`'s layers and ends in its logits.
 
-    Raises:
-        UsageError: The model has no classifier.
+    A UsageError if the model has no classifier.
     """
     if "fc" not in {layer.name for layer in model.layers}:
         raise UsageError(

@@ -36,8 +36,7 @@ _CHOICES = {
 def one_of(argument: str, value: str, literal: Any) -> str:
     """Return a value that is one of a `Literal`'s.
 
-    Raises:
-        UnknownNameError: It is none of them; the message lists them.
+    An UnknownNameError if it is none of them; the message lists them.
     """
     choices = get_args(literal)
     if value not in choices:
@@ -373,9 +372,8 @@ def list_models(pattern: str = "*") -> list[str]:
 def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
     """Return the row of the table with a name, or a custom spec itself.
 
-    Raises:
-        UnknownNameError: No row has this name; the message lists the nearest.
-        UsageError: A custom spec has the name of a row.
+    An UnknownNameError if no row has this name; the message lists the nearest; a
+    UsageError if a custom spec has the name of a row.
     """
     if isinstance(spec, str):
         if spec not in SPECS:

@@ -221,8 +221,7 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
 def get_card(model: keras.Model) -> Card:
     """Return the card of a model: labels, preprocessing, origin, metrics.
 
-    Raises:
-        UsageError: The model was not made by reszoo.
+    A UsageError if the model was not made by reszoo.
     """
     found = getattr(model, _CARD, None)
     if found is None:

@@ -21,12 +21,9 @@ _DARKEST = 16
 def read_digits() -> dict[str, Examples]:
     """Return the digits by split, as RGB of 8x8 pixels.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits,
-    UCI Machine Learning Repository, 1998 (CC BY 4.0); the test part, as shipped
-    with scikit-learn.
-
-    Raises:
-        DataError: scikit-learn is not installed.
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI
+    Machine Learning Repository, 1998 (CC BY 4.0); the test part, as shipped with
+    scikit-learn. A DataError if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits

@@ -32,8 +32,7 @@ def check_policy(policy: str | None) -> None:
 def refuse_first(unreadable: Sequence[Unreadable], policy: str) -> None:
     """Raise an error for the first unreadable image if the policy is "error".
 
-    Raises:
-        DataError: Names the image, the reason and the remedy.
+    A DataError names the image, the reason and the remedy.
     """
     if policy == "error" and unreadable:
         path, reason = unreadable[0]

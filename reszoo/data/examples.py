@@ -76,8 +76,7 @@ class Examples:
     def read_headers(self) -> "Examples":
         """Return the same with the headers of its paths or records.
 
-        Raises:
-            DataError: One is no image; names it.
+        A DataError if one is no image; names it.
         """
         headers = (read_header(self.file(i), self.name(i)) for i in range(len(self)))
         return replace(self, headers=np.fromiter(headers, HEADER))

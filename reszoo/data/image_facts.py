@@ -300,8 +300,7 @@ def inspect_file(path: str) -> Facts:
 def inspect_image(content: bytes, path: str) -> Facts:
     """Decode one encoded image and return its facts, without size and time.
 
-    Raises:
-        OSError: TensorFlow's decoder failed for a reason outside the image.
+    An OSError if TensorFlow's decoder failed for a reason outside the image.
     """
     found: Facts = {}
     try:

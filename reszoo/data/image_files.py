@@ -63,9 +63,8 @@ PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 def image_kind(path: str) -> str:
     """Return what a file is by its name, and without a known ending by its content.
 
-    Returns:
-        "" for no image; "unsupported"; "image"; or "unnamed" for an image that only its
-        first bytes tell.
+    Returns "" for no image; "unsupported"; "image"; or "unnamed" for an image that only
+    its first bytes tell.
     """
     name = path.lower()
     if name.endswith(SUFFIXES):
@@ -133,10 +132,8 @@ def prepare_image(
     """Resize and crop one image file, of which only parts are converted at a time.
 
     The pixels are those of `preprocessing.prepare(open_image(source))`, in half of the
-    memory or less. Arguments and errors are those of `open_image`.
-
-    Returns:
-        uint8 of `preprocessing.input_shape`.
+    memory or less. Arguments and errors are those of `open_image`. Returns uint8 of
+    `preprocessing.input_shape`.
     """
     with opened(*_named(source, name), recover=recover) as image:
         size, part = upright_parts(image)
@@ -154,8 +151,7 @@ def _named(
 def read_header(source: str | bytes, name: str) -> Header:
     """Read the header of an image file, given its path or its content.
 
-    Raises:
-        DataError: It is missing or no image; calls it by the name.
+    A DataError if it is missing or no image; calls it by the name.
     """
     with opened(source, name) as image:
         by_pillow = image.format not in _ALIKE or is_large(image)
@@ -171,8 +167,7 @@ def orientation_of(image: Image.Image) -> int:
 def read_file(path: str) -> bytes:
     """Return the bytes of a file.
 
-    Raises:
-        DataError: It is missing or cannot be read; names the path.
+    A DataError if it is missing or cannot be read; names the path.
     """
     with _readable(path):
         return read_regular(path, MEMORY)

@@ -98,8 +98,7 @@ def reduce_jpeg(image: Image.Image) -> None:
 def _scans(source: bytes | IO[bytes], most: int) -> int:
     """Count the scans of a JPEG whose decoder keeps all coefficients, up to `most`.
 
-    Returns:
-        0 for a JPEG of a single scan.
+    Returns 0 for a JPEG of a single scan.
     """
     if isinstance(source, bytes):
         content: Any = source

@@ -104,10 +104,8 @@ def _of_csv(data: str) -> Iterator[str]:
 def walk_images(folder: str) -> Iterator[str]:
     """Yield the image files under a folder lazily, also those that are not supported.
 
-    In the order of their paths' parts; hidden files and folders are ignored.
-
-    Raises:
-        DataError: A link leads to a folder that contains it.
+    In the order of their paths' parts; hidden files and folders are ignored. A
+    DataError if a link leads to a folder that contains it.
     """
     for path in walk(folder, os.path.realpath(folder)):
         if image_kind(path):

@@ -321,12 +321,9 @@ def _common_labels(
 def _read_csv(table: Table, validation_share: float | None) -> Listing:
     """List the classes and the images of a CSV file.
 
-    Classes are sorted by code point and images by path, so that the order of the
-    lines means nothing.
-
-    Raises:
-        DataError: An invalid line, named by its number; no images, fewer than two
-            classes, or a class with too few images to train on.
+    Classes are sorted by code point and images by path, so that the order of the lines
+    means nothing. A DataError for an invalid line, named by its number, no images,
+    fewer than two classes, or a class with too few images to train on.
     """
     lines, numbers, parts, known = _rows(table)
     labels = sorted(known)
@@ -368,11 +365,9 @@ def _rows(
 ) -> tuple[dict[str, int], "array[int]", "array[int]", dict[str, int]]:
     """Read and check the rows.
 
-    What many rows share is checked once: two million of them take seconds.
-
-    Returns:
-        The line of each path; of each row the number of its label and that of its
-        split in `_PARTS`; and the numbers of the labels.
+    What many rows share is checked once: two million of them take seconds. Returns the
+    line of each path; of each row the number of its label and that of its split in
+    `_PARTS`; and the numbers of the labels.
     """
     lines: dict[str, int] = {}
     numbers, parts = array("q"), array("b")

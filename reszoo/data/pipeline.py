@@ -66,9 +66,8 @@ def evaluation_batches(
 ) -> tf.data.Dataset:
     """Return every example once, in order.
 
-    Returns:
-        Batches of uint8 `(batch, *input_shape)` and int64 `(batch,)`;
-        the last may be smaller.
+    Returns batches of uint8 `(batch, *input_shape)` and int64 `(batch,)`; the last may
+    be smaller.
     """
     indices = tf.data.Dataset.range(len(examples))
     decoder = Decoder(examples)

@@ -293,8 +293,7 @@ def _free_name(name: str, kind: str, taken: set[str]) -> str:
 def _written_splits(listing: Listing, names: Mapping[int, str]) -> dict[str, list[str]]:
     """Return the written images by split.
 
-    Raises:
-        DataError: Too few were readable: a class has none in a split.
+    A DataError if too few were readable: a class has none in a split.
     """
     splits = {}
     for split, indices in listing.disjoint_splits.items():

@@ -82,10 +82,8 @@ class Table:
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the number and the fields of each line that is not blank.
 
-        Bytes that are no UTF-8 come through as surrogates (PEP 383).
-
-        Raises:
-            DataError: The file cannot be read or is no CSV; names the line.
+        Bytes that are no UTF-8 come through as surrogates (PEP 383). A DataError if the
+        file cannot be read or is no CSV; names the line.
         """
         errors = "surrogateescape" if self.encoding.startswith("utf-8") else "strict"
         with (

@@ -266,8 +266,7 @@ class Devices:
     def check_batch_size(self, batch_size: int, accumulate: int) -> None:
         """Refuse a batch size that cannot be divided equally.
 
-        Raises:
-            UsageError: There is a remainder.
+        A UsageError if there is a remainder.
         """
         if batch_size % (self.count * accumulate):
             parts = f"{self.count} device{'s' * (self.count != 1)}"
@@ -363,8 +362,7 @@ class Devices:
     def failing_together(self) -> Iterator[None]:
         """Have all workers fail where one of them fails, instead of waiting for it.
 
-        Raises:
-            ReszooError: Another worker is gone.
+        A ReszooError if another worker is gone.
         """
         try:
             yield

@@ -178,8 +178,7 @@ def set_momentum(model: keras.Model, momentum: float) -> None:
 def resolve_precision(recipe: Recipe) -> str:
     """Return "float32" or "bfloat16": what the recipe's precision is on this machine.
 
-    Raises:
-        UsageError: bfloat16 is required and the processor has no such instructions.
+    A UsageError if bfloat16 is required and the processor has no such instructions.
     """
     if recipe.precision == "bfloat16" and not has_bfloat16():
         raise UsageError(

@@ -166,8 +166,7 @@ def recipe_defaults(name: object) -> dict[str, Any]:
 def write_report(path: Path, report: RunReport) -> None:
     """Write the page to `path`, in one step: HTML without scripts or other files.
 
-    Raises:
-        ReszooError: The disk refused the write.
+    A ReszooError if the disk refused the write.
     """
     history, found = report.history, report.evaluation
     seconds = sum(row.seconds for row in history)

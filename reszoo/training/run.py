@@ -123,8 +123,7 @@ class RunConfig:
     def class_weights(self) -> NDArray[np.float32] | None:
         """Return the weight of each class in the loss; None where all are 1.
 
-        Raises:
-            UnknownNameError: A label of `class_weight` that the data does not have.
+        An UnknownNameError for a label of `class_weight` that the data does not have.
         """
         given, labels = self.recipe.class_weight, self.source.labels
         if given is None:
@@ -364,8 +363,7 @@ class Run(StepLoop):
     def check_agreement(self) -> None:
         """Refuse to start where another worker starts differently.
 
-        Raises:
-            UsageError: Something differs; the message says what.
+        A UsageError if something differs; the message says what.
         """
         if self._devices.workers == 1:
             return
@@ -380,9 +378,8 @@ class Run(StepLoop):
     def train(self, stop: StopRequest) -> None:
         """Train for the remaining epochs.
 
-        Raises:
-            ReszooError: The loss is NaN or infinite.
-            Stopped: A signal requested it; the state is saved.
+        A ReszooError if the loss is NaN or infinite; Stopped if a signal requested
+        it; the state is saved.
         """
         if self.config.folder and not self.finished:
             folder = self.config.folder / TENSORBOARD

@@ -83,8 +83,7 @@ def write_state(
 ) -> None:
     """Write variables and JSON content to `path` atomically.
 
-    Raises:
-        ReszooError: The disk refused; the state before is unchanged.
+    A ReszooError if the disk refused; the state before is unchanged.
     """
     tensors = {name: np.asarray(value) for name, value in variables.items()}
     text = json.dumps({"version": _VERSION, **content}, allow_nan=False)
@@ -95,8 +94,7 @@ def write_state(
 def read_state(path: Path) -> State:
     """Return the arrays and the content that `write_state` wrote.
 
-    Raises:
-        CheckpointError: The file is damaged, not a state, or of another version.
+    A CheckpointError if the file is damaged, not a state, or of another version.
     """
     tensors, _ = read(path)
     with safe_open(path, framework="numpy") as opened:
@@ -121,8 +119,7 @@ def restore(
 ) -> None:
     """Assign every variable from the arrays of a state.
 
-    Raises:
-        CheckpointError: The names differ: the state belongs to another model.
+    A CheckpointError if the names differ: the state belongs to another model.
     """
     unmatched = sorted(set(variables) ^ set(tensors))
     if unmatched:

@@ -38,16 +38,11 @@ def fetch(url: str, sha256: str | None) -> Path:
 
     A file that is in the cache is returned without any network. Several processes may
     ask for the same file at once: one downloads it, the others wait. The SHA-256 is in
-    hex, or its first 8 digits or more; None checks nothing but the length.
-
-    Returns:
-        `cache_folder()/url/<hash of the URL>/<last part of the URL>`.
-
-    Raises:
-        UsageError: The URL or the hash is malformed.
-        CheckpointError: The server cannot be reached or refuses, the connection is
-            interrupted again and again, or the file has another hash.
-        ReszooError: The disk refused the write.
+    hex, or its first 8 digits or more; None checks nothing but the length. Returns
+    `cache_folder()/url/<hash of the URL>/<last part of the URL>`. A UsageError if the
+    URL or the hash is malformed; a CheckpointError if the server cannot be reached or
+    refuses, the connection is interrupted again and again, or the file has another
+    hash; a ReszooError if the disk refused the write.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{8,64}", sha256):
         raise UsageError(

@@ -39,8 +39,7 @@ _DAMAGED = (
 def read(path: Path) -> Layers:
     """Read layer weights from a Keras 2 weight file or whole-model file.
 
-    Raises:
-        CheckpointError: Damaged, not such a file, or with links to other files.
+    A CheckpointError for a damaged file, another one, or one with links to others.
     """
     import h5py
 

@@ -104,8 +104,7 @@ def locate(
 def read_located(found: Found) -> Contents:
     """Read a located file; a download that cannot be read does not stay in the cache.
 
-    Raises:
-        CheckpointError: See `reading.read`.
+    A CheckpointError as of `reading.read`.
     """
     try:
         return read(found.path)

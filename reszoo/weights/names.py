@@ -219,8 +219,7 @@ def _plain_name(name: str) -> str:
 def to_float32(tensor: NDArray[Any], name: str, source: str) -> NDArray[np.float32]:
     """Return weights in float32, which is exact for half precision.
 
-    Raises:
-        CheckpointError: They are not floating point.
+    A CheckpointError if they are not floating point.
     """
     if not np.issubdtype(tensor.dtype, np.floating):
         raise CheckpointError(

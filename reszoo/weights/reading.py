@@ -31,9 +31,8 @@ class Contents:
 def read(path: str | os.PathLike[str]) -> Contents:
     """Read a `.safetensors`, a torch file or a `.h5` of keras.applications.
 
-    Raises:
-        CheckpointError: No such file, an unknown format, damaged, malicious, or with
-            weights that are NaN or infinite.
+    A CheckpointError for no such file, an unknown format, a damaged or malicious one,
+    or weights that are NaN or infinite.
     """
     contents = _read(Path(path))
     tensors = contents.tensors.items()
@@ -68,8 +67,7 @@ def _read(file: Path) -> Contents:
 def keras_applications_contents(layers: keras_h5.Layers, source: str) -> Contents:
     """Return the weights of layers as a file of keras.applications holds them.
 
-    Raises:
-        CheckpointError: They are of no ResNet.
+    A CheckpointError if they are of no ResNet.
     """
     return Contents(
         tensors=keras_h5.to_tensors(layers, source),

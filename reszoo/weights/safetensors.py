@@ -80,8 +80,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
 def check_checkpoint(file: Path) -> None:
     """Refuse what is missing, a folder, a pipe or a device.
 
-    Raises:
-        CheckpointError: It is no regular file.
+    A CheckpointError if it is no regular file.
     """
     try:
         check_regular(file)
@@ -137,10 +136,8 @@ def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any
 def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
     """Write a folder that `timm.create_model` opens.
 
-    The weight file also contains the card, for reszoo.
-
-    Raises:
-        UsageError: timm has no such model.
+    The weight file also contains the card, for reszoo. A UsageError if timm has no such
+    model.
     """
     built, row = card.resnet, SPECS.get(card.architecture.name)
     # timm has models of the names under which it publishes weights.

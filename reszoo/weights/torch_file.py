@@ -159,8 +159,7 @@ class Storage:
     def fill(self, stream: IO[bytes], order: ByteOrder) -> None:
         """Read the elements, the first of which is next in the stream.
 
-        Raises:
-            RefusalError: The stream ends early, or a truth value is neither 0 nor 1.
+        A RefusalError if the stream ends early, or a truth value is neither 0 nor 1.
         """
         stored = np.dtype(self.type.stored).newbyteorder(order)
         step = _CHUNK // stored.itemsize

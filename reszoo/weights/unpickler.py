@@ -67,9 +67,8 @@ class Unpickler:
     def load(self, stream: IO[bytes]) -> Any:
         """Return the containers that the next pickle of a stream makes.
 
-        Raises:
-            RefusalError: The pickle is damaged, too large, or needs more than weights
-                do.
+        A RefusalError if the pickle is damaged, too large, or needs more than weights
+        do.
         """
         start = stream.tell()
         for opcode, argument, position in pickletools.genops(stream):
@@ -249,8 +248,7 @@ _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
 def checked_key(key: object) -> Any:
     """Return a key of a dict or an item of a set if it is safe to hash.
 
-    Raises:
-        RefusalError: Keys of this type can be made to take years to hash or compare.
+    A RefusalError if keys of this type can be made to take years to hash or compare.
     """
     if isinstance(key, (str, bytes, type(None))):
         return key

@@ -29,11 +29,9 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
     """Return a function from images to what the files of an export must answer.
 
     A model that computes in half precision is asked through a float32 copy of it; the
-    model, of which `serving` was made, is not touched.
-
-    Returns:
-        From uint8 `(n, eval_size, eval_size, 3)` to float32 probabilities
-        `(n, classes)`, or features `(n, width)` where those are exported.
+    model, of which `serving` was made, is not touched. It is from uint8 `(n, eval_size,
+    eval_size, 3)` to float32 probabilities `(n, classes)`, or features `(n,
+    width)` where those are exported.
     """
     record, has_top = serving.card.preprocessing, serving.card.architecture.include_top
 

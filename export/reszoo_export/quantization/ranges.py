@@ -252,9 +252,8 @@ def observe(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Measure the activations of an integer model that rounds nothing.
 
-    Returns:
-        The least and the largest value in each image `(n, 2)`, by layer; and the mean
-        input of each layer with weights, over the images.
+    Returns the least and the largest value in each image `(n, 2)`, by layer; and the
+    mean input of each layer with weights, over the images.
     """
     weighted = [layer.name for layer in exact.layers if layer.weights]
     watched = {name: exact.get_layer(name).output for name in layers}

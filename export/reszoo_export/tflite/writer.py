@@ -49,10 +49,8 @@ def write_fp16(serving: Serving, path: Path) -> None:
     """Write a file of half the size: kernels in float16, everything else in float32.
 
     GPU delegates compute in float16 anyway; a CPU converts the weights to float32 when
-    it loads the file, and is as fast as with float32.
-
-    Raises:
-        ExportError: A weight is too large for float16.
+    it loads the file, and is as fast as with float32. An ExportError if a weight is too
+    large for float16.
     """
     write_model(float16_kernels(convert(serving)), serving, path)
 
