@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reszoo.studies.results import StudyResult as StudyResult
     from reszoo.studies.study import study as study
     from reszoo.training.compile import compile as compile
+    from reszoo.training.previews import preview as preview
     from reszoo.training.recipes import Recipe as Recipe
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
@@ -74,6 +75,7 @@ _MODULES = {
     "reszoo.studies.results": "StudyResult",
     "reszoo.studies.study": "study",
     "reszoo.training.compile": "compile",
+    "reszoo.training.previews": "preview",
     "reszoo.training.recipes": "Recipe",
     "reszoo.training.trainer": "TrainResult train",
     "reszoo.weights.names": "LoadReport",

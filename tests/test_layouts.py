@@ -509,3 +509,21 @@ def test_what_resizing_would_bring_is_measured(tmp_path: Path) -> None:
     assert found.startswith("resizing would bring little (")
     arrays = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2
     assert "cores" in resizing_gain(open_source(arrays).examples("all"), "arrays")
+
+
+def test_a_preview_shows_what_training_shows(folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"model": "resnet8", "size": 40}
+    still = reszoo.preview(folder, "cifar", crop="none", flip=False, **options)
+    shown = np.asarray(still).reshape(6, 40, 8, 40, 3).transpose(2, 0, 1, 3, 4)
+    for column in shown[1:]:
+        np.testing.assert_array_equal(column, shown[0])
+    # Cats are red, dogs are green: three rows of each.
+    assert [int(each.mean((0, 1)).argmax()) for each in shown[0]] == [0, 0, 0, 1, 1, 1]
+    path = tmp_path / "shown.png"
+    moved = np.asarray(reszoo.preview(folder, "cifar", output=path, **options))
+    assert (np.asarray(Image.open(path)) == moved).all()
+    assert (moved != np.asarray(still)).mean() > 0.3
+    with pytest.raises(reszoo.UsageError, match=r"written as \.png"):
+        reszoo.preview(folder, output=tmp_path / "shown.gif")
+    run = reszoo.train("resnet8", folder, epochs=1, output=tmp_path / "run")
+    assert "<h2>Augmented images</h2>" in Path(run.report or "").read_text()

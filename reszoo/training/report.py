@@ -1,5 +1,6 @@
 """The report of a training run."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from reszoo.report.page import (
     INK,
     VERMILLION,
     png,
+    png_picture,
     render,
     shell_command,
     svg,
@@ -39,6 +41,7 @@ from reszoo.report.statistics import (
     share_interval,
     worst_mistakes,
 )
+from reszoo.training.previews import augmented
 from reszoo.training.recipe_table import RECIPES
 
 if TYPE_CHECKING:
@@ -112,6 +115,7 @@ class RunReport:
     versions: Mapping[str, str]  # of the libraries
     processor: str  # what the run was computed on
     seconds: float  # duration of the run
+    augmented: bytes = b""  # PNG of training images as they are varied
 
     def __post_init__(self) -> None:
         if not self.history:
@@ -153,8 +157,16 @@ def write_summary(
         versions=library_versions(),
         processor=processor(),
         seconds=sum(row.seconds for row in history.epochs),
+        augmented=_augmented(run),
     )
     write_report(path, report)
+
+
+def _augmented(run: "Run") -> bytes:
+    config, buffer = run.config, io.BytesIO()
+    shown = config.card.preprocessing, config.augmentation
+    augmented(run.examples, *shown, config.recipe.seed).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def recipe_defaults(name: object) -> dict[str, Any]:
@@ -175,6 +187,7 @@ def write_report(path: Path, report: RunReport) -> None:
         title=f"{report.model} on {report.data}",
         report=report,
         duration=_duration(report.seconds),
+        augmented=report.augmented and png_picture(report.augmented),
         curves=[_curve(history, *each) for each in _curves(history).items()],
         speed=sum(row.images_per_second * row.seconds for row in history) / seconds,
         data_wait=sum(row.data_wait * row.seconds for row in history) / seconds,

@@ -58,6 +58,28 @@ _CACHED_BYTES = 2**26
 _MUCH_WAITING = 0.2
 
 
+def augmentation_of(
+    recipe: Recipe, preprocessing: Preprocessing, flip_safe: bool
+) -> Augmentation:
+    """Return how a recipe augments images; see `Source.flip_safe`."""
+    side = min(as_sides(preprocessing.train_size))
+    flip = flip_safe if recipe.flip is None else recipe.flip
+    kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
+    return Augmentation(
+        crop=kind if recipe.crop == "auto" else recipe.crop,
+        pad=round(recipe.pad * side),
+        scale=recipe.scale,
+        ratio=recipe.ratio,
+        flip=flip,
+        vertical_flip=recipe.vertical_flip,
+        rotation=recipe.rotation,
+        policy=recipe.policy,
+        erase=recipe.erase,
+        repeats=recipe.repeats,
+        sampling=0.0 if recipe.sampling == "balanced" else recipe.sampling,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything about a run that is constant."""
@@ -103,22 +125,8 @@ class RunConfig:
     @property
     def augmentation(self) -> Augmentation:
         """How training images are augmented."""
-        recipe, side = self.recipe, min(as_sides(self.card.preprocessing.train_size))
-        flip = self.source.flip_safe if recipe.flip is None else recipe.flip
-        kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
-        return Augmentation(
-            crop=kind if recipe.crop == "auto" else recipe.crop,
-            pad=round(recipe.pad * side),
-            scale=recipe.scale,
-            ratio=recipe.ratio,
-            flip=flip,
-            vertical_flip=recipe.vertical_flip,
-            rotation=recipe.rotation,
-            policy=recipe.policy,
-            erase=recipe.erase,
-            repeats=recipe.repeats,
-            sampling=0.0 if recipe.sampling == "balanced" else recipe.sampling,
-        )
+        preprocessing = self.card.preprocessing
+        return augmentation_of(self.recipe, preprocessing, self.source.flip_safe)
 
     def class_weights(self) -> NDArray[np.float32] | None:
         """Return the weight of each class in the loss; None where all are 1.
