@@ -414,14 +414,10 @@ class FileClassifier:
     Each thread decodes a group of images and runs the model on it on one core, so that
     decoding and inference overlap, and no core waits for another. Arguments and errors
     are those of `predict_files`.
-
-    Attributes:
-        labels: Names of the classes.
-        columns: Column -> whether it holds text, not numbers.
     """
 
-    labels: tuple[str, ...]
-    columns: dict[str, bool]
+    labels: tuple[str, ...]  # names of the classes
+    columns: dict[str, bool]  # column -> whether it holds text, not numbers
 
     def __init__(
         self,

@@ -17,19 +17,13 @@ HEADER = np.dtype([("orientation", np.int32), ("by_pillow", np.bool_)])
 
 @dataclass(frozen=True)
 class Records:
-    """Encoded images that a data source reads by number.
+    """Encoded images that a data source reads by number."""
 
-    Attributes:
-        source: Name of the data source, for messages.
-        read_record: Returns the encoded image with a number; safe in threads.
-        numbers: int64 `(n,)`.
-        lengths: Sizes of the encoded images in bytes, int64 `(n,)`.
-    """
-
-    source: str
+    source: str  # name of the data source, for messages
+    # Returns the encoded image with a number; safe in threads.
     read_record: Callable[[int], bytes]
-    numbers: Indices
-    lengths: Indices
+    numbers: Indices  # int64 `(n,)`
+    lengths: Indices  # sizes of the encoded images in bytes, int64 `(n,)`
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -50,23 +44,15 @@ class Records:
 
 @dataclass(frozen=True)
 class Examples:
-    """Images and their targets; one of `images`, `paths` and `records` is given.
+    """Images and their targets; one of `images`, `paths` and `records` is given."""
 
-    Attributes:
-        targets: int64 `(n,)`, indices into the labels.
-        images: uint8 RGB `(n, height, width, 3)`.
-        paths: Image files.
-        records: Encoded images of a data source.
-        headers: With paths and records: what their headers tell, `(n,)` of `HEADER`.
-        recover: Whether truncated JPEGs are decoded as far as they go.
-    """
-
-    targets: NDArray[np.int64]
-    images: Pixels | None = None
-    paths: tuple[str, ...] | None = None
-    records: Records | None = None
+    targets: NDArray[np.int64]  # int64 `(n,)`, indices into the labels
+    images: Pixels | None = None  # uint8 RGB `(n, height, width, 3)`
+    paths: tuple[str, ...] | None = None  # image files
+    records: Records | None = None  # encoded images of a data source
+    # With paths and records: what their headers tell, `(n,)` of `HEADER`.
     headers: NDArray[np.void] | None = None
-    recover: bool = False
+    recover: bool = False  # whether truncated JPEGs are decoded as far as they go
 
     def __post_init__(self) -> None:
         given = [self.images, self.paths, self.records]

@@ -43,27 +43,20 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Encoded images, their targets and splits; no image has been opened.
+    """Encoded images, their targets and splits; no image has been opened."""
 
-    Attributes:
-        labels: Sorted by code point.
-        targets: int64 `(n,)`, indices into `labels`.
-        splits: Indices of images by name: "train", "validation", "test". Where the
-            data has no splits, "all", and "train" and "validation" drawn from it.
-        paths: Every image file once.
-        records: The images, where they are not in files of their own.
-        root: The folder that paths in messages and fingerprints are relative to.
-        unsupported: Files of formats that are not supported, such as HEIC.
-        notes: How the data was understood, and what of it is not used; a line each.
-    """
-
-    labels: tuple[str, ...]
-    targets: NDArray[np.int64]
+    labels: tuple[str, ...]  # sorted by code point
+    targets: NDArray[np.int64]  # int64 `(n,)`, indices into `labels`
+    # Indices of images by name: "train", "validation", "test". Where the data has no
+    # splits, "all", and "train" and "validation" drawn from it.
     splits: Mapping[str, Indices]
-    paths: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()  # every image file once
+    # The images, where they are not in files of their own.
     records: Records | None = None
-    root: str = ""
+    root: str = ""  # the folder that paths in messages and fingerprints are relative to
+    # Files of formats that are not supported, such as HEIC.
     unsupported: tuple[Unreadable, ...] = ()
+    # How the data was understood, and what of it is not used; a line each.
     notes: tuple[str, ...] = ()
 
     @property

@@ -29,35 +29,28 @@ class Augmentation:
     A resized crop and its horizontal flip come first, then the policy, then erasing.
     Without resized crops, shifts and flips come last, for whole batches (a flipped
     result of a policy is its result on a flipped image: all of them are symmetric).
-
-    Attributes:
-        crop: "resized" cuts a random window and resizes it to the training size;
-            "pad" and "none" resize as in evaluation, and "pad" then shifts.
-        pad: With "pad": greatest shift in pixels, which shows the mean colour.
-        scale: With "resized": share of the area, least and greatest.
-        ratio: With "resized": width over height, least and greatest, compared with
-            that of the input; of the image itself where the preprocessing squashes.
-        flip: Whether half of the images are flipped horizontally.
-        vertical_flip: Whether half of the images are flipped vertically.
-        rotation: Greatest angle of a rotation, in degrees, before the policy; what
-            comes in from outside has the mean colour.
-        policy: "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policies`.
-        erase: Share of the images of which a random box gets the mean colour.
-        repeats: How often a batch shows each of its images, varied differently.
-        sampling: Power of a class's number of images by which its share of an epoch
-            grows: 0 shows all classes equally often; None shows every image once.
     """
 
+    # "resized" cuts a random window and resizes it to the training size; "pad" and
+    # "none" resize as in evaluation, and "pad" then shifts.
     crop: Literal["pad", "resized", "none"] = "none"
-    pad: int = 0
+    pad: int = 0  # with "pad": greatest shift in pixels, which shows the mean colour
+    # With "resized": share of the area, least and greatest.
     scale: tuple[float, float] = (0.08, 1.0)
+    # With "resized": width over height, least and greatest, compared with that of the
+    # input; of the image itself where the preprocessing squashes.
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: bool = False
-    vertical_flip: bool = False
+    flip: bool = False  # whether half of the images are flipped horizontally
+    vertical_flip: bool = False  # whether half of the images are flipped vertically
+    # Greatest angle of a rotation, in degrees, before the policy; what comes in from
+    # outside has the mean colour.
     rotation: float = 0.0
+    # "trivial" or "rand-mM-mstdS"; see `reszoo.data.augment.policies`.
     policy: str | None = None
-    erase: float = 0.0
-    repeats: int = 1
+    erase: float = 0.0  # share of the images of which a random box gets the mean colour
+    repeats: int = 1  # how often a batch shows each of its images, varied differently
+    # Power of a class's number of images by which its share of an epoch grows: 0 shows
+    # all classes equally often; None shows every image once.
     sampling: float | None = None
 
 

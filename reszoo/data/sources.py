@@ -26,36 +26,29 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images in splits.
+    """Labelled images in splits."""
 
-    Attributes:
-        name: What it was opened as, for messages and cards.
-        labels: Sorted by code point; of integer targets, in the order of the
-            numbers.
-        splits: Examples by name: "train", "validation", "test", or "all".
-        flip_safe: Whether an image flipped horizontally still belongs to its class.
-            False where the labels are "0" to "9", since a flipped digit is none; for
-            data sets of TensorFlow Datasets with digits or letters (MNIST, SVHN); and
-            for arrays with the integer labels 0 to 9 whose images are grey. In
-            colour, such arrays may be CIFAR-10 or SVHN: True.
-        unreadable: Images that were left out, and why.
-        root: The folder that paths in messages and fingerprints are relative to, if
-            there is one.
-        warnings: A line for each kind of anomaly, for every two splits that share
-            images, and for images in two classes; of images that were decoded.
-        notes: How the data was understood, and what of it is not used; a line each.
-        numbered: Whether the labels are integers that were given as such.
-    """
-
-    name: str
+    name: str  # what it was opened as, for messages and cards
+    # Sorted by code point; of integer targets, in the order of the numbers.
     labels: tuple[str, ...]
+    # Examples by name: "train", "validation", "test", or "all".
     splits: Mapping[str, Examples]
+    # Whether an image flipped horizontally still belongs to its class. False where the
+    # labels are "0" to "9", since a flipped digit is none; for data sets of TensorFlow
+    # Datasets with digits or letters (MNIST, SVHN); and for arrays with the integer
+    # labels 0 to 9 whose images are grey. In colour, such arrays may be CIFAR-10 or
+    # SVHN: True.
     flip_safe: bool = True
-    unreadable: tuple[Unreadable, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()  # images that were left out, and why
+    # The folder that paths in messages and fingerprints are relative to, if there is
+    # one.
     root: str | None = None
+    # A line for each kind of anomaly, for every two splits that share images, and for
+    # images in two classes; of images that were decoded.
     warnings: tuple[str, ...] = ()
+    # How the data was understood, and what of it is not used; a line each.
     notes: tuple[str, ...] = ()
-    numbered: bool = False
+    numbered: bool = False  # whether the labels are integers that were given as such
 
     def examples(self, split: str | None = None) -> Examples:
         """Return the examples of one split, or raise UnknownNameError.

@@ -43,21 +43,13 @@ def is_table(data: str) -> bool:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file whose form is known.
+    """A CSV file whose form is known."""
 
-    Attributes:
-        file: The file.
-        names: The columns as its first line names them, if it does.
-        columns: Number of each known column, from 0.
-        delimiter: Between fields.
-        encoding: Python's name.
-    """
-
-    file: Path
-    names: tuple[str, ...]
-    columns: Mapping[str, int]
-    delimiter: str
-    encoding: str
+    file: Path  # the file
+    names: tuple[str, ...]  # the columns as its first line names them, if it does
+    columns: Mapping[str, int]  # number of each known column, from 0
+    delimiter: str  # between fields
+    encoding: str  # python's name
 
     @cached_property
     def _folder(self) -> str:

@@ -59,12 +59,9 @@ class Update(NamedTuple):
 
 
 class UpdateRule(ABC):
-    """How an optimizer updates one weight: `Sgd`, `Adam` or `Lamb`.
+    """How an optimizer updates one weight: `Sgd`, `Adam` or `Lamb`."""
 
-    Attributes:
-        slots: Names of the variables kept for each weight; they start at zero.
-    """
-
+    # Names of the variables kept for each weight; they start at zero.
     slots: ClassVar[tuple[str, ...]]
 
     def prepare(self, gradients: Sequence[Any]) -> list[Any]:

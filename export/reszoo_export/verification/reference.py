@@ -36,21 +36,15 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Reference:
-    """Images and the model's outputs.
+    """Images and the model's outputs."""
 
-    Attributes:
-        images: uint8 `(n, height, width, channels)`, the last `synthetic` of them
-            synthetic.
-        outputs: The model's probabilities `(n, classes)`, or its features `(n, width)`
-            where those are exported.
-        targets: int64 `(n - synthetic,)`, classes of the real images.
-        synthetic: Number of synthetic images at the end.
-    """
-
+    # uint8 `(n, height, width, channels)`, the last `synthetic` of them synthetic.
     images: Pixels
+    # The model's probabilities `(n, classes)`, or its features `(n, width)` where those
+    # are exported.
     outputs: ModelOutput
-    targets: NDArray[np.int64]
-    synthetic: int
+    targets: NDArray[np.int64]  # int64 `(n - synthetic,)`, classes of the real images
+    synthetic: int  # number of synthetic images at the end
 
     @property
     def compared(self) -> slice:
