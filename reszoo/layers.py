@@ -261,15 +261,12 @@ class ScaleShift(keras.layers.Layer):  # type: ignore[misc]
 class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
     """Bring an activation to another shape without parameters: the paper's option A.
 
-    Takes every `stride`-th pixel and surrounds the channels with zero channels,
-    equally many on both sides: the layout of the published CIFAR checkpoints.
+    Takes every `stride`-th pixel and surrounds the channels with zero channels up to
+    `filters`, equally many on both sides: the layout of the published CIFAR
+    checkpoints.
 
-    Args:
-        filters: Channels of the output.
-        stride: Step between the pixels kept.
-
-    Input shape: `(batch, height, width, channels)`; output shape:
-    `(batch, ceil(height / stride), ceil(width / stride), filters)`.
+    Input shape: `(batch, height, width, channels)`; output shape: `(batch, ceil(height
+    / stride), ceil(width / stride), filters)`.
     """
 
     def __init__(self, filters: int, stride: int, **options: Any) -> None:
@@ -295,12 +292,10 @@ class IdentityShortcut(keras.layers.Layer):  # type: ignore[misc]
 class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
     """Leave a block out for some images of a training batch (arXiv:1603.09382).
 
-    What is kept is scaled up, so that the mean stays what inference sees. The draw
-    is a function of a key: a run can be repeated and gone on with.
-
-    Args:
-        rate: Probability of leaving the block out, in [0, 1).
-        index: Number of the block, so that every block draws its own.
+    What is kept is scaled up, so that the mean stays what inference sees. The draw is a
+    function of a key: a run can be repeated and gone on with. The rate is the
+    probability of leaving the block out, in [0, 1); the block has an index, so that
+    every block draws its own.
 
     Input: `(batch, height, width, channels)` and an int64 key `(2,)`.
     """

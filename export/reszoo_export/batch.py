@@ -125,9 +125,8 @@ class RowFile:
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Find what is on the disk already: nothing, unless it is unfinished.
 
-        Args:
-            identity: What the rows depend on, by the name that messages give it; a
-                UsageError names what is not as it was.
+        `identity` is what the rows depend on, by the name that messages give it; a
+        UsageError names what is not as it was.
         """
         lines = self._read_journal()
         if not lines:

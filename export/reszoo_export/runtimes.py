@@ -351,17 +351,11 @@ def open_runtime(
 ) -> Runtime:
     """Open a model, a checkpoint or an exported file in its runtime.
 
-    Args:
-        model: A model from reszoo, or a path.
-        threads: Threads of the runtime; one for each core if None.
-        trust_saved_model: Whether a SavedModel may have operators that do more than
-            compute (see `saved_model.screening`).
-
-    Raises:
-        CheckpointError: There is no such file, it is damaged, or it could do more than
-            compute.
-        UsageError: The suffix is unknown, the folder is a whole export, threads are
-            out of range, or the number of TensorFlow's threads is already set.
+    Threads are one for each core if None; a trusted SavedModel may have operators that
+    do more than compute (see `saved_model.screening`). A CheckpointError if there is no
+    such file, it is damaged, or could do more than compute; a UsageError if the suffix
+    is unknown, the folder is a whole export, threads are out of range, or the number of
+    TensorFlow's threads is already set.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1. Received: threads={threads}.")

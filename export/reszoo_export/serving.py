@@ -119,18 +119,11 @@ def make_serving(
 ) -> Serving:
     """Make the serving form of a model; the model itself is not touched.
 
-    Args:
-        model: A model from reszoo, or any functional or sequential Keras model from one
-            RGB image to one vector of class scores.
-        options: How the function looks from outside; None for each format's own.
-        labels: Names of the classes in order, where the card lacks or misses them.
-        preprocessing: How pictures were shown to the model, where that is not what
-            its card or kind tells.
-
-    Raises:
-        UsageError: The model is of another kind, has no classifier and no features
-            were asked for, nothing tells how images were shown to it, or it cannot
-            take images of the size asked for.
+    Of a model from reszoo, or any functional or sequential Keras model from one image
+    to one vector of class scores. Labels are given where the card lacks or misses them,
+    preprocessing where it is not what card or kind tells. A UsageError if the model is
+    of another kind, has no classifier and no features were asked for, nothing tells how
+    images were shown to it, or it cannot take images of the size asked for.
     """
     options = options or ExportOptions()
     known = is_from_reszoo(model)

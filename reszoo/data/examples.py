@@ -102,14 +102,9 @@ class Examples:
         return int(np.median(sides))
 
     def open(self, index: int, *, reduced: bool = False) -> Image.Image:
-        """Open one image as upright RGB.
+        """Open one image as upright RGB, a large one reduced if `reduced`.
 
-        Args:
-            index: Of the example.
-            reduced: Whether a large one is reduced; see `open_image`.
-
-        Raises:
-            DataError: It cannot be read; names it.
+        A DataError names it if it cannot be read.
         """
         if self.images is not None:
             return to_rgb(Image.fromarray(self.images[index]))

@@ -21,17 +21,12 @@ def iterate_paths(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     """Yield the path of each image once for every time that it is named.
 
     Paths are listed lazily and none is opened, so that a million of them take no
-    memory. Equal inputs give the same order: as given, folders and globs sorted.
-
-    Args:
-        inputs: Each is the path of an image, whether it exists or not; a folder, whose
-            image files are found at any depth (hidden ones are ignored); a glob, where
-            `**` matches any number of folders; or a `.csv` file with a column "path"
-            or one path a line, relative to the file's folder.
-
-    Raises:
-        DataError: A folder has no images, a glob matches nothing, a CSV file is
-            missing or invalid, or a folder cannot be read.
+    memory. Equal inputs give the same order: as given, folders and globs sorted. Each
+    is the path of an image, whether it exists or not; a folder, whose image files are
+    found at any depth (hidden ones are ignored); a glob, where `**` matches any number
+    of folders; or a `.csv` file with a column "path" or one path a line, relative to
+    the file's folder. A DataError if a folder has no images or cannot be read, a glob
+    matches nothing, or a CSV file is missing or invalid.
     """
     for each in inputs:
         yield from _listed(os.path.expanduser(os.fspath(each)))  # noqa: PTH111

@@ -162,9 +162,8 @@ def resize_images(
 def resizing_gain(examples: Examples, data: str) -> str:
     """Return a sentence about what resizing would bring, measured on some images.
 
-    Args:
-        examples: Images in files, or others, which cannot be resized for good.
-        data: Where they are, for the command.
+    `data` is where they are, for the command; images that are not in files cannot be
+    resized for good.
     """
     remedy = "more processor cores decode faster."
     if examples.paths is None:

@@ -126,14 +126,8 @@ def open_table(data: str, needed: Sequence[str] = ("path", "label")) -> Table:
     Columns are found by their usual names, or named behind the file's name:
     `photos.csv:path=photo:label=breed`; with nothing behind the sign there is no such
     column. So is an encoding other than UTF-8 and UTF-16: `photos.csv:encoding=cp1252`.
-
-    Args:
-        data: The file, perhaps with columns.
-        needed: Columns that must be there.
-
-    Raises:
-        DataError: It cannot be read, or a column is missing; lists those there are.
-        UsageError: There is no such encoding.
+    A DataError if it cannot be read, or a needed column is missing (it lists those
+    there are); a UsageError if there is no such encoding.
     """
     file, given = data, {}
     if not os.path.lexists(data) and (named := _NAMED.fullmatch(data)):

@@ -391,18 +391,13 @@ class Devices:
 
 
 def open_devices(strategy: str | None, timeout: float = _START_TIMEOUT) -> Devices:
-    """Return the devices of a strategy, and wait for the other workers.
+    """Return the devices of a strategy, and wait some seconds for the other workers.
 
-    Args:
-        strategy: "mirrored" for all GPUs of this machine (or all virtual CPUs),
-            "multiworker" for the processes in TF_CONFIG, None for one device.
-        timeout: Seconds to wait for the other workers.
-
-    Raises:
-        UnknownNameError: There is no such strategy.
-        UsageError: There is one device only, TF_CONFIG is missing or wrong, or
-            TensorFlow was used before the workers were connected.
-        ReszooError: The other workers did not connect.
+    "mirrored" is all GPUs of this machine (or all virtual CPUs), "multiworker" the
+    processes in TF_CONFIG, None one device. An UnknownNameError for others; a
+    UsageError if there is one device only, TF_CONFIG is missing or wrong, or TensorFlow
+    was used before the workers were connected; a ReszooError if the other workers did
+    not connect.
     """
     if strategy is None:
         return Devices()

@@ -143,13 +143,10 @@ class Best:
 
 
 class RunHistory:
-    """The finished epochs of a run, and the weights of the best one.
+    """The finished epochs of a run, and the weights of the best, by `best_by`.
 
-    Args:
-        card: Of the model that is trained.
-        provenance: Of its weights, except for the epoch.
-        folder: Where weights and history are kept; None keeps them in memory only.
-        best_by: As in `Recipe`.
+    The provenance is that of the weights, except for the epoch. A folder of None keeps
+    weights and history in memory only.
     """
 
     def __init__(

@@ -180,13 +180,9 @@ class Optimizer:
 
     Every variable is created here, so create the optimizer within `strategy.scope()`
     where there is a strategy; `apply` may then be called within `strategy.run` and
-    outside of it.
-
-    Args:
-        rule: `Sgd(...)`, `Adam(...)` or `Lamb(...)`.
-        variables: Keras variables or `tf.Variable`s, float32, of different names.
-        decays: The weight decay of each, 0 for none; see `is_decayed`.
-        scales: The multiple of the learning rate of each; None is 1.
+    outside of it. Variables are Keras' or `tf.Variable`s, float32, of different names.
+    Decays are the weight decay of each, 0 for none (see `is_decayed`), scales the
+    multiple of the learning rate of each; None is 1.
     """
 
     def __init__(

@@ -71,14 +71,9 @@ def _smoothed(soft_targets: tf.Tensor, share: float) -> tf.Tensor:
 class TrainingStep:
     """Update the trainable weights of a model by the gradient of one batch.
 
-    Args:
-        model: From images to logits, such as a `training_copy`. Weights that are not
-            `trainable` stay as they are.
-        preprocessing: How its pixels are normalised.
-        recipe: Optimizer, loss, mixup, cutmix and recomputation.
-        devices: That share each batch. Create the model and this step within their
-            `scope()`.
-        class_weights: Weight of each class in the loss, `(classes,)`; None is 1.
+    The model is from images to logits, such as a `training_copy`. Create it and this
+    step within the `scope()` of the devices that share each batch. Class weights in the
+    loss are `(classes,)`; None is 1.
     """
 
     def __init__(
@@ -107,18 +102,12 @@ class TrainingStep:
     def __call__(
         self, images: tf.Tensor, targets: tf.Tensor, learning_rate: float, key: Any
     ) -> tuple[float, int]:
-        """Train on one batch.
+        """Train on one batch: uint8 `(batch, height, width, channels)`, int64 targets.
 
-        Args:
-            images: uint8 `(batch, height, width, 3)`; this worker's part of the batch.
-            targets: int64 `(batch,)`.
-            learning_rate: Of this step.
-            key: int64 `(2,)`; the random key of mixup, cutmix, stochastic depth and
-                dropout.
-
-        Returns:
-            The mean (weighted) loss before the step, without weight decay, and the
-            number of images classified correctly; over the whole batch.
+        They are this worker's part of it. The key, int64 `(2,)`, is that of mixup,
+        cutmix, stochastic depth and dropout. Returns the mean (weighted) loss before
+        the step, without weight decay, and the number of images classified correctly;
+        over the whole batch.
         """
         # As tensors, for each new Python number would be traced again.
         rate = tf.constant(learning_rate, tf.float32)

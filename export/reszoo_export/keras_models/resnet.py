@@ -351,18 +351,11 @@ def read_keras_model(
 ) -> tuple[Card, Tensors, bool]:
     """Find the ResNet in a plain Keras model, and what is known of it.
 
-    Args:
-        model: Functional or sequential, with one image and one answer.
-        preprocessing: How pictures were shown to it. None takes that of the model from
-            reszoo inside it, or of `keras.applications`.
-
-    Returns:
-        A card made of what is known; the tensors of a folded model that takes RGB; and
-        whether this one takes BGR less the means of Caffe.
-
-    Raises:
-        UsageError: It is no ResNet that is understood, or nothing tells how pictures
-            were shown to it.
+    Preprocessing of None takes that of the model from reszoo inside it, or of
+    `keras.applications`. Returns a card made of what is known; the tensors of a folded
+    model that takes RGB; and whether this one takes BGR less the means of Caffe. A
+    UsageError if it is no ResNet that is understood, or nothing tells how pictures were
+    shown to it.
     """
     resnet = read_resnet(model)
     cards = (get_card(layer) for layer in all_layers(model) if is_from_reszoo(layer))

@@ -106,16 +106,11 @@ def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
 def build_integer_model(
     model: keras.Model, weights: Weights, ranges: Mapping[str, tuple[float, float]]
 ) -> keras.Model:
-    """Build a copy of a model with other weights and rounded activations.
+    """Build a copy of a model with other weights and rounded activations, by layer.
 
-    Args:
-        model: What to imitate.
-        weights: By layer, as `byte_weights` gives them.
-        ranges: Of the activations that are rounded, by layer; nothing else is.
-
-    Returns:
-        A functional model from pixels in 0..255; `FakeQuantize` layers are called as
-        the layer before them with ".range" behind.
+    Nothing is rounded that has no range. It is a functional model from pixels in
+    0..255; `FakeQuantize` layers are called as the layer before them with ".range"
+    behind.
     """
     image = keras.Input(model.input_shape[1:], name="image")
     pixels = FakeQuantize(INPUT_RANGE, name="image.range") if ranges else None

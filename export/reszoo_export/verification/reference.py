@@ -190,17 +190,12 @@ _COARSE = 4
 def synthetic_images(size: Size, channels: int = 3) -> Pixels:
     """Make the images that every file is compared on.
 
-    Args:
-        size: Height and width in pixels; a number for a square.
-        channels: 3 for RGB; with 1, the red of the same images.
-
-    Returns:
-        uint8 `(17, height, width, channels)`: black, grey and white; red, green and
-        blue (which reveal another order of channels); checkerboards of one and of four
-        pixels; ramps up and down along both axes (which reveal padding on the wrong
-        side, and swapped axes); one with another direction in each channel; noise of
-        all levels, and of black and white; one white pixel in the centre, and one in a
-        corner.
+    uint8 `(17, height, width, channels)`; with 1 channel, the red of the same images:
+    black, grey and white; red, green and blue (which reveal another order of channels);
+    checkerboards of one and of four pixels; ramps up and down along both axes (which
+    reveal padding on the wrong side, and swapped axes); one with another direction in
+    each channel; noise of all levels, and of black and white; one white pixel in the
+    centre, and one in a corner.
     """
     sides = height, width = as_sides(size)
     levels = [np.full(sides, level) for level in (0, 128, 255)]
