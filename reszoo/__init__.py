@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from reszoo.studies.study import study as study
     from reszoo.training.compile import compile as compile
     from reszoo.training.previews import preview as preview
+    from reszoo.training.recipe_table import RECIPES as RECIPES
     from reszoo.training.recipes import Recipe as Recipe
     from reszoo.training.trainer import TrainResult as TrainResult
     from reszoo.training.trainer import train as train
@@ -76,6 +77,7 @@ _MODULES = {
     "reszoo.studies.study": "study",
     "reszoo.training.compile": "compile",
     "reszoo.training.previews": "preview",
+    "reszoo.training.recipe_table": "RECIPES",
     "reszoo.training.recipes": "Recipe",
     "reszoo.training.trainer": "TrainResult train",
     "reszoo.weights.names": "LoadReport",

@@ -410,6 +410,11 @@ def architecture(
             f"A pixel of the last stage of {row.name} stands for only {own} pixels of "
             f"the image. Received: output_stride={output_stride}; leave it out."
         )
+    if isinstance(input_shape, int):
+        raise UsageError(
+            "input_shape must be height, width and channels. Received: input_shape="
+            f"{input_shape}; write input_shape=({input_shape}, {input_shape}, 3)."
+        )
     return Architecture(
         spec=row,
         input_shape=_input_shape(input_shape, row, include_top),

@@ -1,5 +1,6 @@
 """`reszoo.compile`: recipes inside Keras' own `fit`."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,22 @@ def test_a_model_without_logits_is_refused(
     model = reszoo.build("resnet8", input_shape=(8, 8, 3), **options)
     with pytest.raises(reszoo.UsageError, match=f"ends in logits.*{received}"):
         reszoo.compile(model, steps_per_epoch=3, epochs=1)
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(255, True), (1, True), (None, False)])
+def test_a_first_batch_that_is_not_normalised_warns(
+    scale: float | None, warns: bool
+) -> None:
+    model = small()
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2)
+    pixels = IMAGES.astype(np.float32)
+    normalise = reszoo.card(model).preprocessing.normalise
+    images = normalise(pixels) if scale is None else pixels * scale / 255
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(images, LABELS, batch_size=4, epochs=2, verbose=0)
+    told = [str(each.message) for each in caught]
+    assert len(told) == warns
+    if warns:
+        assert f"values from 0 to {scale:g}; normalised images have some" in told[0]
+        assert "preprocessing.normalise(image)" in told[0]

@@ -148,6 +148,7 @@ def test_every_public_name_is_there_and_no_module_takes_its_place() -> None:
     for name in reszoo.__all__:
         assert getattr(reszoo, name) is not None
     assert {type(getattr(reszoo, name)).__name__ for name in reszoo.__all__} == {
+        "dict",  # RECIPES
         "function",
         "str",
         "type",

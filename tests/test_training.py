@@ -346,3 +346,35 @@ def test_a_model_without_anything_to_train_is_refused(folder: Path) -> None:
         layer.trainable = False
     with pytest.raises(reszoo.UsageError, match="every layer is frozen"):
         reszoo.train(model, folder, batch_size=4, **QUICK)
+
+
+def test_each_refusal_says_the_next_step(folder: Path) -> None:
+    pixels, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
+    with pytest.raises(reszoo.UsageError, match=r'train\("resnet18", \(images, labels'):
+        reszoo.train(pixels, labels)  # type: ignore[arg-type]
+    for name, advice in {
+        "callbacks": r"on_epoch_end=.*model\.fit\(callbacks=",
+        "validation_data": '"validation": \\(images, labels',
+        "validation_split": "it is called validation_share",
+    }.items():
+        with pytest.raises(reszoo.UsageError, match=f"has no {name}=: .*{advice}"):
+            reszoo.train("resnet8", folder, **{name: 1})
+    with pytest.raises(reszoo.UsageError, match=r"input_shape=\(96, 96, 3\)"):
+        reszoo.build("resnet8", input_shape=96)  # type: ignore[arg-type]
+    with pytest.raises(reszoo.UsageError, match='"cifar10" with resnet20'):
+        reszoo.build("resnet20", weights="imagenet")
+    source = open_source({"train": (pixels, labels), "val": (pixels, labels)})
+    assert source.examples("val") is source.examples("validation")
+    assert reszoo.RECIPES["cifar"].name == "cifar"
+
+
+def test_another_share_is_held_out_on_request(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos", each=10)
+    run = reszoo.train("resnet8", root, validation_share=0.4, batch_size=4, **QUICK)
+    provenance = reszoo.card(run.model).provenance
+    assert provenance["images"] == 12
+    assert provenance["recipe"]["validation_share"] == 0.4
+    with pytest.raises(reszoo.UsageError, match="has splits of its own"):
+        reszoo.train("resnet8", "digits", validation_share=0.4, **QUICK)
+    with pytest.raises(reszoo.UsageError, match=r"validation_share must be in"):
+        reszoo.train("resnet8", root, validation_share=1.0)

@@ -14,6 +14,7 @@ from reszoo.data import arrays, tfds
 from reszoo.data.checks import check, check_policy
 from reszoo.data.examples import Examples
 from reszoo.data.listing import Unreadable, list_images
+from reszoo.data.splits import split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -57,7 +58,9 @@ class Source:
         "train". "all" is taken only by name, as it includes what a model was trained
         on. A DataError if the source has nothing to train on.
         """
-        name = split or self.judging_split
+        name = self.judging_split
+        if split and (name := split) not in self.splits:
+            name = split_name(split) or split
         if name == "train" and name not in self.splits:
             raise DataError(
                 f"{self.name} has no train split to learn from, only "
@@ -162,6 +165,11 @@ def open_source(
     name = os.fspath(data)
     of_tfds = name.startswith(tfds.PREFIX)
     if name == "digits" and not Path(name).exists():
+        if validation_share is not None:
+            raise UsageError(
+                '"digits" has splits of its own. Received: validation_share='
+                f"{validation_share}; leave it out."
+            )
         return Source(name, arrays.DIGITS, arrays.read_digits(), flip_safe=False)
     read = tfds.read if of_tfds else list_images
     listing = read(name, validation_share)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ import tensorflow as tf
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.errors import UsageError
+from reszoo.preprocessing import Preprocessing
 from reszoo.training.model import freeze, set_momentum
 from reszoo.training.optimizers import Update
 from reszoo.training.phases import learning_rate, moving_momentum
@@ -222,6 +224,7 @@ def compile(
         jit_compile=False,
     )
     _retrace_on_freezing(model)
+    _check_first_batch(model, card.preprocessing)
     set_card(model, _card_for_fit(card, chosen, steps_per_epoch))
     say(str(batch_norm))
     return model
@@ -274,6 +277,39 @@ def _retrace_on_freezing(model: keras.Model) -> None:
         return make(force=force or changed)
 
     model.make_train_function = make_train_function
+
+
+def _check_first_batch(model: keras.Model, preprocessing: Preprocessing) -> None:
+    """Have `fit` warn where the first batch is plainly not normalised."""
+    mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
+    low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
+    plain, span = partial(type(model).train_step, model), high - low
+
+    def check(least: float, most: float) -> np.int32:
+        # Above the mean everywhere: pixels from 0 to 1 or to 255.
+        if not low - span <= least <= most <= high + span or low < 0 <= least < most:
+            warnings.warn(
+                f"The first batch has values from {least:.3g} to {most:.3g}; "
+                f"normalised images have some from {low:.3g} to {high:.3g}. Normalise "
+                "RGB 0-255: batches.map(lambda image, target: "
+                "(reszoo.card(model).preprocessing.normalise(image), target)).",
+                stacklevel=2,
+            )
+        return np.int32(0)
+
+    def train_step(data: Any) -> Any:
+        images = keras.utils.unpack_x_y_sample_weight(data)[0]
+
+        def look() -> Any:
+            values = tf.cast(images, tf.float32)
+            ends = [tf.reduce_min(values), tf.reduce_max(values)]
+            return tf.numpy_function(check, ends, tf.int32)
+
+        first = tf.equal(tf.cast(model.optimizer.iterations.value, tf.int64), 0)
+        tf.cond(first, look, lambda: 0)
+        return plain(data)
+
+    model.train_step = train_step
 
 
 def _trainable(model: keras.Model) -> tuple[bool, ...]:

@@ -134,6 +134,7 @@ def train(
     """
     if size is not None:
         fields = {"train_size": size, "eval_size": size, **fields}
+    _check_call(model, fields)
     chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
     folder = None if output is None else Path(output).expanduser()
     _check_output(folder, resume=resume, overwrite=overwrite)
@@ -177,6 +178,28 @@ def train(
         result = _result(run, repeat)
         devices.barrier()
         return result
+
+
+_OF_FIT = {
+    "callbacks": "on_epoch_end= is called after every epoch; for Keras' callbacks call "
+    "reszoo.compile(model) and model.fit(callbacks=...)",
+    "validation_data": 'give the splits as one argument: {"train": (images, labels), '
+    '"validation": (images, labels)}',
+    "validation_split": "it is called validation_share",
+    "lr": "it is called learning_rate",
+}
+
+
+def _check_call(model: Any, fields: Mapping[str, Any]) -> None:
+    """Say the next step to those who call `train` as Keras' `fit`."""
+    if not isinstance(model, keras.Model | str | ResNetSpec):
+        raise UsageError(
+            "The first argument is a model or its name, and images and labels are one "
+            'argument: reszoo.train("resnet18", (images, labels)). Received: '
+            f"{type(model).__name__}."
+        )
+    for name in _OF_FIT.keys() & fields.keys():
+        raise UsageError(f"reszoo.train has no {name}=: {_OF_FIT[name]}.")
 
 
 def _default_recipe(

@@ -86,7 +86,8 @@ def find_published(
     if variant not in DEFAULTS:
         raise UsageError(
             f"Weights are published for {', '.join(DEFAULTS)}. Received: {variant!r}; "
-            "pass the path of a checkpoint, or train the model."
+            'pass "cifar10" with resnet20 or resnet32, the path of a checkpoint, or '
+            "train the model."
         )
     found = PUBLISHED.get((variant, DEFAULTS[variant] if name == _DEFAULT else name))
     if found is None:
