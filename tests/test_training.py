@@ -351,14 +351,15 @@ def test_a_model_without_anything_to_train_is_refused(folder: Path) -> None:
 def test_each_refusal_says_the_next_step(folder: Path) -> None:
     pixels, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
     with pytest.raises(reszoo.UsageError, match=r'train\("resnet18", \(images, labels'):
-        reszoo.train(pixels, labels)  # type: ignore[arg-type]
+        reszoo.train(pixels, labels)
     for name, advice in {
         "callbacks": r"on_epoch_end=.*model\.fit\(callbacks=",
         "validation_data": '"validation": \\(images, labels',
         "validation_split": "it is called validation_share",
     }.items():
+        given: Any = {name: 1}
         with pytest.raises(reszoo.UsageError, match=f"has no {name}=: .*{advice}"):
-            reszoo.train("resnet8", folder, **{name: 1})
+            reszoo.train("resnet8", folder, **given)
     with pytest.raises(reszoo.UsageError, match=r"input_shape=\(96, 96, 3\)"):
         reszoo.build("resnet8", input_shape=96)  # type: ignore[arg-type]
     with pytest.raises(reszoo.UsageError, match='"cifar10" with resnet20'):
