@@ -41,7 +41,6 @@ from reszoo.report.statistics import (
     share_interval,
     worst_mistakes,
 )
-from reszoo.training.previews import augmented
 from reszoo.training.recipe_table import RECIPES
 
 if TYPE_CHECKING:
@@ -163,6 +162,9 @@ def write_summary(
 
 
 def _augmented(run: "Run") -> bytes:
+    # It loads TensorFlow, which a report without it does not need.
+    from reszoo.training.previews import augmented
+
     config, buffer = run.config, io.BytesIO()
     shown = config.card.preprocessing, config.augmentation
     augmented(run.examples, *shown, config.recipe.seed).save(buffer, "PNG")
