@@ -113,14 +113,15 @@ def test_every_member_of_the_family_is_saved_loaded_and_exported(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("untimed")
-def test_a_deep_stem_and_average_pooling_shortcuts_are_quantized(
-    tmp_path: Path,
-) -> None:
-    """Trained: int8 is judged by what a model has learned."""
+@pytest.mark.parametrize("name", ["deep", "pre", "grouped", "late"])
+def test_blocks_of_every_kind_are_quantized(name: str, tmp_path: Path) -> None:
+    """Trained: int8 is judged by what a model has learned.
+
+    Files of integers alone have no floating point, also where normalization and ReLU
+    come before a convolution.
+    """
     options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.05, "epochs": 4}
-    run = reszoo.train(
-        family.SPECS["deep"], "digits", output=tmp_path / "run", **options
-    )
+    run = reszoo.train(family.SPECS[name], "digits", output=tmp_path / "run", **options)
     data: dict[str, Any] = {"calibration": "digits", "verify": "digits"}
     both: dict[str, Any] = {"formats": "tflite-int8,onnx-int8"}
     integers: dict[str, Any] = {"formats": "tflite-int8", "integer_io": "int8"}

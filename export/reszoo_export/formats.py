@@ -126,8 +126,9 @@ TFLITE = RuntimeSpec(
     builtin="[A-Z0-9_]+",
     # DELEGATE replaces the operators that XNNPACK computes.
     operators=frozenset({
-        "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "FULLY_CONNECTED",
-        "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RESHAPE", "SOFTMAX", "STRIDED_SLICE",
+        "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RESHAPE", "SOFTMAX",
+        "STRIDED_SLICE",
     }),
 )  # fmt: skip
 ONNX = RuntimeSpec(

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from reszoo.layers import IdentityShortcut, Shape
+from reszoo.layers import IdentityShortcut, ScaleShift, Shape
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.serving import Serving
 
@@ -121,7 +121,12 @@ def build_integer_model(
     for layer in model.layers[1:]:
         sources = [id(tensor) for tensor in _inputs(layer)]
         given = [values[source] for source in sources]
-        value = _twin(layer)(given if len(given) > 1 else given[0])
+        twin = _twin(layer)
+        if ranges and isinstance(layer, ScaleShift):
+            # A factor for each channel is exact as one weight for each channel, and
+            # runtimes quantize the weights of convolutions, not the factors of MUL.
+            twin = keras.layers.DepthwiseConv2D(1, name=layer.name, dtype="float32")
+        value = twin(given if len(given) > 1 else given[0])
         rounder = rounders[sources[0]] if _passes(layer) else None
         if layer.name in ranges:
             rounder = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")
@@ -131,7 +136,9 @@ def build_integer_model(
     made = keras.Model(image, values[id(model.output)], name=model.name)
     own = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
     for name, arrays in {**own, **weights}.items():
-        made.get_layer(name).set_weights(arrays)
+        twin = made.get_layer(name)
+        shapes = [weight.shape for weight in twin.weights]
+        twin.set_weights(list(map(np.reshape, arrays, shapes)))
     return made
 
 
