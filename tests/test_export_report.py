@@ -188,6 +188,7 @@ def test_both_reports_say_the_numbers(plain: tuple[str, Page]) -> None:
         assert "accuracy on the real images is 87.19%" in text
         assert "short side to 32 pixels (bicubic, antialiased)." in text
         assert "Cut 28x28 from the centre." in text
+        assert "ImageClassifier squashes a whole photo to 28 x 28 pixels" in text
         assert "reszoo predict model.tflite IMAGE" in text
         assert "reszoo verify ." in text
         assert "reszoo benchmark saved_model model.tflite model-fp16.tflite" in text

@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import randomise
 from made_card import made_card
+from PIL import Image
+from tiny import RESNET8
 
 import reszoo
+from reszoo.zoo import set_card
 from reszoo_export.inspection import TensorDescription
 from reszoo_export.tflite.flatbuffer import model_metadata
 
@@ -126,17 +130,70 @@ def test_its_classifier_gives_our_labels_and_scores(
     assert np.ptp(expected, axis=0).max() > 0.01
 
 
-def test_the_schemas_own_reader_finds_what_we_wrote(tmp_path: Path) -> None:
+def _classifier(folder: Path, resize: Any, channels: int = 3) -> reszoo.Predictor:
+    model = reszoo.build(
+        RESNET8, input_shape=(48, 72, channels), classes=["a", "b", "c"], seed=0
+    )
+    card = reszoo.card(randomise(model))
+    record = replace(card.preprocessing, resize=resize)
+    set_card(model, replace(card, preprocessing=record))
+    reszoo.export(model, folder, formats="tflite")
+    return reszoo.Predictor(folder / "model.tflite")
+
+
+@pytest.mark.usefixtures("untimed")
+def test_a_rectangular_model_answers_whole_photos_alike_where_it_squashes(
+    tmp_path: Path,
+) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    photo = Image.fromarray(small).resize((180, 240), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.png")
+    np.save(tmp_path / "images.npy", np.asarray(photo)[None])
+    away = {}
+    for resize in ("crop", "squash"):
+        folder = tmp_path / resize
+        predictor = _classifier(folder, resize)
+        expected = dict(predictor.top(photo))
+        (answer,) = _run(_CLASSIFY, folder / "model.tflite", tmp_path / "images.npy")
+        away[resize] = max(abs(expected[name] - score) for _, name, score in answer)
+        program = folder / "snippets/mediapipe_classify.py"
+        done = subprocess.run(
+            [sys.executable, program, tmp_path / "photo.png"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = [line.split() for line in done.stdout.splitlines()]
+        for score, label in lines:
+            assert float(score) == pytest.approx(expected[label], abs=2e-4)
+        assert len(lines) == 3
+    assert away["squash"] < 0.002 < 0.01 < away["crop"]
+
+
+@pytest.mark.usefixtures("untimed")
+def test_it_refuses_a_model_of_grey_images(tmp_path: Path) -> None:
+    _classifier(tmp_path / "export", "crop", 1)
+    np.save(tmp_path / "images.npy", np.zeros((1, 48, 72, 3), np.uint8))
+    with pytest.raises(AssertionError, match="Only RGB color space is supported"):
+        _run(_CLASSIFY, tmp_path / "export/model.tflite", tmp_path / "images.npy")
+    report = (tmp_path / "export/REPORT.md").read_text()
+    assert "MediaPipe's ImageClassifier refuses models of grey images" in report
+
+
+@pytest.mark.parametrize(("channels", "colours"), [(3, 1), (1, 2)])
+def test_the_schemas_own_reader_finds_what_we_wrote(
+    tmp_path: Path, channels: int, colours: int
+) -> None:
     card = replace(made_card(), provenance={"licence": "apache-2.0"})
-    image = TensorDescription("image", "float32", (1, 24, 32, 3))
+    image = TensorDescription("image", "float32", (1, 24, 32, channels))
     output = TensorDescription("probabilities", "float32", (1, 2))
     content = model_metadata(card, [image], [output])
     (tmp_path / "metadata").write_bytes(content)
     assert _run(_DESCRIBE, tmp_path / "metadata") == {
         "identified": True,
         "model": ["resnet20", "apache-2.0", "1.0.0"],
-        # Image properties, RGB, width, height, normalisation by mean and deviation.
-        "image": ["image", 2, 1, 32, 24, 1, [0], [1], [0], [255]],
+        # Image properties, colours, width, height, normalisation by mean and deviation.
+        "image": ["image", 2, colours, 32, 24, 1, [0], [1], [0], [255]],
         # Feature properties; the labels of an axis.
         "answer": ["probabilities", 1, [1], "labels.txt", 2, 1],
     }

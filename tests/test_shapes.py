@@ -155,8 +155,14 @@ def test_a_run_ends_in_a_checkpoint_that_predicts_as_its_model(trained: Any) -> 
     paths = sorted(folder.glob("*/*.png"))[::9]
     pixels = np.stack([made.prepare(Image.open(path)) for path in paths])
     logits = model(made.normalise(pixels.astype(np.float32)), training=False)
-    shown = reszoo.Predictor(done.best).predict(paths)
+    predictor = reszoo.Predictor(done.best)
+    shown = predictor.predict(paths)
     np.testing.assert_allclose(shown, tf.nn.softmax(logits), atol=1e-5)
+    np.testing.assert_array_equal(predictor.predict_prepared(pixels), shown)
+    if shape[2] == 1:
+        grey = np.asarray(Image.open(paths[0]).convert("L"))
+        for array in (grey, grey[..., None]):
+            np.testing.assert_allclose(predictor.predict(array)[0], shown[0], atol=1e-6)
     (loss,) = (each.value for each in reszoo.card(model).metrics if each.name == "loss")
     assert reszoo.evaluate(done.best, folder).loss == pytest.approx(loss, rel=0.02)
 

@@ -318,10 +318,10 @@ def test_kotlin_shows_the_model_what_predictor_does_and_every_variant_compiles(
     _check(done, tmp_path / "out", prepared, np.float32)
 
 
-# Run or compiled by the tests of this file and of test_snippets.py.
+# Run or compiled by the tests of this file, test_snippets.py and test_mediapipe.py.
 _TESTED = {
     "server.py", "browser.js", "preprocess.h", "native_onnx.cc", "native_tflite.cc",
-    "Android.kt",
+    "Android.kt", "mediapipe_classify.py",
 }  # fmt: skip
 
 

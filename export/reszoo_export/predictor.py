@@ -281,7 +281,8 @@ class Predictor:
         return np.concatenate(outputs)
 
     def _prepare(self, name: str, image: ImageLike) -> Pixels:
-        return self.card.preprocessing.prepare(load_image(image, name))
+        record = self.card.preprocessing
+        return record.prepare(load_image(image, name, record.channels))
 
     def _stacked(self, images: list[Pixels]) -> Pixels:
         shape = self.card.preprocessing.input_shape
@@ -384,7 +385,9 @@ def _each_prepared(
         pool.shutdown(cancel_futures=True)
 
 
-def load_image(image: Any, name: str = "the image") -> Image.Image | Pixels:
+def load_image(
+    image: Any, name: str = "the image", channels: int = 3
+) -> Image.Image | Pixels:
     """Return one image, rotated as its EXIF orientation says.
 
     A UsageError, in which `name` is what an image without a path is called, if it is no
@@ -414,8 +417,10 @@ def load_image(image: Any, name: str = "the image") -> Image.Image | Pixels:
         if not known:
             raise _not_an_image(item, name)
         return load_image(item, name)
-    rgb = array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3
-    if not rgb or not array.size:
+    # With one channel, grey arrays as well: (height, width) or (height, width, 1).
+    known = [(3,)] if channels == 3 else [(3,), (1,), ()]
+    fits = array.ndim >= 2 and array.shape[2:] in known
+    if array.dtype != np.uint8 or not fits or not array.size:
         raise _wrong_array(array)
     return array
 

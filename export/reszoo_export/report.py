@@ -167,6 +167,12 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
         "spec": Outside(card.architecture.name),
         "verified": len(verified),
         "files": files,
+        # What MediaPipe's ImageClassifier opens.
+        "mediapipe": any(
+            FORMATS[each.format].runtime.name == "tflite"
+            and each.outputs[0]["name"] == "probabilities"
+            for each in files
+        ),
         "found": next((each for each in found if each.compared), found[0]),
         "problems": [Outside(problem) for problem in manifest.problems],
         "answers": _answer_table(files),

@@ -29,6 +29,8 @@ def write_snippets(folder: Path, manifest: Manifest) -> list[str]:
     written = []
     for template, record in _templates(manifest):
         words, facts = _words(record, manifest)
+        if template.name.startswith("mediapipe") and "mediapipe" not in facts:
+            continue
         name = f"{FOLDER}/{template.name.removesuffix(_SUFFIX)}"
         text = template.read_text(encoding="utf-8")
         write_text(folder / name, fill(text, words, facts))
