@@ -390,9 +390,10 @@ def load_image(
 ) -> Image.Image | Pixels:
     """Return one image, rotated as its EXIF orientation says.
 
-    A UsageError, in which `name` is what an image without a path is called, if it is no
-    image, an array is not uint8 RGB in 0..255 of shape (height, width, 3), or a PIL
-    image has 32 bits per channel; a DataError for a file that is not readable.
+    For a model of one channel, arrays may also be grey. A UsageError, in which `name`
+    is what an image without a path is called, if it is no image, an array is not uint8
+    RGB in 0..255 of shape (height, width, 3), or a PIL image has 32 bits per channel; a
+    DataError for a file that is not readable.
     """
     if isinstance(image, str | os.PathLike):
         return open_image(Path(image))
@@ -416,7 +417,7 @@ def load_image(
         known = isinstance(item, str | os.PathLike | bytes)
         if not known:
             raise _not_an_image(item, name)
-        return load_image(item, name)
+        return load_image(item, name, channels)
     # With one channel, grey arrays as well: (height, width) or (height, width, 1).
     known = [(3,)] if channels == 3 else [(3,), (1,), ()]
     fits = array.ndim >= 2 and array.shape[2:] in known
