@@ -419,8 +419,8 @@ def load_image(
             raise _not_an_image(item, name)
         return load_image(item, name, channels)
     # With one channel, grey arrays as well: (height, width) or (height, width, 1).
-    known = [(3,)] if channels == 3 else [(3,), (1,), ()]
-    fits = array.ndim >= 2 and array.shape[2:] in known
+    shapes = [(3,)] if channels == 3 else [(3,), (1,), ()]
+    fits = array.ndim >= 2 and array.shape[2:] in shapes
     if array.dtype != np.uint8 or not fits or not array.size:
         raise _wrong_array(array)
     return array
