@@ -165,11 +165,6 @@ def open_source(
     name = os.fspath(data)
     of_tfds = name.startswith(tfds.PREFIX)
     if name == "digits" and not Path(name).exists():
-        if validation_share is not None:
-            raise UsageError(
-                '"digits" has splits of its own. Received: validation_share='
-                f"{validation_share}; leave it out."
-            )
         return Source(name, arrays.DIGITS, arrays.read_digits(), flip_safe=False)
     read = tfds.read if of_tfds else list_images
     listing = read(name, validation_share)

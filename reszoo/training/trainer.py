@@ -145,6 +145,11 @@ def train(
             find_spec(model)
         share = chosen.validation_share
         source = open_source(data, bad_images=bad_images, validation_share=share)
+        if share is not None and source.name == "digits":
+            raise UsageError(
+                '"digits" has splits of its own. Received: validation_share='
+                f"{share}; leave it out."
+            )
         _check_outside_data(folder, data)
         if "batch_size" not in fields and not isinstance(recipe, Recipe):
             unit = devices.count * chosen.accumulate
