@@ -1,0 +1,79 @@
+"""Export a small trained model of every kind of block, and tabulate what was measured.
+
+Run: python benchmarks/blocks.py [FOLDER]
+
+Each model trains on the digits, is exported in all formats twice, and every file is
+run against the model. A kind that FOLDER holds results of is not measured again.
+`benchmarks/family.py` measures logits, stages and training steps.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import reszoo
+from reszoo.specs import SPECS
+
+_TINY: dict[str, Any] = {
+    "depths": (1, 2, 1), "widths": (16, 32, 64), "classes": 10, "image_size": 32,
+}  # fmt: skip
+# Row of the table whose blocks it has, and what differs in width.
+KINDS: dict[str, dict[str, Any]] = {
+    "preresnet20": {},
+    "resnet50v2": {},
+    "wrn16_4": {"widths": (32, 64, 128)},
+    "resnet26d": {"stem_widths": (16, 16, 32)},
+    "resnet10t": {},
+    "resnext50_32x4d": {"widths": (64, 128, 256), "groups": 8},
+}
+
+
+def measure(kind: str, folder: Path) -> dict[str, Any]:
+    """Train and export a model of one kind; return its row of the table."""
+    spec = replace(SPECS[kind], **{**_TINY, **KINDS[kind], "name": f"tiny-{kind}"})
+    run = reszoo.train(
+        spec, "digits", output=folder / "run", overwrite=True, batch_size=32,
+        learning_rate=0.05, epochs=4,
+    )  # fmt: skip
+    manifests = [
+        reszoo.export(
+            run.model, folder / name, formats="all", calibration="digits",
+            verify="digits", overwrite=True,
+        )
+        for name in ("export", "again")
+    ]  # fmt: skip
+    first, again = ({f.format: f.sha256 for f in each.files} for each in manifests)
+    return {
+        "parameters": sum(w.numpy().size for w in run.model.trainable_variables),
+        "verified": [
+            f.format for f in manifests[0].files if not f.verification.problems
+        ],
+        "identical": [name for name in first if first[name] == again[name]],
+        "int8": {
+            f.format: f.verification.agreement
+            for f in manifests[0].files
+            if "int8" in f.format
+        },
+    }
+
+
+def main() -> None:
+    """Measure what is missing and print the table."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "blocks")
+    print("| blocks of | parameters | verified | identical again | int8 agreement |")
+    print("|---|---|---|---|---|")
+    for kind in KINDS:
+        path = folder / kind / "row.json"
+        if not path.exists():
+            row = measure(kind, folder / kind)
+            path.write_text(json.dumps(row))
+        row = json.loads(path.read_text())
+        agreements = ", ".join(f"{k} {v:.1%}" for k, v in row["int8"].items())
+        counts = f"{len(row['verified'])} | {len(row['identical'])}"
+        print(f"| {kind} | {row['parameters']:,} | {counts} | {agreements} |")
+
+
+if __name__ == "__main__":
+    main()
