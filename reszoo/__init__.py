@@ -4,6 +4,7 @@ Every public name is imported on first use: `import reszoo` loads no TensorFlow.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -107,6 +108,11 @@ def __getattr__(name: str) -> Any:
     module, attribute = _LAZY[name].split(":")
     value = getattr(importlib.import_module(module), attribute)
     globals()[name] = value
+    # Keras then knows the classes in its files of reszoo's models.
+    if "keras" in sys.modules:
+        importlib.import_module("reszoo.layers")
+    if "tensorflow" in sys.modules:
+        importlib.import_module("reszoo.training.compile")
     return value
 
 

@@ -40,6 +40,8 @@ _CHOICES = {
 _OUTPUT_STRIDES = (8, 16, 32)
 # Batch normalization after the last block of a pre-activation model.
 FINAL_NORM = "norm"
+# torch's names of the tensors of a batch normalization.
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,21 +216,32 @@ def standalone_norms(architecture: Architecture) -> tuple[str, ...]:
     return (*filter(None, before), FINAL_NORM)
 
 
+def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Return the weights of an architecture: torchvision's names and shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    listed = convolutions(architecture)
+    widths: dict[str | None, int] = {}
+    for each in listed:
+        shapes[f"{each.name}.weight"] = each.shape
+        if architecture.spec.bias and each.norm is None:
+            shapes[f"{each.name}.bias"] = (each.filters,)
+        widths |= {each.norm_before: each.in_channels, each.norm: each.filters}
+    features = listed[-1].filters
+    if architecture.spec.activation_order == "pre":
+        widths[FINAL_NORM] = features
+    for norm, width in widths.items():
+        if norm is not None:
+            shapes |= {f"{norm}.{kind}": (width,) for kind in NORM_TENSORS}
+    if architecture.classes is not None:
+        classes = architecture.classes
+        shapes |= {"fc.weight": (classes, features), "fc.bias": (classes,)}
+    return shapes
+
+
 def count_parameters(architecture: Architecture) -> int:
     """Return the number of trainable weights of an architecture."""
-    listed = convolutions(architecture)
-    channels = {each.norm: each.filters for each in listed}
-    channels |= {each.norm_before: each.in_channels for each in listed}
-    last = [each for each in listed if not each.is_shortcut][-1].filters
-    if FINAL_NORM in standalone_norms(architecture):
-        channels[FINAL_NORM] = last
-    biased = [each for each in listed if architecture.spec.bias and each.norm is None]
-    return (
-        sum(math.prod(each.shape) for each in listed)
-        + sum(each.filters for each in biased)
-        + sum(2 * count for norm, count in channels.items() if norm is not None)
-        + (last + 1) * (architecture.classes or 0)
-    )
+    shapes = tensor_shapes(architecture).items()
+    return sum(math.prod(s) for name, s in shapes if ".running_" not in name)
 
 
 def count_multiply_adds(architecture: Architecture) -> int:

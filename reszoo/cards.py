@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,9 @@ from importlib import metadata
 from itertools import islice
 from typing import Any
 from unicodedata import normalize
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reszoo.architecture import (
     Architecture,
@@ -28,6 +32,11 @@ from reszoo.preprocessing import (
 # Raised when a field changes its meaning; readers refuse what they do not know.
 CARD_VERSION = 1
 _FRESH = "initialised, not trained"
+# What `reszoo.compile` says of the weights that `fit` is going to change.
+COMPILED = "compiled with reszoo for fit"
+CHANGED = "trained or changed with Keras"
+# How the text of an attached card begins.
+_ATTACHED = '{"reszoo_card":'
 _PACKAGES = ("reszoo", "tensorflow", "keras", "numpy")
 # Labels that a message lists, and characters of a reason from a stranger's card.
 _LISTED, _REASON = 5, 500
@@ -134,9 +143,11 @@ class Card:
         """Return the card of weights that were trained from these, with metrics.
 
         The provenance of these is added to that of the new ones as "began_as", unless
-        they were random.
+        they were random or of unknown origin.
         """
-        before = {} if self.is_fresh else {"began_as": dict(self.provenance)}
+        unknown = self.provenance == {"source": CHANGED}
+        known = {} if self.is_fresh or unknown else dict(self.provenance)
+        before = {"began_as": known} if known else {}
         return replace(
             self,
             provenance={**provenance, **before},
@@ -223,6 +234,68 @@ class Card:
         except ValueError as error:
             raise CheckpointError(f"The card is not JSON ({error}).") from error
         return cls.from_json(content)
+
+
+# Layer -> kind of weight ("kernel", "gamma", ...) -> array.
+Layers = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class AttachedCard:
+    """A card inside the config of a Keras model, with what it was attached to.
+
+    Attributes:
+        card: The card.
+        structure: See `describe_structure`.
+        weights: See `checksum`.
+    """
+
+    card: Card
+    structure: int
+    weights: int
+
+    def to_text(self) -> str:
+        """Return one line of JSON."""
+        marks = f'"structure": {self.structure}, "weights": {self.weights}'
+        return f"{_ATTACHED} {self.card.to_text()}, {marks}}}"
+
+    @classmethod
+    def from_text(cls, text: Any) -> "AttachedCard | None":
+        """Return what `to_text` wrote; None for anything else.
+
+        Raises:
+            CheckpointError: The card is damaged, or of another version.
+        """
+        if not isinstance(text, str) or not text.startswith(_ATTACHED):
+            return None
+        try:
+            content = parse_json(text)
+            marks = int(content["structure"]), int(content["weights"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"The card is damaged ({error!r:.80}).") from error
+        return cls(Card.from_json(content["reszoo_card"]), *marks)
+
+    def of_weights(self, layers: Layers) -> Card:
+        """Return the card of these weights: what was measured with others goes."""
+        compiled = self.card.provenance.get("source") == COMPILED
+        if compiled or self.weights == checksum(layers):
+            return self.card
+        return self.card.after({"source": CHANGED})
+
+
+def describe_structure(layers: Iterable[tuple[str, str]]) -> int:
+    """Return a checksum of the class names and names of a model's layers."""
+    return zlib.crc32(json.dumps(sorted(layers)).encode())
+
+
+def checksum(layers: Layers) -> int:
+    """Return a checksum that tells whether weights have changed."""
+    found = 0
+    for layer, weights in sorted(layers.items()):
+        for kind, values in sorted(weights.items()):
+            found = zlib.crc32(f"{layer}/{kind}".encode(), found)
+            found = zlib.crc32(np.ascontiguousarray(values, np.float32).data, found)
+    return found
 
 
 def _listed(labels: Iterable[str]) -> str:

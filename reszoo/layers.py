@@ -54,7 +54,20 @@ def reinitialize(model: keras.Model, seed: int) -> None:
             variable.assign(type(initializer).from_config(config)(variable.shape))
 
 
-@keras.saving.register_keras_serializable(package="reszoo")
+def _stored_as_keras(layer: type) -> type:
+    """Have a layer stored under the name of the Keras layer that it extends.
+
+    Keras imports nothing but its own modules while it reads a file, so that plain Keras
+    opens such a file. Where reszoo is loaded, `from_config` decides which of the two a
+    file means, for `.h5` files name other people's layers in the same way.
+    """
+    layer.__module__ = "keras.layers"
+    registered = keras.saving.get_custom_objects()
+    registered[layer.__name__] = registered[f"reszoo>{layer.__name__}"] = layer
+    return layer
+
+
+@_stored_as_keras
 class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """Convolve, in groups with TensorFlow's own kernel.
 
@@ -96,7 +109,14 @@ class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
         return outputs[0] if len(outputs) == 1 else tf.concat(outputs, axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "differentiable": self.differentiable}
+        config: dict[str, Any] = super().get_config()
+        return config if self.differentiable else {**config, "differentiable": False}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> keras.layers.Conv2D:
+        """Return a layer of Keras where there is one group."""
+        special = config["groups"] > 1 or not config.get("differentiable", True)
+        return cls(**config) if special else keras.layers.Conv2D.from_config(config)
 
 
 @cache
@@ -135,7 +155,11 @@ def statistics_kept() -> Iterator[None]:
         _KEPT.reset(before)
 
 
-@keras.saving.register_keras_serializable(package="reszoo")
+# Stands in an argument that Keras ignores without renormalisation.
+_MARK = {"stored_by": "reszoo"}
+
+
+@_stored_as_keras
 class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     """Normalise over the batch with TensorFlow's fused kernel.
 
@@ -161,6 +185,17 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     ) -> None:
         super().__init__(momentum=momentum, epsilon=epsilon, **options)
 
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super().get_config()
+        return config if self.renorm else {**config, "renorm_clipping": _MARK}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> keras.layers.BatchNormalization:
+        """Return a layer of Keras where reszoo did not write the config."""
+        if config.get("renorm_clipping") == _MARK:
+            return cls(**{**config, "renorm_clipping": None})
+        return keras.layers.BatchNormalization.from_config(config)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is None and self._kernel_fits(inputs):
             learns = bool(training) and self.trainable
@@ -177,6 +212,8 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             and self.scale
             and self.center
             and not self.renorm
+            # float32 statistics, whatever the policy computes in.
+            and self.variable_dtype == "float32"
             and keras.backend.standardize_dtype(inputs.dtype) != "float64"
         )
 

@@ -8,6 +8,7 @@ of a bottleneck sits in its 3x3 convolution (v1.5) unless `stride_in="1x1"`.
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -213,15 +214,17 @@ class _Builder:
         )
         if starts_at_zero and each.norm is None:
             kernel = keras.initializers.Zeros()
-        x = Conv2D(
+        # Keras' own layer where it is as good: its class is what files name.
+        layer: Any = keras.layers.Conv2D
+        if each.groups > 1:
+            layer = partial(Conv2D, groups=each.groups, differentiable=not self.folded)
+        x = layer(
             each.filters,
             each.kernel_size,
             each.stride,
             padding=padding,
             dilation_rate=each.dilation,
-            groups=each.groups,
             use_bias=self.folded or (self.spec.bias and each.norm is None),
-            differentiable=not self.folded,
             kernel_initializer=kernel,
             name=each.name,
             **_NHWC,

@@ -8,8 +8,14 @@ from typing import Any, cast
 
 import keras
 
-from reszoo.architecture import architecture
-from reszoo.cards import Card, new_card
+from reszoo.architecture import architecture, convolutions, tensor_shapes
+from reszoo.cards import (
+    AttachedCard,
+    Card,
+    checksum,
+    describe_structure,
+    new_card,
+)
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.resnet import build_resnet
@@ -17,10 +23,16 @@ from reszoo.specs import ResNetSpec, find_spec
 from reszoo.weights import safetensors
 from reszoo.weights.loading import Loaded, load_weights
 from reszoo.weights.location import Found, locate, read_located
-from reszoo.weights.names import LoadReport, Tensors, to_tensors
+from reszoo.weights.names import (
+    COUNTER,
+    LoadReport,
+    Tensors,
+    layers_of,
+    summarized,
+    to_tensors,
+)
 from reszoo.weights.reading import keras_applications_contents
 
-_CARD = "_reszoo_card"
 _REPORT = "_reszoo_load_report"
 _COUNTERS = "_reszoo_counters"
 
@@ -173,11 +185,13 @@ def save(
         card: The card to write instead of the model's own.
 
     Raises:
-        UsageError: The path has another suffix, or the model no card.
+        UsageError: The path has another suffix, the model no card, or the card is of
+            another model or of the weights before they were trained.
     """
     target, written = Path(path).expanduser(), card or get_card(model)
     counters: Tensors = getattr(model, _COUNTERS, {})
     tensors = {**to_tensors(model), **counters}
+    _check_card(model, written, tensors)
     if target.suffix == safetensors.SUFFIX:
         safetensors.write(target, tensors, written)
     elif not target.suffix:
@@ -203,15 +217,9 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
     Raises:
         CheckpointError: Another kind of model.
     """
-    layers = {
-        layer.name: {
-            weight.path.rsplit("/", 1)[-1]: keras.ops.convert_to_numpy(weight)
-            for weight in layer.weights
-        }
-        for layer in model.layers
-        if layer.weights
-    }
-    contents = keras_applications_contents(layers, model.name)
+    contents = keras_applications_contents(
+        layers_of(model), model.name, model.get_config()
+    )
     height, width, channels = model.input_shape[1:]
     shape = {"input_shape": (height, width, channels or 3)}
     found = Found(path=Path(model.name), source=model.name)
@@ -221,15 +229,70 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
 def get_card(model: keras.Model) -> Card:
     """Return the card of a model: labels, preprocessing, origin, metrics.
 
-    A UsageError if the model was not made by reszoo.
+    It is in the model's own config, so that copies and Keras' files have it as well.
+    Once the weights have changed, it no longer has the metrics of the former ones.
+
+    Raises:
+        UsageError: The model was not made by reszoo, or has other layers since.
     """
-    found = getattr(model, _CARD, None)
-    if found is None:
+    found = attached_card(model)
+    if found is not None and found.structure == _structure(model):
+        return found.of_weights(layers_of(model))
+    way_out = (
+        "Use a model from reszoo.build, reszoo.load or reszoo.train, or export it as a "
+        "Keras model: reszoo.export(model, folder, labels=[...])."
+    )
+    if found is not None:
         raise UsageError(
-            f"{model.name!r} has no card, for reszoo did not make it. "
-            "Use a model from reszoo.build, reszoo.load or reszoo.train."
+            f"{model.name!r} has no card of its own: it has layers of a "
+            f"{found.card.architecture.name} from reszoo, and others than that model. "
+            f"For other classes use reszoo.build(..., classes=[...]). {way_out}"
         )
-    return cast(Card, found)
+    names = {layer.name for layer in model.layers}
+    reason = (
+        "its layers are named as reszoo's, but its config holds no card (reszoo before "
+        "0.2 did not write it there). Load the checkpoint of reszoo.save"
+        if {"conv1", "layer1.0.conv1"} <= names
+        else "reszoo did not make it"
+    )
+    raise UsageError(f"{model.name!r} has no card: {reason}. {way_out}")
+
+
+def attached_card(model: keras.Model) -> AttachedCard | None:
+    """Return the card in the config of a model's layers, whatever became of them."""
+    for layer in model.layers:
+        initializer = getattr(layer, "bias_initializer", None)
+        found = AttachedCard.from_text(getattr(initializer, "value", None))
+        if found is not None:
+            return found
+    return None
+
+
+def _structure(model: keras.Model) -> int:
+    return describe_structure((type(each).__name__, each.name) for each in model.layers)
+
+
+def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:
+    """Refuse to save a card that is not of a model's weights."""
+    held = {name: value.shape for name, value in tensors.items()}
+    held = {name: shape for name, shape in held.items() if not name.endswith(COUNTER)}
+    expected = tensor_shapes(card.resnet)
+    differing = [n for n in {**expected, **held} if expected.get(n) != held.get(n)]
+    if differing:
+        raise UsageError(
+            f"The card must be of the model's own weights. Received: the card of a "
+            f"{card.architecture.name} with {card.architecture.classes} classes, which "
+            f"{model.name!r} differs from in {summarized(differing)}. Build the model "
+            "with its classes: reszoo.build(name, weights=..., classes=[...])."
+        )
+    found = attached_card(model)
+    stale = found is not None and found.card.metrics == card.metrics != ()
+    if found and stale and found.weights != checksum(layers_of(model)):
+        raise UsageError(
+            "The metrics of a card must be of the weights that are saved. Received: "
+            f"those measured before the weights of {model.name!r} changed; leave card "
+            "out, or use dataclasses.replace(card, metrics=())."
+        )
 
 
 def load_report(model: keras.Model) -> LoadReport | None:
@@ -242,8 +305,16 @@ def load_report(model: keras.Model) -> LoadReport | None:
 
 
 def set_card(model: keras.Model, card: Card) -> None:
-    """Replace a model's card, after training for example."""
-    setattr(model, _CARD, card)
+    """Replace a model's card, after training for example.
+
+    All of Keras' ways of saving and copying keep a layer's config. The card is that of
+    a convolution without bias, in the place of the bias' initializer.
+    """
+    listed, biased = convolutions(card.resnet), card.resnet.spec.bias
+    first = next(each for each in listed if each.norm or not biased)
+    attached = AttachedCard(card, _structure(model), checksum(layers_of(model)))
+    initializer = keras.initializers.Constant(attached.to_text())
+    model.get_layer(first.name).bias_initializer = initializer
 
 
 def _counted(

@@ -41,6 +41,7 @@ def randomise(model: Any, seed: int = 0) -> Any:
     grow with depth until every probability is 0 or 1.
     """
     from reszoo.weights.names import assign_tensors, to_tensors
+    from reszoo.zoo import attached_card, set_card
 
     draw = np.random.default_rng(seed)
     tensors = to_tensors(model)
@@ -59,6 +60,9 @@ def randomise(model: Any, seed: int = 0) -> Any:
             spread = np.sqrt(1 / (3 * tensor.shape[1]))
             tensors[name] = draw.normal(0, spread, tensor.shape).astype(np.float32)
     assign_tensors(model, tensors, "random numbers")
+    if (found := attached_card(model)) is not None:
+        # The card is of these weights, as if the model had been built with them.
+        set_card(model, found.card)
     return model
 
 

@@ -391,7 +391,7 @@ def test_other_keras_models_are_refused() -> None:
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, keras.layers.Conv2D(3, 3, name="block1_conv1")(image))
     with pytest.raises(
-        reszoo.CheckpointError, match=r"not a ResNet v1.*'block1_conv1'"
+        reszoo.CheckpointError, match=r"not a ResNet of keras\.app.*'block1_conv1'"
     ):
         reszoo.from_keras_applications(model)
 

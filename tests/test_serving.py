@@ -139,6 +139,6 @@ def test_a_model_after_plain_fit_does_not_claim_what_it_was_before() -> None:
     assert make_serving(model).card == reszoo.card(model)
     model.fit(np.zeros((2, 32, 32, 3)), np.zeros((2, 3)), verbose=0)
     serving = make_serving(model)
-    assert serving.card.provenance["source"] == "trained with fit"
+    assert serving.card.provenance["source"] == "trained or changed with Keras"
     expected = source_answers(model, serving)(images(serving))
     np.testing.assert_allclose(answers(serving, "probabilities"), expected, atol=1e-5)

@@ -38,8 +38,6 @@ from reszoo_export.verification.reference import synthetic_images
 
 INPUT = "image"
 FEATURES = "features"
-# What `reszoo.compile` writes into a card, with the recipe.
-_COMPILED = "compiled with reszoo for fit"
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,8 @@ def make_serving(
     if not known and not is_resnet(model):
         return _traced(model, options, labels, preprocessing)
     if known:
-        card, tensors, is_bgr = _own_card(model, preprocessing), fold(model), False
+        card, tensors, is_bgr = get_card(model), fold(model), False
+        card = replace(card, preprocessing=preprocessing or card.preprocessing)
     else:
         card, tensors, is_bgr = read_keras_model(model, preprocessing)
     card = _labelled(card, labels)
@@ -195,17 +194,6 @@ def float32_twin(model: keras.Model, card: Card) -> keras.Model:
     if exact and get_card(model).architecture == card.architecture:
         return model
     return _float32_model(card.resnet, to_tensors(model), name=model.name)
-
-
-def _own_card(model: keras.Model, preprocessing: Preprocessing | None) -> Card:
-    """Return a model's card, which plain `fit` leaves as it was."""
-    card, optimizer = get_card(model), getattr(model, "optimizer", None)
-    if preprocessing is not None:
-        card = replace(card, preprocessing=preprocessing)
-    is_trained = optimizer is not None and int(optimizer.iterations) > 0
-    if not is_trained or card.provenance.get("source") == _COMPILED:
-        return card
-    return card.after({"source": "trained with fit"})
 
 
 def _labelled(card: Card, labels: Sequence[str] | None) -> Card:

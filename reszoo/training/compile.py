@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reszoo.cards import Card
+from reszoo.cards import COMPILED, Card
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
@@ -185,10 +185,10 @@ def compile(
     batches of fewer than 16 images pass `freeze_bn=True`: `reszoo.train` does so by
     itself, but this function does not know the batch size.
 
-    `model.save("x.keras")` saves the optimizer and its state, but no card: use
-    `reszoo.save` for that. A new program needs `import reszoo.training.compile`
-    before `keras.models.load_model("x.keras")`, and as usual in Keras a change of
-    `layer.trainable` in the loaded model takes effect after compiling again.
+    `model.save("x.keras")` saves the optimizer and its state. A new program must use a
+    name of reszoo, such as `reszoo.card`, before `keras.models.load_model("x.keras")`,
+    and as usual in Keras a change of `layer.trainable` in the loaded model takes effect
+    after compiling again.
 
     Args:
         model: A model from reszoo that ends in logits. Its inputs are normalised
@@ -254,7 +254,7 @@ def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
     content = recipe.to_json().items()
     supported = {name: value for name, value in content if name not in _ONLY_TRAIN}
     return card.after({
-        "source": "compiled with reszoo for fit", "recipe": supported,
+        "source": COMPILED, "recipe": supported,
         "steps_per_epoch": steps_per_epoch,
     })  # fmt: skip
 

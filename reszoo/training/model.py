@@ -15,7 +15,7 @@ import tensorflow as tf
 from reszoo.architecture import Architecture, convolutions, standalone_norms
 from reszoo.environment import processor_flags
 from reszoo.errors import UsageError
-from reszoo.layers import BatchNormalization, statistics_kept
+from reszoo.layers import statistics_kept
 from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet, logits_model
 from reszoo.training.recipes import Recipe
@@ -171,7 +171,7 @@ def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.M
 def set_momentum(model: keras.Model, momentum: float) -> None:
     """Set the momentum of the moving statistics (Keras' convention)."""
     for layer in model.layers:
-        if isinstance(layer, BatchNormalization):
+        if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = momentum
 
 

@@ -1,7 +1,14 @@
-"""Read `keras.applications` weights from HDF5 files or models in memory."""
+"""Read the weights of ResNets from Keras' files or models in memory.
 
+Whole-model files (`.keras`, `.h5`) describe their layers; `.weights.h5` files and those
+that `keras.applications` downloads hold the weights alone.
+"""
+
+import io
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.architecture import FINAL_NORM, StrideIn
+from reszoo.archives import open_archive, read_member
+from reszoo.cards import AttachedCard, Card, Layers, describe_structure
 from reszoo.errors import CheckpointError
-from reszoo.files import check_regular
+from reszoo.files import JSON_BYTES, check_regular, parse_json
 from reszoo.preprocessing import Preprocessing
-from reszoo.weights.names import Tensors, to_float32
+from reszoo.weights.names import Tensors, summarized, to_float32, to_torch, torch_name
 
-# Layer name -> kind of weight ("kernel", "gamma", ...) -> array.
-Layers = Mapping[str, Mapping[str, NDArray[Any]]]
 MAGIC = b"\x89HDF\r\n\x1a\n"
+SUFFIX = ".keras"
+# Members of a `.keras` file.
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 # Deeper than any file that Keras writes.
-_MAX_DEPTH = 8
+_MAX_DEPTH = 12
 # Batch norm epsilon of `keras.applications` and of reszoo.
 _KERAS_EPSILON = 1.001e-5
 _RESZOO_EPSILON = 1e-5
@@ -29,34 +39,68 @@ _NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3]|preact)_(conv|bn)")
 _LAST_NORM = "post_bn"
 _FIXED = {
     "conv1_conv": "conv1", "conv1_bn": "bn1", _LAST_NORM: FINAL_NORM,
-    "predictions": "fc",
+    "fc": "fc",
 }  # fmt: skip
+_OURS = re.compile(r"(conv1|bn1|norm|fc|conv1\.\d|layer\d+\.\d+\..+)")
+# What may stand in a file beside the layers of a ResNet without changing its logits.
+_PASSIVE = (
+    "Activation", "Add", "AveragePooling2D", "BatchNormalization", "Conv2D", "Dense",
+    "Dropout", "Flatten", "GlobalAveragePooling2D", "IdentityShortcut", "InputLayer",
+    "KeyedDropout", "MaxPooling2D", "ReLU", "Softmax", "StochasticDepth",
+    "ZeroPadding2D",
+)  # fmt: skip
 _DAMAGED = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError,
+    zipfile.BadZipFile,
 )  # fmt: skip
 
 
+def is_keras(path: Path) -> bool:
+    """Tell by its content whether a file is one of Keras."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return True
+    try:
+        with open_archive(path) as archive:
+            return {_CONFIG, _WEIGHTS} <= set(archive.namelist())
+    except _DAMAGED:
+        return False
+
+
 def read(path: Path) -> Layers:
-    """Read layer weights from a Keras 2 weight file or whole-model file.
+    """Read the weights of the layers in a file (see `read_model`)."""
+    return read_model(path)[0]
+
+
+def read_model(path: Path) -> tuple[Layers, Any]:
+    """Read the weights of layers, without the optimizer's, and the model's config.
+
+    Returns:
+        The weights, and the config as Keras wrote it; None in a file of weights alone.
 
     A CheckpointError for a damaged file, another one, or one with links to others.
     """
-    import h5py
-
+    layers: dict[str, dict[str, NDArray[Any]]] = {}
     try:
         # Each object is read once, and all of them together hold no more bytes than
         # the file, however its links and addresses are made.
         left = check_regular(path).st_size
-        with h5py.File(path, "r") as file:
-            layers: dict[str, dict[str, NDArray[Any]]] = {}
+        with _opened(path) as (file, config):
             for names, dataset in _datasets(file, path):
                 left -= dataset.id.get_storage_size()
                 if left < 0:
                     raise CheckpointError(f"{path} holds more weights than bytes.")
-                # A whole model keeps its weights one group deeper.
-                names = names[1:] if names[0] == "model_weights" else names
-                layer, kind = names[0], names[-1].split(":")[0]
-                layers.setdefault(layer, {})[kind] = _stored(dataset, names, path)
+                # The states of dropout are no weights.
+                state = any(name.startswith("seed_generator") for name in names)
+                if names[0] in ("optimizer", "optimizer_weights") or state:
+                    continue
+                layer, kind = names[-2], names[-1].split(":")[0]
+                if layer == "vars":
+                    layer = str(dataset.parent.attrs["name"])
+                kinds = layers.setdefault(layer, {})
+                if kind in kinds:
+                    raise CheckpointError(f"{path} has two layers named {layer!r}.")
+                kinds[kind] = _stored(dataset, names, path)
     # h5py has no error of its own for damaged files.
     except _DAMAGED as error:
         raise CheckpointError(
@@ -64,7 +108,36 @@ def read(path: Path) -> Layers:
         ) from error
     if not layers:
         raise CheckpointError(f"{path} holds no weights of layers.")
-    return layers
+    return {name: _with_kinds(weights) for name, weights in layers.items()}, config
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Open the HDF5 file in a file of Keras; yield it with the model's config."""
+    import h5py
+
+    with path.open("rb") as plain:
+        is_archive = plain.read(len(MAGIC)) != MAGIC
+    if not is_archive:
+        with h5py.File(path, "r") as file:
+            text = file.attrs.get("model_config")
+            yield file, parse_json(text) if isinstance(text, str | bytes) else None
+        return
+    with open_archive(path) as archive:
+        config = parse_json(read_member(archive, _CONFIG, JSON_BYTES))
+        content = read_member(archive, _WEIGHTS, path.stat().st_size)
+    with h5py.File(io.BytesIO(content), "r") as file:
+        yield file, config
+
+
+def _with_kinds(weights: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Name numbered weights, which Keras 3 stores in the order of its layers."""
+    if "0" not in weights:
+        return weights
+    kinds = ["kernel", "bias"]
+    if weights["0"].ndim == 1:
+        kinds = ["gamma", "beta", "moving_mean", "moving_variance"]
+    return {kinds[int(number)]: value for number, value in weights.items()}
 
 
 def _datasets(file: Any, path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -141,6 +214,100 @@ def preprocessing(*, v2: bool = False) -> Preprocessing:
     )
 
 
+Described = list[tuple[str, str, Mapping[str, Any]]]
+
+
+def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
+    """Describe the layers of a model, and of models inside, from its config.
+
+    Returns:
+        Class, name and config of each; the card inside; and whether it is the card of
+        the model itself.
+    """
+    listed: Described = []
+    attached, is_own, waiting = None, False, [config.get("config", config)]
+    for model in waiting:
+        entries = [
+            # `.h5` files have the name a class is registered under.
+            (each["class_name"].split(">")[-1], each["config"]["name"], each["config"])
+            for each in model["layers"]
+        ]
+        for kind, name, inside in entries:
+            if "layers" in inside:
+                waiting.append(inside)
+                continue
+            listed.append((kind, name, inside))
+            initializer = inside.get("bias_initializer") or {}
+            value = (initializer.get("config") or {}).get("value")
+            found = AttachedCard.from_text(value)
+            if found is not None:
+                structure = describe_structure((each[0], each[1]) for each in entries)
+                attached, is_own = found, structure == found.structure
+                is_own &= model is waiting[0]
+    return listed, attached, is_own
+
+
+def find_card(
+    config: Any, layers: Layers, source: str
+) -> tuple[Card | None, Preprocessing | None]:
+    """Find the card in the config of a model from reszoo.
+
+    Returns:
+        The card, where it is of the whole model; otherwise the preprocessing of the
+        model inside, if reszoo made it.
+
+    Raises:
+        CheckpointError: The model has layers that do not belong to a ResNet.
+    """
+    if config is None:
+        return None, None
+    try:
+        listed, attached, is_own = _described(config)
+        if attached is not None and is_own:
+            return attached.of_weights(layers), None
+        _check_layers(listed, source)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} has a damaged config ({error!r}).") from error
+    return None, attached.card.preprocessing if attached else None
+
+
+def _check_layers(listed: Described, source: str) -> None:
+    """Refuse layers of which the tensors alone do not tell."""
+    activations = {"linear", "relu", "softmax"}
+    kinds = [
+        kind
+        for kind, _, config in listed
+        if kind not in _PASSIVE or config.get("activation", "linear") not in activations
+    ]
+    if kinds:
+        raise CheckpointError(
+            f"{source} is a Keras model with other layers than a ResNet has: "
+            f"{summarized(list(dict.fromkeys(kinds)))}. Export it as it is: "
+            "reszoo.export(keras.models.load_model(path), folder)."
+        )
+
+
+def is_ours(layers: Layers) -> bool:
+    """Tell whether layers are named as reszoo names them, the classifier aside."""
+    named = [name for name in layers if _OURS.fullmatch(name)]
+    return len(named) >= len(layers) - 1 and len(named) > 1
+
+
+def own_tensors(layers: Layers) -> Tensors:
+    """Return the weights of layers of reszoo under torchvision's names."""
+    return {
+        f"{_with_head(layer, weights)}.{torch_name(kind)}": to_torch(value)
+        for layer, weights in layers.items()
+        for kind, value in weights.items()
+    }
+
+
+def _with_head(layer: str, weights: Mapping[str, NDArray[Any]]) -> str:
+    """Return the name of a layer, or `fc` for a classifier of any name."""
+    kernel = weights.get("kernel")
+    return "fc" if kernel is not None and kernel.ndim == 2 else layer
+
+
 def to_tensors(layers: Layers, source: str) -> Tensors:
     """Convert the weights of a `keras.applications` ResNet, by layer.
 
@@ -150,7 +317,7 @@ def to_tensors(layers: Layers, source: str) -> Tensors:
     tensors: Tensors = {}
     v2 = is_v2(layers)
     for layer, weights in layers.items():
-        name = _torch_name(layer, source, v2=v2)
+        name = _torch_name(_with_head(layer, weights), source, v2=v2)
         try:
             tensors.update(_converted(name, weights, layers, layer, v2=v2))
         except KeyError as error:

@@ -13,6 +13,7 @@ from reszoo.architecture import (
     architecture,
     convolutions,
     standalone_norms,
+    tensor_shapes,
 )
 from reszoo.cards import Card, Metric, new_card
 from reszoo.errors import CheckpointError, UsageError
@@ -109,8 +110,9 @@ def _differences(found: Shapes, candidate: Architecture) -> list[str]:
 def _fits_nothing(
     found: Shapes, candidates: list[Architecture], source: str
 ) -> CheckpointError:
-    nearest = min(candidates, key=lambda each: len(_differences(found, each)))
-    differing = _differences(found, nearest)
+    both = [(each, _differences(found, each)) for each in candidates]
+    # Of those that most of the layers fit, the one with the fewest others.
+    nearest, differing = min(both, key=lambda x: (len({*found} & {*x[1]}), len(x[1])))
     if not set(found) - set(differing):
         return CheckpointError(
             f"{source} holds no ResNet as torchvision names it: conv1.weight and "
@@ -219,7 +221,7 @@ def _saved_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Ca
 
 def _check_size(saved: Architecture, tensors: Tensors, source: str) -> None:
     """Refuse a card of a custom spec that is larger than its file, before building."""
-    described = sum(math.prod(each.shape) for each in convolutions(saved))
+    described = sum(map(math.prod, tensor_shapes(saved).values()))
     held = sum(tensor.size for tensor in tensors.values())
     if described > held and saved.spec not in SPECS.values():
         raise CheckpointError(
@@ -233,10 +235,10 @@ def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Car
     described = infer_architecture(
         contents.tensors, found.source, spec, contents.stride_in
     )
-    record, labels, row = contents.preprocessing, None, found.published
+    record, labels, row = contents.preprocessing, contents.labels, found.published
     provenance: dict[str, Any] = {"source": found.source}
     if row is not None:
-        record = row.preprocessing
+        record, labels = row.preprocessing, imagenet_labels()
         provenance |= {"address": row.address, "licence": row.licence}
     elif found.config is not None:
         record, labels = safetensors.read_config(found.config)
@@ -244,9 +246,6 @@ def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Car
     if record is not None and described.include_top:
         height, width = record.eval_sides
     described = replace(described, input_shape=(height, width, channels))
-    imagenet = row is not None or contents.preprocessing is not None
-    if imagenet and described.classes == len(imagenet_labels()):
-        labels = imagenet_labels()
     card = new_card(described)
     return replace(
         card,

@@ -1,13 +1,14 @@
 """The map between Keras layers and torchvision's tensor names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.errors import CheckpointError
+from reszoo.cards import Layers
+from reszoo.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -75,14 +76,21 @@ _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
 _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
+def to_torch(value: NDArray[Any]) -> NDArray[Any]:
+    """Return a weight of Keras in torch's layout, in float32."""
+    turned = value.transpose(_TO_TORCH.get(value.ndim))
+    return np.ascontiguousarray(turned, np.float32)
+
+
+def torch_name(kind: str) -> str:
+    """Return torch's name of a kind of weight, such as "weight" for "gamma"."""
+    return _TORCH_NAMES[kind]
+
+
 @dataclass(frozen=True)
 class _Slot:
     name: str
     variable: Any
-
-    def to_torch(self) -> NDArray[Any]:
-        value = np.asarray(self.variable.value)
-        return np.ascontiguousarray(value.transpose(_TO_TORCH.get(value.ndim)))
 
     def from_torch(self, tensor: NDArray[Any]) -> NDArray[Any]:
         return tensor.transpose(_FROM_TORCH.get(tensor.ndim))
@@ -93,11 +101,29 @@ class _Slot:
         return tuple(shape[axis] for axis in _TO_TORCH.get(len(shape), (0,)))
 
 
+def layers_of(model: "keras.Model") -> Layers:
+    """Return the weights of the layers of a model, those of models inside as well."""
+    import keras
+
+    return {
+        layer.name: {
+            weight.path.rsplit("/", 1)[-1]: keras.ops.convert_to_numpy(weight)
+            for weight in layer.weights
+        }
+        for layer in model._flatten_layers(include_self=False)
+        if layer.weights and not isinstance(layer, keras.Model)
+    }
+
+
 def to_tensors(model: "keras.Model") -> Tensors:
-    """Return a model's weights under torchvision's names and in its layouts."""
+    """Return a model's weights under torchvision's names and in its layouts.
+
+    Raises:
+        UsageError: A layer has weights of a kind that no layer of reszoo has.
+    """
     tensors: Tensors = {}
     for slot in _slots(model):
-        tensors[slot.name] = slot.to_torch()
+        tensors[slot.name] = to_torch(np.asarray(slot.variable.value))
         if slot.name.endswith("running_var"):
             counter = slot.name.replace("running_var", COUNTER)
             tensors[counter] = np.zeros((), np.int64)
@@ -146,14 +172,25 @@ def _slots(model: "keras.Model") -> Iterator[_Slot]:
     for layer in model.layers:
         for variable in layer.weights:
             kind = variable.path.rsplit("/", 1)[-1]
+            if kind not in _TORCH_NAMES:
+                raise UsageError(
+                    "A model of reszoo has convolutions, batch normalization and a "
+                    f"Dense layer. Received: {model.name!r} with the weight "
+                    f"{variable.path!r}; save it with Keras: model.save(path)."
+                )
             yield _Slot(f"{layer.name}.{_TORCH_NAMES[kind]}", variable)
 
 
 def _listed(what: str, names: tuple[str, ...]) -> str:
     if not names:
         return ""
+    return f"{len(names)} {what}: {summarized(names)}."
+
+
+def summarized(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}."
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 # Where training scripts keep the weights, in timm's order: averaged ones first.

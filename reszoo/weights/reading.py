@@ -3,19 +3,23 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reszoo.architecture import StrideIn
-from reszoo.cards import Card
+from reszoo.cards import Card, Layers
 from reszoo.errors import CheckpointError
 from reszoo.files import open_regular
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights import keras_h5, safetensors, torch_file
 from reszoo.weights.names import Tensors, to_state_dict
+from reszoo.weights.published import imagenet_labels
 
 # Suffixes of checkpoints; how a file is read depends on its content.
-SUFFIXES = (safetensors.SUFFIX, ".pth", ".pt", ".bin", ".th", ".h5")
+SUFFIXES = (
+    safetensors.SUFFIX, ".pth", ".pt", ".bin", ".th", ".ckpt", ".h5", keras_h5.SUFFIX
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,12 @@ class Contents:
     tensors: Tensors  # under torchvision's names and in its layouts
     card: Card | None = None  # if reszoo wrote the file
     preprocessing: Preprocessing | None = None  # as the format implies, without a card
+    labels: tuple[str, ...] | None = None  # likewise, if as many as the classes
     stride_in: StrideIn | None = None  # as the format implies; tensors are the same
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
-    """Read a `.safetensors`, a torch file or a `.h5` of keras.applications.
+    """Read a `.safetensors`, a torch file or a file of Keras.
 
     A CheckpointError for no such file, an unknown format, a damaged or malicious one,
     or weights that are NaN or infinite.
@@ -49,8 +54,9 @@ def _read(file: Path) -> Contents:
     safetensors.check_checkpoint(file)
     with open_regular(file) as opened:
         head = opened.read(9)
-    if head.startswith(keras_h5.MAGIC):
-        return keras_applications_contents(keras_h5.read(file), str(file))
+    if keras_h5.is_keras(file):
+        layers, config = keras_h5.read_model(file)
+        return keras_applications_contents(layers, str(file), config)
     if torch_file.looks_like_torch(file):
         return Contents(tensors=to_state_dict(torch_file.read(file), str(file)))
     # A safetensors file begins with the length of a JSON header.
@@ -58,19 +64,31 @@ def _read(file: Path) -> Contents:
         tensors, card = safetensors.read(file)
         return Contents(tensors=to_state_dict(tensors, str(file)), card=card)
     raise CheckpointError(
-        "A checkpoint is a safetensors file, a torch file or an HDF5 file of "
-        f"keras.applications ({', '.join(SUFFIXES)}). Received: {file}, which is of "
+        "A checkpoint is a safetensors file, a torch file or a file of Keras "
+        f"({', '.join(SUFFIXES)}). Received: {file}, which is of "
         "another format or incomplete."
     )
 
 
-def keras_applications_contents(layers: keras_h5.Layers, source: str) -> Contents:
-    """Return the weights of layers as a file of keras.applications holds them.
+def keras_applications_contents(
+    layers: Layers, source: str, config: Any = None
+) -> Contents:
+    """Return the weights of a Keras model that reszoo or keras.applications built.
+
+    Args:
+        layers: Its weights.
+        source: Where they come from, for messages.
+        config: Of the model; None if unknown.
 
     A CheckpointError if they are of no ResNet.
     """
+    card, preprocessing = keras_h5.find_card(config, layers, source)
+    if keras_h5.is_ours(layers):
+        tensors = keras_h5.own_tensors(layers)
+        return Contents(tensors=tensors, card=card, preprocessing=preprocessing)
     return Contents(
         tensors=keras_h5.to_tensors(layers, source),
         preprocessing=keras_h5.preprocessing(v2=keras_h5.is_v2(layers)),
+        labels=imagenet_labels(),
         stride_in=keras_h5.stride_in(layers),
     )

@@ -29,7 +29,7 @@ from reszoo.preprocessing import (
 )
 from reszoo.training.model import precision_policy
 from reszoo.weights import keras_h5
-from reszoo.zoo import get_card
+from reszoo.zoo import attached_card
 from reszoo_export.keras_models.graph import (
     Call,
     Value,
@@ -38,7 +38,7 @@ from reszoo_export.keras_models.graph import (
     as_numpy,
     caller,
 )
-from reszoo_export.keras_models.resnet import CAFFE, is_from_reszoo, sized
+from reszoo_export.keras_models.resnet import CAFFE, sized
 from reszoo_export.runtimes import ModelOutput, softmax
 from reszoo_export.verification.reference import synthetic_images
 
@@ -446,8 +446,8 @@ def _implied(
         return "inside the model: RGB in 0..255", _record(_BYTES, shape)
     models = [each for each in all_layers(model) if isinstance(each, keras.Model)]
     for inside in (each for each in (model, *models) if _takes_image(model, each)):
-        if is_from_reszoo(inside):
-            return "of the model inside", get_card(inside).preprocessing
+        if (found := attached_card(inside)) is not None:
+            return "of the model inside", found.card.preprocessing
         layers = {layer.name for layer in inside.layers}
         for name, layer, statistics in _APPLICATIONS:
             if re.fullmatch(name, inside.name) and layer in layers:

@@ -26,7 +26,7 @@ from reszoo.preprocessing import Preprocessing, as_size, default_preprocessing
 from reszoo.specs import SPECS, Shortcut
 from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
-from reszoo.zoo import get_card
+from reszoo.zoo import attached_card, get_card
 from reszoo_export.keras_models.graph import (
     Call,
     FoundConvolution,
@@ -358,8 +358,9 @@ def read_keras_model(
     shown to it.
     """
     resnet = read_resnet(model)
-    cards = (get_card(layer) for layer in all_layers(model) if is_from_reszoo(layer))
-    inside = next(cards, None)
+    models = [each for each in all_layers(model) if isinstance(each, keras.Model)]
+    attached = filter(None, map(attached_card, [model, *models]))
+    inside = next((each.card for each in attached), None)
     first = convolutions(resnet.architecture)[0].name
     if preprocessing is not None:
         kind = "given"
