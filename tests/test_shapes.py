@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import FORMATS as ALL
 from conftest import randomise
 from made_card import made_card
 from PIL import Image
@@ -120,7 +119,7 @@ def trained(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("photos")
     for label, name in enumerate(("cat", "dog")):
         (folder / name).mkdir()
-        for number in range(60):
+        for number in range(70):
             image = picture(70 + number, 80 + 3 * label)
             image[..., label] = 255
             Image.fromarray(image).save(folder / name / f"{number}.png")
@@ -175,7 +174,7 @@ def test_all_nine_files_of_it_are_verified_and_answer_alike(
     folder, done, shape, _ = trained
     randomise(model := reszoo.load(done.best))
     manifest = reszoo.export(
-        model, tmp_path / "export", formats=ALL, calibration=folder
+        model, tmp_path / "export", formats="all", calibration=folder
     )
     assert len(manifest.files) == 9
     paths = sorted(folder.glob("*/*.png"))[::9]
