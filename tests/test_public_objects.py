@@ -80,7 +80,7 @@ def test_every_public_class_is_among_the_objects(objects: list[Any]) -> None:
     found = {type(each) for each in (*objects, *_errors())}
     # A run holds a model; it is pickled in a test of its own.
     found |= {reszoo.TrainResult, LoadReport}
-    public = {getattr(reszoo, name) for name in reszoo.__all__}
+    public = [getattr(reszoo, name) for name in reszoo.__all__]
     assert not {each for each in public if isinstance(each, type)} - found
 
 

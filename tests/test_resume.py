@@ -314,7 +314,7 @@ def test_patience_needs_a_validation_split(tmp_path: Path) -> None:
     only = {"train": images()["train"]}
     for fields in ({"patience": 2}, {"best_by": "loss"}):
         with pytest.raises(reszoo.UsageError, match="need a validation split"):
-            train(tmp_path / "run", data=only, **fields)
+            train(tmp_path / "run", data=only, validation_share=0, **fields)
 
 
 @pytest.mark.parametrize(
