@@ -235,9 +235,17 @@ def get_card(model: keras.Model) -> Card:
     Raises:
         UsageError: The model was not made by reszoo, or has other layers since.
     """
+    return own_card(model).of_weights(layers_of(model))
+
+
+def own_card(model: keras.Model) -> AttachedCard:
+    """Return the card of a model as it was attached, without looking at the weights.
+
+    The errors are those of `get_card`, which reads every weight.
+    """
     found = attached_card(model)
     if found is not None and found.structure == _structure(model):
-        return found.of_weights(layers_of(model))
+        return found
     way_out = (
         "Use a model from reszoo.build, reszoo.load or reszoo.train, or export it as a "
         "Keras model: reszoo.export(model, folder, labels=[...])."

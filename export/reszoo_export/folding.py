@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from reszoo.architecture import convolutions, standalone_norms
 from reszoo.weights.names import HEAD, Tensors, to_tensors
-from reszoo.zoo import get_card
+from reszoo.zoo import own_card
 
 Array = NDArray[Any]
 
@@ -49,7 +49,7 @@ class Statistics:
 
 def fold(model: keras.Model) -> Tensors:
     """Return the tensors of a model from reszoo, normalization folded in; fc stays."""
-    tensors, architecture = to_tensors(model), get_card(model).resnet
+    tensors, architecture = to_tensors(model), own_card(model).card.resnet
 
     def statistics(norm: str) -> Statistics:
         return Statistics(

@@ -21,7 +21,7 @@ from reszoo.preprocessing import Preprocessing, as_sides, as_size, shown_size
 from reszoo.resnet import build_resnet
 from reszoo.training.model import precision_policy
 from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
-from reszoo.zoo import get_card
+from reszoo.zoo import get_card, own_card
 from reszoo_export.folding import fold
 from reszoo_export.formats import ExportOptions
 from reszoo_export.keras_models.classifier import (
@@ -191,7 +191,7 @@ def float32_twin(model: keras.Model, card: Card) -> keras.Model:
     is.
     """
     exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
-    if exact and get_card(model).architecture == card.architecture:
+    if exact and own_card(model).card.architecture == card.architecture:
         return model
     return _float32_model(card.resnet, to_tensors(model), name=model.name)
 

@@ -19,7 +19,7 @@ from reszoo.training.phases import learning_rate, moving_momentum
 from reszoo.training.recipe_table import FIELDS, find_recipe
 from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
 from reszoo.training.step import LOSSES, update_rule, weight_decay_of
-from reszoo.zoo import get_card, set_card
+from reszoo.zoo import get_card, own_card, set_card
 
 _registered = keras.saving.register_keras_serializable(package="reszoo")
 _STEP = "iteration"
@@ -239,7 +239,7 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
             f"{batches if 'batch_size' in unsupported else ''} Leave "
             "them out, or call reszoo.train(model, data, ...)."
         )
-    built = get_card(model).resnet
+    built = own_card(model).card.resnet
     if not built.include_top or built.classifier_activation is not None:
         raise UsageError(
             "compile needs a model that ends in logits, for its loss takes logits. "

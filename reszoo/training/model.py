@@ -20,7 +20,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.resnet import build_resnet, logits_model
 from reszoo.training.recipes import Recipe
 from reszoo.weights.names import assign_tensors, to_tensors
-from reszoo.zoo import get_card
+from reszoo.zoo import own_card
 
 # Attribute of a model: names of the layers that `freeze` froze.
 _FROZEN = "_reszoo_frozen"
@@ -98,7 +98,7 @@ def training_copy(
     `reszoo.compile` froze are trainable. A UsageError if the model has no classifier,
     or the processor no bfloat16.
     """
-    architecture = get_card(model).resnet
+    architecture = own_card(model).card.resnet
     logits_model(model)
     shape = (*preprocessing.train_sides, preprocessing.channels)
     with precision_policy(resolve_precision(recipe)):
@@ -161,7 +161,7 @@ def _first_and_again(group: keras.Model, rest: list[Any]) -> Callable[[Any], Any
 
 def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
     """Build a float32 copy at `eval_size`, which measures while another copy trains."""
-    shape, built = preprocessing.input_shape, get_card(model).resnet
+    shape, built = preprocessing.input_shape, own_card(model).card.resnet
     # Without Keras' dropout, which has variables of its own.
     built = replace(built, input_shape=shape, classifier_activation=None, dropout=0.0)
     with precision_policy("float32"):

@@ -77,9 +77,9 @@ _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def to_torch(value: NDArray[Any]) -> NDArray[Any]:
-    """Return a weight of Keras in torch's layout, in float32."""
+    """Return a weight of Keras in torch's layout, in float32 or wider."""
     turned = value.transpose(_TO_TORCH.get(value.ndim))
-    return np.ascontiguousarray(turned, np.float32)
+    return np.ascontiguousarray(turned, np.promote_types(value.dtype, np.float32))
 
 
 def torch_name(kind: str) -> str:
@@ -107,7 +107,8 @@ def layers_of(model: "keras.Model") -> Layers:
 
     return {
         layer.name: {
-            weight.path.rsplit("/", 1)[-1]: keras.ops.convert_to_numpy(weight)
+            # `convert_to_numpy` of Keras 3.15 warns with NumPy 2.
+            weight.path.rsplit("/", 1)[-1]: np.asarray(weight.value)
             for weight in layer.weights
         }
         for layer in model._flatten_layers(include_self=False)

@@ -26,7 +26,7 @@ from reszoo.preprocessing import Preprocessing, as_size, default_preprocessing
 from reszoo.specs import SPECS, Shortcut
 from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
-from reszoo.zoo import attached_card, get_card
+from reszoo.zoo import attached_card, own_card
 from reszoo_export.keras_models.graph import (
     Call,
     FoundConvolution,
@@ -330,7 +330,7 @@ def _pools(call: Call, kind: str, size: int, stride: int, padding: str) -> bool:
 def is_from_reszoo(model: keras.Model) -> bool:
     """Tell whether a model has a card, and layers named as torchvision's modules."""
     try:
-        get_card(model)
+        own_card(model)
     except UsageError:
         return False
     return True
