@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples, Records
 from reszoo.data.image_files import SUFFIXES, image_kind
-from reszoo.data.image_paths import is_visible, walk
+from reszoo.data.image_paths import is_visible, walk, walk_images
 from reszoo.data.splits import SPLIT_NAMES, SPLITS, Indices, complete, split_name
 from reszoo.data.tables import (
     COLUMNS,
@@ -118,7 +118,7 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
             one line of printable text, or a link to a folder that contains it.
     """
     folders, notes = _split_folders(root)
-    notes += filter(None, map(_loose_images, {root, *folders.values()}))
+    notes += filter(None, map(_loose_images, dict.fromkeys([root, *folders.values()])))
     classes = {split: _class_folders(folder) for split, folder in folders.items()}
     # A test split without class folders, as in competitions, has no labels.
     classes = {split: found for split, found in classes.items() if found} or classes
@@ -198,7 +198,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     # A class may be called "train", "val" or "test" too.
     if "train" in found:
         are_splits = len(found) > 1 or any(
-            _folders(folder) or not any(map(image_kind, walk(str(folder), "")))
+            _folders(folder) or next(walk_images(str(folder)), None) is None
             for folder in found["train"]
         )
     else:
@@ -223,7 +223,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     for folder in folders:
         images = 0
         if folder not in splits.values():
-            images = sum(1 for path in walk(str(folder), "") if image_kind(path))
+            images = sum(1 for _ in walk_images(str(folder)))
         if images:
             notes.append(
                 f"{folder.name}/ is no known name of a split: its {images:,} images "

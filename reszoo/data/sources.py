@@ -256,8 +256,7 @@ def content_digest(source: Source) -> str:
     digest = hashlib.sha256()
     for name, part in source.splits.items():
         if name == "all" or "all" not in source.splits:
-            for content in _contents(part, source.root):
-                digest.update(len(content).to_bytes(8, "little") + content)
+            _update(digest, part, source.root)
     return digest.hexdigest()
 
 
@@ -282,10 +281,14 @@ def fingerprint(source: Source) -> dict[str, Any]:
 def _digest(examples: Examples, root: str | None) -> str:
     digest = hashlib.sha256(examples.targets.astype("<i8").tobytes())
     digest.update(bytes([examples.recover]))
+    _update(digest, examples, root)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, examples: Examples, root: str | None) -> None:
     for part in _contents(examples, root):
         # A length before each part keeps "ab", "c" apart from "a", "bc".
         digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
 
 
 def _contents(examples: Examples, root: str | None) -> Iterator[bytes]:
