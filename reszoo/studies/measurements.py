@@ -1,5 +1,7 @@
 """Gradients and activations of a model, layer by layer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -15,6 +17,18 @@ _ACTIVATIONS = (keras.layers.ReLU, keras.layers.Activation)
 def kernels(model: keras.Model) -> list[keras.Variable]:
     """Return the trainable weights of a model that are no vectors, input first."""
     return [each for each in model.trainable_variables if len(each.shape) > 1]
+
+
+@contextmanager
+def statistics_restored(model: keras.Model) -> Iterator[None]:
+    """Restore what a pass in training mode changes in a model of any layers."""
+    statistics = model.non_trainable_variables
+    before = [variable.numpy() for variable in statistics]
+    try:
+        yield
+    finally:
+        for variable, value in zip(statistics, before, strict=True):
+            variable.assign(value)
 
 
 def gradient_norms(model: keras.Model, x: Any, y: Any) -> dict[str, float]:
@@ -52,17 +66,13 @@ def gradient_norms(model: keras.Model, x: Any, y: Any) -> dict[str, float]:
         raise UsageError(
             f"{model.name!r} has no trainable kernel. Set trainable = True."
         )
-    statistics = model.non_trainable_variables
-    before = [variable.numpy() for variable in statistics]
-    with tf.GradientTape() as tape:
+    with statistics_restored(model), tf.GradientTape() as tape:
         outputs = tf.cast(model(tf.convert_to_tensor(x), training=True), tf.float32)
         losses = keras.losses.sparse_categorical_crossentropy(
             targets, outputs, from_logits=not ends_in_softmax(model)
         )
         loss = tf.reduce_mean(losses)
     gradients = tape.gradient(loss, [each.value for each in chosen])
-    for variable, value in zip(statistics, before, strict=True):
-        variable.assign(value)
     return {
         each.path.rsplit("/", 1)[0]: float(tf.norm(gradient))
         for each, gradient in zip(chosen, gradients, strict=True)

@@ -16,7 +16,12 @@ from reszoo.console import Progress, say
 from reszoo.data.sources import Data, Source, fingerprint
 from reszoo.errors import UsageError
 from reszoo.layers import reinitialize
-from reszoo.studies.measurements import activations, ends_in_softmax, kernels
+from reszoo.studies.measurements import (
+    activations,
+    ends_in_softmax,
+    kernels,
+    statistics_restored,
+)
 from reszoo.studies.plan import StudyPlan, is_digits, is_table, open_data, study_plan
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import (
@@ -85,11 +90,8 @@ class VariantTrainer:
 
         Images are uint8 `(batch, height, width, 3)`, targets int64 `(batch,)`.
         """
-        statistics = self._model.non_trainable_variables
-        before = [variable.numpy() for variable in statistics]
-        gradients, scales = self._measure(images, targets)
-        for variable, value in zip(statistics, before, strict=True):
-            variable.assign(value)
+        with statistics_restored(self._model):
+            gradients, scales = self._measure(images, targets)
         return Snapshot(
             step=step,
             gradients=_rounded(gradients),
