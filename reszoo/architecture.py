@@ -62,7 +62,7 @@ class Architecture:
 
     @property
     def reduction(self) -> int:
-        """How many pixels of the image a pixel of the last stage stands for."""
+        """Output stride: size of the image over that of the last feature map."""
         return self.output_stride or 2**self.spec.halvings
 
     @property

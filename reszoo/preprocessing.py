@@ -425,7 +425,7 @@ def to_grey(image: Any) -> Any:
 
 
 def as_sides(size: Size) -> Sides:
-    """Return the height and width that a size stands for."""
+    """Return height and width of a size, which is one number for squares."""
     return size if isinstance(size, tuple) else (size, size)
 
 

@@ -166,7 +166,7 @@ class ResNetSpec:
 
     @property
     def stem_stride(self) -> int:
-        """How many pixels of the image a pixel of the first stage stands for."""
+        """Stride of the stem: size of the image over that of the first feature map."""
         return 1 if self.stem == "3x3" else 4
 
     @property

@@ -396,7 +396,7 @@ class ExportOptions:
                 )
 
 
-# Option -> its values, and what None stands for.
+# Option -> its values, and the default that None selects.
 _CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "layout": (("nhwc", "nchw"), ""),
     "integer_io": (get_args(IntegerIO), "float outputs"),

@@ -13,6 +13,7 @@ from reszoo.architecture import (
     count_multiply_adds,
     count_parameters,
     standalone_norms,
+    tensor_shapes,
 )
 from reszoo.cli.options import Json, Overwrite, app
 from reszoo.console import print_json, print_table, print_text, printable, say
@@ -191,13 +192,13 @@ def int8_bytes(name: str) -> int:
     """Estimate the size of a model's int8 TFLite file from its spec."""
     built = architecture(name)
     listed = convolutions(built)
-    filters = [each for each in listed if not each.is_shortcut][-1].filters
-    norms = standalone_norms(built)
-    widths = {each.norm_before: each.in_channels for each in listed}
-    scaled = [widths.get(norm, filters) for norm in norms]
+    norms, shapes = standalone_norms(built), tensor_shapes(built)
+    scaled = [shapes[f"{norm}.weight"][0] for norm in norms]
     channels = sum(each.filters for each in listed)
     kernels = sum(math.prod(each.shape) for each in listed)
-    classifier = (filters + 1) * (built.classes or 0)
+    classifier = sum(
+        math.prod(shape) for name, shape in shapes.items() if name.startswith("fc.")
+    )
     return (
         kernels
         + _CHANNEL * channels
