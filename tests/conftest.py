@@ -66,6 +66,19 @@ def randomise(model: Any, seed: int = 0) -> Any:
     return model
 
 
+def descend(model: Any, images: Any, targets: Any, rate: float = 1.0) -> None:
+    """Take one step of plain gradient descent on the mean cross-entropy."""
+    import tensorflow as tf
+
+    weights = [weight.value for weight in model.trainable_weights]
+    with tf.GradientTape() as tape:
+        logits = model(images, training=True)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+        loss = tf.reduce_mean(loss)
+    for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
+        weight.assign_sub(rate * slope)
+
+
 def photos(root: Path, names: tuple[str, ...] = ("cat", "dog"), each: int = 6) -> Path:
     """Make a folder of small PNG files whose classes differ in colour."""
     draw = np.random.default_rng(0)

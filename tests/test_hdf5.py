@@ -1,5 +1,6 @@
 """`.h5` files of keras.applications: read exactly, and never trusted."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from reszoo.weights import keras_h5
 from reszoo.weights.reading import read
 
 
-def write_layers(group: Any, layers: dict[str, dict[str, Any]]) -> None:
+def write_layers(group: Any, layers: Mapping[str, Mapping[str, Any]]) -> None:
     """Write weights as Keras 2 did: group / layer / layer / kind:0."""
     for layer, weights in layers.items():
         inside = group.create_group(layer).create_group(layer)

@@ -9,12 +9,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from conftest import descend
 from test_hdf5 import write_layers
 
 import reszoo
 from reszoo.specs import SPECS
-from reszoo.weights.names import to_tensors
+from reszoo.weights.names import layers_of, to_tensors
 from reszoo.weights.reading import keras_applications_contents
 from reszoo_export.serving import make_serving
 
@@ -39,14 +39,6 @@ def theirs(name: str, **options: Any) -> Any:
             else:
                 weight.assign(formula.uniform(label, shape, -0.2, 0.2))
     return model
-
-
-def layers_of(model: Any) -> dict[str, dict[str, Any]]:
-    return {
-        layer.name: {w.path.rsplit("/", 1)[-1]: np.asarray(w) for w in layer.weights}
-        for layer in model.layers
-        if layer.weights
-    }
 
 
 @pytest.fixture
@@ -92,13 +84,7 @@ def both_steps(name: str, size: tuple[int, int]) -> tuple[Any, Any]:
     ours = reszoo.from_keras_applications(model)
     start = to_tensors(ours)
     for each in (model, ours):
-        weights = [weight.value for weight in each.trainable_weights]
-        with tf.GradientTape() as tape:
-            logits = each(images, training=True)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-            loss = tf.reduce_mean(loss)
-        for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
-            weight.assign_sub(slope)
+        descend(each, images, targets)
     expected, moved = (
         {key: value - start[key] for key, value in tensors.items()}
         for tensors in (

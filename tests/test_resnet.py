@@ -87,6 +87,15 @@ OPTION_B = {
 }
 
 
+def check_formula(spec: reszoo.ResNetSpec, size: tuple[int, int]) -> None:
+    """Compare the model of a spec with the NumPy reference."""
+    model = randomise(reszoo.build(spec, input_shape=(*size, 3)))
+    x = images(*size)
+    last = spec.stride_block == "last"
+    expected = logits(x, to_tensors(model), last=last, epsilon=spec.epsilon)
+    assert_close(model(x, training=False), expected)
+
+
 def trainable(model: Any) -> int:
     return sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
 
@@ -169,13 +178,7 @@ def test_imagenet_nets_compute_what_the_paper_writes(
     ],
 )
 def test_each_kind_of_row_computes_what_its_source_writes(name: str) -> None:
-    spec, size = SPECS[name], (49, 38)
-    model = randomise(reszoo.build(name, input_shape=(*size, 3)))
-    x = images(*size)
-    options: dict[str, Any]
-    options = {"last": spec.stride_block == "last", "epsilon": spec.epsilon}
-    expected = logits(x, to_tensors(model), **options)
-    assert_close(model(x, training=False), expected)
+    check_formula(SPECS[name], (49, 38))
 
 
 @pytest.mark.parametrize("spec", family.SPECS.values(), ids=family.SPECS)
@@ -183,12 +186,7 @@ def test_each_kind_of_row_computes_what_its_source_writes(name: str) -> None:
 def test_custom_specs_compute_what_they_describe(
     spec: reszoo.ResNetSpec, size: tuple[int, int]
 ) -> None:
-    model = randomise(reszoo.build(spec, input_shape=(*size, 3)))
-    x = images(*size)
-    options: dict[str, Any]
-    options = {"last": spec.stride_block == "last", "epsilon": spec.epsilon}
-    expected = logits(x, to_tensors(model), **options)
-    assert_close(model(x, training=False), expected)
+    check_formula(spec, size)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])

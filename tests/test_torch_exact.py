@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import descend
 from torch_peers import import_timm, import_torchvision
 from torch_resnets import answers, with_formula
 
@@ -59,13 +60,8 @@ def _last_relu(model: Any, stage: str) -> Any:
 def _step(model: Any) -> Any:
     side = formula.STEP_SIDE
     labels = tf.range(formula.STEP_IMAGES) * 7
-    weights = [weight.value for weight in model.trainable_weights]
-    with tf.GradientTape() as tape:
-        logits = model(formula.images(formula.STEP_IMAGES, side, side), training=True)
-        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        loss = tf.reduce_mean(loss)
-    for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
-        weight.assign_sub(formula.STEP_RATE * slope)
+    images = formula.images(formula.STEP_IMAGES, side, side)
+    descend(model, images, labels, formula.STEP_RATE)
     return formula.samples(to_tensors(model))
 
 

@@ -8,7 +8,7 @@ import formula
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from conftest import descend
 from safetensors.numpy import load_file, save_file
 from torch_peers import import_timm, import_torchvision
 from torch_resnets import with_formula
@@ -81,13 +81,7 @@ def torch_step(model: Any, images: Any, targets: Any) -> dict[str, Any]:
 
 def keras_step(model: Any, images: Any, targets: Any) -> dict[str, Any]:
     before = to_tensors(model)
-    weights = [weight.value for weight in model.trainable_weights]
-    with tf.GradientTape() as tape:
-        logits = model(images, training=True)
-        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
-        loss = tf.reduce_mean(loss)
-    for weight, slope in zip(weights, tape.gradient(loss, weights), strict=True):
-        weight.assign_sub(slope)
+    descend(model, images, targets)
     return {name: value - before[name] for name, value in to_tensors(model).items()}
 
 
