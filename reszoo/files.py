@@ -402,11 +402,20 @@ def disk_errors(final: Path) -> Iterator[None]:
     """Turn errors of the disk into a ReszooError that names `final`."""
     try:
         yield
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        number = disk_error_of(error)
+        if number is None:
             raise
         raise ReszooError(
-            f"{final} could not be written: {os.strerror(error.errno)}. "
+            f"{final} could not be written: {os.strerror(number)}. "
             "What was there before is unchanged; "
             "make room on the disk or choose another place."
         ) from error
+
+
+def disk_error_of(error: Exception) -> int | None:
+    """Return the `errno` of a disk's error; TensorFlow's errors have its text only."""
+    if isinstance(error, OSError | ReszooError):
+        return getattr(error, "errno", None)
+    numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return next((n for n in numbers if os.strerror(n) in str(error)), None)

@@ -16,7 +16,7 @@ from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
-from reszoo.files import atomic_folder, free_folder, write_text
+from reszoo.files import atomic_folder, disk_error_of, free_folder, write_text
 from reszoo.preprocessing import Preprocessing, Size
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
@@ -224,9 +224,9 @@ class _Export:
         path = folder / row.file
         try:
             row.write(self.serving, path, self.calibration)
-        except (ReszooError, OSError):
-            raise
         except Exception as error:
+            if isinstance(error, ReszooError | OSError) or disk_error_of(error):
+                raise
             raise ExportError(
                 f"{row.name} could not be written ({type(error).__name__}: {error})."
             ) from error

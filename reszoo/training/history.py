@@ -5,8 +5,7 @@ import io
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import tensorflow as tf
 
 from reszoo.cards import Card, Metric
-from reszoo.errors import ReszooError
 from reszoo.files import disk_errors, write_text
 from reszoo.metrics import SCALARS, Metrics
 from reszoo.weights.names import Tensors
@@ -82,7 +80,7 @@ class EventLog:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.path = _next_file(folder)
-        with self._write_errors():
+        with disk_errors(self.path):
             self._writer = tf.io.TFRecordWriter(str(self.path))
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
         self._write(
@@ -101,25 +99,15 @@ class EventLog:
 
     def close(self) -> None:
         """Close the file."""
-        with self._write_errors():
+        with disk_errors(self.path):
             self._writer.close()
 
     def _write(self, *events: Mapping[str, Any]) -> None:
-        with self._write_errors():
+        with disk_errors(self.path):
             for fields in events:
                 event = tf.compat.v1.Event(wall_time=time.time(), **fields)
                 self._writer.write(event.SerializeToString())
             self._writer.flush()
-
-    @contextmanager
-    def _write_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except tf.errors.OpError as error:
-            raise ReszooError(
-                f"{self.path} could not be written: {error.message}. Make room on "
-                "the disk or choose another place."
-            ) from error
 
 
 def _next_file(folder: Path) -> Path:

@@ -75,7 +75,7 @@ def _module(serving: Serving) -> tf.Module:
 
 def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with quiet():
+    with quiet(show=False):
         tf.saved_model.save(module, str(path), signatures, options)
 
 
