@@ -3,8 +3,9 @@
 Run: python benchmarks/blocks.py [FOLDER]
 
 Each model trains on the digits, is exported in all formats twice, and every file is
-run against the model. A kind that FOLDER holds results of is not measured again.
-`benchmarks/family.py` measures logits, stages and training steps.
+run against the model. Times are of the whole model of that name with random weights, in
+float32 and int8, with one thread. A kind that FOLDER holds results of is not measured
+again. `benchmarks/family.py` measures logits, stages and training steps.
 """
 
 import json
@@ -13,8 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import reszoo
 from reszoo.specs import SPECS
+from reszoo_export.formats import FORMATS
+from reszoo_export.serving import make_serving
 
 _TINY: dict[str, Any] = {
     "depths": (1, 2, 1), "widths": (16, 32, 64), "classes": 10, "image_size": 32,
@@ -59,20 +64,52 @@ def measure(kind: str, folder: Path) -> dict[str, Any]:
     }
 
 
+# File of a format -> the format; of either runtime first the float one.
+TIMED = {
+    f"model{int8}.{runtime}": f"{runtime}{int8}"
+    for runtime in ("tflite", "onnx")
+    for int8 in ("", "-int8")
+}
+
+
+def milliseconds(kind: str, folder: Path) -> dict[str, float]:
+    """Return the latency of the files of the whole model for one image."""
+    serving = make_serving(reszoo.build(kind, seed=0))
+    height, width, _ = serving.card.resnet.input_shape
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (8, height, width, 3), np.uint8)
+    files = {folder / file: name for file, name in TIMED.items()}
+    for file, name in files.items():
+        FORMATS[name].write(serving, file, images)
+    found = reszoo.benchmark([*files], threads=1, batch_sizes=[1])
+    return {
+        name: each.latency.median_ms
+        for name, each in zip(files.values(), found, strict=True)
+    }
+
+
 def main() -> None:
     """Measure what is missing and print the table."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "blocks")
-    print("| blocks of | parameters | verified | identical again | int8 agreement |")
-    print("|---|---|---|---|---|")
+    print(
+        "| blocks of | parameters | verified | identical again | int8 agreement | "
+        "TFLite, ms | int8 | ONNX, ms | int8 |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for kind in KINDS:
         path = folder / kind / "row.json"
         if not path.exists():
             row = measure(kind, folder / kind)
+            row["ms"] = milliseconds(kind, folder / kind)
             path.write_text(json.dumps(row))
         row = json.loads(path.read_text())
         agreements = ", ".join(f"{k} {v:.1%}" for k, v in row["int8"].items())
         counts = f"{len(row['verified'])} | {len(row['identical'])}"
-        print(f"| {kind} | {row['parameters']:,} | {counts} | {agreements} |")
+        times = " | ".join(f"{ms:.2f}" for ms in row["ms"].values())
+        print(
+            f"| {kind} | {row['parameters']:,} | {counts} | {agreements} | {times} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
