@@ -19,6 +19,7 @@ import numpy as np
 import reszoo
 from reszoo.specs import SPECS
 from reszoo_export.formats import FORMATS
+from reszoo_export.quantization.ranges import MIN_IMAGES, Calibration
 from reszoo_export.serving import make_serving
 
 _TINY: dict[str, Any] = {
@@ -77,7 +78,9 @@ def milliseconds(kind: str, folder: Path) -> dict[str, float]:
     serving = make_serving(reszoo.build(kind, seed=0))
     height, width, _ = serving.card.resnet.input_shape
     draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (8, height, width, 3), np.uint8)
+    images = Calibration(
+        draw.integers(0, 256, (MIN_IMAGES, height, width, 3), np.uint8)
+    )
     files = {folder / file: name for file, name in TIMED.items()}
     for file, name in files.items():
         FORMATS[name].write(serving, file, images)
@@ -97,15 +100,16 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for kind in KINDS:
-        path = folder / kind / "row.json"
-        if not path.exists():
-            row = measure(kind, folder / kind)
-            row["ms"] = milliseconds(kind, folder / kind)
-            path.write_text(json.dumps(row))
-        row = json.loads(path.read_text())
+        row: dict[str, Any] = {}
+        for what in (measure, milliseconds):
+            path = folder / kind / f"{what.__name__}.json"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(what(kind, folder / kind)))
+            row |= json.loads(path.read_text())
         agreements = ", ".join(f"{k} {v:.1%}" for k, v in row["int8"].items())
         counts = f"{len(row['verified'])} | {len(row['identical'])}"
-        times = " | ".join(f"{ms:.2f}" for ms in row["ms"].values())
+        times = " | ".join(f"{row[name]:.2f}" for name in TIMED.values())
         print(
             f"| {kind} | {row['parameters']:,} | {counts} | {agreements} | {times} |",
             flush=True,

@@ -69,7 +69,7 @@ def test_list_shows_sizes_and_accuracy_by_family(call: Any) -> None:
     assert rows["resnet50"]["parameters"] == 25_557_032
     measured: dict[str, float] = {}
     for row in table_rows() + bundled_rows():
-        best = max(row["top1"], measured.get(row["model"], 0))
+        best = max(row["top1"] or 0, measured.get(row["model"], 0))
         measured[row["model"]] = best
     for name, row in rows.items():
         # The table of weights tells the default input size only.
@@ -78,6 +78,8 @@ def test_list_shows_sizes_and_accuracy_by_family(call: Any) -> None:
     assert rows["resnet20"]["top1"] == measured["resnet20"] == 88.31
     assert rows["resnet32"]["top1"] == measured["resnet32"]
     assert rows["resnet50v2"]["top1"] == 76.0
+    assert rows["resnet152d"]["top1"] == 83.684
+    assert rows["resnext101_64x4d"]["top1"] == 83.246
     assert rows["plain20"]["top1"] is None
     families = [row["family"] for row in rows.values()]
     assert families == sorted(families, key=families.index)
@@ -94,7 +96,7 @@ def test_list_sorts(call: Any) -> None:
     counts = [row["parameters"] for row in listed]
     assert counts == sorted(counts, reverse=True)
     listed = json.loads(call("list", "--sort", "top1", "--json")[1])
-    assert listed[0]["name"] == "resnet152"
+    assert listed[0]["name"] == "resnext101_32x8d"
     assert listed[-1]["top1"] is None
     listed = json.loads(call("list", "resnet*", "--sort", "name", "--json")[1])
     assert listed[0]["name"] == "resnet101"

@@ -155,10 +155,22 @@ def test_the_beginning_of_a_hash_is_enough(site: Site) -> None:
     assert fetch(site.url + PATH, HASH[:8].upper()).read_bytes() == BODY
 
 
-@pytest.mark.parametrize("sha256", ["", "1234567", "not hexadecimal", HASH + "0"])
-def test_a_hash_that_is_none_is_refused(site: Site, sha256: str) -> None:
-    with pytest.raises(UsageError, match=r"8 to 64 hexadecimal digits. Received: '"):
-        fetch(site.url + PATH, sha256)
+def test_an_md5_is_checked(site: Site) -> None:
+    digest = hashlib.md5(BODY).hexdigest()
+    with pytest.raises(CheckpointError, match=f"MD5 {32 * '0'}. Received: {digest}"):
+        fetch(site.url + PATH, f"md5:{32 * '0'}")
+    assert fetch(site.url + PATH, f"md5:{digest}").read_bytes() == BODY
+    with pytest.raises(CheckpointError, match=r"MD5 .* Delete the file"):
+        fetch(site.url + PATH, f"md5:{32 * '0'}")
+
+
+@pytest.mark.parametrize(
+    "checksum",
+    ["", "1234567", "not hexadecimal", HASH + "0", "md5:12345678", "sha1:12345678"],
+)
+def test_a_hash_that_is_none_is_refused(site: Site, checksum: str) -> None:
+    with pytest.raises(UsageError, match=r"8 to 64 hexadecimal digits.* Received: '"):
+        fetch(site.url + PATH, checksum)
     assert site.asked == []
 
 

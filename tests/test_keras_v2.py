@@ -1,6 +1,8 @@
 """V2 models of keras.applications: exact in both directions of a step, and read."""
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import keras
 import numpy as np
 import pytest
 from conftest import descend
+from loopback import serve
 from test_hdf5 import write_layers
 
 import reszoo
 from reszoo.specs import SPECS
 from reszoo.weights.names import layers_of, to_tensors
+from reszoo.weights.published import PUBLISHED
 from reszoo.weights.reading import keras_applications_contents
 from reszoo_export.serving import make_serving
 
@@ -172,3 +176,31 @@ def test_layers_of_another_model_are_refused() -> None:
         match=r"m is not a ResNet of keras.applications: it has a layer 'block_9_conv'",
     ):
         keras_applications_contents(layers, "m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["", "_notop"])
+def test_published_files_come_with_the_publishers_card(
+    part: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"keras/imagenet{part}"
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        write_layers(file, layers_of(theirs("resnet50v2", include_top=not part)))
+    row = PUBLISHED["resnet50v2", name]
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    with serve() as site:
+        site.files["/w.h5"] = path.read_bytes()
+        changes: dict[str, Any] = {
+            "address": f"{site.url}/w.h5", "checksum": f"md5:{md5}",
+        }  # fmt: skip
+        monkeypatch.setitem(PUBLISHED, ("resnet50v2", name), replace(row, **changes))
+        asked = name if part else "imagenet"
+        model = reszoo.build("resnet50v2", weights=asked, include_top=not part)
+    card = reszoo.card(model)
+    assert (card.labels is None) == bool(part)
+    assert card.provenance["licence"] == "bsd-3-clause"
+    assert card.preprocessing == row.preprocessing
+    assert [metric.value for metric in card.metrics] == ([] if part else [0.76, 0.93])
+    loaded, read = to_tensors(model), to_tensors(reszoo.load(path))
+    assert all(np.array_equal(value, read[key]) for key, value in loaded.items())

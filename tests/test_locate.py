@@ -52,7 +52,7 @@ def served(
     row = replace(
         PUBLISHED[NET, NAME],
         address=f"{site.url}/models/resnet18.pth",
-        sha256=hashlib.sha256(content).hexdigest()[:8],
+        checksum=hashlib.sha256(content).hexdigest()[:8],
     )
     monkeypatch.setitem(PUBLISHED, (NET, NAME), row)
     return site

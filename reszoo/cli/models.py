@@ -145,8 +145,8 @@ def _print_weights(names: list[str], as_json: bool) -> None:
     cells = [
         [
             row["model"], row["weights"] + (" *" if row["default"] else ""),
-            f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['at']} px",
-            row["licence"],
+            *("-" if row[x] is None else f"{row[x]:.2f}" for x in ("top1", "top5")),
+            f"{row['at']} px", row["licence"],
         ]
         for row in rows
     ]  # fmt: skip

@@ -28,33 +28,37 @@ _MEGABYTE = 10**6
 # Statuses of a server that may recover in a moment.
 _RETRIED = (408, 429, 500, 502, 503, 504)
 _MAX_NAME = 100  # characters of a file name; systems allow 255 bytes
+_MD5 = "md5:"
+_CHECKSUM = re.compile(rf"[0-9A-Fa-f]{{8,64}}|{_MD5}[0-9A-Fa-f]{{32}}")
 _URL = re.compile(
     r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?([/?][!-~]*)?", re.ASCII | re.I
 )
 
 
-def fetch(url: str, sha256: str | None) -> Path:
+def fetch(url: str, checksum: str | None) -> Path:
     """Return the local copy of a file on the web, downloading it at first use.
 
     A file that is in the cache is returned without any network. Several processes may
-    ask for the same file at once: one downloads it, the others wait. The SHA-256 is in
-    hex, or its first 8 digits or more; None checks nothing but the length. Returns
+    ask for the same file at once: one downloads it, the others wait. The checksum is
+    the SHA-256 in hex, or its first 8 digits or more, or "md5:" and an MD5; None checks
+    nothing but the length. Returns
     `cache_folder()/url/<hash of the URL>/<last part of the URL>`. A UsageError if the
     URL or the hash is malformed; a CheckpointError if the server cannot be reached or
     refuses, the connection is interrupted again and again, or the file has another
     hash; a ReszooError if the disk refused the write.
     """
-    if sha256 is not None and not re.fullmatch(r"[0-9A-Fa-f]{8,64}", sha256):
+    if checksum is not None and not _CHECKSUM.fullmatch(checksum):
         raise UsageError(
-            f"sha256 must be 8 to 64 hexadecimal digits. Received: {sha256!r}."
+            "A SHA-256 must be 8 to 64 hexadecimal digits, an MD5 'md5:' and 32. "
+            f"Received: {checksum!r}."
         )
     final = _cached_path(checked_url(url))
     if not final.is_file():
         with _locked(final.parent.with_suffix(".lock")):
             if not final.is_file():
-                _Transfer(url, sha256, final).run()
+                _Transfer(url, checksum, final).run()
                 return final
-    _check_hash(final, sha256, str(final), "Delete the file to download it again.")
+    _check_hash(final, checksum, str(final), "Delete the file to download it again.")
     return final
 
 
@@ -139,18 +143,24 @@ def _lock(path: Path) -> int:
 
 
 def _check_hash(
-    file: Path, sha256: str | None, what: str, remedy: str, spoilt: Sequence[Path] = ()
+    file: Path,
+    checksum: str | None,
+    what: str,
+    remedy: str,
+    spoilt: Sequence[Path] = (),
 ) -> None:
-    """Refuse a file whose SHA-256 does not begin as expected; remove what is spoilt."""
-    if sha256 is None:
+    """Refuse a file whose hash does not begin as expected; remove what is spoilt."""
+    if checksum is None:
         return
+    digits = checksum.removeprefix(_MD5)
+    kind = "SHA-256" if digits == checksum else "MD5"
     with file.open("rb") as stream:
-        received = hashlib.file_digest(stream, "sha256").hexdigest()
-    if not received.startswith(sha256.lower()):
+        received = hashlib.file_digest(stream, kind.replace("-", "")).hexdigest()
+    if not received.startswith(digits.lower()):
         for path in spoilt:
             path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{what} must have the SHA-256 {sha256}. Received: {received}. {remedy}"
+            f"{what} must have the {kind} {digits}. Received: {received}. {remedy}"
         )
 
 
@@ -179,8 +189,8 @@ class _Transfer:
     name for their version; without one they are not continued.
     """
 
-    def __init__(self, url: str, sha256: str | None, final: Path) -> None:
-        self.url, self.sha256, self.final = url, sha256, final
+    def __init__(self, url: str, checksum: str | None, final: Path) -> None:
+        self.url, self.checksum, self.final = url, checksum, final
         # In messages, which end up in logs.
         self.shown = public_origin(url)
         self.partial = final.with_name(f".{final.name}.part")
@@ -195,7 +205,7 @@ class _Transfer:
                     "on the way."
                 )
                 received = (self.partial, self.tag)
-                _check_hash(self.partial, self.sha256, self.shown, remedy, received)
+                _check_hash(self.partial, self.checksum, self.shown, remedy, received)
                 self.partial.replace(temporary)
             self._forget()
         finally:
@@ -291,7 +301,7 @@ class _Transfer:
             raise CheckpointError(
                 f"{self.shown} must be a file. Received: status {response.status}."
             )
-        if response.length is None and not response.chunked and self.sha256 is None:
+        if response.length is None and not response.chunked and self.checksum is None:
             raise CheckpointError(
                 f"The server does not tell the length of {self.shown}, so a truncated "
                 f"file could not be recognised. Give its sha256, or {self._by_hand()}"

@@ -1,111 +1,57 @@
-"""The publishers' figures; plain data, so that listing them loads no NumPy."""
+"""The publishers' figures, read from a table; listing them loads no NumPy.
 
-from typing import Any
+`published.csv` has a row for each file of weights, the model's default first: hash of
+the file, side of training images, then size, crop_pct, top-1 and top-5 in percent at
+the default input and, where timm tells a larger test input, at that.
 
-# Tag, and the figures at timm's default input, then at its test input: size, crop_pct,
-# top-1 and top-5. resnet50.bamboo is left out: it has no classifier, licence or
-# published accuracy.
-TIMM_ROWS: dict[str, tuple[tuple[Any, ...], ...]] = {
-    "resnet18": (
-        ("a1_in1k", (224, 0.95, 71.504, 90.086), (288, 1.0, 73.164, 91.054)),
-        ("a2_in1k", (224, 0.95, 70.634, 89.486), (288, 1.0, 72.364, 90.620)),
-        ("a3_in1k", (160, 0.95, 65.670, 86.268), (224, 0.95, 68.250, 88.172)),
-        ("tv_in1k", (224, 0.875, 69.752, 89.082)),
-        ("fb_ssl_yfcc100m_ft_in1k", (224, 0.875, 72.636, 91.416)),
-        ("fb_swsl_ig1b_ft_in1k", (224, 0.875, 73.286, 91.754)),
-        ("gluon_in1k", (224, 0.875, 70.844, 89.750)),
-    ),
-    "resnet34": (
-        ("a1_in1k", (224, 0.95, 76.420, 92.896), (288, 1.0, 77.930, 93.758)),
-        ("a2_in1k", (224, 0.95, 75.520, 92.454), (288, 1.0, 77.150, 93.288)),
-        ("a3_in1k", (160, 0.95, 70.580, 89.540), (224, 0.95, 72.996, 91.116)),
-        ("bt_in1k", (224, 0.875, 75.176, 92.166), (288, 0.95, 76.506, 93.342)),
-        ("ra4_e3600_r224_in1k", (224, 0.9, 77.492, 93.498), (288, 1.0, 78.972, 94.454)),
-        ("tv_in1k", (224, 0.875, 73.298, 91.422)),
-        ("gluon_in1k", (224, 0.875, 74.574, 91.988)),
-    ),
-    "resnet50": (
-        ("a1_in1k", (224, 0.95, 80.382, 94.598), (288, 1.0, 81.240, 95.112)),
-        ("a1h_in1k", (176, 0.9, 79.264, 94.498), (224, 1.0, 80.654, 95.312)),
-        ("a2_in1k", (224, 0.95, 79.828, 94.560), (288, 1.0, 80.774, 94.978)),
-        ("a3_in1k", (160, 0.95, 75.994, 92.494), (224, 0.95, 78.052, 93.780)),
-        ("b1k_in1k", (224, 0.95, 79.564, 94.622), (288, 1.0, 80.708, 95.430)),
-        ("b2k_in1k", (224, 0.95, 79.388, 94.580), (288, 1.0, 80.466, 95.306)),
-        ("c1_in1k", (224, 0.95, 79.766, 94.954), (288, 1.0, 80.928, 95.554)),
-        ("c2_in1k", (224, 0.95, 79.868, 94.862), (288, 1.0, 80.862, 95.530)),
-        ("d_in1k", (224, 0.95, 79.904, 94.666), (288, 1.0, 81.012, 95.456)),
-        ("ram_in1k", (224, 0.875, 79.034, 94.386), (288, 0.95, 79.982, 95.038)),
-        ("am_in1k", (224, 0.875, 79.004, 94.392)),
-        ("ra_in1k", (224, 0.875, 78.820, 94.314), (288, 0.95, 79.864, 94.970)),
-        ("bt_in1k", (224, 0.875, 78.444, 94.274), (288, 0.95, 79.652, 94.908)),
-        ("tv_in1k", (224, 0.875, 76.156, 92.866)),
-        ("tv2_in1k", (176, 0.875, 79.434, 94.640), (224, 0.965, 80.846, 95.430)),
-        ("fb_ssl_yfcc100m_ft_in1k", (224, 0.875, 79.252, 94.826)),
-        ("fb_swsl_ig1b_ft_in1k", (224, 0.875, 81.146, 95.980)),
-        ("gluon_in1k", (224, 0.875, 77.580, 93.704)),
-    ),
-    "resnet101": (
-        ("a1h_in1k", (224, 0.95, 81.950, 95.760), (288, 1.0, 82.796, 96.324)),
-        ("a1_in1k", (224, 0.95, 81.494, 95.164), (288, 1.0, 82.326, 95.630)),
-        ("a2_in1k", (224, 0.95, 81.344, 95.198), (288, 1.0, 82.218, 95.740)),
-        ("a3_in1k", (160, 0.95, 77.928, 93.686), (224, 0.95, 79.836, 94.608)),
-        ("tv_in1k", (224, 0.875, 77.404, 93.552)),
-        ("tv2_in1k", (176, 0.875, 79.908, 94.606), (224, 0.965, 81.906, 95.768)),
-        ("gluon_in1k", (224, 0.875, 79.306, 94.538)),
-    ),
-    "resnet152": (
-        ("a1h_in1k", (224, 0.95, 82.818, 96.124), (288, 1.0, 83.494, 96.522)),
-        ("a1_in1k", (224, 0.95, 81.998, 95.294), (288, 1.0, 82.742, 95.734)),
-        ("a2_in1k", (224, 0.95, 81.764, 95.270), (288, 1.0, 82.614, 95.748)),
-        ("a3_in1k", (160, 0.95, 78.896, 94.140), (224, 0.95, 80.548, 95.004)),
-        ("tv_in1k", (224, 0.875, 78.330, 94.046)),
-        ("tv2_in1k", (176, 0.875, 80.222, 94.650), (224, 0.965, 82.294, 96.000)),
-        ("gluon_in1k", (224, 0.875, 79.712, 94.720)),
-    ),
-    "resnext50_32x4d": (
-        ("a1h_in1k", (224, 0.95, 81.140, 95.320), (288, 1.0, 82.012, 95.932)),
-        ("a1_in1k", (224, 0.95, 80.526, 94.458), (288, 1.0, 81.484, 95.162)),
-        ("a2_in1k", (224, 0.95, 80.444, 94.630), (288, 1.0, 81.298, 95.110)),
-        ("a3_in1k", (160, 0.95, 77.734, 93.314), (224, 0.95, 79.252, 94.290)),
-        ("ra_in1k", (224, 0.875, 79.800, 94.608), (288, 0.95, 80.706, 95.358)),
-        ("tv_in1k", (224, 0.875, 77.632, 93.674)),
-        ("tv2_in1k", (176, 0.875, 79.374, 94.302), (224, 0.965, 81.176, 95.348)),
-        ("fb_ssl_yfcc100m_ft_in1k", (224, 0.875, 80.316, 95.386)),
-        ("fb_swsl_ig1b_ft_in1k", (224, 0.875, 82.162, 96.224)),
-        ("gluon_in1k", (224, 0.875, 79.354, 94.424)),
-    ),
-    "wide_resnet50_2": (
-        ("racm_in1k", (224, 0.875, 81.488, 95.544), (288, 0.95, 82.266, 96.062)),
-        ("tv_in1k", (224, 0.875, 78.480, 94.086)),
-        ("tv2_in1k", (176, 0.875, 80.436, 95.082), (224, 0.965, 81.598, 95.764)),
-    ),
-}
-# Source: torchvision 0.28.0, `models/resnet.py`. Variant, version, first 8 digits of
-# the file's sha256 (they are part of its name), top-1, top-5.
-TORCHVISION_ROWS = (
-    ("resnet18", "V1", "f37072fd", 69.758, 89.078),
-    ("resnet34", "V1", "b627a593", 73.314, 91.420),
-    ("resnet50", "V1", "0676ba61", 76.130, 92.862),
-    ("resnet50", "V2", "11ad3fa6", 80.858, 95.434),
-    ("resnet101", "V1", "63fe2227", 77.374, 93.546),
-    ("resnet101", "V2", "cd907fc2", 81.886, 95.780),
-    ("resnet152", "V1", "394f9c45", 78.312, 94.046),
-    ("resnet152", "V2", "f82ba261", 82.284, 96.002),
-    ("resnext50_32x4d", "V1", "7cdf4587", 77.618, 93.698),
-    ("resnext50_32x4d", "V2", "1a0047aa", 81.198, 95.340),
-    ("wide_resnet50_2", "V1", "95faca4d", 78.468, 94.086),
-    ("wide_resnet50_2", "V2", "9ba9bcbe", 81.602, 95.758),
-)
-# Top-1 of keras.applications' files, in percent. Source: keras.io/api/applications.
-_KERAS = {"resnet50v2": 76.0, "resnet101v2": 77.2, "resnet152v2": 78.0}
+Sources: torchvision 0.28.0, `models/resnet.py`. timm 1.0.31, `models/resnet.py`, and
+its `results/results-imagenet.csv`; figures of two digits are those of its model cards.
+keras.io/api/applications, and the hashes of Keras 3.15.1, `applications/resnet.py`.
+Empty figures: of files without a classifier, and of resnet18d.ra4_e3600_r224_in1k,
+which those tables do not list. resnet50.bamboo is left out: it has no classifier,
+licence or published accuracy.
+"""
+
+import csv
+from importlib.resources import files
+from typing import NamedTuple
+
+
+class Result(NamedTuple):
+    """A publisher's figures at one way of showing the pictures."""
+
+    size: int  # side of the square input, in pixels
+    crop_pct: float  # share of the resized short side that is kept
+    top1: float | None  # in percent
+    top5: float | None  # in percent
+
+
+class Row(NamedTuple):
+    """A file of published weights."""
+
+    model: str
+    weights: str  # publisher and its name, such as "timm/a1_in1k"
+    checksum: str | None  # see `PublishedWeights`
+    train_size: int  # side of training images, in pixels
+    results: tuple[Result, ...]
+
+
+def _row(model: str, weights: str, checksum: str, train: str, *figures: str) -> Row:
+    results = tuple(
+        Result(int(size), float(crop), *(float(x) if x else None for x in tops))
+        for size, crop, *tops in zip(*[iter(figures)] * 4, strict=True)
+    )
+    return Row(model, weights, checksum or None, int(train), results)
+
+
+_TEXT = files("reszoo.weights").joinpath("published.csv").read_text("ascii")
+ROWS = [_row(*cells) for cells in csv.reader(_TEXT.splitlines()[1:])]
 # Of the weights inside the package, measured on CIFAR-10 as JPEGs: their cards' own.
 _BUNDLED = {"resnet20": 88.31, "resnet32": 89.09}
 
 
 def best_top1(name: str) -> float | None:
     """Return the best accuracy published for a model, in percent; None without one."""
-    found = [top1 for model, *_, top1, _ in TORCHVISION_ROWS if model == name]
-    results = (result for row in TIMM_ROWS.get(name, ()) for result in row[1:])
-    found += [top1 for _, _, top1, _ in results]
-    found += [table[name] for table in (_KERAS, _BUNDLED) if name in table]
-    return max(found, default=None)
+    results = (result for row in ROWS if row.model == name for result in row.results)
+    found = [result.top1 for result in results if result.top1 is not None]
+    return max(found, default=_BUNDLED.get(name))

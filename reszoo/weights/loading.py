@@ -329,8 +329,9 @@ def _metrics(row: PublishedWeights) -> tuple[Metric, ...]:
     size, crop = row.preprocessing.eval_size, row.preprocessing.crop_pct
     data = f"ImageNet-1k validation at {size} px, as published"
     return tuple(
-        Metric(name=name, value=round(getattr(result, name) / 100, 5), data=data)
+        Metric(name=name, value=round(value / 100, 5), data=data)
         for result in row.results
         if (result.size, result.crop_pct) == (size, crop)
-        for name in ("top1", "top5")
+        for name, value in (("top1", result.top1), ("top5", result.top5))
+        if value is not None
     )

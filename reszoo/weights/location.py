@@ -13,7 +13,7 @@ from reszoo.weights import download, safetensors
 from reszoo.weights.published import PublishedWeights, find_published, published_names
 from reszoo.weights.reading import SUFFIXES, Contents, read
 
-_PROVIDERS = ("torchvision/", "timm/")
+_PROVIDERS = ("torchvision/", "timm/", "keras/")
 _HUB = re.compile(
     r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w./-]*))?",
     re.ASCII,
@@ -129,7 +129,7 @@ def _published(name: str, variant: str | None, consent: bool) -> Found:
     if address.kind == "hub":
         path = _from_hub(address.where, address.revision, source).path
     else:
-        path = download.fetch(row.address, row.sha256)
+        path = download.fetch(row.address, row.checksum)
     return Found(path=path, source=source, published=row)
 
 

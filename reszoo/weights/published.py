@@ -6,16 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from reszoo.weights.figures import TIMM_ROWS, TORCHVISION_ROWS
-
-
-class Result(NamedTuple):
-    """A publisher's figures at one way of showing the pictures."""
-
-    size: int  # side of the square input, in pixels
-    crop_pct: float  # share of the resized short side that is kept
-    top1: float  # in percent
-    top5: float  # in percent
+from reszoo.weights.figures import ROWS, Result, Row
 
 
 class _Family(NamedTuple):
@@ -27,25 +18,31 @@ class _Family(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
 
 
-_TORCHVISION = _Family("bsd-3-clause", "bilinear")
 _TIMM = _Family("apache-2.0", "bicubic")
-# By the first word of timm's tags; the others are `_TIMM`.
+_BSD = _Family("bsd-3-clause", "bilinear")
+_HALF = (0.5, 0.5, 0.5)
+# By the first word of timm's tags, whose others are `_TIMM`, or the publisher.
 _FAMILIES = {
-    "tv": _TORCHVISION,
-    "tv2": _TORCHVISION,
+    "torchvision": _BSD,
+    "tv": _BSD,
+    "tv2": _BSD,
     "fb": _Family("cc-by-nc-4.0", "bilinear"),
     # The ra4 recipe scales pixels to -1..1 instead of by ImageNet's statistics.
-    "ra4": _Family("apache-2.0", "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ra4": _Family("apache-2.0", "bicubic", _HALF, _HALF),
+    # V2 models, ported from fb.resnet.torch (documentation of keras-applications).
+    "keras": _Family("bsd-3-clause", "bilinear", _HALF, _HALF),
 }
-# Training size and crop_pct: V1 resizes to 256 = 224 / 0.875, V2, which trained on
-# smaller images, to 232 = floor(224 / 0.965).
-_TORCHVISION_VERSIONS = {"V1": (224, 0.875), "V2": (176, 0.965)}
+_ADDRESSES = {
+    "torchvision": "https://download.pytorch.org/models/{model}-{checksum}.pth",
+    "timm": "hf://timm/{model}.{tag}",
+    "keras": "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+    "{model}_weights_tf_dim_ordering_tf_kernels{part}.h5",
+}
 _NONCOMMERCIAL = "cc-by-nc"
-# What `weights="imagenet"` means: torchvision's DEFAULT, the newest of each variant.
-DEFAULTS = {
-    variant: f"torchvision/IMAGENET1K_{version}"
-    for variant, version, *_ in TORCHVISION_ROWS
-}
+# What `weights="imagenet"` means: the publisher's default, of several torchvision's.
+DEFAULTS: dict[str, str] = {}
+for _listed in ROWS:
+    DEFAULTS.setdefault(_listed.model, _listed.weights)
 _DEFAULT = "imagenet"
 
 
@@ -55,10 +52,10 @@ class PublishedWeights:
 
     variant: str  # that it belongs to, such as "resnet50"
     name: str  # publisher and its name, such as "timm/a1_in1k"
-    address: str  # URL of a `.pth` file, or `hf://owner/repository`
-    # First hex digits of the file's hash; None for hub repositories, where the hub's
-    # client checks whole hashes.
-    sha256: str | None
+    address: str  # URL of a file, or `hf://owner/repository`
+    # First hex digits of the file's SHA-256, or "md5:" and its MD5, which is all that
+    # Keras tells; None for hub repositories, whose client checks whole hashes.
+    checksum: str | None
     licence: str  # SPDX name, in lower case
     preprocessing: Preprocessing  # the publisher's default
     results: tuple[Result, ...]  # those for `preprocessing` first
@@ -106,7 +103,8 @@ def find_published(
 def table_rows() -> list[dict[str, Any]]:
     """Return all published weights as plain JSON values, a dict each.
 
-    Accuracies are in percent; "at" is the size in pixels they were measured at.
+    Accuracies are in percent, None where none is published; "at" is the size in pixels
+    they were measured at.
     """
     return [
         {
@@ -135,51 +133,29 @@ def imagenet_labels() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def _row(
-    variant: str,
-    name: str,
-    address: str,
-    sha256: str | None,
-    family: _Family,
-    train_size: int,
-    results: tuple[Result, ...],
-) -> PublishedWeights:
+def _described(row: Row) -> PublishedWeights:
+    publisher, tag = row.weights.split("/")
+    first = tag.split("_")[0] if publisher == "timm" else publisher
+    family = _FAMILIES.get(first, _TIMM)
+    part = tag.removeprefix("imagenet")
+    address = _ADDRESSES[publisher].format(tag=tag, part=part, **row._asdict())
+    size, crop_pct, *_ = row.results[0]
     return PublishedWeights(
-        variant=variant,
-        name=name,
+        variant=row.model,
+        name=row.weights,
         address=address,
-        sha256=sha256,
+        checksum=row.checksum,
         licence=family.licence,
         preprocessing=Preprocessing(
-            train_size=train_size,
-            eval_size=results[0].size,
-            crop_pct=results[0].crop_pct,
+            train_size=row.train_size,
+            eval_size=size,
+            crop_pct=crop_pct,
             interpolation=family.interpolation,
             mean=family.mean,
             std=family.std,
         ),
-        results=results,
+        results=row.results,
     )
 
 
-def _table() -> dict[tuple[str, str], PublishedWeights]:
-    rows = []
-    for variant, version, sha256, *top in TORCHVISION_ROWS:
-        size, crop_pct = _TORCHVISION_VERSIONS[version]
-        name = f"torchvision/IMAGENET1K_{version}"
-        address = f"https://download.pytorch.org/models/{variant}-{sha256}.pth"
-        results: tuple[Result, ...] = (Result(224, crop_pct, *top),)
-        rows.append(_row(variant, name, address, sha256, _TORCHVISION, size, results))
-    for variant, listed in TIMM_ROWS.items():
-        for tag, *figures in listed:
-            family = _FAMILIES.get(tag.split("_")[0], _TIMM)
-            name, address = f"timm/{tag}", f"hf://timm/{variant}.{tag}"
-            results = tuple(Result(*row) for row in figures)
-            size = results[0].size
-            rows.append(_row(variant, name, address, None, family, size, results))
-    # By variant, shallow ones first; the sort is stable, so torchvision stays ahead.
-    rows.sort(key=lambda weights: list(DEFAULTS).index(weights.variant))
-    return {(weights.variant, weights.name): weights for weights in rows}
-
-
-PUBLISHED: dict[tuple[str, str], PublishedWeights] = _table()
+PUBLISHED = {(row.model, row.weights): _described(row) for row in ROWS}
