@@ -78,5 +78,5 @@ def test_a_disk_that_refuses_is_named(
     with pytest.raises(reszoo.ReszooError, match=r"file/logs could not be written"):
         EventLog(tmp_path / "file" / "logs")
     monkeypatch.setattr(history, "_next_file", lambda folder: Path("/dev/full"))
-    with pytest.raises(reszoo.ReszooError, match=r"/dev/full could .* Make room"):
+    with pytest.raises(reszoo.ReszooError, match=r"/dev/full could .* make room"):
         EventLog(tmp_path)
