@@ -15,11 +15,7 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.architecture import (
-    Architecture,
-    KerasArchitecture,
-    architecture_from_json,
-)
+from reszoo.architecture import Architecture, KerasArchitecture, architecture_from_json
 from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import parse_json
 from reszoo.preprocessing import (

@@ -3,117 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from typer import Argument, Exit, Option
+from typer import Exit
 from typer.core import TyperCommand
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import (
-    BadImages,
-    Data,
-    Isolated,
-    Json,
-    Model,
-    Overwrite,
-    Threads,
-    TrustSavedModel,
-    app,
-    given,
-)
+from reszoo.cli.options import command, given, numbers
 from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UsageError
 
-_FORMATS = ",".join(defaults.FORMATS)
-# fmt: off
-Checkpoint = Annotated[
-    Path, Argument(metavar="CHECKPOINT", help="Checkpoint (.safetensors).")
-]
-ExportFolder = Annotated[Path, Option(help="Folder to write.")]
-Formats = Annotated[str, Option(
-    help="Comma-separated formats: saved_model, tflite, tflite-fp16, tflite-dynamic, "
-    "tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; or a group: all, mobile, "
-    "server, web."
-)]
-Calibration = Annotated[str | None, Option(
-    metavar="DATA", show_default="none",
-    help="Images to calibrate int8 formats with; the training data.",
-)]
-VerifyData = Annotated[str | None, Option(
-    metavar="DATA", show_default="those of --calibration",
-    help="Images to compare each file with the model on.",
-)]
-Batch = Annotated[str | None, Option(
-    metavar="N|dynamic", show_default="1 for TFLite, dynamic for the others",
-    help="Batch size of the file's input.",
-)]
-InputSize = Annotated[str | None, Option(
-    "--size", "--input-size",
-    metavar="PIXELS", show_default="the checkpoint's",
-    help="Height and width of the input, such as 224 or 64,96.",
-)]
-Layout = Annotated[str, Option(help="Axes of the input: nhwc, or nchw (ONNX only).")]
-InputDtype = Annotated[str | None, Option(
-    help="Pixels of ONNX files, 0 to 255: uint8 or float32.", show_default="uint8"
-)]
-Opset = Annotated[int | None, Option(
-    help="Version of the operators of ONNX files: 13 to 18 (int8: 13 to 17).",
-    show_default="17",
-)]
-IntegerIO = Annotated[str | None, Option(
-    "--integer-io", metavar="[uint8|int8]",
-    help="Integers alone, in and out as well (tflite-int8 only): uint8, or int8.",
-    show_default="uint8 pixels, float32 probabilities",
-)]
-Outputs = Annotated[str | None, Option(
-    help="Give one output only: probabilities, logits or features.",
-    show_default="probabilities for TFLite, both logits and probabilities for "
-    "the others",
-)]
-Version = Annotated[
-    int, Option(help="Version of the SavedModel, as TF Serving counts them.")
-]
-Folder = Annotated[
-    Path, Argument(metavar="FOLDER", help="Folder that `reszoo export` wrote.")
-]
-File = Annotated[Path, Argument(
-    metavar="FILE",
-    help="Checkpoint, SavedModel folder, .tflite or .onnx file, of any origin.",
-)]
-Files = Annotated[
-    list[Path], Argument(metavar="FILE...", help="Model files to compare.")
-]
-BatchSizes = Annotated[
-    list[int], Option(help="Batch size to measure; may be repeated.")
-]
-Rounds = Annotated[int, Option(help="Number of processes that open each file.")]
-Seconds = Annotated[
-    float, Option(help="Seconds to measure each batch size in each process.")
-]
-DemoFolder = Annotated[Path, Option(help="Folder for the exported files.")]
-Split = Annotated[str | None, Option(
-    help="Split to measure: train, validation, test or all.",
-    show_default="test, else validation",
-)]
-Inputs = Annotated[list[str], Argument(
-    metavar="INPUT...",
-    help="Image files, folders, globs, or CSV files that list paths in a "
-    'column "path".',
-)]
-Answers = Annotated[Path | None, Option(
-    help="Write a row for each image to this .csv, .jsonl or .parquet file.",
-    show_default="print the answers",
-)]
-Top = Annotated[int, Option("--top", "-k", help="Number of labels for each image.")]
-ResumeAnswers = Annotated[
-    bool, Option("--resume", help="Continue an unfinished output.")
-]
-MinAccuracy = Annotated[float | None, Option(
-    help="Exit with 1 if a top-1 accuracy, in 0 to 1, is lower.",
-    show_default="no minimum",
-)]
-# fmt: on
 _SHARES = {
     "top1": "top-1",
     "top5": "top-5",
@@ -135,24 +35,25 @@ class _ExportCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-@app.command(cls=_ExportCommand)
+@command(cls=_ExportCommand)
 def export(
-    model: Checkpoint,
-    output: ExportFolder,
-    formats: Formats = _FORMATS,
-    calibration: Calibration = None,
-    verify: VerifyData = None,
-    bad_images: BadImages = defaults.BAD_IMAGES,
-    batch: Batch = None,
-    input_size: InputSize = None,
-    layout: Layout = "nhwc",
-    input_dtype: InputDtype = None,
-    opset: Opset = None,
-    integer_io: IntegerIO = None,
-    outputs: Outputs = None,
-    version: Version = defaults.SAVED_MODEL_VERSION,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    model: Path,
+    *,
+    output: Path,
+    formats: str = ",".join(defaults.FORMATS),
+    calibration: str | None = None,
+    verify: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
+    batch: str | None = None,
+    input_size: str | None = None,
+    layout: str = "nhwc",
+    input_dtype: str | None = None,
+    opset: int | None = None,
+    integer_io: str | None = None,
+    outputs: str | None = None,
+    version: int = defaults.SAVED_MODEL_VERSION,
+    overwrite: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Write SavedModel, TFLite and ONNX files and verify them.
 
@@ -160,37 +61,50 @@ def export(
 
     Example: reszoo export runs/photos/best.safetensors --output export
     --formats tflite-int8,onnx --calibration photos/
+
+    Args:
+        model (CHECKPOINT): Checkpoint (.safetensors).
+        formats: Comma-separated formats: saved_model, tflite, tflite-fp16,
+            tflite-dynamic, tflite-int8, tflite-int16x8, onnx, onnx-fp16, onnx-int8; or
+            a group: all, mobile, server, web.
+        calibration (DATA, default none): Images to calibrate int8 formats with; the
+            training data.
+        verify (DATA, default those of --calibration): Images to compare each file with
+            the model on.
+        batch (N|dynamic, default 1 for TFLite, dynamic for the others): Batch size of
+            the file's input.
+        input_size (PIXELS, default the checkpoint's): Height and width of the input,
+            such as 224 or 64,96.
+        layout: Axes of the input: nhwc, or nchw (ONNX only).
+        input_dtype (default uint8): Pixels of ONNX files, 0 to 255: uint8 or float32.
+        opset (default 17): Version of the operators of ONNX files: 13 to 18 (int8: 13
+            to 17).
+        integer_io ([uint8|int8], default uint8 pixels, float32 probabilities): Integers
+            alone, in and out as well (tflite-int8 only): uint8, or int8.
+        outputs (default probabilities for TFLite, both logits and probabilities for the
+            others): Give one output only: probabilities, logits or features.
+        version: Version of the SavedModel, as TF Serving counts them.
     """
-    manifest = reszoo.export(
-        **given(locals(), batch=_batch(batch), input_size=_size(input_size))
-    )
-    _print_manifest(manifest, as_json)
+    arguments = given(locals())
+    expected = {"batch": 'a number or "dynamic"', "input_size": "224 or 64,96"}
+    for name, what in expected.items():
+        text = arguments[name]
+        if text is not None and (name, text) != ("batch", "dynamic"):
+            found = numbers(text, f"{name} must be {what}")
+            arguments[name] = found if found[1:] else found[0]
+    _print_manifest(reszoo.export(**arguments), as_json)
 
 
-def _size(text: str | None) -> Any:
-    numbers = [each for each in (text or "").split(",") if each]
-    if not all(each.isdecimal() for each in numbers):
-        raise UsageError(f"input_size must be 224 or 64,96. Received: {text!r}.")
-    return (
-        [*map(int, numbers)] if len(numbers) > 1 else int(numbers[0]) if text else None
-    )
-
-
-def _batch(text: str | None) -> Any:
-    if text is None or text == "dynamic":
-        return text
-    if not text.isdecimal():
-        raise UsageError(f'batch must be a number or "dynamic". Received: {text!r}.')
-    return int(text)
-
-
-@app.command()
+@command()
 def verify(
-    folder: Folder, min_accuracy: MinAccuracy = None, as_json: Json = False
+    folder: Path, *, min_accuracy: float | None = None, as_json: bool = False
 ) -> None:
     """Verify an export again, from its folder alone.
 
     Example: reszoo verify export --min-accuracy 0.9
+
+    Args:
+        folder (FOLDER): Folder that `reszoo export` wrote.
     """
     _check_share(min_accuracy)
     manifest = reszoo.verify(folder)
@@ -226,13 +140,17 @@ def _require_accuracy(
         raise Exit(1)
 
 
-@app.command()
-def inspect(file: File, as_json: Json = False) -> None:
+@command()
+def inspect(file: Path, *, as_json: bool = False) -> None:
     """Describe a model file.
 
     Shows its format, signature, labels, preprocessing and provenance.
 
     Example: reszoo inspect export/model-int8.tflite
+
+    Args:
+        file (FILE): Checkpoint, SavedModel folder, .tflite or .onnx file, of any
+            origin.
     """
     description = reszoo.inspect(file)
     if as_json:
@@ -241,22 +159,29 @@ def inspect(file: File, as_json: Json = False) -> None:
         print_text(description.text())
 
 
-@app.command()
+@command()
 def benchmark(
-    files: Files,
-    threads: Threads = None,
-    batch: BatchSizes = list(defaults.BATCH_SIZES),  # noqa: B006
-    rounds: Rounds = defaults.ROUNDS,
-    seconds: Seconds = defaults.SECONDS,
-    trust_saved_model: TrustSavedModel = False,
-    isolated: Isolated = defaults.ISOLATED,
-    as_json: Json = False,
+    files: list[Path],
+    *,
+    threads: int | None = None,
+    batch: list[int] = list(defaults.BATCH_SIZES),  # noqa: B006
+    rounds: int = defaults.ROUNDS,
+    seconds: float = defaults.SECONDS,
+    trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
+    as_json: bool = False,
 ) -> None:
     """Measure the latency of model files.
 
     Files take turns, each time in a fresh process.
 
     Example: reszoo benchmark export/model.tflite export/model-int8.tflite
+
+    Args:
+        files (FILE...): Model files to compare.
+        batch: Batch size to measure; may be repeated.
+        rounds: Number of processes that open each file.
+        seconds: Seconds to measure each batch size in each process.
     """
     arguments = given(locals())
     found = reszoo.benchmark(batch_sizes=arguments.pop("batch"), **arguments)
@@ -269,11 +194,14 @@ def benchmark(
     print_text(benchmark_note(found))
 
 
-@app.command()
-def demo(output: DemoFolder = Path("saved_models/demo"), as_json: Json = False) -> None:
+@command()
+def demo(*, output: Path = Path("saved_models/demo"), as_json: bool = False) -> None:
     """Fine-tune on handwritten digits, export and verify.
 
     Example: reszoo demo
+
+    Args:
+        output: Folder for the exported files.
     """
     from reszoo.cli.demo import run_demo
 
@@ -329,21 +257,26 @@ def _footnote(manifest: Any) -> str:
     return f"{lines}. Folder: {manifest.folder}"
 
 
-@app.command()
+@command()
 def evaluate(
-    model: Model,
-    data: Data,
-    split: Split = None,
-    bad_images: BadImages = defaults.BAD_IMAGES,
-    threads: Threads = None,
-    trust_saved_model: TrustSavedModel = False,
-    isolated: Isolated = defaults.ISOLATED,
-    min_accuracy: MinAccuracy = None,
-    as_json: Json = False,
+    model: Path,
+    data: str,
+    *,
+    split: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
+    threads: int | None = None,
+    trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
+    min_accuracy: float | None = None,
+    as_json: bool = False,
 ) -> None:
     """Measure accuracy, balanced accuracy (mean recall), macro F1 and loss.
 
     Example: reszoo evaluate export/model.tflite photos/
+
+    Args:
+        split (default test, else validation): Split to measure: train, validation, test
+            or all.
     """
     arguments = given(locals())
     _check_share(arguments.pop("min_accuracy"))
@@ -374,24 +307,33 @@ def _print_metrics(metrics: Any) -> None:
         print_text(f"The {_CLASSES} classes of lowest recall; --json has all.")
 
 
-@app.command()
+@command()
 def predict(
-    model: Model,
-    inputs: Inputs,
-    output: Answers = None,
-    top: Top = defaults.TOP,
-    threads: Threads = None,
-    resume: ResumeAnswers = False,
-    overwrite: Overwrite = False,
-    trust_saved_model: TrustSavedModel = False,
-    isolated: Isolated = defaults.ISOLATED,
-    as_json: Json = False,
+    model: Path,
+    inputs: list[str],
+    *,
+    output: Path | None = None,
+    top: int = defaults.TOP,
+    threads: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
+    as_json: bool = False,
 ) -> None:
     """Classify images.
 
     Unreadable images have rows of their own, and the command then exits with 1.
 
     Example: reszoo predict export/model.onnx photos/ --output answers.csv
+
+    Args:
+        inputs (INPUT...): Image files, folders, globs, or CSV files that list paths in
+            a column "path".
+        output (default print the answers): Write a row for each image to this .csv,
+            .jsonl or .parquet file.
+        top: Number of labels for each image.
+        resume: Continue an unfinished output.
     """
     arguments = given(locals())
     if output is not None:

@@ -2,9 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from typer import Argument, Option
+from typing import Any, Literal
 
 import reszoo
 from reszoo.architecture import (
@@ -15,36 +13,12 @@ from reszoo.architecture import (
     standalone_norms,
     tensor_shapes,
 )
-from reszoo.cli.options import Json, Overwrite, app
+from reszoo.cli.options import command
 from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.specs import SPECS, ResNetSpec, one_of
 from reszoo.weights.figures import best_top1
 
-# fmt: off
-Pattern = Annotated[
-    str, Argument(metavar="PATTERN", help='Names to list, such as "resnet*".')
-]
-Weights = Annotated[
-    bool, Option("--weights", help="List published weights instead.")
-]
-Sort = Annotated[str | None, Option(
-    help="Column to sort by, the largest first: name, parameters, multiply_adds, "
-    "image, top1 or int8_bytes.",
-    show_default="by family",
-)]
-Source = Annotated[str, Argument(
-    metavar="IN",
-    help="Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of "
-    "keras.applications, a timm folder, hf://owner/repo or a URL.",
-)]
-Output = Annotated[
-    Path, Argument(metavar="OUT", help="A .safetensors file, or a folder for timm.")
-]
-ModelName = Annotated[str | None, Option(
-    help="Name of the model, if its tensors fit several.", show_default="inferred"
-)]
-# fmt: on
 _Column = Literal["name", "parameters", "multiply_adds", "image", "top1", "int8_bytes"]
 # Bytes of an int8 TFLite file: for each channel a bias, and scale and zero point of
 # kernel and bias; for each convolution its operators and tensors. The classifier
@@ -52,16 +26,23 @@ _Column = Literal["name", "parameters", "multiply_adds", "image", "top1", "int8_
 _CHANNEL, _LAYER, _FLOAT = 28, 800, 4
 
 
-@app.command("list")
+@command("list")
 def list_(
-    pattern: Pattern = "*",
-    weights: Weights = False,
-    sort: Sort = None,
-    as_json: Json = False,
+    pattern: str = "*",
+    *,
+    weights: bool = False,
+    sort: str | None = None,
+    as_json: bool = False,
 ) -> None:
     """List the models by family, or their published weights.
 
     Example: reszoo list "resnet*" --sort top1
+
+    Args:
+        pattern (PATTERN): Names to list, such as "resnet*".
+        weights: List published weights instead.
+        sort (default by family): Column to sort by, the largest first: name,
+            parameters, multiply_adds, image, top1 or int8_bytes.
     """
     names = reszoo.list_models(pattern)
     if not names:
@@ -110,17 +91,24 @@ def list_(
     )
 
 
-@app.command()
+@command()
 def convert(
-    source: Source,
-    output: Output,
-    model: ModelName = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    source: str,
+    output: Path,
+    *,
+    model: str | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Convert a checkpoint for reszoo, torchvision and timm.
 
     Example: reszoo convert resnet50-11ad3fa6.pth resnet50.safetensors
+
+    Args:
+        source (IN): Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of
+            keras.applications, a timm folder, hf://owner/repo or a URL.
+        output (OUT): A .safetensors file, or a folder for timm.
+        model (default inferred): Name of the model, if its tensors fit several.
     """
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists. Pass --overwrite to replace it.")

@@ -1,14 +1,42 @@
-"""The application, and the options that several commands share."""
+"""The application, and how functions become its commands."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from inspect import Parameter, cleandoc, signature
+from typing import Annotated, Any, TypeVar
 
 from typer import Argument, Option, Typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from reszoo.errors import printable
+from reszoo.errors import UsageError, printable
+
+# Names of options that are not those of their parameters.
+_NAMES = {
+    "as_json": ("--json",), "fields": ("--set",), "top": ("--top", "-k"),
+    "input_size": ("--size", "--input-size"),
+}  # fmt: skip
+# The parameters of several commands.
+_SHARED = """
+    as_json: Print JSON instead of a table.
+    bad_images: Handle unreadable images. error: stop at the first; skip: leave them out
+        and list them; recover: as skip, but decode truncated JPEGs as far as they go.
+    data (DATA): Folder of class folders with images (or train/, val/, test/ folders of
+        these), CSV of path and label, tfds:NAME, or the name "digits".
+    fields (FIELD=VALUE): Change any field of the recipe; may be repeated: --set
+        momentum=0.8 --set steps=2000.
+    isolated: Open and run the file in a subprocess with limits on memory and time.
+    min_accuracy (default no minimum): Exit with 1 if a top-1 accuracy, in 0 to 1, is
+        lower.
+    model (MODEL): Checkpoint (.safetensors), SavedModel folder, .tflite or .onnx file.
+    output: Folder to write.
+    overwrite: Replace the output if it exists.
+    resume: Continue what the output folder contains.
+    threads (default all cores): Number of threads to compute with.
+    trust_saved_model: Run a SavedModel whose operators may read and write files. Only
+        for files of known origin.
+"""
+Function = TypeVar("Function", bound=Callable[..., None])
 
 
 @contextmanager
@@ -46,47 +74,51 @@ app = Typer(
 )
 
 
-def given(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a command's `locals()` as arguments of the function that it calls."""
-    return {name: v for name, v in values.items() if name != "as_json"} | changes
+    return {name: value for name, value in values.items() if name != "as_json"}
 
 
-# fmt: off
-Json = Annotated[bool, Option("--json", help="Print JSON instead of a table.")]
-Overwrite = Annotated[
-    bool, Option("--overwrite", help="Replace the output if it exists.")
-]
-Resume = Annotated[
-    bool, Option("--resume", help="Continue what the output folder contains.")
-]
-Fields = Annotated[list[str] | None, Option(
-    "--set", metavar="FIELD=VALUE",
-    help="Change any field of the recipe; may be repeated: --set momentum=0.8 "
-    "--set steps=2000.",
-)]
-Threads = Annotated[int | None, Option(
-    help="Number of threads to compute with.", show_default="all cores"
-)]
-Data = Annotated[str, Argument(
-    metavar="DATA",
-    help="Folder of class folders with images (or train/, val/, test/ folders of "
-    'these), CSV of path and label, tfds:NAME, or the name "digits".',
-)]
-BadImages = Annotated[str, Option(
-    help="Handle unreadable images. error: stop at the first; skip: leave them out "
-    "and list them; recover: as skip, but decode truncated JPEGs as far as they go."
-)]
-Model = Annotated[Path, Argument(
-    metavar="MODEL",
-    help="Checkpoint (.safetensors), SavedModel folder, .tflite or .onnx file.",
-)]
-TrustSavedModel = Annotated[bool, Option(
-    "--trust-saved-model",
-    help="Run a SavedModel whose operators may read and write files. Only for "
-    "files of known origin.",
-)]
-Isolated = Annotated[bool, Option(
-    "--isolated",
-    help="Open and run the file in a subprocess with limits on memory and time.",
-)]
-# fmt: on
+def numbers(text: str, expected: str) -> list[int]:
+    """Parse whole numbers between commas; a UsageError says what was expected."""
+    parts = [part.strip() for part in text.split(",") if part]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise UsageError(f"{expected}. Received: {text!r}.")
+    return [*map(int, parts)]
+
+
+def command(
+    name: str | None = None, cls: type[TyperCommand] = TyperCommand, **texts: str
+) -> Callable[[Function], Function]:
+    """Return a decorator that adds a function to the application.
+
+    Parameters before a `*` are arguments, those behind it are options. Each is
+    described in the "Args:" of the docstring, which come last in it, or in `_SHARED`,
+    as `name (METAVAR, default TEXT): HELP`; the texts replace `{names}` there.
+    """
+
+    def add(function: Function) -> Function:
+        doc = cleandoc(function.__doc__ or "").format(**texts)
+        doc, _, own = doc.partition("\n\nArgs:\n")
+        described = {**_described(_SHARED), **_described(own)}
+        for each in signature(function).parameters.values():
+            shown, decls = described[each.name], (f"--{each.name.replace('_', '-')}",)
+            kind: Any = Argument(**shown)
+            if each.kind is Parameter.KEYWORD_ONLY:
+                kind = Option(*_NAMES.get(each.name, decls), **shown)
+            function.__annotations__[each.name] = Annotated[each.annotation, kind]
+        return app.command(name, cls=cls, help=doc)(function)
+
+    return add
+
+
+def _described(text: str) -> dict[str, dict[str, Any]]:
+    """Return what Typer is told of each parameter that a text describes."""
+    lines = re.sub(r"\n {8,}", " ", text)
+    found = re.findall(r"^ {4}(\w+)(?: \(([^)]*)\))?: (.*)", lines, re.M)
+    parts = {name: (notes.partition("default "), text) for name, notes, text in found}
+    return {
+        name: {"help": text, "metavar": metavar.rstrip(", ") or None}
+        | ({"show_default": default} if default else {})
+        for name, ((metavar, _, default), text) in parts.items()
+    }

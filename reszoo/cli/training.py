@@ -3,118 +3,30 @@
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from typer import Argument, Exit, Option
+from typer import Exit
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import (
-    BadImages,
-    Data,
-    Fields,
-    Json,
-    Overwrite,
-    Resume,
-    app,
-    given,
-)
+from reszoo.cli.options import command, given, numbers
 from reszoo.console import print_json, print_table, print_text, say
-from reszoo.errors import UsageError
 from reszoo.studies.results import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
 
-_RECIPES = "the recipe's"
-# fmt: off
-Images = Annotated[
-    str,
-    Argument(metavar="DATA", help="Folder of class folders, or CSV of path and label."),
-]
-ResizedFolder = Annotated[Path, Option(help="Folder to write.")]
-ShortSide = Annotated[int, Option(help="Short side of larger images, in pixels.")]
-Quality = Annotated[int, Option(help="Quality of written JPEGs, 1 to 95.")]
-ModelName = Annotated[
-    str, Option(help="Name of the model; `reszoo list` shows all.")
-]
-RunFolder = Annotated[
-    Path, Option(help="Folder for checkpoints, state, curves and report.")
-]
-Weights = Annotated[str | None, Option(
-    help='Weights to start from: "imagenet", another published name (`reszoo '
-    "list --weights`), a checkpoint, hf://owner/repo or a URL.",
-    show_default="random",
-)]
-RecipeName = Annotated[str | None, Option(
-    help=f"Training recipe: {', '.join(RECIPES)}.",
-    show_default="finetune with weights, else cifar",
-)]
-Epochs = Annotated[int | None, Option(
-    help="Number of epochs; finetune begins with two of the head alone besides.",
-    show_default=_RECIPES,
-)]
-Size = Annotated[str | None, Option(
-    metavar="PIXELS", show_default="the model's",
-    help="Height and width of the images, such as 224 or 64,96.",
-)]
-BatchSize = Annotated[
-    int | None, Option(help="Images per step.", show_default=_RECIPES)
-]
-LearningRate = Annotated[
-    float | None, Option(help="Peak learning rate.", show_default=_RECIPES)
-]
-Seed = Annotated[int | None, Option(
-    help="Seed of initial weights, order of images and augmentation.",
-    show_default=_RECIPES,
-)]
-SaveEvery = Annotated[
-    float, Option(help="Seconds between saved states within an epoch.")
-]
-Strategy = Annotated[str | None, Option(
-    help="Distribute each batch. mirrored: over the GPUs of this machine; "
-    "multiworker: over the processes in TF_CONFIG, each running this command.",
-    show_default="one device",
-)]
-StudyData = Annotated[str, Argument(
-    metavar="DATA",
-    help='Images with a test split, as for `reszoo train`; or "digits".',
-)]
-StudyFolder = Annotated[
-    Path, Option(help="Folder for study.json, study.html and the plots.")
-]
-Family = Annotated[str, Option(
-    help="Models to compare. "
-    + "; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values())
-    + "."
-)]
-Layers = Annotated[str | None, Option(
-    help="Comma-separated depths to compare.",
-    show_default="; ".join(
-        f"{row.name}: {','.join(map(str, row.default_layers))}"
-        for row in FAMILIES.values()
-    ),
-)]
-Shortcuts = Annotated[str | None, Option(
-    help="Comma-separated shortcuts to compare: none (plain), identity (option "
-    "A), projection (B), projection-all (C), pre-activation.",
-    show_default="none,identity; preact: all three",
-)]
-Seeds = Annotated[int, Option(help="Number of seeds for each model.")]
-FirstSeed = Annotated[int, Option(help="First seed; the others follow.")]
-Side = Annotated[int | None, Option(
-    help="Height and width of the images, in pixels.",
-    show_default="8 for digits, else 32",
-)]
-StudyRecipe = Annotated[str, Option(help="Training recipe of all models.")]
-# fmt: on
+_IMAGES = "Folder of class folders, or CSV of path and label."
 
 
-@app.command()
-def scan(data: Images, as_json: Json = False) -> None:
+@command(images=_IMAGES)
+def scan(data: str, *, as_json: bool = False) -> None:
     """Find unreadable and unusual images, duplicates and leaks between splits.
 
     Exit 1 if an image is unreadable or in more than one split.
 
     Example: reszoo scan photos/
+
+    Args:
+        data (DATA): {images}
     """
     report = reszoo.scan(data)
     if as_json:
@@ -125,17 +37,23 @@ def scan(data: Images, as_json: Json = False) -> None:
         raise Exit(1)
 
 
-@app.command()
+@command(images=_IMAGES)
 def resize(
-    data: Images,
-    output: ResizedFolder,
-    side: ShortSide = defaults.RESIZE_SIDE,
-    quality: Quality = defaults.JPEG_QUALITY,
-    bad_images: BadImages = defaults.BAD_IMAGES,
+    data: str,
+    *,
+    output: Path,
+    side: int = defaults.RESIZE_SIDE,
+    quality: int = defaults.JPEG_QUALITY,
+    bad_images: str = defaults.BAD_IMAGES,
 ) -> None:
     """Write a folder of smaller images, which training reads faster.
 
     Example: reszoo resize photos/ --output photos-256 --side 256
+
+    Args:
+        data (DATA): {images}
+        side: Short side of larger images, in pixels.
+        quality: Quality of written JPEGs, 1 to 95.
     """
     result = reszoo.resize_images(**given(locals()))
     for path, reason in result.unreadable:
@@ -149,25 +67,26 @@ def resize(
     print_text(f"Next: {shlex.join([*following, '--output', runs])}")
 
 
-@app.command()
+@command(recipes=", ".join(RECIPES))
 def train(
-    data: Data,
-    model: ModelName,
-    output: RunFolder,
-    weights: Weights = None,
-    recipe: RecipeName = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    learning_rate: LearningRate = None,
-    seed: Seed = None,
-    size: Size = None,
-    fields: Fields = None,
-    bad_images: BadImages = defaults.TRAINING_BAD_IMAGES,
-    resume: Resume = False,
-    save_every: SaveEvery = defaults.SAVE_EVERY,
-    strategy: Strategy = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    data: str,
+    *,
+    model: str,
+    output: Path,
+    weights: str | None = None,
+    recipe: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    size: str | None = None,
+    fields: list[str] | None = None,
+    bad_images: str = defaults.TRAINING_BAD_IMAGES,
+    resume: bool = False,
+    save_every: float = defaults.SAVE_EVERY,
+    strategy: str | None = None,
+    overwrite: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Train a model on your images.
 
@@ -175,6 +94,25 @@ def train(
 
     Example: reszoo train photos/ --model resnet18 --weights imagenet
     --output runs/photos
+
+    Args:
+        model: Name of the model; `reszoo list` shows all.
+        output: Folder for checkpoints, state, curves and report.
+        weights (default random): Weights to start from: "imagenet", another published
+            name (`reszoo list --weights`), a checkpoint, hf://owner/repo or a URL.
+        recipe (default finetune with weights, else cifar): Training recipe: {recipes}.
+        epochs (default the recipe's): Number of epochs; finetune begins with two of the
+            head alone besides.
+        batch_size (default the recipe's): Images per step.
+        learning_rate (default the recipe's): Peak learning rate.
+        seed (default the recipe's): Seed of initial weights, order of images and
+            augmentation.
+        size (PIXELS, default the model's): Height and width of the images, such as 224
+            or 64,96.
+        save_every: Seconds between saved states within an epoch.
+        strategy (default one device): Distribute each batch. mirrored: over the GPUs of
+            this machine; multiworker: over the processes in TF_CONFIG, each running
+            this command.
     """
     arguments = given(locals())
     chosen = {name: value for name, value in arguments.items() if value is not None}
@@ -196,39 +134,57 @@ def train(
     )
 
 
-@app.command()
+@command(
+    families="; ".join(f"{row.name}: {row.title}" for row in FAMILIES.values()),
+    layers="; ".join(
+        f"{row.name}: {','.join(map(str, row.default_layers))}"
+        for row in FAMILIES.values()
+    ),
+)
 def study(
-    data: StudyData = defaults.STUDY_DATA,
-    output: StudyFolder = Path(defaults.STUDY_OUTPUT),
-    family: Family = defaults.STUDY_FAMILY,
-    layers: Layers = None,
-    shortcuts: Shortcuts = None,
-    seeds: Seeds = defaults.STUDY_SEEDS,
-    seed: FirstSeed = 0,
-    size: Side = None,
-    recipe: StudyRecipe = defaults.STUDY_RECIPE,
-    fields: Fields = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
+    data: str = defaults.STUDY_DATA,
+    *,
+    output: Path = Path(defaults.STUDY_OUTPUT),
+    family: str = defaults.STUDY_FAMILY,
+    layers: str | None = None,
+    shortcuts: str | None = None,
+    seeds: int = defaults.STUDY_SEEDS,
+    seed: int = 0,
+    size: int | None = None,
+    recipe: str = defaults.STUDY_RECIPE,
+    fields: list[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Compare deep networks with and without shortcuts.
 
     Trains each at several depths and from several seeds.
 
     Example: reszoo study; reszoo study --family preact --output study-preact
+
+    Args:
+        data (DATA): Images with a test split, as for `reszoo train`; or "digits".
+        output: Folder for study.json, study.html and the plots.
+        family: Models to compare. {families}.
+        layers (default {layers}): Comma-separated depths to compare.
+        shortcuts (default none,identity; preact: all three): Comma-separated shortcuts
+            to compare: none (plain), identity (option A), projection (B),
+            projection-all (C), pre-activation.
+        seeds: Number of seeds for each model.
+        seed: First seed; the others follow.
+        size (default 8 for digits, else 32): Height and width of the images, in pixels.
+        recipe: Training recipe of all models.
     """
     arguments = given(locals())
-    chosen = find_family(family)
-    depths = None if layers is None else _numbers(layers)
-    kinds = None
-    if shortcuts is not None:
-        kinds = tuple(name.strip() for name in shortcuts.split(",") if name.strip())
-    changes = _recipe_fields(arguments.pop("fields"))
+    names = [each.strip() for each in (shortcuts or "").split(",")]
+    kinds = None if shortcuts is None else tuple(filter(None, names))
+    expected = "--layers must be comma-separated numbers such as 20,56"
+    depths = None if layers is None else tuple(numbers(layers, expected))
+    arguments |= _recipe_fields(arguments.pop("fields"))
     # Before TensorFlow is loaded, which takes seconds.
-    chosen.variants(depths, kinds)
-    arguments |= {"layers": depths, "shortcuts": kinds, **changes}
-    result = reszoo.study(**arguments)
+    find_family(family).variants(depths, kinds)
+    result = reszoo.study(**arguments | {"layers": depths, "shortcuts": kinds})
     from reszoo.studies.report import COLUMNS, PAGE, rows
 
     if as_json:
@@ -247,14 +203,4 @@ def study(
 
 
 def _recipe_fields(texts: list[str] | None) -> dict[str, Any]:
-    return dict(parse_field(text) for text in texts or ())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(
-            "--layers must be comma-separated numbers such as 20,56. "
-            f"Received: {text!r}."
-        ) from error
+    return dict(map(parse_field, texts or ()))

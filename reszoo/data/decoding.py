@@ -202,10 +202,7 @@ def decode_bounded(content: tf.Tensor) -> tf.Tensor:
 
 
 def _refused_unless(fits: tf.Tensor, sides: tf.Tensor) -> tf.Operation:
-    return tf.debugging.Assert(
-        fits,
-        [_REFUSAL, sides],
-    )
+    return tf.debugging.Assert(fits, [_REFUSAL, sides])
 
 
 def _scans(content: tf.Tensor) -> tf.Tensor:

@@ -82,10 +82,7 @@ ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
         "with the file extension of another format",
         lambda rows: rows["wrong_extension"],
     ),
-    "cmyk": (
-        "CMYK, for print: converted to RGB",
-        lambda rows: rows["mode"] == b"CMYK",
-    ),
+    "cmyk": ("CMYK, for print: converted to RGB", lambda rows: rows["mode"] == b"CMYK"),
     "sixteen_bit": (
         "16 bits a channel: the upper 8 are used",
         lambda rows: np.char.endswith(rows["mode"], b";16"),

@@ -16,13 +16,7 @@ from typing import NamedTuple, TypeVar
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from reszoo.console import Progress
-from reszoo.data.image_limits import (
-    LARGE,
-    MEMORY,
-    check_memory,
-    is_large,
-    reduce_jpeg,
-)
+from reszoo.data.image_limits import LARGE, MEMORY, check_memory, is_large, reduce_jpeg
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError
 from reszoo.files import open_regular, read_regular

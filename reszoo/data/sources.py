@@ -109,10 +109,7 @@ class Source:
 
 
 def open_source(
-    data: Data,
-    *,
-    bad_images: str | None = None,
-    validation_share: float | None = None,
+    data: Data, *, bad_images: str | None = None, validation_share: float | None = None
 ) -> Source:
     """Open labelled images of any kind.
 

@@ -55,10 +55,7 @@ def random_window(
 
 
 def resize(
-    image: tf.Tensor,
-    size: Size,
-    interpolation: str,
-    flipped: tf.Tensor | bool = False,
+    image: tf.Tensor, size: Size, interpolation: str, flipped: tf.Tensor | bool = False
 ) -> tf.Tensor:
     """Resize a window, uint8 `(height, width, channels)`, antialiased.
 
