@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from reszoo.blocks import mlp as mlp
     from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
+    from reszoo.data.checks import ScanReport as ScanReport
+    from reszoo.data.checks import scan as scan
     from reszoo.data.resize import ResizeResult as ResizeResult
     from reszoo.data.resize import resize_images as resize_images
-    from reszoo.data.scan import ScanReport as ScanReport
-    from reszoo.data.scan import scan as scan
     from reszoo.errors import CheckpointError as CheckpointError
     from reszoo.errors import DataError as DataError
     from reszoo.errors import ExportError as ExportError
@@ -65,7 +65,7 @@ _MODULES = {
     "reszoo.blocks": "mlp residual",
     "reszoo.cards": "Card",
     "reszoo.data.resize": "ResizeResult resize_images",
-    "reszoo.data.scan": "ScanReport scan",
+    "reszoo.data.checks": "ScanReport scan",
     "reszoo.errors": (
         "CheckpointError DataError ExportError ReszooError UnknownNameError "
         "UsageError VerificationError"

@@ -1,6 +1,7 @@
-"""Outputs of a model in memory, and what is measured with them."""
+"""Outputs of a model in memory, and what is measured with them: statistics."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,24 +11,146 @@ from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples
 from reszoo.preprocessing import Pixels, Preprocessing
-from reszoo.report.statistics import (
-    ClassRow,
-    Counts,
-    Probabilities,
-    class_rows,
-    confusion_matrix,
-    macro_f1,
-    mean_recall,
-)
 
 if TYPE_CHECKING:
     import keras
 
 InferenceFunction = Callable[[Any], dict[str, Any]]
+Targets = NDArray[np.int64]
+Probabilities = NDArray[np.float32]
+Counts = NDArray[np.int64]
 # The least probability that the loss uses, so that it stays finite.
 _FLOOR = 1e-12
 SCALARS = ("top1", "top5", "loss", "balanced_accuracy", "macro_f1")
 """Fields of `Metrics` that cards and histories keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """The results of one class; shares are in 0..1, None where undefined."""
+
+    index: int
+    images: int
+    precision: float | None  # share of the images given this class that belong to it
+    recall: float | None  # share of its images given this class
+    f1: float | None  # harmonic mean of the two
+    confused_with: int | None  # the wrong class that its images got most often
+    confused: int  # how many of them did
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose confidence lies in `(low, high]`; shares are in 0..1."""
+
+    low: float
+    high: float
+    images: int  # number; the next two are 0 where there are none
+    confidence: float  # mean probability of the predicted class
+    accuracy: float  # share classified correctly
+
+
+def predictions(probabilities: Probabilities) -> Targets:
+    """Return the most probable class of each image; the lower index wins a tie."""
+    best: Targets = np.argmax(probabilities, axis=1).astype(np.int64)
+    return best
+
+
+def confusion_matrix(targets: Targets, probabilities: Probabilities) -> Counts:
+    """Count images by true and predicted class, int64 `(classes, classes)`."""
+    classes = probabilities.shape[1]
+    pairs = targets * classes + predictions(probabilities)
+    counts: Counts = np.bincount(pairs, minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def class_rows(confusion: Counts) -> list[ClassRow]:
+    """Return each class, lowest recall first, those without images last."""
+    rows = [_class_row(confusion, index) for index in range(len(confusion))]
+    return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
+
+
+def mean_recall(rows: Sequence[ClassRow]) -> float:
+    """Return the mean recall of the classes with images: the balanced accuracy."""
+    return float(np.mean([row.recall for row in rows if row.recall is not None]))
+
+
+def macro_f1(rows: Sequence[ClassRow]) -> float:
+    """Return the mean F1 of the classes that have images or predictions."""
+    return float(np.mean([row.f1 for row in rows if row.f1 is not None]))
+
+
+def frequent_confusions(confusion: Counts, most: int) -> list[tuple[int, int, int]]:
+    """Return (true class, predicted class, images) of the most frequent mistakes."""
+    wrong = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [(int(t), int(p), int(wrong[t, p])) for t, p in pairs if wrong[t, p]]
+
+
+def worst_mistakes(
+    targets: Targets, probabilities: Probabilities, most: int
+) -> list[int]:
+    """Return the indices of the misclassified images, most confident first."""
+    predicted = predictions(probabilities)
+    wrong = np.flatnonzero(predicted != targets)
+    confidence = probabilities[wrong, predicted[wrong]]
+    return [int(i) for i in wrong[np.argsort(-confidence, kind="stable")][:most]]
+
+
+def calibration_bins(
+    targets: Targets, probabilities: Probabilities, bins: int = 15
+) -> list[Bin]:
+    """Group the images by confidence into bins of equal width.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, section 2, with their 15 bins.
+    """
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = predictions(probabilities) == targets
+    edges = np.linspace(0, 1, bins + 1)
+    # Softmax may round to just above 1, which belongs to the last bin.
+    where = np.searchsorted(edges[1:-1], confidence, side="left")
+    counts = np.bincount(where, minlength=bins)
+    filled = np.maximum(counts, 1)
+    mean = np.bincount(where, confidence, bins) / filled
+    share = np.bincount(where, right, bins) / filled
+    columns = (each.tolist() for each in (edges[:-1], edges[1:], counts, mean, share))
+    return [Bin(*row) for row in zip(*columns, strict=True)]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the expected calibration error, in 0..1 (equation 3 of Guo et al.)."""
+    gaps = sum(group.images * abs(group.accuracy - group.confidence) for group in bins)
+    return gaps / sum(group.images for group in bins)
+
+
+def share_interval(hits: int, images: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share counted on few images.
+
+    Source: Wilson 1927, "Probable inference"; it stays inside 0..1 and is of use
+    where every image or none is a hit.
+    """
+    z = 1.959964  # the normal distribution's 97.5 % point
+    share, spread = hits / images, z * z / images
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
+    return middle - half, middle + half
+
+
+def _class_row(confusion: Counts, index: int) -> ClassRow:
+    hits, images = int(confusion[index, index]), int(confusion[index].sum())
+    predicted = int(confusion[:, index].sum())
+    wrong = confusion[index].copy()
+    wrong[index] = 0
+    worst = int(wrong.argmax())
+    return ClassRow(
+        index=index,
+        images=images,
+        precision=hits / predicted if predicted else None,
+        recall=hits / images if images else None,
+        f1=2 * hits / (predicted + images) if predicted + images else None,
+        confused_with=worst if wrong[worst] else None,
+        confused=int(wrong[worst]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

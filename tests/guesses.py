@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from reszoo.report import statistics
+from reszoo import metrics
 
 
 def answers(
     classes: int, images: int
-) -> tuple[statistics.Targets, statistics.Probabilities]:
+) -> tuple[metrics.Targets, metrics.Probabilities]:
     """Targets, and probabilities of a model whose accuracy is a little over half."""
     draw = np.random.default_rng(0)
     targets = draw.integers(0, classes, images)

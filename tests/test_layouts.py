@@ -15,9 +15,9 @@ from PIL import Image
 from sample_images import encoded
 
 import reszoo
+from reszoo.data.checks import scan
 from reszoo.data.listing import list_images
 from reszoo.data.resize import resizing_gain
-from reszoo.data.scan import scan
 from reszoo.data.sources import Source, match_classes, open_source
 from reszoo.training.recipe_table import RECIPES
 

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 import reszoo
-from reszoo.report import statistics
+from reszoo import metrics
 from reszoo.report.page import escape_html, shell_command, thumbnail
 from reszoo.training.history import Epoch
 from reszoo.training.report import Evaluation, RunReport, write_report
@@ -271,7 +271,7 @@ def test_the_worst_mistakes_are_shown_as_small_pictures(
     page: Callable[..., Page],
 ) -> None:
     labels, probabilities = answers(4, 90)
-    worst = statistics.worst_mistakes(labels, probabilities, 24)
+    worst = metrics.worst_mistakes(labels, probabilities, 24)
     exif = Image.Exif()
     exif[0x010E] = "where I live"
 
@@ -315,8 +315,8 @@ def test_many_classes_are_folded_and_their_confusions_listed(
     assert {row[0] for row in classes + rest} == set(names)
     assert "10 more" in shown.text
     assert not [name for name in shown.tables if "in rows" in name]
-    confusion = statistics.confusion_matrix(crowd.targets, crowd.probabilities)
-    truth, called, count = statistics.frequent_confusions(confusion, 1)[0]
+    confusion = metrics.confusion_matrix(crowd.targets, crowd.probabilities)
+    truth, called, count = metrics.frequent_confusions(confusion, 1)[0]
     share = f"{count / (crowd.targets == truth).sum():.1%}"
     listed = shown.tables["The most frequent confusions"]
     assert len(listed) == 31

@@ -13,7 +13,7 @@ from PIL import Image
 from sample_images import DRAW, OTHER, PIXELS, ZOO, encoded, held, paths_in
 
 import reszoo
-from reszoo.data.scan import scan
+from reszoo.data.checks import scan
 
 
 def splits(root: Path) -> Path:

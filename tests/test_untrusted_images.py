@@ -21,7 +21,7 @@ from PIL import Image
 from test_snippets import _ONNX, written_snippets
 
 import reszoo
-from reszoo.data import image_limits
+from reszoo.data import image_files
 from reszoo.data.decoding import decode_bounded
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import open_image, prepare_image
@@ -155,17 +155,17 @@ def test_large_jpegs_are_decoded_at_a_scale_that_is_enough(
     width: int, height: int, factor: int
 ) -> None:
     sides = (tf.constant(width, tf.int64), tf.constant(height, tf.int64))
-    assert image_limits.reduction(width, height) == factor
-    assert int(image_limits.reduction(*sides)) == factor
-    assert int(image_limits.reduction(*sides[::-1])) == factor
+    assert image_files.reduction(width, height) == factor
+    assert int(image_files.reduction(*sides)) == factor
+    assert int(image_files.reduction(*sides[::-1])) == factor
     kept = -(-width // factor) * -(-height // factor)
-    assert image_limits.PIXEL * kept <= image_limits.MEMORY
+    assert image_files.PIXEL * kept <= image_files.MEMORY
 
 
 @pytest.fixture
 def lower(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits of small pictures, for which tests need not make large ones."""
-    for module in ("image_limits", "decoding", "image_files"):
+    for module in ("decoding", "image_files"):
         for name, value in {"LARGE": 4096, "SHORT": 16, "MEMORY": 1 << 19}.items():
             monkeypatch.setattr(f"reszoo.data.{module}.{name}", value, raising=False)
 

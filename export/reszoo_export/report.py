@@ -11,6 +11,7 @@ from markupsafe import Markup
 from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.files import write_text
+from reszoo.metrics import class_rows, confusion_matrix
 from reszoo.preprocessing import to_image
 from reszoo.report.page import (
     Table,
@@ -20,7 +21,6 @@ from reszoo.report.page import (
     shell_command,
     thumbnail,
 )
-from reszoo.report.statistics import class_rows, confusion_matrix
 from reszoo.training.report import recipe_defaults
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS

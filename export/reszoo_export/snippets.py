@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reszoo.cards import Card
-from reszoo.data.image_limits import LARGE, MEMORY, SHORT
+from reszoo.data.image_files import LARGE, MEMORY, SHORT
 from reszoo.files import write_text
 from reszoo.preprocessing import RESIZES
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES

@@ -8,22 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from reszoo.data import image_files as files
 from reszoo.data.augment.geometry import Window
 from reszoo.data.examples import Examples
-from reszoo.data.image_files import ACROSS, DOWN, JPEG_END, PNG_START
-from reszoo.data.image_limits import (
-    BARE,
-    COEFFICIENT,
-    END,
-    LARGE,
-    MEMORY,
-    NO_FRAME,
-    PIXEL,
-    PROGRESSIVE,
-    SCAN,
-    SCANS,
-    reduction,
-)
+from reszoo.data.image_files import ACROSS, DOWN, JPEG_END, reduction
 from reszoo.preprocessing import Pixels, Preprocessing
 
 # From the height and width of an upright image to a part of it.
@@ -34,8 +22,8 @@ _DCT = "INTEGER_ACCURATE"
 # A JPEG of more bytes could take long for its many scans; segments before the first.
 _LONG_FILE, _STEPS = 1 << 20, 1000
 _REFUSAL = (
-    f"An image must be a JPEG or PNG that takes at most {MEMORY >> 20} MiB once it is "
-    f"decoded; a progressive JPEG may have {SCANS} scans. Received sides: "
+    f"An image must be a JPEG or PNG that takes at most {files.MEMORY >> 20} MiB once it is "
+    f"decoded; a progressive JPEG may have {files.SCANS} scans. Received sides: "
 )
 
 
@@ -161,7 +149,7 @@ def decode(
 
 
 def decode_bounded(content: tf.Tensor) -> tf.Tensor:
-    """Decode a JPEG or PNG of unknown origin within the memory of `image_limits`.
+    """Decode a JPEG or PNG of unknown origin within the memory of `image_files`.
 
     Returns uint8 RGB `(height, width, 3)`; of a large JPEG a fraction of that. A file
     that is refused raises `tf.errors.InvalidArgumentError`.
@@ -173,12 +161,12 @@ def decode_bounded(content: tf.Tensor) -> tf.Tensor:
         factor = reduction(width, height)
         pixels = -(-width // factor) * -(-height // factor)
         scans = tf.cond(
-            (width * height > LARGE) | (tf.strings.length(content) > _LONG_FILE),
+            (width * height > files.LARGE) | (tf.strings.length(content) > _LONG_FILE),
             lambda: _scans(content),
             lambda: tf.constant(0, tf.int64),
         )
-        kept = COEFFICIENT * width * height * channels * tf.minimum(scans, 1)
-        fits = (PIXEL * pixels + kept <= MEMORY) & (scans <= SCANS)
+        kept = files.COEFFICIENT * width * height * channels * tf.minimum(scans, 1)
+        fits = (files.PIXEL * pixels + kept <= files.MEMORY) & (scans <= files.SCANS)
 
         def at_scale(ratio: int) -> tf.Tensor:
             return tf.io.decode_jpeg(content, 3, ratio=ratio, dct_method=_DCT)
@@ -193,8 +181,8 @@ def decode_bounded(content: tf.Tensor) -> tf.Tensor:
         octets = tf.cast(tf.pad(octets, [(0, 24 - tf.size(octets))]), tf.float64)
         weights = tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.float64)
         sides = tf.linalg.matvec(tf.reshape(octets[16:], (2, 4)), weights)
-        is_png = tf.reduce_all(octets[:8] == list(PNG_START))
-        fits = is_png & (PIXEL * tf.reduce_prod(sides) <= MEMORY)
+        is_png = tf.reduce_all(octets[:8] == list(files.PNG_START))
+        fits = is_png & (files.PIXEL * tf.reduce_prod(sides) <= files.MEMORY)
         with tf.control_dependencies([_refused_unless(fits, sides)]):
             return tf.io.decode_png(content, 3)
 
@@ -218,13 +206,13 @@ def _scans(content: tf.Tensor) -> tf.Tensor:
         marker, more = octets[1], octets[2] * 256 + octets[3]
         is_marker = (octets[0] == 0xFF) & (marker < 0xFF)
         is_frame = is_marker & (marker >= 0xC0) & (marker <= 0xCF)
-        is_frame &= ~tf.reduce_any(marker == list(NO_FRAME))
+        is_frame &= ~tf.reduce_any(marker == list(files.NO_FRAME))
         channels = tf.where(is_frame, octets[9], channels)
-        progressive |= is_frame & tf.reduce_any(marker == list(PROGRESSIVE))
+        progressive |= is_frame & tf.reduce_any(marker == list(files.PROGRESSIVE))
         of_scan = tf.cast(progressive | (octets[4] < channels), tf.int32)
-        buffered = tf.where(is_marker & (marker == SCAN), of_scan, buffered)
-        buffered = tf.where(is_marker & (marker == END), 0, buffered)
-        bare = tf.reduce_any(marker == list(BARE))
+        buffered = tf.where(is_marker & (marker == files.SCAN), of_scan, buffered)
+        buffered = tf.where(is_marker & (marker == files.END), 0, buffered)
+        bare = tf.reduce_any(marker == list(files.BARE))
         step = 2 + tf.where(bare, 0, tf.maximum(2, more))
         return at + tf.where(is_marker, step, 1), channels, progressive, buffered
 
@@ -233,7 +221,7 @@ def _scans(content: tf.Tensor) -> tf.Tensor:
     *_, buffered = tf.while_loop(goes_on, walk, start, maximum_iterations=_STEPS)
 
     def count() -> tf.Tensor:
-        parts = tf.strings.split(content, bytes((0xFF, SCAN)), SCANS + 1)
+        parts = tf.strings.split(content, bytes((0xFF, files.SCAN)), files.SCANS + 1)
         return tf.size(parts, tf.int64) - 1
 
     return tf.cond(buffered != 0, count, lambda: tf.constant(0, tf.int64))

@@ -59,6 +59,11 @@ class Examples:
         if sum(content is not None for content in given) != 1:
             raise TypeError("Examples need one of images, paths and records.")
 
+    @property
+    def encoded(self) -> "tuple[str, ...] | Records":
+        """The paths or records of the images."""
+        return self.records or self.paths or ()
+
     def read_headers(self) -> "Examples":
         """Return the same with the headers of its paths or records.
 

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from reszoo.console import quiet, say
 from reszoo.data.examples import Records
 from reszoo.data.image_files import (
+    MEMORY,
     Header,
     in_threads,
     is_jpeg,
@@ -25,7 +26,6 @@ from reszoo.data.image_files import (
     reason_of,
     upright_parts,
 )
-from reszoo.data.image_limits import MEMORY
 from reszoo.data.listing import Unreadable
 from reszoo.errors import DataError, ReszooError
 from reszoo.files import atomic_file, cache_folder, read_regular

@@ -16,9 +16,18 @@ from numpy.typing import NDArray
 
 from reszoo.data.examples import Examples, Records
 from reszoo.data.image_files import SUFFIXES, image_kind
-from reszoo.data.image_paths import is_visible, walk, walk_images
+from reszoo.data.image_paths import (
+    COLUMNS,
+    FORM,
+    Table,
+    is_table,
+    is_visible,
+    names_image,
+    open_table,
+    walk,
+    walk_images,
+)  # fmt: skip
 from reszoo.data.splits import SPLIT_NAMES, SPLITS, Indices, complete, split_name
-from reszoo.data.tables import COLUMNS, FORM, Table, is_table, names_image, open_table
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 # Data sets that are opened by name; a folder of that name comes first.

@@ -1,1 +1,1 @@
-"""The toolkit of reports: templates, tables, figures and statistics."""
+"""The toolkit of reports: templates, tables and figures."""

@@ -15,18 +15,7 @@ from reszoo.console import printable
 from reszoo.environment import processor
 from reszoo.errors import UsageError
 from reszoo.files import atomic_file, write_text
-from reszoo.report.page import (
-    BLUE,
-    INK,
-    VERMILLION,
-    png,
-    png_picture,
-    render,
-    shell_command,
-    svg,
-    thumbnail,
-)
-from reszoo.report.statistics import (
+from reszoo.metrics import (
     Bin,
     Probabilities,
     Targets,
@@ -40,6 +29,17 @@ from reszoo.report.statistics import (
     predictions,
     share_interval,
     worst_mistakes,
+)
+from reszoo.report.page import (
+    BLUE,
+    INK,
+    VERMILLION,
+    png,
+    png_picture,
+    render,
+    shell_command,
+    svg,
+    thumbnail,
 )
 from reszoo.training.recipe_table import RECIPES
 

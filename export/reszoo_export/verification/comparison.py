@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
+from reszoo.metrics import class_rows, confusion_matrix
 from reszoo.preprocessing import Pixels
-from reszoo.report.statistics import class_rows, confusion_matrix
 from reszoo_export.formats import ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Verification
 from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, run_in_batches
