@@ -1,7 +1,7 @@
 """Labelled images in NumPy arrays, and scikit-learn's digits."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
@@ -38,13 +38,7 @@ def read_digits() -> dict[str, Examples]:
     return everything.split(hold_out_test(everything.targets))
 
 
-# Images and labels of a split.
-_Part: TypeAlias = tuple[Pixels, NDArray[Any]]
-
-
-def read_arrays(
-    data: Any, validation_share: float | None = None
-) -> tuple[tuple[str, ...], dict[str, Examples], bool, bool, tuple[str, ...]]:
+def read_arrays(data: Any, validation_share: float | None = None) -> dict[str, Any]:
     """Check arrays and turn their labels into targets.
 
     Images are `(n, height, width, 3)`, or grey without the 3 or with 1, and hold 0 to
@@ -59,9 +53,9 @@ def read_arrays(
         validation_share: See `reszoo.data.splits.complete`.
 
     Returns:
-        Labels; examples by split; whether images may be flipped: not where strings
-        name the ten digits, nor where ten integer labels come with grey images, as
-        those of MNIST do; whether the labels are integers; and notes.
+        The fields of a `Source`. Images may not be flipped where strings name the ten
+        digits, nor where ten integer labels come with grey images, as those of MNIST
+        do. Splits whose images are nearly black have a warning.
 
     Raises:
         UsageError: Other shapes, types or values, or an unknown split.
@@ -69,19 +63,20 @@ def read_arrays(
     """
     given = _by_split(data) if isinstance(data, Mapping) else {"all": data}
     parts = {split: _part(pair, split) for split, pair in given.items()}
-    labels, targets = _numbered({split: part for split, (_, part) in parts.items()})
+    labels, targets = _numbered([part for _, part in parts.values()])
     if len(labels) < 2:
         raise DataError(
             f"The labels name {len(labels)} class. A classifier needs at least two."
         )
-    splits = {s: Examples(targets[s], images=part) for s, (part, _) in parts.items()}
-    ends = np.cumsum([0, *map(len, splits.values())])
-    places = {s: np.arange(*ends[n : n + 2]) for n, s in enumerate(splits)}
-    first, where = (
-        ("all", "the arrays") if "all" in splits else ("train", "the train split")
-    )
-    everything = np.concatenate([*targets.values()])
-    drawn, notes = complete(places, everything, labels, where, validation_share)
+    ends = np.cumsum([0, *(len(part) for part, _ in parts.values())])
+    places = {s: np.arange(*ends[n : n + 2]) for n, s in enumerate(parts)}
+    splits = {
+        split: Examples(targets[places[split]], images=images)
+        for split, (images, _) in parts.items()
+    }
+    first = "all" if "all" in splits else "train"
+    where = "the arrays" if first == "all" else "the train split"
+    drawn, notes = complete(places, targets, labels, where, validation_share)
     found = {}
     for split, part in drawn.items():
         whole = split if split in places else first
@@ -93,8 +88,18 @@ def read_arrays(
         given.dtype.kind == "U" or (images == images[..., :1]).all()
         for images, given in parts.values()
     )
-    numbered = all(given.dtype.kind != "U" for _, given in parts.values())
-    return labels, found, not are_digits, numbered, notes
+    return {
+        "labels": labels,
+        "splits": found,
+        "flip_safe": not are_digits,
+        "numbered": all(given.dtype.kind != "U" for _, given in parts.values()),
+        "notes": notes,
+        "warnings": tuple(
+            f"the images ({split}) are {ANOMALIES['dark'][0]}"
+            for split, part in found.items()
+            if part.images is not None and part.images.max(initial=0) <= DARK
+        ),
+    }
 
 
 def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _part(pair: Any, split: str) -> _Part:
+def _part(pair: Any, split: str) -> tuple[Pixels, NDArray[Any]]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise UsageError(
             f"Arrays come as a pair (images, labels). Received for {split}: "
@@ -189,33 +194,21 @@ def _rounded(images: NDArray[Any]) -> Pixels:
     return rounded
 
 
-def dark_warnings(splits: Mapping[str, Examples]) -> Iterator[str]:
-    """Yield a warning for each split whose images are nearly black."""
-    for split, examples in splits.items():
-        images = examples.images
-        if images is not None and images.max(initial=0) <= DARK:
-            yield f"the images ({split}) are {ANOMALIES['dark'][0]}"
-
-
 def _numbered(
-    labels: Mapping[str, NDArray[Any]],
-) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Return the labels in order and each split's targets."""
-    kinds = {part.dtype.kind == "U" for part in labels.values()}
+    labels: Sequence[NDArray[Any]],
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the labels in order, and the targets of all splits one after another."""
+    kinds = {part.dtype.kind == "U" for part in labels}
     if len(kinds) > 1:
         raise UsageError("The splits must all have integer labels, or all strings.")
-    everything, inverse = np.unique(
-        np.concatenate(list(labels.values())), return_inverse=True
-    )
+    everything, inverse = np.unique(np.concatenate(labels), return_inverse=True)
     if kinds == {True}:
         words = [normalize("NFC", word) for word in everything.tolist()]
         names = tuple(sorted({*words}))
-        numbers = np.asarray([names.index(word) for word in words])[inverse]
-        ends = np.cumsum([*map(len, labels.values())])[:-1]
-        return names, dict(zip(labels, np.split(numbers, ends), strict=True))
+        return names, np.asarray([names.index(word) for word in words])[inverse]
     if everything[0] < 0:
         raise UsageError(
             f"Integer labels must count from 0. Received: {everything[0]} among them."
         )
     names = tuple(map(str, range(int(everything[-1]) + 1)))
-    return names, {split: part.astype(np.int64) for split, part in labels.items()}
+    return names, everything.astype(np.int64)[inverse]

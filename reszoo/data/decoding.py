@@ -22,8 +22,8 @@ _DCT = "INTEGER_ACCURATE"
 # A JPEG of more bytes could take long for its many scans; segments before the first.
 _LONG_FILE, _STEPS = 1 << 20, 1000
 _REFUSAL = (
-    f"An image must be a JPEG or PNG that takes at most {files.MEMORY >> 20} MiB once it is "
-    f"decoded; a progressive JPEG may have {files.SCANS} scans. Received sides: "
+    f"An image must be a JPEG or PNG that takes at most {files.MEMORY >> 20} MiB once "
+    f"it is decoded; a progressive JPEG may have {files.SCANS} scans. Received sides: "
 )
 
 
@@ -171,7 +171,7 @@ def decode_bounded(content: tf.Tensor) -> tf.Tensor:
         def at_scale(ratio: int) -> tf.Tensor:
             return tf.io.decode_jpeg(content, 3, ratio=ratio, dct_method=_DCT)
 
-        with tf.control_dependencies([_refused_unless(fits, sides)]):
+        with tf.control_dependencies([tf.debugging.Assert(fits, [_REFUSAL, sides])]):
             place = tf.reduce_sum(tf.cast(factor > [1, 2, 4], tf.int32))
             return tf.switch_case(place, [partial(at_scale, r) for r in (1, 2, 4, 8)])
 
@@ -183,14 +183,10 @@ def decode_bounded(content: tf.Tensor) -> tf.Tensor:
         sides = tf.linalg.matvec(tf.reshape(octets[16:], (2, 4)), weights)
         is_png = tf.reduce_all(octets[:8] == list(files.PNG_START))
         fits = is_png & (files.PIXEL * tf.reduce_prod(sides) <= files.MEMORY)
-        with tf.control_dependencies([_refused_unless(fits, sides)]):
+        with tf.control_dependencies([tf.debugging.Assert(fits, [_REFUSAL, sides])]):
             return tf.io.decode_png(content, 3)
 
     return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
-
-
-def _refused_unless(fits: tf.Tensor, sides: tf.Tensor) -> tf.Operation:
-    return tf.debugging.Assert(fits, [_REFUSAL, sides])
 
 
 def _scans(content: tf.Tensor) -> tf.Tensor:

@@ -142,8 +142,7 @@ class FactTable:
     def readable(self, *, recover: bool = False) -> NDArray[np.bool_]:
         """Return whether each image can be used, `(n,)`.
 
-        Args:
-            recover: Whether truncated JPEGs that decode in part can be used too.
+        With `recover`, truncated JPEGs that decode in part can be used too.
         """
         found = self.rows["problem"] == 0
         return np.asarray(found | (self.rows["recoverable"] & recover))
@@ -151,12 +150,10 @@ class FactTable:
     def anomalies(self, *, recover: bool = False) -> dict[str, tuple[str, ...]]:
         """Return the names of unusual images that can be used, by kind."""
         usable = self.readable(recover=recover)
-        found = {
-            kind: np.flatnonzero(usable & has(self.rows)).tolist()
-            for kind, (_, has) in ANOMALIES.items()
-        }
         return {
-            k: tuple(self.names[n] for n in each) for k, each in found.items() if each
+            kind: tuple(self.names[n] for n in np.flatnonzero(found).tolist())
+            for kind, (_, has) in ANOMALIES.items()
+            if (found := usable & has(self.rows)).any()
         }
 
     def unreadable(self, *, recover: bool = False) -> tuple[Unreadable, ...]:
@@ -207,19 +204,15 @@ def _cache_file(paths: Sequence[str]) -> Path:
 
 def _load_cache(file: Path) -> tuple[Rows, list[str]]:
     """Return the rows and problems that `_save_cache` wrote; none of a damaged file."""
-    nothing = np.zeros(0, ROW), [""]
-    try:
+    with contextlib.suppress(OSError):
         content = memoryview(file.read_bytes())
-    except OSError:
-        return nothing
-    if sha256(content[_CHECKSUM:]).digest() != content[:_CHECKSUM]:
-        return nothing
-    length = int.from_bytes(content[_CHECKSUM : _CHECKSUM + 8], "little")
-    rows_at = _CHECKSUM + 8 + length
-    header = json.loads(bytes(content[_CHECKSUM + 8 : rows_at]))
-    if header["version"] != _version():
-        return nothing
-    return np.frombuffer(content, ROW, offset=rows_at), header["problems"]
+        if sha256(content[_CHECKSUM:]).digest() == content[:_CHECKSUM]:
+            start = _CHECKSUM + 8
+            rows_at = start + int.from_bytes(content[_CHECKSUM:start], "little")
+            header = json.loads(bytes(content[start:rows_at]))
+            if header["version"] == _version():
+                return np.frombuffer(content, ROW, offset=rows_at), header["problems"]
+    return np.zeros(0, ROW), [""]
 
 
 def _save_cache(file: Path, before: Rows, table: FactTable) -> None:
@@ -253,31 +246,30 @@ def examine(images: Sequence[str] | Records, *, progress: bool = True) -> FactTa
     nothing is cached. The facts are in the order of the images.
     """
     if isinstance(images, Records):
-        names = [images.name(index) for index in range(len(images))]
-        table = FactTable(names, np.zeros(len(names), ROW), [""])
-        _examine(table, lambda index: inspect_image(images.read(index), ""), progress)
+        file, records = None, images
+        names: Sequence[str] = [records.name(index) for index in range(len(records))]
+    else:
+        file, names = _cache_file(images) if images else None, images
+    before, problems = _load_cache(file) if file else (np.zeros(0, ROW), [""])
+    rows = _cached_rows(before, names) if file else np.zeros(len(names), ROW)
+    table = FactTable(names, rows, problems)
+    if not (new := np.flatnonzero(rows["orientation"] == 0).tolist()):
         return table
-    if not images:
-        return FactTable(images, np.zeros(0, ROW), [""])
-    file = _cache_file(images)
-    before, problems = _load_cache(file)
-    table = FactTable(images, _cached_rows(before, images), problems)
-    if table.rows["orientation"].all():
-        return table
+
+    def inspect(index: int) -> Facts:
+        if file:
+            return inspect_file(names[index])
+        return inspect_image(records.read(index), "")
+
     try:
-        _examine(table, lambda index: inspect_file(images[index]), progress)
+        found = in_threads(inspect, new, "Examining images", progress=progress)
+        with quiet():
+            for index, facts in zip(new, found, strict=True):
+                table.fill(index, facts)
     finally:
-        _save_cache(file, before, table)
+        if file:
+            _save_cache(file, before, table)
     return table
-
-
-def _examine(table: FactTable, inspect: Callable[[int], Facts], progress: bool) -> None:
-    """Fill in the rows that are new."""
-    new = np.flatnonzero(table.rows["orientation"] == 0).tolist()
-    found = in_threads(inspect, new, "Examining images", progress=progress)
-    with quiet():
-        for index, facts in zip(new, found, strict=True):
-            table.fill(index, facts)
 
 
 def inspect_file(path: str) -> Facts:

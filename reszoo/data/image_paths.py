@@ -79,17 +79,16 @@ def _listed(given: str) -> Iterator[str]:
 
 
 def _of_folder(folder: str) -> Iterator[str]:
-    found = False
+    path = None
     try:
         for path in walk_images(folder):
-            found = True
             yield path
     except OSError as error:
         raise DataError(
             f"{error.filename or folder} cannot be listed ({error.strerror}). "
             "Change its permissions or leave it out."
         ) from error
-    if not found:
+    if path is None:
         raise DataError(f"{folder} has no images ({', '.join(SUFFIXES)}).")
 
 
@@ -108,17 +107,16 @@ def _of_glob(pattern: str) -> Iterator[str]:
 
 def _of_csv(data: str) -> Iterator[str]:
     table = open_table(data, ["path"])
-    empty = True
+    path = None
     for line, fields in table.rows():
-        path = table.path(fields)
+        first, path = path is None, table.path(fields)
         if not path:
             raise table.wrong(line, "has no path", _REMEDY)
         # The names of other columns must not become an image.
-        if empty and not table.names and not names_image(path):
+        if first and not table.names and not names_image(path):
             raise table.wrong(line, f"names no image ({fields[0]})", _REMEDY)
         yield path
-        empty = False
-    if empty:
+    if path is None:
         raise DataError(f"{table.file} lists no images. {_REMEDY}")
 
 
@@ -128,9 +126,7 @@ def walk_images(folder: str) -> Iterator[str]:
     In the order of their paths' parts; hidden files and folders are ignored. A
     DataError if a link leads to a folder that contains it.
     """
-    for path in walk(folder, os.path.realpath(folder)):
-        if image_kind(path):
-            yield path
+    yield from filter(image_kind, walk(folder))
 
 
 def is_visible(name: str) -> bool:
@@ -138,13 +134,14 @@ def is_visible(name: str) -> bool:
     return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
 
 
-def walk(folder: str, real: str, crossed: tuple[str, ...] = ()) -> Iterator[str]:
+def walk(folder: str, real: str = "", crossed: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the visible files under a folder, in the order of their paths' parts.
 
     Strings, one folder at a time: a million `Path`s would fill a gigabyte. `real` is
     the folder without links, `crossed` are real folders of the links that led here; a
     DataError names a link to a folder that contains it.
     """
+    real = real or os.path.realpath(folder)
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if is_visible(entry.name)]
     for entry in sorted(visible, key=lambda entry: entry.name):

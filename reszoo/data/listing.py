@@ -174,7 +174,7 @@ def _find_images(
     folder: str, paths: list[str], unsupported: list[Unreadable], unnamed: list[str]
 ) -> None:
     """Add the images under a folder to the lists, by their kind."""
-    for path in walk(folder, os.path.realpath(folder)):
+    for path in walk(folder):
         kind = image_kind(path)
         if kind == "unsupported":
             suffix = Path(path).suffix.lower() or "HEIC and AVIF"

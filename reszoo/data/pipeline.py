@@ -116,21 +116,15 @@ def training_batches(
             "batch_size must be a multiple of the number of workers. "
             f"Received: batch_size={batch_size} for {workers} workers."
         )
-    repeats, part = augmentation.repeats, batch_size // workers
+    part = batch_size // workers
     # Nothing in them is for AutoGraph, which takes longer than all of the tracing.
     plain = tf.autograph.experimental.do_not_convert
     load = plain(_loader(Decoder(examples), preprocessing, augmentation))
     finish = plain(_finisher(preprocessing, augmentation))
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
-        slots = _epoch_slots(
-            examples.targets,
-            batch_size,
-            seed=seed,
-            epoch=int(number),
-            repeats=repeats,
-            sampling=augmentation.sampling,
-        )
+        seeds = (seed, int(number))
+        slots = _epoch_slots(examples.targets, batch_size, seeds, augmentation)
         mine = np.s_[first:, worker * part : (worker + 1) * part]
         # One row for each place, without the axis of steps.
         return [each[mine].reshape(-1, *each.shape[2:]) for each in slots]
@@ -155,32 +149,29 @@ def training_batches(
 def _epoch_slots(
     targets: NDArray[np.int64],
     batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    repeats: int = 1,
-    sampling: float | None = None,
+    seeds: tuple[int, int],
+    augmentation: Augmentation,
 ) -> tuple[NDArray[Any], ...]:
     """Draw the content of every place in the batches of one epoch.
 
     With repeats every batch shows fewer images several times (Hoffer et al. 2019, arXiv
     1901.09335), so the same number of batches shows a part of the images, as
     torchvision's RASampler does over all of its devices. Equal indices are as far apart
-    as can be, so that devices and mixup's neighbours have different images. The
-    arguments are those of `training_batches`.
+    as can be, so that devices and mixup's neighbours have different images. The seeds
+    are those of the training and of the epoch.
 
     Returns arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys
     for the variations, int64 targets, and five float32 numbers from [0, 1) for what is
     done to whole batches. Keys and numbers belong to an image and its repetition, not
     to the place.
     """
-    count = len(targets)
+    count, repeats = len(targets), augmentation.repeats
     steps, distinct = count // batch_size, -(-batch_size // repeats)
-    generator = np.random.default_rng((seed, epoch))
+    generator = np.random.default_rng(seeds)
     order = generator.permutation(count)
     drawn = np.arange(count)
-    if sampling is not None:
-        drawn = _drawn_by_class(targets, sampling, generator)
+    if augmentation.sampling is not None:
+        drawn = _drawn_by_class(targets, augmentation.sampling, generator)
     shown = order[: steps * distinct].reshape(steps, 1, distinct)
     repeated = np.broadcast_to(shown, (steps, repeats, distinct))
     numbers = np.broadcast_to(np.arange(repeats)[:, None], repeated.shape)
@@ -189,7 +180,7 @@ def _epoch_slots(
         part.reshape(steps, -1)[:, :batch_size].astype(np.int64)
         for part in (repeated, numbers)
     )
-    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    state = np.random.SeedSequence(seeds).generate_state(1, np.uint64)
     # By entry, not by image, for sampling may show an image more than once.
     key, variants = int(state[0] >> np.uint64(1)), entries * repeats + numbers
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)

@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -142,18 +143,7 @@ def open_source(
     """
     check_policy(bad_images)
     if isinstance(data, Mapping | tuple):
-        labels, parts, flips, numbered, notes = arrays.read_arrays(
-            data, validation_share
-        )
-        return Source(
-            "arrays",
-            labels,
-            parts,
-            flips,
-            warnings=tuple(arrays.dark_warnings(parts)),
-            notes=notes,
-            numbered=numbered,
-        )
+        return Source("arrays", **arrays.read_arrays(data, validation_share))
     if not isinstance(data, str | os.PathLike):
         raise UsageError(
             f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set "
@@ -163,21 +153,18 @@ def open_source(
     of_tfds = name.startswith(tfds.PREFIX)
     if name == "digits" and not Path(name).exists():
         return Source(name, arrays.DIGITS, arrays.read_digits(), flip_safe=False)
-    read = tfds.read if of_tfds else list_images
-    listing = read(name, validation_share)
-    of_characters = of_tfds and tfds.is_of_characters(name)
+    listing = (tfds.read if of_tfds else list_images)(name, validation_share)
     splits, unreadable, warnings = check(listing, bad_images)
-    flip_safe = listing.labels != arrays.DIGITS and not of_characters
-    name, root = (name, None) if of_tfds else (str(Path(name)), listing.root)
+    of_characters = of_tfds and tfds.is_of_characters(name)
     return Source(
-        name,
+        name if of_tfds else str(Path(name)),
         listing.labels,
         splits,
-        flip_safe,
-        unreadable,
-        root,
-        warnings,
-        listing.notes,
+        flip_safe=listing.labels != arrays.DIGITS and not of_characters,
+        unreadable=unreadable,
+        root=None if of_tfds else listing.root,
+        warnings=warnings,
+        notes=listing.notes,
     )
 
 
@@ -198,9 +185,7 @@ def match_classes(
     """
     if outputs is None or (labels is not None and tuple(labels) == source.labels):
         return source
-    used = {
-        label for part in source.splits.values() for label in np.unique(part.targets)
-    }
+    used = {*chain(*(np.unique(part.targets) for part in source.splits.values()))}
     there = [source.labels[number] for number in sorted(used)]
     indexes = source.numbered and not set(there) <= set(labels or ())
     if labels is None or indexes:
@@ -219,9 +204,10 @@ def match_classes(
         return replace(source, labels=renamed, notes=(*source.notes, note))
     missing, new = sorted({*labels} - {*there}), sorted({*there} - {*labels})
     if new or (missing and all_needed):
-        only = ((whose, missing), (source.name, new))
         difference = "; ".join(
-            f"only in {where}: {', '.join(names)}" for where, names in only if names
+            f"only in {where}: {', '.join(names)}"
+            for where, names in ((whose, missing), (source.name, new))
+            if names
         )
         raise DataError(
             f"{source.name} has other classes than {whose} ({difference}). "
@@ -250,11 +236,9 @@ def content_digest(source: Source) -> str:
 
     Of files the name below the data's folder and the size count, of arrays every byte.
     """
-    digest = hashlib.sha256()
-    for name, part in source.splits.items():
-        if name == "all" or "all" not in source.splits:
-            _update(digest, part, source.root)
-    return digest.hexdigest()
+    parts = source.splits
+    parts = {"all": parts["all"]} if "all" in parts else parts
+    return _digest(parts.values(), source.root)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
@@ -266,26 +250,22 @@ def fingerprint(source: Source) -> dict[str, Any]:
     and a "sha256" over their names, sizes and targets in order. A DataError names a
     file that has gone.
     """
-    splits = {
-        split: {"images": len(examples), "sha256": _digest(examples, source.root)}
-        for split, examples in source.splits.items()
-        # It holds what the other splits hold.
-        if split != "all"
-    }
-    return {"classes": list(source.labels), **splits}
+    found: dict[str, Any] = {"classes": list(source.labels)}
+    for split, part in source.splits.items():
+        # "all" holds what the other splits hold.
+        if split != "all":
+            start = part.targets.astype("<i8").tobytes() + bytes([part.recover])
+            sha256 = _digest([part], source.root, start)
+            found[split] = {"images": len(part), "sha256": sha256}
+    return found
 
 
-def _digest(examples: Examples, root: str | None) -> str:
-    digest = hashlib.sha256(examples.targets.astype("<i8").tobytes())
-    digest.update(bytes([examples.recover]))
-    _update(digest, examples, root)
+def _digest(parts: Iterable[Examples], root: str | None, start: bytes = b"") -> str:
+    digest = hashlib.sha256(start)
+    for content in chain.from_iterable(_contents(part, root) for part in parts):
+        # A length before each keeps "ab", "c" apart from "a", "bc".
+        digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
-
-
-def _update(digest: Any, examples: Examples, root: str | None) -> None:
-    for part in _contents(examples, root):
-        # A length before each part keeps "ab", "c" apart from "a", "bc".
-        digest.update(len(part).to_bytes(8, "little") + part)
 
 
 def _contents(examples: Examples, root: str | None) -> Iterator[bytes]:

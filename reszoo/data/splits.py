@@ -13,17 +13,9 @@ Indices = NDArray[np.int64]
 SPLITS = ("train", "validation", "test")
 # Usual name of a split -> its name in reszoo. Food-11 calls its test "evaluation".
 _SPLIT_OF = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "training": "train",
-    "dev": "validation",
-    "development": "validation",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 SPLIT_NAMES = tuple(_SPLIT_OF)
 # As in train_set, training-data and test images.
@@ -81,9 +73,7 @@ def complete(
         if split in ("all", "train"):
             # A split that is drawn needs an image on either side.
             check_counts(targets[part], labels, 1 + (split == "all"), where)
-            continue
-        counts = np.bincount(targets[part], minlength=len(labels))
-        if absent := [labels[i] for i in np.flatnonzero(counts == 0).tolist()]:
+        elif absent := _with_fewer(1, targets[part], labels):
             notes.append(f"the {split} split has no images of: {', '.join(absent)}")
     if set(given) <= {"all", "train"}:
         return hold_out(targets, share), tuple(notes)
@@ -127,7 +117,9 @@ def _draw(targets: Indices, share: float, seed: int) -> tuple[Indices, Indices]:
     return held_out, np.setdiff1d(np.arange(len(targets)), held_out)
 
 
-_COUNTS = {1: "one image", 2: "two images"}
+def _with_fewer(least: int, targets: Indices, labels: Sequence[str]) -> list[str]:
+    counts = np.bincount(targets, minlength=len(labels))
+    return [label for label, n in zip(labels, counts, strict=True) if n < least]
 
 
 def check_counts(
@@ -137,10 +129,8 @@ def check_counts(
 
     The least is 1, or 2 where a split is drawn and needs an image on either side.
     """
-    counts = np.bincount(targets, minlength=len(labels))
-    few = [label for label, n in zip(labels, counts, strict=True) if n < least]
-    if few:
+    if few := _with_fewer(least, targets, labels):
         raise DataError(
-            f"Every class needs at least {_COUNTS[least]}. Too few in {where}: "
-            f"{', '.join(few)}."
+            f"Every class needs at least {('one image', 'two images')[least - 1]}. Too "
+            f"few in {where}: {', '.join(few)}."
         )

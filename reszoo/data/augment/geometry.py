@@ -37,7 +37,7 @@ def random_window(
     keys = tf.unstack(tf.random.split(key, 2))
     if aspect is None:
         aspect = _float(width) / _float(height)
-    widths, heights = _drawn_sides(height, width, keys[0], scale, ratio, aspect)
+    widths, heights = _drawn_sides((height, width), keys[0], scale, ratio, aspect)
     fits = (widths > 0) & (widths <= _float(width))
     fits &= (heights > 0) & (heights <= _float(height))
     first = tf.argmax(tf.cast(fits, tf.int32))
@@ -46,11 +46,10 @@ def random_window(
         tall, wide = _int(heights[first]), _int(widths[first])
         return *_place(height - tall, width - wide, keys[1]), tall, wide
 
-    window: Window = tf.cond(
-        tf.reduce_any(fits),
-        drawn,
-        lambda: _central(height, width, [each * aspect for each in ratio]),
-    )
+    def central() -> Window:
+        return _central(height, width, [each * aspect for each in ratio])
+
+    window: Window = tf.cond(tf.reduce_any(fits), drawn, central)
     return window
 
 
@@ -123,7 +122,8 @@ def erase(
     """
     height, width = tf.unstack(tf.shape(image)[:2])
     keys = tf.unstack(tf.random.split(key, 3))
-    heights, widths = _drawn_sides(height, width, keys[0], _ERASED_SCALE, _ERASED_RATIO)
+    sides = (height, width)
+    heights, widths = _drawn_sides(sides, keys[0], _ERASED_SCALE, _ERASED_RATIO)
     fits = (heights < _float(height)) & (widths < _float(width))
     first = tf.argmax(tf.cast(fits, tf.int32))
     chosen = tf.random.stateless_uniform((), keys[1]) < probability
@@ -140,29 +140,22 @@ def erase(
 
 
 def _drawn_sides(
-    height: tf.Tensor,
-    width: tf.Tensor,
-    key: tf.Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    aspect: Any = 1.0,
+    sides: tuple[Any, Any], key: tf.Tensor, scale: Any, ratio: Any, aspect: Any = 1.0
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Return whole numbers `(tries,)` whose ratio, first to second, is in `ratio`."""
     draws = tf.random.stateless_uniform((2, _TRIES), key)
     share = scale[0] + draws[0] * (scale[1] - scale[0])
     shape = tf.exp(log(ratio[0]) + draws[1] * (log(ratio[1]) - log(ratio[0]))) * aspect
-    area = share * _float(height) * _float(width)
+    area = share * _float(sides[0]) * _float(sides[1])
     return tf.round(tf.sqrt(area * shape)), tf.round(tf.sqrt(area / shape))
 
 
-def _place(
-    down: tf.Tensor, across: tf.Tensor, key: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _place(down: tf.Tensor, across: tf.Tensor, key: tf.Tensor) -> list[tf.Tensor]:
     room = tf.stack([down, across]) + 1
     # stateless_uniform has one bound for all; 2**31 draws make its modulo even enough.
     draws = tf.random.stateless_uniform((2,), key, 0, tf.int32.max, tf.int32)
-    top, left = tf.unstack(draws % room)
-    return top, left
+    top_left: list[tf.Tensor] = tf.unstack(draws % room)
+    return top_left
 
 
 def _central(height: tf.Tensor, width: tf.Tensor, ratio: Sequence[Any]) -> Window:

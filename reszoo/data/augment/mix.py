@@ -1,5 +1,7 @@
 """Mixup and cutmix: examples that lie between two examples of a batch."""
 
+from functools import partial
+
 import tensorflow as tf
 
 # Pixels and targets.
@@ -34,15 +36,13 @@ def mix(
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
         return pixels, targets
     first, second = tf.unstack(tf.random.split(key, 2))
-    if cutmix_alpha <= 0:
-        return mixup(pixels, targets, second, mixup_alpha)
-    if mixup_alpha <= 0:
-        return cutmix(pixels, targets, second, cutmix_alpha)
-    mixed: Mixed = tf.cond(
-        tf.random.stateless_uniform((), first) < 0.5,
-        lambda: mixup(pixels, targets, second, mixup_alpha),
-        lambda: cutmix(pixels, targets, second, cutmix_alpha),
-    )
+    ways = [
+        partial(way, pixels, targets, second, alpha)
+        for way, alpha in ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
+        if alpha > 0
+    ]
+    even = tf.random.stateless_uniform((), first) < 0.5
+    mixed: Mixed = tf.cond(even, *ways) if ways[1:] else ways[0]()
     return mixed
 
 
