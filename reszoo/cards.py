@@ -216,11 +216,9 @@ class Card:
                 metrics=tuple(map(_metric, content["metrics"])),
                 versions=_mapping("versions", content["versions"], str),
             )
-        except (
-            KeyError, TypeError, AttributeError, ValueError, OverflowError
-        ) as error:  # fmt: skip
-            reason = f"{type(error).__name__}: {error}"[:_REASON]
-            raise CheckpointError(f"The card cannot be read ({reason}).") from error
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
+            reason = f"{type(e).__name__}: {e}"[:_REASON]
+            raise CheckpointError(f"The card cannot be read ({reason}).") from e
 
     @classmethod
     def from_text(cls, text: str) -> "Card":
@@ -308,23 +306,19 @@ def _labels(content: Any) -> tuple[str, ...] | None:
 
 
 def _mapping(name: str, content: Any, kind: type = object) -> dict[str, Any]:
-    if not isinstance(content, dict) or not all(
-        isinstance(value, kind) for value in content.values()
-    ):
+    is_mapping = isinstance(content, dict)
+    if not is_mapping or not all(isinstance(x, kind) for x in content.values()):
         raise TypeError(f"{name} must be an object with values of type {kind.__name__}")
-    return content
+    return dict(content)
 
 
 def _metric(content: Any) -> Metric:
-    metric = Metric(**content)
-    if not (
-        isinstance(metric.name, str)
-        and isinstance(metric.data, str)
-        and isinstance(metric.value, int | float)
-        and math.isfinite(metric.value)
-    ):
+    found = Metric(**content)
+    texts = isinstance(found.name, str) and isinstance(found.data, str)
+    number = isinstance(found.value, int | float) and math.isfinite(found.value)
+    if not (texts and number):
         raise TypeError(f"a metric must have a name, a number and data: {content}")
-    return metric
+    return found
 
 
 def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:

@@ -17,23 +17,19 @@ _MEMBERSHIP, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 def processor() -> str:
     """Return the processor's name."""
-    named = (line for line in _cpuinfo() if line.startswith("model name"))
-    line = next(named, "")
-    return line.partition(":")[2].strip() or platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def processor_flags() -> set[str]:
     """Return the processor's abilities by Linux' names; nothing on other systems."""
-    named = (line for line in _cpuinfo() if line.startswith("flags"))
-    return set(next(named, "").partition(":")[2].split())
+    return set(_cpuinfo("flags").split())
 
 
 @cache
-def _cpuinfo() -> tuple[str, ...]:
-    try:
-        return tuple(_CPUINFO.read_text(encoding="utf-8").splitlines())
-    except OSError:
-        return ()
+def _cpuinfo(field: str) -> str:
+    """Return what Linux tells of its first processor, or ""."""
+    named = (each for each in _text(_CPUINFO).splitlines() if each.startswith(field))
+    return next(named, "").partition(":")[2].strip()
 
 
 def usable_cores() -> int:

@@ -22,7 +22,7 @@ from reszoo.errors import ReszooError, UsageError
 Named = Callable[[Path], Collection[str] | None]
 _MAX_SHOWN = 5
 # Ends of names: of what is being written, and of what it replaces.
-_TEMPORARY, _OLD = ".tmp", ".old"
+_ENDS = _TEMPORARY, _OLD = ".tmp", ".old"
 
 
 def cache_folder() -> Path:
@@ -172,10 +172,7 @@ def atomic_folder(
             yield temporary
             for written in temporary.rglob("*"):
                 flush(written)
-            if place == final:
-                _swap_contents(temporary, final, check)
-            else:
-                _swap_in(temporary, final, check)
+            _swap(temporary, final, place, check)
             flush(final.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -266,9 +263,7 @@ def _finished(folder: Path) -> list[Path]:
     return [
         entry
         for entry in folder.iterdir()
-        if not (
-            entry.name.startswith(start) and entry.name.endswith((_TEMPORARY, _OLD))
-        )
+        if not (entry.name.startswith(start) and entry.name.endswith(_ENDS))
     ]
 
 
@@ -333,48 +328,37 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _swap_in(
-    temporary: Path, final: Path, check: Callable[[Path], object] | None
+def _swap(
+    temporary: Path, final: Path, place: Path, check: Callable[[Path], object] | None
 ) -> None:
+    """Give a new folder its final name, or its contents where that folder stays."""
     if not os.path.lexists(final):
         temporary.rename(final)
         return
-    if check:
-        check(final)
-    aside = _aside(final, final.parent)
-    _remove(aside)
-    final.rename(aside)
+    check = check or (lambda folder: None)
+    check(final)
+    aside = _aside(final, place)
+    if place == final:
+        aside.mkdir()
+        old = [(each, aside / each.name) for each in _finished(final)]
+        new = [(each, final / each.name) for each in temporary.iterdir()]
+    else:
+        _remove(aside)
+        old, new = [(final, aside)], [(temporary, final)]
+    done: list[tuple[Path, Path]] = []
     try:
-        # Now nobody else writes there by its name.
-        if check:
-            check(aside)
-        temporary.rename(final)
+        for before, after in chain(old, new):
+            if len(done) == len(old):
+                # Now nobody else writes there by its name.
+                check(aside)
+            before.rename(after)
+            done.append((before, after))
     except (OSError, ReszooError):
-        aside.rename(final)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _swap_contents(
-    temporary: Path, final: Path, check: Callable[[Path], object] | None
-) -> None:
-    if check:
-        check(final)
-    aside = _aside(final, final)
-    aside.mkdir()
-    for entry in _finished(final):
-        entry.rename(aside / entry.name)
-    new = [entry.name for entry in temporary.iterdir()]
-    try:
-        if check:
-            check(aside)
-        for name in new:
-            (temporary / name).rename(final / name)
-    except (OSError, ReszooError):
-        for name in new:
-            if not os.path.lexists(temporary / name):
-                (final / name).rename(temporary / name)
-        _move_back(aside, final)
+        for before, after in reversed(done):
+            if not os.path.lexists(before):
+                after.rename(before)
+        with suppress(OSError):
+            aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
