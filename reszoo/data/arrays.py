@@ -168,8 +168,7 @@ def _images(given: Any) -> Pixels:
             "Images must have the shape (n, height, width, 3), or (n, height, width) "
             f"if grey. Received: {np.shape(given)}."
         )
-    if images.dtype != np.uint8:
-        images = _rounded(images)
+    images = images if images.dtype == np.uint8 else _rounded(images)
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 

@@ -78,8 +78,12 @@ def list_images(
 ) -> Listing:
     """List the image files of a folder of class folders or a CSV file, undecoded.
 
-    A DataError if there are no images or one class, or a line of the file is invalid; a
-    UsageError if the data is of another kind, or there is no such folder or file.
+    A DataError if there are no images, fewer than two classes, or too few images of one
+    to train on; for two folders of one split or class, a split with classes of its own,
+    folders that look like splits of unknown names, a class whose name is not one line
+    of printable text, and a link to a folder that contains it; for an invalid line,
+    with its number. A UsageError if the data is of another kind, or there is no such
+    folder or file.
     """
     is_path = isinstance(data, str | os.PathLike)
     named = is_path and (data in BUILT_IN or str(data).startswith("tfds:"))
@@ -102,22 +106,10 @@ def list_images(
 
 
 def _read_folder(root: Path, validation_share: float | None) -> Listing:
-    """List the classes and the image files of a folder.
+    """List `root/class/*.jpg` or `root/train/class/*.jpg`, at any depth under a class.
 
     Classes are sorted by code point, files by path, so that every machine and every
-    run agrees on the targets. Hidden files and folders are ignored, links are
-    followed.
-
-    Args:
-        root: `root/class/*.jpg` or `root/train/class/*.jpg`; deeper folders under
-            a class belong to it.
-        validation_share: See `reszoo.data.splits.complete`.
-
-    Raises:
-        DataError: No images, fewer than two classes, a class without images to train
-            on, two folders for one split or class, a split with classes of its own,
-            folders that look like splits of unknown names, a class whose name is not
-            one line of printable text, or a link to a folder that contains it.
+    run agrees on the targets. Hidden files and folders are ignored, links are followed.
     """
     folders, notes = _split_folders(root)
     notes += filter(None, map(_loose_images, dict.fromkeys([root, *folders.values()])))
@@ -314,12 +306,7 @@ def _common_labels(
 
 
 def _read_csv(table: Table, validation_share: float | None) -> Listing:
-    """List the classes and the images of a CSV file.
-
-    Classes are sorted by code point and images by path, so that the order of the lines
-    means nothing. A DataError for an invalid line, named by its number, no images,
-    fewer than two classes, or a class with too few images to train on.
-    """
+    """List the images of a CSV file, sorted as those of folders are."""
     lines, numbers, parts, known = _rows(table)
     labels = sorted(known)
     if len(labels) < 2:

@@ -3,7 +3,7 @@
 import os
 import shlex
 import shutil
-import time
+import timeit
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -171,22 +171,13 @@ def resizing_gain(examples: Examples, data: str) -> str:
     paths = examples.paths[:: max(1, len(examples) // _MEASURED)][:_MEASURED]
     sizes, seconds = np.zeros(2), np.zeros(2)
     for path in paths:
-        small = _encode(
-            path,
-            side=defaults.RESIZE_SIDE,
-            quality=defaults.JPEG_QUALITY,
-            bad_images="recover",
-        )
+        small = _encode(path, defaults.RESIZE_SIDE, defaults.JPEG_QUALITY, "recover")
         if isinstance(small, Unreadable):
             continue
         for n, content in enumerate((read_file(path), small.content)):
-            took = []
             # The first time is longer.
-            for _ in range(2):
-                start = time.perf_counter()
-                open_image(content, path, recover=True)
-                took.append(time.perf_counter() - start)
-            seconds[n] += min(took)
+            decode = partial(open_image, content, path, recover=True)
+            seconds[n] += min(timeit.repeat(decode, repeat=2, number=1))
             sizes[n] += len(content)
     before, after = 1000 * seconds / len(paths)
     measured = f"{before:.1f} ms to decode one, {after:.1f} ms once resized"
@@ -210,7 +201,7 @@ class _Encoded(NamedTuple):
 
 
 def _encode(
-    path: str, *, side: int, quality: int, bad_images: str
+    path: str, side: int, quality: int, bad_images: str
 ) -> _Encoded | Unreadable:
     try:
         content = read_file(path)

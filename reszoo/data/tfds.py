@@ -91,20 +91,13 @@ def read(data: str, validation_share: float | None = None) -> Listing:
         np.arange(len(source)),
         lengths,
     )
-    ends = np.cumsum(list(sizes.values()))
-    parts = np.split(np.arange(len(targets)), ends[:-1])
+    parts = np.split(np.arange(len(targets)), np.cumsum([*sizes.values()])[:-1])
     given = {str(split_name(n)): part for n, part in zip(sizes, parts, strict=True)}
     splits, notes = complete(given, targets, labels, data, validation_share)
-    others = [name for name in builder.info.splits if name not in sizes]
-    unused = (
-        [f"not used are the splits {', '.join(others)} of {data}"] if others else []
-    )
+    if others := ", ".join(name for name in builder.info.splits if name not in sizes):
+        notes = (f"not used are the splits {others} of {data}", *notes)
     return Listing(
-        labels=labels,
-        targets=targets,
-        splits=splits,
-        records=records,
-        notes=(*unused, *notes),
+        labels=labels, targets=targets, splits=splits, records=records, notes=notes
     )
 
 
@@ -116,8 +109,7 @@ def _split_sizes(info: Any, data: str) -> dict[str, int]:
             f"{data} has no split called train, validation or test. "
             f"It has: {', '.join(info.splits)}."
         )
-    kinds = [split_name(name) for name in known]
-    if len(set(kinds)) < len(kinds):
+    if len({*map(split_name, known)}) < len(known):
         raise DataError(
             f"{data} has two splits of one kind among {', '.join(known)}; reszoo uses "
             "one each for training, validation and test."
@@ -155,9 +147,9 @@ def _find(data: str) -> Path:
 
 
 def _prepared(root: Path) -> Iterator[Path]:
-    for folder in root.glob("*/"):
-        if _VERSION.fullmatch(folder.name) and (folder / "features.json").exists():
-            yield folder
+    for file in root.glob("*/features.json"):
+        if _VERSION.fullmatch(file.parent.name):
+            yield file.parent
 
 
 def _number(version: str) -> tuple[int, ...]:
