@@ -73,22 +73,18 @@ def check(
                     f"{len(listing.splits[split]):,}. Replace them or remove the "
                     "split; `reszoo scan` lists the reasons."
                 )
+    warnings = leak_warnings(listing, table) if listing.paths else []
+    for kind, names in table.anomalies(recover=recover).items():
+        # What a scan says, unless it changes no content.
+        if kind not in HARMLESS:
+            first = relative(listing.root, names[0])
+            warnings.append(
+                f"{len(names):,} images: {ANOMALIES[kind][0]}, e.g. {first}"
+            )
     # Fields are assigned by their place.
     headers = table.rows[list(HEADER.names or ())].astype(HEADER)
-    return (
-        replace(examples, headers=headers, recover=recover).split(splits),
-        (*listing.unsupported, *unreadable),
-        (
-            *(leak_warnings(listing, table) if listing.paths else ()),
-            *(
-                # What a scan says, unless it changes no content.
-                f"{len(names):,} images: {ANOMALIES[kind][0]}, e.g. "
-                f"{relative(listing.root, names[0])}"
-                for kind, names in table.anomalies(recover=recover).items()
-                if kind not in HARMLESS
-            ),
-        ),
-    )
+    found = replace(examples, headers=headers, recover=recover).split(splits)
+    return found, (*listing.unsupported, *unreadable), tuple(warnings)
 
 
 def find_unreadable(examples: Examples) -> DataError | None:
@@ -96,8 +92,6 @@ def find_unreadable(examples: Examples) -> DataError | None:
 
     TensorFlow's own message gives the reason but not the file.
     """
-    if examples.images is not None:
-        return None
     table = examine(examples.encoded, progress=False)
     for name, reason in table.unreadable(recover=examples.recover):
         return DataError(
@@ -152,7 +146,7 @@ def find_duplicates(listing: Listing, table: FactTable) -> list[Duplicates]:
     return [Duplicates(tuple(group)) for group in groups.values()]
 
 
-def leak_warnings(listing: Listing, table: FactTable) -> tuple[str, ...]:
+def leak_warnings(listing: Listing, table: FactTable) -> list[str]:
     """Return a line for every two splits that share images, and one for classes.
 
     Such as "2 images are in both train and test, e.g. train/a.jpg = test/b.jpg".
@@ -164,11 +158,11 @@ def leak_warnings(listing: Listing, table: FactTable) -> tuple[str, ...]:
             shared.setdefault(splits, []).append((first, second))
         for pair in _firsts(group, "label")[:1]:
             shared.setdefault("more than one class", []).append(pair)
-    return tuple(
+    return [
         f"{len(pairs):,} {'image is' if len(pairs) == 1 else 'images are'} in {where}, "
         f"e.g. {' = '.join(relative(listing.root, each.path) for each in pairs[0])}"
         for where, pairs in shared.items()
-    )
+    ]
 
 
 def _firsts(group: Duplicates, field: str) -> list[tuple[Occurrence, Occurrence]]:
@@ -231,38 +225,23 @@ class ScanReport:
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values, with all paths."""
         finite = self.imbalance != float("inf")
-        return {
-            "data": printable(self.data),
+        counts = self.counts.items()
+        found: dict[str, Any] = {
+            "data": self.data,
             "ok": self.ok,
-            "splits": {
-                split: dict(zip(map(printable, self.labels), found, strict=True))
-                for split, found in self.counts.items()
-            },
-            "notes": [printable(note) for note in self.notes],
+            "splits": {s: dict(zip(self.labels, n, strict=True)) for s, n in counts},
+            "notes": self.notes,
             "imbalance": round(self.imbalance, 2) if finite else None,
             "unreadable": [
-                {
-                    "path": printable(path),
-                    "reason": reason,
-                    "recoverable": path in self.recoverable,
-                }
-                for path, reason in self.unreadable
+                {**each._asdict(), "recoverable": each.path in self.recoverable}
+                for each in self.unreadable
             ],
-            **{
-                kind: [
-                    [
-                        {key: printable(text) for key, text in each._asdict().items()}
-                        for each in group.occurrences
-                    ]
-                    for group in getattr(self, kind)
-                ]
-                for kind in ("leaks", "conflicts", "duplicates")
-            },
-            "anomalies": {
-                kind: [printable(path) for path in paths]
-                for kind, paths in self.anomalies.items()
-            },
         }
+        for kind in _TITLES:
+            groups = (group.occurrences for group in getattr(self, kind))
+            found[kind] = [[each._asdict() for each in group] for group in groups]
+        shown: dict[str, Any] = _shown({**found, "anomalies": self.anomalies})
+        return shown
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -281,12 +260,8 @@ class ScanReport:
                 f"{relative(self.root, path)}: {reason}"
                 for path, reason in self.unreadable
             )
-        for title, groups in (
-            ("In more than one split", self.leaks),
-            ("In more than one class", self.conflicts),
-            ("Duplicates within a split", self.duplicates),
-        ):
-            if groups:
+        for kind, title in _TITLES.items():
+            if groups := getattr(self, kind):
                 yield f"{title}: {_count(len(groups), 'image')}"
                 yield from _cut(map(self._occurrences, groups))
         if self.anomalies:
@@ -335,6 +310,22 @@ class ScanReport:
             yield "Remove duplicates, unless an image should count more than once."
 
 
+_TITLES = {
+    "leaks": "In more than one split",
+    "conflicts": "In more than one class",
+    "duplicates": "Duplicates within a split",
+}
+
+
+def _shown(value: Any) -> Any:
+    """Return plain JSON values whose texts are printable."""
+    if isinstance(value, Mapping):
+        return {printable(key): _shown(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_shown, value)]
+    return printable(value) if isinstance(value, str) else value
+
+
 def _cut(lines: Iterable[str]) -> Iterator[str]:
     remaining = iter(lines)
     for line in islice(remaining, _PATHS):
@@ -371,6 +362,7 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
     for split, indices in listing.disjoint_splits.items():
         targets = listing.targets[indices[readable[indices]]]
         counts[split] = tuple(np.bincount(targets, minlength=classes).tolist())
+    same_class = (group for group in groups if len(group.labels) == 1)
     return ScanReport(
         data=os.fspath(data),
         root=listing.root,
@@ -382,9 +374,5 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
         notes=listing.notes,
         leaks=tuple(group for group in groups if len(group.splits) > 1),
         conflicts=tuple(group for group in groups if len(group.labels) > 1),
-        duplicates=tuple(
-            group
-            for group in groups
-            if len(group.labels) == 1 and len(group.occurrences) > len(group.splits)
-        ),
+        duplicates=tuple(g for g in same_class if len(g.occurrences) > len(g.splits)),
     )
