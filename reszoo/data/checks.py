@@ -1,9 +1,10 @@
 """Dataset checks: images that cannot be used, duplicates, and the report of a scan."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from functools import partial
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from reszoo.data.image_facts import ANOMALIES, HARMLESS, FactTable, examine
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts
 from reszoo.errors import DataError, UnknownNameError
+from reszoo.report.page import environment, escape_text
 
 # What to do about unreadable images: see `reszoo.data.sources.open_source`.
 POLICIES = ("error", "skip", "recover")
@@ -248,31 +250,21 @@ class ScanReport:
 
     def lines(self) -> Iterator[str]:
         """Yield the report as text; lists are cut, and what to do comes last."""
-        images = _count(sum(map(sum, self.counts.values())), "readable image")
-        yield f"{printable(self.data)}: {images} in {len(self.labels)} classes"
-        width = max(map(len, self.counts))
-        for split, counts in self.counts.items():
-            yield f"  {split:{width}} {sum(counts):9,}  {self._classes(counts)}"
-        yield from (f"Note: {printable(note)}" for note in self.notes)
-        if self.unreadable:
-            yield f"Unreadable: {_count(len(self.unreadable), 'image')}"
-            yield from _cut(
-                f"{relative(self.root, path)}: {reason}"
-                for path, reason in self.unreadable
-            )
-        for kind, title in _TITLES.items():
-            if groups := getattr(self, kind):
-                yield f"{title}: {_count(len(groups), 'image')}"
-                yield from _cut(map(self._occurrences, groups))
-        if self.anomalies:
-            yield "Anomalies (these images are used):"
-        for kind, paths in self.anomalies.items():
-            first = ", ".join(relative(self.root, p) for p in paths[:_OCCURRENCES])
-            more = ", ..." if len(paths) > _OCCURRENCES else ""
-            yield f"  {len(paths):,} {ANOMALIES[kind][0]} ({first}{more})"
-        advice = list(self._advice())
-        yield "To do:" if advice else "Nothing to do."
-        yield from (f"  {line}" for line in advice)
+        template = environment(escape_text).get_template("scan_text.j2")
+
+        def firsts(paths: Sequence[str]) -> str:
+            return ", ".join(relative(self.root, p) for p in paths[:_OCCURRENCES])
+
+        yield from template.render(
+            report=self,
+            repeated=[(title, getattr(self, kind)) for kind, title in _TITLES.items()],
+            anomalies=ANOMALIES,
+            classes=self._classes,
+            relative=partial(relative, self.root),
+            firsts=firsts,
+            most=_PATHS,
+            shown=_OCCURRENCES,
+        ).splitlines()
 
     def _classes(self, counts: tuple[int, ...]) -> str:
         labelled = zip(map(printable, self.labels), counts, strict=True)
@@ -283,31 +275,6 @@ class ScanReport:
             return f"{counts[0]:,} each"
         least, most = (counts.index(end(counts)) for end in (min, max))
         return f"from {texts[least]} to {texts[most]}"
-
-    def _occurrences(self, group: Duplicates) -> str:
-        shown = [
-            f"{relative(self.root, path)} ({split}, {printable(label)})"
-            for path, split, label in group.occurrences[:_OCCURRENCES]
-        ]
-        more = len(group.occurrences) - len(shown)
-        return " = ".join(shown) + (f" and {more:,} more" if more else "")
-
-    def _advice(self) -> Iterator[str]:
-        if self.unreadable:
-            yield (
-                "Replace or remove unreadable images; or train without them: "
-                '--bad-images skip (bad_images="skip").'
-            )
-        if part := len(self.recoverable):
-            yield f"--bad-images recover would use {part:,} of these as far as they go."
-        if self.leaks:
-            yield (
-                "Keep each image in one split: scores on training images are too high."
-            )
-        if self.conflicts:
-            yield "Decide which class each image in several classes belongs to."
-        if self.duplicates:
-            yield "Remove duplicates, unless an image should count more than once."
 
 
 _TITLES = {
@@ -324,18 +291,6 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [*map(_shown, value)]
     return printable(value) if isinstance(value, str) else value
-
-
-def _cut(lines: Iterable[str]) -> Iterator[str]:
-    remaining = iter(lines)
-    for line in islice(remaining, _PATHS):
-        yield f"  {line}"
-    if more := sum(1 for _ in remaining):
-        yield f"  and {more:,} more (all: --json)"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + "s" * (number != 1)
 
 
 def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:

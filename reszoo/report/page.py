@@ -99,6 +99,11 @@ def escape_html(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup.escape(printable(str(value)))
 
 
+def escape_text(value: object) -> Markup:
+    """Return a value as it is, but for invisible characters (see `printable`)."""
+    return value if isinstance(value, Markup) else Markup(printable(str(value)))
+
+
 def number(value: float | None, spec: str = ",") -> str:
     """Format a number, as `format` does; "-" for None."""
     return "-" if value is None else format(value, spec)
