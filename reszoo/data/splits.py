@@ -13,9 +13,12 @@ Indices = NDArray[np.int64]
 SPLITS = ("train", "validation", "test")
 # Usual name of a split -> its name in reszoo. Food-11 calls its test "evaluation".
 _SPLIT_OF = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    "train": "train",
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    "test": "test",
+    "training": "train",
+    **dict.fromkeys(("dev", "development"), "validation"),
+    **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
 }
 SPLIT_NAMES = tuple(_SPLIT_OF)
 # As in train_set, training-data and test images.
