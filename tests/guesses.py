@@ -5,9 +5,7 @@ import numpy as np
 from reszoo import metrics
 
 
-def answers(
-    classes: int, images: int
-) -> tuple[metrics.Targets, metrics.Probabilities]:
+def answers(classes: int, images: int) -> tuple[metrics.Targets, metrics.Probabilities]:
     """Targets, and probabilities of a model whose accuracy is a little over half."""
     draw = np.random.default_rng(0)
     targets = draw.integers(0, classes, images)

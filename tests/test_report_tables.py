@@ -87,6 +87,4 @@ def test_probabilities_that_round_above_one_are_counted() -> None:
 def test_the_interval_is_wilsons(
     hits: int, images: int, low: float, high: float
 ) -> None:
-    assert metrics.share_interval(hits, images) == pytest.approx(
-        (low, high), abs=1e-6
-    )
+    assert metrics.share_interval(hits, images) == pytest.approx((low, high), abs=1e-6)
