@@ -214,6 +214,17 @@ def test_recomputation_changes_no_step(net: str) -> None:
     assert convolutions[1] > 1.5 * convolutions[0]
 
 
+@pytest.mark.parametrize("built", [0.0, 0.5])
+def test_the_recipe_sets_the_dropout_of_blocks(built: float) -> None:
+    model = reszoo.build("wrn16_4", input_shape=(8, 8, 3), dropout=built)
+    preprocessing = reszoo.card(model).preprocessing
+    for asked, expected in ((0.3, 0.3), (0.0, built)):
+        net = training_copy(model, preprocessing, recipe_of(block_dropout=asked))
+        found = {x.rate for x in net.layers if x.name.endswith(".dropout")}
+        assert found == ({expected} if expected else set())
+    assert reszoo.card(model).resnet.dropout == built
+
+
 def test_dropout_before_the_classifier_drops_features_and_keeps_the_mean() -> None:
     model = small()
     preprocessing = reszoo.card(model).preprocessing

@@ -101,9 +101,10 @@ def training_copy(
     architecture = own_card(model).card.resnet
     logits_model(model)
     shape = (*preprocessing.train_sides, preprocessing.channels)
+    rate = recipe.block_dropout or architecture.dropout
     with precision_policy(resolve_precision(recipe)):
         copy = build_resnet(
-            replace(architecture, input_shape=shape),
+            replace(architecture, input_shape=shape, dropout=rate),
             stochastic_depth=recipe.stochastic_depth,
             keyed=True,
             head_dropout=recipe.dropout,

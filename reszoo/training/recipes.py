@@ -103,8 +103,8 @@ _INTERVALS = {
     "[0, 0.5)": ("pad",),
     "[0, 180]": ("rotation",),
     "[0, 1)": (
-        "dropout", "momentum", "label_smoothing", "weight_decay", "ema", "bn_momentum",
-        "stochastic_depth", "validation_share",
+        "dropout", "block_dropout", "momentum", "label_smoothing", "weight_decay",
+        "ema", "bn_momentum", "stochastic_depth", "validation_share",
     ),
     "[0, 1]": ("warmup_start", "factor", "floor", "erase", "sampling"),
 }  # fmt: skip
@@ -203,8 +203,9 @@ class Recipe:
         repeats: Copies of each image in a batch (arXiv:1902.05509).
         stochastic_depth: Probability of dropping the last block; it falls linearly
             towards the first (arXiv:1603.09382).
-        dropout: Probability of setting a feature before the classifier to zero. Dropout
-            within blocks belongs to the model: `reszoo.build(dropout=)`.
+        dropout: Probability of setting a feature before the classifier to zero.
+        block_dropout: The same before the last convolution of each block, as of wide
+            ResNets; 0 leaves that to the model (`reszoo.build(dropout=)`).
         zero_init_residual: Whether each block starts as its shortcut alone; for
             models that `train` itself builds with fresh weights.
         freeze: "backbone" trains the head alone, "stages:N" all but the stem and
@@ -280,6 +281,7 @@ class Recipe:
     repeats: int = 1
     stochastic_depth: float = 0.0
     dropout: float = 0.0
+    block_dropout: float = 0.0
     zero_init_residual: bool = False
     freeze: str | None = None
     freeze_bn: bool | None = False
