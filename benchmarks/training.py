@@ -4,9 +4,9 @@ Run: python benchmarks/training.py [--models resnet50] [--peers PYTHON] [--json 
 
 Synthetic uint8 images in memory, the same model, SGD with momentum, 2 threads. "keras"
 is `compile` and `fit` with their defaults (XLA where Keras chooses it): ResNet-50 from
-keras.applications, the others reszoo's layers with Keras' own BatchNormalization.
-torch runs torchvision's models in channels_last, bfloat16 by autocast. Each process
-also checks that its loss is finite and falls.
+keras.applications, the others reszoo's layers with Keras' own BatchNormalization and
+Conv2D. torch runs torchvision's models, or timm's, in channels_last, bfloat16 by
+autocast. Each process also checks that its loss is finite and falls.
 """
 
 import sys
@@ -32,7 +32,7 @@ class Load:
         batch: Images a step.
         steps: A sample.
         samples: A process.
-        torch: Whether torchvision has the model.
+        torch: Whether torchvision or timm has the model.
     """
 
     side: int
@@ -46,7 +46,12 @@ LOADS = {
     "resnet50": Load(224, 16, 1, 4),
     "resnet18": Load(224, 16, 2, 8),
     "resnet20": Load(32, 128, 8, 10, torch=False),
+    # Keras takes minutes for a step with grouped convolutions.
+    "resnext50_32x4d": Load(224, 8, 1, 2),
+    "resnet50d": Load(224, 16, 1, 4),
 }
+_USUAL = ["resnet50", "resnet18", "resnet20"]
+PRECISIONS = ("float32", "bfloat16")
 
 
 def batch_of(load: Load) -> tuple[Any, Any]:
@@ -171,15 +176,18 @@ def _keras_model(name: str) -> tuple[Any, bool]:
 
 
 def of_keras_layers(model: Any) -> Any:
-    """Return the same model with Keras' own BatchNormalization, without its weights."""
+    """Return the same model of Keras' own layers, without its weights."""
     import keras
 
-    from reszoo.layers import BatchNormalization
+    from reszoo.layers import BatchNormalization, Conv2D
 
     def plain(layer: Any) -> Any:
         config = layer.get_config()
         if isinstance(layer, BatchNormalization):
             return keras.layers.BatchNormalization.from_config(config)
+        if isinstance(layer, Conv2D):
+            config.pop("differentiable", None)
+            return keras.layers.Conv2D.from_config(config)
         return type(layer).from_config(config)
 
     return keras.models.clone_model(model, clone_function=plain)
@@ -208,12 +216,17 @@ def import_torch() -> Any:
 def torch_step(
     name: str, classes: int, rate: float, precision: str, weights: Any = None
 ) -> Any:
-    """Return what `reszoo_step` does, for torchvision's model."""
+    """Return what `reszoo_step` does, for torchvision's model, or timm's."""
     torch = import_torch()
     import torchvision
 
     layout = {"memory_format": torch.channels_last}
-    model = getattr(torchvision.models, name)(num_classes=classes)
+    if name in torchvision.models.list_models():
+        model = torchvision.models.get_model(name, num_classes=classes)
+    else:
+        import timm
+
+        model = timm.create_model(name, num_classes=classes)
     if weights:
         model.load_state_dict(weights, strict=False)
     model.to(**layout)
@@ -238,11 +251,13 @@ def torch_step(
 TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}
 
 
-def contenders(names: list[str], peers: str | None) -> list[Contender]:
-    """Return every library in both precisions, for every model."""
-    found = [roof.contender("float32"), roof.contender("bfloat16")]
+def contenders(
+    names: list[str], peers: str | None, precisions: list[str]
+) -> list[Contender]:
+    """Return every library in each precision, for every model."""
+    found = [roof.contender(precision) for precision in precisions]
     for name in names:
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             for library in TRAINERS:
                 if library == "torch" and not (peers and LOADS[name].torch):
                     continue
@@ -264,19 +279,22 @@ def targets(names: list[str], there: set[str]) -> list[Target]:
             Target(ours, f"{name} torch bfloat16", 1.0),
             Target(plain, f"{name} torch float32", 1.0),
         ]
-    return [target for target in found if target.theirs in there]
+    return [each for each in found if {each.ours, each.theirs} <= there]
 
 
 def main() -> None:
     """Compare the libraries."""
     parser = harness.parser(__doc__ or "", rounds=4)
-    parser.add_argument("--models", nargs="+", choices=LOADS, default=list(LOADS))
+    parser.add_argument("--models", nargs="+", choices=LOADS, default=_USUAL)
+    parser.add_argument(
+        "--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS]
+    )
     given = parser.parse_args()
     if given.process:
         library, name, precision = given.process
         TRAINERS[library](name, LOADS[name], precision)
         return
-    entrants = contenders(given.models, given.peers)
+    entrants = contenders(given.models, given.peers, given.precisions)
     notes = [] if given.peers else ["torch is left out: pass --peers PYTHON."]
     runs = harness.measure(entrants, given.rounds)
     wanted = targets(given.models, set(runs))
