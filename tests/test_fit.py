@@ -171,8 +171,8 @@ def test_a_clone_takes_the_same_compile_config() -> None:
 
 ONLY_TRAIN = (
     "accumulate batch_size block_dropout channels crop crop_pct cutmix ema ema_every "
-    "erase eval_size flip head_epochs head_learning_rate interpolation mixup pad policy "
-    "precision ratio recompute repeats resize scale seed steps stochastic_depth "
+    "erase eval_size flip head_epochs head_learning_rate interpolation mixup pad "
+    "policy precision ratio recompute repeats resize scale seed steps stochastic_depth "
     "sync_bn train_size zero_init_residual"
 )
 
