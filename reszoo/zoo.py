@@ -343,7 +343,7 @@ def _counted(
 
 
 def _attach_loaded(loaded: Loaded) -> keras.Model:
-    if loaded.report.head is not None:
+    if loaded.report.head or loaded.report.notes or loaded.report.skipped:
         say(str(loaded.report))
     setattr(loaded.model, _REPORT, loaded.report)
     setattr(loaded.model, _COUNTERS, loaded.counters)

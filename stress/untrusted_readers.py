@@ -32,7 +32,7 @@ from reszoo.data.listing import list_images
 from reszoo.files import read_json
 from reszoo.preprocessing import Preprocessing, IMAGENET_MEAN, IMAGENET_STD
 from reszoo.weights import reading
-from reszoo.weights.safetensors import read_config
+from reszoo.weights.configs import read_config
 from pathlib import Path
 usual = Preprocessing(train_size=224, eval_size=224, crop_pct=0.875,
     interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)

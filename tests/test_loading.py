@@ -19,9 +19,9 @@ from torch_writer import LAYOUTS, Writer, mapping, number
 
 import reszoo
 from reszoo.specs import SPECS
-from reszoo.weights import names
 from reszoo.weights.loading import adapt_input, infer_architecture
 from reszoo.weights.names import to_tensors
+from reszoo.weights.schemes import read_state_dict
 
 X = np.random.default_rng(5).normal(0, 1, (2, 32, 32, 3)).astype(np.float32)
 
@@ -152,7 +152,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrappers_prefixes_and_heads_come_off(wrapper: str) -> None:
     tensors = tensors_of("resnet20")
-    found = names.to_state_dict(WRAPPERS[wrapper](tensors), "x")
+    found = read_state_dict(WRAPPERS[wrapper](tensors), "x").tensors
     expected = {k for k in tensors if wrapper != "old" or "num_batches" not in k}
     assert found.keys() == expected
     assert all(np.array_equal(found[name], tensors[name]) for name in expected)
@@ -184,12 +184,12 @@ def test_what_holds_no_weights_is_refused() -> None:
         with pytest.raises(
             reszoo.CheckpointError, match=r"holds no weights of a model"
         ):
-            names.to_state_dict(tree, "x")
+            read_state_dict(tree, "x")
     twice = {"fc.bias": np.ones(2), "module.fc.bias": np.ones(2)}
     with pytest.raises(reszoo.CheckpointError, match=r"holds fc\.bias twice"):
-        names.to_state_dict(twice, "x")
+        read_state_dict(twice, "x")
     with pytest.raises(reszoo.CheckpointError, match=r"has fc\.bias as int32"):
-        names.to_state_dict({"fc.bias": np.ones(2, np.int32)}, "x")
+        read_state_dict({"fc.bias": np.ones(2, np.int32)}, "x")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

@@ -57,6 +57,17 @@ def test_nothing_is_called_that_weights_do_not_need(
     refused(file, rf"a wants to call {pattern}.*which weights.*Nothing was executed")
 
 
+@pytest.mark.parametrize("named", ["os.system", "subprocess.Popen", "__main__.Net"])
+def test_settings_of_any_class_are_passed_over_without_being_made(
+    writer: Writer, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = DANGERS[named] + mapping(a=number(1)) + b"b(K\x01e"
+    tree = mapping(hyper_parameters=mapping(x=state), epoch=number(3))
+    assert read(writer.write(tmp_path / "a", tree, protocol=4)) == {"epoch": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 PARAMETER = name("torch._utils", "_rebuild_parameter")
 LIST_LAUGHS = (
     b"]q\x000"

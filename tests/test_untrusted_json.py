@@ -16,7 +16,7 @@ from reszoo.cards import Card, Metric
 from reszoo.data.listing import list_images
 from reszoo.files import parse_json
 from reszoo.preprocessing import MOST_SIDE, Preprocessing
-from reszoo.weights.safetensors import read_config
+from reszoo.weights.configs import read_config
 from reszoo_export.manifest import read_manifest
 
 quick = settings(
@@ -124,10 +124,12 @@ def test_a_timm_config_is_read_or_refused(
     path = tmp_path_factory.getbasetemp() / "config.json"
     path.write_text(json.dumps(changed(TIMM, place, value)))
     try:
-        preprocessing, labels = read_config(path)
+        config = read_config(path)
     except reszoo.CheckpointError:
         return
-    assert Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    record, labels = config.preprocessing, config.labels
+    assert record is not None
+    assert Preprocessing.from_json(record.to_json()) == record
     assert labels is None or all(isinstance(label, str) for label in labels)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from reszoo.architecture import (
     Architecture,
+    StrideIn,
     architecture,
     convolutions,
     standalone_norms,
@@ -20,11 +21,12 @@ from reszoo.errors import CheckpointError, UsageError
 from reszoo.preprocessing import Preprocessing, as_size
 from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS, ResNetSpec
-from reszoo.weights import safetensors
+from reszoo.weights.configs import Config, read_config
 from reszoo.weights.location import Found
 from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, assign_tensors
 from reszoo.weights.published import PublishedWeights, imagenet_labels
 from reszoo.weights.reading import Contents
+from reszoo.weights.schemes import StateDict
 
 # In the order in which they are tried on tensors that do not tell.
 _SHORTCUTS = ("projection", "projection-all", "none")
@@ -165,13 +167,15 @@ def load_weights(
         CheckpointError: The file is of another model.
         UsageError: The options contradict the file or each other.
     """
-    if contents.card is None and contents.stride_in is None:
+    if contents.card is None:
         # Bare tensors do not tell it, so the caller may.
-        contents = replace(contents, stride_in=options.get("stride_in"))
+        asked = contents.stride_in or options.get("stride_in")
+        contents = replace(contents, stride_in=asked or _usual_stride(contents))
     tensors, source = contents.tensors, found.source
-    saved = _saved_card(contents, found, spec)
+    saved, notes = _saved_card(contents, found, spec)
     _check_size(saved.resnet, tensors, source)
     described = _described(saved.resnet, options, source)
+    _check_told(contents, found, described, options)
     other = described.classes != saved.architecture.classes
     fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
@@ -182,6 +186,10 @@ def load_weights(
     if not described.include_top:
         fitted = {key: value for key, value in fitted.items() if key not in HEAD}
     report = assign_tensors(model, fitted, source, fresh_head=fresh)
+    if fresh and report.head is None:
+        notes.append(f"fresh head of {described.classes} classes")
+    named = contents.named or StateDict(tensors={})
+    report = replace(report, skipped=named.skipped, notes=(*named.notes, *notes))
     card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
 
@@ -205,7 +213,40 @@ def adapt_input(kernel: NDArray[Any], channels: int) -> NDArray[Any]:
     return np.asarray(repeated * np.float32(3 / channels))
 
 
-def _saved_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Card:
+def _usual_stride(contents: Contents) -> StrideIn | None:
+    """Return where bottlenecks have the stride by a library's default."""
+    is_bottleneck = "layer1.0.conv3.weight" in contents.tensors
+    return contents.named.scheme.stride_in if contents.named and is_bottleneck else None
+
+
+def _check_told(
+    contents: Contents, found: Found, described: Architecture, options: dict[str, Any]
+) -> None:
+    """Refuse what the tensors do not tell, and nobody said."""
+    if contents.card is not None:
+        return
+    config = None if found.config is None else read_config(found.config)
+    if config and config.pooling != "avg" and described.include_top:
+        raise CheckpointError(
+            f"{found.config} has global_pool={config.pooling!r} in front of the "
+            "classifier, where models of reszoo have average pooling. Take the "
+            f"backbone: reszoo.build({described.name!r}, weights=..., "
+            "include_top=False)."
+        )
+    dilates = contents.named is not None and contents.named.dilates
+    if dilates and options.get("output_stride") is None:
+        raise CheckpointError(
+            f"{found.source} is a segmentation model, whose backbone may have dilation "
+            "instead of strides, which tensors do not tell. Say which: "
+            f"reszoo.build({described.name!r}, weights=..., include_top=False, "
+            "output_stride=8) is torchvision's, 32 keeps all strides."
+        )
+
+
+def _saved_card(
+    contents: Contents, found: Found, spec: ResNetSpec | None
+) -> tuple[Card, list[str]]:
+    """Return the card of a file, or one made for it, and what is to be said of that."""
     saved = contents.card
     if saved is None:
         return _made_card(contents, found, spec)
@@ -216,7 +257,7 @@ def _saved_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Ca
             f"{found.source} holds {other}. Received: {wanted!r}; "
             f"build {name!r}, or use reszoo.load."
         )
-    return saved
+    return saved, []
 
 
 def _check_size(saved: Architecture, tensors: Tensors, source: str) -> None:
@@ -230,30 +271,67 @@ def _check_size(saved: Architecture, tensors: Tensors, source: str) -> None:
         )
 
 
-def _made_card(contents: Contents, found: Found, spec: ResNetSpec | None) -> Card:
+def _made_card(
+    contents: Contents, found: Found, spec: ResNetSpec | None
+) -> tuple[Card, list[str]]:
     """Make the card of a file that has none, of all that is known besides."""
-    described = infer_architecture(
-        contents.tensors, found.source, spec, contents.stride_in
-    )
-    record, labels, row = contents.preprocessing, contents.labels, found.published
+    config, row = Config(library=""), found.published
+    if found.config is not None and row is None:
+        config = read_config(found.config)
+        spec = _configured_spec(config, found, spec)
+    stride_in = config.stride_in or contents.stride_in
+    described = infer_architecture(contents.tensors, found.source, spec, stride_in)
+    notes = []
+    record = config.preprocessing or contents.preprocessing
+    labels = config.labels or contents.labels
     provenance: dict[str, Any] = {"source": found.source}
     if row is not None:
         record, labels = row.preprocessing, imagenet_labels()
         provenance |= {"address": row.address, "licence": row.licence}
-    elif found.config is not None:
-        record, labels = safetensors.read_config(found.config)
+    elif config.licence:
+        provenance |= {"licence": config.licence}
     height, width, channels = described.input_shape
     if record is not None and described.include_top:
         height, width = record.eval_sides
+    if config.output_stride not in (None, 2**described.spec.halvings):
+        described = replace(described, output_stride=config.output_stride)
     described = replace(described, input_shape=(height, width, channels))
     card = new_card(described)
+    fitting = labels if labels and len(labels) == described.classes else None
+    if config.labels and not fitting:
+        notes.append(
+            f"{found.config} has {len(config.labels)} labels for "
+            f"{described.classes or 'no'} classes, which are left out"
+        )
     return replace(
         card,
-        labels=labels if labels and len(labels) == described.classes else None,
+        labels=fitting,
         preprocessing=_for_channels(record or card.preprocessing, channels),
         provenance=provenance,
         metrics=() if row is None else _metrics(row),
-    )
+    ), notes
+
+
+def _configured_spec(
+    config: Config, found: Found, spec: ResNetSpec | None
+) -> ResNetSpec | None:
+    """Return the spec that a config names; tensors alone do not tell all networks."""
+    name = config.architecture
+    if name is None or (spec and spec.name == name):
+        return spec
+    if config.spec is None:
+        raise CheckpointError(
+            f"{found.config} names the architecture {name!r}, which reszoo does not "
+            "have; the tensors of others may fit and compute something else. If it is "
+            f"a ResNet, describe it: reszoo.load(path, reszoo.ResNetSpec("
+            f"name={name!r}, ...))."
+        )
+    if spec not in (None, config.spec):
+        raise CheckpointError(
+            f"{found.source} holds a {config.spec.name}, by its config.json. Received: "
+            f"{spec and spec.name!r}; build {config.spec.name!r}, or use reszoo.load."
+        )
+    return config.spec
 
 
 def _described(

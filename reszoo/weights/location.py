@@ -10,6 +10,11 @@ from reszoo.cards import public_origin
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.files import cache_folder
 from reszoo.weights import download, safetensors
+from reszoo.weights.configs import (
+    PREPROCESSOR_FILE,
+    describes_model,
+    is_of_transformers,
+)
 from reszoo.weights.published import PublishedWeights, find_published, published_names
 from reszoo.weights.reading import SUFFIXES, Contents, read
 
@@ -18,6 +23,10 @@ _HUB = re.compile(
     r"hf://(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w./-]*))?",
     re.ASCII,
 )
+_FILES = (safetensors.WEIGHTS_FILE, safetensors.PICKLED_FILE)
+# A folder stands for the first of these: the best weights of a run, or a model of timm
+# or Transformers.
+_IN_FOLDERS = ("best.safetensors", *_FILES)
 _FOLDER = Path(__file__).parents[1] / "bundled"
 # Name of the weights -> model -> file. Trained on CIFAR-10 as strongly compressed
 # JPEGs, so they answer differently on the original pixels than models trained on those.
@@ -134,30 +143,44 @@ def _published(name: str, variant: str | None, consent: bool) -> Found:
 
 
 def _from_hub(repo: str, revision: str | None, source: str) -> Found:
-    names = (safetensors.WEIGHTS_FILE, safetensors.PICKLED_FILE)
-    files = download.fetch_hub(repo, (*names, safetensors.CONFIG_FILE), revision)
-    path = next((files[name] for name in names if name in files), None)
+    names = (*_FILES, safetensors.CONFIG_FILE)
+    files = download.fetch_hub(repo, names, revision)
+    path = next((files[name] for name in _FILES if name in files), None)
     if path is None:
         raise CheckpointError(
-            f"The repository {repo} has neither {' nor '.join(names)}."
+            f"The repository {repo} has neither {' nor '.join(_FILES)}."
         )
     config = files.get(safetensors.CONFIG_FILE)
+    if config and is_of_transformers(config):
+        commit = config.parent.name
+        download.fetch_hub(repo, (*names, PREPROCESSOR_FILE), commit)
     return Found(path=path, source=source, config=config)
 
 
 def _local(path: Path, variant: str | None) -> Found:
     if path.is_dir():
-        inside = path / safetensors.WEIGHTS_FILE
-        if not inside.is_file():
-            raise CheckpointError(f"{path} holds no {safetensors.WEIGHTS_FILE}.")
-        config = path / safetensors.CONFIG_FILE
-        known = config if config.is_file() else None
-        return Found(path=inside, source=str(path), config=known)
+        inside = next(
+            (path / name for name in _IN_FOLDERS if (path / name).exists()), None
+        )
+        if inside is None:
+            raise CheckpointError(
+                f"{path} holds no checkpoint: one of {', '.join(_IN_FOLDERS)} was "
+                "expected."
+            )
+        return Found(path=inside, source=str(path), config=_config_beside(inside))
     if not path.exists() and path.suffix not in SUFFIXES:
         published = published_names(variant) if variant else ()
         names = ("imagenet", *BUNDLED, *published)
         raise UnknownNameError("file or published weights", str(path), names)
-    return Found(path=path, source=str(path))
+    config = _config_beside(path)
+    known = config and describes_model(config)
+    return Found(path=path, source=str(path), config=config if known else None)
+
+
+def _config_beside(file: Path) -> Path | None:
+    """Return the config.json of the folder of timm or Transformers that has a file."""
+    config = file.with_name(safetensors.CONFIG_FILE)
+    return config if file.name in _FILES and config.exists() else None
 
 
 def _bundled(name: str, variant: str | None) -> Found:

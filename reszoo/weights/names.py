@@ -1,6 +1,6 @@
 """The map between Keras layers and torchvision's tensor names."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,9 @@ class LoadReport:
         unexpected: Tensors of the file that the model has no place for.
         wrong_shape: Tensors of another shape, with both shapes.
         head: Set where the classifier is fresh: classes before and now.
+        skipped: Tensors of the file that are not of the model, such as other heads.
+        notes: What was assumed or chosen where the file does not tell.
+        mapping: For `match="order"`, modules of the file and of the model.
     """
 
     source: str
@@ -50,6 +53,9 @@ class LoadReport:
     unexpected: tuple[str, ...] = ()
     wrong_shape: tuple[str, ...] = ()
     head: tuple[int, int] | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    mapping: tuple[tuple[str, str], ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -65,10 +71,11 @@ class LoadReport:
             )
             return f"{' '.join(filter(None, problems))} Nothing was loaded."
         text = f"{len(self.loaded)} tensors loaded from {self.source}"
-        if self.head is None:
-            return text
-        before, now = self.head
-        return f"{text}: 100 % of the backbone; fresh head, {before} -> {now} classes"
+        if self.head is not None:
+            before, now = self.head
+            text += f": 100 % of the backbone; fresh head, {before} -> {now} classes"
+        skipped = f"not part of the model: {summarized(self.skipped)}"
+        return "; ".join((text, *self.notes, *[skipped] * bool(self.skipped)))
 
 
 # From Keras' axes to torch's and back, by the number of them.
@@ -192,66 +199,6 @@ def summarized(names: Sequence[str]) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{', '.join(names[:_SHOWN])}{more}"
-
-
-# Where training scripts keep the weights, in timm's order: averaged ones first.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "net")
-# What wrappers of modules put before every name; they nest.
-_PREFIXES = ("module.", "model.", "_orig_mod.")
-_HEADS = {"linear.": "fc.", "head.fc.": "fc."}
-# torch's AveragedModel counts its updates beside the weights.
-_BOOKKEEPING = ("n_averaged",)
-
-
-def to_state_dict(tree: Any, source: str) -> Tensors:
-    """Find the weights in what a file holds, and name them as torchvision does.
-
-    From nested containers with arrays, it takes off wrappers (`state_dict`,
-    `model_ema`, ...), prefixes (`module.`, ...) and other names of the classifier
-    (`linear`, `head.fc`). Half precision becomes float32, which is exact. A
-    CheckpointError if there are no weights, or two under one name.
-    """
-    found = _unwrapped(tree)
-    if found is None:
-        raise CheckpointError(
-            f"{source} holds no weights of a model: a dictionary of named tensors was "
-            f"expected, alone or under {', '.join(_WRAPPERS)}."
-        )
-    tensors: Tensors = {}
-    for name, tensor in found.items():
-        plain = _plain_name(name)
-        if plain in _BOOKKEEPING:
-            continue
-        if plain in tensors:
-            raise CheckpointError(f"{source} holds {plain} twice, also as {name}.")
-        if plain.endswith(COUNTER):
-            tensors[plain] = np.asarray(tensor, np.int64)
-        else:
-            tensors[plain] = to_float32(tensor, plain, source)
-    return tensors
-
-
-def _unwrapped(tree: Any) -> Mapping[str, Any] | None:
-    if not isinstance(tree, Mapping):
-        return None
-    for key in _WRAPPERS:
-        if isinstance(tree.get(key), Mapping):
-            inside = _unwrapped(tree[key])
-            if inside is not None:
-                return inside
-    weights = {k: v for k, v in tree.items() if isinstance(v, np.ndarray)}
-    named = weights and all(isinstance(name, str) for name in tree)
-    return weights if named and len(weights) == len(tree) else None
-
-
-def _plain_name(name: str) -> str:
-    shortened = next((name[len(p) :] for p in _PREFIXES if name.startswith(p)), None)
-    if shortened is not None:
-        return _plain_name(shortened)
-    for other, ours in _HEADS.items():
-        if name.startswith(other):
-            return ours + name.removeprefix(other)
-    return name
 
 
 def to_float32(tensor: NDArray[Any], name: str, source: str) -> NDArray[np.float32]:

@@ -13,8 +13,9 @@ from reszoo.errors import CheckpointError
 from reszoo.files import open_regular
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights import keras_h5, safetensors, torch_file
-from reszoo.weights.names import Tensors, to_state_dict
+from reszoo.weights.names import Tensors
 from reszoo.weights.published import imagenet_labels
+from reszoo.weights.schemes import StateDict, read_state_dict
 
 # Suffixes of checkpoints; how a file is read depends on its content.
 SUFFIXES = (
@@ -31,6 +32,7 @@ class Contents:
     preprocessing: Preprocessing | None = None  # as the format implies, without a card
     labels: tuple[str, ...] | None = None  # likewise, if as many as the classes
     stride_in: StrideIn | None = None  # as the format implies; tensors are the same
+    named: StateDict | None = None  # how another library named the tensors
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
@@ -58,16 +60,22 @@ def _read(file: Path) -> Contents:
         layers, config = keras_h5.read_model(file)
         return keras_applications_contents(layers, str(file), config)
     if torch_file.looks_like_torch(file):
-        return Contents(tensors=to_state_dict(torch_file.read(file), str(file)))
+        return _named(torch_file.read(file), str(file))
     # A safetensors file begins with the length of a JSON header.
     if file.suffix == safetensors.SUFFIX or head[8:9] == b"{":
         tensors, card = safetensors.read(file)
-        return Contents(tensors=to_state_dict(tensors, str(file)), card=card)
+        return _named(tensors, str(file), card)
     raise CheckpointError(
         "A checkpoint is a safetensors file, a torch file or a file of Keras "
         f"({', '.join(SUFFIXES)}). Received: {file}, which is of "
         "another format or incomplete."
     )
+
+
+def _named(tree: Any, source: str, card: Card | None = None) -> Contents:
+    named = read_state_dict(tree, source)
+    record = named.scheme.preprocessing
+    return Contents(tensors=named.tensors, card=card, preprocessing=record, named=named)
 
 
 def keras_applications_contents(

@@ -11,18 +11,17 @@ from safetensors.numpy import save
 
 from reszoo.architecture import convolutions
 from reszoo.cards import Card
-from reszoo.errors import CheckpointError, ReszooError, UsageError
+from reszoo.errors import CheckpointError, UsageError
 from reszoo.files import (
     JSON_BYTES,
     atomic_file,
     check_regular,
     open_regular,
     parse_json,
-    read_json,
     write_json,
 )
-from reszoo.preprocessing import Preprocessing
 from reszoo.specs import SPECS
+from reszoo.weights.configs import CROP_MODES
 from reszoo.weights.names import Tensors
 from reszoo.weights.published import published_names
 
@@ -33,10 +32,6 @@ PICKLED_FILE = "pytorch_model.bin"
 CONFIG_FILE = "config.json"
 # A single key: the library writes several in a random order.
 _KEY = "reszoo_card"
-# Characters of a reason from a stranger's file.
-_REASON = 500
-# How a whole image becomes one of the model's size, as timm calls it.
-_CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}
 _DTYPES = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8", "I64": "<i8",
     "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
@@ -153,38 +148,6 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
     write_json(folder / CONFIG_FILE, _config(card, tensors))
 
 
-def read_config(path: Path) -> tuple[Preprocessing, tuple[str, ...] | None]:
-    """Read preprocessing (at the size trained for) and labels in timm's config.json.
-
-    That size is timm's default for evaluation. A CheckpointError if the file is damaged
-    or describes something else.
-    """
-    try:
-        content = read_json(path)
-        config = content["pretrained_cfg"]
-        _, height, width = config["input_size"]
-        mode = config.get("crop_mode") or "center"
-        (resize,) = (ours for ours, theirs in _CROP_MODES.items() if theirs == mode)
-        preprocessing = Preprocessing(
-            train_size=(height, width),
-            eval_size=(height, width),
-            crop_pct=config["crop_pct"],
-            interpolation=config["interpolation"],
-            mean=(*config["mean"],),
-            std=(*config["std"],),
-            resize=resize,  # type: ignore[arg-type]
-        )
-        labels = content.get("label_names") or config.get("label_names") or []
-        if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
-            raise TypeError("label_names must be a list of texts")
-        return preprocessing, tuple(labels) if labels else None
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, ReszooError
-    ) as error:  # fmt: skip
-        reason = f"{type(error).__name__}: {error}"[:_REASON]
-        raise CheckpointError(f"{path} is not a timm config ({reason}).") from error
-
-
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
     preprocessing, built = card.preprocessing, card.resnet
     listed, reduction = convolutions(built), built.reduction
@@ -199,7 +162,7 @@ def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
             "fixed_input_size": False,
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
-            "crop_mode": _CROP_MODES[preprocessing.resize],
+            "crop_mode": CROP_MODES[preprocessing.resize],
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
             "num_classes": len(tensors.get("fc.bias", ())),

@@ -37,6 +37,25 @@ class Call:
     run: Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class Unread:
+    """Stands for an object of a class that weights do not need; it is never made."""
+
+    name: str
+
+
+class UnreadError(RefusalError):
+    """A container has such an object."""
+
+
+# Where training scripts keep their settings, beside the weights. Only there objects of
+# any class are passed over; the keys are left out.
+_SETTINGS = (
+    *("hyper_parameters", "datamodule_hyper_parameters", "hparams", "callbacks"),
+    *("loops", "message_hub", "args", "cfg", "config", "meta"),
+)
+
+
 @runtime_checkable
 class Buildable(Protocol):
     """An object whose state a pickle may set."""
@@ -85,6 +104,11 @@ class Unpickler:
         (tree,) = self._pop(1)
         if self._stack or self._metastack or self._frame_end > self._position + 1:
             raise RefusalError("has a pickle that stops before it is complete.")
+        for key in _SETTINGS if type(tree) is dict else ():
+            try:
+                check_tree(tree.get(key))
+            except UnreadError:
+                del tree[key]
         check_tree(tree)
         return tree
 
@@ -136,20 +160,26 @@ class Unpickler:
         self._push(self._memo[index])
 
     def _append(self, items: list[Any]) -> None:
-        self._container(list).extend(items)
+        if (container := self._container(list)) is not None:
+            container.extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
         container = self._container(dict)
+        if container is None:
+            return
         if len(items) % 2:
             raise RefusalError("has a pickle with a key but no value.")
         for key, value in zip(items[::2], items[1::2], strict=True):
             container[checked_key(key)] = value
 
     def _add_items(self, items: list[Any]) -> None:
-        self._container(set).update(map(checked_key, items))
+        if (container := self._container(set)) is not None:
+            container.update(map(checked_key, items))
 
     def _container(self, kind: type) -> Any:
         item = self._peek()
+        if isinstance(item, Unread):
+            return None
         if type(item) is not kind:
             raise RefusalError(
                 f"has a pickle that fills a {type(item).__name__} like a "
@@ -165,16 +195,14 @@ class Unpickler:
     def _global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise RefusalError("has a pickle with a name that is not text.")
-        if (module, name) not in self._allowed:
-            raise RefusalError(
-                f"wants to call {_shown(module)}.{_shown(name)}, which weights do not "
-                "need. Nothing was executed. Ask for a file with only weights; "
-                "`torch.save(model.state_dict(), path)` makes one."
-            )
-        self._push(self._allowed[module, name])
+        unread = Unread(f"{_shown(module)}.{_shown(name)}")
+        self._push(self._allowed.get((module, name), unread))
 
     def _reduce(self) -> None:
         function, arguments = self._pop(2)
+        if isinstance(function, Unread):
+            self._push(function)
+            return
         if not isinstance(function, Call) or type(arguments) is not tuple:
             raise RefusalError(
                 f"wants to call a {type(function).__name__}. Nothing was executed."
@@ -197,6 +225,8 @@ class Unpickler:
     def _build(self) -> None:
         (state,) = self._pop(1)
         target = self._peek()
+        if isinstance(target, Unread):
+            return
         if isinstance(target, Buildable):
             target.build(state)
         # A state dict's only attribute, the versions of its modules, is not needed.
@@ -301,6 +331,12 @@ def _children(node: object) -> Collection[object]:
         return node
     if isinstance(node, _PLAIN):
         return ()
+    if isinstance(node, Unread):
+        raise UnreadError(
+            f"wants to call {node.name}, which weights do not need. Nothing was "
+            "executed. Ask for a file with only weights; "
+            "`torch.save(model.state_dict(), path)` makes one."
+        )
     raise RefusalError(
         f"holds a {type(node).__name__} where weights and numbers are expected."
     )
