@@ -187,7 +187,7 @@ def detectron2_resnet(stride_in_1x1: bool) -> Any:
     from torch import nn
     from torch.nn.functional import max_pool2d, relu
 
-    class Conv(nn.Conv2d):
+    class Conv(nn.Conv2d):  # type: ignore[misc]
         def __init__(self, *shape: int, **options: Any) -> None:
             super().__init__(*shape, bias=False, **options)
             self.norm = nn.BatchNorm2d(shape[1])
@@ -195,7 +195,7 @@ def detectron2_resnet(stride_in_1x1: bool) -> Any:
         def forward(self, x: Any) -> Any:
             return self.norm(super().forward(x))
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[misc]
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
             first, second = (stride, 1) if stride_in_1x1 else (1, stride)
@@ -212,7 +212,7 @@ def detectron2_resnet(stride_in_1x1: bool) -> Any:
             z = self.conv3(relu(self.conv2(relu(self.conv1(x)))))
             return relu(z + (x if self.shortcut is None else self.shortcut(x)))
 
-    class Net(nn.Module):
+    class Net(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.stem = nn.Module()
@@ -246,7 +246,7 @@ def test_detectron2s_bgr_and_stride_are_honoured(
     tensors = net.state_dict().items()
     frozen = {f"backbone.{k}": v for k, v in tensors if "num_batches" not in k}
     torch.save({"model": frozen}, tmp_path / "d2.pth")
-    options = {"include_top": False, "weights": tmp_path / "d2.pth"}
+    options: dict[str, Any] = {"include_top": False, "weights": tmp_path / "d2.pth"}
     if not stride_in_1x1:
         options["stride_in"] = "3x3"
     model = reszoo.build("resnet50", **options)
