@@ -11,6 +11,7 @@ stages and training steps.
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,18 @@ def milliseconds(kind: str, folder: Path) -> dict[str, float]:
     }
 
 
+def stored(
+    what: Callable[[str, Path], dict[str, Any]], kind: str, folder: Path
+) -> dict[str, Any]:
+    """Return a result from the folder, where it is measured first if it is missing."""
+    path = folder / kind / f"{what.__name__}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(what(kind, folder / kind)))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 def main() -> None:
     """Measure what is missing and print the table."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "blocks")
@@ -103,11 +116,7 @@ def main() -> None:
     for kind in KINDS:
         row: dict[str, Any] = {}
         for what in (measure, milliseconds):
-            path = folder / kind / f"{what.__name__}.json"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(what(kind, folder / kind)))
-            row |= json.loads(path.read_text())
+            row |= stored(what, kind, folder)
         agreements = ", ".join(f"{k} {v:.1%}" for k, v in row["int8"].items())
         counts = f"{len(row['verified'])} | {len(row['identical'])}"
         times = " | ".join(f"{row[name]:.2f}" for name in TIMED.values())
