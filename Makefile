@@ -9,11 +9,12 @@ PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reord
 PEERS := .peers
 PEERS_STAMP := $(PEERS)/.installed
 
-.PHONY: help demo test test-slow test-all lint format bench bench-all bench-quick saved-models \
+.PHONY: help demo browser test test-slow test-all lint format bench bench-all bench-quick saved-models \
   clean
 
 help:
 	@echo "make demo        fine-tune, export and verify a ResNet on real images"
+	@echo "make browser     fetch what the tests of reszoo web need: Chromium, npm's packages"
 	@echo "make test        check format, lint and types, run the tests that are not slow"
 	@echo "make test-slow   run the slow tests"
 	@echo "make test-all    check format, lint and types, run all tests"
@@ -26,6 +27,12 @@ help:
 
 demo: $(STAMP)
 	$(BIN)/reszoo demo
+
+# Debian's Chromium, and the runtimes that sites are made of; tests fetch nothing.
+browser: $(STAMP)
+	command -v chromium || { apt-get update && apt-get install --yes chromium; }
+	RESZOO_HOME=.browser $(BIN)/reszoo web saved_models/resnet20-cifar10 \
+	  --vendor --overwrite --output .browser/site
 
 test: lint
 	$(PYTEST) -m "not slow"

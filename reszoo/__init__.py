@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from reszoo_export.inspection import inspect as inspect
     from reszoo_export.manifest import Manifest as Manifest
     from reszoo_export.predictor import Predictor as Predictor
+    from reszoo_export.site import write_site as write_site
     from reszoo_export.verification.verify import verify as verify
 
 __version__ = "0.1.0"
@@ -90,6 +91,7 @@ _MODULES = {
     "reszoo_export.inspection": "FileDescription inspect",
     "reszoo_export.manifest": "Manifest",
     "reszoo_export.predictor": "Predictor",
+    "reszoo_export.site": "write_site",
     "reszoo_export.verification.verify": "verify",
 }
 # Public name -> "module:name".

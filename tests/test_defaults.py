@@ -25,6 +25,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "verify": (reszoo.verify,),
     "inspect": (reszoo.inspect,),
     "benchmark": (reszoo.benchmark,),
+    "web": (reszoo.write_site,),
     "demo": (run_demo,),
     "evaluate": (reszoo.evaluate,),
     "predict": (reszoo.predict_files,),

@@ -17,6 +17,7 @@ FOLDER = "snippets"
 # Templates for all runtimes; those of one runtime are in its package.
 _COMMON = resources.files("reszoo_export") / "snippet_templates"
 _SERVER, _SUFFIX = "server.py.in", ".in"
+_JAVASCRIPT = "preprocess.js.in"
 _CTYPES = {"float32": "float", "uint8": "uint8_t", "int8": "int8_t"}
 _ARRAYS = {"float32": "Float32Array", "uint8": "Uint8Array"}
 
@@ -36,6 +37,11 @@ def write_snippets(folder: Path, manifest: Manifest) -> list[str]:
         write_text(folder / name, fill(text, words, facts))
         written.append(name)
     return written
+
+
+def preprocess_js(record: FileRecord, manifest: Manifest) -> str:
+    """Return the preprocessing of an export's card as a JavaScript module."""
+    return _words(record, manifest)[0]["PREPROCESS_JS"]
 
 
 def _templates(manifest: Manifest) -> Iterator[tuple[Any, FileRecord]]:
@@ -61,7 +67,9 @@ def _templates(manifest: Manifest) -> Iterator[tuple[Any, FileRecord]]:
 
 def _is_native(record: FileRecord) -> bool:
     """Tell whether languages without NumPy have arrays of the file's dtypes."""
-    return {record.inputs[0]["dtype"], _output(record)["dtype"]} <= set(_CTYPES)
+    return {record.inputs[0]["dtype"], classifying_output(record)["dtype"]} <= set(
+        _CTYPES
+    )
 
 
 def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
@@ -77,12 +85,13 @@ def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
     return re.sub(r"@([A-Z_]+)@", lambda word: words[word[1]], text)
 
 
-def _output(record: FileRecord) -> dict[str, Any]:
+def classifying_output(record: FileRecord) -> dict[str, Any]:
+    """Return the output of a file that needs the least further computation."""
     return min(record.outputs, key=lambda output: OUTPUTS.index(output["name"]))
 
 
 def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list[str]]:
-    card, image, output = manifest.card, record.inputs[0], _output(record)
+    card, image, output = manifest.card, record.inputs[0], classifying_output(record)
     facts = _facts(card, record)
     features, preprocessing = output["name"] == "features", card.preprocessing
     high, wide = preprocessing.eval_sides
@@ -126,7 +135,9 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "PODS": " (and MediaPipeTasksVision)" if "mediapipe" in facts else "",
     }
     words["OPENERS"] = _openers(manifest, words)
-    return {word: str(value) for word, value in words.items()}, facts
+    words = {word: str(value) for word, value in words.items()}
+    javascript = (_COMMON / _JAVASCRIPT).read_text(encoding="utf-8")
+    return words | {"PREPROCESS_JS": fill(javascript, words, facts)}, facts
 
 
 def _openers(manifest: Manifest, words: Mapping[str, str]) -> str:
@@ -146,7 +157,7 @@ def _server_line(record: FileRecord) -> str:
 
 
 def _facts(card: Card, record: FileRecord) -> list[str]:
-    image, output = record.inputs[0], _output(record)
+    image, output = record.inputs[0], classifying_output(record)
     features, logits = (output["name"] == name for name in ("features", "logits"))
     grey = card.preprocessing.channels == 1
     holds: dict[str, bool] = {

@@ -11,6 +11,7 @@ import sys
 from reszoo.cli import models  # noqa: F401
 from reszoo.cli import training  # noqa: F401
 from reszoo.cli import files  # noqa: F401
+from reszoo.cli import publishing  # noqa: F401
 from reszoo.cli.options import app
 
 # isort: on

@@ -14,7 +14,7 @@ from reszoo.errors import UsageError, printable
 # Names of options that are not those of their parameters.
 _NAMES = {
     "as_json": ("--json",), "fields": ("--set",), "top": ("--top", "-k"),
-    "input_size": ("--size", "--input-size"),
+    "input_size": ("--size", "--input-size"), "vendor": ("--vendor/--no-vendor",),
 }  # fmt: skip
 # The parameters of several commands.
 _SHARED = """

@@ -1,0 +1,303 @@
+"""Write a static site that classifies images in the browser with an export's files."""
+
+import hashlib
+import html
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from base64 import b64encode
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from reszoo.console import say
+from reszoo.errors import ExportError, ReszooError, UsageError
+from reszoo.files import (
+    atomic_folder,
+    cache_folder,
+    folder_entries,
+    free_folder,
+    read_json,
+    write_json,
+    write_text,
+)
+from reszoo_export.formats import FORMATS
+from reszoo_export.manifest import FileRecord, Manifest, read_manifest
+from reszoo_export.metadata import licence, summary
+from reszoo_export.snippets import classifying_output, fill, preprocess_js
+
+SITE_FILE = "site.json"
+_TEMPLATES = resources.files("reszoo_export") / "web"
+_STATIC = ("app.js", "run.js", "style.css")
+_CDN = "https://cdn.jsdelivr.net/npm"
+
+
+@dataclass(frozen=True)
+class _Package:
+    """A runtime's npm package: files of these SHA-256s, in base64, and no others."""
+
+    name: str
+    version: str
+    files: dict[str, str]
+    imports: dict[str, str]  # name in JavaScript -> file of the module
+
+    @property
+    def cached(self) -> Path:
+        return cache_folder() / "npm" / self.name / self.version
+
+
+_ORT = _Package(
+    "onnxruntime-web",
+    "1.30.0",
+    {
+        "dist/ort.webgpu.bundle.min.mjs": (
+            "BzCBZzHOLN+wbyc9oGXUoccJHrnRdWqDspFsionQFeI="
+        ),
+        "dist/ort-wasm-simd-threaded.asyncify.wasm": (
+            "OfnwiU1HiABIftn32+kmGEmNsyDPVcjj2Jrf+NzmWNo="
+        ),
+        "dist/ort.wasm.bundle.min.mjs": "EeZL2P/hG9GiovDWJ1/fu7pyYvC3a5m1PSKKiiLvPZA=",
+        "dist/ort-wasm-simd-threaded.wasm": (
+            "M5jBDQfSKb2Rs2RUjhMODlGo5XBLiMfAg+u+t4hC3uI="
+        ),
+    },
+    {
+        "onnxruntime-web/webgpu": "dist/ort.webgpu.bundle.min.mjs",
+        "onnxruntime-web/wasm": "dist/ort.wasm.bundle.min.mjs",
+    },
+)
+_LITERT = _Package(
+    "@litertjs/core",
+    "2.5.3",
+    {
+        "dist/index.js": "59rMw6Me74kISKc3zLhj3tXwRqa0DD/cBVZJWt612bM=",
+        "wasm/litert_wasm_internal.js": "aO+2n3cOP3av82o3feYpyklsExuGrA8PS1kqFUOomOs=",
+        "wasm/litert_wasm_internal.wasm": (
+            "coDPRHF3SGfjhebDzVPitF4pdbgP6jOP/07zWbCGVhQ="
+        ),
+        "wasm/litert_wasm_compat_internal.js": (
+            "TY+JS3iDZU/W6EOXMKpB55zqq30ZGE/E8fCw8aKiyKU="
+        ),
+        "wasm/litert_wasm_compat_internal.wasm": (
+            "UlXIrQbqvb0lIs3r9rIvwQ+vdGJcI6SbngclcM0fpBw="
+        ),
+    },
+    {"@litertjs/core": "dist/index.js"},
+)
+_LITERT_UTILS = _Package(
+    "@litertjs/wasm-utils",
+    "2.5.3",
+    {"dist/index.js": "4OILwoqwAaxzLPQNFbbuvST7Derrle66UQD1HuvwFfI="},
+    {"@litertjs/wasm-utils": "dist/index.js"},
+)
+# Runtime -> its packages, of which the first names it.
+_PACKAGES = {"onnx": (_ORT,), "tflite": (_LITERT, _LITERT_UTILS)}
+# What the browsers' runtimes take; LiteRT.js has no int8 tensors.
+_DTYPES = {"float32", "uint8"}
+
+
+def write_site(
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    vendor: bool | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a static site that classifies photos and the camera's images.
+
+    Any static host serves it; its page is `index.html`, and images stay on the device.
+    `.onnx` files are run by ONNX Runtime Web (WebGPU where the browser has it, else
+    WebAssembly), `.tflite` files by LiteRT.js (WebAssembly). Browsers check every
+    runtime and model file against the hashes in the site.
+
+    Args:
+        folder: The export, as `export` wrote it.
+        output: The folder to create.
+        vendor: Whether the runtimes are copied into the site, from npm's packages,
+            which are kept in the cache; otherwise browsers load them from jsDelivr.
+            None is True where npm, or what it fetched before, is available.
+        overwrite: Whether to replace an existing site.
+
+    Returns:
+        The site's folder.
+
+    Raises:
+        UsageError: The export has no file that browsers can run, the output exists,
+            or there is no npm to vendor with.
+        ExportError: The folder is not an export, or npm's package has other content.
+    """
+    manifest = read_manifest(Path(folder).expanduser())
+    records = [each for each in manifest.files if _runs(each)]
+    if not records:
+        raise UsageError(
+            "A site needs .onnx or .tflite files with float32 or uint8 input that give "
+            "probabilities or logits. Received: "
+            f"{', '.join(each.file for each in manifest.files)}; export with --formats "
+            "web,tflite."
+        )
+    replaceable = partial(
+        free_folder,
+        output,
+        kind="a site",
+        named=_named,
+        overwrite=overwrite,
+        inputs=[manifest.folder],
+    )
+    target = replaceable()
+    runtimes = dict.fromkeys(FORMATS[each.format].runtime.name for each in records)
+    packages = [package for name in runtimes for package in _PACKAGES[name]]
+    vendor = _vendors(packages) if vendor is None else vendor
+    if vendor:
+        for package in packages:
+            _fetch(package)
+    with atomic_folder(target, lambda content: replaceable(content=content)) as site:
+        _write(site, manifest, records, packages, vendor)
+    return target
+
+
+def _runs(record: FileRecord) -> bool:
+    output = classifying_output(record)
+    dtypes = {record.inputs[0]["dtype"], output["dtype"]}
+    known = FORMATS[record.format].runtime.name in _PACKAGES
+    return known and dtypes <= _DTYPES and output["name"] != "features"
+
+
+def _named(folder: Path) -> list[str] | None:
+    """Return the files of an earlier site; None if the folder is none."""
+    try:
+        contents = read_json(folder / SITE_FILE)["contents"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return [each for each in contents if isinstance(each, str)]
+
+
+def _vendors(packages: Iterable[_Package]) -> bool:
+    found = bool(shutil.which("npm")) or all(each.cached.is_dir() for each in packages)
+    if not found:
+        say("npm is not installed: browsers load the runtimes from jsDelivr.")
+    return found
+
+
+def _fetch(package: _Package) -> None:
+    """Have npm download a package into the cache, unless it is there."""
+    if package.cached.is_dir():
+        return
+    spec = f"{package.name}@{package.version}"
+    if not (npm := shutil.which("npm")):
+        raise UsageError(
+            f"--vendor copies {spec} with npm, which is not installed. Install "
+            "Node.js, or pass --no-vendor to load the runtimes from a CDN."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", "--silent", "--pack-destination", folder, spec]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr or done.stdout).strip()
+            raise ReszooError(f"npm cannot download {spec}: {reason}")
+        (archive,) = Path(folder).glob("*.tgz")
+        with tarfile.open(archive) as packed, atomic_folder(package.cached) as cache:
+            for name, sha256 in package.files.items():
+                member = packed.extractfile(f"package/{name}")
+                content = member.read() if member else b""
+                if b64encode(hashlib.sha256(content).digest()).decode() != sha256:
+                    raise ExportError(
+                        f"{name} of npm's {spec} must have the SHA-256 {sha256} (in "
+                        "base64). Received: another file; nothing was kept."
+                    )
+                (cache / name).parent.mkdir(exist_ok=True)
+                (cache / name).write_bytes(content)
+
+
+def _write(
+    site: Path,
+    manifest: Manifest,
+    records: list[FileRecord],
+    packages: list[_Package],
+    vendor: bool,
+) -> None:
+    for name in _STATIC:
+        write_text(site / name, (_TEMPLATES / name).read_text(encoding="utf-8"))
+    write_text(site / "preprocess.js", preprocess_js(records[0], manifest))
+    for record in records:
+        shutil.copyfile(manifest.folder / record.file, site / record.file)
+    imports: dict[str, str] = {}
+    assets: dict[str, dict[str, str]] = {}
+    for package in packages:
+        start = f"{package.name}@{package.version}"
+        where = f"./runtimes/{start}" if vendor else f"{_CDN}/{start}"
+        for file, sha256 in package.files.items():
+            # Not every host knows that .mjs files are JavaScript.
+            url = f"{where}/{file.replace('.mjs', '.js') if vendor else file}"
+            if vendor:
+                (site / url).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(package.cached / file, site / url)
+            asset = {"url": url, "integrity": f"sha256-{sha256}"}
+            names = [name for name, each in package.imports.items() if each == file]
+            imports |= dict.fromkeys(names, url)
+            assets[names[0] if names else Path(file).name] = asset
+    page = (_TEMPLATES / "index.html.in").read_text(encoding="utf-8")
+    words = _words(manifest, imports, assets, "" if vendor else _CDN.rpartition("/")[0])
+    write_text(site / "index.html", fill(page, words, ()))
+    content = {
+        "labels": manifest.card.labels,
+        "files": [_described(record) for record in records],
+        "assets": assets,
+        "contents": sorted({*folder_entries(site), SITE_FILE}),
+    }
+    write_json(site / SITE_FILE, content)
+
+
+def _described(record: FileRecord) -> dict[str, Any]:
+    row = FORMATS[record.format]
+    package = _PACKAGES[row.runtime.name][0]
+    sha256 = b64encode(bytes.fromhex(record.sha256)).decode()
+    return {
+        "file": record.file,
+        "name": f"{record.file} ({row.precision}, {record.bytes / 1e6:.1f} MB)",
+        "runtime": row.runtime.name,
+        "library": f"{package.name} {package.version}",
+        "integrity": f"sha256-{sha256}",
+        "input": record.inputs[0],
+        "output": classifying_output(record),
+    }
+
+
+def _words(
+    manifest: Manifest,
+    imports: dict[str, str],
+    assets: dict[str, dict[str, str]],
+    cdn: str,
+) -> dict[str, str]:
+    """Return the words of the page: escaped, for labels and names may be anybody's."""
+    hashes = {each["url"]: each["integrity"] for each in assets.values()}
+    integrity = {url: hashes[url] for url in imports.values()}
+    # "<" would end the script; the hash in the policy is of these very characters.
+    table = json.dumps({"imports": imports, "integrity": integrity})
+    table = table.replace("<", "\\u003c")
+    digest = b64encode(hashlib.sha256(table.encode()).digest()).decode()
+    scripts = f"'self' 'sha256-{digest}' 'wasm-unsafe-eval' blob: {cdn}"
+    policy = {
+        "default-src": "'none'",
+        "script-src": scripts.strip(),
+        "worker-src": "'self' blob:",
+        "connect-src": f"'self' {cdn}".strip(),
+        "style-src": "'self'",
+        "img-src": "'self' blob: data:",
+        "media-src": "'self' blob:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    known = licence(manifest.card)
+    return {
+        "TITLE": html.escape(manifest.card.architecture.name),
+        "SUMMARY": html.escape(summary(manifest.card).partition(". ")[0] + "."),
+        "LICENCE": html.escape(f"Licence of the model: {known}." if known else ""),
+        "IMPORTS": table,
+        "POLICY": "; ".join(f"{name} {value}" for name, value in policy.items()),
+    }

@@ -1,0 +1,353 @@
+"""`reszoo web`: the site in a real browser, against Predictor."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser, browser, hosted
+from PIL import Image, ImageCms
+from scripts import ROOT
+
+import reszoo
+from reszoo.data.image_files import open_image
+from reszoo_export import site as sites
+from reszoo_export.manifest import read_manifest
+from reszoo_export.site import write_site
+
+EXPORT = ROOT / "saved_models/resnet20-cifar10"
+# Where `make browser` puts npm's packages.
+PACKAGES = ROOT / ".browser"
+PHOTOS = 50
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM or not (PACKAGES / "npm").is_dir(),
+    reason="needs Chromium and npm's packages: make browser",
+)
+_FRAMES = 640, 480
+# Opens a file of the site, and gives of each photo the pixels and the probabilities.
+_ANSWERS = """
+const { decode, openModel } = await import("./run.js");
+const { prepare } = await import("./preprocess.js");
+const site = await (await fetch("site.json")).json();
+const model = await openModel(site, site.files[FILE], "BACKEND");
+const answers = [];
+for (let number = 0; number < COUNT; number++) {
+  const photo = await (await fetch(`photos/${number}`)).blob();
+  const { data, width, height } = await decode(photo);
+  const pixels = prepare(data, width, height);
+  answers.push([[...pixels], await model.run(pixels)]);
+}
+await model.close();
+return answers;
+"""
+_DROP = """
+const blob = await (await fetch("photos/NAME")).blob();
+const moved = new DataTransfer();
+moved.items.add(new File([blob], "photo", { type: blob.type }));
+const event = "EVENT" === "paste"
+  ? new ClipboardEvent("paste", { clipboardData: moved, bubbles: true })
+  : new DragEvent("drop", { dataTransfer: moved, bubbles: true, cancelable: true });
+document.body.dispatchEvent(event);
+"""
+_TEXT = "return document.getElementById('NAME').textContent"
+
+
+def _profile() -> bytes:
+    """Return an ICC profile that swaps red and green."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    parts = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}
+    return re.sub(b"[rg]XYZ", lambda found: parts[found[0]], srgb)
+
+
+def write_photos(folder: Path) -> list[Path]:
+    """Write crops of photos: every orientation, with profiles, alpha and progression.
+
+    Without suffixes, so that the server does not tell their type.
+    """
+    samples = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    draw, profile = np.random.default_rng(0), _profile()
+    folder.mkdir()
+    for number in range(PHOTOS):
+        image = Image.fromarray(samples[number % 2])
+        sides = [int(draw.integers(60, side + 1)) for side in image.size]
+        left, top = (
+            int(draw.integers(0, whole - side + 1))
+            for whole, side in zip(image.size, sides, strict=True)
+        )
+        image = image.crop((left, top, left + sides[0], top + sides[1]))
+        exif = Image.Exif()
+        exif[0x0112] = 1 + number % 8
+        options: dict[str, Any] = {"exif": exif}
+        if number % 3 == 0:
+            options["icc_profile"] = profile
+        kind = ("JPEG", "PNG", "WEBP", "JPEG", "JPEG")[number % 5]
+        if kind == "JPEG":
+            options |= {"quality": 60 + number % 40, "subsampling": number % 3}
+            options["progressive"] = number % 4 == 0
+        elif kind == "PNG":
+            alpha = draw.integers(0, 256, image.size[::-1], np.uint8)
+            image.putalpha(Image.fromarray(alpha))
+        else:
+            options["lossless"] = True
+        image.save(folder / str(number), kind, **options)
+    return [folder / str(number) for number in range(PHOTOS)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    before = os.environ.get("RESZOO_HOME")
+    os.environ["RESZOO_HOME"] = str(PACKAGES)
+    made = write_site(EXPORT, tmp_path_factory.mktemp("web") / "site")
+    write_photos(made / "photos")
+    yield made
+    os.environ.pop("RESZOO_HOME")
+    if before is not None:
+        os.environ["RESZOO_HOME"] = before
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The page, with a camera that films a still photo."""
+    film = tmp_path_factory.mktemp("film") / "camera.y4m"
+    with Image.open(folder / "photos/0") as photo:
+        still = np.asarray(photo.convert("RGB").resize(_FRAMES).convert("YCbCr"))
+    planes = still[..., 0].tobytes() + b"".join(
+        still[::2, ::2, plane].tobytes() for plane in (1, 2)
+    )
+    head = "YUV4MPEG2 W{} H{} F30:1 Ip A1:1 C420jpeg\n".format(*_FRAMES).encode()
+    film.write_bytes(head + (b"FRAME\n" + planes) * 3)
+    flags = (
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={film}",
+    )
+    with hosted(folder) as url, browser(film.parent / "profile", *flags) as opened:
+        opened.open(f"{url}/index.html")
+        _wait(opened, _TEXT.replace("NAME", "message"), "Ready.")
+        yield opened
+
+
+def _wait(page: Browser, script: str, expected: Any) -> None:
+    """Wait until a script returns a text that matches, at most for 30 seconds."""
+    for _ in range(300):
+        if re.search(expected, str(found := page.run(script))):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{script}: {found!r}, {page.complaints()}")
+
+
+def _answers(page: Browser, file: int, backend: str, count: int) -> list[Any]:
+    words = {"FILE": file, "BACKEND": backend, "COUNT": count}
+    script = _ANSWERS
+    for word, value in words.items():
+        script = script.replace(word, str(value))
+    answers = page.run(script)
+    pixels = np.array([pixels for pixels, _ in answers], np.uint8)
+    return [pixels.reshape(-1, 32, 32, 3), np.array([each for _, each in answers])]
+
+
+@needs_chromium
+@pytest.mark.parametrize("file", ["model.tflite", "model-int8.tflite", "model.onnx"])
+def test_the_browser_answers_as_predictor_does(
+    page: Browser, folder: Path, file: str
+) -> None:
+    listed = json.loads((folder / "site.json").read_text())["files"]
+    number = [each["file"] for each in listed].index(file)
+    pixels, answers = _answers(page, number, "wasm", PHOTOS)
+    photos = [folder / "photos" / str(number) for number in range(PHOTOS)]
+    with reszoo.Predictor(EXPORT / file) as predictor:
+        expected = [
+            predictor.card.preprocessing.prepare(open_image(each)) for each in photos
+        ]
+        difference = np.abs(pixels.astype(int) - np.stack(expected))
+        assert difference.max() <= 1
+        prepared = predictor.predict_prepared(pixels)
+        np.testing.assert_allclose(answers, prepared, atol=1e-4)
+        # Grey levels that differ by one move the answers to whole photos.
+        whole = predictor.predict(photos)
+        np.testing.assert_allclose(answers, whole, atol=0.05)
+        certain = np.diff(np.sort(whole)[:, -2:])[:, 0] > 0.05
+        assert certain.sum() > 0.9 * PHOTOS
+        same = answers.argmax(1) == whole.argmax(1)
+        assert same[certain].all()
+    assert not page.complaints()
+
+
+@needs_chromium
+@pytest.mark.parametrize("event", ["drop", "paste"])
+def test_a_photo_that_is_dropped_or_pasted_is_answered(
+    page: Browser, folder: Path, event: str
+) -> None:
+    name = "3" if event == "drop" else "1"
+    page.run(_DROP.replace("NAME", name).replace("EVENT", event))
+    top = reszoo.Predictor(EXPORT / "model.tflite").top(folder / "photos" / name)
+    shown = "return document.getElementById('answer').innerText"
+    _wait(page, shown, rf"^{top[0][0]}\n[\d.]+ %\n{top[1][0]}\n")
+    rows = page.run(shown).split("\n")
+    assert float(rows[1].split()[0]) == pytest.approx(100 * top[0][1], abs=5)
+    assert [row for row in rows if row and "%" not in row] == [one for one, _ in top]
+    width = page.run("return document.querySelector('#answer i').style.width")
+    assert float(width.removesuffix("%")) == pytest.approx(100 * top[0][1], abs=5)
+    assert page.run(_TEXT.replace("NAME", "spoken")).startswith(top[0][0])
+    assert "model" in page.run(_TEXT.replace("NAME", "timing"))
+
+
+@needs_chromium
+def test_the_camera_is_answered_until_escape_stops_it(page: Browser) -> None:
+    page.run("document.getElementById('camera').click()")
+    _wait(page, _TEXT.replace("NAME", "timing"), r"\d frames per second")
+    assert page.run("return document.getElementById('video').videoWidth") == _FRAMES[0]
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="Escape")
+    _wait(page, _TEXT.replace("NAME", "camera"), "Start camera")
+    assert not page.complaints()
+
+
+@needs_chromium
+def test_a_file_that_is_no_image_is_reported_and_the_next_photo_answered(
+    page: Browser, folder: Path
+) -> None:
+    (folder / "photos/text").write_text("no image")
+    page.run(_DROP.replace("NAME", "text").replace("EVENT", "drop"))
+    _wait(page, _TEXT.replace("NAME", "message"), "cannot decode the file")
+    page.run(_DROP.replace("NAME", "2").replace("EVENT", "drop"))
+    _wait(page, _TEXT.replace("NAME", "message"), "^$")
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_webgpu_answers_as_predictor_does(folder: Path, tmp_path: Path) -> None:
+    # SwiftShader is a GPU in software, as slow as that.
+    flags = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]
+    flags.append("--enable-features=Vulkan")
+    with hosted(folder) as url, browser(tmp_path, *flags) as page:
+        page.open(f"{url}/index.html")
+        pixels, answers = _answers(page, 2, "webgpu", 2)
+        expected = reszoo.Predictor(EXPORT / "model.onnx").predict_prepared(pixels)
+        np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+
+@needs_chromium
+def test_labels_are_text_and_changed_files_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    labels = [f"</script><img src=x onerror=alert({number})>" for number in range(10)]
+    manifest = read_manifest(EXPORT)
+    card = replace(manifest.card, labels=tuple(labels), provenance={"licence": "<b>"})
+    export = tmp_path / "export"
+    shutil.copytree(EXPORT, export)
+    replace(manifest, card=card).write(export)
+    # The file named first, which the page opens.
+    site = write_site(export, tmp_path / "site")
+    text = (site / "index.html").read_text()
+    assert "<b>" not in text
+    assert "&lt;b&gt;" in text
+    write_photos(site / "photos")
+    with hosted(site) as url, browser(tmp_path / "profile") as page:
+        page.open(f"{url}/index.html")
+        _wait(page, _TEXT.replace("NAME", "message"), "Ready.")
+        page.run(_DROP.replace("NAME", "0").replace("EVENT", "drop"))
+        answer = "return document.getElementById('answer').innerHTML"
+        _wait(page, answer, "&lt;/script&gt;&lt;img src=x")
+        assert not page.run("return document.querySelectorAll('#answer img').length")
+        model = site / "model.tflite"
+        content = bytearray(model.read_bytes())
+        content[-1] ^= 1
+        model.write_bytes(content)
+        page.open(f"{url}/index.html")
+        _wait(page, _TEXT.replace("NAME", "message"), "is not the file it should be")
+
+
+def test_from_a_cdn_every_runtime_file_has_a_hash(tmp_path: Path) -> None:
+    site = write_site(EXPORT, tmp_path / "site", vendor=False)
+    text = (site / "index.html").read_text()
+    found = re.search(r'<script type="importmap">(.*?)</script>', text)
+    assert found is not None
+    table = json.loads(found[1])
+    assert set(table["imports"].values()) == set(table["integrity"])
+    assets = json.loads((site / "site.json").read_text())["assets"]
+    assert len(assets) == 10
+    for asset in assets.values():
+        assert asset["url"].startswith("https://cdn.jsdelivr.net/npm/")
+        assert re.fullmatch(r"sha256-[\w+/]{43}=", asset["integrity"])
+    assert not (site / "runtimes").exists()
+    policy = re.search(r'Policy" content="(.*?)"', text)
+    assert policy is not None
+    assert "connect-src 'self' https://cdn.jsdelivr.net;" in policy[1]
+    digest = hashlib.sha256(found[1].encode()).digest()
+    assert f"'sha256-{base64.b64encode(digest).decode()}'" in policy[1]
+
+
+@needs_chromium
+def test_a_cdn_that_serves_other_bytes_is_refused(tmp_path: Path) -> None:
+    """The CDN is played by the browser's own interception of requests."""
+    site = write_site(EXPORT, tmp_path / "site", vendor=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESZOO_HOME", str(PACKAGES))
+        files = {
+            f"{each.name}@{each.version}/{file}": each.cached / file
+            for row in sites._PACKAGES.values()
+            for each in row
+            for file in each.files
+        }
+    ready, message = "Ready.", _TEXT.replace("NAME", "message")
+    with hosted(site) as url, browser(tmp_path / "profile") as page:
+        page.call("Network.setCacheDisabled", cacheDisabled=True)
+        page.intercept("https://cdn.jsdelivr.net/npm/", files)
+        page.open(f"{url}/index.html")
+        _wait(page, message, ready)
+        page.damaged = "litert_wasm_internal.wasm"
+        page.open(f"{url}/index.html")
+        _wait(page, message, "litert_wasm_internal.wasm cannot be loaded, or is not")
+
+
+def test_sites_are_refused_without_files_for_browsers_and_over_other_content(
+    tmp_path: Path,
+) -> None:
+    manifest = read_manifest(EXPORT)
+    export = tmp_path / "export"
+    export.mkdir()
+    saved = [each for each in manifest.files if each.format == "saved_model"]
+    replace(manifest, files=tuple(saved)).write(export)
+    with pytest.raises(reszoo.UsageError, match=r"Received: saved_model; export"):
+        write_site(export, tmp_path / "site", vendor=False)
+    site = write_site(EXPORT, tmp_path / "site", vendor=False)
+    with pytest.raises(reszoo.UsageError, match="already holds a site"):
+        write_site(EXPORT, site, vendor=False)
+    write_site(EXPORT, site, vendor=False, overwrite=True)
+    (site / "mine").touch()
+    with pytest.raises(reszoo.UsageError, match=r"holds other files too: mine;"):
+        write_site(EXPORT, site, vendor=False, overwrite=True)
+
+
+def test_vendoring_needs_npm_and_takes_no_other_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "home"))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(reszoo.UsageError, match=r"--vendor copies @litertjs/core@2"):
+        write_site(EXPORT, tmp_path / "site", vendor=True)
+    # Without npm, and unless asked, from the CDN.
+    assert not (write_site(EXPORT, tmp_path / "cdn") / "runtimes").exists()
+    package = tmp_path / "package"
+    package.mkdir()
+    for name in sites._LITERT.files:
+        (package / name).parent.mkdir(exist_ok=True)
+        (package / name).write_text("other")
+    npm = tools / "npm"
+    npm.write_text(f"#!/bin/sh\n/bin/tar czf $4/a.tgz -C {tmp_path} package\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/bin:/usr/bin")
+    with pytest.raises(reszoo.ExportError, match="must have the SHA-256"):
+        sites._fetch(sites._LITERT)
+    assert not sites._LITERT.cached.exists()
