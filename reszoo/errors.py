@@ -10,7 +10,7 @@ ReszooError               exit 1: a file, the data or the machine is not as requ
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import Any
 
@@ -50,6 +50,18 @@ class UsageError(ReszooError, ValueError):
     """A request that is invalid or cannot be carried out as it was made."""
 
     exit_code = 2
+
+
+Rule = tuple[Callable[[Any], Any], str, str]
+"""Condition of an object, message where it does not hold, and fields to show."""
+
+
+def check_rules(holder: object, rules: Iterable[Rule]) -> None:
+    """Raise UsageError for the first rule that an object breaks."""
+    for holds, text, names in rules:
+        if not holds(holder):
+            received = ", ".join(f"{n}={getattr(holder, n)!r}" for n in names.split())
+            raise UsageError(f"{text} Received: {received}.")
 
 
 class UnknownNameError(UsageError):

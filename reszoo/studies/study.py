@@ -408,9 +408,7 @@ def _finished_runs(
 ) -> tuple[RunResult, ...]:
     """Return the runs to keep, and remove the files of a study to be replaced."""
     marks = (RESULTS, STATE)
-    found = check_output(
-        folder, _FILES, marks, kind="study", resume=resume, overwrite=overwrite
-    )
+    found = check_output(folder, _FILES, marks, "study", resume, overwrite)
     if not resume:
         for name in found:
             (folder / name).unlink()

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from reszoo.cards import COMPILED, Card
+from reszoo.cards import COMPILED
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
@@ -83,11 +83,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as JSON values."""
-        return {
-            "recipe": self._recipe.to_json(),
-            "steps_per_epoch": self._steps,
-            "name": self.name,
-        }
+        recipe, steps = self._recipe.to_json(), self._steps
+        return {"recipe": recipe, "steps_per_epoch": steps, "name": self.name}
 
     @classmethod
     def from_config(
@@ -95,18 +92,16 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     ) -> "RuleOptimizer":
         """Return what `get_config` described."""
         del custom_objects
-        recipe = Recipe(**config["recipe"])
-        return cls(recipe, config["steps_per_epoch"], config["name"])
+        return cls(**{**config, "recipe": Recipe(**config["recipe"])})
 
     # By name, for Keras' numbering fails where the reader has fewer variables:
     # `compile` creates them for all weights, `load_model` for the trainable ones.
     def save_own_variables(self, store: Any) -> None:
         """Write the step and the slots, except for those that are still zero."""
         store[_STEP] = self.iterations.numpy()
-        for variable in self._all_slots():
-            value = variable.numpy()
-            if value.any():
-                store[variable.name] = value
+        for slot in self._all_slots():
+            if (value := slot.numpy()).any():
+                store[slot.name] = value
 
     def load_own_variables(self, store: Any) -> None:
         """Restore what `save_own_variables` wrote."""
@@ -119,8 +114,8 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             return
         self.iterations.assign(store[_STEP])
         for slot in self._all_slots():
-            known = slot.name in stored
-            slot.assign(store[slot.name] if known else np.zeros(slot.shape))
+            zeros = np.zeros(slot.shape)
+            slot.assign(store[slot.name] if slot.name in stored else zeros)
 
     def _all_slots(self) -> list[Any]:
         return [slot for slots in self._slots for slot in slots]
@@ -225,7 +220,10 @@ def compile(
     )
     _retrace_on_freezing(model)
     _check_first_batch(model, card.preprocessing)
-    set_card(model, _card_for_fit(card, chosen, steps_per_epoch))
+    content = chosen.to_json().items()
+    supported = {name: value for name, value in content if name not in _ONLY_TRAIN}
+    provenance = {"source": COMPILED, "recipe": supported}
+    set_card(model, card.after({**provenance, "steps_per_epoch": steps_per_epoch}))
     say(str(batch_norm))
     return model
 
@@ -236,8 +234,8 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
         batches = " Your data set decides the batch size."
         raise UsageError(
             f"compile does not support {', '.join(unsupported)}; reszoo.train does."
-            f"{batches if 'batch_size' in unsupported else ''} Leave "
-            "them out, or call reszoo.train(model, data, ...)."
+            f"{batches * ('batch_size' in unsupported)} Leave them out, or call "
+            "reszoo.train(model, data, ...)."
         )
     built = own_card(model).card.resnet
     if not built.include_top or built.classifier_activation is not None:
@@ -247,16 +245,6 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
             f"classifier_activation={built.classifier_activation!r}; build it with "
             "include_top=True, classifier_activation=None."
         )
-
-
-def _card_for_fit(card: Card, recipe: Recipe, steps_per_epoch: int) -> Card:
-    """Return a card without "fresh" and without the metrics of the old weights."""
-    content = recipe.to_json().items()
-    supported = {name: value for name, value in content if name not in _ONLY_TRAIN}
-    return card.after({
-        "source": COMPILED, "recipe": supported,
-        "steps_per_epoch": steps_per_epoch,
-    })  # fmt: skip
 
 
 def _retrace_on_freezing(model: keras.Model) -> None:
@@ -305,8 +293,7 @@ def _check_first_batch(model: keras.Model, preprocessing: Preprocessing) -> None
             ends = [tf.reduce_min(values), tf.reduce_max(values)]
             return tf.numpy_function(check, ends, tf.int32)
 
-        first = tf.equal(tf.cast(model.optimizer.iterations.value, tf.int64), 0)
-        tf.cond(first, look, lambda: 0)
+        tf.cond(tf.equal(model.optimizer.iterations.value, 0), look, lambda: 0)
         return plain(data)
 
     model.train_step = train_step

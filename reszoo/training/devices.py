@@ -10,9 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +21,6 @@ from reszoo.console import say
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.training.state import Stopped
 
-_VARIABLE = "TF_CONFIG"
 _EXAMPLE = (
     '{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}, '
     '"task": {"type": "worker", "index": 0}}'
@@ -34,8 +32,7 @@ _PAUSE, _TIMEOUT = 0.2, 5.0
 _MOST_STRANGERS = 100
 
 
-@dataclass(frozen=True)
-class Cluster:
+class Cluster(NamedTuple):
     """The workers of a distributed training, and the number of this process."""
 
     addresses: tuple[str, ...]  # "host:port" of each, in the same order everywhere
@@ -48,36 +45,26 @@ def read_cluster() -> Cluster:
     A UsageError if it is missing, malformed, or names fewer than two workers or tasks
     other than workers.
     """
-    text = os.environ.get(_VARIABLE)
+    text = os.environ.get("TF_CONFIG")
     if not text:
         raise UsageError(
             'strategy="multiworker" needs the environment variable TF_CONFIG, which '
             f"lists all workers and selects one. Set it in each process: {_EXAMPLE}."
         )
-    try:
-        return _cluster(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            "TF_CONFIG must name two workers or more as host:port, and this process "
-            f"by its index, as in {_EXAMPLE}. Received: {text}."
-        ) from error
-
-
-def _cluster(content: Any) -> Cluster:
-    jobs, task = content["cluster"], content["task"]
-    addresses = tuple(jobs["worker"])
-    cluster = Cluster(addresses, int(task["index"]))
-    ports = [address.rpartition(":")[2].isdigit() for address in addresses]
-    valid = (
-        set(jobs) == {"worker"}
-        and task["type"] == "worker"
-        and len(set(addresses)) == len(addresses) >= 2
-        and all(ports)
-        and 0 <= cluster.worker < len(addresses)
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(text)
+        jobs, task = content["cluster"], content["task"]
+        found = Cluster(tuple(jobs["worker"]), int(task["index"]))
+        count = len(set(found.addresses))
+        ports = [address.rpartition(":")[2].isdigit() for address in found.addresses]
+        only_workers = set(jobs) == {task["type"]} == {"worker"}
+        distinct = count == len(ports) >= 2
+        if only_workers and distinct and all(ports) and 0 <= found.worker < count:
+            return found
+    raise UsageError(
+        "TF_CONFIG must name two workers or more as host:port, and this process "
+        f"by its index, as in {_EXAMPLE}. Received: {text}."
     )
-    if not valid:
-        raise ValueError
-    return cluster
 
 
 def wait_for_workers(cluster: Cluster, timeout: float) -> None:
@@ -88,10 +75,9 @@ def wait_for_workers(cluster: Cluster, timeout: float) -> None:
     a hash of all addresses; other connections count for nothing and delay nobody. A
     ReszooError if a worker did not connect, or the first one cannot open its port.
     """
-    end = time.monotonic() + timeout
     connect = _accept_workers if cluster.worker == 0 else _connect_to_chief
     try:
-        missing = connect(cluster, end)
+        missing = connect(cluster, time.monotonic() + timeout)
     except OSError as error:
         raise ReszooError(
             f"Worker 0 cannot open its port: {cluster.addresses[0]} ({error}). Choose "
@@ -107,8 +93,7 @@ def wait_for_workers(cluster: Cluster, timeout: float) -> None:
 
 def _greeting(cluster: Cluster, worker: int) -> bytes:
     """Return what a worker says first: which cluster it is of, and its number."""
-    text = json.dumps(cluster.addresses)
-    return f"{hashlib.sha256(text.encode()).hexdigest()} {worker:>8}".encode()
+    return f"{bytes(_digest(cluster.addresses)).hex()} {worker:>8}".encode()
 
 
 def _accept_workers(cluster: Cluster, end: float) -> list[str]:
@@ -117,18 +102,24 @@ def _accept_workers(cluster: Cluster, end: float) -> list[str]:
     strangers: list[tuple[float, socket.socket]] = []
     others = range(1, len(cluster.addresses))
     greetings = {_greeting(cluster, number): number for number in others}
-    with _server(cluster.addresses[0]) as server:
+    host, _, port = cluster.addresses[0].rpartition(":")
+    # At its own address only, of version 4 or 6.
+    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    family, _, _, _, place = found[0]
+    with socket.create_server((str(place[0]), int(port)), family=family) as server:
+        server.setblocking(False)
         while len(connected) < len(others) and time.monotonic() < end:
             waiting = [server, *(each for _, each in strangers)]
-            for each in select.select(waiting, [], [], _PAUSE)[0]:
-                if each is server:
-                    _accept(server, strangers)
+            if server in select.select(waiting, [], [], _PAUSE)[0]:
+                _accept(server, strangers)
             strangers = [
                 (since, each)
                 for since, each in strangers
                 if not _greeted(each, greetings, connected, since)
             ]
-            _drop_closed(connected)
+            # Workers that disconnected while they waited have to reconnect.
+            for number in [n for n, each in connected.items() if _peek(each, 1) == b""]:
+                connected.pop(number).close()
         missing = [cluster.addresses[n] for n in others if n not in connected]
         for _, each in strangers:
             each.close()
@@ -138,16 +129,6 @@ def _accept_workers(cluster: Cluster, end: float) -> list[str]:
                 if not missing:
                     connection.sendall(_READY)
     return missing
-
-
-def _server(address: str) -> socket.socket:
-    """Listen at worker 0's own address only, of version 4 or 6."""
-    host, _, port = address.rpartition(":")
-    found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    family, _, _, _, place = found[0]
-    server = socket.create_server((str(place[0]), int(port)), family=family)
-    server.setblocking(False)
-    return server
 
 
 def _accept(
@@ -170,17 +151,11 @@ def _greeted(
 ) -> bool:
     """Read the greeting of a connection; return whether nothing more is expected."""
     length = len(next(iter(greetings)))
-    try:
-        said = connection.recv(length, socket.MSG_PEEK)
-    except BlockingIOError:
-        said = None
-    except OSError:
-        said = b""
-    if said is None or (0 < len(said) < length):
-        if time.monotonic() < since + _TIMEOUT:
-            return False
-        said = b""
-    number = greetings.get(said)
+    said = _peek(connection, length)
+    incomplete = said is None or 0 < len(said) < length
+    if incomplete and time.monotonic() < since + _TIMEOUT:
+        return False
+    number = None if said is None else greetings.get(said)
     if number is None:
         connection.close()
         return True
@@ -191,19 +166,14 @@ def _greeted(
     return True
 
 
-def _drop_closed(connected: dict[int, socket.socket]) -> None:
-    """Forget workers that disconnected while they waited; they have to reconnect."""
-    for number in [n for n, each in connected.items() if _is_closed(each)]:
-        connected.pop(number).close()
-
-
-def _is_closed(connection: socket.socket) -> bool:
+def _peek(connection: socket.socket, length: int) -> bytes | None:
+    """Return what can be read; None for nothing yet, b"" from a closed connection."""
     try:
-        return not connection.recv(1, socket.MSG_PEEK)
+        return connection.recv(length, socket.MSG_PEEK)
     except BlockingIOError:
-        return False
+        return None
     except OSError:
-        return True
+        return b""
 
 
 def _connect_to_chief(cluster: Cluster, end: float) -> list[str]:
@@ -330,7 +300,7 @@ class Devices:
         if self.workers == 1:
             return list(numbers)
         own = numbers if self.is_chief else [0.0] * len(numbers)
-        return [float(number) for number in self._over_workers(own)]
+        return list(map(float, self._over_workers(own)))
 
     def check_agreement(self, facts: Mapping[str, Any]) -> None:
         """Refuse to start where a worker was started differently from the chief.
@@ -406,8 +376,8 @@ def open_devices(strategy: str | None, timeout: float = _START_TIMEOUT) -> Devic
     if strategy == "mirrored":
         return Devices(_mirrored())
     cluster = read_cluster()
-    opened = _connected(cluster, timeout)
-    return Devices(opened, cluster.worker, len(cluster.addresses))
+    workers = len(cluster.addresses)
+    return Devices(_connected(cluster, timeout), cluster.worker, workers)
 
 
 @cache
@@ -461,5 +431,4 @@ def _abort(reason: str) -> None:
 
 
 def _digest(value: Any) -> list[int]:
-    text = json.dumps(value, sort_keys=True)
-    return list(hashlib.sha256(text.encode()).digest())
+    return list(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest())

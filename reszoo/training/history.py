@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -83,10 +83,8 @@ class EventLog:
         with disk_errors(self.path):
             self._writer = tf.io.TFRecordWriter(str(self.path))
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        self._write(
-            {"file_version": "brain.Event:2"},
-            {"session_log": start, "step": first_step},
-        )
+        session = {"session_log": start, "step": first_step}
+        self._write({"file_version": "brain.Event:2"}, session)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by tag ("train/loss"), and flush them to the file."""
@@ -122,8 +120,7 @@ def _next_file(folder: Path) -> Path:
     return folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}"
 
 
-@dataclass(frozen=True)
-class Best:
+class Best(NamedTuple):
     """The best epoch so far: the one with the greater score wins, first by first."""
 
     epoch: int
@@ -155,7 +152,7 @@ class RunHistory:
         """Return all but the weights, as plain JSON values."""
         return {
             "history": [asdict(row) for row in self.epochs],
-            "best": self.best and [self.best.epoch, list(self.best.score)],
+            "best": self.best,
         }
 
     def restore(self, content: Mapping[str, Any], folder: Path) -> None:
@@ -163,17 +160,15 @@ class RunHistory:
         self.epochs = [Epoch(**row) for row in content["history"]]
         if content["best"]:
             epoch, score = content["best"]
-            self.best = Best(epoch, (score[0], score[1]))
+            self.best = Best(epoch, tuple(score))
             self.best_tensors, card = read(folder / BEST)
             self.best_card = card or self.best_card
 
     def add(self, row: Epoch, metrics: Metrics | None, tensors: Tensors) -> None:
         """Add an epoch; write its weights and the history if the run has a folder."""
         self.epochs.append(row)
-        card = self._card.after(
-            {**self._provenance, "epoch": row.epoch},
-            _card_metrics(metrics) if metrics else (),
-        )
+        provenance = {**self._provenance, "epoch": row.epoch}
+        card = self._card.after(provenance, _card_metrics(metrics))
         score = (0.0, float(row.epoch))
         if metrics:
             scores = {
@@ -182,19 +177,19 @@ class RunHistory:
                 "loss": (-metrics.loss, metrics.top1),
             }
             score = scores[self._best_by]
-        improved = self.best is None or score > self.best.score
-        if improved:
+        files = [LAST]
+        if self.best is None or score > self.best.score:
             self.best, self.best_tensors = Best(row.epoch, score), tensors
-            self.best_card = card
-        if not self._folder:
-            return
-        if improved:
-            write(self._folder / BEST, tensors, card)
-        write(self._folder / LAST, tensors, card)
-        write_history(self._folder / HISTORY, self.epochs)
+            self.best_card, files = card, [BEST, LAST]
+        if self._folder:
+            for name in files:
+                write(self._folder / name, tensors, card)
+            write_history(self._folder / HISTORY, self.epochs)
 
 
-def _card_metrics(metrics: Metrics) -> tuple[Metric, ...]:
+def _card_metrics(metrics: Metrics | None) -> tuple[Metric, ...]:
+    if metrics is None:
+        return ()
     data = f"{metrics.data}, {metrics.images} images"
     values = ((name, getattr(metrics, name)) for name in SCALARS)
     return tuple(Metric(name=name, value=value, data=data) for name, value in values)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import keras
@@ -48,18 +48,18 @@ def freeze(
     "stages:N" for the stem and the first N stages (a UsageError if the model has
     fewer), or None; with `batch_norm`, every batch normalisation is frozen as well.
     """
-    names = frozen_layers(architecture, part)
-    unfrozen = unfrozen_layers(model)
-    norms = []
+    names, unfrozen = frozen_layers(architecture, part), unfrozen_layers(model)
+    norms = [each for each in model.layers if _is_norm(each)]
+    names |= {each.name for each in norms if batch_norm}
     for layer in model.layers:
-        is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        stays = layer.name in names or (batch_norm and is_norm)
-        layer.trainable = layer.name in unfrozen and not stays
-        if is_norm:
-            norms.append(layer.trainable)
-    frozen = {layer.name for layer in model.layers if not layer.trainable}
-    setattr(model, _FROZEN, frozenset(unfrozen & frozen))
-    return BatchNormCount(frozen=norms.count(False), live=norms.count(True))
+        layer.trainable = layer.name in unfrozen - names
+    setattr(model, _FROZEN, frozenset(unfrozen & names))
+    live = sum(each.trainable for each in norms)
+    return BatchNormCount(frozen=len(norms) - live, live=live)
+
+
+def _is_norm(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.BatchNormalization)
 
 
 def unfrozen_layers(model: keras.Model) -> set[str]:
@@ -73,15 +73,14 @@ def frozen_layers(architecture: Architecture, part: str | None) -> set[str]:
     if part is None:
         return set()
     stages = len(architecture.spec.depths)
-    count = stages if part == "backbone" else int(part.partition(":")[2])
-    if count > stages:
+    last = stages if part == "backbone" else int(part.partition(":")[2])
+    if last > stages:
         raise UsageError(
             f"{architecture.name} has {stages} stages. Received: freeze={part!r}."
         )
-    listed = [each for each in convolutions(architecture) if each.stage <= count]
+    listed = [each for each in convolutions(architecture) if each.stage <= last]
     names = {name for each in listed for name in (each.name, *each.norms)}
-    norms = standalone_norms(architecture) if count == stages else ()
-    return names.union(norms)
+    return names.union(standalone_norms(architecture) if last == stages else ())
 
 
 # bfloat16 without such an instruction is emulated, and slower than float32.
@@ -149,12 +148,10 @@ def recomputed(model: keras.Model) -> Callable[[Any], tf.Tensor]:
 
 def _first_and_again(group: keras.Model, rest: list[Any]) -> Callable[[Any], Any]:
     """Return a function of a group's input that moves its statistics only once."""
-    earlier: list[bool] = []
+    calls = count()
 
     def compute(x: Any) -> Any:
-        again = bool(earlier)
-        earlier.append(True)
-        with statistics_kept() if again else nullcontext():
+        with statistics_kept() if next(calls) else nullcontext():
             return group([x, *rest], training=True)
 
     return compute
@@ -171,9 +168,8 @@ def evaluation_copy(model: keras.Model, preprocessing: Preprocessing) -> keras.M
 
 def set_momentum(model: keras.Model, momentum: float) -> None:
     """Set the momentum of the moving statistics (Keras' convention)."""
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = momentum
+    for layer in filter(_is_norm, model.layers):
+        layer.momentum = momentum
 
 
 def resolve_precision(recipe: Recipe) -> str:
@@ -181,14 +177,14 @@ def resolve_precision(recipe: Recipe) -> str:
 
     A UsageError if bfloat16 is required and the processor has no such instructions.
     """
-    if recipe.precision == "bfloat16" and not has_bfloat16():
+    if recipe.precision == "float32" or has_bfloat16():
+        return recipe.precision.replace("auto", "bfloat16")
+    if recipe.precision == "bfloat16":
         raise UsageError(
             "This processor has no bfloat16 instructions, so it would be slower "
             "than float32. Received: precision=bfloat16; use precision=auto."
         )
-    if recipe.precision == "auto":
-        return "bfloat16" if has_bfloat16() else "float32"
-    return recipe.precision
+    return "float32"
 
 
 @cache

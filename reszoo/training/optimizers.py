@@ -9,7 +9,7 @@ and restore them.
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -202,7 +202,7 @@ class Optimizer:
         self._strategy = tf.distribute.get_strategy()
         self.iterations = tf.Variable(0, dtype=tf.int64, name="iterations")
         self._variables = named
-        self._decays = tuple(float(decay) for decay in decays)
+        self._decays = tuple(map(float, decays))
         self._scales = scales or [1.0] * len(named)
         self._slots = [
             [_zeros(f"{slot}/{name}", variable) for slot in rule.slots]
@@ -225,8 +225,7 @@ class Optimizer:
                 "Every variable needs a gradient, for the loss must depend on it. "
                 f"Without one: {', '.join(missing)}. Leave frozen ones out."
             )
-        prepared = self.rule.prepare(gradients)
-        rate = tf.cast(rate, tf.float32)
+        prepared, rate = self.rule.prepare(gradients), tf.cast(rate, tf.float32)
         _merge(self._strategy, self._update_all, prepared, rate)
 
     def state(self) -> dict[str, tf.Variable]:
@@ -240,10 +239,9 @@ class Optimizer:
     def _update_all(self, strategy: Any, gradients: Sequence[Any], rate: Any) -> None:
         self.iterations.assign_add(1)
         step = self.iterations.read_value()
-        variables = self._variables.values()
-        for variable, slots, gradient, decay, scale in zip(
-            variables, self._slots, gradients, self._decays, self._scales, strict=True
-        ):
+        constant = self._variables.values(), self._slots, self._decays, self._scales
+        rows = zip(*constant, gradients, strict=True)
+        for variable, slots, decay, scale, gradient in rows:
             update = Update(slots, gradient, scale * rate, decay, step)
             strategy.extended.update(variable, self.rule.apply, (update,))
 
@@ -278,10 +276,10 @@ class MovingAverage:
         keep, share = tf.cast(exact, tf.float32), tf.cast(1 - exact, tf.float32)
         _merge(self._strategy, self._update_all, keep, share)
 
-    def state(self) -> Mapping[str, tf.Variable]:
+    def state(self) -> dict[str, tf.Variable]:
         """Return what a checkpoint must hold: `average/<variable>`."""
-        names = (f"average/{name}" for name in self._sources)
-        return dict(zip(names, self.copies, strict=True))
+        pairs = zip(self._sources, self.copies, strict=True)
+        return {f"average/{name}": copy for name, copy in pairs}
 
     def _update_all(self, strategy: Any, keep: Any, share: Any) -> None:
         for copy, source in zip(self.copies, self._sources.values(), strict=True):

@@ -128,24 +128,23 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
             f"batch_size={recipe.batch_size} for {images} images."
         )
     resolved = _resolved(recipe, per_epoch, devices)
-    steps, head, row = _length(recipe, images, per_epoch), recipe.head_epochs, 1
-    recipe.warmup(steps / per_epoch)
-    if recipe.steps is None and recipe.epochs is None:
+    steps, head, row = recipe.steps, recipe.head_epochs, 1
+    if recipe.epochs is not None:
+        steps = recipe.epochs * per_epoch
+    elif steps is None:
+        steps = next(steps for most, steps in _BIT_STEPS if images < most)
+        steps = max(steps, _LEAST_EPOCHS * per_epoch)
         row = max(1, math.ceil(_STEPS_PER_ROW / per_epoch))
         # Of a small set two epochs are few steps.
         head = max(head, math.ceil(steps / 10 / per_epoch)) if head else 0
+    recipe.warmup(steps / per_epoch)
     epochs = math.ceil(steps / per_epoch)
     everything = Phase("all", resolved, head, epochs, per_epoch, steps, row)
     if not head:
         return (everything,)
-    head_recipe = replace(
-        resolved,
-        freeze="backbone",
-        freeze_bn=True,
-        learning_rate=recipe.head_learning_rate,
-        ema=None,
-    )
-    first = Phase("head", head_recipe, 0, head, per_epoch, head * per_epoch, row)
+    frozen = replace(resolved, freeze="backbone", freeze_bn=True)
+    alone = replace(frozen, learning_rate=recipe.head_learning_rate, ema=None)
+    first = Phase("head", alone, 0, head, per_epoch, head * per_epoch, row)
     return first, everything
 
 
@@ -158,8 +157,7 @@ def fitting_batch(recipe: Recipe, images: int, unit: int = 1) -> dict[str, Any]:
     """
     if recipe.batch_size <= images:
         return {}
-    size = unit * max(1, 2 ** int(math.log2(max(1, images / 2))) // unit)
-    size = max(2, size)
+    size = max(2, unit * max(1, 2 ** int(math.log2(max(1, images / 2))) // unit))
     share = size / recipe.batch_size
     say(
         f"The {images} training images are fewer than the recipe's batches of "
@@ -169,22 +167,11 @@ def fitting_batch(recipe: Recipe, images: int, unit: int = 1) -> dict[str, Any]:
     return {"batch_size": size, **{r: share * getattr(recipe, r) for r in rates}}
 
 
-def _length(recipe: Recipe, images: int, per_epoch: int) -> int:
-    if recipe.steps is not None:
-        return recipe.steps
-    if recipe.epochs is not None:
-        return recipe.epochs * per_epoch
-    steps = next(steps for most, steps in _BIT_STEPS if images < most)
-    return max(steps, _LEAST_EPOCHS * per_epoch)
-
-
 def _resolved(recipe: Recipe, per_epoch: int, devices: int) -> Recipe:
     """Replace `freeze_bn=None` and `bn_momentum=None` by what they stand for."""
-    frozen = recipe.freeze_bn
+    frozen, share = recipe.freeze_bn, 1 if recipe.sync_bn else devices
     if frozen is None:
-        seen = recipe.batch_size // recipe.accumulate
-        if not recipe.sync_bn:
-            seen //= devices
+        seen = recipe.batch_size // recipe.accumulate // share
         frozen = seen < _SMALL_BATCH
     momentum = moving_momentum(recipe, per_epoch)
     return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reszoo.data.augment import strength_of
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.errors import Rule, UnknownNameError, UsageError, check_rules
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
@@ -120,6 +121,46 @@ NEEDS = {
     "nesterov": ("optimizer", "sgd", "caffe-sgd"),
 }
 """Field -> another field and its values, without which the field has no effect."""
+_RULES: tuple[Rule, ...] = (
+    (
+        lambda r: r.freeze is None or re.fullmatch(r"backbone|stages:[0-9]", r.freeze),
+        'freeze must be "backbone", "stages:N" with a number of stages, or None.',
+        "freeze",
+    ),
+    (
+        lambda r: 0 < r.scale[0] <= r.scale[1] <= 1,
+        "scale must be two numbers in (0, 1], the smaller one first.",
+        "scale",
+    ),
+    (
+        lambda r: 0 < r.ratio[0] <= r.ratio[1],
+        "ratio must be two numbers in (0, inf], the smaller one first.",
+        "ratio",
+    ),
+    (
+        lambda r: all(a < b for a, b in pairwise((0, *r.milestones, 1))),
+        "milestones must be increasing shares of the training, in (0, 1).",
+        "milestones",
+    ),
+    (
+        lambda r: r.schedule != "steps" or r.milestones,
+        (
+            'schedule="steps" needs milestones, the shares of the training after which '
+            "the rate falls, such as milestones=(0.5, 0.75)."
+        ),
+        "milestones",
+    ),
+    (
+        lambda r: None in (r.epochs, r.steps),
+        "A recipe has epochs or steps, not both.",
+        "epochs steps",
+    ),
+    (
+        lambda r: r.batch_size % r.accumulate == 0,
+        "accumulate must divide batch_size.",
+        "accumulate batch_size",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,24 +345,8 @@ class Recipe:
         for name in _types():
             value = coerce(name, getattr(self, name), options_of(name))
             object.__setattr__(self, name, value)
-        self._check_names()
-        self._check_numbers()
-        self._check_effects()
-        if self.epochs is not None:
-            self.warmup(self.epochs)
-
-    def _check_names(self) -> None:
         if self.policy is not None:
             strength_of(self.policy)
-        if self.freeze is not None and not re.fullmatch(
-            r"backbone|stages:[0-9]", self.freeze
-        ):
-            raise UsageError(
-                'freeze must be "backbone", "stages:N" with a number of stages, or '
-                f"None. Received: freeze={self.freeze!r}."
-            )
-
-    def _check_numbers(self) -> None:
         for interval, names in _INTERVALS.items():
             for field in names:
                 value = getattr(self, field)
@@ -331,21 +356,7 @@ class Recipe:
                     raise UsageError(
                         f"{field} must be in {interval}. Received: {field}={value}."
                     )
-        for field, most in (("scale", 1.0), ("ratio", math.inf)):
-            low, high = getattr(self, field)
-            if not 0 < low <= high <= most:
-                raise UsageError(
-                    f"{field} must be two numbers in (0, {most:g}], the smaller one "
-                    f"first. Received: {field}={getattr(self, field)}."
-                )
-        inside = all(0 < share < 1 for share in self.milestones)
-        if not inside or list(self.milestones) != sorted(set(self.milestones)):
-            raise UsageError(
-                "milestones must be increasing shares of the training, in (0, 1). "
-                f"Received: milestones={self.milestones}."
-            )
-
-    def _check_effects(self) -> None:
+        check_rules(self, _RULES)
         for field, (other, *values) in NEEDS.items():
             received, chosen = getattr(self, field), getattr(self, other)
             if chosen not in (*values, "auto") and received != DEFAULTS[field]:
@@ -354,22 +365,8 @@ class Recipe:
                     f"{field} has an effect with {needed} only. Received: "
                     f"{field}={received} with {other}={chosen!r}. Leave one out."
                 )
-        if self.schedule == "steps" and not self.milestones:
-            raise UsageError(
-                'schedule="steps" needs milestones, the shares of the training after '
-                "which the rate falls, such as milestones=(0.5, 0.75). "
-                "Received: milestones=()."
-            )
-        if self.epochs is not None and self.steps is not None:
-            raise UsageError(
-                "A recipe has epochs or steps, not both. "
-                f"Received: epochs={self.epochs}, steps={self.steps}."
-            )
-        if self.batch_size % self.accumulate:
-            raise UsageError(
-                "accumulate must divide batch_size. Received: "
-                f"accumulate={self.accumulate}, batch_size={self.batch_size}."
-            )
+        if self.epochs is not None:
+            self.warmup(self.epochs)
 
     def warmup(self, epochs: float) -> float:
         """Return the epochs of warm-up in a training of `epochs`.

@@ -10,37 +10,15 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from reszoo import metrics
 from reszoo.cards import library_versions
 from reszoo.console import printable
 from reszoo.environment import processor
 from reszoo.errors import UsageError
 from reszoo.files import atomic_file, write_text
-from reszoo.metrics import (
-    Bin,
-    Probabilities,
-    Targets,
-    calibration_bins,
-    calibration_error,
-    class_rows,
-    confusion_matrix,
-    frequent_confusions,
-    macro_f1,
-    mean_recall,
-    predictions,
-    share_interval,
-    worst_mistakes,
-)
-from reszoo.report.page import (
-    BLUE,
-    INK,
-    VERMILLION,
-    png,
-    png_picture,
-    render,
-    shell_command,
-    svg,
-    thumbnail,
-)
+from reszoo.metrics import Bin, Probabilities, Targets
+from reszoo.report import page
+from reszoo.report.page import BLUE, INK, VERMILLION
 from reszoo.training.recipe_table import RECIPES
 
 if TYPE_CHECKING:
@@ -86,11 +64,6 @@ class Evaluation:
                 "Probabilities must be finite. Received: NaN or infinity; the model "
                 "has diverged."
             )
-
-    @property
-    def hits(self) -> int:
-        """Number of images that are classified correctly."""
-        return int((predictions(self.probabilities) == self.targets).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +112,11 @@ def write_summary(
     config, history = run.config, run.history
     if history.best is None:
         return
+    # It loads TensorFlow, which a report without it does not need.
+    from reszoo.training.previews import augmented
+
+    seen = (run.examples, config.card.preprocessing, config.augmentation)
+    augmented(*seen, config.recipe.seed).save(buffer := io.BytesIO(), "PNG")
     report = RunReport(
         model=config.card.architecture.name,
         data=config.source.name,
@@ -156,19 +134,9 @@ def write_summary(
         versions=library_versions(),
         processor=processor(),
         seconds=sum(row.seconds for row in history.epochs),
-        augmented=_augmented(run),
+        augmented=buffer.getvalue(),
     )
     write_report(path, report)
-
-
-def _augmented(run: "Run") -> bytes:
-    # It loads TensorFlow, which a report without it does not need.
-    from reszoo.training.previews import augmented
-
-    config, buffer = run.config, io.BytesIO()
-    shown = config.card.preprocessing, config.augmentation
-    augmented(run.examples, *shown, config.recipe.seed).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def recipe_defaults(name: object) -> dict[str, Any]:
@@ -184,26 +152,22 @@ def write_report(path: Path, report: RunReport) -> None:
     """
     history, found = report.history, report.evaluation
     seconds = sum(row.seconds for row in history)
-    page = render(
+    rendered = page.render(
         "run.html.j2",
         title=f"{report.model} on {report.data}",
         report=report,
         duration=_duration(report.seconds),
-        augmented=report.augmented and png_picture(report.augmented),
+        augmented=report.augmented and page.png_picture(report.augmented),
         curves=[_curve(history, *each) for each in _curves(history).items()],
         speed=sum(row.images_per_second * row.seconds for row in history) / seconds,
         data_wait=sum(row.data_wait * row.seconds for row in history) / seconds,
         head_epochs=sum(row.phase == "head" for row in history),
         evaluation=found and _evaluated(found, report.labels),
-        changed=[
-            field
-            for field, default in report.defaults.items()
-            if report.recipe.get(field, default) != default
-        ],
-        repeat=shell_command(report.repeat),
-        export=shell_command(report.export),
+        changed=[n for n, v in report.defaults.items() if report.recipe.get(n, v) != v],
+        repeat=page.shell_command(report.repeat),
+        export=page.shell_command(report.export),
     )
-    write_text(path, page)
+    write_text(path, rendered)
 
 
 def _evaluation(run: "Run") -> Evaluation | None:
@@ -224,49 +188,43 @@ def _evaluation(run: "Run") -> Evaluation | None:
 
 def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
     """Return what the template shows of an evaluation."""
-    hits, images = found.hits, len(found.targets)
-    low, high = share_interval(hits, images)
-    confusion = confusion_matrix(found.targets, found.probabilities)
+    answers = (found.targets, found.probabilities)
+    predicted = metrics.predictions(found.probabilities)
+    hits, images = int((predicted == found.targets).sum()), len(found.targets)
+    low, high = metrics.share_interval(hits, images)
+    confusion = metrics.confusion_matrix(*answers)
     shares = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
-    matrix = [
-        list(zip(counts.tolist(), row.tolist(), strict=True))
-        for counts, row in zip(confusion, shares, strict=True)
-    ]
-    classes = class_rows(confusion)
-    bins = calibration_bins(found.targets, found.probabilities)
+    pairs = zip(confusion.tolist(), shares.tolist(), strict=True)
+    matrix = [list(zip(*rows, strict=True)) for rows in pairs]
+    frequent = metrics.frequent_confusions(confusion, _MATRIX)
+    classes = metrics.class_rows(confusion)
+    bins = metrics.calibration_bins(*answers)
     return {
         "images": images,
+        "hits": hits,
         "accuracy": hits / images,
         "low": low,
         "high": high,
-        "balanced": mean_recall(classes),
-        "macro_f1": macro_f1(classes),
+        "balanced": metrics.mean_recall(classes),
+        "macro_f1": metrics.macro_f1(classes),
         "classes": classes,
         "matrix": matrix if len(labels) <= _MATRIX else None,
-        "confusions": [
-            (truth, predicted, count, shares[truth, predicted])
-            for truth, predicted, count in frequent_confusions(confusion, _MATRIX)
+        "confusions": [(*each, shares[each[:2]]) for each in frequent],
+        "mistakes": [
+            {
+                "picture": page.thumbnail(found.picture(index)),
+                "file": found.file_name(index),
+                "truth": labels[found.targets[index]],
+                "predicted": labels[predicted[index]],
+                "probability": float(found.probabilities[index, predicted[index]]),
+            }
+            for index in metrics.worst_mistakes(*answers, _PICTURES)
         ],
-        "mistakes": _mistakes(found, labels),
         "confidence": sum(each.images * each.confidence for each in bins) / images,
         "bins": bins,
-        "calibration_error": calibration_error(bins),
+        "calibration_error": metrics.calibration_error(bins),
         "reliability": _reliability_diagram(bins),
     }
-
-
-def _mistakes(found: Evaluation, labels: Sequence[str]) -> list[dict[str, Any]]:
-    predicted = predictions(found.probabilities)
-    return [
-        {
-            "picture": thumbnail(found.picture(index)),
-            "file": found.file_name(index),
-            "truth": labels[found.targets[index]],
-            "predicted": labels[predicted[index]],
-            "probability": float(found.probabilities[index, predicted[index]]),
-        }
-        for index in worst_mistakes(found.targets, found.probabilities, _PICTURES)
-    ]
 
 
 def _duration(seconds: float) -> str:
@@ -287,25 +245,22 @@ def write_curves(path: Path, title: str, history: "Sequence[Epoch]") -> None:
             _plot_epochs(axes, quantity, history, series)
 
     with atomic_file(path) as temporary:
-        temporary.write_bytes(png(draw, 9, 3.6))
+        temporary.write_bytes(page.png(draw, 9, 3.6))
 
 
 def _curves(history: "Sequence[Epoch]") -> dict[str, _Series]:
     """Return series of values by epoch, by the quantity that they are of."""
 
-    def percent(shares: Sequence[float | None]) -> list[float | None]:
-        return [None if share is None else 100 * (1 - share) for share in shares]
+    def series(field: str, *, error: bool = False) -> list[float | None]:
+        values = (getattr(row, field) for row in history)
+        return [100 * (1 - v) if error and v is not None else v for v in values]
 
+    errors = {"training": series("top1", error=True)}
+    errors["validation"] = series("validation_top1", error=True)
     return {
-        "loss": {
-            "training": [row.loss for row in history],
-            "validation": [row.validation_loss for row in history],
-        },
-        "top-1 error (%)": {
-            "training": percent([row.top1 for row in history]),
-            "validation": percent([row.validation_top1 for row in history]),
-        },
-        "learning rate": {"learning rate": [row.learning_rate for row in history]},
+        "loss": {"training": series("loss"), "validation": series("validation_loss")},
+        "top-1 error (%)": errors,
+        "learning rate": {"learning rate": series("learning_rate")},
     }
 
 
@@ -314,7 +269,7 @@ def _curve(history: "Sequence[Epoch]", quantity: str, series: _Series) -> Markup
         _plot_epochs(figure.subplots(), quantity, history, series)
 
     label = f"{quantity.capitalize()} by epoch: {_in_words(series)}."
-    return svg(quantity, label, draw)
+    return page.svg(quantity, label, draw)
 
 
 def _reliability_diagram(bins: Sequence[Bin]) -> Markup:
@@ -329,16 +284,12 @@ def _reliability_diagram(bins: Sequence[Bin]) -> Markup:
         axes.plot(confidence, accuracy, color=VERMILLION, alpha=0.5)
         areas = [8 + 100 * each.images / most for each in filled]
         axes.scatter(confidence, accuracy, areas, color=VERMILLION, label="this model")
-        axes.set(
-            xlabel="mean predicted probability (%)",
-            ylabel="accuracy (%)",
-            xlim=(0, 102),
-            ylim=(0, 105),
-        )
+        axes.set(xlabel="mean predicted probability (%)", ylabel="accuracy (%)")
+        axes.set(xlim=(0, 102), ylim=(0, 105))
         axes.legend(markerscale=0.6)
 
     label = "Reliability diagram: accuracy against predicted probability"
-    return svg("reliability", f"{label}; the table below has the numbers.", draw)
+    return page.svg("reliability", f"{label}; the table below has the numbers.", draw)
 
 
 def _plot_epochs(

@@ -5,6 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,20 @@ _EVALUATED_AT_ONCE = 64
 _CACHED_BYTES = 2**26
 # Share of the time spent waiting for images above which a hint is given.
 _MUCH_WAITING = 0.2
+_AUGMENTING = (
+    "scale", "ratio", "vertical_flip", "rotation", "policy", "erase", "repeats",
+)  # fmt: skip
+# Fields of `Metrics` that are fields of `Epoch`, as "validation_loss" for example.
+_VALIDATED = ("loss", "top1", "balanced_accuracy", "macro_f1")
+# What TensorBoard shows of an epoch: tag -> field.
+_TAGS = {
+    "train/loss": "loss",
+    "train/top1": "top1",
+    **{f"validation/{name}": f"validation_{name}" for name in _VALIDATED},
+    "learning_rate": "learning_rate",
+    "speed/images_per_second": "images_per_second",
+    "speed/data_wait": "data_wait",
+}
 
 
 def augmentation_of(
@@ -63,20 +78,14 @@ def augmentation_of(
 ) -> Augmentation:
     """Return how a recipe augments images; see `Source.flip_safe`."""
     side = min(as_sides(preprocessing.train_size))
-    flip = flip_safe if recipe.flip is None else recipe.flip
     kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
+    same: dict[str, Any] = {name: getattr(recipe, name) for name in _AUGMENTING}
     return Augmentation(
         crop=kind if recipe.crop == "auto" else recipe.crop,
         pad=round(recipe.pad * side),
-        scale=recipe.scale,
-        ratio=recipe.ratio,
-        flip=flip,
-        vertical_flip=recipe.vertical_flip,
-        rotation=recipe.rotation,
-        policy=recipe.policy,
-        erase=recipe.erase,
-        repeats=recipe.repeats,
+        flip=flip_safe if recipe.flip is None else recipe.flip,
         sampling=0.0 if recipe.sampling == "balanced" else recipe.sampling,
+        **same,
     )
 
 
@@ -183,16 +192,13 @@ class Evaluator:
         """Evaluate on one split; return None if the data has no such split."""
         if split not in self._source.splits:
             return None
-        examples = self._source.examples(split)
+        examples, own = self._source.examples(split), [0.0] * len(SCALARS)
         name = f"{self._source.name} ({split})"
         if self._devices.is_chief:
             found = score(self.probabilities(examples), examples.targets, name)
-        else:
-            nothing: dict[str, Any] = dict.fromkeys(SCALARS, 0.0)
-            found = Metrics(**nothing, images=len(examples), data=name)
-        own = [getattr(found, field) for field in SCALARS]
-        numbers = self._devices.broadcast(own)
-        return replace(found, **dict(zip(SCALARS, numbers, strict=True)))  # type: ignore[arg-type]
+            own = [getattr(found, field) for field in SCALARS]
+        told = zip(SCALARS, self._devices.broadcast(own), strict=True)
+        return Metrics(**dict(told), images=len(examples), data=name)  # type: ignore[arg-type]
 
     def probabilities(self, examples: Examples) -> NDArray[np.float32]:
         """Return float32 `(n, classes)`."""
@@ -200,10 +206,8 @@ class Evaluator:
             self._batches[id(examples)] = evaluated_batches(
                 examples, self._preprocessing, self._batch_size
             )
-        parts = [
-            self._predict(images)["probabilities"]
-            for images, _ in self._batches[id(examples)]
-        ]
+        batches = self._batches[id(examples)]
+        parts = [self._predict(images)["probabilities"] for images, _ in batches]
         return np.asarray(tf.concat(parts, axis=0))
 
 
@@ -320,27 +324,23 @@ class Run(StepLoop):
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config.recipe.batch_size, config.save_every, config.devices)
-        self.config, card = config, config.card
-        model, preprocessing = config.model, card.preprocessing
-        with config.devices.scope():
-            self._model = training_copy(model, preprocessing, config.recipe)
-        self.evaluator = Evaluator(
-            evaluation_copy(model, preprocessing),
-            preprocessing,
-            config.source,
-            config.devices,
-            config.recipe.batch_size,
-        )
-        self.examples = config.source.examples("train")
+        self.config, recipe = config, config.recipe
+        model, preprocessing = config.model, config.card.preprocessing
+        source, devices = config.source, config.devices
+        with devices.scope():
+            self._model = training_copy(model, preprocessing, recipe)
+        shown = evaluation_copy(model, preprocessing), preprocessing
+        self.evaluator = Evaluator(*shown, source, devices, recipe.batch_size)
+        self.examples = source.examples("train")
         provenance = {
             "source": "trained with reszoo",
-            "data": config.source.name,
-            "data_sha256": content_digest(config.source),
+            "data": source.name,
+            "data_sha256": content_digest(source),
             "images": len(self.examples),
-            "recipe": config.recipe.to_json(),
+            "recipe": recipe.to_json(),
         }
-        best_by = config.recipe.best_by
-        self.history = RunHistory(card, provenance, config.folder, best_by)
+        of_weights = config.card, provenance
+        self.history = RunHistory(*of_weights, config.folder, recipe.best_by)
         self.head_top1: float | None = None
         self._epoch, self._totals = 0, Totals()
         self.phase_trainer = self._new_phase_trainer()
@@ -376,10 +376,8 @@ class Run(StepLoop):
         if self._devices.workers == 1:
             return
         # The weights differ where each worker was given fresh ones of its own.
-        values = self.phase_trainer.variables().values()
-        digests = [
-            hashlib.sha256(np.asarray(value).tobytes()).hexdigest() for value in values
-        ]
+        values = map(np.asarray, self.phase_trainer.variables().values())
+        digests = [hashlib.sha256(each.tobytes()).hexdigest() for each in values]
         start = {"weights": digests, "epoch and step": list(self.position)}
         self._devices.check_agreement({**self.config.conditions, **start})
 
@@ -389,16 +387,14 @@ class Run(StepLoop):
         A ReszooError if the loss is NaN or infinite; Stopped if a signal requested
         it; the state is saved.
         """
-        if self.config.folder and not self.finished:
-            folder = self.config.folder / TENSORBOARD
-            self._log = EventLog(folder, self._steps_done())
-        try:
+        with ExitStack() as stack:
+            if self.config.folder and not self.finished:
+                folder = self.config.folder / TENSORBOARD
+                log = closing(EventLog(folder, self._steps_done()))
+                self._log = stack.enter_context(log)
             while not self.finished:
                 self._train_epoch(stop)
                 self._end_epoch()
-        finally:
-            if self._log:
-                self._log.close()
 
     def _train(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[float, int]:
         step = self._steps_done_in_phase()
@@ -417,15 +413,10 @@ class Run(StepLoop):
         write_state(self.config.folder / STATE, self.phase_trainer.variables(), content)
 
     def _new_phase_trainer(self) -> PhaseTrainer:
-        card, config = self.config.card, self.config
-        return PhaseTrainer(
-            self._model,
-            card.resnet,
-            card.preprocessing,
-            config.phase_of(self._epoch),
-            self._devices,
-            config.class_weights(),
-        )
+        config, card = self.config, self.config.card
+        of_model = self._model, card.resnet, card.preprocessing
+        phase, weights = config.phase_of(self._epoch), config.class_weights()
+        return PhaseTrainer(*of_model, phase, self._devices, weights)
 
     def _steps_done_in_phase(self) -> int:
         phase = self.phase_trainer.phase
@@ -473,9 +464,8 @@ class Run(StepLoop):
             self.config.on_epoch_end(self.history.epochs[-1])
         if self._out_of_patience and self._epoch < self.config.epochs:
             best = self.history.best and self.history.best.epoch
-            say(
-                f"Stopped after epoch {self._epoch}: none was better than epoch {best}."
-            )
+            kept = f"none was better than epoch {best}"
+            say(f"Stopped after epoch {self._epoch}: {kept}.")
 
     @property
     def _out_of_patience(self) -> bool:
@@ -500,7 +490,9 @@ class Run(StepLoop):
             self._hinted = True
         self.history.add(row, metrics, tensors)
         if self._log:
-            self._log.scalars(self._steps_done() - 1, _scalars(row))
+            values = {tag: getattr(row, field) for tag, field in _TAGS.items()}
+            known = {tag: value for tag, value in values.items() if value is not None}
+            self._log.scalars(self._steps_done() - 1, known)
 
     def _end_head_phase(self) -> None:
         self.head_top1 = self.history.epochs[-1].validation_top1
@@ -518,10 +510,7 @@ class Run(StepLoop):
             phase=phase.name,
             loss=totals.loss / totals.row_steps,
             top1=totals.correct / seen,
-            validation_loss=metrics.loss if metrics else None,
-            validation_top1=metrics.top1 if metrics else None,
-            validation_balanced_accuracy=metrics.balanced_accuracy if metrics else None,
-            validation_macro_f1=metrics.macro_f1 if metrics else None,
+            **{f"validation_{n}": getattr(metrics, n, None) for n in _VALIDATED},
             learning_rate=phase.learning_rate(self._steps_done_in_phase() - 1),
             images_per_second=seen / totals.seconds,
             data_wait=totals.waited / totals.seconds,
@@ -544,19 +533,3 @@ class Run(StepLoop):
             f"Training diverged: the loss is NaN or infinite after "
             f"{self._totals.steps} steps of epoch {self._epoch + 1}. {advice}{kept}"
         )
-
-
-def _scalars(row: Epoch) -> dict[str, float]:
-    """Return what TensorBoard shows of an epoch, by tag."""
-    values = {
-        "train/loss": row.loss,
-        "train/top1": row.top1,
-        "validation/loss": row.validation_loss,
-        "validation/top1": row.validation_top1,
-        "validation/balanced_accuracy": row.validation_balanced_accuracy,
-        "validation/macro_f1": row.validation_macro_f1,
-        "learning_rate": row.learning_rate,
-        "speed/images_per_second": row.images_per_second,
-        "speed/data_wait": row.data_wait,
-    }
-    return {tag: value for tag, value in values.items() if value is not None}

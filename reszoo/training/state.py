@@ -3,7 +3,7 @@
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -58,11 +58,9 @@ def stop_on_signals(folder: Path | None = None) -> Iterator[StopRequest]:
     try:
         yield request
     except Stopped:
+        way_on = "Resume with --resume (resume=True)."
         if folder:
-            say(
-                f"Stopped; the state is in {folder}. "
-                "Resume with --resume (resume=True)."
-            )
+            say(f"Stopped; the state is in {folder}. {way_on}")
         raise
     finally:
         for number in ours:
@@ -133,9 +131,8 @@ def restore(
 
 def check_output(
     folder: Path,
-    files: Sequence[str],
-    marks: Sequence[str],
-    *,
+    files: Iterable[str],
+    marks: Iterable[str],
     kind: str,
     resume: bool,
     overwrite: bool,

@@ -1,6 +1,5 @@
 """The compiled training step, and the trainer of one phase of a recipe."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -35,37 +34,29 @@ _MIXED_TARGET = 0.2
 _compiled = partial(tf.function, autograph=False)
 
 
-def softmax_loss(
-    logits: tf.Tensor, soft_targets: tf.Tensor, label_smoothing: float
-) -> tf.Tensor:
+def softmax_loss(logits: tf.Tensor, soft: tf.Tensor, smoothing: float) -> tf.Tensor:
     """Return the cross-entropy of each image, in nats: float32 `(batch,)`.
 
     Logits and soft targets, whose rows sum to one, are float32 `(batch, classes)`; a
     share of each row is spread over all classes.
     """
-    smooth = _smoothed(soft_targets, label_smoothing)
+    smooth = soft * (1 - smoothing) + smoothing / soft.shape[-1]
     return tf.nn.softmax_cross_entropy_with_logits(smooth, logits)
 
 
-def binary_loss(
-    logits: tf.Tensor, soft_targets: tf.Tensor, label_smoothing: float
-) -> tf.Tensor:
+def binary_loss(logits: tf.Tensor, soft: tf.Tensor, smoothing: float) -> tf.Tensor:
     """Return the mean binary cross-entropy over the classes of each image, in nats.
 
     A class whose (smoothed) target exceeds a fifth has the target 1, as in timm's
     training of ResNet strikes back. Arguments and result as in `softmax_loss`.
     """
-    smooth = _smoothed(soft_targets, label_smoothing)
+    smooth = soft * (1 - smoothing) + smoothing / soft.shape[-1]
     positive = tf.cast(smooth > _MIXED_TARGET, tf.float32)
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(positive, logits)
     return tf.reduce_mean(entropy, axis=-1)
 
 
 LOSSES = {"softmax": softmax_loss, "binary": binary_loss}
-
-
-def _smoothed(soft_targets: tf.Tensor, share: float) -> tf.Tensor:
-    return soft_targets * (1 - share) + share / soft_targets.shape[-1]
 
 
 class TrainingStep:
@@ -126,17 +117,13 @@ class TrainingStep:
     def _accumulate(
         self, images: tf.Tensor, targets: tf.Tensor, rate: tf.Tensor, key: tf.Tensor
     ) -> tuple[float, int]:
-        parts = self._recipe.accumulate
-        total: list[tf.Tensor] = []
-        loss, correct = 0.0, 0
+        parts, loss, correct = self._recipe.accumulate, 0.0, 0
+        total: list[Any] = [0.0] * len(self._weights)
         batches = zip(tf.split(images, parts), tf.split(targets, parts), strict=True)
         for index, batch in enumerate(batches):
             own = tf.random.fold_in(key, index)
             gradients, part_loss, part_correct = self._part(*batch, own)
-            shares = [gradient / parts for gradient in gradients]
-            if total:
-                shares = [a + b for a, b in zip(total, shares, strict=True)]
-            total = shares
+            total = [a + b / parts for a, b in zip(total, gradients, strict=True)]
             loss, correct = loss + float(part_loss) / parts, correct + int(part_correct)
         self._apply(total, rate)
         return loss, correct
@@ -217,9 +204,8 @@ class PhaseTrainer:
         if recipe.bn_momentum is not None:
             set_momentum(model, recipe.bn_momentum)
         with devices.scope():
-            self._step = TrainingStep(
-                model, preprocessing, recipe, devices, class_weights
-            )
+            shown = model, preprocessing, recipe
+            self._step = TrainingStep(*shown, devices, class_weights)
             self._average = None
             if recipe.ema is not None:
                 self._average = MovingAverage(model.variables)
@@ -230,11 +216,8 @@ class PhaseTrainer:
     ) -> tuple[float, int]:
         """Take one step; see `TrainingStep`.
 
-        Args:
-            images: uint8 `(batch, height, width, 3)`.
-            targets: int64 `(batch,)`.
-            step: Of this phase, counted from 0.
-            epoch: Over all phases, counted from 0.
+        The images are uint8 `(batch, height, width, 3)`, the targets int64 `(batch,)`;
+        the step is of this phase, the epoch over all phases, both counted from 0.
         """
         # The 1 makes it another stream than that of the augmentation.
         entropy = np.random.SeedSequence((self.phase.recipe.seed, epoch, step, 1))
@@ -247,13 +230,11 @@ class PhaseTrainer:
 
     def variables(self) -> dict[str, tf.Variable]:
         """Return every variable of the training state, by name."""
-        averages = self._average.state() if self._average else {}
-        return {**self._step.variables(), **averages}
+        return self._step.variables() | (self._average.state() if self._average else {})
 
     def evaluated_variables(self) -> dict[str, tf.Variable]:
         """Return the values to evaluate and save, by path: the averages, if any."""
-        variables = self.model.variables
-        values: Sequence[tf.Variable] = [each.value for each in variables]
+        variables = {each.path: each.value for each in self.model.variables}
         if self._average:
-            values = self._average.copies
-        return dict(zip((each.path for each in variables), values, strict=True))
+            return dict(zip(variables, self._average.copies, strict=True))
+        return variables

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,22 +158,24 @@ def train(
             chosen = replace(chosen, **{**changes, **fields})
         for path, reason in source.unreadable:
             say(f"skipped {path}: {reason}")
-        repeat = repeat_command(
-            model, data, chosen, weights, folder, bad_images, strategy
-        )
+        options: Any = {"bad_images": bad_images, "strategy": strategy}
+        command: Any = partial(repeat_command, model, data, **options)
         built = _build(model, source, chosen, weights)
-        config = replace(
-            _run_config(built, source, chosen, folder, save_every, devices),
+        config = RunConfig(
+            **_fitted(built, source, chosen, devices),
+            folder=folder if devices.is_chief else None,
+            save_every=save_every,
+            devices=devices,
             on_epoch_end=on_epoch_end,
         )
 
         def train_on(recipe: Recipe) -> str:
-            last, others = folder and folder / LAST, (bad_images, strategy)
+            last = folder and folder / LAST
             weights = last if isinstance(model, str) else None
             after = folder and folder.with_name(f"{folder.name}-2")
-            command = repeat_command(model, data, recipe, weights, after, *others)
             loaded = f"reszoo.train(reszoo.load({str(last)!r})"
-            return shlex.join(command).replace("reszoo.train(model", loaded)
+            told = shlex.join(command(recipe, weights, after))
+            return told.replace("reszoo.train(model", loaded)
 
         state = _saved_state(folder if resume else None, config, train_on)
         run = Run(config)
@@ -180,7 +183,7 @@ def train(
             run.resume(state, folder)
         _start(run, resuming=state is not None)
         _train(run)
-        result = _result(run, repeat)
+        result = _result(run, command(chosen, weights, folder))
         devices.barrier()
         return result
 
@@ -216,16 +219,14 @@ def _default_recipe(
 
 
 def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
+    if folder is None and resume:
+        raise UsageError(
+            "resume=True resumes the run in the output folder: give it as output=."
+        )
     if folder is None:
-        if resume:
-            raise UsageError(
-                "resume=True resumes the run in the output folder: give it as output=."
-            )
         return
-    marks = (STATE, BEST, LAST, _RECIPE)
-    found = check_output(
-        folder, _FILES, marks, kind="run", resume=resume, overwrite=overwrite
-    )
+    marks, options = (STATE, BEST, LAST, _RECIPE), (resume, overwrite)
+    found = check_output(folder, _FILES, marks, "run", *options)
     if resume and found and STATE not in found:
         raise UsageError(
             f"{folder} holds a run without a state ({', '.join(found)}), which cannot "
@@ -252,12 +253,11 @@ def _build(
     weights: str | os.PathLike[str] | None,
 ) -> keras.Model:
     if not isinstance(model, keras.Model):
-        size, channels = recipe.eval_size, recipe.channels or 3
-        usual = find_spec(model).image_size
+        size = recipe.eval_size or find_spec(model).image_size
         return build(
             model,
             weights=weights,
-            input_shape=(*as_sides(size or usual), channels),
+            input_shape=(*as_sides(size), recipe.channels or 3),
             classes=source.labels,
             zero_init_residual=recipe.zero_init_residual and weights is None,
             seed=recipe.seed,
@@ -270,14 +270,10 @@ def _build(
     return model
 
 
-def _run_config(
-    model: keras.Model,
-    source: Source,
-    recipe: Recipe,
-    folder: Path | None,
-    save_every: float,
-    devices: Devices,
-) -> RunConfig:
+def _fitted(
+    model: keras.Model, source: Source, recipe: Recipe, devices: Devices
+) -> dict[str, Any]:
+    """Return the fields of a `RunConfig` that model, data and recipe decide."""
     card, source = _matched(get_card(model), source)
     names = ("train_size", "eval_size", "crop_pct", "interpolation", "resize")
     fields = {name: getattr(recipe, name) for name in names}
@@ -302,17 +298,14 @@ def _run_config(
         "precision": resolve_precision(recipe),
         "devices": devices.count,
     }
-    return RunConfig(
-        model=model,
-        card=card,
-        source=source,
-        recipe=recipe,
-        phases=phases(recipe, len(source.examples("train")), devices.count),
-        folder=folder if devices.is_chief else None,
-        save_every=save_every,
-        devices=devices,
-        conditions=conditions,
-    )
+    return {
+        "model": model,
+        "card": card,
+        "source": source,
+        "recipe": recipe,
+        "phases": phases(recipe, len(source.examples("train")), devices.count),
+        "conditions": conditions,
+    }
 
 
 def _matched(card: Card, source: Source) -> tuple[Card, Source]:
@@ -345,14 +338,11 @@ def _saved_state(
         then["model"] = then.pop("net")
     # Fields that a release added since then had no effect in its runs.
     then = {f"recipe's {name}": value for name, value in DEFAULTS.items()} | then
-    now = config.conditions
+    now, recipe, advice = config.conditions, config.recipe, ""
     changed = {name for name in {*then, *now} if then.get(name) != now.get(name)}
-    advice = ""
     # A model in memory has other weights once it is trained.
-    if changed and all(
-        name.startswith(("recipe's ", "first weights")) for name in changed
-    ):
-        advice = _advice(then, config.recipe, train_on)
+    if all(name.startswith(("recipe's ", "first weights")) for name in changed):
+        advice = _advice(then, recipe, train_on) if changed else ""
     check_same(then, now, folder, advice)
     return tensors, content
 
@@ -373,8 +363,7 @@ def _advice(
 
 
 def _start(run: Run, *, resuming: bool) -> None:
-    config = run.config
-    folder = config.folder
+    folder = run.config.folder
     run.check_agreement()
     _announce(run)
     if folder and not run.history.epochs:
@@ -385,7 +374,7 @@ def _start(run: Run, *, resuming: bool) -> None:
             shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
         for name in _RESULTS:
             (folder / name).unlink(missing_ok=True)
-        write_json(folder / _RECIPE, config.recipe.to_json())
+        write_json(folder / _RECIPE, run.config.recipe.to_json())
 
 
 def _announce(run: Run) -> None:
@@ -404,16 +393,16 @@ def _announce(run: Run) -> None:
         f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{first}, "
         f"{resolve_precision(config.recipe)}; {run.phase_trainer.batch_norm}"
     )
-    for note in config.source.notes:
-        say(f"Note: {note}")
-    for warning in config.source.warnings:
-        say(f"Warning: {warning}")
+    warnings = [*config.source.warnings]
     side, most = run.examples.median_side(), max(record.train_sides)
     if side >= 2 * most and most < _COARSE:
-        say(
-            f"Warning: the images are {side} pixels wide or high (median), the model "
+        warnings.append(
+            f"the images are {side} pixels wide or high (median), the model "
             f"sees {most}. --size (size=) sets another size."
         )
+    for kind, told in (("Note", config.source.notes), ("Warning", warnings)):
+        for line in told:
+            say(f"{kind}: {line}")
     if run.finished:
         say("The run is already complete.")
     elif any(run.position):
@@ -472,10 +461,9 @@ def _export_command(folder: Path, source: Source) -> list[str]:
 
     Images in memory cannot be named on a command line; synthetic ones are compared.
     """
-    command = ["reszoo", "export", str(folder / BEST)]
-    command += ["--output", str(folder / "export")]
-    if source.root is not None or source.name != "arrays":
-        command += ["--verify", source.name]
-    if source.unreadable:
-        command += ["--bad-images", "skip"]
-    return command
+    named = source.root is not None or source.name != "arrays"
+    return [
+        *("reszoo", "export", str(folder / BEST), "--output", str(folder / "export")),
+        *("--verify", source.name)[: 2 * named],
+        *("--bad-images", "skip")[: 2 * bool(source.unreadable)],
+    ]
