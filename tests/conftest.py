@@ -1,6 +1,8 @@
 """Models, checkpoints and exports that several tests look at."""
 
 import fcntl
+import importlib
+import json
 import os
 import pickle
 import random
@@ -17,10 +19,14 @@ from PIL import Image
 
 import reszoo
 from reszoo.weights import download
-from reszoo_export.manifest import Latency, read_manifest
+from reszoo_export import benchmark
+from reszoo_export.isolation import run_in_subprocess
+from reszoo_export.manifest import read_manifest
+from reszoo_export.verification import verify
 
 # Those that people take most; the others have tests of their own, for time.
 FORMATS = "saved_model,tflite,tflite-fp16,tflite-int8,onnx,onnx-int8"
+_TIME = benchmark._time_in_subprocess
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -105,14 +111,36 @@ def folder(tmp_path: Path) -> Path:
     return photos(tmp_path / "photos")
 
 
+def call_here(function: str, folder: Path, arguments: Any, **_: Any) -> Any:
+    """Do what `run_in_subprocess` does, in this process."""
+    module, name = function.split(":")
+    called = getattr(importlib.import_module(module), name)
+    result = called(folder, **json.loads(json.dumps(arguments)))
+    return json.loads(json.dumps(result))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_process() -> Iterator[None]:
+    """Verify exported files in this process, and make up their latency.
+
+    New processes for each file take most of the time of an export, those that load
+    TensorFlow 5 s each. Tests about them ask for `subprocesses`.
+    """
+    timing = benchmark.Timing(
+        runtime="none", threads=1, load_ms=1, first_ms=1, base_mb=None,
+        peak_mb=[None], times_ms=[[1.0]],
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "run_in_subprocess", call_here)
+        patch.setattr(benchmark, "_time_in_subprocess", lambda _: timing)
+        yield
+
+
 @pytest.fixture
-def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports tell a made-up latency; timing a file takes as long as verifying it."""
-    made_up = Latency.of([1.0], batch=1, threads=1)
-    monkeypatch.setattr(
-        "reszoo_export.export.measure_files",
-        lambda paths: dict.fromkeys(paths, made_up),
-    )
+def subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify and time files in new processes, as exports do outside these tests."""
+    monkeypatch.setattr(verify, "run_in_subprocess", run_in_subprocess)
+    monkeypatch.setattr(benchmark, "_time_in_subprocess", _TIME)
 
 
 @contextmanager
@@ -129,7 +157,7 @@ def only_one(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A ResNet-20 after four epochs on the digits, with its run folder.
+    """A ResNet-8 after four epochs on the digits, with its run folder.
 
     Its files are all workers': no test may change them.
     """
@@ -139,7 +167,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
             kept = pickle.loads(result.read_bytes())
             return replace(kept, model=reszoo.load(kept.best))
         made = reszoo.train(
-            "resnet20", "digits", epochs=4, batch_size=32, learning_rate=0.05,
+            "resnet8", "digits", epochs=4, batch_size=32, learning_rate=0.05,
             output=folder / "digits",
         )  # fmt: skip
         result.write_bytes(pickle.dumps(replace(made, model=None)))
@@ -148,7 +176,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="session")
 def exported(run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """That ResNet-20 in some formats; no test may change its files either."""
+    """That ResNet-8 in some formats; no test may change its files either."""
     with only_one(tmp_path_factory, "export") as folder:
         output = folder / "digits"
         if output.exists():

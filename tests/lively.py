@@ -18,7 +18,7 @@ IMAGES = np.clip(
 ).astype(np.uint8)
 
 
-def lively(name: str, **options: Any) -> Any:
+def lively(name: str = "resnet8", **options: Any) -> Any:
     """Return a net with random weights, for which no class is likelier than others."""
     shape = {"input_shape": (32, 32, 3), "classes": tuple("abcde"), "seed": 0}
     net = randomise(reszoo.build(name, **{**shape, **options}))

@@ -26,6 +26,8 @@ from reszoo_export.isolation import run_in_subprocess
 from reszoo_export.manifest import Latency
 from reszoo_export.onnx.writer import properties
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
+
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:

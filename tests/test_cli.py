@@ -169,21 +169,22 @@ def test_convert_writes_what_it_read(call: Any, run: Any, tmp_path: Path) -> Non
     output = tmp_path / "copy.safetensors"
     code, out, _ = call("convert", run.best, output)
     assert code == 0
-    assert "resnet20" in out
+    assert "resnet8" in out
     assert output.read_bytes() == run.best.read_bytes()
     code, _, err = call("convert", run.best, output)
     assert code == 2
     assert "--overwrite" in err
     code, _, err = call("convert", run.best, tmp_path / "for-timm")
     assert code == 2
-    assert "timm has no resnet20" in err
+    assert "timm has no resnet8" in err
     code, _, err = call(
         "convert", run.best, output, "--model", "plain32", "--overwrite"
     )
     assert code == 1
-    assert "holds a resnet20" in err
+    assert "holds a resnet8" in err
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:
     output = tmp_path / "export"
     code, out, err = call(
@@ -227,7 +228,7 @@ def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:
 def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     code, out, err = call(
-        "train", folder, "--model", "resnet20", "--output", output,
+        "train", folder, "--model", "resnet8", "--output", output,
         "--epochs", 2, "--batch-size", 4,
     )  # fmt: skip
     assert code == 0
@@ -240,7 +241,7 @@ def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
     assert {answer["label"] for answer in answers} == {"cat", "dog"}
     code, out, _ = call("predict", output / "best.safetensors", image, "--top", 1)
     assert out.count("%") == 1
-    code, _, err = call("train", folder, "--model", "resnet20", "--output", output)
+    code, _, err = call("train", folder, "--model", "resnet8", "--output", output)
     assert code == 2
     assert "already holds a run" in err
 
@@ -287,7 +288,6 @@ def test_what_is_typed_is_printed_escaped(call: Any, arguments: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("untimed")
 def test_the_demo_does_it_all(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

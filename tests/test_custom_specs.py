@@ -83,7 +83,6 @@ def test_a_custom_spec_goes_all_the_way_in_a_new_process(
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize(
     "name",
     [
@@ -112,7 +111,6 @@ def test_every_member_of_the_family_is_saved_loaded_and_exported(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("name", ["deep", "pre", "grouped", "late"])
 def test_blocks_of_every_kind_are_quantized(name: str, tmp_path: Path) -> None:
     """Trained: int8 is judged by what a model has learned.

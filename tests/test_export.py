@@ -30,7 +30,6 @@ from reszoo_export.quantization.ranges import draw_calibration, fingerprint
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.verification.reference import read_reference
 
-pytestmark = pytest.mark.usefixtures("untimed")
 EXPORTED = ALL.split(",")
 
 
@@ -43,7 +42,7 @@ def digits(run: Any) -> Any:
     return images, examples.targets, probabilities(run.model, record, images)
 
 
-def small(name: str = "resnet20", **options: Any) -> Any:
+def small(name: str = "resnet8", **options: Any) -> Any:
     shape = {"input_shape": (32, 32, 3), "classes": ("a", "b", "c")}
     return randomise(reszoo.build(name, **{**shape, **options}))
 
@@ -69,8 +68,8 @@ def test_every_format_answers_like_the_model(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("resnet20", {"shortcut": "projection-all"}),
-        ("resnet20", {"classifier_activation": "softmax"}),
+        ("resnet8", {"shortcut": "projection-all"}),
+        ("resnet8", {"classifier_activation": "softmax"}),
         ("plain20", {}),
         ("resnet18", {}),
         ("resnet50", {"stride_in": "1x1", "shortcut": "identity"}),
@@ -185,7 +184,7 @@ def test_the_onnx_file_keeps_its_promises(exported: Any) -> None:
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     operators = Counter(node.op_type for node in graph.node)
-    assert operators["Conv"] == 19
+    assert operators["Conv"] == 7
     assert operators["Transpose"] == 1
     assert "BatchNormalization" not in operators
     assert {node.domain for node in graph.node} == {""}
@@ -203,7 +202,7 @@ def test_the_tflite_files_keep_their_promises(exported: Any) -> None:
         assert list(image["shape_signature"]) == [1, 32, 32, 3]
         operators = Counter(op["op_name"] for op in interpreter._get_ops_details())
         # In integers three more select channels: of the pixels and of two shortcuts.
-        assert operators["CONV_2D"] == (19 if dtype == np.float32 else 22)
+        assert operators["CONV_2D"] == (7 if dtype == np.float32 else 10)
         assert not [name for name in operators if "Flex" in name or "CUSTOM" in name]
     # A byte must mean itself, whatever the calibration images hold.
     assert image["quantization"] == (1.0, 0)
@@ -298,5 +297,5 @@ def test_no_graph_holds_anything_of_training(exported: Any) -> None:
     names = [operation.type for operation in graph.get_operations()]
     for function in graph._functions.values():
         names += [node.op for node in function.cached_definition.node_def]
-    assert names.count("Conv2D") == 19
+    assert names.count("Conv2D") == 7
     assert not [name for name in names if name.startswith(banned)]

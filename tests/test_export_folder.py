@@ -17,12 +17,10 @@ from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS
 from reszoo_export.onnx import writer
 
-pytestmark = pytest.mark.usefixtures("untimed")
-
 
 def small(classes: Sequence[str] = "abc") -> Any:
     shape: dict[str, Any] = {"input_shape": (32, 32, 3), "classes": tuple(classes)}
-    return randomise(reszoo.build("resnet20", **shape))
+    return randomise(reszoo.build("resnet8", **shape))
 
 
 def files(folder: Path) -> set[str]:

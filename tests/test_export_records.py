@@ -34,7 +34,7 @@ def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
         r"runtime crashed \(SIGSEGV\)\n    one\n    last words\n"
         r"Nothing was written to .*export; the failed export is kept in .*\.failed"
     )
-    net = randomise(reszoo.build("resnet20", classes=3, input_shape=(32, 32, 3)))
+    net = randomise(reszoo.build("resnet8", classes=3, input_shape=(32, 32, 3)))
     with pytest.raises(reszoo.VerificationError, match=told):
         reszoo.export(net, tmp_path / "export", formats="tflite,onnx")
     assert names(tmp_path) == {"export.failed"}

@@ -125,7 +125,7 @@ def test_resnets_that_people_wrote_are_exported(make: Any, tmp_path: Path) -> No
     np.testing.assert_allclose(predictor.predict(pixels(32)), expected, atol=1e-5)
 
 
-def test_an_export_of_a_resnet_that_people_wrote(tmp_path: Path, untimed: None) -> None:
+def test_an_export_of_a_resnet_that_people_wrote(tmp_path: Path) -> None:
     model = settle(mlperf_resnet8(), pixels(32, 32) / np.float32(255))
     record = replace(RECORD, mean=(0.0,) * 3, std=(1.0,) * 3)
     reszoo.export(

@@ -141,7 +141,6 @@ def _classifier(folder: Path, resize: Any, channels: int = 3) -> reszoo.Predicto
     return reszoo.Predictor(folder / "model.tflite")
 
 
-@pytest.mark.usefixtures("untimed")
 def test_a_rectangular_model_answers_whole_photos_alike_where_it_squashes(
     tmp_path: Path,
 ) -> None:
@@ -170,7 +169,6 @@ def test_a_rectangular_model_answers_whole_photos_alike_where_it_squashes(
     assert away["squash"] < 0.002 < 0.01 < away["crop"]
 
 
-@pytest.mark.usefixtures("untimed")
 def test_it_refuses_a_model_of_grey_images(tmp_path: Path) -> None:
     _classifier(tmp_path / "export", "crop", 1)
     np.save(tmp_path / "images.npy", np.zeros((1, 48, 72, 3), np.uint8))

@@ -159,7 +159,6 @@ def tiny() -> Any:
     return reszoo.build(RESNET8, classes=["a", "b"], input_shape=(32, 32, 3))
 
 
-@pytest.mark.usefixtures("untimed")
 def test_an_export_replaces_only_an_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

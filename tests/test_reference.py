@@ -68,6 +68,7 @@ def test_another_process_gets_the_same_reference(exported: Any, tmp_path: Path) 
         np.testing.assert_array_equal(getattr(taken, name), getattr(kept, name))
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_a_file_is_verified_in_a_subprocess(exported: Any) -> None:
     kept = read_reference(exported.folder, exported.card)
     (record,) = [each for each in exported.files if each.format == "onnx"]

@@ -166,7 +166,6 @@ def test_a_run_ends_in_a_checkpoint_that_predicts_as_its_model(trained: Any) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("untimed")
 def test_all_nine_files_of_it_are_verified_and_answer_alike(
     trained: Any, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ KINDS = {"tflite": 1e-5, "tflite-fp16": 2e-3, "tflite-dynamic": 0.1}
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return lively("resnet20")
+    return lively()
 
 
 def opened(path: Path, batch: int | None = None) -> Interpreter:
@@ -98,7 +98,7 @@ def test_only_few_builtin_operators_are_left(files: dict[str, Path]) -> None:
         for name, path in files.items()
     }
     assert counts["tflite"] == {
-        "MUL": 1, "ADD": 1 + 9, "CONV_2D": 19, "PAD": 2 + 2, "STRIDED_SLICE": 2,
+        "MUL": 1, "ADD": 1 + 3, "CONV_2D": 7, "PAD": 2 + 2, "STRIDED_SLICE": 2,
         "MEAN": 1, "FULLY_CONNECTED": 1, "SOFTMAX": 1,
     }  # fmt: skip
     assert counts["tflite-dynamic"] == counts["tflite"]
@@ -114,7 +114,7 @@ def test_only_kernels_are_float16_and_runtimes_can_map_them(
     content = files["tflite-fp16"].read_bytes()
     made = opened(files["tflite-fp16"])
     halves = [t for t in made.get_tensor_details() if t["dtype"] == np.float16]
-    assert len(halves) == 19 + 1
+    assert len(halves) == 7 + 1
     whole = opened(files["tflite"])
     exact = {
         each["name"]: whole.get_tensor(each["index"])

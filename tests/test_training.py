@@ -41,7 +41,7 @@ def test_a_run_writes_checkpoints_state_history_and_report(run: Any) -> None:
     page = run.report.read_text(encoding="utf-8")
     measured = reszoo.evaluate(run.model, "digits")
     assert f"{measured.top1:.2%} of the 359 test images" in page
-    assert "reszoo train digits --model resnet20 --recipe cifar" in page
+    assert "reszoo train digits --model resnet8 --recipe cifar" in page
 
 
 def test_best_is_the_epoch_with_the_highest_validation_accuracy(run: Any) -> None:
@@ -75,7 +75,7 @@ def test_fine_tuning_trains_the_head_first_and_reports_its_accuracy(
 ) -> None:
     root = photos(tmp_path / "p", ("red", "green", "blue"), each=20)
     tuned = reszoo.train(
-        "resnet20",
+        "resnet8",
         root,
         weights=run.best,
         output=tmp_path / "run",
@@ -86,11 +86,11 @@ def test_fine_tuning_trains_the_head_first_and_reports_its_accuracy(
     )
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        f"95 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
+        f"35 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
         "10 -> 3 classes"
     )
     assert "12 steps in 4 epochs (head only in the first 2)" in lines[1]
-    assert lines[1].endswith("batch normalisation: 19 frozen, 0 live")
+    assert lines[1].endswith("batch normalisation: 7 frozen, 0 live")
     assert [row.phase for row in tuned.history] == ["head", "head", "all", "all"]
     assert tuned.recipe.name == "finetune"
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
@@ -104,7 +104,7 @@ def test_fine_tuning_trains_the_head_first_and_reports_its_accuracy(
 
 def test_the_head_alone_leaves_the_backbone_as_it_is(run: Any, folder: Path) -> None:
     probe = reszoo.train(
-        "resnet20",
+        "resnet8",
         folder,
         recipe="linear-probe",
         weights=run.best,
@@ -132,7 +132,7 @@ def test_only_images_that_may_be_flipped_are(
 
     monkeypatch.setattr(run, "training_batches", look)
     reszoo.train(
-        "plain20",
+        "resnet8",
         folder if data == "folder" else data,
         steps=1,
         batch_size=8,
@@ -254,7 +254,8 @@ def test_truncated_photos_are_recovered_on_request(
 @pytest.mark.parametrize("name", ["resnet18", "resnet8"])
 def test_the_trained_weights_are_evaluated(name: str, folder: Path) -> None:
     """Layers that leave blocks out change the order that Keras gives variables."""
-    model = reszoo.build(name, classes=2, shortcut="projection", seed=0)
+    shape: dict[str, Any] = {"input_shape": (32, 32, 3), "shortcut": "projection"}
+    model = reszoo.build(name, classes=2, seed=0, **shape)
     done = reszoo.train(
         model,
         folder,
@@ -262,12 +263,12 @@ def test_the_trained_weights_are_evaluated(name: str, folder: Path) -> None:
         stochastic_depth=0.2,
         learning_rate=1e-9,
         weight_decay=0.0,
-        train_size=model.input_shape[1],
+        train_size=32,
         batch_size=2,
         steps=1,
         precision="float32",
     )
-    fresh = reszoo.build(name, classes=2, shortcut="projection", seed=0)
+    fresh = reszoo.build(name, classes=2, seed=0, **shape)
     before, after = to_tensors(fresh), to_tensors(done.model)
     for tensor in before:
         if "running" not in tensor:
@@ -306,9 +307,9 @@ def test_a_run_from_other_initial_weights_is_not_resumed(
         "batch_size": 4,
         "output": tmp_path / "run",
     }
-    reszoo.train("resnet20", folder, weights=run.best, **options)
+    reszoo.train("resnet8", folder, weights=run.best, **options)
     with pytest.raises(reszoo.UsageError, match="first weights was"):
-        reszoo.train("resnet20", folder, resume=True, **options)
+        reszoo.train("resnet8", folder, resume=True, **options)
 
 
 def test_epochs_of_few_steps_share_a_row_of_the_history(
@@ -317,7 +318,7 @@ def test_epochs_of_few_steps_share_a_row_of_the_history(
     monkeypatch.setattr(phases, "_BIT_STEPS", ((10**9, 6),))
     monkeypatch.setattr(phases, "_LEAST_EPOCHS", 1)
     tuned = reszoo.train(
-        "resnet20",
+        "resnet8",
         folder,
         weights=run.best,
         batch_size=4,

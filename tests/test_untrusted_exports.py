@@ -31,6 +31,7 @@ from reszoo_export.manifest import is_export, read_manifest
 from reszoo_export.onnx.writer import properties
 from reszoo_export.verification.reference import Reference, read_reference
 
+pytestmark = pytest.mark.usefixtures("subprocesses")
 BUNDLED = Path(__file__).parents[1] / "saved_models/resnet20-cifar10"
 HERE = Path(__file__).stem
 MB = 2**20
