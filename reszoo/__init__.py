@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from reszoo.blocks import mlp as mlp
     from reszoo.blocks import residual as residual
     from reszoo.cards import Card as Card
+    from reszoo.cards import Confidence as Confidence
+    from reszoo.confidence import calibrate as calibrate
     from reszoo.data.checks import ScanReport as ScanReport
     from reszoo.data.checks import scan as scan
     from reszoo.data.resize import ResizeResult as ResizeResult
@@ -64,7 +66,8 @@ __version__ = "0.1.0"
 # cards.py). Only this table and the command line know of `reszoo_export`.
 _MODULES = {
     "reszoo.blocks": "mlp residual",
-    "reszoo.cards": "Card",
+    "reszoo.cards": "Card Confidence",
+    "reszoo.confidence": "calibrate",
     "reszoo.data.resize": "ResizeResult resize_images",
     "reszoo.data.checks": "ScanReport scan",
     "reszoo.errors": (

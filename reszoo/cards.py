@@ -66,6 +66,48 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """What the probabilities of weights mean, measured on half of a validation split.
+
+    That half was neither trained on nor is it evaluated on.
+
+    Attributes:
+        temperature: What the model's own logits are divided by for calibrated ones.
+        keep: Share of the known images that reach each threshold, in 0..1.
+        min_logit: An image whose largest calibrated logit is below is unknown.
+        min_probability: The same of the largest probability, for files without logits.
+        error_before: Expected calibration error on the other half, in 0..1.
+        error_after: The same of calibrated probabilities.
+        images: Number of images that all of this was chosen on.
+        data: Data set and split.
+        data_sha256: See `content_digest`.
+    """
+
+    temperature: float
+    keep: float
+    min_logit: float
+    min_probability: float
+    error_before: float
+    error_after: float
+    images: int
+    data: str
+    data_sha256: str
+
+    def __post_init__(self) -> None:
+        texts = ("data", "data_sha256")
+        for name, value in asdict(self).items():
+            right = (
+                isinstance(value, str)
+                if name in texts
+                else isinstance(value, int | float) and math.isfinite(value)
+            )
+            if not right:
+                raise TypeError(f"{name} must be a text or number: {value!r:.80}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0: {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """Labels, preprocessing and origin of a set of weights.
 
@@ -77,6 +119,7 @@ class Card:
         provenance: Where the weights come from: source, recipe, seed, licence...
         metrics: What was measured with them.
         versions: Versions of the libraries that wrote the card.
+        confidence: Temperature and thresholds, if they were measured.
     """
 
     architecture: Architecture | KerasArchitecture
@@ -85,6 +128,7 @@ class Card:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", public_origin(self.provenance))
@@ -129,6 +173,11 @@ class Card:
         return self.architecture
 
     @property
+    def temperature(self) -> float:
+        """What the model's own logits are divided by; 1 if that was not measured."""
+        return self.confidence.temperature if self.confidence else 1.0
+
+    @property
     def is_fresh(self) -> bool:
         """Whether the weights are random initial ones."""
         return self.provenance.get("source") == _FRESH
@@ -149,6 +198,7 @@ class Card:
             provenance={**provenance, **before},
             metrics=tuple(metrics),
             versions=library_versions(),
+            confidence=None,
         )
 
     def label(self, index: int) -> str:
@@ -187,6 +237,8 @@ class Card:
             "provenance": dict(self.provenance),
             "metrics": [asdict(metric) for metric in self.metrics],
             "versions": dict(self.versions),
+            # Left out where there is none, so that other cards stay as they were.
+            **({"confidence": asdict(self.confidence)} if self.confidence else {}),
         }
 
     def to_text(self) -> str:
@@ -215,6 +267,7 @@ class Card:
                 provenance=_mapping("provenance", content["provenance"]),
                 metrics=tuple(map(_metric, content["metrics"])),
                 versions=_mapping("versions", content["versions"], str),
+                confidence=_confidence(content.get("confidence")),
             )
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
             reason = f"{type(e).__name__}: {e}"[:_REASON]
@@ -310,6 +363,10 @@ def _mapping(name: str, content: Any, kind: type = object) -> dict[str, Any]:
     if not is_mapping or not all(isinstance(x, kind) for x in content.values()):
         raise TypeError(f"{name} must be an object with values of type {kind.__name__}")
     return dict(content)
+
+
+def _confidence(content: Any) -> Confidence | None:
+    return None if content is None else Confidence(**content)
 
 
 def _metric(content: Any) -> Metric:

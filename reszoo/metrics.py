@@ -123,6 +123,20 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     return gaps / sum(group.images for group in bins)
 
 
+def softmax(logits: NDArray[Any]) -> Probabilities:
+    """Return probabilities `(n, classes)`, computed in float64 without overflow."""
+    exact = logits.astype(np.float64)
+    odds = np.exp(exact - exact.max(axis=-1, keepdims=True))
+    shares: Probabilities = (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return shares
+
+
+def tempered(probabilities: Probabilities, temperature: float) -> Probabilities:
+    """Return the probabilities of logits that are divided by a temperature as well."""
+    positive = np.maximum(probabilities.astype(np.float64), np.finfo(np.float64).tiny)
+    return softmax(np.log(positive) / temperature)
+
+
 def share_interval(hits: int, images: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a share counted on few images.
 
@@ -248,13 +262,14 @@ def prepared_batches(
 
 
 def inference_function(
-    model: "keras.Model", preprocessing: Preprocessing
+    model: "keras.Model", preprocessing: Preprocessing, temperature: float = 1.0
 ) -> InferenceFunction:
     """Return a function from pixels to a classifier's outputs.
 
     Normalisation is inside; batch normalisation uses the moving statistics and changes
     none of them. From uint8 `(batch, height, width, channels)` to float32 "logits" and
-    "probabilities" of shape `(batch, classes)`.
+    "probabilities" of shape `(batch, classes)`, of logits divided by a temperature (see
+    `Confidence`).
     """
     import tensorflow as tf
 
@@ -264,7 +279,7 @@ def inference_function(
 
     def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = preprocessing.normalise(tf.cast(image, tf.float32))
-        logits = logits_of(pixels, training=False)
+        logits = logits_of(pixels, training=False) / temperature
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     pixels = tf.TensorSpec(logits_of.input_shape, tf.uint8)
@@ -277,9 +292,10 @@ def probabilities(
     preprocessing: Preprocessing,
     images: Pixels,
     batch_size: int = 64,
+    temperature: float = 1.0,
 ) -> NDArray[np.float32]:
     """Return float32 `(n, classes)` for uint8 `(n, height, width, 3)`."""
-    run = inference_function(model, preprocessing)
+    run = inference_function(model, preprocessing, temperature)
     parts = [
         run(images[start : start + batch_size])["probabilities"].numpy()
         for start in range(0, len(images), batch_size)

@@ -21,6 +21,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "resize": (reszoo.resize_images,),
     "train": (reszoo.train,),
     "study": (reszoo.study,),
+    "calibrate": (reszoo.calibrate,),
     "export": (reszoo.export,),
     "verify": (reszoo.verify,),
     "inspect": (reszoo.inspect,),

@@ -29,6 +29,7 @@ LAYERS = (
     ("reszoo.weights", "reszoo.data"),
     ("reszoo.zoo",),
     ("reszoo.metrics",),
+    ("reszoo.confidence",),
     ("reszoo.training",),
     ("reszoo.studies",),
     ("reszoo_export",),

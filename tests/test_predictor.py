@@ -17,10 +17,11 @@ from PIL import Image
 
 import reszoo
 from reszoo.data.sources import open_source
+from reszoo.metrics import softmax
 from reszoo.weights.names import to_tensors
 from reszoo.zoo import set_card
 from reszoo_export.formats import FORMATS, ExportOptions, find_formats
-from reszoo_export.runtimes import open_runtime, softmax
+from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving
 
 _BUNDLED = Path(__file__).parents[1] / "saved_models/resnet20-cifar10"

@@ -55,6 +55,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return [
         card,
         card.preprocessing,
+        reszoo.Confidence(
+            **dict.fromkeys(("temperature", "keep", "min_logit"), 1.0),
+            **dict.fromkeys(("min_probability", "error_before", "error_after"), 0.5),
+            images=50,
+            data="café",
+            data_sha256="0",
+        ),
         *SPECS.values(),
         *RECIPES.values(),
         read_manifest(_EXPORT),

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 import reszoo
 from reszoo.cards import Card, new_card
+from reszoo.metrics import softmax
 from reszoo_export.formats import FORMATS, ExportOptions
-from reszoo_export.runtimes import find_interface, open_runtime, softmax
+from reszoo_export.runtimes import find_interface, open_runtime
 from reszoo_export.saved_model.reader import newest_version
 from reszoo_export.serving import Serving
 from reszoo_export.tflite import writer

@@ -74,7 +74,7 @@ def test_only_small_splits_are_cached(
     for room in (0, 1):
         monkeypatch.setattr(run, "_CACHED_BYTES", len(test) * 8 * 8 * 3 - 1 + room)
         evaluator = Evaluator(model, plan.preprocessing, plan.source, Devices())
-        answers += [evaluator.probabilities(test), evaluator.probabilities(test)]
+        answers += [evaluator.outputs(test), evaluator.outputs(test)]
         kind = type(evaluator._batches[id(test)]).__name__
         assert ("Cache" in kind) == bool(room)
     assert len(answers[0]) == len(test)

@@ -7,7 +7,13 @@ import numpy as np
 
 from reszoo import defaults
 from reszoo.console import Progress, say
-from reszoo.data.sources import Data, match_classes, open_source, recorded_share
+from reszoo.data.sources import (
+    Data,
+    match_classes,
+    open_source,
+    recorded_share,
+    unused_by_calibration,
+)
 from reszoo.metrics import Metrics, prepared_batches, score
 from reszoo_export.predictor import Predictor
 
@@ -58,6 +64,8 @@ def evaluate(
     source = match_classes(source, card.labels, card.architecture.classes)
     chosen, reason = source.judged(card.provenance, split)
     examples = source.examples(chosen)
+    if not split and (unused := unused_by_calibration(source, card)):
+        chosen, examples, reason = unused
     for line in (*source.warnings, *source.notes, reason):
         if line:
             say(line)

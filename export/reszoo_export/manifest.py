@@ -23,6 +23,7 @@ from reszoo.cards import Card
 from reszoo.environment import processor
 from reszoo.errors import CheckpointError, ExportError, ReszooError
 from reszoo.files import check_regular, folder_entries, read_json, write_json
+from reszoo.metrics import Bin
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.metadata import LABELS_FILE
 
@@ -100,6 +101,16 @@ class Disagreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Calibration of a file's probabilities on real images, in bins that have any."""
+
+    error_before: float  # expected calibration error with the temperature undone
+    error_after: float  # of the file's own probabilities
+    before: tuple[Bin, ...]
+    after: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """How a file's outputs compare with the model's.
 
@@ -127,6 +138,8 @@ class Verification:
     # Accuracy of the file on the images of each class, where there are targets; None
     # for a class without images.
     recalls: tuple[float | None, ...] = ()
+    # Where the model has a temperature, on images that it was not measured on.
+    reliability: Reliability | None = None
     worst: tuple[Disagreement, ...] = ()  # largest differences, the largest first
     problems: tuple[str, ...] = ()  # empty if it is verified
 

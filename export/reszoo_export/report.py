@@ -21,7 +21,7 @@ from reszoo.report.page import (
     shell_command,
     thumbnail,
 )
-from reszoo.training.report import recipe_defaults
+from reszoo.training.report import recipe_defaults, reliability_diagram
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import Disagreement, FileRecord, Manifest
@@ -177,11 +177,13 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
         "problems": [Outside(problem) for problem in manifest.problems],
         "answers": _answer_table(files),
         "recalls": _class_table(files, card, reference),
+        "reliability": _reliability(files),
         "runtimes": sorted({each.runtime for each in found}),
         "costs": _cost_table(files),
         "latency": next((each.latency for each in files if each.latency), None),
         "advice": advise(manifest),
         "card": card,
+        "data": Outside(card.confidence.data) if card.confidence else "",
         "tensors": _tensor_table(files),
         "differences": [_difference(each, card, reference) for each in files],
         "commands": [
@@ -326,6 +328,25 @@ def _class_table(
     order = sorted(losses, key=lambda index: (losses[index], index))[:_CLASSES]
     columns = ("class", "images", "model", *(each.file for each in measured))
     return Table("Accuracy by class", columns, [rows[index] for index in order], (0,))
+
+
+def _reliability(files: Sequence[FileRecord]) -> dict[str, Any] | None:
+    """Return what is shown of calibration, of files whose model has a temperature."""
+    measured = [(each, each.verification.reliability) for each in files]
+    known = [(each, found) for each, found in measured if found]
+    if not known:
+        return None
+    rows = [
+        [each.file, f"{found.error_before:.2%}", f"{found.error_after:.2%}"]
+        for each, found in known
+    ]
+    file, first = known[0]
+    return {
+        "table": Table("Expected calibration error", ("file", "before", "after"), rows),
+        "file": file.file,
+        "images": sum(each.images for each in first.after),
+        "diagram": reliability_diagram(first.before, first.after),
+    }
 
 
 def _cost_table(files: Sequence[FileRecord]) -> Table:

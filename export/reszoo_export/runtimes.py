@@ -19,6 +19,7 @@ from reszoo.environment import (
     usable_cores,
 )
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
+from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES, RuntimeSpec
@@ -124,14 +125,6 @@ def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
         side if side >= 0 else "?" if axis else "batch"
         for axis, side in enumerate(shape)
     )
-
-
-def softmax(logits: NDArray[Any]) -> ModelOutput:
-    """Return probabilities `(n, classes)`, computed in float64 without overflow."""
-    exact = logits.astype(np.float64)
-    odds = np.exp(exact - exact.max(axis=-1, keepdims=True))
-    shares: ModelOutput = (odds / odds.sum(axis=-1, keepdims=True)).astype(np.float32)
-    return shares
 
 
 class Runtime:
@@ -244,7 +237,7 @@ def open_keras(model: "keras.Model") -> Runtime:
     from reszoo.zoo import get_card
 
     card = get_card(model)
-    function: Any = inference_function(model, card.preprocessing)
+    function: Any = inference_function(model, card.preprocessing, card.temperature)
     # Traced now, by one thread; TensorFlow would warn of the fifth model's first call.
     function.get_concrete_function()
     shape = [None, *card.architecture.input_shape]

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from reszoo.architecture import Architecture, KerasArchitecture
 from reszoo.cards import Card
+from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing, as_sides, as_size, shown_size
 from reszoo.resnet import build_resnet
@@ -137,6 +138,14 @@ def make_serving(
     if not known:
         _check_askable(card, options)
     card = _as_asked(card, options)
+    if card.temperature != 1:
+        # Of the logits, without an operator: kernel and bias are divided by it.
+        tensors = {
+            name: (value / card.temperature).astype(np.float32)
+            if name in HEAD
+            else value
+            for name, value in tensors.items()
+        }
     shape = card.preprocessing.input_shape
     architecture = replace(card.resnet, input_shape=shape, classifier_activation=None)
     folded = _float32_model(architecture, tensors, folded=True)
@@ -242,10 +251,17 @@ def _as_asked(card: Card, options: ExportOptions) -> Card:
     """Return the card of what the options make of a model."""
     size, architecture = as_size(options.input_size), card.resnet
     if size not in (None, card.preprocessing.eval_size):
+        if card.confidence:
+            say(
+                "The temperature was measured at another size: the files have the "
+                "model's own probabilities. Calibrate a model of that size."
+            )
         card = replace(
             card,
             preprocessing=replace(card.preprocessing, eval_size=size),
-            metrics=(),  # They were measured at another size.
+            # They were measured at another size.
+            metrics=(),
+            confidence=None,
         )
     if size is not None:
         shape = card.preprocessing.input_shape
@@ -259,7 +275,7 @@ def _as_asked(card: Card, options: ExportOptions) -> Card:
             features=None,
             pooling=architecture.pooling or "avg",
         )
-        card = replace(card, labels=None, metrics=())
+        card = replace(card, labels=None, metrics=(), confidence=None)
     return replace(card, architecture=architecture)
 
 

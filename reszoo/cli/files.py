@@ -96,6 +96,43 @@ def export(
 
 
 @command()
+def calibrate(
+    model: Path,
+    data: str,
+    *,
+    keep: float = defaults.KEEP,
+    output: Path | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
+    as_json: bool = False,
+) -> None:
+    """Measure the temperature of calibrated probabilities, and thresholds of "unknown".
+
+    One half of the validation split sets them, the other measures the calibration
+    error. They are stored in the checkpoint's card.
+
+    Example: reszoo calibrate runs/photos/best.safetensors photos/
+
+    Args:
+        model (CHECKPOINT): Checkpoint (.safetensors).
+        keep: Share of known images, in 0 to 1, that are not answered with "unknown".
+        output (default replace the given one): Checkpoint to write.
+    """
+    found = reszoo.calibrate(**given(locals()))
+    if as_json:
+        print_json(asdict(found))
+        return
+    print_text(
+        f"Temperature {found.temperature:.3f}, from {found.images:,} images of "
+        f"{printable(found.data)}. Expected calibration error on the other half: "
+        f"{found.error_before:.2%} before, {found.error_after:.2%} after.\n"
+        f"{found.keep:.0%} of the images have a largest calibrated logit of at least "
+        f"{found.min_logit:.3f} and a probability of at least "
+        f"{found.min_probability:.3f}; others are unknown on request.\n"
+        f"Written to {printable(str(output or model))}"
+    )
+
+
+@command()
 def verify(
     folder: Path, *, min_accuracy: float | None = None, as_json: bool = False
 ) -> None:

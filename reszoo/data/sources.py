@@ -11,11 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from reszoo.cards import Card
 from reszoo.data import arrays, tfds
 from reszoo.data.checks import check, check_policy
 from reszoo.data.examples import Examples
 from reszoo.data.listing import Unreadable, list_images
-from reszoo.data.splits import split_name
+from reszoo.data.splits import calibration_halves, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -222,6 +223,28 @@ def match_classes(
     note = f"{source.name} has no images of: {', '.join(missing)}"
     notes = (*source.notes, *([note] if missing else ()))
     return replace(source, labels=tuple(labels), splits=splits, notes=notes)
+
+
+def unused_by_calibration(
+    source: Source, card: Card
+) -> tuple[str, Examples, str] | None:
+    """Return what to evaluate on instead of images that a card's temperature is of.
+
+    That is the other half of the validation split, with its name and a sentence; None
+    where there is a test split, or the temperature was measured on other data.
+    """
+    found, splits = card.confidence, source.splits
+    if not found or "test" in splits or "validation" not in splits:
+        return None
+    if content_digest(source) != found.data_sha256:
+        return None
+    whole = source.examples("validation")
+    half = whole.take(calibration_halves(whole.targets)[1])
+    reason = (
+        f"The model was calibrated on half of the validation split of {source.name}: "
+        f"measured are the other {len(half):,} images."
+    )
+    return "validation", half, reason
 
 
 def recorded_share(provenance: Mapping[str, Any]) -> float | None:

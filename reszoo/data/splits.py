@@ -100,6 +100,14 @@ def hold_out_test(targets: Indices) -> dict[str, Indices]:
     return {"train": rest[train], "validation": rest[validation], "test": test}
 
 
+def calibration_halves(targets: Indices) -> tuple[Indices, Indices]:
+    """Return the half of a validation split to calibrate on, and the other one.
+
+    Indices of int64 targets `(n,)`, of every class in turn: the same halves each time.
+    """
+    return _draw(targets, 0.5, _SEED + 2)
+
+
 def _drawn(targets: Indices, share: float) -> dict[str, Indices]:
     if not share:
         return {"train": np.arange(len(targets))}

@@ -6,13 +6,13 @@ import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from reszoo.cards import Card, Metric
+from reszoo.cards import Card, Confidence, Metric
 from reszoo.files import disk_errors, write_text
 from reszoo.metrics import SCALARS, Metrics
 from reszoo.weights.names import Tensors
@@ -185,6 +185,12 @@ class RunHistory:
             for name in files:
                 write(self._folder / name, tensors, card)
             write_history(self._folder / HISTORY, self.epochs)
+
+    def calibrate(self, confidence: Confidence) -> None:
+        """Add to the card of the best weights, also on the disk."""
+        self.best_card = replace(self.best_card, confidence=confidence)
+        if self._folder:
+            write(self._folder / BEST, self.best_tensors, self.best_card)
 
 
 def _card_metrics(metrics: Metrics | None) -> tuple[Metric, ...]:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from reszoo import metrics
-from reszoo.cards import library_versions
+from reszoo.cards import Confidence, library_versions
 from reszoo.console import printable
+from reszoo.data.splits import calibration_halves
 from reszoo.environment import processor
 from reszoo.errors import UsageError
 from reszoo.files import atomic_file, write_text
@@ -46,6 +47,9 @@ class Evaluation:
     # Accuracy, in 0..1, when the head had been trained on the frozen backbone; None
     # without such a phase.
     head_top1: float | None = None
+    confidence: Confidence | None = None  # of the best weights
+    # Images that the temperature was not measured on: all of another split.
+    unused: Targets | slice = field(default_factory=lambda: slice(None))
 
     def __post_init__(self) -> None:
         shape, count = self.probabilities.shape, len(self.targets)
@@ -176,13 +180,17 @@ def _evaluation(run: "Run") -> Evaluation | None:
         return None
     examples = run.config.source.examples(split)
     run.evaluator.load_tensors(run.history.best_tensors)
+    confidence, unused = run.history.best_card.confidence, slice(None)
+    half = confidence and split == "validation"
     return Evaluation(
         split=split,
         targets=examples.targets,
-        probabilities=run.evaluator.probabilities(examples),
+        probabilities=run.evaluator.outputs(examples),
         picture=examples.open,
         file_name=examples.name,
         head_top1=run.head_top1,
+        confidence=confidence,
+        unused=calibration_halves(examples.targets)[1] if half else unused,
     )
 
 
@@ -198,7 +206,11 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
     matrix = [list(zip(*rows, strict=True)) for rows in pairs]
     frequent = metrics.frequent_confusions(confusion, _MATRIX)
     classes = metrics.class_rows(confusion)
-    bins = metrics.calibration_bins(*answers)
+    targets, own = found.targets[found.unused], found.probabilities[found.unused]
+    bins, calibrated = metrics.calibration_bins(targets, own), None
+    if found.confidence:
+        of_files = metrics.tempered(own, found.confidence.temperature)
+        calibrated = metrics.calibration_bins(targets, of_files)
     return {
         "images": images,
         "hits": hits,
@@ -220,10 +232,16 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
             }
             for index in metrics.worst_mistakes(*answers, _PICTURES)
         ],
-        "confidence": sum(each.images * each.confidence for each in bins) / images,
-        "bins": bins,
+        "measured": len(targets),
+        "right": float((predicted[found.unused] == targets).mean()),
+        "confidence": float(own.max(axis=1).mean()),
+        "bins": [
+            ("itself", bins),
+            *([("calibrated", calibrated)] if calibrated else []),
+        ],
         "calibration_error": metrics.calibration_error(bins),
-        "reliability": _reliability_diagram(bins),
+        "calibrated_error": calibrated and metrics.calibration_error(calibrated),
+        "reliability": reliability_diagram(bins, calibrated),
     }
 
 
@@ -272,18 +290,25 @@ def _curve(history: "Sequence[Epoch]", quantity: str, series: _Series) -> Markup
     return page.svg(quantity, label, draw)
 
 
-def _reliability_diagram(bins: Sequence[Bin]) -> Markup:
-    filled = [each for each in bins if each.images]
-    most = max(each.images for each in filled)
+def reliability_diagram(
+    bins: Sequence[Bin], calibrated: Sequence[Bin] | None = None
+) -> Markup:
+    """Draw accuracy against confidence, before and after a temperature."""
+    series = [("the model itself" if calibrated else "this model", VERMILLION, bins)]
+    if calibrated:
+        series.append(("calibrated", BLUE, calibrated))
+    most = max(each.images for _, _, bins in series for each in bins)
 
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.plot([0, 100], [0, 100], ":", color=INK, label="perfect calibration")
-        confidence = [100 * each.confidence for each in filled]
-        accuracy = [100 * each.accuracy for each in filled]
-        axes.plot(confidence, accuracy, color=VERMILLION, alpha=0.5)
-        areas = [8 + 100 * each.images / most for each in filled]
-        axes.scatter(confidence, accuracy, areas, color=VERMILLION, label="this model")
+        for label, colour, bins in series:
+            filled = [each for each in bins if each.images]
+            confidence = [100 * each.confidence for each in filled]
+            accuracy = [100 * each.accuracy for each in filled]
+            axes.plot(confidence, accuracy, color=colour, alpha=0.5)
+            areas = [8 + 100 * each.images / most for each in filled]
+            axes.scatter(confidence, accuracy, areas, color=colour, label=label)
         axes.set(xlabel="mean predicted probability (%)", ylabel="accuracy (%)")
         axes.set(xlim=(0, 102), ylim=(0, 105))
         axes.legend(markerscale=0.6)

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import keras
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from reszoo.cards import Card
+from reszoo.cards import Card, Confidence
+from reszoo.confidence import measure
 from reszoo.console import Progress, say
 from reszoo.data.examples import Examples
 from reszoo.data.pipeline import (
@@ -195,19 +196,21 @@ class Evaluator:
         examples, own = self._source.examples(split), [0.0] * len(SCALARS)
         name = f"{self._source.name} ({split})"
         if self._devices.is_chief:
-            found = score(self.probabilities(examples), examples.targets, name)
+            found = score(self.outputs(examples), examples.targets, name)
             own = [getattr(found, field) for field in SCALARS]
         told = zip(SCALARS, self._devices.broadcast(own), strict=True)
         return Metrics(**dict(told), images=len(examples), data=name)  # type: ignore[arg-type]
 
-    def probabilities(self, examples: Examples) -> NDArray[np.float32]:
-        """Return float32 `(n, classes)`."""
+    def outputs(
+        self, examples: Examples, name: str = "probabilities"
+    ) -> NDArray[np.float32]:
+        """Return "probabilities" or "logits", float32 `(n, classes)`."""
         if id(examples) not in self._batches:
             self._batches[id(examples)] = evaluated_batches(
                 examples, self._preprocessing, self._batch_size
             )
         batches = self._batches[id(examples)]
-        parts = [self._predict(images)["probabilities"] for images, _ in batches]
+        parts = [self._predict(images)[name] for images, _ in batches]
         return np.asarray(tf.concat(parts, axis=0))
 
 
@@ -395,6 +398,30 @@ class Run(StepLoop):
             while not self.finished:
                 self._train_epoch(stop)
                 self._end_epoch()
+
+    def calibrate(self) -> None:
+        """Measure temperature and thresholds of the best weights (see `Confidence`)."""
+        source, devices = self.config.source, self.config.devices
+        if "validation" not in source.splits or self.history.best is None:
+            return
+        examples, classes = source.examples("validation"), len(source.labels)
+        logits = np.zeros((len(examples), classes), np.float32)
+        if devices.is_chief:
+            self.evaluator.load_tensors(self.history.best_tensors)
+            logits = self.evaluator.outputs(examples, "logits")
+        if (found := measure(logits, source)) is None:
+            return
+        names = [
+            name for name, kind in get_type_hints(Confidence).items() if kind is float
+        ]
+        numbers = devices.broadcast([getattr(found, name) for name in names])
+        found = replace(found, **dict(zip(names, numbers, strict=True)))  # type: ignore[arg-type]
+        self.history.calibrate(found)
+        say(
+            f"Temperature {found.temperature:.3f}, from {found.images:,} validation "
+            "images; expected calibration error on the others "
+            f"{found.error_before:.2%} before, {found.error_after:.2%} after"
+        )
 
     def _train(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[float, int]:
         step = self._steps_done_in_phase()

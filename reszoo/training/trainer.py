@@ -440,6 +440,7 @@ def _train(run: Run) -> None:
 def _result(run: Run, repeat: list[str]) -> TrainResult:
     config, folder, history = run.config, run.config.folder, run.history
     export = _export_command(folder, config.source) if folder else []
+    run.calibrate()
     if folder:
         write_curves(folder / _CURVES, _title(config), history.epochs)
         write_summary(run, folder / _REPORT, repeat=repeat, export=export)

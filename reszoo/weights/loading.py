@@ -379,12 +379,15 @@ def _changed_card(
     record = _for_channels(saved.preprocessing, channels)
     if None not in sides and as_size(sides) != record.eval_size:
         record = replace(record, train_size=as_size(sides), eval_size=as_size(sides))
+    # What was measured is of these weights, at this size.
+    measured = not fresh and described.include_top and record == saved.preprocessing
     return replace(
         saved,
         architecture=described,
         labels=labels or kept,
         preprocessing=record,
         metrics=() if fresh or record != saved.preprocessing else saved.metrics,
+        confidence=saved.confidence if measured else None,
     )
 
 

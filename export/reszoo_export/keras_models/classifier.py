@@ -19,6 +19,7 @@ from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card, library_versions
 from reszoo.errors import UsageError
 from reszoo.layers import Conv2D, Shape
+from reszoo.metrics import softmax
 from reszoo.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -39,7 +40,7 @@ from reszoo_export.keras_models.graph import (
     caller,
 )
 from reszoo_export.keras_models.resnet import CAFFE, sized
-from reszoo_export.runtimes import ModelOutput, softmax
+from reszoo_export.runtimes import ModelOutput
 from reszoo_export.verification.reference import synthetic_images
 
 _FLOAT32 = "float32"

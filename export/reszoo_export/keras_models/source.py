@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from reszoo.errors import UsageError
-from reszoo.metrics import probabilities
+from reszoo.metrics import probabilities, softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.keras_models.classifier import Scores, read_scores
 from reszoo_export.keras_models.graph import all_layers
 from reszoo_export.keras_models.resnet import Head, is_from_reszoo, read_resnet
-from reszoo_export.runtimes import ModelOutput, softmax
+from reszoo_export.runtimes import ModelOutput
 from reszoo_export.serving import Serving, float32_twin
 
 Answering = Callable[[Pixels], ModelOutput]
@@ -41,7 +41,9 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
     if is_from_reszoo(model):
         twin = float32_twin(model, serving.card)
         if has_top:
-            return lambda images: probabilities(twin, record, images)
+            return lambda images: probabilities(
+                twin, record, images, temperature=serving.card.temperature
+            )
         return _in_batches(twin, normalised)
     exact = _exact(model)
     if serving.is_traced:

@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
-from reszoo.metrics import class_rows, confusion_matrix
+from reszoo.metrics import (
+    calibration_bins,
+    calibration_error,
+    class_rows,
+    confusion_matrix,
+    tempered,
+)
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import ExportOptions, Format, Tolerance
-from reszoo_export.manifest import Disagreement, Verification
+from reszoo_export.manifest import Disagreement, Reliability, Verification
 from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, run_in_batches
 from reszoo_export.verification.reference import Reference
 
@@ -202,7 +208,23 @@ def _probability_statistics(
         rows = class_rows(confusion_matrix(targets, ours))
         recalls = {row.index: row.recall for row in rows}
         statistics["recalls"] = tuple(recalls[index] for index in sorted(recalls))
+        if card.confidence:
+            statistics["reliability"] = _reliability(ours, targets, card.temperature)
     return statistics
+
+
+def _reliability(
+    outputs: ModelOutput, targets: "Targets", temperature: float
+) -> Reliability:
+    raw = calibration_bins(targets, tempered(outputs, 1 / temperature))
+    own = calibration_bins(targets, outputs)
+    before, after = (tuple(b for b in bins if b.images) for bins in (raw, own))
+    return Reliability(
+        error_before=calibration_error(raw),
+        error_after=calibration_error(own),
+        before=before,
+        after=after,
+    )
 
 
 Targets = NDArray[np.int64]

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.errors import ReszooError
+from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import FORMATS, Format
 from reszoo_export.isolation import run_in_subprocess
-from reszoo_export.runtimes import Activations, compute_activations, softmax
+from reszoo_export.runtimes import Activations, compute_activations
 
 if TYPE_CHECKING:
     import keras

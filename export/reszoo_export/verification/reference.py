@@ -115,7 +115,7 @@ def make_reference(
     image. Without a split, that which the model is judged on (`Source.judged`).
     """
     # They load TensorFlow, which verifying a TFLite or ONNX file does not need.
-    from reszoo.data.sources import match_classes
+    from reszoo.data.sources import match_classes, unused_by_calibration
     from reszoo.metrics import prepared_batches
 
     shape = card.preprocessing.input_shape
@@ -123,6 +123,8 @@ def make_reference(
     if source is not None:
         source = match_classes(source, card.labels, card.architecture.classes)
         examples = source.examples(source.judged(card.provenance, split)[0])
+        if split != "test" and (unused := unused_by_calibration(source, card)):
+            examples = unused[1]
         targets = examples.targets
         batches = prepared_batches(examples, card.preprocessing, 64)
         images = np.concatenate(list(batches))
