@@ -277,6 +277,7 @@ def test_files_of_features_give_what_the_classifier_sees(
     assert features.shape == (2, 64)
     head = to_tensors(run.model)
     logits = features @ head["fc.weight"].T + head["fc.bias"]
+    logits /= reszoo.card(run.model).temperature
     answers = reszoo.Predictor(run.model)
     np.testing.assert_allclose(
         softmax(logits), answers.predict([digit[1], digit[0]]), atol=1e-5
