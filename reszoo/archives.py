@@ -44,12 +44,12 @@ class _Directory(io.FileIO):
     most: int | None = _MAX_DIRECTORY
 
     def read(self, size: int | None = -1) -> bytes:
+        size = -1 if size is None else size
         if self.most is not None:
             left = os.fstat(self.fileno()).st_size - self.tell()
-            wanted = left if size is None or size < 0 else size
-            if wanted > self.most:
+            if (left if size < 0 else size) > self.most:
                 raise ValueError("its list of members is too long")
-        return super().read(-1 if size is None else size) or b""
+        return super().read(size) or b""
 
 
 def read_member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:

@@ -52,8 +52,6 @@ _BAND = 1 << 22
 LARGE = 1 << 24
 # Of the long side to the short one: beyond this float32 coordinates are inexact.
 _LONG = 8
-
-
 _SIZES = ("train_size", "eval_size")
 # Left, top, right and bottom of a part of an image, in pixels.
 Box = tuple[int, int, int, int]
@@ -108,31 +106,24 @@ class Preprocessing:
     resize: Resize = "crop"
 
     def __post_init__(self) -> None:
-        choices = {"interpolation": tuple(_PILLOW), "resize": RESIZES}
-        for name, known in choices.items():
+        for name, known in (("interpolation", (*_PILLOW,)), ("resize", RESIZES)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(name, getattr(self, name), known)
         for name in _SIZES:
             object.__setattr__(self, name, as_size(getattr(self, name)))
         sizes = [as_sides(getattr(self, name)) for name in _SIZES]
-        if not (
-            _is_number(self.crop_pct)
-            and _LEAST_CROP <= self.crop_pct <= 1
-            and all(len(sides) == 2 for sides in sizes)
-            and all(_is_whole(x) and 1 <= x <= MOST_SIDE for x in chain(*sizes))
-        ):
+        crops = _is_number(self.crop_pct) and _LEAST_CROP <= self.crop_pct <= 1
+        sides = all(_is_whole(x) and 1 <= x <= MOST_SIDE for x in chain(*sizes))
+        if not (crops and sides and all(len(each) == 2 for each in sizes)):
             raise UsageError(
                 f"crop_pct must lie in {_LEAST_CROP} to 1 and sizes in 1 to "
-                f"{MOST_SIDE} pixels. Received: "
-                f"crop_pct={self.crop_pct}, train_size={self.train_size}, "
-                f"eval_size={self.eval_size}."
+                f"{MOST_SIDE} pixels. Received: crop_pct={self.crop_pct}, "
+                f"train_size={self.train_size}, eval_size={self.eval_size}."
             )
-        numbers = (*self.mean, *self.std)
-        if not (
-            len(self.mean) == len(self.std) >= 1
-            and all(_is_number(x) and abs(x) <= _MOST_STATISTIC for x in numbers)
-            and min(self.std) >= _LEAST_STD
-        ):
+        both = (*self.mean, *self.std)
+        numbers = all(_is_number(x) and abs(x) <= _MOST_STATISTIC for x in both)
+        fits = len(self.mean) == len(self.std) >= 1
+        if not (fits and numbers and min(self.std) >= _LEAST_STD):
             raise UsageError(
                 "mean and std must have one entry per channel, finite, std of at least "
                 f"{_LEAST_STD}. Received: mean={self.mean}, std={self.std}."
@@ -183,18 +174,21 @@ class Preprocessing:
 
     def steps(self) -> tuple[str, ...]:
         """Say how an image is resized, one step each."""
-        short, (high, wide) = self.resize_size, self.resize_sides
-        height, width = self.eval_sides
+        short, size = self.resize_size, shown_size(self.eval_sides)
         square = isinstance(short, int)
         unit = "pixels" if square else "pixels (height x width)"
-        resized, size = f"{high}x{wide} {unit}", f"{height}x{width}"
-        cut, inside = f"cut {size} from the centre", (height, width) == (high, wide)
+        resized = f"{shown_size(self.resize_sides)} {unit}"
+        cut, inside = (
+            f"cut {size} from the centre",
+            self.resize_sides == self.eval_sides,
+        )
         colour = ", ".join(map(str, self.mean_colour))
         padded = f"pad to {size} with the colour ({colour})"
+        covered = (
+            f"the short side to {short} pixels" if square else f"to cover {resized}"
+        )
         first, second = {
-            "crop": (f"the short side to {short} pixels", cut)
-            if square
-            else (f"to cover {resized}", cut),
+            "crop": (covered, cut),
             "squash": (f"to {resized}, whatever its shape", "" if inside else cut),
             "pad": (f"to fit into {resized}", padded if inside else f"cut or {padded}"),
         }[self.resize]
@@ -237,10 +231,9 @@ class Preprocessing:
         Returns uint8 of `input_shape`.
         """
         rows, columns = self._windows(*size[::-1])
-        (left, right), (top, bottom) = (
-            (each.offset, each.offset + each.length) for each in (columns, rows)
-        )
-        centre, scaled = (left, top, right, bottom), (columns.scaled, rows.scaled)
+        right, bottom = columns.offset + columns.length, rows.offset + rows.length
+        centre = (columns.offset, rows.offset, right, bottom)
+        scaled = (columns.scaled, rows.scaled)
 
         def part(box: Box) -> Image.Image:
             rgb = to_rgb(read(box))
@@ -258,13 +251,10 @@ class Preprocessing:
         # of all those that are squashed.
         def resized(image: Image.Image, window: Window, *, down: bool) -> Image.Image:
             first, last = window.box()
-            length = window.length
-            new = (image.width, length) if down else (length, image.height)
-            old = (
-                (0, first, image.width, last)
-                if down
-                else (first, 0, last, image.height)
-            )
+            new, high = (window.length, image.height), float(image.height)
+            old = (first, 0.0, last, high)
+            if down:
+                new, old = (image.width, window.length), (0.0, first, image.width, last)
             return image.resize(new, _PILLOW[self.interpolation], old)
 
         mode = "L" if self.channels == 1 else "RGB"
@@ -280,8 +270,7 @@ class Preprocessing:
         pixels = np.asarray(image).reshape(rows.length, columns.length, -1)
         if self.resize != "pad":
             return pixels
-        padded = np.empty((*self.eval_sides, pixels.shape[-1]), np.uint8)
-        padded[:] = self.mean_colour
+        padded = np.full((*self.eval_sides, pixels.shape[-1]), self.mean_colour)
         across = slice(columns.before, columns.before + columns.length)
         padded[rows.before : rows.before + rows.length, across] = pixels
         return padded
@@ -348,14 +337,12 @@ class Preprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; `resize` where it is no crop."""
-        content = {
+        # Earlier releases, which know nothing else, read cards without "crop".
+        return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
+            if (name, value) != ("resize", "crop")
         }
-        if self.resize == "crop":
-            # Earlier releases, which know nothing else, read such cards.
-            del content["resize"]
-        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
@@ -363,10 +350,10 @@ class Preprocessing:
         known = {field.name for field in fields(cls)}
         if not isinstance(content, dict) or {*content, "resize"} != known:
             raise TypeError(f"expected the fields {sorted(known)}")
-        triples = {name: content[name] for name in ("mean", "std")}
-        if not all(isinstance(value, list) for value in triples.values()):
+        mean, std = content["mean"], content["std"]
+        if not (isinstance(mean, list) and isinstance(std, list)):
             raise TypeError("mean and std must be lists")
-        return cls(**{**content, **{k: tuple(v) for k, v in triples.items()}})
+        return cls(**{**content, "mean": tuple(mean), "std": tuple(std)})
 
 
 def default_preprocessing(

@@ -43,17 +43,18 @@ def _counted(groups: Iterable[list[Row]], counts: list[int]) -> Iterator[list[Ro
 def _print_table(groups: Iterable[list[Row]], labels: Sequence[str]) -> None:
     """Print rows in columns that become wider as longer paths come."""
     path_width = cell_len(_HEADER[0])
-    label_width = min(
-        _LONGEST, max(map(cell_len, map(printable, (_HEADER[1], *labels))))
-    )
-    for number, group in enumerate(groups):
-        paths = [printable(row["path"]) for row in group]
-        path_width = max(path_width, *map(cell_len, paths))
-        if not number:
-            print_text(_line(*_HEADER, path_width, label_width))
-        for path, row in zip(paths, group, strict=True):
-            for line in _lines(path, row):
-                print_text(_line(*line, path_width, label_width).rstrip())
+    longest = max(cell_len(printable(label)) for label in (_HEADER[1], *labels))
+    label_width = min(_LONGEST, longest)
+    lines = [_HEADER]
+    for group in groups:
+        for row in group:
+            lines += _lines(printable(row["path"]), row)
+        path_width = max([path_width, *(cell_len(line[0]) for line in lines)])
+        for path, label, probability in lines:
+            path += " " * (path_width - cell_len(path))
+            label += " " * (label_width - cell_len(label))
+            print_text(f"{path}  {label}  {probability:>{len(_HEADER[2])}}".rstrip())
+        lines = []
 
 
 def _lines(path: str, row: Row) -> Iterator[tuple[str, str, str]]:
@@ -63,14 +64,6 @@ def _lines(path: str, row: Row) -> Iterator[tuple[str, str, str]]:
     for label, probability in _answers(row):
         yield path, printable(label), f"{probability:.2%}"
         path = ""
-
-
-def _line(path: str, label: str, probability: str, *widths: int) -> str:
-    cells = [
-        text + " " * (width - cell_len(text))
-        for text, width in zip((path, label), widths, strict=True)
-    ]
-    return f"{'  '.join(cells)}  {probability:>{len(_HEADER[2])}}"
 
 
 def _print_json(rows: Iterable[Row]) -> None:

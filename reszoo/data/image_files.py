@@ -134,7 +134,7 @@ def open_image(
             (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below that, nothing is
             printed about its size.
     """
-    with opened(*_named(source, name), recover=recover) as image:
+    with opened(source, name, recover=recover) as image:
         rgb = upright_rgb(image)
         factor = math.ceil(math.sqrt(rgb.width * rgb.height / LARGE))
         return rgb.reduce(factor) if reduced and factor > 1 else rgb
@@ -153,17 +153,9 @@ def prepare_image(
     memory or less. Arguments and errors are those of `open_image`. Returns uint8 of
     `preprocessing.input_shape`.
     """
-    with opened(*_named(source, name), recover=recover) as image:
+    with opened(source, name, recover=recover) as image:
         size, part = upright_parts(image)
         return preprocessing.prepare_parts(size, part)
-
-
-def _named(
-    source: str | os.PathLike[str] | bytes, name: str
-) -> tuple[str | bytes, str]:
-    if isinstance(source, bytes):
-        return source, name
-    return os.fspath(source), os.fspath(source)
 
 
 def read_header(source: str | bytes, name: str) -> Header:
@@ -281,13 +273,15 @@ def in_threads(
 
 @contextmanager
 def opened(
-    source: str | bytes, name: str, *, recover: bool = False
+    source: str | os.PathLike[str] | bytes, name: str = "", *, recover: bool = False
 ) -> Iterator[Image.Image]:
     """Open an image with Pillow, undecoded and in silence about its size.
 
-    With `recover`, content that is a truncated JPEG may be decoded in part. A DataError
-    if Pillow refused it, here or in the body.
+    The arguments are those of `open_image`. A DataError if Pillow refused it, here or
+    in the body.
     """
+    if not isinstance(source, bytes):
+        source = name = os.fspath(source)
     if recover and isinstance(source, str):
         source = read_file(source)
     if recover and isinstance(source, bytes) and is_jpeg(source):

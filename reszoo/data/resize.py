@@ -237,8 +237,8 @@ def _resized(image: Image.Image, side: int) -> Image.Image:
     if short <= side:
         resized = upright_rgb(image)
     else:
-        square = (side, side)
-        height, width = scaled_sides(image.height, image.width, square, covering=True)
+        sides = (image.height, image.width, (side, side))
+        height, width = scaled_sides(*sides, covering=True)
         swapped = orientation_of(image) > 4
         image.draft(None, (int(_REDUCING_GAP * width), int(_REDUCING_GAP * height)))
         resized = upright_rgb(image).resize(

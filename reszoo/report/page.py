@@ -35,16 +35,12 @@ _STYLE: dict[str, Any] = {
     "grid.alpha": 0.2,
     "legend.frameon": False,
 }
+_INKED = "axes.edgecolor axes.labelcolor grid.color text.color xtick.color ytick.color"
 _SVG_STYLE: dict[str, Any] = {
     **_STYLE,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
+    **dict.fromkeys(_INKED.split(), INK),
     "font.size": 10.5,
-    "grid.color": INK,
     "svg.fonttype": "none",  # text stays text, in the page's own font
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
 }
 
 
@@ -115,17 +111,14 @@ def thumbnail(picture: Image.Image) -> Picture:
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     clean = Image.new("RGB", small.size)
     clean.paste(small)
-    written = io.BytesIO()
-    clean.save(written, "JPEG", quality=85)
-    return Picture(
-        source=_data_url("image/jpeg", written.getvalue()),
-        pixelated=max(clean.size) <= _THUMBNAIL // 2,
-    )
+    clean.save(written := io.BytesIO(), "JPEG", quality=85)
+    url = _data_url("image/jpeg", written.getvalue())
+    return Picture(url, pixelated=max(clean.size) <= _THUMBNAIL // 2)
 
 
 def png_picture(content: bytes) -> Picture:
     """Return the content of a PNG file as a picture."""
-    return Picture(source=_data_url("image/png", content))
+    return Picture(_data_url("image/png", content))
 
 
 def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> Markup:
@@ -151,9 +144,8 @@ def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> Markup:
 def png(draw: "Callable[[Figure], None]", width: float, height: float) -> bytes:
     """Draw a figure of some inches as a PNG file, the same bytes each time."""
     style = {**_STYLE, "axes.titlesize": 11, "font.size": 10}
-    return _figure(
-        draw, (width, height), style, format="png", dpi=130, metadata={"Software": None}
-    )
+    options: dict[str, Any] = {"dpi": 130, "metadata": {"Software": None}}
+    return _figure(draw, (width, height), style, format="png", **options)
 
 
 def shell_command(arguments: Sequence[str]) -> str:
@@ -165,12 +157,7 @@ def _data_url(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _figure(
-    draw: "Callable[[Figure], None]",
-    size: tuple[float, float],
-    style: Any,
-    **options: Any,
-) -> bytes:
+def _figure(draw: Any, size: tuple[float, float], style: Any, **options: Any) -> bytes:
     import matplotlib as mpl
 
     # Not pyplot, which would start a window system and keep figures.
@@ -179,9 +166,8 @@ def _figure(
     with mpl.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        written = io.BytesIO()
         transparent = options["format"] == "svg"
-        figure.savefig(written, transparent=transparent, **options)
+        figure.savefig(written := io.BytesIO(), transparent=transparent, **options)
     return written.getvalue()
 
 
