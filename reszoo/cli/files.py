@@ -164,8 +164,7 @@ def _require_accuracy(
     """Exit with 1 where an accuracy is below `least`, or was not measured."""
     if least is None:
         return
-    missing = [name for name, accuracy in measured.items() if accuracy is None]
-    if missing:
+    if missing := [name for name, accuracy in measured.items() if accuracy is None]:
         raise UsageError(
             "--min-accuracy needs accuracies, and the export has no labelled images: "
             f"export with --verify DATA. Not measured: {', '.join(missing)}."
@@ -266,23 +265,11 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
     for file in manifest.files:
         found, latency = file.verification, file.latency
         accuracy = "" if found.accuracy is None else f"{found.accuracy:.2%}"
-        rows.append(
-            [
-                file.file,
-                f"{file.bytes / 1000:,.0f} kB",
-                accuracy,
-                f"{found.agreement:.2%}",
-                f"{found.max_difference:.1e}",
-                f"{latency.median_ms:.2f} ms" if latency else "",
-            ]
-        )
+        cells = [accuracy, f"{found.agreement:.2%}", f"{found.max_difference:.1e}"]
+        size, took = f"{file.bytes / 1000:,.0f} kB", latency and latency.median_ms
+        rows.append([file.file, size, *cells, f"{took:.2f} ms" if latency else ""])
     print_table(columns, rows)
-    print_text(_footnote(manifest))
-
-
-def _footnote(manifest: Any) -> str:
-    first = manifest.files[0]
-    found, latency = first.verification, first.latency
+    found, latency = manifest.files[0].verification, manifest.files[0].latency
     lines = f"Compared with the model on {found.synthetic} synthetic images"
     if found.images:
         lines += f" and {found.images:,} held-out images"
@@ -291,7 +278,7 @@ def _footnote(manifest: Any) -> str:
     if latency:
         lines += f";\nlatency of one image with {latency.threads} threads"
         lines += f" on {latency.processor}"
-    return f"{lines}. Folder: {manifest.folder}"
+    print_text(f"{lines}. Folder: {manifest.folder}")
 
 
 @command()

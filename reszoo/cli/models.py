@@ -54,13 +54,9 @@ def list_(
     if sort:
         column = one_of("sort", sort, _Column)
         # Those without a value come last, and before them accuracies on CIFAR-10.
-        rows.sort(
-            key=lambda row: (
-                row[column] is not None,
-                column != "top1" or row["classes"] == 1000,
-                row[column] or 0,
-            )
-        )
+        small = {r["name"] for r in rows if column == "top1" and r["classes"] < 1000}
+        rows.sort(key=lambda row: row[column] or 0)
+        rows.sort(key=lambda row: (row[column] is not None, row["name"] not in small))
         rows = rows if column == "name" else rows[::-1]
     else:
         families = list(dict.fromkeys(row["family"] for row in rows))
@@ -68,23 +64,18 @@ def list_(
     if as_json:
         print_json(rows)
         return
-    titles = [
-        "model", "family", "params (M)", "multiply-adds (G)", "image", "top-1 (%)",
-        "int8 (MB)",
-    ]  # fmt: skip
+    titles = "model|family|params (M)|multiply-adds (G)|image|top-1 (%)|int8 (MB)"
     shown, before = [], None
     for row in rows:
-        repeated = row["family"] == before and not sort
-        top1 = "-" if row["top1"] is None else f"{row['top1']:.2f}"
-        shown.append(
-            [
-                row["name"], "" if repeated else row["family"],
-                f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.3f}",
-                f"{row['image']} px", top1, f"{row['int8_bytes'] / 1e6:.2f}",
-            ]
-        )  # fmt: skip
+        family = "" if row["family"] == before and not sort else row["family"]
         before = row["family"]
-    print_table(titles, shown)
+        shown.append([
+            row["name"], family, f"{row['parameters'] / 1e6:.2f}",
+            f"{row['multiply_adds'] / 1e9:.3f}", f"{row['image']} px",
+            "-" if row["top1"] is None else f"{row['top1']:.2f}",
+            f"{row['int8_bytes'] / 1e6:.2f}",
+        ])  # fmt: skip
+    print_table(titles.split("|"), shown)
     say(
         "top-1: best published accuracy on ImageNet, of small models ours on CIFAR-10; "
         "int8: size of the TFLite file, computed from the spec"

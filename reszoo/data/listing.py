@@ -120,14 +120,18 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
     paths: list[str] = []
     unsupported: list[Unreadable] = []
     unnamed: list[str] = []
-    counts, given = [], {}
+    targets, given = array("q"), {}
     for split, found in classes.items():
         start = len(paths)
-        for label in labels:
-            before = len(paths)
-            if label in found:
-                _find_images(str(found[label]), paths, unsupported, unnamed)
-            counts.append(len(paths) - before)
+        for target, label in enumerate(labels):
+            for path in walk(str(found[label])) if label in found else ():
+                kind = image_kind(path)
+                if kind == "unsupported":
+                    unsupported.append(Unreadable(path, _unsupported(path)))
+                elif kind:
+                    paths.append(path)
+                    targets.append(target)
+                    unnamed += [path] * (kind == "unnamed")
         given[split] = np.arange(start, len(paths))
         if start == len(paths):
             raise DataError(
@@ -148,12 +152,12 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
             f"{len(unnamed):,} files without an image's ending are images by their "
             f"first bytes and are used, e.g. {unnamed[0]}"
         )
-    targets = np.repeat(np.tile(np.arange(len(labels)), len(given)), counts)
+    numbers = np.asarray(targets, np.int64)
     where = f"{folders[first]}{_suffixes(unsupported)}"
-    splits, more = complete(given, targets, labels, where, validation_share)
+    splits, more = complete(given, numbers, labels, where, validation_share)
     return Listing(
         labels=labels,
-        targets=targets,
+        targets=numbers,
         splits=splits,
         paths=tuple(paths),
         root=str(root),
@@ -162,19 +166,9 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
     )
 
 
-def _find_images(
-    folder: str, paths: list[str], unsupported: list[Unreadable], unnamed: list[str]
-) -> None:
-    """Add the images under a folder to the lists, by their kind."""
-    for path in walk(folder):
-        kind = image_kind(path)
-        if kind == "unsupported":
-            suffix = Path(path).suffix.lower() or "HEIC and AVIF"
-            reason = f"{suffix} files are not supported; convert them to PNG or JPEG"
-            unsupported.append(Unreadable(path, reason))
-        elif kind:
-            paths.append(path)
-            unnamed += [path] * (kind == "unnamed")
+def _unsupported(path: str) -> str:
+    suffix = Path(path).suffix.lower() or "HEIC and AVIF"
+    return f"{suffix} files are not supported; convert them to PNG or JPEG"
 
 
 def _suffixes(unsupported: list[Unreadable]) -> str:
@@ -214,16 +208,13 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         for split, folder in splits.items()
         if folder.name.casefold() not in (split, "val")
     ]
-    for folder in folders:
-        images = 0
-        if folder not in splits.values():
-            images = sum(1 for _ in walk_images(str(folder)))
-        if images:
-            notes.append(
-                f"{folder.name}/ is no known name of a split: its {images:,} images "
-                f"are not used. Known are {', '.join(SPLIT_NAMES)}"
-            )
-    return splits, notes
+    return splits, notes + [
+        f"{folder.name}/ is no known name of a split: its {images:,} images are not "
+        f"used. Known are {', '.join(SPLIT_NAMES)}"
+        for folder in folders
+        if folder not in splits.values()
+        and (images := sum(1 for _ in walk_images(str(folder))))
+    ]
 
 
 def _refuse_hidden_splits(root: Path, folders: list[Path]) -> None:
@@ -276,13 +267,10 @@ def _loose_images(folder: Path) -> str:
     """Return a note about images that lie beside class folders, or ""."""
     with os.scandir(folder) as entries:
         files = [e.path for e in entries if is_visible(e.name) and not _is_folder(e)]
-    loose = [path for path in files if image_kind(path)]
-    if not loose:
+    if not (loose := [*filter(image_kind, files)]):
         return ""
-    return (
-        f"{len(loose):,} images directly in {folder} are in no class folder and not "
-        f"used, e.g. {min(loose)}"
-    )
+    where = f"directly in {folder} are in no class folder and not used"
+    return f"{len(loose):,} images {where}, e.g. {min(loose)}"
 
 
 def _common_labels(
