@@ -136,17 +136,14 @@ class Card:
             # As the labels of data: a Mac's names of folders are in another form.
             labels = tuple(normalize("NFC", label) for label in self.labels)
             object.__setattr__(self, "labels", labels)
-        classes = self.architecture.classes
-        if self.labels is not None and classes != len(self.labels):
-            raise UsageError(
-                "There must be one label per class. Received: "
-                f"{len(self.labels)} labels for {classes} classes."
-            )
-        twice = [x for x, times in Counter(self.labels or ()).items() if times > 1]
-        if twice:
+            if (classes := self.architecture.classes) != len(labels):
+                raise UsageError(
+                    "There must be one label per class. Received: "
+                    f"{len(labels)} labels for {classes} classes."
+                )
+        if twice := [x for x, n in Counter(self.labels or ()).items() if n > 1]:
             raise UsageError(f"Labels must differ. Received twice: {_listed(twice)}.")
-        wrong = [x for x in self.labels or () if not x or not x.isprintable()]
-        if wrong:
+        if wrong := [x for x in self.labels or () if not x or not x.isprintable()]:
             raise UsageError(
                 "A label must be one line of printable text, because labels.txt has "
                 f"one label per line. Received: {_listed(map(repr, wrong))}."
@@ -351,11 +348,11 @@ def _listed(labels: Iterable[str]) -> str:
 
 
 def _labels(content: Any) -> tuple[str, ...] | None:
-    if content is None:
-        return None
-    if not isinstance(content, list) or not all(isinstance(x, str) for x in content):
+    if isinstance(content, list) and all(isinstance(each, str) for each in content):
+        return tuple(content)
+    if content is not None:
         raise TypeError("labels must be a list of texts")
-    return tuple(content)
+    return None
 
 
 def _mapping(name: str, content: Any, kind: type = object) -> dict[str, Any]:
@@ -383,7 +380,7 @@ def new_card(architecture: Architecture, labels: Sequence[str] | None = None) ->
     *sides, channels = architecture.input_shape
     size = None if None in sides else as_size(sides)
     preprocessing = default_preprocessing(architecture.spec, size)
-    if channels != len(preprocessing.mean):
+    if channels != preprocessing.channels:
         both = (preprocessing.mean, preprocessing.std)
         mean, std = ((sum(values) / 3,) * channels for values in both)
         preprocessing = replace(preprocessing, mean=mean, std=std)

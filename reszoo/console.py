@@ -83,9 +83,7 @@ class _LibraryNoise:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._filters = ExitStack()
+        self._lock, self._users, self._filters = threading.Lock(), 0, ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
@@ -194,9 +192,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        side: Literal["right", "left"] = "right" if index else "left"
-        table.add_column(column, justify=side, no_wrap=bool(index), overflow="fold")
+    for n, column in enumerate(columns):
+        side: Literal["right", "left"] = "right" if n else "left"
+        table.add_column(column, justify=side, no_wrap=bool(n), overflow="fold")
     for row in rows:
         table.add_row(*(_encodable(printable(cell), sys.stdout) for cell in row))
     console = Console(emoji=False)

@@ -107,24 +107,22 @@ def parse_json(text: str | bytes) -> Any:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    level = [content]
-    for _ in range(_JSON_DEPTH + 1):
-        for value in level:
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{value} is not a finite number")
-            if isinstance(value, str) and not value.isascii():
-                value.encode()  # A UnicodeEncodeError is a ValueError.
-        level = [
-            inside
-            for value in level
-            if isinstance(value, list | dict)
-            for inside in (
-                value if isinstance(value, list) else chain(value, value.values())
-            )
-        ]
-        if not level:
-            return content
-    raise ValueError(f"it is nested deeper than {_JSON_DEPTH} objects")
+    _check_json(content, _JSON_DEPTH)
+    return content
+
+
+def _check_json(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError(f"it is nested deeper than {_JSON_DEPTH} objects")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a finite number")
+    if isinstance(value, str) and not value.isascii():
+        value.encode()  # A UnicodeEncodeError is a ValueError.
+    if isinstance(value, list | dict):
+        for inside in (
+            value if isinstance(value, list) else chain(value, value.values())
+        ):
+            _check_json(inside, depth - 1)
 
 
 @contextmanager

@@ -232,11 +232,9 @@ _LAYERS = 2
 
 def find_policy(name: str) -> Policy:
     """Return a function of an image, a key and a canvas by its name."""
-    strength = strength_of(name)
-    if strength is None:
+    if (found := strength_of(name)) is None:
         return trivial_augment
-    magnitude, deviation = strength
-    return partial(rand_augment, magnitude=magnitude, deviation=deviation)
+    return partial(rand_augment, magnitude=found[0], deviation=found[1])
 
 
 def trivial_augment(image: tf.Tensor, key: tf.Tensor, canvas: Canvas) -> tf.Tensor:
