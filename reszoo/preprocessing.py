@@ -420,8 +420,7 @@ def as_size(sides: Any) -> Any:
     """Return the side of a square, or height and width, of any sequence of the two."""
     if not isinstance(sides, tuple | list):
         return sides
-    square = len(sides) == 2 and sides[0] == sides[1]
-    return sides[0] if square else tuple(sides)
+    return sides[0] if len(sides) == 2 and sides[0] == sides[1] else tuple(sides)
 
 
 def shown_size(sides: Sequence[int | None], between: str = "x") -> str:

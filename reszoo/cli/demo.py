@@ -40,8 +40,7 @@ def run_demo(output: Path, run: Path = RUN) -> "Manifest":
         MODEL, DATA, weights=WEIGHTS, output=run, overwrite=True, **_CHANGES
     )
     say("2/4  Train the same model from scratch with the same recipe.")
-    scratch = reszoo.train(MODEL, DATA, **_CHANGES)
-    _report_gain(tuned.model, scratch.model)
+    _report_gain(tuned.model, reszoo.train(MODEL, DATA, **_CHANGES).model)
     say("4/4  Export to SavedModel, TFLite and ONNX and verify each file.")
     return reszoo.export(
         tuned.model, output, formats=FORMATS, calibration=DATA, overwrite=True

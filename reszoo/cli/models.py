@@ -44,8 +44,7 @@ def list_(
         sort (default by family): Column to sort by, the largest first: name,
             parameters, multiply_adds, image, top1 or int8_bytes.
     """
-    names = reszoo.list_models(pattern)
-    if not names:
+    if not (names := reszoo.list_models(pattern)):
         raise UnknownNameError("model", pattern, SPECS)
     if weights:
         _print_weights(names, as_json)

@@ -221,8 +221,7 @@ def _save_cache(file: Path, before: Rows, table: FactTable) -> None:
     # Of equal keys `unique` takes the first: the new one.
     together = np.concatenate([examined, before])
     _, firsts = np.unique(together["key"], return_index=True)
-    content = {"version": _version(), "problems": table.problems}
-    header = json.dumps(content).encode()
+    header = json.dumps({"version": _version(), "problems": table.problems}).encode()
     body = len(header).to_bytes(8, "little") + header + together[firsts].tobytes()
     try:
         with atomic_file(file) as temporary:

@@ -93,8 +93,7 @@ def _of_folder(folder: str) -> Iterator[str]:
 
 
 def _of_glob(pattern: str) -> Iterator[str]:
-    matches = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-    if not matches:
+    if not (matches := sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207
         raise DataError(
             f"{pattern} matches no file. Check the pattern; in quotes, ** matches any "
             "number of folders."
@@ -222,8 +221,7 @@ class Table:
     def path(self, fields: Sequence[str]) -> str:
         """Return the path that a line names, or ""."""
         place = self.columns["path"]
-        name = fields[place].strip() if place < len(fields) else ""
-        if not name:
+        if not (name := fields[place].strip() if place < len(fields) else ""):
             return ""
         path = name if name.startswith(os.sep) else self._folder + name
         if not name.isascii() and "\0" not in name and not os.path.lexists(path):
@@ -269,8 +267,7 @@ def open_table(data: str, needed: Sequence[str] = ("path", "label")) -> Table:
     delimiter = max(found, key=lambda each: found[each][0])
     _, names, columns = found[delimiter]
     table = Table(Path(file), names, columns, delimiter, encoding)
-    missing = {*needed, *(k for k, v in given.items() if v)} - set(columns)
-    if missing:
+    if missing := {*needed, *(k for k, v in given.items() if v)} - set(columns):
         example = "".join(f":{name}=COLUMN" for name in sorted(missing))
         raise DataError(
             f"{file} line 1 names no column that is known as {' or '.join(missing)}, "

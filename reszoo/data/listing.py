@@ -310,8 +310,7 @@ def _read_csv(table: Table, validation_share: float | None) -> Listing:
     split_of = np.frombuffer(parts, np.int8)[order]
     places = {split: np.flatnonzero(split_of == n) for n, split in enumerate(_PARTS)}
     given = {split: place for split, place in places.items() if len(place)}
-    where = str(table.file)
-    splits, notes = complete(given, targets, labels, where, validation_share)
+    splits, notes = complete(given, targets, labels, str(table.file), validation_share)
     return Listing(
         labels=tuple(labels),
         targets=targets,

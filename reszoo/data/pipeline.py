@@ -142,8 +142,7 @@ def training_batches(
     images = tf.data.Dataset.from_tensor_slices((numbers, starts))
     images = images.flat_map(sliced).map(load, num_parallel_calls=tf.data.AUTOTUNE)
     # A fixed batch size keeps the shape static: one trace of the training step.
-    batches = images.batch(part, drop_remainder=True)
-    return batches.map(finish).prefetch(_AHEAD)
+    return images.batch(part, drop_remainder=True).map(finish).prefetch(_AHEAD)
 
 
 def _epoch_slots(
@@ -209,8 +208,7 @@ def _drawn_by_class(
     Shares that are no whole numbers of images are rounded at random, up or down, so
     that their mean over the epochs is exact.
     """
-    shares = class_shares(targets, 0, sampling)
-    edges = len(targets) * np.cumsum(shares)
+    edges = len(targets) * np.cumsum(class_shares(targets, 0, sampling))
     edges[-1] = len(targets)
     quotas = np.diff(np.floor(edges + generator.random()).astype(np.int64), prepend=0)
     ends = np.cumsum(np.bincount(targets))[:-1]
@@ -270,8 +268,7 @@ def _loader(
     choose = partial(geometry.random_window, scale=scale, ratio=ratio, aspect=aspect)
     fill = tf.constant(preprocessing.mean_colour)
     # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
-    trivial = augmentation.policy == "trivial"
-    outside = tf.zeros_like(fill) if trivial else fill
+    outside = tf.zeros_like(fill) if augmentation.policy == "trivial" else fill
     # Policies know RGB only; of grey images each channel is treated alike.
     mean_canvas, canvas = (
         Canvas(tf.repeat(colour, 3) if grey else colour, shown.interpolation)

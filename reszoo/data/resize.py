@@ -264,8 +264,7 @@ def _names(listing: Listing) -> Iterator[str]:
             del parts[0]
         if parts[:1] == [label]:
             del parts[0]
-        folders = [_FOLDERS[split], label] if split else [label]
-        yield "/".join([*folders, *parts, file])
+        yield "/".join([*([_FOLDERS[split]] if split else []), label, *parts, file])
 
 
 def _free_name(name: str, kind: str, taken: set[str]) -> str:
@@ -273,8 +272,7 @@ def _free_name(name: str, kind: str, taken: set[str]) -> str:
     suffix = Path(name).suffix
     if suffix.lower() not in _SUFFIXES[kind]:
         name, suffix = f"{name}{_SUFFIXES[kind][0]}", _SUFFIXES[kind][0]
-    stem = name.removesuffix(suffix)
-    numbered = (f"{stem}-{number}{suffix}" for number in count(2))
+    numbered = (f"{name.removesuffix(suffix)}-{number}{suffix}" for number in count(2))
     free = next(n for n in chain([name], numbered) if n not in taken)
     taken.add(free)
     return free

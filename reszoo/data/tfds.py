@@ -119,8 +119,7 @@ def _split_sizes(info: Any, data: str) -> dict[str, int]:
 
 def _find(data: str) -> Path:
     """Return the folder of the wanted version."""
-    wanted = _NAME.fullmatch(data.removeprefix(PREFIX))
-    if not wanted:
+    if not (wanted := _NAME.fullmatch(data.removeprefix(PREFIX))):
         raise UsageError(
             "A data set of TensorFlow Datasets is named tfds:NAME, tfds:NAME:VERSION "
             f"or tfds:NAME/CONFIG:VERSION. Received: {data}."
@@ -129,8 +128,7 @@ def _find(data: str) -> Path:
     root = Path(home).expanduser() / wanted["name"] / (wanted["config"] or "")
     versions = {_number(folder.name): folder for folder in _prepared(root)}
     version = wanted["version"]
-    found = [v for v in versions if not version or v == _number(version)]
-    if found:
+    if found := [v for v in versions if not version or v == _number(version)]:
         return versions[max(found)]
     configs = sorted(each.name for each in root.glob("*/") if any(_prepared(each)))
     if configs:

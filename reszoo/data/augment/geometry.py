@@ -150,12 +150,11 @@ def _drawn_sides(
     return tf.round(tf.sqrt(area * shape)), tf.round(tf.sqrt(area / shape))
 
 
-def _place(down: tf.Tensor, across: tf.Tensor, key: tf.Tensor) -> list[tf.Tensor]:
+def _place(down: tf.Tensor, across: tf.Tensor, key: tf.Tensor) -> Any:
     room = tf.stack([down, across]) + 1
     # stateless_uniform has one bound for all; 2**31 draws make its modulo even enough.
     draws = tf.random.stateless_uniform((2,), key, 0, tf.int32.max, tf.int32)
-    top_left: list[tf.Tensor] = tf.unstack(draws % room)
-    return top_left
+    return tf.unstack(draws % room)
 
 
 def _central(height: tf.Tensor, width: tf.Tensor, ratio: Sequence[Any]) -> Window:

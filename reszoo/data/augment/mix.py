@@ -64,11 +64,9 @@ def cutmix(
     half = 0.5 * tf.sqrt(1 - _share(keys[0], alpha))
     centre = tf.random.stateless_uniform((2,), keys[1])
     rows = _span(centre[0], half, height)
-    columns = _span(centre[1], half, width)
-    inside = (rows[:, None] & columns)[None, ..., None]
+    inside = (rows[:, None] & _span(centre[1], half, width))[None, ..., None]
     pasted = tf.where(inside, tf.roll(pixels, 1, axis=0), pixels)
-    share = 1 - tf.reduce_mean(tf.cast(inside, tf.float32))
-    return pasted, _blend(targets, share)
+    return pasted, _blend(targets, 1 - tf.reduce_mean(tf.cast(inside, tf.float32)))
 
 
 def _share(key: tf.Tensor, alpha: float) -> tf.Tensor:

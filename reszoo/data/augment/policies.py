@@ -199,8 +199,7 @@ def equalize(image: tf.Tensor) -> tf.Tensor:
     # The lightest level that occurs does not count; nor does a channel of one level.
     step = tf.reduce_max(tf.where(counts > 0, below, 0), axis=0) // 255
     table = tf.minimum((step // 2 + below) // tf.maximum(step, 1), 255)
-    levels = tf.range(256)[:, None]
-    return _look_up(image, tf.where(step > 0, table, levels))
+    return _look_up(image, tf.where(step > 0, table, tf.range(256)[:, None]))
 
 
 def _levels() -> tf.Tensor:
