@@ -286,17 +286,11 @@ Layers = Mapping[str, Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True)
 class AttachedCard:
-    """A card inside the config of a Keras model, with what it was attached to.
-
-    Attributes:
-        card: The card.
-        structure: See `describe_structure`.
-        weights: See `checksum`.
-    """
+    """A card inside the config of a Keras model, with what it was attached to."""
 
     card: Card
-    structure: int
-    weights: int
+    structure: int  # see `describe_structure`
+    weights: int  # see `checksum`
 
     def to_text(self) -> str:
         """Return one line of JSON."""

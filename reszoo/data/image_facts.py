@@ -340,31 +340,26 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
 
     held = header.orientation if header.orientation > 1 else None
     # Not on a graphics card, which several threads would have to share.
-    with tf.device("CPU:0"):
+    with tf.device("CPU:0"), contextlib.suppress(tf.errors.InvalidArgumentError):
         try:
             pixels = decode(content, held)
             return _digest(tuple(pixels.shape), [pixels])
         except tf.errors.InvalidArgumentError:
-            if not is_jpeg(content):
-                return {"problem": f"damaged {kind} data"}
+            if is_jpeg(content):
+                decode(content, recover=True)
+                return {"problem": "truncated", "recoverable": True}
         except tf.errors.OpError as error:
             raise OSError(error.message) from error
-        try:
-            decode(content, recover=True)
-        except tf.errors.InvalidArgumentError:
-            return {"problem": f"damaged {kind} data"}
-    return {"problem": "truncated", "recoverable": True}
+    return {"problem": f"damaged {kind} data"}
 
 
 def _in_bands(image: Image.Image) -> tuple[tuple[int, int, int], Iterator[Pixels]]:
     """Return the shape of an opened image once upright, and its rows part by part."""
     (width, height), part = upright_parts(image)
     rows = max(1, _BAND // width)
-    bands = (
-        np.asarray(part((0, top, width, min(top + rows, height))))
-        for top in range(0, height, rows)
-    )
-    return (height, width, 3), bands
+    tops = range(0, height, rows)
+    boxes = ((0, top, width, min(top + rows, height)) for top in tops)
+    return (height, width, 3), (np.asarray(part(box)) for box in boxes)
 
 
 def _digest(shape: tuple[int, ...], parts: Iterable[Any]) -> Facts:
