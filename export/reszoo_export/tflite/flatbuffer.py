@@ -7,9 +7,11 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flatbuffers
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
 from flatbuffers.table import Table
@@ -48,23 +50,22 @@ DTYPES = {number: name.lower() for number, name in _names(schema.TensorType).ite
 
 def table(
     builder: flatbuffers.Builder,
-    fields: int,
     offsets: Mapping[int, int],
-    *,
-    uint32: Mapping[int, int] | None = None,
-    uint8: Mapping[int, int] | None = None,
+    uint32: Mapping[int, int] = MappingProxyType({}),
+    uint8: Mapping[int, int] = MappingProxyType({}),
 ) -> int:
-    """Write a table of so many fields and return its offset.
+    """Write a table and return its offset.
 
     Values are given by the number of their field; offsets are what fields point to.
     """
-    builder.StartObject(fields)
-    for field, offset in offsets.items():
-        builder.PrependUOffsetTRelativeSlot(field, offset, 0)
-    for field, number in (uint32 or {}).items():
-        builder.PrependUint32Slot(field, number, 0)
-    for field, number in (uint8 or {}).items():
-        builder.PrependUint8Slot(field, number, 0)
+    builder.StartObject(max((*offsets, *uint32, *uint8), default=-1) + 1)
+    for write, values in (
+        (builder.PrependUOffsetTRelativeSlot, offsets),
+        (builder.PrependUint32Slot, uint32),
+        (builder.PrependUint8Slot, uint8),
+    ):
+        for field, value in values.items():
+            write(field, value, 0)
     written: int = builder.EndObject()
     return written
 
@@ -92,11 +93,9 @@ def read_model(content: bytes) -> Model:
 
 def subgraphs(model: Model) -> list[Any]:
     """Return the subgraphs; ValueError if they have more parts than models have."""
-    graphs = entries(model.SubgraphsLength(), model.Subgraphs)
-    left = _MAX_PARTS
+    graphs, left = entries(model, "Subgraphs"), _MAX_PARTS
     for graph in graphs:
-        inputs, outputs = graph.InputsLength(), graph.OutputsLength()
-        left -= graph.OperatorsLength() + inputs + outputs
+        left -= graph.OperatorsLength() + graph.InputsLength() + graph.OutputsLength()
         if left < 0:
             break
         for operator in map(graph.Operators, range(graph.OperatorsLength())):
@@ -106,11 +105,11 @@ def subgraphs(model: Model) -> list[Any]:
     return graphs
 
 
-def entries(count: int, entry: Callable[[int], Any]) -> list[Any]:
-    """Return the entries of a list; ValueError if it is a long one."""
-    if count > _MAX_LIST:
+def entries(owner: Any, name: str) -> list[Any]:
+    """Return the entries of a table's list; ValueError if it is a long one."""
+    if (count := getattr(owner, f"{name}Length")()) > _MAX_LIST:
         raise ValueError(f"a list of {count:,} entries")
-    return [entry(index) for index in range(count)]
+    return list(map(getattr(owner, name), range(count)))
 
 
 def text(content: bytes | None) -> str:
@@ -131,24 +130,16 @@ def read_tensors(
     model: Model,
 ) -> tuple[tuple[TensorDescription, ...], tuple[TensorDescription, ...]]:
     """Return the inputs and the outputs of a model, by the names of its signature."""
-    graph = model.Subgraphs(0)
-    names: dict[int, str] = {}
+    graph, names = model.Subgraphs(0), {}
     if model.SignatureDefsLength():
         signature = model.SignatureDefs(0)
-        for count, entry in (
-            (signature.InputsLength(), signature.Inputs),
-            (signature.OutputsLength(), signature.Outputs),
-        ):
-            for each in entries(count, entry):
-                names[each.TensorIndex()] = text(each.Name())
-
-    def describe(count: int, index: Any) -> tuple[TensorDescription, ...]:
-        return tuple(_describe(graph, each, names) for each in entries(count, index))
-
-    return (
-        describe(graph.InputsLength(), graph.Inputs),
-        describe(graph.OutputsLength(), graph.Outputs),
+        for each in entries(signature, "Inputs") + entries(signature, "Outputs"):
+            names[each.TensorIndex()] = text(each.Name())
+    inputs, outputs = (
+        tuple(_describe(graph, each, names) for each in entries(graph, kind))
+        for kind in ("Inputs", "Outputs")
     )
+    return inputs, outputs
 
 
 def _describe(graph: Any, index: int, names: Mapping[int, str]) -> TensorDescription:
@@ -167,7 +158,7 @@ def dtype(tensor: Any) -> str:
 
 def read_data(model: Model, name: str) -> bytes | None:
     """Return the data that a model keeps under a name in its list of metadata."""
-    for entry in entries(model.MetadataLength(), model.Metadata):
+    for entry in entries(model, "Metadata"):
         if entry.Name() == name.encode():
             buffer = model.Buffers(entry.Buffer())
             return bytes(buffer.DataAsNumpy()) if buffer.DataLength() else b""
@@ -188,15 +179,14 @@ def with_data(content: bytes, name: str, data: bytes) -> bytes:
     aligned_bytes(builder, content)
     buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
     metadata = [model.Metadata(index) for index in range(model.MetadataLength())]
-    buffer = table(builder, 3, {0: aligned_bytes(builder, data)})
+    buffer = table(builder, {0: aligned_bytes(builder, data)})
     label = builder.CreateString(name)
-    entry = table(builder, 2, {0: label}, uint32={1: len(buffers)})
+    entry = table(builder, {0: label}, {1: len(buffers)})
     pointers = _pointers(content, model) | {
         _BUFFERS: vector(builder, [*_offsets(content, buffers), buffer]),
         _METADATA: vector(builder, [*_offsets(content, metadata), entry]),
     }
-    version = {_VERSION: model.Version()}
-    root = table(builder, max(pointers) + 1, pointers, uint32=version)
+    root = table(builder, pointers, {_VERSION: model.Version()})
     builder.Finish(root, FILE_IDENTIFIER)
     return bytes(builder.Output())
 
@@ -221,8 +211,6 @@ def _pointers(content: bytes, model: Model) -> dict[int, int]:
 METADATA_NAME = "TFLITE_METADATA"
 _METADATA_IDENTIFIER = b"M001"
 _MIN_PARSER_VERSION = "1.0.0"
-# Number of fields of each table.
-_MODEL, _SUBGRAPH, _TENSOR, _CONTENT, _UNIT, _FILE = 8, 10, 7, 3, 2, 5
 # Fields of `ModelMetadata` that are strings.
 _TEXTS = {"name": 0, "description": 1, "version": 2, "author": 4, "license": 5}
 # Members of enumerations and unions.
@@ -254,8 +242,7 @@ def model_metadata(
     builder = flatbuffers.Builder()
     ins = [_image(builder, each) for each in inputs]
     outs = [_output(builder, each, card) for each in outputs]
-    lists = {2: vector(builder, ins), 3: vector(builder, outs)}
-    graph = table(builder, _SUBGRAPH, lists)
+    graph = table(builder, {2: vector(builder, ins), 3: vector(builder, outs)})
     reszoo = card.versions.get("reszoo")
     texts = {
         "name": card.architecture.name,
@@ -269,7 +256,7 @@ def model_metadata(
     }
     fields[7] = builder.CreateString(_MIN_PARSER_VERSION)
     fields[3] = vector(builder, [graph])
-    builder.Finish(table(builder, _MODEL, fields), _METADATA_IDENTIFIER)
+    builder.Finish(table(builder, fields), _METADATA_IDENTIFIER)
     return bytes(builder.Output())
 
 
@@ -289,52 +276,42 @@ def read_texts(model: Model) -> dict[str, str]:
 
 def _image(builder: flatbuffers.Builder, tensor: TensorDescription) -> int:
     height, width, channels = map(int, tensor.shape[1:])
-    size = table(builder, 2, {}, uint32={0: width, 1: height})
+    size = table(builder, {}, {0: width, 1: height})
     kind, name = (_GREY, "Grey") if channels == 1 else (_RGB, "RGB")
-    image = table(builder, 2, {1: size}, uint8={0: kind})
-    content = table(builder, _CONTENT, {1: image}, uint8={0: _IMAGE})
+    image = table(builder, {1: size}, uint8={0: kind})
+    content = table(builder, {1: image}, uint8={0: _IMAGE})
     # The graph normalises; readers require this of float32 inputs.
-    identity = {0: _floats(builder, 0), 1: _floats(builder, 1)}
-    options = table(builder, 2, identity)
-    unit = table(builder, _UNIT, {1: options}, uint8={0: _NORMALIZATION})
+    options = table(builder, {0: _float(builder, 0), 1: _float(builder, 1)})
+    unit = table(builder, {1: options}, uint8={0: _NORMALIZATION})
     fields = {3: content, 4: vector(builder, [unit]), 5: _range(builder, 0, 255)}
     return _tensor(builder, tensor, f"{name} image with pixels from 0 to 255", fields)
 
 
 def _output(builder: flatbuffers.Builder, tensor: TensorDescription, card: Card) -> int:
-    feature = table(builder, 0, {})
-    fields = {3: table(builder, _CONTENT, {1: feature}, uint8={0: _FEATURE})}
+    fields = {3: table(builder, {1: table(builder, {})}, uint8={0: _FEATURE})}
     if tensor.name == "probabilities":
         fields[5] = _range(builder, 0, 1)
     if card.labels and tensor.name != "features":
         texts = {0: LABELS_FILE, 1: "Names of the classes, one a line"}
         file = {slot: builder.CreateString(text) for slot, text in texts.items()}
-        labels = table(builder, _FILE, file, uint8={2: _AXIS_LABELS})
-        fields[6] = vector(builder, [labels])
+        fields[6] = vector(builder, [table(builder, file, uint8={2: _AXIS_LABELS})])
     return _tensor(builder, tensor, f"{tensor.name} of the image", fields)
 
 
 def _tensor(
-    builder: flatbuffers.Builder,
-    tensor: TensorDescription,
-    text: str,
-    fields: dict[int, int],
+    builder: flatbuffers.Builder, tensor: TensorDescription, text: str, fields: Any
 ) -> int:
-    fields[0] = builder.CreateString(tensor.name)
-    fields[1] = builder.CreateString(text)
-    return table(builder, _TENSOR, fields)
+    names = {0: builder.CreateString(tensor.name), 1: builder.CreateString(text)}
+    return table(builder, fields | names)
 
 
-def _floats(builder: flatbuffers.Builder, *values: float) -> int:
-    builder.StartVector(4, len(values), 4)
-    for value in reversed(values):
-        builder.PrependFloat32(value)
-    offset: int = builder.EndVector()
+def _float(builder: flatbuffers.Builder, value: float) -> int:
+    offset: int = builder.CreateNumpyVector(np.array([value], np.float32))
     return offset
 
 
 def _range(builder: flatbuffers.Builder, low: float, high: float) -> int:
-    return table(builder, 2, {0: _floats(builder, high), 1: _floats(builder, low)})
+    return table(builder, {0: _float(builder, high), 1: _float(builder, low)})
 
 
 # Operators with weights.

@@ -38,6 +38,12 @@ Prepare = Callable[[Any], None]
 _SHARES = (1.0, 0.9, 0.7)
 # Of int16x8: every fourth calibration image is given once more, at this contrast.
 _EVERY, _CONTRAST = 4, 8
+_BATCH = 25
+_OPS, _OPERATORS, _TYPES = tf.lite.OpsSet, schema.BuiltinOperator, schema.TensorType
+_WITH_KERNEL = (_OPERATORS.CONV_2D, _OPERATORS.FULLY_CONNECTED)
+_ENDS = (_OPERATORS.SOFTMAX, _OPERATORS.LOGISTIC)
+# The first version of DEQUANTIZE that supports float16 (`register.cc`).
+_DEQUANTIZE_VERSION = 3
 
 
 def write(serving: Serving, path: Path) -> None:
@@ -60,11 +66,7 @@ def write_dynamic(serving: Serving, path: Path) -> None:
 
     The ranges of activations are measured at run time, image by image.
     """
-
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-
-    write_model(convert(serving, prepare), serving, path)
+    write_model(convert(serving, _quantizing()), serving, path)
 
 
 def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
@@ -78,15 +80,9 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
         write_best(serving, calibration, path, _quantized(serving, calibration))
         return
     choice = choose(serving.model, serving.card.preprocessing, calibration)
-    integer_io = serving.options.integer_io
-    ranges = choice.ranges if integer_io else choice.inner_ranges
+    ranges = choice.ranges if serving.options.integer_io else choice.inner_ranges
     integers = build_integer_model(serving.model, choice.weights, ranges)
-
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.inference_input_type = tf.as_dtype(integer_io or "uint8")
-        converter.inference_output_type = tf.as_dtype(integer_io or "float32")
-
+    prepare = _quantizing(**_dtypes(serving))
     write_model(convert(as_bytes(serving, integers), prepare), serving, path)
 
 
@@ -95,22 +91,12 @@ def _quantized(
 ) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """Yield what the converter's quantizer makes of a model of unknown structure."""
     batch, integer_io = serving.batch(TFLITE.batch) or 1, serving.options.integer_io
+    # Float32 where there is no integer kernel, unless all must be integers.
+    kinds = [_OPS.TFLITE_BUILTINS_INT8, _OPS.TFLITE_BUILTINS][: 1 if integer_io else 2]
     for share in _SHARES:
         chosen = typical_images(serving, calibration, share)
-
-        def prepare(converter: Any, chosen: Any = chosen) -> None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: samples(
-                calibration, chosen, batch
-            )
-            # Float32 where there is no integer kernel, unless all must be integers.
-            kinds = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            other = [] if integer_io else [tf.lite.OpsSet.TFLITE_BUILTINS]
-            converter.target_spec.supported_ops = kinds + other
-            converter.inference_input_type = tf.as_dtype(integer_io or "uint8")
-            converter.inference_output_type = tf.as_dtype(integer_io or "float32")
-
-        content = convert(serving, prepare)
+        images = partial(samples, calibration, chosen, batch)
+        content = convert(serving, _quantizing(images, kinds, **_dtypes(serving)))
         if not integer_io:
             content = end_in_float(content)
         method = f"TFLite's converter, ranges of {share:.0%} of the images"
@@ -123,14 +109,8 @@ def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> Non
     Its outputs are nearly those of float32. LiteRT computes it with reference kernels:
     it is meant for accelerators and signal processors.
     """
-
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: _int16_samples(calibration)
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
-
+    kind = _OPS.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+    prepare = _quantizing(partial(_int16_samples, calibration), [kind])
     write_model(convert(serving, prepare), serving, path)
 
 
@@ -144,6 +124,31 @@ def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
         yield {"image": image}
         if index % _EVERY == 0:
             yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
+
+
+def _quantizing(
+    images: Callable[[], Iterator[Any]] | None = None,
+    kinds: Sequence[Any] = (),
+    **dtypes: tf.DType,
+) -> Prepare:
+    """Return what sets a converter's images to find ranges, operators and dtypes."""
+
+    def prepare(converter: Any) -> None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = images
+        if kinds:
+            converter.target_spec.supported_ops = kinds
+        vars(converter).update(dtypes)
+
+    return prepare
+
+
+def _dtypes(serving: Serving) -> dict[str, tf.DType]:
+    integer_io = serving.options.integer_io
+    return {
+        "inference_input_type": tf.as_dtype(integer_io or "uint8"),
+        "inference_output_type": tf.as_dtype(integer_io or "float32"),
+    }
 
 
 def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
@@ -180,12 +185,6 @@ def write_model(content: bytes, serving: Serving, path: Path) -> None:
     path.write_bytes(with_card(content, serving.card))
 
 
-_OPERATORS, _TYPES = schema.BuiltinOperator, schema.TensorType
-_WITH_KERNEL = (_OPERATORS.CONV_2D, _OPERATORS.FULLY_CONNECTED)
-# The first version of DEQUANTIZE that supports float16 (`register.cc`).
-_DEQUANTIZE_VERSION = 3
-
-
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
     """A buffer whose data, once packed, begins where runtimes can map it.
 
@@ -194,9 +193,9 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
         if self.data is None:
-            return table(builder, 3, {})
+            return table(builder, {})
         data = np.asarray(self.data, np.uint8).tobytes()
-        return table(builder, 3, {0: aligned_bytes(builder, data)})
+        return table(builder, {0: aligned_bytes(builder, data)})
 
 
 def float16_kernels(content: bytes) -> bytes:
@@ -209,13 +208,24 @@ def float16_kernels(content: bytes) -> bytes:
     model = schema.ModelT.InitFromPackedBuf(content)
     (graph,) = model.subgraphs
     kernels = _kernels(model, graph)
-    float32 = {tensor: len(graph.tensors) + i for i, tensor in enumerate(kernels)}
+    # Equal tensors may share a buffer: all are read before any is written.
+    rounded = [_float16(model, graph.tensors[kernel]) for kernel in kernels]
+    float32 = {kernel: _add_float32(graph, kernel) for kernel in kernels}
     for operator in graph.operators:
-        inputs = [float32.get(tensor, tensor) for tensor in operator.inputs]
-        operator.inputs = np.array(inputs, np.int32)
-    graph.tensors += [_float32_tensor(graph.tensors[tensor]) for tensor in kernels]
-    _round_buffers(model, [graph.tensors[tensor] for tensor in kernels])
-    conversions = [_dequantize(model, *pair) for pair in float32.items()]
+        operator.inputs = _indices(
+            *(float32.get(each, each) for each in operator.inputs)
+        )
+    for kernel, data in zip(kernels, rounded, strict=True):
+        tensor = graph.tensors[kernel]
+        tensor.type, model.buffers[tensor.buffer].data = _TYPES.FLOAT16, data
+    conversions = [
+        schema.OperatorT(
+            opcodeIndex=len(model.operatorCodes),
+            inputs=_indices(kernel),
+            outputs=_indices(wide),
+        )
+        for kernel, wide in float32.items()
+    ]
     model.operatorCodes.append(
         schema.OperatorCodeT(
             deprecatedBuiltinCode=_OPERATORS.DEQUANTIZE,
@@ -224,6 +234,10 @@ def float16_kernels(content: bytes) -> bytes:
         )
     )
     graph.operators = [*conversions, *graph.operators]
+    return _packed(model)
+
+
+def _packed(model: Any) -> bytes:
     for buffer in model.buffers:
         buffer.__class__ = _AlignedBuffer
     builder = flatbuffers.Builder()
@@ -238,50 +252,34 @@ def _kernels(model: Any, graph: Any) -> list[int]:
         for operator in graph.operators
         if model.operatorCodes[operator.opcodeIndex].builtinCode in _WITH_KERNEL
     ]
-    # A product may also be one of two activations.
-    constant = [each for each in found if _is_constant(model, graph.tensors[each])]
-    return list(dict.fromkeys(constant))
+    # A product may also be one of two activations, which have no data.
+    buffers = {each: model.buffers[graph.tensors[each].buffer] for each in found}
+    return [each for each, buffer in buffers.items() if buffer.data is not None]
 
 
-def _is_constant(model: Any, tensor: Any) -> bool:
-    return model.buffers[tensor.buffer].data is not None
-
-
-def _float32_tensor(kernel: Any) -> Any:
-    """Return a float32 tensor without data, for what a kernel is converted to."""
-    return schema.TensorT(
-        shape=kernel.shape,
-        type=_TYPES.FLOAT32,
-        name=kernel.name + b"_float32",
-        hasRank=kernel.hasRank,
+def _add_float32(graph: Any, index: int) -> int:
+    """Add a float32 tensor without data, like another one; return its index."""
+    like = graph.tensors[index]
+    graph.tensors.append(
+        schema.TensorT(
+            shape=like.shape,
+            shapeSignature=like.shapeSignature,
+            type=_TYPES.FLOAT32,
+            name=like.name + b"_float32",
+            hasRank=like.hasRank,
+        )
     )
+    return len(graph.tensors) - 1
 
 
-def _round_buffers(model: Any, kernels: Sequence[Any]) -> None:
-    # Equal tensors may share a buffer: all are read before any is written.
-    rounded = [_float16(model.buffers[each.buffer], each.shape) for each in kernels]
-    for kernel, data in zip(kernels, rounded, strict=True):
-        kernel.type = _TYPES.FLOAT16
-        model.buffers[kernel.buffer].data = data
+def _indices(*tensors: int) -> NDArray[np.int32]:
+    return np.array(tensors, np.int32)
 
 
-def _float16(buffer: Any, shape: Sequence[int]) -> NDArray[np.uint8]:
-    weights = np.frombuffer(buffer.data.tobytes(), "<f4")
-    rounded = round_kernel(weights.reshape(shape[0], -1, shape[-1]))
+def _float16(model: Any, kernel: Any) -> NDArray[np.uint8]:
+    weights = np.frombuffer(model.buffers[kernel.buffer].data.tobytes(), "<f4")
+    rounded = round_kernel(weights.reshape(kernel.shape[0], -1, kernel.shape[-1]))
     return np.frombuffer(rounded.astype("<f2").tobytes(), np.uint8)
-
-
-def _dequantize(model: Any, float16: int, float32: int) -> Any:
-    return schema.OperatorT(
-        opcodeIndex=len(model.operatorCodes),
-        inputs=np.array([float16], np.int32),
-        outputs=np.array([float32], np.int32),
-    )
-
-
-_BATCH = 25
-_OPS = schema.BuiltinOperator
-_ENDS = (_OPS.SOFTMAX, _OPS.LOGISTIC)
 
 
 def samples(
@@ -327,28 +325,15 @@ def end_in_float(content: bytes) -> bytes:
     the model ends in that operator and a DEQUANTIZE, the two change places.
     """
     model = schema.ModelT.InitFromPackedBuf(content)
-    graph = model.subgraphs[0]
-    kinds = [
-        model.operatorCodes[each.opcodeIndex].builtinCode for each in graph.operators
-    ]
-    if len(kinds) < 2 or kinds[-2] not in _ENDS or kinds[-1] != _OPS.DEQUANTIZE:
+    graph, codes = model.subgraphs[0], model.operatorCodes
+    kinds = [codes[each.opcodeIndex].builtinCode for each in graph.operators]
+    if len(kinds) < 2 or kinds[-2] not in _ENDS or kinds[-1] != _OPERATORS.DEQUANTIZE:
         return content
     activation, dequantize = graph.operators[-2:]
     if list(dequantize.inputs) != list(activation.outputs):
         return content
-    logits = graph.tensors[activation.inputs[0]]
-    exact = schema.TensorT(
-        shape=logits.shape,
-        shapeSignature=logits.shapeSignature,
-        type=schema.TensorType.FLOAT32,
-        name=logits.name + b"_float32",
-        hasRank=logits.hasRank,
-    )
-    graph.tensors.append(exact)
-    place = np.array([len(graph.tensors) - 1], np.int32)
+    place = _indices(_add_float32(graph, activation.inputs[0]))
     dequantize.inputs, activation.inputs = activation.inputs, place
     activation.outputs, dequantize.outputs = dequantize.outputs, place
     graph.operators[-2:] = [dequantize, activation]
-    builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    return bytes(builder.Output())
+    return _packed(model)
