@@ -112,8 +112,8 @@ def _hdf5_groups(path: Path, size: int) -> None:
     with h5py.File(path, "w") as file:
         group = file
         for _ in range(6):
-            inside = group.create_group("0")
-            for number in range(1, 40):
+            inside = group.create_group(None)
+            for number in range(40):
                 group[str(number)] = inside
             group = inside
 

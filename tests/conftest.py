@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +39,23 @@ def pytest_runtest_setup() -> None:
     random.seed(0)
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+def within(seconds: float, function: Any, *arguments: Any) -> Any:
+    """Return the answer or the error of a call in a thread, which may hang."""
+    answers: list[Any] = []
+
+    def call() -> None:
+        try:
+            answers.append(function(*arguments))
+        except (OSError, reszoo.ReszooError) as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert answers, "it hangs"
+    return answers[0]
 
 
 def randomise(model: Any, seed: int = 0) -> Any:

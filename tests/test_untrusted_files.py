@@ -4,35 +4,18 @@ import json
 import os
 import resource
 import struct
-import threading
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from conftest import within
 
 import reszoo
 from reszoo.files import check_regular, open_regular, read_json, read_regular
 from reszoo.weights import reading
 from reszoo.weights.location import Found, read_located
-
-
-def within(seconds: float, function: Any, *arguments: Any) -> Any:
-    """Return the error of a call in a thread, which may hang."""
-    answers: list[Any] = []
-
-    def call() -> None:
-        try:
-            answers.append(function(*arguments))
-        except (OSError, reszoo.ReszooError) as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert answers, "it hangs"
-    return answers[0]
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import photos
+from conftest import photos, within
 from made_card import made_card
 from PIL import Image
 from test_snippets import _ONNX, written_snippets
@@ -269,23 +268,6 @@ def special_files(folder: Path) -> list[Path]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "s.jpg"))
     return [folder / "pipe.jpg", folder / "device.jpg", folder / "s.jpg"]
-
-
-def within(seconds: float, function: Any, *arguments: Any) -> Any:
-    """Call a function in a thread that may hang."""
-    answers: list[Any] = []
-
-    def call() -> None:
-        try:
-            answers.append(function(*arguments))
-        except reszoo.ReszooError as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    assert answers, "it hangs"
-    return answers[0]
 
 
 def test_pipes_and_devices_are_no_pictures(

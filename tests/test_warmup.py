@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import reszoo
 from reszoo_export.formats import FORMATS, ExportOptions
-from reszoo_export.saved_model.writer import WARMUP_FILE, warmup_requests
+from reszoo_export.saved_model.writer import WARMUP_FILE, write_warmup
 from reszoo_export.serving import Serving, make_serving
 
 _STRING, _MESSAGE = 9, 11
@@ -54,17 +55,15 @@ def _prediction_log() -> Any:
     )
 
 
-def _read(content: bytes, tmp_path: Any, message: Any) -> list[Any]:
-    path = tmp_path / "requests"
-    path.write_bytes(content)
-    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    return [message.FromString(record) for record in records]
+def _records(serving: Serving, path: Path) -> list[bytes]:
+    write_warmup(serving, path)
+    return list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
 
 
-def test_the_requests_fit_both_signatures(serving: Serving, tmp_path: Any) -> None:
-    found = []
-    for log in _read(warmup_requests(serving), tmp_path, _prediction_log()):
-        request = log.predict_log.request
+def test_the_requests_fit_both_signatures(serving: Serving, tmp_path: Path) -> None:
+    found, message = [], _prediction_log()
+    for record in _records(serving, tmp_path / "requests"):
+        request = message.FromString(record).predict_log.request
         (entry,) = request.inputs
         value = tf.make_ndarray(entry.value)
         assert not request.model_spec.name
@@ -83,30 +82,23 @@ def test_the_requests_fit_both_signatures(serving: Serving, tmp_path: Any) -> No
     assert answers["probabilities"].shape == (8, 3)
 
 
-def test_a_fixed_batch_is_the_only_one_that_is_asked(tmp_path: Any) -> None:
+def test_a_fixed_batch_is_the_only_one_that_is_asked(tmp_path: Path) -> None:
     net = reszoo.build("resnet20", classes=3)
     serving = make_serving(net, ExportOptions(batch=3))
-    content = warmup_requests(serving)
-    records = tf.data.TFRecordDataset(_written(content, tmp_path)).as_numpy_iterator()
-    of_pixels, of_bytes = records
+    of_pixels, of_bytes = _records(serving, tmp_path / "requests")
     assert b"serving_default" in of_pixels
     assert b"image" in of_pixels
     assert b"serving_bytes" in of_bytes
-    assert warmup_requests(serving) == content
+    assert _records(serving, tmp_path / "again") == [of_pixels, of_bytes]
 
 
-def _written(content: bytes, tmp_path: Any) -> str:
-    path = tmp_path / "requests"
-    path.write_bytes(content)
-    return str(path)
-
-
-def test_the_saved_model_answers_each_of_them(serving: Serving, tmp_path: Any) -> None:
+def test_the_saved_model_answers_each_of_them(serving: Serving, tmp_path: Path) -> None:
     FORMATS["saved_model"].write(serving, tmp_path / "saved_model", None)
     (path,) = (tmp_path / "saved_model").glob(f"*/assets.extra/{WARMUP_FILE}")
     signatures = tf.saved_model.load(str(path.parents[1])).signatures
-    for log in _read(path.read_bytes(), tmp_path, _prediction_log()):
-        request = log.predict_log.request
+    message = _prediction_log()
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        request = message.FromString(record).predict_log.request
         (entry,) = request.inputs
         value = tf.constant(tf.make_ndarray(entry.value))
         answers = signatures[request.model_spec.signature_name](**{entry.key: value})
@@ -114,17 +106,14 @@ def test_the_saved_model_answers_each_of_them(serving: Serving, tmp_path: Any) -
 
 
 def test_tf_serving_reads_them_as_we_wrote_them(
-    serving: Serving, tmp_path: Any
+    serving: Serving, tmp_path: Path
 ) -> None:
     logs = pytest.importorskip(
         "tensorflow_serving.apis.prediction_log_pb2",
         reason="reads with TF Serving's messages; pip install tensorflow-serving-api",
     )
-    content = warmup_requests(serving)
-    records = tf.data.TFRecordDataset(_written(content, tmp_path)).as_numpy_iterator()
-    for log, record in zip(
-        _read(content, tmp_path, logs.PredictionLog), records, strict=True
-    ):
+    for record in _records(serving, tmp_path / "requests"):
+        log = logs.PredictionLog.FromString(record)
         assert log.WhichOneof("log_type") == "predict_log"
         (name,) = log.predict_log.request.inputs
         assert name in ("image", "image_bytes")

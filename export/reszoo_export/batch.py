@@ -351,28 +351,21 @@ def predict_files(
     same = [p for p in (model, *map(Path, given)) if p.resolve() == target.resolve()]
     if same:
         raise UsageError(f"The output would replace {same[0]}. Choose another name.")
-    classify = FileClassifier(
-        model,
-        top=top,
-        threads=threads,
-        trust_saved_model=trust_saved_model,
-        isolated=isolated,
-    )
+    options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
+    classify = FileClassifier(model, top=top, threads=threads, **options)
     rows = RowFile(target, classify.columns)
     with rows.reserved(resume=resume, overwrite=overwrite):
         images, digest = _keep_paths(iterate_paths(given), rows.inputs)
-        rows.begin(
-            {
-                "the inputs": digest,
-                "the model": size_and_hash(model)[1],
-                "top (--top)": top,
-                "reszoo's version": reszoo.__version__,
-            }
-        )
+        identity = {"the inputs": digest, "the model": size_and_hash(model)[1]}
+        version = {"reszoo's version": reszoo.__version__}
+        rows.begin({**identity, "top (--top)": top, **version})
         done = rows.committed.rows
-        paths = islice(_kept_paths(rows.inputs), done, None)
         try:
-            with Progress("Images", images, done, lines=True) as progress:
+            with (
+                rows.inputs.open(encoding="ascii") as kept,
+                Progress("Images", images, done, lines=True) as progress,
+            ):
+                paths = map(json.loads, islice(kept, done, None))
                 for written in rows.append(classify.groups(paths)):
                     note = f"{written.errors:,} unreadable" if written.errors else ""
                     progress.advance(written.rows - done, note)
@@ -402,11 +395,6 @@ def _keep_paths(paths: Iterable[str], file: Path) -> tuple[int, str]:
     return count, digest.hexdigest()
 
 
-def _kept_paths(file: Path) -> Iterator[str]:
-    with file.open(encoding="ascii") as kept:
-        yield from map(json.loads, kept)
-
-
 class FileClassifier:
     """Classifies image files, several groups at a time, and answers with rows.
 
@@ -424,8 +412,7 @@ class FileClassifier:
         *,
         top: int = defaults.TOP,
         threads: int | None = None,
-        trust_saved_model: bool = False,
-        isolated: bool = defaults.ISOLATED,
+        **options: bool,
     ) -> None:
         if top < 1:
             raise UsageError(f"top must be at least 1. Received: top={top}.")
@@ -436,13 +423,9 @@ class FileClassifier:
         # Of the runtimes only TensorFlow cannot give every call a thread of its own.
         runtime = find_runtime(Path(model))
         # A subprocess serves one call at a time.
+        isolated = options.get("isolated", defaults.ISOLATED)
         own_threads = runtime is not None and bool(runtime.suffix) and not isolated
-        self._predictor = Predictor(
-            model,
-            threads=1 if own_threads else threads,
-            trust_saved_model=trust_saved_model,
-            isolated=isolated,
-        )
+        self._predictor = Predictor(model, 1 if own_threads else threads, **options)
         # Refuses a file that gives features.
         self._predictor.predict([])
         self.labels = self._predictor.labels
@@ -455,9 +438,7 @@ class FileClassifier:
     def __call__(self, paths: Sequence[str]) -> list[Row]:
         """Return a row for each image, an unreadable one's with the reason."""
         answers = self._predictor.stream(paths, batch_size=GROUP, errors="return")
-        return [
-            self._row(path, answer) for path, answer in zip(paths, answers, strict=True)
-        ]
+        return list(map(self._row, paths, answers))
 
     def _row(self, path: str, answer: ModelOutput | DataError) -> Row:
         row: dict[str, Any] = dict.fromkeys(self.columns)

@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +100,11 @@ def benchmark(
         )
     for name in names:
         find_runtime(Path(name))
-    requests = [
-        Request(
-            file=name,
-            threads=threads,
-            batch_sizes=sizes,
-            seconds=seconds,
-            trust_saved_model=trust_saved_model,
-            isolated=isolated,
-        )
-        for name in names
-    ]
+    request = Request(
+        file="", threads=threads, batch_sizes=sizes, seconds=seconds,
+        trust_saved_model=trust_saved_model, isolated=isolated,
+    )  # fmt: skip
+    requests = [replace(request, file=name) for name in names]
     timings = _interleaved(requests, rounds)
     return [
         Measurement(
@@ -135,12 +129,9 @@ def measure_files(
     latencies = {}
     for path in paths:
         request = Request(
-            file=str(path),
-            threads=threads,
-            batch_sizes=(1,),
-            seconds=seconds,
+            file=str(path), threads=threads, batch_sizes=(1,), seconds=seconds,
             max_runs=_EXPORT_RUNS,
-        )
+        )  # fmt: skip
         latencies[path] = _latency([_time_in_subprocess(request)], batch=1, place=0)
     return latencies
 
@@ -186,15 +177,11 @@ def _interleaved(requests: Sequence[Request], rounds: int) -> list[list[Timing]]
 
 
 def _time_in_subprocess(request: Request) -> Timing:
-    function = f"{__name__}:time_stored"
+    seconds, code = _SECONDS if request.isolated else None, f"{__name__}:time_stored"
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
         try:
             found = run_in_subprocess(
-                function,
-                Path(place),
-                asdict(request),
-                seconds=_SECONDS if request.isolated else None,
-                hide_gpus=False,
+                code, Path(place), asdict(request), seconds=seconds, hide_gpus=False
             )
         except SubprocessError as error:
             first, *others = str(error).split("\n")
@@ -229,18 +216,12 @@ def time_file(request: Request) -> Timing:
     first = _time_call(runtime, _noise(runtime, 1))
     times, peaks = [], []
     for batch in request.batch_sizes:
-        images = _noise(runtime, batch)
-        times.append(_time_calls(runtime, images, request))
+        times.append(_time_calls(runtime, _noise(runtime, batch), request))
         peaks.append(_resident_mb("VmHWM"))
     return Timing(
-        runtime=runtime.name,
-        threads=runtime.threads,
-        load_ms=load,
-        first_ms=first,
-        base_mb=base,
-        peak_mb=peaks,
-        times_ms=times,
-    )
+        runtime=runtime.name, threads=runtime.threads, load_ms=load, first_ms=first,
+        base_mb=base, peak_mb=peaks, times_ms=times,
+    )  # fmt: skip
 
 
 def _noise(runtime: Runtime, batch: int) -> Pixels:
@@ -283,14 +264,12 @@ def _latency(timings: Sequence[Timing], batch: int, place: int) -> Latency:
     memory = [(each.base_mb, each.peak_mb[place]) for each in timings]
     grown = [peak - base for base, peak in memory if peak and base]
     return Latency.of(
-        times,
-        batch=batch,
-        threads=timings[0].threads,
-        load_ms=float(np.median([each.load_ms for each in timings])),
-        first_ms=float(np.median([each.first_ms for each in timings])),
+        times, batch=batch, threads=timings[0].threads,
+        load_ms=_median([each.load_ms for each in timings]),
+        first_ms=_median([each.first_ms for each in timings]),
         memory_mb=_median(grown),
         peak_mb=_median([peak for _, peak in memory if peak]),
-    )
+    )  # fmt: skip
 
 
 def _median(values: Sequence[float]) -> float | None:

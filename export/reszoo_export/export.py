@@ -127,25 +127,15 @@ def export(
     """
     rows = find_formats(formats)
     options = ExportOptions(
-        batch=batch,
-        input_size=input_size,
-        layout=layout,
-        input_dtype=input_dtype,
-        opset=opset,
-        integer_io=integer_io,
-        outputs=outputs,
-        version=version,
-    )
+        batch=batch, input_size=input_size, layout=layout, input_dtype=input_dtype,
+        opset=opset, integer_io=integer_io, outputs=outputs, version=version,
+    )  # fmt: skip
     check_options(rows, options)
     given = [model, calibration, verify]
     replaceable = partial(
-        free_folder,
-        output,
-        kind="an export",
-        named=named_entries,
-        overwrite=overwrite,
+        free_folder, output, kind="an export", named=named_entries, overwrite=overwrite,
         inputs=[each for each in given if isinstance(each, str | os.PathLike)],
-    )
+    )  # fmt: skip
     folder = replaceable()
     calibrated = [row.name for row in rows if row.calibrated]
     if calibrated and calibration is None:
@@ -203,16 +193,13 @@ class _Export:
                     records.append(self._write_file(row, temporary))
                     progress.advance()
             manifest = Manifest(
-                folder=self.folder,
-                card=self.serving.card,
-                options=self.serving.options,
-                files=tuple(records),
-                beside=self._write_beside(temporary),
-            )
+                folder=self.folder, card=self.serving.card, files=tuple(records),
+                options=self.serving.options, beside=self._write_beside(temporary),
+            )  # fmt: skip
             if manifest.problems:
                 _keep_failed(temporary, manifest)
-            latencies = measure_files(temporary / each.file for each in manifest.files)
-            pairs = zip(manifest.files, latencies.values(), strict=True)
+            latencies = measure_files(temporary / each.file for each in records)
+            pairs = zip(records, latencies.values(), strict=True)
             files = tuple(replace(each, latency=latency) for each, latency in pairs)
             manifest = replace(manifest, files=files)
             write_snippets(temporary, manifest)
@@ -231,32 +218,25 @@ class _Export:
                 f"{row.name} could not be written ({type(error).__name__}: {error})."
             ) from error
         size, digest = size_and_hash(path)
-        found = self._verify_file(row, path)
+        card, options = self.serving.card, self.serving.options
+        try:
+            found = verify_file(row, path, self.reference, options, card)
+        except VerificationError as error:
+            # A runtime that crashes is a problem like any other.
+            problem = f"{row.name} could not be verified: {error}"
+            failed = Verification(runtime=row.runtime.name, problems=(problem,))
+            found = FileVerification(inputs=[], outputs=[], verification=failed)
         ranges = None
         if self.calibration is not None and row.precision == "int8":
             # How those of the activations were chosen.
             trials = self.calibration.attempts.get(row.file)
             ranges = trials or self.calibration.choices[self.serving.model]
         return FileRecord(
-            format=row.name,
-            file=row.file,
-            bytes=size,
-            sha256=digest,
-            inputs=found.inputs,
-            outputs=found.outputs,
+            format=row.name, file=row.file, bytes=size, sha256=digest,
+            inputs=found.inputs, outputs=found.outputs,
             verification=self._located(row, path, found.verification),
             ranges=ranges.to_json() if ranges else None,
-        )
-
-    def _verify_file(self, row: Format, path: Path) -> FileVerification:
-        """Verify a file; a runtime that crashes is a problem like any other."""
-        card, options = self.serving.card, self.serving.options
-        try:
-            return verify_file(row, path, self.reference, options, card)
-        except VerificationError as error:
-            problem = f"{row.name} could not be verified: {error}"
-            failed = Verification(runtime=row.runtime.name, problems=(problem,))
-            return FileVerification(inputs=[], outputs=[], verification=failed)
+        )  # fmt: skip
 
     def _located(self, row: Format, path: Path, found: Verification) -> Verification:
         """Add to a file's problems the first layer that differs."""
@@ -264,8 +244,7 @@ class _Export:
             return found
         indices = [each.image for each in found.worst] or slice(None)
         images = self.reference.images[indices]
-        layer = first_divergence(path, row, self.serving, images)
-        if layer is None:
+        if (layer := first_divergence(path, row, self.serving, images)) is None:
             return found
         problem = f"the first layer whose output differs from the model's: {layer}"
         return replace(found, problems=(*found.problems, problem))

@@ -73,18 +73,27 @@ class Contents:
     # what only this kind of file has, such as ONNX's opset
     details: Mapping[str, str] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {
+            **vars(self),
+            "inputs": [each.to_json() for each in self.inputs],
+            "outputs": [each.to_json() for each in self.outputs],
+            "operators": dict(self.operators),
+            "card": self.card and self.card.to_json(),
+        }
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Contents":
-        """Return what `describe_stored` made plain JSON values of."""
+        """Return what `to_json` wrote."""
         tensors = {
             kind: tuple(
-                TensorDescription(**{**each, "shape": tuple(each["shape"])})
+                TensorDescription(each["name"], each["dtype"], tuple(each["shape"]))
                 for each in content[kind]
             )
             for kind in ("inputs", "outputs")
         }
-        card = content["card"]
-        card = None if card is None else Card.from_json(card)
+        card = content["card"] and Card.from_json(content["card"])
         return cls(**{**content, **tensors, "card": card})
 
 
@@ -138,21 +147,14 @@ class FileDescription:
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
         own = {k: v for k, v in vars(self).items() if k != "contents"}
-        return {
-            **own,
-            **vars(self.contents),
-            "inputs": [each.to_json() for each in self.contents.inputs],
-            "outputs": [each.to_json() for each in self.contents.outputs],
-            "operators": dict(sorted(self.contents.operators.items())),
-            "card": self.card.to_json() if self.card else None,
-        }
+        operators = dict(sorted(self.contents.operators.items()))
+        return own | self.contents.to_json() | {"operators": operators}
 
 
 def _tensor_rows(
     kind: str, tensors: Sequence[TensorDescription]
 ) -> Iterator[tuple[str, str]]:
-    for each in tensors[:_MAX_ROWS]:
-        yield f"{kind} {each.name}", each.text()
+    yield from ((f"{kind} {each.name}", each.text()) for each in tensors[:_MAX_ROWS])
     if hidden := len(tensors[_MAX_ROWS:]):
         yield f"{kind}s", f"and {hidden:,} more"
 
@@ -160,40 +162,31 @@ def _tensor_rows(
 def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
     preprocessing, architecture = card.preprocessing, card.architecture
     sides = ("?" if side is None else str(side) for side in architecture.input_shape)
-    kind = (
-        "a Keras model that reszoo did not build"
-        if isinstance(architecture, KerasArchitecture)
-        else f"shortcut {architecture.shortcut}"
-    )
-    shown = f"{kind}, input {'x'.join(sides)}"
-    yield "model", f"{architecture.name}, {shown}"
+    kind = "a Keras model that reszoo did not build"
+    if not isinstance(architecture, KerasArchitecture):
+        kind = f"shortcut {architecture.shortcut}"
+    yield "model", f"{architecture.name}, {kind}, input {'x'.join(sides)}"
     if card.labels:
         yield "labels", f"{len(card.labels)}: {_some(card.labels)}"
     elif architecture.classes:
         yield "labels", f"not recorded; {architecture.classes} classes"
-    mean, std = preprocessing.mean, preprocessing.std
-    shown = (
-        f"{', '.join(preprocessing.steps())}, {preprocessing.colours} 0-255; "
-        f"normalised inside: mean {_numbers(mean)}, std {_numbers(std)}"
+    mean, std = (
+        "/".join(f"{value:g}" for value in values)
+        for values in (preprocessing.mean, preprocessing.std)
     )
-    yield "preprocessing", shown
+    steps = f"{', '.join(preprocessing.steps())}, {preprocessing.colours} 0-255"
+    yield "preprocessing", f"{steps}; normalised inside: mean {mean}, std {std}"
     yield "licence", licence(card) or "not recorded"
     for key, value in card.provenance.items():
         if key != "licence" and value is not None:
-            yield key, _brief(value)
+            brief = value
+            if isinstance(value, Mapping):
+                named = value.get("name") or value.get("source")
+                brief = named or f"{len(value)} fields"
+            yield key, str(brief)
     for metric in card.metrics:
         yield metric.name, f"{metric.value:.4g} on {metric.data}"
     yield "versions", ", ".join(f"{k} {v}" for k, v in card.versions.items())
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return str(value.get("name") or value.get("source") or f"{len(value)} fields")
-    return str(value)
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return "/".join(f"{value:g}" for value in values)
 
 
 def _some(texts: Sequence[str]) -> str:
@@ -241,14 +234,7 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
 def describe_stored(folder: Path, *, path: str) -> dict[str, Any]:
     """Describe a file in the subprocess of `inspect`; return plain JSON values."""
     found = describe_file(Path(path))
-    contents = {
-        **vars(found.contents),
-        "inputs": [asdict(each) for each in found.contents.inputs],
-        "outputs": [asdict(each) for each in found.contents.outputs],
-        "operators": dict(found.contents.operators),
-        "card": found.card and found.card.to_json(),
-    }
-    return {**vars(found), "contents": contents}
+    return {**vars(found), "contents": found.contents.to_json()}
 
 
 def describe_file(file: Path) -> FileDescription:

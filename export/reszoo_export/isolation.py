@@ -246,15 +246,15 @@ def open_isolated(
             return Counter(worker.ask({"operators": True})[0]["operators"])
 
     return Runtime(
-        path,
+        path=path,
         name=str(facts["name"]),
         card=Card.from_text(facts["card"]),
         threads=int(facts["threads"]),
         inputs=facts["inputs"],
         outputs=facts["outputs"],
         sessions=sessions,
-        call=lambda worker, pixels, output: worker.run(pixels, output),
-        operators=operators,
+        compute=lambda worker, pixels, output: worker.run(pixels, output),
+        count=operators,
     )
 
 

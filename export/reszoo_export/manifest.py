@@ -4,18 +4,11 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import (
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -77,15 +70,10 @@ class Latency:
         """Return the latency of some calls with `batch` images each."""
         median, p90, p99 = np.percentile(times_ms, [50, 90, 99])
         return cls(
-            batch=batch,
-            median_ms=float(median),
-            p90_ms=float(p90),
-            p99_ms=float(p99),
-            images_per_second=float(1000 * batch / median),
-            runs=len(times_ms),
-            processor=processor(),
-            **others,
-        )
+            batch=batch, median_ms=float(median), p90_ms=float(p90), p99_ms=float(p99),
+            images_per_second=float(1000 * batch / median), runs=len(times_ms),
+            processor=processor(), **others,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,14 +221,11 @@ def is_export(folder: Path) -> bool:
 
 
 def _export_content(folder: Path) -> dict[str, Any] | None:
-    try:
+    with suppress(OSError, ReszooError, ValueError):
         content = read_json(folder / MANIFEST_FILE)
-    except (OSError, ReszooError, ValueError):
-        return None
-    is_manifest = isinstance(content, dict) and {"manifest_version", "files"} <= {
-        *content
-    }
-    return content if is_manifest else None
+        if isinstance(content, dict) and {"manifest_version", "files"} <= {*content}:
+            return content
+    return None
 
 
 def named_entries(folder: Path) -> set[str] | None:
@@ -281,9 +266,8 @@ def read_manifest(folder: Path) -> Manifest:
         options = dict(content["options"])
         if isinstance(old := options.get("integer_io"), bool):  # Before 0.2.
             options["integer_io"] = "uint8" if old else None
-        read = {name: content[name] for name in ("files", "beside")}
-        card = Card.from_json(content["card"])
-        found = {"folder": folder, "card": card, "options": options, **read}
+        read = {name: content[name] for name in ("files", "beside", "card")}
+        found = {"folder": folder, "options": options, **read}
         return typed(Manifest, found).checked()
     except (CheckpointError, OSError, *_MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -332,7 +316,7 @@ def _built(value: Any, hint: Any) -> Any:
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_built(each, get_args(hint)[0]) for each in value)
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
-        return typed(hint, value)
+        return Card.from_json(value) if hint is Card else typed(hint, value)
     return value
 
 

@@ -20,12 +20,7 @@ from reszoo.environment import usable_cores
 from reszoo.errors import DataError, UsageError
 from reszoo.preprocessing import Pixels
 from reszoo_export.isolation import open_isolated
-from reszoo_export.runtimes import (
-    ModelOutput,
-    OutputKind,
-    open_runtime,
-    run_in_batches,
-)
+from reszoo_export.runtimes import ModelOutput, OutputKind, in_batches, open_runtime
 
 if TYPE_CHECKING:
     import keras
@@ -183,8 +178,7 @@ class Predictor:
                 gives features, or the Predictor is closed.
             DataError: A file is not a readable image.
         """
-        self._check_kind("probabilities")
-        return self._run(images, batch_size)
+        return self._run(images, batch_size, "probabilities")
 
     def features(
         self,
@@ -197,8 +191,7 @@ class Predictor:
         Arguments and errors are those of `predict`; a UsageError also if the file gives
         probabilities. Returns float32 `(n, width)`.
         """
-        self._check_kind("features")
-        return self._run(images, batch_size)
+        return self._run(images, batch_size, "features")
 
     @overload
     def stream(
@@ -215,9 +208,9 @@ class Predictor:
         self,
         images: Iterable[ImageLike],
         *,
+        errors: Literal["return"],
         batch_size: int = ...,
         prefetch: int = ...,
-        errors: Literal["return"],
     ) -> Iterator[ModelOutput | DataError]: ...
 
     def stream(
@@ -272,8 +265,9 @@ class Predictor:
                 yield each if isinstance(each, DataError) else next(answers)
 
     def _run(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int, kind: OutputKind
     ) -> ModelOutput:
+        self._check_kind(kind)
         outputs = [self._runtime.run(self._stacked([]))]
         for batch in _batches(images, batch_size):
             prepared = [self._prepare(name, image) for name, image in batch]
@@ -301,7 +295,7 @@ class Predictor:
                 f"Prepared images must be uint8 of shape (n, {sides}). "
                 f"Received: {images.dtype} {images.shape}; predict takes any size."
             )
-        return run_in_batches(self._runtime, images)
+        return in_batches(self._runtime.run, images)
 
     def top(self, image: ImageLike, k: int = defaults.TOP) -> list[tuple[str, float]]:
         """Return the `k` most probable labels of one image, best first.
@@ -342,12 +336,9 @@ def _batches(
             f"batch_size must be at least 1. Received: batch_size={batch_size}."
         )
     several = _several(images)
-    named: Iterator[tuple[str, Any]] = (
-        (f"images[{at}]", image)
-        for at, image in enumerate(() if several is None else several)
-    )
-    if several is None:
-        named = iter([("the image", images)])
+    named: Iterator[tuple[str, Any]] = iter([("the image", images)])
+    if several is not None:
+        named = ((f"images[{at}]", image) for at, image in enumerate(several))
     return iter(lambda: list(islice(named, batch_size)), [])
 
 
@@ -414,8 +405,7 @@ def load_image(
     if array.ndim == 0 and array.dtype.kind in "OSU":
         # The bytes of a file, as tf.io.read_file gives them.
         item = array.item()
-        known = isinstance(item, str | os.PathLike | bytes)
-        if not known:
+        if not isinstance(item, str | os.PathLike | bytes):
             raise _not_an_image(item, name)
         return load_image(item, name, channels)
     # With one channel, grey arrays as well: (height, width) or (height, width, 1).
@@ -452,7 +442,7 @@ def _content(file: Any, name: str) -> bytes:
 
 
 def _not_an_image(image: object, name: str) -> UsageError:
-    what = "None" if image is None else f"{type(image).__name__}"
+    what = "None" if image is None else type(image).__name__
     return UsageError(
         "An image is a path, the bytes of an image file, a file opened in binary "
         "mode, a PIL image, or a uint8 RGB array or tensor of shape (height, width, "

@@ -13,14 +13,8 @@ from reszoo.console import printable
 from reszoo.files import write_text
 from reszoo.metrics import class_rows, confusion_matrix
 from reszoo.preprocessing import to_image
-from reszoo.report.page import (
-    Table,
-    environment,
-    number,
-    render,
-    shell_command,
-    thumbnail,
-)
+from reszoo.report import page
+from reszoo.report.page import Table, number
 from reszoo.training.report import recipe_defaults, reliability_diagram
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
@@ -114,8 +108,8 @@ def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None
     """
     content = _content(manifest, reference)
     # The same style as a run's report.
-    write_text(folder / "report.html", render("export.html.j2", **content))
-    template = environment(escape_markdown).get_template("export.md.j2")
+    write_text(folder / "report.html", page.render("export.html.j2", **content))
+    template = page.environment(escape_markdown).get_template("export.md.j2")
     write_text(folder / "REPORT.md", template.render(content, cell=markdown_cell))
 
 
@@ -174,7 +168,7 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
             for each in files
         ),
         "found": next((each for each in found if each.compared), found[0]),
-        "problems": [Outside(problem) for problem in manifest.problems],
+        "problems": list(map(Outside, manifest.problems)),
         "answers": _answer_table(files),
         "recalls": _class_table(files, card, reference),
         "reliability": _reliability(files),
@@ -187,7 +181,7 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
         "tensors": _tensor_table(files),
         "differences": [_difference(each, card, reference) for each in files],
         "commands": [
-            (purpose, shell_command(["reszoo", *arguments]))
+            (purpose, page.shell_command(["reszoo", *arguments]))
             for purpose, arguments in _commands(verified, features=features)
         ],
         "licences": [
@@ -280,9 +274,8 @@ def _in_words(speed: float | None) -> str:
         return ""
     if 1 / _ALIKE < speed < _ALIKE:
         return " and equally fast here"
-    faster = speed > 1
-    times = speed if faster else 1 / speed
-    return f" and {times:.1f} times {'faster' if faster else 'slower'} here"
+    times, faster = max(speed, 1 / speed), "faster" if speed > 1 else "slower"
+    return f" and {times:.1f} times {faster} here"
 
 
 def _answer_table(files: Sequence[FileRecord]) -> Table:
@@ -354,14 +347,10 @@ def _cost_table(files: Sequence[FileRecord]) -> Table:
         "file", "size", "median latency", "p90", "p99", "images/s", "cold start",
         "memory",
     )  # fmt: skip
-    rows = [
-        [
-            each.file,
-            f"{each.bytes / 1e6:,.2f} MB",
-            *latency_cells(each.latency, ",.0f")[:-1],
-        ]
-        for each in files
-    ]
+    rows = []
+    for each in files:
+        cells = latency_cells(each.latency, ",.0f")[:-1]
+        rows.append([each.file, f"{each.bytes / 1e6:,.2f} MB", *cells])
     return Table("Size, latency and memory of each file", columns, rows)
 
 
@@ -405,7 +394,7 @@ def _compared_image(
     return {
         "index": each.image,
         "truth": truth and Outside(truth),
-        "picture": thumbnail(to_image(reference.images[each.image])),
+        "picture": page.thumbnail(to_image(reference.images[each.image])),
         "model": (Outside(each.model_label), each.model_probability),
         "file": (Outside(each.file_label), each.file_probability),
         "difference": each.difference,
@@ -433,11 +422,8 @@ def _commands(
 
 def _origin_table(card: Card) -> Table:
     leaves = [*_leaves(card.provenance), *_leaves({"versions": card.versions})]
+    leaves += [(f"{m.name} on {m.data}", f"{m.value:.4f}") for m in card.metrics]
     rows = [[Outside(name), Outside(value)] for name, value in leaves]
-    rows += [
-        [Outside(f"{metric.name} on {metric.data}"), Outside(f"{metric.value:.4f}")]
-        for metric in card.metrics
-    ]
     return Table("Provenance of the weights", ("field", "value"), rows, (0, 1))
 
 
@@ -448,16 +434,13 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     """
     for name, value in content.items():
         if isinstance(value, Mapping):
-            shown = _changed(value) if name == "recipe" else value
+            shown = dict(value)
+            if name == "recipe":
+                usual = recipe_defaults(value.get("name"))
+                same = shown.keys() & usual.keys() - {"name"}
+                shown = {
+                    k: v for k, v in shown.items() if k not in same or v != usual[k]
+                }
             yield from _leaves(shown, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", str(value)
-
-
-def _changed(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = recipe_defaults(recipe.get("name"))
-    return {
-        name: value
-        for name, value in recipe.items()
-        if name == "name" or name not in defaults or value != defaults[name]
-    }

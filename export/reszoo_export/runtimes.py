@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
-from reszoo.environment import (
-    allowed_cores,
-    check_tensorflow_usable,
-    usable_cores,
-)
+from reszoo.environment import allowed_cores, check_tensorflow_usable, usable_cores
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
@@ -69,19 +65,10 @@ class Interface:
             pixels = pixels.astype(np.int16) + self.zero_point
         pixels = np.ascontiguousarray(pixels, self.dtype)
         step = self.batch or len(pixels)
-        starts = range(0, len(pixels), step)
-        parts = [self._run_batch(call, pixels[at : at + step]) for at in starts]
-        return self._to_float(np.concatenate(parts))
-
-    def _run_batch(
-        self, call: Callable[[NDArray[Any]], NDArray[Any]], pixels: NDArray[Any]
-    ) -> NDArray[Any]:
-        if self.batch is None or len(pixels) == self.batch:
-            return call(pixels)
-        padding = np.repeat(pixels[-1:], self.batch - len(pixels), axis=0)
-        return call(np.concatenate([pixels, padding]))[: len(pixels)]
-
-    def _to_float(self, output: NDArray[Any]) -> ModelOutput:
+        if missing := -len(pixels) % step:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+        parts = [call(pixels[at : at + step]) for at in range(0, len(pixels), step)]
+        output = np.concatenate(parts)[: len(images)]
         if "scale" in self.output:
             steps = output.astype(np.float64) - self.output["zero_point"]
             output = steps * self.output["scale"]
@@ -127,64 +114,52 @@ def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
     )
 
 
+@dataclass(kw_only=True)
 class Runtime:
     """An opened file; a CheckpointError if its inputs and outputs are not an export's.
-
-    Args:
-        path: The file, for errors.
-        name: Of the runtime, with its version.
-        card: The card inside the file.
-        threads: How many compute one output.
-        inputs: Name, dtype and shape of each input; of quantized ones also scale and
-            zero point.
-        outputs: The same of each output.
-        sessions: What runs the file, in as many threads as there are callers.
-        call: From a session, pixels, in the file's dtype and layout, and the name of
-            an output to that output.
-        operators: Returns how often each operator occurs; None for a checkpoint.
 
     Attributes:
         interface: The input and output that `run` uses.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        name: str,
-        card: Card,
-        threads: int,
-        inputs: list[TensorInfo],
-        outputs: list[TensorInfo],
-        sessions: Sessions[Any],
-        call: Callable[[Any, NDArray[Any], str], NDArray[Any]],
-        operators: Callable[[], Mapping[str, int]] | None = None,
-    ) -> None:
-        self.name, self.card, self.threads = name, card, threads
-        self.inputs, self.outputs = inputs, outputs
-        channels = card.preprocessing.channels
-        self.interface = find_interface(path, inputs, outputs, channels)
+    path: Path  # for errors
+    name: str  # with its version
+    card: Card  # inside the file
+    threads: int  # how many compute one output
+    # Name, dtype and shape of each; of quantized ones also scale and zero point.
+    inputs: list[TensorInfo]
+    outputs: list[TensorInfo]
+    sessions: Sessions[Any]  # what runs the file, in as many threads as it has callers
+    # From a session, pixels in the file's dtype and layout, and the name of an output
+    # to that output.
+    compute: Callable[[Any, NDArray[Any], str], NDArray[Any]]
+    # Returns how often each operator occurs; None for a checkpoint.
+    count: Callable[[], Mapping[str, int]] | None = None
+
+    def __post_init__(self) -> None:
+        channels, classes = (
+            self.card.preprocessing.channels,
+            self.card.architecture.classes,
+        )
+        self.interface = find_interface(self.path, self.inputs, self.outputs, channels)
         width = self.interface.output["shape"][-1]
-        classes = card.architecture.classes
         # Before a label is made for each.
         if self.interface.output_kind == "probabilities" and width != classes:
             raise CheckpointError(
                 f"The card must be of the {width} classes that the output has. "
-                f"Received: {classes} classes in {path}."
+                f"Received: {classes} classes in {self.path}."
             )
-        self.sessions, self._call, self._operators = sessions, call, operators
-        self._path = path
 
     @cached_property
     def operators(self) -> Mapping[str, int]:
         """How often each operator occurs; empty for a checkpoint."""
-        return self._operators() if self._operators else {}
+        return self.count() if self.count else {}
 
     def close(self) -> None:
         """Free the file's memory (see `Sessions.close`)."""
         self.sessions.close()
         # It may hold the graph.
-        self._operators = None
+        self.count = None
 
     def run(self, images: Pixels) -> ModelOutput:
         """Run the file on uint8 `(n, height, width, channels)`.
@@ -195,13 +170,13 @@ class Runtime:
         name = self.interface.output["name"]
         with self._borrow() as session:
             return self.interface.run(
-                lambda pixels: self._call(session, pixels, name), images
+                lambda pixels: self.compute(session, pixels, name), images
             )
 
     def call(self, pixels: NDArray[Any], output: str) -> NDArray[Any]:
         """Run the file once, on pixels in its own dtype, axes and batch size."""
         with self._borrow() as session:
-            return self._call(session, pixels, output)
+            return self.compute(session, pixels, output)
 
     @contextmanager
     def _borrow(self) -> Iterator[Any]:
@@ -216,17 +191,18 @@ class Runtime:
                 raise
             except Exception as error:
                 raise CheckpointError(
-                    f"{self._path} opens, but {self.name} cannot compute it "
+                    f"{self.path} opens, but {self.name} cannot compute it "
                     f"({type(error).__name__}: {error}). Get the file again, or check "
                     "an export with reszoo verify."
                 ) from error
 
 
-def run_in_batches(runtime: Runtime, images: Pixels) -> ModelOutput:
-    """Return `runtime.run(images)`, computed 32 images at a time."""
-    step = PREDICTION_BATCH_SIZE
-    starts = range(0, max(1, len(images)), step)
-    return np.concatenate([runtime.run(images[at : at + step]) for at in starts])
+def in_batches(
+    call: Callable[[Any], Any], images: Pixels, size: int = PREDICTION_BATCH_SIZE
+) -> NDArray[Any]:
+    """Return what a function gives for images, so many of them at a time."""
+    starts = range(0, max(1, len(images)), size)
+    return np.concatenate([np.asarray(call(images[at : at + size])) for at in starts])
 
 
 def open_keras(model: "keras.Model") -> Runtime:
@@ -243,7 +219,7 @@ def open_keras(model: "keras.Model") -> Runtime:
     shape = [None, *card.architecture.input_shape]
     classes = [None, card.architecture.classes]
     return Runtime(
-        Path(model.name),
+        path=Path(model.name),
         name=f"keras {keras.__version__}",
         card=card,
         threads=tensorflow_threads(),
@@ -253,7 +229,7 @@ def open_keras(model: "keras.Model") -> Runtime:
             for name in ("logits", "probabilities")
         ],
         sessions=Sessions(lambda: function, forkable=False),
-        call=lambda run, pixels, output: run(pixels)[output].numpy(),
+        compute=lambda run, pixels, output: run(pixels)[output].numpy(),
     )
 
 
@@ -326,14 +302,11 @@ def reader_errors(path: Path) -> Iterator[None]:
         yield
     except (ReszooError, MemoryError):
         raise
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror or error})."
-        ) from error
     except Exception as error:
-        raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}: {error})."
-        ) from error
+        problem = f"is damaged ({type(error).__name__}: {error})"
+        if isinstance(error, OSError):
+            problem = f"cannot be read ({error.strerror or error})"
+        raise CheckpointError(f"{path} {problem}.") from error
 
 
 def open_runtime(

@@ -25,16 +25,7 @@ from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card, own_card
 from reszoo_export.folding import fold
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.classifier import (
-    copy_classifier,
-    read_classifier_card,
-    read_scores,
-)
-from reszoo_export.keras_models.resnet import (
-    is_from_reszoo,
-    is_resnet,
-    read_keras_model,
-)
+from reszoo_export.keras_models import classifier, resnet
 from reszoo_export.verification.reference import synthetic_images
 
 INPUT = "image"
@@ -125,14 +116,14 @@ def make_serving(
     images were shown to it, or it cannot take images of the size asked for.
     """
     options = options or ExportOptions()
-    known = is_from_reszoo(model)
-    if not known and not is_resnet(model):
+    known = resnet.is_from_reszoo(model)
+    if not known and not resnet.is_resnet(model):
         return _traced(model, options, labels, preprocessing)
     if known:
         card, tensors, is_bgr = get_card(model), fold(model), False
         card = replace(card, preprocessing=preprocessing or card.preprocessing)
     else:
-        card, tensors, is_bgr = read_keras_model(model, preprocessing)
+        card, tensors, is_bgr = resnet.read_keras_model(model, preprocessing)
     card = _labelled(card, labels)
     _check_exportable(card, options)
     if not known:
@@ -159,7 +150,7 @@ def _traced(
     preprocessing: Preprocessing | None,
 ) -> Serving:
     """Make the serving form of a classifier whose structure is not known."""
-    scores = read_scores(model)
+    scores = classifier.read_scores(model)
     missing = (FEATURES, "logits") if scores.is_multilabel else (FEATURES,)
     if options.outputs in missing:
         raise UsageError(
@@ -167,8 +158,8 @@ def _traced(
             "ends in a sigmoid for each class no logits alone. Received: "
             f"outputs={options.outputs!r} of {model.name!r}; leave outputs out."
         )
-    copy = copy_classifier(model, scores)
-    card, is_bgr = read_classifier_card(
+    copy = classifier.copy_classifier(model, scores)
+    card, is_bgr = classifier.read_classifier_card(
         model, copy, scores, preprocessing, options.input_size
     )
     _check_askable(card, options)
@@ -256,25 +247,17 @@ def _as_asked(card: Card, options: ExportOptions) -> Card:
                 "The temperature was measured at another size: the files have the "
                 "model's own probabilities. Calibrate a model of that size."
             )
-        card = replace(
-            card,
-            preprocessing=replace(card.preprocessing, eval_size=size),
-            # They were measured at another size.
-            metrics=(),
-            confidence=None,
-        )
+        record = replace(card.preprocessing, eval_size=size)
+        # They were measured at another size.
+        card = replace(card, preprocessing=record, metrics=(), confidence=None)
     if size is not None:
         shape = card.preprocessing.input_shape
         architecture = replace(architecture, input_shape=shape)
     if options.outputs == FEATURES:
         architecture = replace(
-            architecture,
-            include_top=False,
-            classes=None,
-            classifier_activation=None,
-            features=None,
-            pooling=architecture.pooling or "avg",
-        )
+            architecture, include_top=False, classes=None, classifier_activation=None,
+            features=None, pooling=architecture.pooling or "avg",
+        )  # fmt: skip
         card = replace(card, labels=None, metrics=(), confidence=None)
     return replace(card, architecture=architecture)
 

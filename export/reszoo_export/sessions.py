@@ -5,7 +5,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -138,13 +138,11 @@ class Sessions(Generic[Session]):
 
 def _identity(path: Path | None) -> tuple[int, ...] | None:
     """Return what tells that a file is still the same one; None without a file."""
-    if path is None:
-        return None
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    with suppress(OSError):
+        if path is not None:
+            found = path.stat()
+            return found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 def _after_fork() -> None:

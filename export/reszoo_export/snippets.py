@@ -48,28 +48,24 @@ def _templates(manifest: Manifest) -> Iterator[tuple[Any, FileRecord]]:
     """Yield templates and the file that each is filled in for."""
     native: list[FileRecord] = []
     for runtime in RUNTIMES.values():
+        # Languages without NumPy have arrays of their dtypes.
         records = [
             record
             for record in manifest.files
-            if FORMATS[record.format].runtime == runtime and _is_native(record)
+            if FORMATS[record.format].runtime == runtime
+            and {record.inputs[0]["dtype"], classifying_output(record)["dtype"]}
+            <= set(_CTYPES)
         ]
         # int8 files are the smallest and, on most devices, the fastest.
         records.sort(key=lambda record: FORMATS[record.format].precision != "int8")
         folder = resources.files(runtime.package) / FOLDER
         for template in sorted(folder.iterdir(), key=lambda each: each.name):
             if records and template.name != _SERVER:
-                native.append(records[0])
+                native += records[:1]
                 yield template, records[0]
     if native:
         yield _COMMON / "preprocess.h.in", native[0]
     yield _COMMON / _SERVER, manifest.files[0]
-
-
-def _is_native(record: FileRecord) -> bool:
-    """Tell whether languages without NumPy have arrays of the file's dtypes."""
-    return {record.inputs[0]["dtype"], classifying_output(record)["dtype"]} <= set(
-        _CTYPES
-    )
 
 
 def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
@@ -98,6 +94,11 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
     channels, colour = preprocessing.channels, map(str, preprocessing.mean_colour)
     sides = (channels, high, wide) if "nchw" in facts else (high, wide, channels)
     zero = output.get("zero_point", 0)
+    lines = [
+        f'    "{each.file}": (open_{FORMATS[each.format].runtime.name}, '
+        f'"{each.inputs[0]["dtype"]}", {_shape(each.inputs[0])}),'
+        for each in manifest.files
+    ]
     words: dict[str, Any] = {
         "MODEL": card.architecture.name,
         "HEIGHT": high,
@@ -113,7 +114,7 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "RESAMPLING": card.preprocessing.interpolation.upper(),
         "FILE": record.file,
         "STEM": Path(record.file).stem,
-        "FILES": "\n".join(map(_server_line, manifest.files)),
+        "FILES": "\n".join(lines),
         "INPUT": image["name"],
         "DTYPE": image["dtype"],
         "SHAPE": _shape(image),
@@ -151,11 +152,6 @@ def _openers(manifest: Manifest, words: Mapping[str, str]) -> str:
     return "\n\n".join(fill(text, words, []) for text in texts) + "\n"
 
 
-def _server_line(record: FileRecord) -> str:
-    image, opener = record.inputs[0], f"open_{FORMATS[record.format].runtime.name}"
-    return f'    "{record.file}": ({opener}, "{image["dtype"]}", {_shape(image)}),'
-
-
 def _facts(card: Card, record: FileRecord) -> list[str]:
     image, output = record.inputs[0], classifying_output(record)
     features, logits = (output["name"] == name for name in ("features", "logits"))
@@ -186,7 +182,5 @@ def _facts(card: Card, record: FileRecord) -> list[str]:
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:
-    sides = (
-        str(side) if isinstance(side, int) else f'"{side}"' for side in tensor["shape"]
-    )
+    sides = (f"{s}" if isinstance(s, int) else f'"{s}"' for s in tensor["shape"])
     return f"({', '.join(sides)})"

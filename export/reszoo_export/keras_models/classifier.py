@@ -9,6 +9,7 @@ were shown to it.
 import math
 import re
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from reszoo.architecture import KerasArchitecture
-from reszoo.cards import Card, library_versions
+from reszoo.cards import Card
 from reszoo.errors import UsageError
 from reszoo.layers import Conv2D, Shape
 from reszoo.metrics import softmax
@@ -31,15 +32,9 @@ from reszoo.preprocessing import (
 from reszoo.training.model import precision_policy
 from reszoo.weights import keras_h5
 from reszoo.zoo import attached_card
-from reszoo_export.keras_models.graph import (
-    Call,
-    Value,
-    all_layers,
-    answer_of,
-    as_numpy,
-    caller,
-)
-from reszoo_export.keras_models.resnet import CAFFE, sized
+from reszoo_export.keras_models import graph
+from reszoo_export.keras_models.graph import Call, Value, caller
+from reszoo_export.keras_models.resnet import CAFFE, keras_card, sized
 from reszoo_export.runtimes import ModelOutput
 from reszoo_export.verification.reference import synthetic_images
 
@@ -75,7 +70,7 @@ def read_scores(model: keras.Model) -> Scores:
 
     A UsageError if it is not functional, or does not give one vector of scores.
     """
-    value = answer_of(model)
+    value = graph.answer_of(model)
     shape = tuple(model.outputs[0].shape)
     if len(shape) != 2 or shape[1] is None:
         raise UsageError(
@@ -116,7 +111,7 @@ def copy_classifier(
     with precision_policy(dtype):
         image = keras.Input(model.input_shape[1:], dtype=dtype, name="image")
         copy = _Copy(image, scores, dtype)
-        logits = copy.value(answer_of(model))
+        logits = copy.value(graph.answer_of(model))
         if scores.units == 1:
             logits = SecondClass(name="logits")(logits)
         made = keras.Model(image, logits, name=model.name)
@@ -143,11 +138,10 @@ class _Copy:
             if call is None or _key(call) in self.outputs:
                 waiting.pop()
                 continue
-            before = [caller(each) for each in call.inputs]
             missing = [
                 each
-                for each, made in zip(call.inputs, before, strict=True)
-                if made is not None and _key(made) not in self.outputs
+                for each in call.inputs
+                if (before := caller(each)) and _key(before) not in self.outputs
             ]
             waiting += missing
             if not missing:
@@ -173,12 +167,10 @@ class _Copy:
 
     def twin(self, call: Call) -> Any:
         """Return the copy of a call's layer; None where it is the last activation."""
-        layer = call.layer
-        changes: dict[str, Any] = {}
+        layer, changes = call.layer, {}
         if self.end is not None and layer is self.end.layer:
-            if not hasattr(layer, "activation") or isinstance(
-                layer, keras.layers.Activation
-            ):
+            is_activation = isinstance(layer, keras.layers.Activation)
+            if is_activation or not hasattr(layer, "activation"):
                 return None
             changes = {"activation": "linear"}
         if id(layer) not in self.twins:
@@ -211,17 +203,15 @@ class _Copy:
 
     def unused(self, name: str) -> str:
         """Return a name that no layer of the copy has, as nested models may share."""
-        found, number = name, 1
-        while found in self.names:
-            number += 1
-            found = f"{name}.{number}"
+        names = chain([name], (f"{name}.{number}" for number in count(2)))
+        found = next(each for each in names if each not in self.names)
         self.names.add(found)
         return found
 
     def copy_weights(self) -> None:
         for layer, twin in self.twins.values():
             if twin is not layer and getattr(twin, "weights", None):
-                twin.set_weights([as_numpy(each) for each in layer.weights])
+                twin.set_weights([graph.as_numpy(each) for each in layer.weights])
 
 
 def _key(call: Call) -> Any:
@@ -240,7 +230,9 @@ def _affine(layer: Any) -> tuple[Any, Any]:
     """Return scale and offset of a preprocessing layer."""
     if isinstance(layer, keras.layers.Rescaling):
         return np.float32(layer.scale), np.float32(layer.offset)
-    mean, variance = (as_numpy(x).astype(float) for x in (layer.mean, layer.variance))
+    mean, variance = (
+        graph.as_numpy(x).astype(float) for x in (layer.mean, layer.variance)
+    )
     deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
     if layer.invert:
         return np.float32(deviation), np.float32(mean)
@@ -400,18 +392,8 @@ def read_classifier_card(
         activation="sigmoid" if scores.is_multilabel else "softmax",
         rounding=measure_rounding(model, copy, scores, record, bgr=is_bgr),
     )
-    card = Card(
-        architecture=architecture,
-        labels=None,
-        preprocessing=record,
-        provenance={
-            "source": "a Keras model",
-            "preprocessing": kind,
-            "scores": scores.activation or "logits",
-        },
-        versions=library_versions(),
-    )
-    return card, is_bgr
+    ends_in = scores.activation or "logits"
+    return keras_card(architecture, record, kind, scores=ends_in), is_bgr
 
 
 def _shape(
@@ -445,8 +427,8 @@ def _implied(
     largest = (np.max(np.abs(scale)) for scale in affine)
     if len(affine) == len(first) and all(each <= 1 / _LARGE for each in largest):
         return "inside the model: RGB in 0..255", _record(_BYTES, shape)
-    models = [each for each in all_layers(model) if isinstance(each, keras.Model)]
-    for inside in (each for each in (model, *models) if _takes_image(model, each)):
+    models = [each for each in graph.all_layers(model) if isinstance(each, keras.Model)]
+    for inside in (model, *(each for each in models if _takes_image(model, each))):
         if (found := attached_card(inside)) is not None:
             return "of the model inside", found.card.preprocessing
         layers = {layer.name for layer in inside.layers}
@@ -473,23 +455,16 @@ def _implied(
 
 def _takes_image(model: keras.Model, inside: keras.Model) -> bool:
     """Tell whether a model in another one is given the image itself."""
-    if inside is model:
-        return True
-    calls = [node for node in _nodes(model) if node.operation is inside]
-    given = [tensor for node in calls for tensor in node.input_tensors]
-    return bool(given) and all(caller(Value(each)) is None for each in given)
-
-
-def _nodes(model: keras.Model) -> list[Any]:
-    """List the calls that lead to a model's output, not those of other models."""
-    waiting, found = list(model.outputs), {}
+    # The calls that lead to the model's output, not those of other models.
+    waiting, given, seen = list(model.outputs), list[Any](), set()
     while waiting:
         layer, index, _ = waiting.pop()._keras_history
         node = layer._inbound_nodes[index] if layer is not None else None
-        if node is not None and id(node) not in found:
-            found[id(node)] = node
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
             waiting += node.input_tensors
-    return list(found.values())
+            given += node.input_tensors if node.operation is inside else []
+    return bool(given) and all(caller(Value(each)) is None for each in given)
 
 
 def _record(statistics: Any, shape: tuple[int, int, int]) -> Preprocessing:

@@ -11,8 +11,6 @@ import numpy as np
 from reszoo.architecture import Convolution
 from reszoo.errors import UsageError
 from reszoo.layers import Conv2D
-from reszoo.weights.names import Tensors
-from reszoo_export.folding import Statistics
 
 # Layers that hand on what they get unless `training=True`.
 _IDLE = frozenset({
@@ -154,27 +152,6 @@ class FoundConvolution:
     layer: keras.layers.Conv2D
     norm: keras.layers.BatchNormalization | None  # the one after it, where one follows
     image: Value  # its input, before it is padded
-
-    def folded(self, name: str) -> Tensors:
-        """Return weight and bias under a name, normalization folded in."""
-        kernel = as_numpy(self.layer.kernel).transpose(3, 2, 0, 1)
-        has_bias, zeros = self.layer.use_bias, np.zeros(len(kernel), np.float32)
-        bias = as_numpy(self.layer.bias) if has_bias else zeros
-        if self.norm is not None:
-            return statistics_of(self.norm).folded(name, kernel, bias)
-        return {f"{name}.weight": kernel, f"{name}.bias": bias}
-
-
-def statistics_of(norm: keras.layers.BatchNormalization) -> Statistics:
-    """Return what a batch normalization of Keras' does in inference."""
-    mean, variance = as_numpy(norm.moving_mean), as_numpy(norm.moving_variance)
-    return Statistics(
-        gamma=as_numpy(norm.gamma) if norm.scale else np.ones_like(mean),
-        beta=as_numpy(norm.beta) if norm.center else np.zeros_like(mean),
-        mean=mean,
-        variance=variance,
-        epsilon=norm.epsilon,
-    )
 
 
 def read_norm(value: Value, name: str) -> Call:

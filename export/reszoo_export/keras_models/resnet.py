@@ -8,13 +8,13 @@ from itertools import groupby
 from typing import Any, get_args
 
 import keras
-import numpy as np
 
 from reszoo.architecture import (
     FINAL_NORM,
     Architecture,
     Convolution,
     InputShape,
+    KerasArchitecture,
     architecture,
     convolutions,
 )
@@ -27,20 +27,9 @@ from reszoo.specs import SPECS, Shortcut
 from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
 from reszoo.zoo import attached_card, own_card
-from reszoo_export.keras_models.graph import (
-    Call,
-    FoundConvolution,
-    Value,
-    all_layers,
-    answer_of,
-    as_numpy,
-    call_of,
-    caller,
-    not_understood,
-    read_convolution,
-    read_norm,
-    statistics_of,
-)
+from reszoo_export.folding import fold_layers
+from reszoo_export.keras_models import graph
+from reszoo_export.keras_models.graph import Call, FoundConvolution, Value, caller
 
 CAFFE = "of keras.applications"
 _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
@@ -69,17 +58,8 @@ class KerasResNet:
 
     def folded(self) -> Tensors:
         """Return its tensors for a folded model, under torchvision's names."""
-        tensors: Tensors = {}
-        for name, convolution in self.convolutions.items():
-            tensors |= convolution.folded(name)
-        for name, norm in self.norms.items():
-            tensors |= statistics_of(norm).folded(name)
-        if (dense := self.head.classifier) is not None:
-            # In torchvision's layout.
-            tensors["fc.weight"] = np.ascontiguousarray(as_numpy(dense.kernel).T)
-            bias = as_numpy(dense.bias) if dense.use_bias else np.zeros(dense.units)
-            tensors["fc.bias"] = bias.astype(np.float32)
-        return tensors
+        pairs = {name: (c.layer, c.norm) for name, c in self.convolutions.items()}
+        return fold_layers(pairs, self.norms, self.head.classifier)
 
 
 def read_resnet(model: keras.Model) -> KerasResNet:
@@ -87,7 +67,7 @@ def read_resnet(model: keras.Model) -> KerasResNet:
 
     A UsageError names the layer where it computes something else.
     """
-    head = _read_head(answer_of(model))
+    head = _read_head(graph.answer_of(model))
     failed: list[tuple[int, UsageError]] = []
     for candidate in _candidates(model, head):
         walk = _Walk(candidate)
@@ -109,7 +89,7 @@ def _candidates(model: keras.Model, head: Head) -> list[Architecture]:
     options["input_shape"] = model.input_shape[1:]
     found = Counter(
         tuple(layer.kernel.shape)
-        for layer in all_layers(model)
+        for layer in graph.all_layers(model)
         if isinstance(layer, keras.layers.Conv2D)
     )
     differences: dict[Architecture, int] = {}
@@ -165,7 +145,7 @@ class _Walk:
             value = self.relu(value, name)
         if self.expected.shortcut == "none":
             return self.path(value, listed)[1]
-        call = call_of(
+        call = graph.call_of(
             value,
             lambda call: call.kind == "Add" and len(call.inputs) == 2,
             f"the sum of a path and its shortcut in {name}",
@@ -204,7 +184,7 @@ class _Walk:
         if last.is_shortcut:
             source, image = self.convolution(value, last), given
             if last.pool > 1:
-                source = call_of(
+                source = graph.call_of(
                     source,
                     lambda call: _pools(call, "AveragePooling2D", 2, last.pool, "same"),
                     f"2x2 average pooling before {last.name}",
@@ -212,7 +192,7 @@ class _Walk:
         elif stride > 1 or last.filters != listed[0].in_channels:
             wanted = (last.filters, stride)
             grows = last.filters != listed[0].in_channels
-            source = call_of(
+            source = graph.call_of(
                 value,
                 lambda call: (
                     (
@@ -226,48 +206,46 @@ class _Walk:
             ).inputs[0]
         made = [call and call.output.key for call in map(caller, (source, image))]
         if made[0] != made[1]:
-            raise not_understood(caller(source), f"the input of the block {last.block}")
+            raise graph.not_understood(
+                caller(source), f"the input of the block {last.block}"
+            )
 
     def stem(self, value: Value, listed: list[Convolution]) -> None:
         if self.expected.spec.stem != "3x3":
-            pool = call_of(
+            pool = graph.call_of(
                 value,
                 lambda call: _pools(call, "MaxPooling2D", 3, 2, "valid"),
                 "3x3 max-pooling at stride 2 without padding of its own",
             )
-            around = ((1, 1), (1, 1))
-            value = call_of(
+            around = "ZeroPadding2D", ((1, 1), (1, 1))
+            value = graph.call_of(
                 pool.inputs[0],
-                lambda call: (
-                    call.kind == "ZeroPadding2D" and call.layer.padding == around
-                ),
+                lambda call: (call.kind, getattr(call.layer, "padding", "")) == around,
                 "ZeroPadding2D by 1 before the pooling",
             ).inputs[0]
-        if not self.is_pre:
-            value = self.relu(value, listed[-1].name)
         for each in reversed(listed):
-            if each is not listed[-1]:
+            if each is not listed[-1] or not self.is_pre:
                 value = self.relu(value, each.name)
             value = self.convolution(value, each)
         if (begin := caller(value)) is not None:
-            raise not_understood(
+            raise graph.not_understood(
                 begin,
                 "the input, because preprocessing must be outside the model: remove it "
                 "and pass preprocessing=reszoo.Preprocessing(...)",
             )
 
     def relu(self, value: Value, name: str) -> Value:
-        call = call_of(value, is_relu, f"the ReLU after {name}")
+        call = graph.call_of(value, is_relu, f"the ReLU after {name}")
         self.progress += 1
         return call.inputs[0]
 
     def norm(self, value: Value, name: str) -> Value:
-        call = read_norm(value, name)
+        call = graph.read_norm(value, name)
         self.norms[name] = call.layer
         return call.inputs[0]
 
     def convolution(self, value: Value, expected: Convolution) -> Value:
-        found = read_convolution(value, expected)
+        found = graph.read_convolution(value, expected)
         self.convolutions[expected.name] = found
         self.progress += 1
         return found.image
@@ -283,14 +261,14 @@ def _read_head(value: Value) -> Head:
         classifier, activation = call.layer, call.layer.activation
         known = activation in (keras.activations.linear, keras.activations.softmax)
         if not known or classifier.quantization_mode is not None:
-            raise not_understood(
+            raise graph.not_understood(
                 call, "a classifier that ends in logits or softmax, after the pooling"
             )
         softmax = softmax or activation is keras.activations.softmax
         value = call.inputs[0]
         call = caller(value)
     if softmax and classifier is None:
-        raise not_understood(call, "a Dense layer before the softmax")
+        raise graph.not_understood(call, "a Dense layer before the softmax")
     if call is not None and call.kind == "Flatten" and call.inputs[0].tensor.ndim == 2:
         value = call.inputs[0]
         call = caller(value)
@@ -298,7 +276,7 @@ def _read_head(value: Value) -> Head:
     if call is not None and pooling and call.layer.keepdims:
         pooling = None
     if classifier is not None and pooling != "avg":
-        raise not_understood(call, "GlobalAveragePooling2D before the classifier")
+        raise graph.not_understood(call, "GlobalAveragePooling2D before the classifier")
     if call is None or pooling is None:
         return Head(value)
     return Head(call.inputs[0], pooling, value, classifier, softmax)
@@ -338,7 +316,7 @@ def is_from_reszoo(model: keras.Model) -> bool:
 
 def is_resnet(model: keras.Model) -> bool:
     """Tell whether a plain Keras model is a ResNet whose structure is understood."""
-    answer_of(model)
+    graph.answer_of(model)
     try:
         read_resnet(model)
     except UsageError:
@@ -358,7 +336,7 @@ def read_keras_model(
     shown to it.
     """
     resnet = read_resnet(model)
-    models = [each for each in all_layers(model) if isinstance(each, keras.Model)]
+    models = [each for each in graph.all_layers(model) if isinstance(each, keras.Model)]
     attached = filter(None, map(attached_card, [model, *models]))
     inside = next((each.card for each in attached), None)
     first = convolutions(resnet.architecture)[0].name
@@ -368,16 +346,11 @@ def read_keras_model(
         kind, preprocessing = "of the model inside", inside.preprocessing
     else:
         kind, preprocessing = _implied(model, resnet, first)
-    provenance: dict[str, Any] = {"source": "a Keras model", "preprocessing": kind}
+    more: dict[str, Any] = {}
     if inside is not None and not inside.is_fresh:
-        provenance["began_as"] = dict(inside.provenance)
-    card = Card(
-        architecture=resnet.architecture,
-        labels=None,
-        preprocessing=sized(preprocessing, resnet.architecture.input_shape),
-        provenance=provenance,
-        versions=library_versions(),
-    )
+        more["began_as"] = dict(inside.provenance)
+    record = sized(preprocessing, resnet.architecture.input_shape)
+    card = keras_card(resnet.architecture, record, kind, **more)
     tensors, is_bgr = resnet.folded(), kind == CAFFE
     if is_bgr:
         tensors[f"{first}.weight"] = tensors[f"{first}.weight"][:, ::-1]
@@ -404,6 +377,22 @@ def _implied(
         "Nothing tells how pictures were shown to a Keras model that neither reszoo "
         f"nor keras.applications built. Received: {model.name!r}; pass "
         "preprocessing=reszoo.Preprocessing(...)."
+    )
+
+
+def keras_card(
+    made: Architecture | KerasArchitecture,
+    record: Preprocessing,
+    kind: str,
+    **provenance: Any,
+) -> Card:
+    """Return the card of a Keras model; `kind` is where its preprocessing is from."""
+    return Card(
+        architecture=made,
+        labels=None,
+        preprocessing=record,
+        provenance={"source": "a Keras model", "preprocessing": kind, **provenance},
+        versions=library_versions(),
     )
 
 

@@ -17,7 +17,7 @@ from reszoo.preprocessing import Pixels
 from reszoo_export.keras_models.classifier import Scores, read_scores
 from reszoo_export.keras_models.graph import all_layers
 from reszoo_export.keras_models.resnet import Head, is_from_reszoo, read_resnet
-from reszoo_export.runtimes import ModelOutput
+from reszoo_export.runtimes import ModelOutput, in_batches
 from reszoo_export.serving import Serving, float32_twin
 
 Answering = Callable[[Pixels], ModelOutput]
@@ -66,13 +66,7 @@ def _probabilities(answer: ModelOutput, scores: Scores) -> ModelOutput:
 
 def _in_batches(model: keras.Model, prepare: Preparing) -> Answering:
     ask = tf.function(lambda pixels: model(pixels, training=False))
-
-    def answer(images: Pixels) -> ModelOutput:
-        starts = range(0, len(images), _AT_ONCE)
-        parts = [ask(prepare(images[at : at + _AT_ONCE])) for at in starts]
-        return np.concatenate([np.asarray(part, np.float32) for part in parts])
-
-    return answer
+    return lambda images: in_batches(lambda few: ask(prepare(few)), images, _AT_ONCE)
 
 
 def _caffe(images: Pixels) -> Any:

@@ -1,7 +1,7 @@
 """Clean up a converted ONNX graph, and quantize it."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,10 +133,9 @@ def _write_out_padding(graph: Any) -> None:
 
     for node in [node for node in graph.node if node.op_type == "Pad"]:
         if len(node.input) == 2:
-            value = f"{node.output[0]}.value"
-            zero = numpy_helper.from_array(np.float32(0), value)
+            node.input.append(f"{node.output[0]}.value")
+            zero = numpy_helper.from_array(np.float32(0), node.input[-1])
             graph.initializer.append(zero)
-            node.input.append(value)
         if not node.attribute:
             node.attribute.append(helper.make_attribute("mode", "constant"))
 
@@ -170,13 +169,9 @@ def _order(graph: Any) -> None:
         if not missing:
             ordered.append(node)
             done.update(node.output)
-    del graph.node[:]
-    graph.node.extend(ordered)
+    _set_nodes(graph, ordered)
     first = {name: place for place, name in enumerate(_uses(graph))}
-    kept = [each for each in graph.initializer if each.name in first]
-    kept.sort(key=lambda each: first[each.name])
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.sort(key=lambda each: first[each.name])
 
 
 def _name(graph: Any, layers: Collection[str]) -> None:
@@ -202,10 +197,9 @@ def _name(graph: Any, layers: Collection[str]) -> None:
 
 def _layer(node: Any, layers: Collection[str]) -> str | None:
     """Return the layer in a node's names, if there is one."""
-    weights = [name.removesuffix(".weight") for name in node.input]
     parts = [_REPEATED.sub("", part) for part in node.output[0].split("/")]
-    found = [name for name in (*weights, *parts) if name in layers]
-    return found[0] if found else None
+    names = (*map(_layer_of, node.input), *parts)
+    return next((name for name in names if name in layers), None)
 
 
 def _layer_of(kernel: str) -> str:
@@ -218,6 +212,16 @@ def _makers(graph: Any) -> dict[str, Any]:
 
 def _uses(graph: Any) -> dict[str, None]:
     return dict.fromkeys(name for node in graph.node for name in node.input)
+
+
+def _set_nodes(graph: Any, nodes: Sequence[Any]) -> None:
+    """Give a graph other nodes, and keep the constants that they use."""
+    del graph.node[:]
+    graph.node.extend(nodes)
+    used = _uses(graph)
+    kept = [each for each in graph.initializer if each.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _replace_input(graph: Any, old: str, new: str) -> None:
@@ -234,12 +238,7 @@ def quantize(graph: Any, steps: Steps, ranges: Ranges, first: str) -> None:
     _start_with_bytes(graph, first, quantizer)
     for node in list(graph.node):
         quantizer.add_node(node)
-    del graph.node[:]
-    graph.node.extend(quantizer.nodes)
-    used = _uses(graph)
-    kept = [each for each in graph.initializer if each.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    _set_nodes(graph, quantizer.nodes)
 
 
 def _start_with_bytes(graph: Any, first: str, quantizer: "_Quantizer") -> None:

@@ -4,7 +4,8 @@ import importlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,12 @@ from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.files import parse_json
 from reszoo.preprocessing import Pixels
+from reszoo_export import inspection
 from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.inspection import (
-    Contents,
-    TensorDescription,
-    card_or_note,
-    find_origin,
-)
 from reszoo_export.metadata import parse_card
 from reszoo_export.protobuf import MAX_NODES, check_fields
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
-from reszoo_export.runtimes import (
-    Activations,
-    Runtime,
-    TensorInfo,
-    float_activations,
-)
+from reszoo_export.runtimes import Activations, Runtime, TensorInfo, float_activations
 from reszoo_export.sessions import Sessions
 
 CARD_KEY, LABELS_KEY = "reszoo_card", "labels"
@@ -50,6 +41,20 @@ def check_file(path: Path, *, trusted: bool = False) -> None:
     check_fields(path, lambda: importlib.import_module("onnx").ModelProto)
 
 
+@contextmanager
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of this process's environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _import_onnxruntime() -> Any:
     """Import ONNX Runtime with its telemetry off, unless the user has set that.
 
@@ -57,14 +62,8 @@ def _import_onnxruntime() -> Any:
     after it was forked, and warns where the home folder is read-only. Read at import.
     """
     name = "ORT_DISABLE_TELEMETRY"
-    chosen_by_user = name in os.environ
-    os.environ.setdefault(name, "1")
-    try:
-        import onnxruntime
-    finally:
-        if not chosen_by_user:
-            del os.environ[name]
-    return onnxruntime
+    with environment_variable(name, os.environ.get(name, "1")):
+        return importlib.import_module("onnxruntime")
 
 
 def open_file(path: Path, threads: int | None) -> Runtime:
@@ -88,18 +87,18 @@ def open_file(path: Path, threads: int | None) -> Runtime:
         properties = session.get_modelmeta().custom_metadata_map
         inputs, outputs = session.get_inputs(), session.get_outputs()
     return Runtime(
-        path,
+        path=path,
         name=f"onnxruntime {onnxruntime.__version__}",
         card=read_card(path, properties),
         threads=options.intra_op_num_threads,
         inputs=[_tensor_info(value) for value in inputs],
         outputs=[_tensor_info(value) for value in outputs],
         sessions=sessions,
-        call=lambda session, pixels, output: session.run([output], {"image": pixels})[
-            0
-        ],
+        compute=lambda session, pixels, output: session.run(
+            [output], {"image": pixels}
+        )[0],
         # A session does not list them.
-        operators=lambda: _operators(_load(path).graph),
+        count=lambda: _operators(_load(path).graph),
     )
 
 
@@ -146,10 +145,8 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     outputs = {value.name for value in model.graph.output}
     inner = [onnx.ValueInfoProto(name=name) for name in names if name not in outputs]
     model.graph.output.extend(inner)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = (
-        onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )
+    options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -174,7 +171,7 @@ _PRECISIONS = {"int8": "int8", "uint8": "int8", "float16": "float16"}
 _MAX_SHOWN = 200
 
 
-def describe(path: Path) -> Contents:
+def describe(path: Path) -> inspection.Contents:
     """See `Reader.describe`."""
     try:
         model = _load(path)
@@ -188,12 +185,18 @@ def describe(path: Path) -> Contents:
             f"{path} must have at most {MAX_NODES:,} operators. "
             f"Received: {len(graph.node):,}."
         )
-    card, note = card_or_note(lambda: read_card(path, properties))
+    card, note = inspection.card_or_note(lambda: read_card(path, properties))
+    opsets = [f"{each.domain} {each.version}".strip() for each in model.opset_import]
+    details = {"opset": ", ".join(opsets), "IR version": str(model.ir_version)}
+    if model.producer_name:
+        details["producer"] = f"{model.producer_name} {model.producer_version}".strip()
+    if not card:
+        details |= {key: value[:_MAX_SHOWN] for key, value in properties.items()}
     constants = _constants(graph)
     weights = [constants[name] for name in _weights(graph, constants)]
     # Old files list weights among the inputs.
     inputs = [value for value in graph.input if value.name not in constants]
-    return Contents(
+    return inspection.Contents(
         precision=_precision(graph, weights),
         inputs=tuple(map(_describe_tensor, inputs)),
         outputs=tuple(map(_describe_tensor, graph.output)),
@@ -201,16 +204,8 @@ def describe(path: Path) -> Contents:
         parameters=sum(math.prod(weight.dims) for weight in weights),
         card=card,
         note=note,
-        details=_details(model, {} if card else properties),
+        details=details,
     )
-
-
-def _details(model: Any, properties: Mapping[str, str]) -> dict[str, str]:
-    opsets = [f"{each.domain} {each.version}".strip() for each in model.opset_import]
-    details = {"opset": ", ".join(opsets), "IR version": str(model.ir_version)}
-    if model.producer_name:
-        details["producer"] = f"{model.producer_name} {model.producer_version}".strip()
-    return details | {key: value[:_MAX_SHOWN] for key, value in properties.items()}
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -235,7 +230,7 @@ def _weights(graph: Any, constants: Mapping[str, Any]) -> set[str]:
         return str(maker.input[0])
 
     known: dict[str, str | None] = {}
-    origin = partial(find_origin, step=step, known=known)
+    origin = partial(inspection.find_origin, step=step, known=known)
     names: list[str] = []
     for node in graph.node:
         if node.op_type in _WEIGHTED:
@@ -259,13 +254,13 @@ def _precision(graph: Any, weights: Iterable[Any]) -> str:
     return "dynamic" if precision == "int8" and not static else precision
 
 
-def _describe_tensor(value: Any) -> TensorDescription:
+def _describe_tensor(value: Any) -> inspection.TensorDescription:
     tensor = value.type.tensor_type
     sides = tuple(
         side.dim_value if side.HasField("dim_value") else side.dim_param or "?"
         for side in tensor.shape.dim
     )
-    return TensorDescription(value.name, _dtype(tensor.elem_type), sides)
+    return inspection.TensorDescription(value.name, _dtype(tensor.elem_type), sides)
 
 
 def _dtype(number: int) -> str:
@@ -319,13 +314,11 @@ def _int8_activations(graph: Any) -> list[str]:
 def _overflowing(graph: Any) -> list[str]:
     """Refuse weights that give other outputs on processors of another kind."""
     largest, name = max(_weight_pairs(graph), default=(0, ""))
-    if largest <= MAX_PAIR:
-        return []
     problem = (
         "its weights overflow on x86 processors without VNNI: two of "
         f"{name} add up to {largest}, and at most {MAX_PAIR} fit; export it again"
     )
-    return [problem]
+    return [problem] if largest > MAX_PAIR else []
 
 
 def _weight_pairs(graph: Any) -> list[tuple[int, str]]:
@@ -337,9 +330,7 @@ def _weight_pairs(graph: Any) -> list[tuple[int, str]]:
         if node.op_type != "DequantizeLinear" or not node.input:
             continue
         weights = constants.get(node.input[0])
-        if weights is None:
-            continue
-        if _dtype(weights.data_type) == "int8":
+        if weights is not None and _dtype(weights.data_type) == "int8":
             axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
             array = numpy_helper.to_array(weights).astype(np.int32)
             largest = greatest_pairs(np.moveaxis(array, axis, -1)).max()

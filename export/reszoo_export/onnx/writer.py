@@ -1,10 +1,8 @@
 """Write ONNX files: float32, float16 weights, int8."""
 
 import json
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from reszoo_export.onnx.reader import (
     LABELS_KEY,
     OPSET,
     activation_reader,
+    environment_variable,
     ir_version,
 )
 from reszoo_export.quantization.grids import round_kernel
@@ -42,7 +41,6 @@ from reszoo_export.quantization.ranges import (
 from reszoo_export.serving import INPUT, Serving
 
 _BATCH = "batch"
-_CATCH_ERRORS = "TF2ONNX_CATCH_ERRORS"
 _WITH_KERNEL = ("Conv", "Gemm", "MatMul")
 
 
@@ -107,7 +105,13 @@ def convert(serving: Serving) -> Any:
     assign_tensors(model.graph, {name: each.numpy() for name, each in weights.items()})
     names = {layer.name for layer in serving.model.layers}
     tidy(model.graph, names, merge=not serving.is_traced)
-    _name_batch(model, serving)
+    if serving.batch(ONNX.batch) is None:
+        for value in (*model.graph.input, *model.graph.output):
+            axis = value.type.tensor_type.shape.dim[0]
+            axis.ClearField("dim_value")
+            axis.dim_param = _BATCH
+    # The converter's inferred shapes name the axis otherwise.
+    del model.graph.value_info[:]
     return model
 
 
@@ -131,7 +135,9 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     dtype = tf.as_dtype(options.input_dtype or "uint8")
     image = serving.spec(serving.batch(ONNX.batch), dtype)
     specs = [tf.TensorSpec(each.shape, name=name) for name, each in weights.items()]
-    with quiet(), _without_safety_copies():
+    # Otherwise tf2onnx copies the graph before every optimizer's pass, to continue
+    # when one fails (1.17, `optimizer.optimize_graph`); an error is better, and faster.
+    with quiet(), environment_variable("TF2ONNX_CATCH_ERRORS", "FALSE"):
         import tf2onnx
 
         model, _ = tf2onnx.convert.from_function(
@@ -150,44 +156,10 @@ def _write_erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
     dtypes, shapes = [context.get_dtype(output)], [context.get_shape(output)]
     context.remove_node(name)
     one = context.make_const(f"{name}_one", np.ones((), np.float32))
-    erf = context.make_node("Erf", node.input, dtypes=dtypes, shapes=shapes)
-    context.make_node(
-        "Sub",
-        [one.output[0], erf.output[0]],
-        name=name,
-        outputs=[output],
-        dtypes=dtypes,
-        shapes=shapes,
-    )
-
-
-@contextmanager
-def _without_safety_copies() -> Iterator[None]:
-    """Keep tf2onnx from copying the whole graph before every optimizer's pass.
-
-    It does so to continue when a pass fails (tf2onnx 1.17, `optimizer.optimize_graph`);
-    an error is better, and faster.
-    """
-    before = os.environ.get(_CATCH_ERRORS)
-    os.environ[_CATCH_ERRORS] = "FALSE"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_CATCH_ERRORS]
-        else:
-            os.environ[_CATCH_ERRORS] = before
-
-
-def _name_batch(model: Any, serving: Serving) -> None:
-    """Name the first axis of inputs and outputs `batch` where it is not fixed."""
-    if serving.batch(ONNX.batch) is None:
-        for value in (*model.graph.input, *model.graph.output):
-            axis = value.type.tensor_type.shape.dim[0]
-            axis.ClearField("dim_value")
-            axis.dim_param = _BATCH
-    # The converter's inferred shapes name the axis otherwise.
-    del model.graph.value_info[:]
+    options = {"dtypes": dtypes, "shapes": shapes}
+    erf = context.make_node("Erf", node.input, **options)
+    inputs = [one.output[0], erf.output[0]]
+    context.make_node("Sub", inputs, name=name, outputs=[output], **options)
 
 
 def write_model(model: Any, serving: Serving, path: Path) -> None:
@@ -249,11 +221,8 @@ def round_kernels(graph: Any) -> None:
             if tensor.data_type == TensorProto.FLOAT:
                 rounded = _rounded(numpy_helper.to_array(tensor))
                 tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
-                nodes.append(
-                    helper.make_node(
-                        "Cast", [tensor.name], [wide], name=wide, to=TensorProto.FLOAT
-                    )
-                )
+                names = [tensor.name], [wide], wide
+                nodes.append(helper.make_node("Cast", *names, to=TensorProto.FLOAT))
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -309,10 +278,7 @@ def quantized(model: Any, ranges: Ranges, kinds: Iterable[str] | None) -> Any:
         )
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-        spans: Mapping[str, Any] = {
-            name: (np.float32(low), np.float32(high))
-            for name, (low, high) in ranges.items()
-        }
+        spans = {name: tuple(map(np.float32, ends)) for name, ends in ranges.items()}
         quantizer = QDQQuantizer(
             save_and_reload_model_with_shape_infer(model),
             per_channel=True,

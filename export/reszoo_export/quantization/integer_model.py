@@ -24,12 +24,9 @@ Weights = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 INPUT_RANGE = (0.0, 255.0)
 # Their integers stand for what those of their input stand for.
 _PASSING = (
-    "AveragePooling2D",
-    "IdentityShortcut",
-    "InputLayer",
-    "MaxPooling2D",
+    "AveragePooling2D", "IdentityShortcut", "InputLayer", "MaxPooling2D",
     "ZeroPadding2D",
-)
+)  # fmt: skip
 # Steps of an activation's range.
 LEVELS = 255
 # The layer before the first convolution: the picture's channels, and one that is 255
@@ -115,7 +112,10 @@ def build_integer_model(
     image = keras.Input(model.input_shape[1:], name="image")
     pixels = FakeQuantize(INPUT_RANGE, name="image.range") if ranges else None
     channels = image.shape[-1]
-    inside = _rounded(pixels, _inside_channel(channels)(_rounded(pixels, image)))
+    fill = keras.initializers.Constant([*channels * [0.0], INPUT_RANGE[1]])
+    kernel = np.eye(channels, channels + 1)
+    add_inside = _selection(INSIDE, kernel, bias_initializer=fill)
+    inside = _rounded(pixels, add_inside(_rounded(pixels, image)))
     # By tensor of the model: its twin, and what rounds it.
     values, rounders = {id(model.input): inside}, {id(model.input): pixels}
     for layer in model.layers[1:]:
@@ -155,12 +155,6 @@ def _twin(layer: keras.layers.Layer) -> keras.layers.Layer:
     return _selection(layer.name, kernel, strides=layer.stride, use_bias=False)
 
 
-def _inside_channel(channels: int) -> keras.layers.Layer:
-    fill = keras.initializers.Constant([*channels * [0.0], INPUT_RANGE[1]])
-    kernel = np.eye(channels, channels + 1)
-    return _selection(INSIDE, kernel, bias_initializer=fill)
-
-
 def _selection(
     name: str, kernel: NDArray[np.float64], **options: object
 ) -> keras.layers.Layer:
@@ -179,10 +173,11 @@ def _selection(
 def as_bytes(serving: Serving, model: keras.Model) -> Serving:
     """Return a serving form with a model that takes bytes: it normalises by itself."""
     record = serving.card.preprocessing
-    count = record.channels
-    record = replace(record, mean=(0.0,) * count, std=(1 / 255,) * count)
-    card = replace(serving.card, preprocessing=record)
-    return replace(serving, model=model, card=card)
+    mean, std = (0.0,) * record.channels, (1 / 255,) * record.channels
+    record = replace(record, mean=mean, std=std)
+    return replace(
+        serving, model=model, card=replace(serving.card, preprocessing=record)
+    )
 
 
 def set_ranges(model: keras.Model, ranges: Ranges) -> None:

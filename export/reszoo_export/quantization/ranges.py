@@ -27,7 +27,7 @@ from reszoo_export.quantization.integer_model import (
     quantized_layers,
     set_ranges,
 )
-from reszoo_export.runtimes import ModelOutput, open_runtime, run_in_batches
+from reszoo_export.runtimes import ModelOutput, in_batches, open_runtime
 from reszoo_export.serving import Serving
 
 Array = NDArray[Any]
@@ -172,10 +172,14 @@ class Trial:
 class Trials:
     """The quantization of a file: what was chosen, and what was tried."""
 
-    best: Trial
     trials: tuple[Trial, ...]
     images: int  # number of calibration images
     tried_on: int  # number of trial images
+
+    @property
+    def best(self) -> Trial:
+        """What was chosen."""
+        return min(self.trials, key=lambda trial: trial.divergence)
 
     def to_json(self) -> dict[str, Any]:
         """Return the trials as plain JSON values, for the manifest."""
@@ -232,17 +236,17 @@ def choose(
     trials = []
     for share, ranges in candidates.items():
         set_ranges(integers, {name: ranges[name] for name in inner})
-        trials.append(_trial(share, expected, predict(images)))
-    best = min(trials, key=lambda trial: trial.divergence)
+        outputs = predict(images)
+        near_scores, scores = _log_softmax(outputs), _log_softmax(expected)
+        apart = float((np.exp(scores) * (scores - near_scores)).sum(1).mean())
+        trials.append(_trial(expected, outputs, apart, share=share))
+    tried = _tried(calibration, trials)
     calibration.choices[model] = Choice(
         weights=rounded,
         narrow_weights=rounded_weights(exact, weights, narrow, inputs),
         narrow_steps=narrow,
-        ranges=candidates[best.share or 1.0],
-        best=best,
-        trials=tuple(trials),
-        images=len(calibration.images),
-        tried_on=len(images),
+        ranges=candidates[tried.best.share or 1.0],
+        **vars(tried),
     )
     return calibration.choices[model]
 
@@ -269,7 +273,8 @@ def observe(
             ends[name] = tf.stack([tf.reduce_min(flat, 1), tf.reduce_max(flat, 1)], 1)
         return ends, {n: tf.reduce_sum(a, 0) for n, a in found["inputs"].items()}
 
-    parts = [measure(batch) for batch in _batches(images)]
+    starts = range(0, len(images), _BATCH)
+    parts = [measure(images[at : at + _BATCH]) for at in starts]
     extremes = {n: np.concatenate([ends[n] for ends, _ in parts]) for n in layers}
     means = {
         name: np.sum([sums[name] for _, sums in parts], axis=0) / len(images)
@@ -317,11 +322,14 @@ def rounded_weights(
     return rounded
 
 
-def _trial(share: float, expected: Array, outputs: Array) -> Trial:
-    exact, near = _log_softmax(expected), _log_softmax(outputs)
-    divergence = (np.exp(exact) * (exact - near)).sum(1).mean()
-    agreement = (expected.argmax(1) == outputs.argmax(1)).mean()
-    return Trial(share=share, divergence=float(divergence), agreement=float(agreement))
+def _trial(expected: Array, outputs: Array, divergence: float, **how: Any) -> Trial:
+    agreement = float((expected.argmax(1) == outputs.argmax(1)).mean())
+    return Trial(divergence=divergence, agreement=agreement, **how)
+
+
+def _tried(calibration: Calibration, trials: Sequence[Trial]) -> Trials:
+    images, tried_on = len(calibration.images), len(calibration.trial_images)
+    return Trials(trials=tuple(trials), images=images, tried_on=tried_on)
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -337,11 +345,7 @@ def _function(model: keras.Model) -> Callable[[Pixels], Array]:
         input_signature=[spec],
         autograph=False,
     )
-    return lambda images: np.concatenate([*map(function, _batches(images))])
-
-
-def _batches(images: Pixels) -> list[Pixels]:
-    return [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
+    return lambda images: in_batches(function, images, _BATCH)
 
 
 # Smaller probabilities are rounded to 0 by integers.
@@ -362,36 +366,25 @@ def write_best(
     trials. An ExportError if the model's own outputs are not finite.
     """
     images = calibration.trial_images
-    expected = _probabilities(serving, images)
+    function = serving.function("probabilities")
+    expected = in_batches(
+        lambda batch: function(tf.constant(batch))["probabilities"], images, _BATCH
+    )
     _check_finite(expected)
     trials: list[Trial] = []
     place = path.with_name(f"trial-{path.name}")
     for method, write in candidates:
         write(place)
-        outputs = run_in_batches(open_runtime(place), images)
-        agreement = (expected.argmax(1) == outputs.argmax(1)).mean()
+        outputs = in_batches(open_runtime(place).run, images)
         apart = _divergence(expected, outputs)
         # All scores of a sigmoid are classes of two.
         if serving.has_sigmoid:
             apart += _divergence(1 - expected, 1 - outputs)
-        trial = Trial(method=method, divergence=apart, agreement=float(agreement))
-        trials.append(trial)
-        if (best := min(trials, key=lambda each: each.divergence)) is trial:
+        trials.append(_trial(expected, outputs, apart, method=method))
+        if _tried(calibration, trials).best is trials[-1]:
             place.replace(path)
     place.unlink(missing_ok=True)
-    calibration.attempts[path.name] = Trials(
-        best=best,
-        trials=tuple(trials),
-        images=len(calibration.images),
-        tried_on=len(images),
-    )
-
-
-def _probabilities(serving: Serving, images: Pixels) -> ModelOutput:
-    function = serving.function("probabilities")
-    starts = range(0, len(images), _BATCH)
-    parts = [function(tf.constant(images[at : at + _BATCH])) for at in starts]
-    return np.concatenate([np.asarray(part["probabilities"]) for part in parts])
+    calibration.attempts[path.name] = _tried(calibration, trials)
 
 
 def _check_finite(outputs: Array) -> None:

@@ -4,6 +4,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,10 @@ from reszoo.cards import Card
 from reszoo.errors import CheckpointError
 from reszoo.files import JSON_BYTES, read_regular
 from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo_export import inspection, runtimes
 from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.inspection import (
-    Contents,
-    TensorDescription,
-    card_or_note,
-    find_origin,
-)
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
-from reszoo_export.runtimes import (
-    Activations,
-    Runtime,
-    TensorInfo,
-    float_activations,
-    limit_tensorflow,
-    name_open_sides,
-    tensorflow_threads,
-)
+from reszoo_export.runtimes import Activations, TensorInfo
 from reszoo_export.saved_model import screening
 from reszoo_export.saved_model.screening import CALLS, MODEL_FILE, node_name
 from reszoo_export.sessions import Sessions
@@ -47,12 +35,12 @@ def check_file(path: Path, *, trusted: bool = False) -> None:
         screening.check_folder(newest_version(path))
 
 
-def open_file(path: Path, threads: int | None) -> Runtime:
+def open_file(path: Path, threads: int | None) -> runtimes.Runtime:
     """See `Reader.open_file`; of several versions the highest is opened."""
     import tensorflow as tf
 
     path = newest_version(path)
-    limit_tensorflow(threads)
+    runtimes.limit_tensorflow(threads)
     card = read_card(path)
     try:
         model = tf.saved_model.load(str(path))
@@ -74,22 +62,26 @@ def open_file(path: Path, threads: int | None) -> Runtime:
         inside = [node for each in graph.library.function for node in each.node_def]
         return Counter(node.op for node in (*graph.node, *inside))
 
-    return Runtime(
-        path,
+    return runtimes.Runtime(
+        path=path,
         name=f"tensorflow {tf.__version__}",
         card=card,
-        threads=tensorflow_threads(),
+        threads=runtimes.tensorflow_threads(),
         inputs=[_tensor_info(spec, spec.name) for spec in specs],
         outputs=[_tensor_info(tensor, name) for name, tensor in outputs],
         # A signature without its model would lose the weights.
         sessions=Sessions(lambda: model, path, forkable=False),
-        call=call,
-        operators=operators,
+        compute=call,
+        count=operators,
     )
 
 
 def _tensor_info(spec: Any, name: str) -> TensorInfo:
-    shape = [*name_open_sides(side if side is not None else -1 for side in spec.shape)]
+    shape = [
+        *runtimes.name_open_sides(
+            side if side is not None else -1 for side in spec.shape
+        )
+    ]
     return {"name": name, "dtype": spec.dtype.name, "shape": shape}
 
 
@@ -142,7 +134,7 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
 
     def run(pixels: NDArray[Any]) -> Activations:
         arrays = pruned(tf.constant(pixels))
-        return float_activations(
+        return runtimes.float_activations(
             {t.name: a.numpy() for t, a in zip(tensors, arrays, strict=True)}
         )
 
@@ -156,20 +148,21 @@ _PASSING = {"Cast", "Identity", "Reshape", "Squeeze"}
 _Body = tuple[Sequence[Any], int]
 
 
-def describe(path: Path) -> Contents:
+def describe(path: Path) -> inspection.Contents:
     """See `Reader.describe`."""
     folder = newest_version(path)
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{path} is not a SavedModel: it has no {MODEL_FILE}.")
     saved = screening.read_model(folder)
     graph = saved.meta_graphs[0]
-    card, note = card_or_note(lambda: read_card(folder))
+    card, note = inspection.card_or_note(lambda: read_card(folder))
     signatures = dict(sorted(graph.signature_def.items()))
     signatures.pop("__saved_model_init_op", None)
     default = signatures.pop("serving_default", None)
+    problems = [*screening.layout_problems(folder), *screening.find_problems(saved)]
     bodies = _bodies(graph, default) if default else []
     sizes = _sizes(graph, bodies)
-    return Contents(
+    return inspection.Contents(
         precision=sizes.most_common(1)[0][0] if sizes else "float32",
         inputs=_tensors(default.inputs) if default else (),
         outputs=_tensors(default.outputs) if default else (),
@@ -180,22 +173,17 @@ def describe(path: Path) -> Contents:
         details={
             **{f"signature {name}": _line(each) for name, each in signatures.items()},
             "tensorflow": graph.meta_info_def.tensorflow_version,
-            **_not_allowed(folder, saved),
+            **({"not allowed": "; ".join(problems)} if problems else {}),
         },
     )
-
-
-def _not_allowed(folder: Path, saved: Any) -> dict[str, str]:
-    problems = [*screening.layout_problems(folder), *screening.find_problems(saved)]
-    return {"not allowed": "; ".join(problems)} if problems else {}
 
 
 def _operators(bodies: Sequence[_Body]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for nodes, times in bodies:
-        for name, count in Counter(node.op for node in nodes).items():
-            counts[name] += times * count
-    return Counter({op: n for op, n in counts.items() if op not in CALLS})
+        for node in nodes:
+            counts[node.op] += times * (node.op not in CALLS)
+    return +counts
 
 
 def _line(signature: Any) -> str:
@@ -206,12 +194,12 @@ def _line(signature: Any) -> str:
     return f"{ins} -> {outs}"
 
 
-def _tensors(tensors: Mapping[str, Any]) -> tuple[TensorDescription, ...]:
+def _tensors(tensors: Mapping[str, Any]) -> tuple[inspection.TensorDescription, ...]:
     return tuple(
-        TensorDescription(
+        inspection.TensorDescription(
             name,
             _dtype(info.dtype),
-            name_open_sides(side.size for side in info.tensor_shape.dim),
+            runtimes.name_open_sides(side.size for side in info.tensor_shape.dim),
         )
         for name, info in sorted(tensors.items())
     )
@@ -232,9 +220,8 @@ def _sizes(graph: Any, bodies: Sequence[_Body]) -> Counter[str]:
     for node in graph.object_graph_def.nodes:
         if node.WhichOneof("kind") == "variable":
             sizes[_dtype(node.variable.dtype)] += _size(node.variable.shape)
-    for nodes, _ in bodies:
-        for constant in _weights(nodes):
-            sizes[_dtype(constant.dtype)] += _size(constant.tensor_shape)
+    for constant in chain.from_iterable(_weights(nodes) for nodes, _ in bodies):
+        sizes[_dtype(constant.dtype)] += _size(constant.tensor_shape)
     return sizes
 
 
@@ -250,7 +237,7 @@ def _weights(nodes: Sequence[Any]) -> list[Any]:
     known: dict[str, str | None] = {}
     users = [node for node in nodes if node.op in _WEIGHTED]
     origins = {
-        find_origin(node_name(name), step, known)
+        inspection.find_origin(node_name(name), step, known)
         for node in users
         for name in node.input[1:]
     }
@@ -319,18 +306,18 @@ def find_problems(
     prepared = np.stack([card.preprocessing.prepare(each) for each in originals])
     expected = _most_exact(of_pixels(image=tf.constant(prepared)))
     difference = np.abs(_most_exact(of_bytes(image_bytes=files)) - expected).max()
-    by_rounding = [
-        np.abs(_most_exact(of_pixels(image=tf.constant(near))) - expected).max()
-        for near in _nearly(prepared)
-    ]
+    draw, by_rounding = np.random.default_rng(1), []
+    for _ in range(_DRAWS):
+        change = draw.integers(-_LEVELS, _LEVELS, prepared.shape, endpoint=True)
+        near = np.clip(prepared + change, 0, 255).astype(np.uint8)
+        outputs = _most_exact(of_pixels(image=tf.constant(near)))
+        by_rounding.append(np.abs(outputs - expected).max())
     allowed = _MARGIN * max(by_rounding) + _ROUNDING
-    if difference <= allowed:
-        return []
     problem = (
         "serving_bytes and serving_default differ on the same images by "
         f"{difference:.2g}; rounding by one grey level explains {allowed:.2g}"
     )
-    return [problem]
+    return [] if difference <= allowed else [problem]
 
 
 def _large_images(preprocessing: Preprocessing, count: int) -> list[Pixels]:
@@ -338,25 +325,14 @@ def _large_images(preprocessing: Preprocessing, count: int) -> list[Pixels]:
     draw = np.random.default_rng(0)
     high, wide = preprocessing.resize_sides
     sizes = [(high * 3 // 2 + 1, wide * 2 + 3), (high * 2 + 5, wide * 5 // 4 + 1)]
-    return [
-        draw.integers(0, 256, (*sizes[number % 2], 3), np.uint8)
-        for number in range(count)
-    ]
+    shapes = [(*sizes[number % 2], 3) for number in range(count)]
+    return [draw.integers(0, 256, shape, np.uint8) for shape in shapes]
 
 
 def _png(image: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
-
-
-def _nearly(images: Pixels) -> list[Pixels]:
-    draw = np.random.default_rng(1)
-    changes = [
-        draw.integers(-_LEVELS, _LEVELS, images.shape, endpoint=True)
-        for _ in range(_DRAWS)
-    ]
-    return [np.clip(images + each, 0, 255).astype(np.uint8) for each in changes]
 
 
 def _most_exact(outputs: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -16,6 +16,9 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,8 @@ from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 # The functions that they call are in the same file, and checked as well.
 CALLING = CALLS | {
-    "Case",
-    "If",
-    "StatelessCase",
-    "StatelessIf",
-    "StatelessWhile",
-    "While",
-}
+    "Case", "If", "StatelessCase", "StatelessIf", "StatelessWhile", "While",
+}  # fmt: skip
 # Exports of reszoo, and what `keras.Model.export` writes for image classifiers.
 COMPUTING = frozenset(
     {
@@ -87,7 +85,6 @@ IN_GRAPH = frozenset({"AssignVariableOp", "VarHandleOp", "VarIsInitializedOp"})
 # runs neither of them; TF Serving runs the second with the folder's own file.
 IN_SAVE = frozenset({"DisableCopyOnRead", "MergeV2Checkpoints", "SaveV2"})
 IN_RESTORE = frozenset({"AssignVariableOp", "RestoreV2"})
-
 
 MODEL_FILE = "saved_model.pb"
 # What TensorFlow may read besides: nothing but these.
@@ -153,13 +150,11 @@ def layout_problems(folder: Path) -> list[str]:
     """Find files in a SavedModel's folder that TensorFlow must not read."""
     problems, entries = [], 0
     for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
+        for path in (Path(root, name) for name in (*folders, *files)):
             entries += 1
-            path = Path(root, name)
-            place = path.relative_to(folder)
             if entries > _MAX_ENTRIES:
                 return [f"more than {_MAX_ENTRIES:,} files"]
-            if not _fits(path, place):
+            if not _fits(path, place := path.relative_to(folder)):
                 problems.append(f"file {shown_name(str(place))}")
     return problems
 
@@ -228,19 +223,18 @@ def _place(function: str) -> str:
 def _saver(graph: Any, functions: Functions) -> tuple[str | None, str | None]:
     """Return the functions that save and restore, if nothing else can run them."""
     saver = graph.saver_def
-    wanted = [
-        node_name(each) for each in (saver.save_tensor_name, saver.restore_op_name)
-    ]
+    wanted = map(node_name, (saver.save_tensor_name, saver.restore_op_name))
     file = node_name(saver.filename_tensor_name)
     nodes = {node.name: node for node in graph.graph_def.node}
-    calls = [nodes.get(name) for name in wanted]
     used = {node_name(name) for node in graph.graph_def.node for name in node.input}
-    used |= {name for each in graph.signature_def.values() for name in _tensors(each)}
+    for each in graph.signature_def.values():
+        tensors = (*each.inputs.values(), *each.outputs.values())
+        used |= {node_name(tensor.name) for tensor in tensors}
     counts = sum((called(each) for each in functions.values()), Counter[str]())
     counts += called(graph.graph_def.node)
     objects = graph.object_graph_def.concrete_functions
     found: list[str | None] = []
-    for call in calls:
+    for call in map(nodes.get, wanted):
         if call is None or call.op not in CALLS or call.name in used:
             found.append(None)
             continue
@@ -248,11 +242,6 @@ def _saver(graph: Any, functions: Functions) -> tuple[str | None, str | None]:
         alone = counts[name] == 1 and name not in objects and call.input
         found.append(name if alone and node_name(call.input[0]) == file else None)
     return found[0], found[1]
-
-
-def _tensors(signature: Any) -> Iterator[str]:
-    for each in (*signature.inputs.values(), *signature.outputs.values()):
-        yield node_name(each.name)
 
 
 def _object_problems(graph: Any) -> Iterator[str]:
@@ -263,13 +252,14 @@ def _object_problems(graph: Any) -> Iterator[str]:
     if graph.asset_file_def or "saved_model_assets" in graph.collection_def:
         yield "assets, which are files that are read"
     kinds = {node.WhichOneof("kind") or "none" for node in objects}
-    owners = {
-        node.user_object.identifier for node in objects if node.HasField("user_object")
-    }
-    registered = {node.registered_name for node in objects}
-    registered |= {node.registered_saver for node in objects}
     yield from (f"object of kind {kind}" for kind in sorted(kinds - _KINDS))
-    others = (owners | registered) - _OBJECTS - {""}
+    named = {node.user_object.identifier for node in objects}
+    named |= {
+        name
+        for node in objects
+        for name in (node.registered_name, node.registered_saver)
+    }
+    others = named - _OBJECTS - {""}
     yield from (f"object {shown_name(name)}" for name in sorted(others))
 
 
@@ -290,18 +280,15 @@ def _structure_problems(graph: Any, functions: Functions) -> Iterator[str]:
         )
     if max(sizes.values(), default=0) > _MAX_INLINED:
         yield f"more than {_MAX_INLINED:,} operators in a call"
-    total = sum(map(_constant_bytes, bodies.values()))
-    if total > _MAX_CONSTANTS + graph.ByteSize():
-        yield f"constants of {total:,} bytes in a smaller file"
-
-
-def _constant_bytes(nodes: Sequence[Any]) -> int:
+    nodes = chain.from_iterable(bodies.values())
     tensors = (node.attr["value"].tensor for node in nodes if node.op == "Const")
-    return sum(
+    total = sum(
         _ITEM_BYTES.get(each.dtype, _LARGEST_ITEM)
         * math.prod(max(0, side.size) for side in each.tensor_shape.dim)
         for each in tensors
     )
+    if total > _MAX_CONSTANTS + graph.ByteSize():
+        yield f"constants of {total:,} bytes in a smaller file"
 
 
 def called(nodes: Iterable[Any]) -> Counter[str]:
@@ -323,41 +310,32 @@ def called(nodes: Iterable[Any]) -> Counter[str]:
 
 def call_order(functions: Functions) -> tuple[list[str], list[str]]:
     """Return functions with callers first, and those that reach themselves."""
-    callees = {name: called(nodes) for name, nodes in functions.items()}
-    callers = Counter(
-        name for counts in callees.values() for name in counts if name in functions
-    )
-    order = [name for name in functions if not callers[name]]
-    for name in order:  # Grows while it is walked.
-        for callee in callees[name]:
+    callers: dict[str, list[str]] = {name: [] for name in functions}
+    for name, nodes in functions.items():
+        for callee in called(nodes):
             if callee in functions:
-                callers[callee] -= 1
-                if not callers[callee]:
-                    order.append(callee)
+                callers[callee].append(name)
+    order = _sorted(callers)
     done = set(order)
     return order, [name for name in functions if name not in done]
 
 
 def has_cycle(nodes: Sequence[Any]) -> bool:
     """Tell whether nodes depend on themselves."""
-    names = {node.name for node in nodes}
-    left = {
-        node.name: Counter(
-            name for name in map(node_name, node.input) if name in names
-        ).total()
-        for node in nodes
-    }
-    users: dict[str, list[str]] = {}
-    for node in nodes:
-        for name in map(node_name, node.input):
-            users.setdefault(name, []).append(node.name)
-    ready = [name for name, count in left.items() if not count]
-    for name in ready:  # Grows while it is walked.
-        for user in users.get(name, ()):
-            left[user] -= 1
-            if not left[user]:
-                ready.append(user)
-    return len(ready) < len(left)
+    inputs = {node.name: list(map(node_name, node.input)) for node in nodes}
+    known = {each for names in inputs.values() for each in names} | {*inputs}
+    return len(_sorted(inputs)) < len(known)
+
+
+def _sorted(before: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return names behind those before them, without those in cycles and behind."""
+    sorter, order = TopologicalSorter(before), list[str]()
+    with suppress(CycleError):
+        sorter.prepare()
+    while ready := sorter.get_ready():
+        order += ready
+        sorter.done(*ready)
+    return order
 
 
 def node_name(name: str) -> str:

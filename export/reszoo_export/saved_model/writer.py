@@ -2,8 +2,8 @@
 
 import io
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,7 @@ from reszoo.data.decoding import decode_bounded, upright
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.formats import SAVED_MODEL
 from reszoo_export.metadata import card_files
-from reszoo_export.saved_model.reader import (
-    ENCODED_INPUT,
-    EXTRA_FOLDER,
-    SIGNATURES,
-)
+from reszoo_export.saved_model.reader import ENCODED_INPUT, EXTRA_FOLDER, SIGNATURES
 from reszoo_export.saved_model.screening import MODEL_FILE
 from reszoo_export.serving import INPUT, Serving
 
@@ -48,7 +44,7 @@ def write(serving: Serving, path: Path) -> None:
     extra.mkdir()
     for name, text in card_files(serving.card).items():
         (extra / name).write_text(text, encoding="utf-8")
-    (extra / WARMUP_FILE).write_bytes(warmup_requests(serving))
+    write_warmup(serving, extra / WARMUP_FILE)
 
 
 def save(
@@ -185,8 +181,9 @@ def make_repeatable(folder: Path) -> None:
 def _renumber(graph: Any) -> None:
     library = graph.graph_def.library
     functions = {each.signature.name: each for each in library.function}
-    attributes = _functions_of_objects(graph.object_graph_def)
-    names = _numbered([*_called(graph.graph_def.node), *attributes], functions)
+    # Attributes in Python, such as `serve`.
+    held = (node.function.concrete_functions for node in graph.object_graph_def.nodes)
+    names = _numbered([*_called(graph.graph_def.node), *chain(*held)], functions)
     for function in library.function:
         function.signature.name = names.get(function.signature.name, "")
         for argument in function.signature.input_arg:
@@ -202,12 +199,6 @@ def _renumber(graph: Any) -> None:
     library.function.sort(key=lambda each: order.index(each.signature.name))
     del library.function[: len(library.function) - len(names)], library.gradient[:]
     _rename_objects(graph.object_graph_def, names)
-
-
-def _functions_of_objects(objects: Any) -> Iterator[str]:
-    """Yield the functions that are attributes in Python, such as `serve`."""
-    for node in objects.nodes:
-        yield from node.function.concrete_functions
 
 
 def _numbered(waiting: list[str], functions: dict[str, Any]) -> dict[str, str]:
@@ -278,37 +269,32 @@ _SIGNATURE_NAME = 3
 _KEY, _VALUE = 1, 2
 
 
-def warmup_requests(serving: Serving) -> bytes:
-    """Return the content of the file of warm-up requests."""
+def write_warmup(serving: Serving, path: Path) -> None:
+    """Write the file of warm-up requests, for each signature and size of a batch."""
     fixed = serving.options.batch
-    batches = (fixed,) if isinstance(fixed, int) else _BATCHES
-    return _records(
-        [
-            _request(signature, *_example(signature, serving, batch))
-            for signature in SIGNATURES
-            for batch in batches
-        ]
-    )
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature in SIGNATURES:
+            for batch in (fixed,) if isinstance(fixed, int) else _BATCHES:
+                name, tensor = _example(signature, serving, batch)
+                writer.write(_request(signature, name, tensor))
 
 
 def _example(signature: str, serving: Serving, batch: int) -> tuple[str, bytes]:
     """Return the name of a signature's input and a tensor for it."""
     if signature == "serving_bytes":
-        images = [_jpeg(serving)] * batch
+        # A grey JPEG that is larger than the model's input and not square.
+        height, width = serving.card.preprocessing.resize_sides
+        pixels, file = (
+            np.full((2 * height, 3 * width, 3), _GREY, np.uint8),
+            io.BytesIO(),
+        )
+        Image.fromarray(pixels).save(file, "JPEG")
+        images = [file.getvalue()] * batch
         return ENCODED_INPUT, tf.make_tensor_proto(images).SerializeToString()
     shape = serving.spec(batch, tf.uint8).shape.as_list()
     # A constant tensor is stored as one number.
     tensor = tf.make_tensor_proto(_GREY, dtype=tf.uint8, shape=shape)
     return INPUT, tensor.SerializeToString()
-
-
-def _jpeg(serving: Serving) -> bytes:
-    """Make a grey JPEG that is larger than the model's input and not square."""
-    height, width = serving.card.preprocessing.resize_sides
-    pixels = np.full((2 * height, 3 * width, 3), _GREY, np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()
 
 
 def _request(signature: str, name: str, tensor: bytes) -> bytes:
@@ -331,12 +317,3 @@ def _varint(value: int) -> bytes:
         low.append(value & 127 | 128)
         value >>= 7
     return bytes([*low, value])
-
-
-def _records(messages: Sequence[bytes]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / WARMUP_FILE
-        with tf.io.TFRecordWriter(str(file)) as writer:
-            for message in messages:
-                writer.write(message)
-        return file.read_bytes()

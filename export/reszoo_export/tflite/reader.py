@@ -16,17 +16,11 @@ from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.files import JSON_BYTES, check_regular
 from reszoo.preprocessing import Pixels
+from reszoo_export import runtimes
 from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.inspection import Contents
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
-from reszoo_export.runtimes import (
-    Activations,
-    Runtime,
-    TensorInfo,
-    compute_activations,
-    float_activations,
-    name_open_sides,
-)
+from reszoo_export.runtimes import Activations, TensorInfo
 from reszoo_export.sessions import Sessions
 
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
@@ -38,7 +32,7 @@ def check_file(path: Path, *, trusted: bool = False) -> None:
     check_regular(path)
 
 
-def open_file(path: Path, threads: int | None) -> Runtime:
+def open_file(path: Path, threads: int | None) -> runtimes.Runtime:
     """See `Reader.open_file`."""
     threads = threads or usable_cores()
     # An interpreter serves one call at a time: calls at once share the cores.
@@ -48,16 +42,16 @@ def open_file(path: Path, threads: int | None) -> Runtime:
     with sessions.borrow() as session:
         inputs, outputs = session.inputs, session.outputs
         operators = session.operators()
-    return Runtime(
-        path,
+    return runtimes.Runtime(
+        path=path,
         name=f"ai-edge-litert {metadata.version('ai-edge-litert')}",
         card=read_card(path),
         threads=threads,
         inputs=_tensor_info(inputs),
         outputs=_tensor_info(outputs),
         sessions=sessions,
-        call=_Session.call,
-        operators=lambda: Counter(operators),
+        compute=_Session.call,
+        count=lambda: Counter(operators),
     )
 
 
@@ -104,7 +98,7 @@ def _tensor_info(details: Mapping[str, Any]) -> list[TensorInfo]:
         {
             "name": name,
             "dtype": np.dtype(detail["dtype"]).name,
-            "shape": [*name_open_sides(map(int, detail["shape_signature"]))],
+            "shape": [*runtimes.name_open_sides(map(int, detail["shape_signature"]))],
             **_quantization(detail),
         }
         for name, detail in sorted(details.items())
@@ -155,7 +149,7 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
         interpreter.allocate_tensors()
         interpreter.set_tensor(image, pixels)
         interpreter.invoke()
-        return float_activations(
+        return runtimes.float_activations(
             {str(i): _dequantized(interpreter, details[i]) for i in indices}
         )
 
@@ -180,7 +174,7 @@ def find_problems(
     if row.precision != "float16":
         return []
     chosen = images[np.linspace(0, len(images) - 1, _IMAGES).astype(int)]
-    for name, array in compute_activations(path, row.runtime, chosen).items():
+    for name, array in runtimes.compute_activations(path, row.runtime, chosen).items():
         # NaN is not small either.
         if not np.abs(array).max() <= _LARGEST_FLOAT16:
             problem = (

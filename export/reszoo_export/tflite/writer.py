@@ -24,6 +24,7 @@ from reszoo_export.quantization.ranges import (
     choose,
     write_best,
 )
+from reszoo_export.runtimes import in_batches
 from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
 from reszoo_export.tflite.flatbuffer import (
@@ -305,13 +306,14 @@ def typical_images(
         if len(layer._inbound_nodes) == 1 and hasattr(layer.output, "shape")
     ]
     inner = keras.Model(serving.model.input, layers)
-    normalise, ends = serving.card.preprocessing.normalise, []
-    for at in range(0, len(calibration.images), _BATCH):
-        pixels = calibration.images[at : at + _BATCH].astype(np.float32)
-        arrays = inner(normalise(pixels), training=False)
-        flat = [np.asarray(each).reshape(len(pixels), -1) for each in arrays]
-        ends.append(np.stack([np.abs(each).max(1) for each in flat], 1))
-    largest = np.concatenate(ends)
+    normalise = serving.card.preprocessing.normalise
+
+    def measure(images: Pixels) -> NDArray[Any]:
+        arrays = inner(normalise(images.astype(np.float32)), training=False)
+        flat = [np.asarray(each).reshape(len(images), -1) for each in arrays]
+        return np.stack([np.abs(each).max(1) for each in flat], 1)
+
+    largest = in_batches(measure, calibration.images, _BATCH)
     # In how many layers an image is beyond nearly all others.
     extreme = (largest > np.quantile(largest, 1 - (1 - share) / 2, axis=0)).sum(1)
     kept = np.argsort(extreme, kind="stable")[: int(len(extreme) * share)]

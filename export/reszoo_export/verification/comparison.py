@@ -24,7 +24,7 @@ from reszoo.metrics import (
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
-from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, run_in_batches
+from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, in_batches
 from reszoo_export.verification.reference import Reference
 
 _DEFAULTS = ExportOptions()
@@ -48,7 +48,7 @@ def compare(
     limits = limits_of(row, card)
     problems = structure_problems(row, runtime, options, card)
     try:
-        outputs = run_in_batches(runtime, reference.images)
+        outputs = in_batches(runtime.run, reference.images)
         problems += batch_problems(
             runtime, reference.images, outputs, limits.max_batch_difference
         )
@@ -98,8 +98,7 @@ def structure_problems(
     sides = [channels, *sides] if nchw else [*sides, channels]
     shape, problems = [_batch(row, options), *sides], []
     if [tensor["name"] for tensor in inputs] != ["image"]:
-        shown = ", ".join(map(_shown, inputs))
-        problems.append(f"the only input must be 'image', not {shown}")
+        problems.append(f"the only input must be 'image', not {_shown(*inputs)}")
     elif inputs[0]["dtype"] != (dtype := row.dtypes(options)[0]):
         problems.append(f"image must be {dtype}, not {inputs[0]['dtype']}")
     if inputs and inputs[0]["shape"] != shape:
@@ -112,8 +111,11 @@ def structure_problems(
     if others:
         problems.append(f"operators that are not allowed: {', '.join(sorted(others))}")
     if runtime.card.to_text() != card.to_text():
-        different = _different_fields(runtime.card, card)
-        problems.append(f"the card inside is not the model's: {different}")
+        ours, theirs = runtime.card.to_json(), card.to_json()
+        fields = [key for key in theirs if ours[key] != theirs[key]]
+        same_labels = runtime.card.labels == card.labels
+        different = ", ".join(fields) if same_labels else "labels, or in another order"
+        problems.append(f"the card inside is not the model's: other {different}")
     return problems
 
 
@@ -123,10 +125,9 @@ def _output_problems(
     names = (options.outputs,) if options.outputs else row.runtime.outputs
     given = {tensor["name"]: tensor for tensor in outputs}
     if sorted(given) != sorted(names) or len(given) != len(outputs):
-        shown = ", ".join(map(_shown, outputs)) or "none"
+        shown = _shown(*outputs) or "none"
         return [f"the outputs must be {' and '.join(names)}, not {shown}"]
-    dtype = row.dtypes(options)[1]
-    problems = []
+    dtype, problems = row.dtypes(options)[1], []
     for name in names:
         width = card.architecture.classes if name != "features" else None
         tensor = given[name]
@@ -141,15 +142,8 @@ def _batch(row: Format, options: ExportOptions) -> int | str:
     return batch if isinstance(batch, int) else "batch"
 
 
-def _shown(tensor: TensorInfo) -> str:
-    return f"{tensor['name']} {tensor['dtype']} {list(tensor['shape'])}"
-
-
-def _different_fields(inside: Card, card: Card) -> str:
-    if inside.labels != card.labels:
-        return "other labels, or in another order"
-    ours, theirs = inside.to_json(), card.to_json()
-    return "other " + ", ".join(key for key in theirs if ours[key] != theirs[key])
+def _shown(*tensors: TensorInfo) -> str:
+    return ", ".join(f"{t['name']} {t['dtype']} {list(t['shape'])}" for t in tensors)
 
 
 def batch_problems(
@@ -173,15 +167,12 @@ def batch_problems(
         other = max(other, _largest(first - outputs[places]))
         if size == sizes[-1]:
             repeated = _largest(first - runtime.run(images[places]))
-    problems = []
+    problems = {
+        f"an output changes by {other:.2g} with the other images of its batch": other,
+        f"an output changes by {repeated:.2g} when it is run again": repeated,
+    }
     # `not <=` because of NaN.
-    if not other <= allowed:
-        problems.append(
-            f"an output changes by {other:.2g} with the other images of its batch"
-        )
-    if not repeated <= allowed:
-        problems.append(f"an output changes by {repeated:.2g} when it is run again")
-    return problems
+    return [problem for problem, change in problems.items() if not change <= allowed]
 
 
 def _largest(change: ModelOutput) -> float:
@@ -274,44 +265,34 @@ def probability_problems(
 ) -> list[str]:
     """Compare probabilities `(n, classes)` with the model's; return what is wrong."""
     expected, compared = reference.outputs, reference.compared
-    real = slice(0, len(reference.targets))
-    synthetic = slice(len(reference.targets), None)
-    problems = _above(
+    real, synthetic = np.split(np.arange(len(outputs)), [len(reference.targets)])
+    problems = _beyond(
+        "a probability differs from the model's by {:.2g}",
         float(np.abs(outputs - expected).max()),
         limits.max_difference,
-        "a probability differs from the model's by {:.2g}",
     )
-    problems += _above(
+    problems += _beyond(
+        "a log probability differs from the model's by {:.2g}",
         log_difference(outputs, expected),
         limits.max_log_difference,
-        "a log probability differs from the model's by {:.2g}",
     )
     for images, limit, where in (
         (real, limits.max_variation, ""),
         (synthetic, limits.max_variation_synthetic, " on the synthetic images"),
     ):
-        if len(outputs[images]):
+        if len(images):
             distance = total_variation(outputs[images], expected[images])
             problem = "the total variation distance to the model's output is {:.2%}"
-            problems += _above(distance, limit, problem + where)
-    problems += _above(
-        relative_variation(outputs[compared], expected[compared]),
-        limits.max_relative_variation,
+            problems += _beyond(problem + where, distance, limit)
+    problems += _beyond(
         "the total variation distance is {:.0%} of the model's own variation between "
         "images",
+        relative_variation(outputs[compared], expected[compared]),
+        limits.max_relative_variation,
     )
-    if len(reference.targets):
-        change = confidence_changes(outputs[real], expected[real]).mean()
-        limit = limits.max_confidence_change
-        if limit is not None and abs(change) > limit:
-            problems.append(
-                f"the mean confidence changed by {change:+.2%}; "
-                f"at most {limit:.2%} is allowed"
-            )
-        problems += _top1_problems(limits, outputs[real], expected[real])
-        problems += _accuracy_problems(
-            limits, outputs[real], expected[real], reference.targets
-        )
+    if len(real):
+        targets = reference.targets
+        problems += _real_problems(limits, outputs[real], expected[real], targets)
     return problems
 
 
@@ -320,61 +301,63 @@ def feature_problems(
 ) -> list[str]:
     """Compare features `(n, width)` with the model's; return what is wrong."""
     expected, compared = reference.outputs, reference.compared
-    cosine = float(cosines(outputs[compared], expected[compared]).mean())
-    problems = _above(
+    return _beyond(
+        "a feature differs from the model's by {:.2g} of the largest one",
         float(relative_differences(outputs, expected).max()),
         limits.max_feature_difference,
-        "a feature differs from the model's by {:.2g} of the largest one",
+    ) + _beyond(
+        "the mean cosine of the features and the model's is {:.4f}",
+        float(cosines(outputs[compared], expected[compared]).mean()),
+        least=limits.min_cosine,
     )
-    if limits.min_cosine is not None and cosine < limits.min_cosine:
-        problems.append(
-            f"the mean cosine of the features and the model's is {cosine:.4f}; "
-            f"at least {limits.min_cosine:g} is required"
-        )
-    return problems
 
 
-def _above(value: float, limit: float | None, problem: str) -> list[str]:
-    if limit is None or value <= limit:
-        return []
-    shown = f"{limit:.2%}" if "%" in problem else f"{limit:g}"
-    return [f"{problem.format(value)}; at most {shown} is allowed"]
-
-
-def _top1_problems(
-    limits: Tolerance, outputs: ModelOutput, expected: ModelOutput
+def _beyond(
+    problem: str, value: float, most: float | None = None, least: float | None = None
 ) -> list[str]:
-    problems = []
-    agreement = agreeing_images(outputs, expected, limits.margin, limits.tie).mean()
-    top1 = (outputs.argmax(-1) == expected.argmax(-1)).mean()
-    for share, limit, ties in (
-        (agreement, limits.min_agreement, "ties included"),
-        (top1, limits.min_top1, "ties not included"),
-    ):
-        if share < limit:
-            problems.append(
-                f"the top-1 agreement with the model is {share:.2%}, {ties}; "
-                f"at least {limit:.2%} is required"
-            )
-    of_file, of_model = _largest_class(outputs), _largest_class(expected)
-    if of_file > _CONSTANT and of_model < _VARIED:
-        problems.append(
-            f"{of_file:.2%} of the images get one and the same class; the model gives "
-            f"no class to more than {of_model:.2%}"
-        )
-    return problems
+    """Return a problem, with its value and limit, if the value is beyond the limit."""
+    if (most is None or value <= most) and (least is None or value >= least):
+        return []
+    limit = f"{most or least or 0:{'.2%' if '%' in problem else 'g'}}"
+    rule = f"at most {limit} is allowed"
+    if least is not None:
+        rule = f"at least {limit} is required"
+    return [f"{problem.format(value)}; {rule}"]
 
 
-def _largest_class(outputs: ModelOutput) -> float:
-    return float(np.bincount(outputs.argmax(-1)).max() / len(outputs))
-
-
-def _accuracy_problems(
+def _real_problems(
     limits: Tolerance, outputs: ModelOutput, expected: ModelOutput, targets: Targets
 ) -> list[str]:
-    accuracy = top1_accuracy(outputs, targets)
-    of_model = top1_accuracy(expected, targets)
-    problems = []
+    """Compare the top-1 on real images, and the accuracy, with the model's."""
+    change = confidence_changes(outputs, expected).mean()
+    agreement = agreeing_images(outputs, expected, limits.margin, limits.tie).mean()
+    accuracy, of_model = (top1_accuracy(each, targets) for each in (outputs, expected))
+    problems = [
+        *_beyond(
+            f"the mean confidence changed by {change:+.2%}",
+            abs(change),
+            limits.max_confidence_change,
+        ),
+        *_beyond(
+            "the top-1 agreement with the model is {:.2%}, ties included",
+            agreement,
+            least=limits.min_agreement,
+        ),
+        *_beyond(
+            "the top-1 agreement with the model is {:.2%}, ties not included",
+            (outputs.argmax(-1) == expected.argmax(-1)).mean(),
+            least=limits.min_top1,
+        ),
+    ]
+    most, most_of_model = (
+        float(np.bincount(each.argmax(-1)).max() / len(each))
+        for each in (outputs, expected)
+    )
+    if most > _CONSTANT and most_of_model < _VARIED:
+        problems.append(
+            f"{most:.2%} of the images get one and the same class; the model gives "
+            f"no class to more than {most_of_model:.2%}"
+        )
     # Rounded, because 0.97 - 0.96 is more than 0.01 in floating point.
     drop = round(of_model - accuracy, 9)
     chance = chance_of_accuracy(outputs, expected, targets)

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,23 +69,15 @@ class Reference:
     def select(self, indices: NDArray[np.int64]) -> "Reference":
         """Return some images, the synthetic ones among them last."""
         targets = self.targets[indices[indices < len(self.targets)]]
-        return Reference(
-            self.images[indices], self.outputs[indices], targets, self.synthetic
-        )
+        images, outputs = self.images[indices], self.outputs[indices]
+        return Reference(images, outputs, targets, self.synthetic)
 
     def write(self, folder: Path) -> None:
         """Write `reference.npz` for `read_reference`."""
-        with (
-            atomic_file(folder / REFERENCE_FILE) as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.savez_compressed(
-                file,
-                images=self.images,
-                answers=self.outputs,
-                labels=self.targets,
-                synthetic=self.synthetic,
-            )
+        values = (self.images, self.outputs, self.targets, self.synthetic)
+        content: dict[str, Any] = dict(zip(_STORED, values, strict=True))
+        with atomic_file(folder / REFERENCE_FILE) as path, path.open("wb") as file:
+            np.savez_compressed(file, **content)
 
     def write_arrays(self, folder: Path) -> None:
         """Write uncompressed arrays for `read_arrays` in another process."""
@@ -140,23 +132,19 @@ def read_reference(
 
     An ExportError if they are missing or damaged, or belong to another model.
     """
-    path = folder / REFERENCE_FILE
+    path, shape = folder / REFERENCE_FILE, card.preprocessing.input_shape
+    # `Reference.shortened` keeps no more.
+    least = (len(synthetic_images(1)) + 1) * math.prod(shape)
     try:
-        most = _max_bytes(card.preprocessing.input_shape)
+        most = max(_MAX_STORED_BYTES, least) + _MAX_OUTPUT_BYTES
         content = read_archive(path, _STORED, most)
         images, outputs, targets, synthetic = (content[name] for name in _STORED)
         reference = Reference(images, outputs, targets, int(synthetic))
     except _UNREADABLE as error:
         raise ExportError(f"{path} cannot be read ({error}).") from error
     classes = card.architecture.classes if kind == "probabilities" else None
-    _check_shapes(reference, card.preprocessing.input_shape, classes, path)
+    _check_shapes(reference, shape, classes, path)
     return reference
-
-
-def _max_bytes(shape: Sequence[int]) -> int:
-    """Return how much `Reference.shortened` keeps at most for images of a shape."""
-    least = (len(synthetic_images(1)) + 1) * math.prod(shape)
-    return max(_MAX_STORED_BYTES, least) + _MAX_OUTPUT_BYTES
 
 
 def _check_shapes(

@@ -62,9 +62,8 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
             the message lists every problem.
     """
     manifest = read_manifest(_export_folder(Path(folder)))
-    kind: OutputKind = (
-        "features" if manifest.options.outputs == "features" else "probabilities"
-    )
+    gives_features = manifest.options.outputs == "features"
+    kind: OutputKind = "features" if gives_features else "probabilities"
     reference = read_reference(manifest.folder, manifest.card, kind)
     records = []
     with Progress("verifying", len(manifest.files)) as progress:
@@ -164,19 +163,12 @@ def verify_file(
         "options": asdict(options),
         "card": card and card.to_text(),
     }
+    limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        folder = Path(place)
+        folder, function = Path(place), f"{__name__}:verify_stored"
         reference.write_arrays(folder)
         try:
-            function = f"{__name__}:verify_stored"
-            found = run_in_subprocess(
-                function,
-                folder,
-                arguments,
-                limits=limits_for(
-                    path, seconds, pixels=reference.images[0].nbytes // 3
-                ),
-            )
+            found = run_in_subprocess(function, folder, arguments, limits=limits)
         except ReszooError as error:
             raise VerificationError(*str(error).split("\n")) from error
     verification = typed(Verification, found["verification"])
@@ -186,12 +178,7 @@ def verify_file(
 
 
 def verify_stored(
-    folder: Path,
-    *,
-    format_name: str,
-    path: str,
-    options: dict[str, Any],
-    card: str | None,
+    folder: Path, format_name: str, path: str, options: Any, card: str | None
 ) -> dict[str, Any]:
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
     row, reference = FORMATS[format_name], read_arrays(folder)
@@ -235,8 +222,7 @@ def verify_in_process(
 def content_problems(row: Format, path: Path, card: Card) -> list[str]:
     """Compare a file's precision and the labels stored in it; return what is wrong."""
     problems = []
-    precision = describe_file(path).contents.precision
-    if precision != row.precision:
+    if (precision := describe_file(path).contents.precision) != row.precision:
         problems.append(f"it computes in {precision}, not in {row.precision}")
     labels = row.runtime.reader.stored_labels(path)
     if labels is not None and tuple(labels) != card.labels:
