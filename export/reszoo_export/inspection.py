@@ -252,13 +252,10 @@ def describe_file(file: Path) -> FileDescription:
         if (each.runtime, each.precision) == (row, contents.precision)
     ]
     return FileDescription(
-        path=str(file),
-        kind=row.name if row else "checkpoint",
+        path=str(file), kind=row.name if row else "checkpoint",
         format=(formats or [row.name if row else file.suffix[1:]])[0],
-        bytes=size,
-        sha256=digest,
-        contents=contents,
-    )
+        bytes=size, sha256=digest, contents=contents,
+    )  # fmt: skip
 
 
 def _describe_checkpoint(path: Path) -> Contents:

@@ -5,10 +5,10 @@
 array's bytes. Nothing is unpickled.
 """
 
-import importlib
 import json
 import math
 import os
+import pkgutil
 import signal
 import struct
 import subprocess
@@ -178,10 +178,9 @@ def call_stored(function: str, folder: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    module, name = function.split(":")
     stored = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))
     limits = stored["limits"] and Limits(**stored["limits"])
-    called = getattr(importlib.import_module(module), name)
+    called = pkgutil.resolve_name(function)
     if limits:
         set_limits(limits)
     try:
@@ -239,22 +238,14 @@ def open_isolated(
     }
     sessions = Sessions(lambda: _Worker(request, _CALL_SECONDS), path, most=1)
     with sessions.borrow() as worker:
-        facts = worker.facts
+        facts = {**worker.facts, "card": Card.from_text(worker.facts["card"])}
 
     def operators() -> Counter[str]:
         with sessions.borrow() as worker:
             return Counter(worker.ask({"operators": True})[0]["operators"])
 
     return Runtime(
-        path=path,
-        name=str(facts["name"]),
-        card=Card.from_text(facts["card"]),
-        threads=int(facts["threads"]),
-        inputs=facts["inputs"],
-        outputs=facts["outputs"],
-        sessions=sessions,
-        compute=lambda worker, pixels, output: worker.run(pixels, output),
-        count=operators,
+        path=path, sessions=sessions, compute=_Worker.run, count=operators, **facts
     )
 
 

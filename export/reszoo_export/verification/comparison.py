@@ -78,15 +78,12 @@ def compare(
         beyond = probability_problems(limits, outputs, reference)
     real = len(reference.targets)
     return Verification(
-        runtime=runtime.name,
-        images=real,
-        synthetic=reference.synthetic,
+        runtime=runtime.name, images=real, synthetic=reference.synthetic,
         max_difference=float(differences[compared].max()),
         mean_difference=float(differences[compared].mean()),
         synthetic_difference=float(differences[real:].max(initial=0)),
-        problems=(*beyond, *problems),
-        **statistics,
-    )
+        problems=(*beyond, *problems), **statistics,
+    )  # fmt: skip
 
 
 def structure_problems(
@@ -486,8 +483,8 @@ def worst_images(
 ) -> tuple[Disagreement, ...]:
     """Return the compared images with the largest differences, the largest first."""
     indices = np.arange(len(outputs))[compared]
-    largest = np.abs(outputs - expected)[compared].max(axis=-1)
-    order = np.argsort(-largest, kind="stable")[:_MAX_SHOWN]
+    largest = np.abs(outputs - expected).max(axis=-1)
+    order = np.argsort(-largest[compared], kind="stable")[:_MAX_SHOWN]
     return tuple(
         Disagreement(
             image=int(image),
@@ -495,7 +492,7 @@ def worst_images(
             model_probability=float(expected[image].max()),
             file_label=card.label(int(outputs[image].argmax())),
             file_probability=float(outputs[image].max()),
-            difference=float(np.abs(outputs[image] - expected[image]).max()),
+            difference=float(largest[image]),
         )
         for image in indices[order]
     )
