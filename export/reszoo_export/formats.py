@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast, get_args
 
 from reszoo import defaults
 from reszoo.errors import ExportError, UnknownNameError, UsageError
@@ -254,8 +254,8 @@ class Format:
         if self.calibrated and calibration is None:
             raise ExportError(f"{self.name} needs calibration images.")
         module = importlib.import_module(f"{self.runtime.package}.writer")
-        arguments = (serving, path, *([calibration] if self.calibrated else []))
-        getattr(module, self.writer)(*arguments)
+        images = [calibration] if self.calibrated else []
+        getattr(module, self.writer)(serving, path, *images)
 
 
 # tf2onnx 1.17 writes no later ones.
@@ -334,11 +334,8 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
             "formats must name at least one format, each once. "
             f"Received: {', '.join(names) or 'none'}."
         )
-    return [
-        row
-        for row in FORMATS.values()
-        if row.name in names or "all" in names or row.groups & set(names)
-    ]
+    asked = set(names)
+    return [r for r in FORMATS.values() if asked & {r.name, "all", *r.groups}]
 
 
 IntegerIO = Literal["uint8", "int8"]
@@ -362,38 +359,32 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.batch, str | bool | float) and self.batch != "dynamic":
-            raise UsageError(
-                f'batch must be a number or "dynamic". Received: {self.batch!r}.'
-            )
+            _refuse("batch", 'a number or "dynamic"', self.batch)
+        if isinstance(self.input_size, list):
+            object.__setattr__(self, "input_size", tuple(self.input_size))
         for name in ("batch", "input_size", "opset", "version"):
             value = getattr(self, name)
-            pair = name == "input_size" and isinstance(value, tuple | list)
+            pair = name == "input_size" and isinstance(value, tuple)
             for number in value if pair else (value,):
                 if (number is None and name != "version") or number == "dynamic":
                     continue
                 if not isinstance(number, int) or isinstance(number, bool):
-                    raise UsageError(
-                        f"{name} must be a whole number. Received: {number!r}."
-                    )
+                    _refuse(name, "a whole number", number)
                 if number < 1:
-                    raise UsageError(f"{name} must be at least 1. Received: {number}.")
+                    _refuse(name, "at least 1", number)
             if pair and len(value) != 2:
-                raise UsageError(
-                    "input_size must be one number, or height and width. "
-                    f"Received: {value!r}."
-                )
-        if isinstance(self.input_size, list):
-            object.__setattr__(self, "input_size", tuple(self.input_size))
+                _refuse(name, "one number, or height and width", value)
         for name, (choices, none) in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices and (value is not None or not none):
                 known = " or ".join(f'"{each}"' for each in choices)
                 if len(choices) > 2:
                     known = f"one of {', '.join(choices)}"
-                instead = f", or None for {none}" if none else ""
-                raise UsageError(
-                    f"{name} must be {known}{instead}. Received: {value!r}."
-                )
+                _refuse(name, known + (f", or None for {none}" if none else ""), value)
+
+
+def _refuse(name: str, expected: str, received: object) -> NoReturn:
+    raise UsageError(f"{name} must be {expected}. Received: {received!r}.")
 
 
 # Option -> its values, and the default that None selects.
@@ -409,25 +400,17 @@ def check_options(rows: Sequence[Format], options: ExportOptions) -> None:
     """Raise UsageError for options that one of the formats does not support."""
     layout, integer_io = options.layout, options.integer_io
     dtype, opset = options.input_dtype, options.opset
-    unsupported = {
-        f"layout={layout!r}": [
-            row.name for row in rows if layout not in row.runtime.layouts
-        ],
-        f"input_dtype={dtype!r}": [
-            row.name
-            for row in rows
-            if dtype
-            and dtype not in {integer_io or row.input_dtype, *row.runtime.input_dtypes}
-        ],
-        f"opset={opset}": [
-            f"{row.name} ({o[0]} to {o[-1]})" if (o := row.opsets) else row.name
-            for row in rows
-            if opset and opset not in row.opsets
-        ],
-        f"integer_io={integer_io!r}": [
-            row.name for row in rows if integer_io and not row.integer_io
-        ],
-    }
+    unsupported: dict[str, list[str]] = {}
+    for row in rows:
+        dtypes = {None, integer_io or row.input_dtype, *row.runtime.input_dtypes}
+        opsets = f" ({row.opsets[0]} to {row.opsets[-1]})" if row.opsets else ""
+        for option, fits, shown in (
+            (f"layout={layout!r}", layout in row.runtime.layouts, ""),
+            (f"input_dtype={dtype!r}", dtype in dtypes, ""),
+            (f"opset={opset}", not opset or opset in row.opsets, opsets),
+            (f"integer_io={integer_io!r}", not integer_io or row.integer_io, ""),
+        ):
+            unsupported.setdefault(option, []).extend([row.name + shown] * (not fits))
     for option, names in unsupported.items():
         if names:
             raise UsageError(

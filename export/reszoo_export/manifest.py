@@ -327,18 +327,13 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str) and value in inner
     if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(
-            _fits(each, inner[0]) for each in value
-        )
+        of_kind = isinstance(value, list | tuple)
+        return of_kind and all(_fits(each, inner[0]) for each in value)
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(
-            isinstance(key, str) and _fits(each, inner[1])
-            for key, each in value.items()
-        )
+        pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
+        return all(isinstance(k, str) and _fits(each, inner[1]) for k, each in pairs)
+    if hint is float and isinstance(value, float):
+        return math.isfinite(value)
     if hint in (int, float):
-        whole = isinstance(value, int) and abs(value) < _MAX_NUMBER
-        return not isinstance(value, bool) and (
-            whole
-            or (hint is float and isinstance(value, float) and math.isfinite(value))
-        )
+        return type(value) is int and abs(value) < _MAX_NUMBER
     return hint is Any or isinstance(value, hint)

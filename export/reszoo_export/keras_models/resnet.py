@@ -152,14 +152,13 @@ class _Walk:
         )
         start, errors = self.progress, []
         for main, shortcut in (call.inputs, call.inputs[::-1]):
+            self.progress = start
             try:
                 given, image = self.path(main, listed)
                 self.shortcut(shortcut, image, given, listed)
+                return image
             except UsageError as error:
                 errors.append((self.progress, error))
-                self.progress = start
-            else:
-                return image
         self.progress, nearest = max(errors, key=lambda each: each[0])
         raise nearest
 

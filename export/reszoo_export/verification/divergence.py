@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,12 +62,9 @@ def first_divergence(
             "path": str(path.absolute()),
             "layers": list(expected),
         }
-        try:
-            layer: str | None = run_in_subprocess(
-                f"{__name__}:find_stored", folder, arguments, seconds=_SECONDS
-            )
-        except ReszooError:
-            return None
+        function, layer = f"{__name__}:find_stored", None
+        with suppress(ReszooError):
+            layer = run_in_subprocess(function, folder, arguments, seconds=_SECONDS)
     return layer
 
 
@@ -111,12 +109,9 @@ def _named_outputs(model: "keras.Model") -> Iterator[tuple[str, "keras.KerasTens
     from keras import layers
 
     computing = (
-        layers.Add,
-        layers.Conv2D,
-        layers.Dense,
-        layers.GlobalAveragePooling2D,
+        layers.Add, layers.Conv2D, layers.Dense, layers.GlobalAveragePooling2D,
         layers.MaxPooling2D,
-    )
+    )  # fmt: skip
     for layer in model.layers:
         if isinstance(layer, computing) and len(layer._inbound_nodes) == 1:
             last, followers = layer, [node.operation for node in layer._outbound_nodes]
@@ -151,12 +146,12 @@ def _distance(tensor: NDArray[np.float32], layer: NDArray[np.float32]) -> float:
     if sorted(sizes) != sorted(side for side in layer.shape if side != 1):
         return np.inf
     shape = np.squeeze(layer).shape
-    forms = [tensor, np.moveaxis(tensor, 1, -1)]
-    fitting = [
-        each.reshape(layer.shape) for each in forms if each.squeeze().shape == shape
-    ]
     size = max(_root_mean_square(layer), _MIN_SIZE)
-    distances = (_root_mean_square(each - layer) / size for each in fitting)
+    distances = (
+        _root_mean_square(each.reshape(layer.shape) - layer) / size
+        for each in (tensor, np.moveaxis(tensor, 1, -1))
+        if each.squeeze().shape == shape
+    )
     return min(distances, default=np.inf)
 
 
