@@ -218,19 +218,17 @@ def open_keras(model: "keras.Model") -> Runtime:
     function.get_concrete_function()
     shape = [None, *card.architecture.input_shape]
     classes = [None, card.architecture.classes]
+    outputs = [
+        {"name": name, "dtype": "float32", "shape": classes}
+        for name in ("logits", "probabilities")
+    ]
     return Runtime(
-        path=Path(model.name),
-        name=f"keras {keras.__version__}",
-        card=card,
-        threads=tensorflow_threads(),
+        path=Path(model.name), name=f"keras {keras.__version__}", card=card,
+        threads=tensorflow_threads(), outputs=outputs,
         inputs=[{"name": "image", "dtype": "uint8", "shape": shape}],
-        outputs=[
-            {"name": name, "dtype": "float32", "shape": classes}
-            for name in ("logits", "probabilities")
-        ],
         sessions=Sessions(lambda: function, forkable=False),
         compute=lambda run, pixels, output: run(pixels)[output].numpy(),
-    )
+    )  # fmt: skip
 
 
 def tensorflow_threads() -> int:

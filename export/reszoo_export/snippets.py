@@ -100,41 +100,29 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         for each in manifest.files
     ]
     words: dict[str, Any] = {
-        "MODEL": card.architecture.name,
-        "HEIGHT": high,
-        "WIDTH": wide,
-        "CHANNELS": channels,
+        "MODEL": card.architecture.name, "HEIGHT": high, "WIDTH": wide,
+        "CHANNELS": channels, "FILL": ", ".join(colour),
         "RESIZE_HEIGHT": preprocessing.resize_sides[0],
         "RESIZE_WIDTH": preprocessing.resize_sides[1],
-        "FILL": ", ".join(colour),
-        "COLOURS": preprocessing.colours,
-        "MEMORY": MEMORY,
-        "LARGE": LARGE,
-        "LEAST": SHORT,
-        "RESAMPLING": card.preprocessing.interpolation.upper(),
-        "FILE": record.file,
-        "STEM": Path(record.file).stem,
-        "FILES": "\n".join(lines),
-        "INPUT": image["name"],
-        "DTYPE": image["dtype"],
-        "SHAPE": _shape(image),
-        "SIDES": ", ".join(map(str, sides)),
+        "RESAMPLING": preprocessing.interpolation.upper(),
+        "COLOURS": preprocessing.colours, "MEMORY": MEMORY, "LARGE": LARGE,
+        "LEAST": SHORT, "FILES": "\n".join(lines),
+        "FILE": record.file, "STEM": Path(record.file).stem,
+        "INPUT": image["name"], "DTYPE": image["dtype"], "SHAPE": _shape(image),
+        "SIDES": ", ".join(map(str, sides)), "CTYPE": _CTYPES.get(image["dtype"], ""),
         "ITEM_SIZE": 4 if image["dtype"] == "float32" else 1,
         "ARRAY": _ARRAYS.get(image["dtype"], ""),
-        "CTYPE": _CTYPES.get(image["dtype"], ""),
         "BATCH": image["shape"][0] if isinstance(image["shape"][0], int) else 1,
-        "OUTPUT": output["name"],
-        "OUTPUT_DTYPE": output["dtype"],
+        "OUTPUT": output["name"], "OUTPUT_DTYPE": output["dtype"],
         "OUTPUT_CTYPE": _CTYPES.get(output["dtype"], ""),
-        "OUTPUT_SHAPE": _shape(output),
+        "OUTPUT_SHAPE": _shape(output), "OUTPUTS": output["shape"][-1],
         "OUTPUT_WORDS": "features" if features else "probabilities",
         "CLASS_WORD": "feature" if features else "class",
-        "OUTPUTS": output["shape"][-1],
         "SCALE": repr(output.get("scale", 1)),
         "ZERO": zero if zero >= 0 else f"({zero})",
         "LABELS_TOO": " and labels.txt" if "named" in facts else "",
         "PODS": " (and MediaPipeTasksVision)" if "mediapipe" in facts else "",
-    }
+    }  # fmt: skip
     words["OPENERS"] = _openers(manifest, words)
     words = {word: str(value) for word, value in words.items()}
     javascript = (_COMMON / _JAVASCRIPT).read_text(encoding="utf-8")
@@ -156,28 +144,23 @@ def _facts(card: Card, record: FileRecord) -> list[str]:
     image, output = record.inputs[0], classifying_output(record)
     features, logits = (output["name"] == name for name in ("features", "logits"))
     grey = card.preprocessing.channels == 1
+    input_dtype, output_dtype = image["dtype"], output["dtype"]
     holds: dict[str, bool] = {
         **{mode: card.preprocessing.resize == mode for mode in RESIZES},
-        "grey": grey,
+        "grey": grey, "features": features, "logits": logits,
         "bicubic": card.preprocessing.interpolation == "bicubic",
         "nchw": image["shape"][-1] != card.preprocessing.channels,
-        "float_input": image["dtype"] == "float32",
-        "features": features,
-        "logits": logits,
-        "uint8_input": image["dtype"] == "uint8",
-        "int8_input": image["dtype"] == "int8",
-        "int8_output": output["dtype"] == "int8",
-        "uint8_output": output["dtype"] == "uint8",
-        "integer_output": output["dtype"] != "float32",
-        "plain": not logits and output["dtype"] == "float32",
+        "float_input": input_dtype == "float32", "uint8_input": input_dtype == "uint8",
+        "int8_input": input_dtype == "int8", "int8_output": output_dtype == "int8",
+        "uint8_output": output_dtype == "uint8",
+        "integer_output": output_dtype != "float32",
+        "plain": not logits and output_dtype == "float32",
         "named": bool(card.labels) and not features,
         "numbered": not (card.labels or features),
         # MediaPipe takes one RGB image at a time, no int8, and reads probabilities.
-        "mediapipe": image["shape"][0] == 1
-        and not grey
-        and image["dtype"] != "int8"
-        and not (features or logits),
-    }
+        "mediapipe": image["shape"][0] == 1 and input_dtype != "int8"
+        and not (grey or features or logits),
+    }  # fmt: skip
     return [fact for fact, true in holds.items() if true]
 
 

@@ -33,6 +33,7 @@ CARD_KEY, LABELS_KEY = "reszoo_card", "labels"
 OPSET = 17
 # ONNX Runtime's levels; 3 is an error. Its warnings are about its own optimizations.
 _ERRORS_ONLY = 3
+_PROVIDERS = ["CPUExecutionProvider"]
 _NUMPY_DTYPES = {"float": "float32", "double": "float64"}
 
 
@@ -75,9 +76,7 @@ def open_file(path: Path, threads: int | None) -> Runtime:
 
     def open_session() -> Any:
         try:
-            return onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
+            return onnxruntime.InferenceSession(path, options, providers=_PROVIDERS)
         except Exception as error:
             raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
 
@@ -87,19 +86,14 @@ def open_file(path: Path, threads: int | None) -> Runtime:
         properties = session.get_modelmeta().custom_metadata_map
         inputs, outputs = session.get_inputs(), session.get_outputs()
     return Runtime(
-        path=path,
-        name=f"onnxruntime {onnxruntime.__version__}",
-        card=read_card(path, properties),
-        threads=options.intra_op_num_threads,
-        inputs=[_tensor_info(value) for value in inputs],
-        outputs=[_tensor_info(value) for value in outputs],
+        path=path, name=f"onnxruntime {onnxruntime.__version__}",
+        card=read_card(path, properties), threads=options.intra_op_num_threads,
+        inputs=[*map(_tensor_info, inputs)], outputs=[*map(_tensor_info, outputs)],
         sessions=sessions,
-        compute=lambda session, pixels, output: session.run(
-            [output], {"image": pixels}
-        )[0],
+        compute=lambda session, image, name: session.run([name], {"image": image})[0],
         # A session does not list them.
         count=lambda: _operators(_load(path).graph),
-    )
+    )  # fmt: skip
 
 
 def _tensor_info(value: Any) -> TensorInfo:
@@ -147,9 +141,8 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     model.graph.output.extend(inner)
     options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=_PROVIDERS)
 
     def run(pixels: NDArray[Any]) -> Activations:
         arrays = session.run(names, {"image": pixels})
@@ -202,10 +195,8 @@ def describe(path: Path) -> inspection.Contents:
         outputs=tuple(map(_describe_tensor, graph.output)),
         operators=_operators(graph),
         parameters=sum(math.prod(weight.dims) for weight in weights),
-        card=card,
-        note=note,
-        details=details,
-    )
+        card=card, note=note, details=details,
+    )  # fmt: skip
 
 
 def _constants(graph: Any) -> dict[str, Any]:
@@ -300,12 +291,12 @@ def find_problems(
 def _int8_activations(graph: Any) -> list[str]:
     """Refuse int8 activations: ONNX Runtime computes them 3 to 4 times slower."""
     constants = _constants(graph)
+    quantizing = (node for node in graph.node if node.op_type == "QuantizeLinear")
     zero_points = {
-        _dtype(constants[node.input[2]].data_type)
-        for node in graph.node
-        if node.op_type == "QuantizeLinear"
-        and len(node.input) > 2
-        and node.input[2] in constants
+        _dtype(constants[name].data_type)
+        for node in quantizing
+        for name in node.input[2:3]
+        if name in constants
     }
     others = sorted(zero_points - {"uint8"})
     return [f"activations must be uint8, not {', '.join(others)}"] if others else []

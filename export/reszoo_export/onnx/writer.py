@@ -281,16 +281,13 @@ def quantized(model: Any, ranges: Ranges, kinds: Iterable[str] | None) -> Any:
         spans = {name: tuple(map(np.float32, ends)) for name, ends in ranges.items()}
         quantizer = QDQQuantizer(
             save_and_reload_model_with_shape_infer(model),
-            per_channel=True,
-            reduce_range=True,
-            weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            per_channel=True, reduce_range=True,
+            weight_qType=QuantType.QInt8, activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, spans),
-            nodes_to_quantize=[],
-            nodes_to_exclude=_head(model.graph),
+            nodes_to_quantize=[], nodes_to_exclude=_head(model.graph),
             op_types_to_quantize=sorted(kinds or {*QDQRegistry, *QLinearOpsRegistry}),
             extra_options={"QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
-        )
+        )  # fmt: skip
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     made = quantizer.model.model

@@ -62,26 +62,20 @@ def open_file(path: Path, threads: int | None) -> runtimes.Runtime:
         inside = [node for each in graph.library.function for node in each.node_def]
         return Counter(node.op for node in (*graph.node, *inside))
 
+    # A signature without its model would lose the weights.
+    sessions = Sessions(lambda: model, path, forkable=False)
     return runtimes.Runtime(
-        path=path,
-        name=f"tensorflow {tf.__version__}",
-        card=card,
+        path=path, name=f"tensorflow {tf.__version__}", card=card,
         threads=runtimes.tensorflow_threads(),
         inputs=[_tensor_info(spec, spec.name) for spec in specs],
         outputs=[_tensor_info(tensor, name) for name, tensor in outputs],
-        # A signature without its model would lose the weights.
-        sessions=Sessions(lambda: model, path, forkable=False),
-        compute=call,
-        count=operators,
-    )
+        sessions=sessions, compute=call, count=operators,
+    )  # fmt: skip
 
 
 def _tensor_info(spec: Any, name: str) -> TensorInfo:
-    shape = [
-        *runtimes.name_open_sides(
-            side if side is not None else -1 for side in spec.shape
-        )
-    ]
+    sides = (side if side is not None else -1 for side in spec.shape)
+    shape = list(runtimes.name_open_sides(sides))
     return {"name": name, "dtype": spec.dtype.name, "shape": shape}
 
 
@@ -162,20 +156,17 @@ def describe(path: Path) -> inspection.Contents:
     problems = [*screening.layout_problems(folder), *screening.find_problems(saved)]
     bodies = _bodies(graph, default) if default else []
     sizes = _sizes(graph, bodies)
+    details = {f"signature {name}": _line(each) for name, each in signatures.items()}
+    details["tensorflow"] = graph.meta_info_def.tensorflow_version
+    if problems:
+        details["not allowed"] = "; ".join(problems)
     return inspection.Contents(
         precision=sizes.most_common(1)[0][0] if sizes else "float32",
         inputs=_tensors(default.inputs) if default else (),
         outputs=_tensors(default.outputs) if default else (),
-        operators=_operators(bodies),
-        parameters=sizes.total(),
-        card=card,
-        note=note,
-        details={
-            **{f"signature {name}": _line(each) for name, each in signatures.items()},
-            "tensorflow": graph.meta_info_def.tensorflow_version,
-            **({"not allowed": "; ".join(problems)} if problems else {}),
-        },
-    )
+        operators=_operators(bodies), parameters=sizes.total(),
+        card=card, note=note, details=details,
+    )  # fmt: skip
 
 
 def _operators(bodies: Sequence[_Body]) -> Counter[str]:

@@ -343,14 +343,11 @@ def describe_file(path: Path, read: Callable[[], Card]) -> Contents:
         sizes = sum((each.sizes() for each in operators), Counter[str]())
         return Contents(
             precision=sizes.most_common(1)[0][0] if sizes else "float32",
-            inputs=inputs,
-            outputs=outputs,
+            inputs=inputs, outputs=outputs, card=card, note=note,
             operators=Counter(name for each in operators for name, _ in each.named),
             parameters=sum(each.parameters() for each in operators),
-            card=card,
-            note=note,
             details={} if card else read_texts(model),
-        )
+        )  # fmt: skip
     except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a whole TFLite file ({type(error).__name__}: {error})."

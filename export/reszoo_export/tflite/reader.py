@@ -40,19 +40,14 @@ def open_file(path: Path, threads: int | None) -> runtimes.Runtime:
         lambda: _Session(path, threads), path, most=max(1, usable_cores() // threads)
     )
     with sessions.borrow() as session:
-        inputs, outputs = session.inputs, session.outputs
-        operators = session.operators()
+        inputs, outputs = map(_tensor_info, (session.inputs, session.outputs))
+        details = session.interpreter._get_ops_details()
+        operators = Counter(each["op_name"] for each in details)
     return runtimes.Runtime(
-        path=path,
-        name=f"ai-edge-litert {metadata.version('ai-edge-litert')}",
-        card=read_card(path),
-        threads=threads,
-        inputs=_tensor_info(inputs),
-        outputs=_tensor_info(outputs),
-        sessions=sessions,
-        compute=_Session.call,
-        count=lambda: Counter(operators),
-    )
+        path=path, name=f"ai-edge-litert {metadata.version('ai-edge-litert')}",
+        card=read_card(path), threads=threads, inputs=inputs, outputs=outputs,
+        sessions=sessions, compute=_Session.call, count=lambda: operators,
+    )  # fmt: skip
 
 
 class _Session:
@@ -65,22 +60,14 @@ class _Session:
             try:
                 self.interpreter = Interpreter(str(path), num_threads=threads)
                 self.interpreter.allocate_tensors()
-                runner = self.interpreter.get_signature_runner("serving_default")
+                run = self.interpreter.get_signature_runner("serving_default")
             except (ValueError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"{path} is not a TFLite file ({error})."
-                ) from error
-        self.inputs, self.outputs = (
-            runner.get_input_details(),
-            runner.get_output_details(),
-        )
+                text = f"{path} is not a TFLite file ({error})."
+                raise CheckpointError(text) from error
+        self.inputs, self.outputs = run.get_input_details(), run.get_output_details()
         # Without an image `Runtime` refuses the file.
         image = self.inputs.get("image", {"index": -1, "shape": ()})
         self._index, self._shape = image["index"], tuple(image["shape"])
-
-    def operators(self) -> list[str]:
-        """Return the operators' names, one for each time that they occur."""
-        return [each["op_name"] for each in self.interpreter._get_ops_details()]
 
     def call(self, pixels: NDArray[Any], output: str) -> Any:
         """Return an output for pixels in the file's dtype and layout."""
@@ -99,15 +86,11 @@ def _tensor_info(details: Mapping[str, Any]) -> list[TensorInfo]:
             "name": name,
             "dtype": np.dtype(detail["dtype"]).name,
             "shape": [*runtimes.name_open_sides(map(int, detail["shape_signature"]))],
-            **_quantization(detail),
+            **({"scale": scale, "zero_point": zero_point} if scale else {}),
         }
         for name, detail in sorted(details.items())
+        for scale, zero_point in [detail["quantization"]]
     ]
-
-
-def _quantization(detail: Mapping[str, Any]) -> dict[str, Any]:
-    scale, zero_point = detail["quantization"]
-    return {"scale": scale, "zero_point": zero_point} if scale else {}
 
 
 def read_card(path: Path) -> Card:
@@ -149,17 +132,16 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
         interpreter.allocate_tensors()
         interpreter.set_tensor(image, pixels)
         interpreter.invoke()
-        return runtimes.float_activations(
-            {str(i): _dequantized(interpreter, details[i]) for i in indices}
-        )
+        found = {}
+        for index in indices:
+            array = interpreter.get_tensor(index)
+            scale, zero_point = details[index]["quantization"]
+            if scale:
+                array = (array.astype(np.float32) - zero_point) * scale
+            found[str(index)] = array
+        return runtimes.float_activations(found)
 
     return run
-
-
-def _dequantized(interpreter: Any, detail: Mapping[str, Any]) -> NDArray[Any]:
-    array: NDArray[Any] = interpreter.get_tensor(detail["index"])
-    scale, zero_point = detail["quantization"]
-    return (array.astype(np.float32) - zero_point) * scale if scale else array
 
 
 def find_problems(
@@ -177,11 +159,8 @@ def find_problems(
     for name, array in runtimes.compute_activations(path, row.runtime, chosen).items():
         # NaN is not small either.
         if not np.abs(array).max() <= _LARGEST_FLOAT16:
-            problem = (
-                f"activations of {name!r} exceed {_LARGEST_FLOAT16:g}, the largest "
-                "number in float16: they become infinite on a GPU"
-            )
-            return [problem]
+            told = f"activations of {name!r} exceed {_LARGEST_FLOAT16:g}, the largest "
+            return [told + "number in float16: they become infinite on a GPU"]
     return []
 
 
@@ -191,9 +170,8 @@ def _float_tensors(path: Path) -> list[str]:
 
     found = Interpreter(str(path)).get_tensor_details()
     names = [each["name"] for each in found if np.dtype(each["dtype"]).kind == "f"]
-    if not names:
-        return []
-    return [f"every tensor must be of integers; {', '.join(names[:3])} are not"]
+    problem = f"every tensor must be of integers; {', '.join(names[:3])} are not"
+    return [problem] if names else []
 
 
 def describe(path: Path) -> Contents:

@@ -219,21 +219,16 @@ def float16_kernels(content: bytes) -> bytes:
     for kernel, data in zip(kernels, rounded, strict=True):
         tensor = graph.tensors[kernel]
         tensor.type, model.buffers[tensor.buffer].data = _TYPES.FLOAT16, data
+    code = len(model.operatorCodes)
     conversions = [
-        schema.OperatorT(
-            opcodeIndex=len(model.operatorCodes),
-            inputs=_indices(kernel),
-            outputs=_indices(wide),
-        )
+        schema.OperatorT(code, _indices(kernel), _indices(wide))
         for kernel, wide in float32.items()
     ]
-    model.operatorCodes.append(
-        schema.OperatorCodeT(
-            deprecatedBuiltinCode=_OPERATORS.DEQUANTIZE,
-            builtinCode=_OPERATORS.DEQUANTIZE,
-            version=_DEQUANTIZE_VERSION,
-        )
+    dequantize = schema.OperatorCodeT(
+        _OPERATORS.DEQUANTIZE, version=_DEQUANTIZE_VERSION
     )
+    dequantize.builtinCode = _OPERATORS.DEQUANTIZE
+    model.operatorCodes.append(dequantize)
     graph.operators = [*conversions, *graph.operators]
     return _packed(model)
 
@@ -261,15 +256,9 @@ def _kernels(model: Any, graph: Any) -> list[int]:
 def _add_float32(graph: Any, index: int) -> int:
     """Add a float32 tensor without data, like another one; return its index."""
     like = graph.tensors[index]
-    graph.tensors.append(
-        schema.TensorT(
-            shape=like.shape,
-            shapeSignature=like.shapeSignature,
-            type=_TYPES.FLOAT32,
-            name=like.name + b"_float32",
-            hasRank=like.hasRank,
-        )
-    )
+    wide = schema.TensorT(like.shape, _TYPES.FLOAT32, name=like.name + b"_float32")
+    wide.shapeSignature, wide.hasRank = like.shapeSignature, like.hasRank
+    graph.tensors.append(wide)
     return len(graph.tensors) - 1
 
 

@@ -329,23 +329,12 @@ def _real_problems(
     change = confidence_changes(outputs, expected).mean()
     agreement = agreeing_images(outputs, expected, limits.margin, limits.tie).mean()
     accuracy, of_model = (top1_accuracy(each, targets) for each in (outputs, expected))
-    problems = [
-        *_beyond(
-            f"the mean confidence changed by {change:+.2%}",
-            abs(change),
-            limits.max_confidence_change,
-        ),
-        *_beyond(
-            "the top-1 agreement with the model is {:.2%}, ties included",
-            agreement,
-            least=limits.min_agreement,
-        ),
-        *_beyond(
-            "the top-1 agreement with the model is {:.2%}, ties not included",
-            (outputs.argmax(-1) == expected.argmax(-1)).mean(),
-            least=limits.min_top1,
-        ),
-    ]
+    top1 = (outputs.argmax(-1) == expected.argmax(-1)).mean()
+    confidence = f"the mean confidence changed by {change:+.2%}"
+    problems = _beyond(confidence, abs(change), limits.max_confidence_change)
+    agrees = "the top-1 agreement with the model is {:.2%}, ties "
+    problems += _beyond(agrees + "included", agreement, least=limits.min_agreement)
+    problems += _beyond(agrees + "not included", top1, least=limits.min_top1)
     most, most_of_model = (
         float(np.bincount(each.argmax(-1)).max() / len(each))
         for each in (outputs, expected)
