@@ -196,9 +196,11 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
 def _advice(use: Use, records: Mapping[str, FileRecord]) -> Advice:
     rejected: list[str] = []
     for record in (records[name] for name in use.formats if name in records):
-        base = _float_twin(record, records)
-        doubt = _doubt(record, base, use)
-        if not doubt:
+        # The verified float32 file of the same runtime, if it is another one.
+        base = records.get(FORMATS[record.format].runtime.name)
+        if base is record or (base and base.verification.problems):
+            base = None
+        if not (doubt := _doubt(record, base, use)):
             reason = " ".join([use.why, *_compared(record, base), *rejected])
             return Advice(use=use.name, file=record.file, reason=reason)
         rejected.append(f"{record.file} is not recommended: {doubt}.")
@@ -206,16 +208,6 @@ def _advice(use: Use, records: Mapping[str, FileRecord]) -> Advice:
         add = "Add" if rejected else "Not exported; add"
         rejected.append(f"{add} --formats {wanted[0]}.")
     return Advice(use=use.name, file=None, reason=" ".join(rejected))
-
-
-def _float_twin(
-    record: FileRecord, records: Mapping[str, FileRecord]
-) -> FileRecord | None:
-    """Return the verified float32 file of the same runtime, if it is another one."""
-    twin = records.get(FORMATS[record.format].runtime.name)
-    if twin is None or twin is record or twin.verification.problems:
-        return None
-    return twin
 
 
 def _doubt(record: FileRecord, base: FileRecord | None, use: Use) -> str | None:
@@ -240,8 +232,14 @@ def _compared(record: FileRecord, base: FileRecord | None) -> list[str]:
     """Return sentences on size, speed and accuracy."""
     told = []
     if base is not None:
+        words, speed = "", _speed(record, base)
+        if speed is not None and 1 / _ALIKE < speed < _ALIKE:
+            words = " and equally fast here"
+        elif speed is not None:
+            than = "faster" if speed > 1 else "slower"
+            words = f" and {max(speed, 1 / speed):.1f} times {than} here"
         size = f"{base.bytes / record.bytes:.1f} times smaller than {base.file}"
-        told.append(f"It is {size}{_in_words(_speed(record, base))}.")
+        told.append(f"It is {size}{words}.")
     elif record.latency is not None:
         told.append(f"One image takes {record.latency.median_ms:.2f} ms here.")
     found = record.verification
@@ -267,15 +265,6 @@ def _speed(record: FileRecord, base: FileRecord | None) -> float | None:
     if base is None or base.latency is None or record.latency is None:
         return None
     return base.latency.median_ms / record.latency.median_ms
-
-
-def _in_words(speed: float | None) -> str:
-    if speed is None:
-        return ""
-    if 1 / _ALIKE < speed < _ALIKE:
-        return " and equally fast here"
-    times, faster = max(speed, 1 / speed), "faster" if speed > 1 else "slower"
-    return f" and {times:.1f} times {faster} here"
 
 
 def _answer_table(files: Sequence[FileRecord]) -> Table:

@@ -123,21 +123,17 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "LABELS_TOO": " and labels.txt" if "named" in facts else "",
         "PODS": " (and MediaPipeTasksVision)" if "mediapipe" in facts else "",
     }  # fmt: skip
-    words["OPENERS"] = _openers(manifest, words)
+    # The functions of server.py that open the files of each runtime.
+    used = {FORMATS[each.format].runtime.name for each in manifest.files}
+    texts = [
+        (resources.files(row.package) / FOLDER / _SERVER).read_text(encoding="utf-8")
+        for row in RUNTIMES.values()
+        if row.name in used
+    ]
+    words["OPENERS"] = "\n\n".join(fill(text, words, []) for text in texts) + "\n"
     words = {word: str(value) for word, value in words.items()}
     javascript = (_COMMON / _JAVASCRIPT).read_text(encoding="utf-8")
     return words | {"PREPROCESS_JS": fill(javascript, words, facts)}, facts
-
-
-def _openers(manifest: Manifest, words: Mapping[str, str]) -> str:
-    """Return the functions of server.py that open the files of each runtime."""
-    used = {FORMATS[record.format].runtime.name for record in manifest.files}
-    texts = [
-        (resources.files(row.package) / FOLDER / _SERVER).read_text(encoding="utf-8")
-        for name, row in RUNTIMES.items()
-        if name in used
-    ]
-    return "\n\n".join(fill(text, words, []) for text in texts) + "\n"
 
 
 def _facts(card: Card, record: FileRecord) -> list[str]:

@@ -79,7 +79,9 @@ def read_scores(model: keras.Model) -> Scores:
             "Dense layer."
         )
     call = caller(value)
-    while call is not None and call.kind in _RESHAPING and _is_flat(call):
+    while call is not None and call.kind in _RESHAPING:
+        if {side for each in call.inputs for side in each.tensor.shape[1:-1]} - {1}:
+            break
         call = caller(call.inputs[0])
     kind = None
     if call is not None and call.kind in _ENDS:
@@ -93,10 +95,6 @@ def read_scores(model: keras.Model) -> Scores:
             f"score behind a sigmoid. Received: {model.name!r} with one output."
         )
     return Scores(kind, shape[1], call if kind else None)
-
-
-def _is_flat(call: Call) -> bool:
-    return all(side == 1 for each in call.inputs for side in each.tensor.shape[1:-1])
 
 
 def copy_classifier(
@@ -115,7 +113,9 @@ def copy_classifier(
         if scores.units == 1:
             logits = SecondClass(name="logits")(logits)
         made = keras.Model(image, logits, name=model.name)
-    copy.copy_weights()
+    for layer, twin in copy.twins.values():
+        if twin is not layer and getattr(twin, "weights", None):
+            twin.set_weights([graph.as_numpy(each) for each in layer.weights])
     return made
 
 
@@ -180,7 +180,7 @@ class _Copy:
     def copied(self, layer: Any, changes: dict[str, Any]) -> Any:
         name = self.unused(layer.name)
         if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
-            return Affine(*_affine(layer), name=name)
+            return Affine.like(layer, name)
         if isinstance(layer, keras.layers.Layer):
             changes |= {"dtype": self.dtype, "name": name}
         kind = type(layer)
@@ -208,11 +208,6 @@ class _Copy:
         self.names.add(found)
         return found
 
-    def copy_weights(self) -> None:
-        for layer, twin in self.twins.values():
-            if twin is not layer and getattr(twin, "weights", None):
-                twin.set_weights([graph.as_numpy(each) for each in layer.weights])
-
 
 def _key(call: Call) -> Any:
     return id(call.node), tuple(map(_entered_key, call.output.scope))
@@ -226,25 +221,26 @@ def _entered_key(entered: Any) -> Any:
     return id(entered.model), *places
 
 
-def _affine(layer: Any) -> tuple[Any, Any]:
-    """Return scale and offset of a preprocessing layer."""
-    if isinstance(layer, keras.layers.Rescaling):
-        return np.float32(layer.scale), np.float32(layer.offset)
-    mean, variance = (
-        graph.as_numpy(x).astype(float) for x in (layer.mean, layer.variance)
-    )
-    deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
-    if layer.invert:
-        return np.float32(deviation), np.float32(mean)
-    return np.float32(1 / deviation), np.float32(-mean / deviation)
-
-
 class Affine(keras.layers.Layer):  # type: ignore[misc]
     """Multiply and add constants, as Keras' Rescaling and Normalization do."""
 
     def __init__(self, scale: Any, offset: Any, **options: Any) -> None:
         super().__init__(trainable=False, **options)
         self.scale, self.offset = scale, offset
+
+    @classmethod
+    def like(cls, layer: Any, name: str) -> "Affine":
+        """Return one that does what a preprocessing layer does."""
+        if isinstance(layer, keras.layers.Rescaling):
+            return cls(np.float32(layer.scale), np.float32(layer.offset), name=name)
+        mean, variance = (
+            graph.as_numpy(each).astype(float) for each in (layer.mean, layer.variance)
+        )
+        deviation = np.maximum(np.sqrt(variance), keras.config.epsilon())
+        scale, offset = 1 / deviation, -mean / deviation
+        if layer.invert:
+            scale, offset = deviation, mean
+        return cls(np.float32(scale), np.float32(offset), name=name)
 
     def call(self, inputs: Any) -> Any:
         """Return `inputs * scale + offset`."""
@@ -313,20 +309,19 @@ def measure_rounding(
         of_float16 = _probabilities(exact, pixels, scores)
     except _ONLY_FLOAT32:
         return 0.0, 0.0
-    found = []
-    for outputs, least in zip((of_float32, of_float16), _LEAST, strict=True):
-        change = float(np.abs(outputs - expected).max())
-        known = least < change < math.inf
-        found.append(float(2.0 ** math.ceil(math.log2(change))) if known else 0.0)
-    return found[0], found[1]
+    of32, of16 = (
+        float(2.0 ** math.ceil(math.log2(change))) if least < change < math.inf else 0.0
+        for outputs, least in zip((of_float32, of_float16), _LEAST, strict=True)
+        for change in [float(np.abs(outputs - expected).max())]
+    )
+    return of32, of16
 
 
 def _probabilities(model: keras.Model, pixels: object, scores: Scores) -> ModelOutput:
     logits = np.asarray(model(pixels, training=False), np.float64)
-    if scores.is_multilabel:
-        both = np.stack([np.zeros_like(logits), logits], axis=-1)
-        return softmax(both)[..., 1]
-    return softmax(logits)
+    if not scores.is_multilabel:
+        return softmax(logits)
+    return softmax(np.stack([np.zeros_like(logits), logits], axis=-1))[..., 1]
 
 
 _BYTES = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
@@ -377,10 +372,8 @@ def read_classifier_card(
         UsageError: It takes neither RGB nor grey images, or nothing tells how they
             were shown to it.
     """
-    shape = _shape(model, preprocessing, input_size)
-    if preprocessing is not None:
-        kind = "given"
-    else:
+    shape, kind = _shape(model, preprocessing, input_size), "given"
+    if preprocessing is None:
         kind, preprocessing = _implied(model, copy, shape)
     record, is_bgr = sized(preprocessing, shape), kind == CAFFE
     if is_bgr:

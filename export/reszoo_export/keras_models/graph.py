@@ -86,7 +86,13 @@ def caller(value: Value) -> Call | None:
         if layer is None or isinstance(layer, keras.layers.InputLayer):
             if not value.scope:
                 return None
-            value = _argument(value)
+            # What the nested model was called with.
+            entered = value.scope[-1]
+            places = [id(each) for each in entered.model.inputs]
+            if id(value.tensor) not in places:
+                name = entered.model.name
+                raise UsageError(f"The input of {name!r} is not connected.")
+            value = entered.arguments[places.index(id(value.tensor))]
             continue
         node = layer._inbound_nodes[index]
         inputs = tuple(Value(each, value.scope) for each in node.input_tensors)
@@ -121,15 +127,6 @@ def all_layers(model: keras.Model) -> list[Any]:
     """List the layers of a model and of the models in it, those included."""
     models = (layer for layer in model.layers if isinstance(layer, keras.Model))
     return [*model.layers, *chain.from_iterable(map(all_layers, models))]
-
-
-def _argument(value: Value) -> Value:
-    """Return what a nested model was called with, for one of its inputs."""
-    entered = value.scope[-1]
-    for tensor, argument in zip(entered.model.inputs, entered.arguments, strict=True):
-        if tensor is value.tensor:
-            return argument
-    raise UsageError(f"The input of {entered.model.name!r} is not connected.")
 
 
 def _is_functional(layer: Any) -> bool:

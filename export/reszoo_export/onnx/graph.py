@@ -180,7 +180,10 @@ def _name(graph: Any, layers: Collection[str]) -> None:
     names = {name: name for name in outside}
     taken = set(outside)  # The input is a layer, too.
     for place, node in reversed(list(enumerate(graph.node))):
-        layer = _layer(node, layers)
+        # The layer in the node's names, if there is one.
+        parts = [_REPEATED.sub("", part) for part in node.output[0].split("/")]
+        parts = [*map(_layer_of, node.input), *parts]
+        layer = next((part for part in parts if part in layers), None)
         free = layer is not None and layer not in taken
         node.name = layer if free else f"{node.op_type}_{place}"
         taken.add(node.name)
@@ -193,13 +196,6 @@ def _name(graph: Any, layers: Collection[str]) -> None:
         node.output[:] = [names[name] for name in node.output]
     for initializer in graph.initializer:
         initializer.name = names[initializer.name]
-
-
-def _layer(node: Any, layers: Collection[str]) -> str | None:
-    """Return the layer in a node's names, if there is one."""
-    parts = [_REPEATED.sub("", part) for part in node.output[0].split("/")]
-    names = (*map(_layer_of, node.input), *parts)
-    return next((name for name in names if name in layers), None)
 
 
 def _layer_of(kernel: str) -> str:

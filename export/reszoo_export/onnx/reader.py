@@ -303,20 +303,10 @@ def _int8_activations(graph: Any) -> list[str]:
 
 
 def _overflowing(graph: Any) -> list[str]:
-    """Refuse weights that give other outputs on processors of another kind."""
-    largest, name = max(_weight_pairs(graph), default=(0, ""))
-    problem = (
-        "its weights overflow on x86 processors without VNNI: two of "
-        f"{name} add up to {largest}, and at most {MAX_PAIR} fit; export it again"
-    )
-    return [problem] if largest > MAX_PAIR else []
-
-
-def _weight_pairs(graph: Any) -> list[tuple[int, str]]:
-    """Return the largest sum of two int8 weights of an output, by tensor."""
+    """Refuse int8 weights that give other outputs on processors of another kind."""
     from onnx import numpy_helper
 
-    constants, pairs = _constants(graph), []
+    constants, largest = _constants(graph), (0, "")
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or not node.input:
             continue
@@ -324,6 +314,11 @@ def _weight_pairs(graph: Any) -> list[tuple[int, str]]:
         if weights is not None and _dtype(weights.data_type) == "int8":
             axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
             array = numpy_helper.to_array(weights).astype(np.int32)
-            largest = greatest_pairs(np.moveaxis(array, axis, -1)).max()
-            pairs.append((int(largest), weights.name.removesuffix(".quantized")))
-    return pairs
+            pair = int(greatest_pairs(np.moveaxis(array, axis, -1)).max())
+            largest = max(largest, (pair, weights.name.removesuffix(".quantized")))
+    problem = (
+        "its weights overflow on x86 processors without VNNI: two of "
+        f"{largest[1]} add up to {largest[0]}, and at most {MAX_PAIR} fit; export it "
+        "again"
+    )
+    return [problem] if largest[0] > MAX_PAIR else []

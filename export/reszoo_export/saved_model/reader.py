@@ -1,6 +1,5 @@
 """Run SavedModels with TensorFlow, describe them, and check their contents."""
 
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
@@ -293,7 +291,7 @@ def find_problems(
         return [f"serving_bytes must take {ENCODED_INPUT}, not {', '.join(specs)}"]
     count = specs[ENCODED_INPUT].shape[0] or 2
     originals = _large_images(card.preprocessing, count)
-    files = tf.constant([_png(image) for image in originals])
+    files = tf.stack([tf.io.encode_png(image) for image in originals])
     prepared = np.stack([card.preprocessing.prepare(each) for each in originals])
     expected = _most_exact(of_pixels(image=tf.constant(prepared)))
     difference = np.abs(_most_exact(of_bytes(image_bytes=files)) - expected).max()
@@ -318,12 +316,6 @@ def _large_images(preprocessing: Preprocessing, count: int) -> list[Pixels]:
     sizes = [(high * 3 // 2 + 1, wide * 2 + 3), (high * 2 + 5, wide * 5 // 4 + 1)]
     shapes = [(*sizes[number % 2], 3) for number in range(count)]
     return [draw.integers(0, 256, shape, np.uint8) for shape in shapes]
-
-
-def _png(image: Pixels) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def _most_exact(outputs: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -276,7 +276,11 @@ def write_warmup(serving: Serving, path: Path) -> None:
         for signature in SIGNATURES:
             for batch in (fixed,) if isinstance(fixed, int) else _BATCHES:
                 name, tensor = _example(signature, serving, batch)
-                writer.write(_request(signature, name, tensor))
+                entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
+                spec = _field(_SIGNATURE_NAME, signature.encode())
+                # A PredictionLog, to which the server adds the model's name.
+                request = _field(_MODEL_SPEC, spec) + _field(_INPUTS, entry)
+                writer.write(_field(_PREDICT_LOG, _field(_REQUEST, request)))
 
 
 def _example(signature: str, serving: Serving, batch: int) -> tuple[str, bytes]:
@@ -297,23 +301,10 @@ def _example(signature: str, serving: Serving, batch: int) -> tuple[str, bytes]:
     return INPUT, tensor.SerializeToString()
 
 
-def _request(signature: str, name: str, tensor: bytes) -> bytes:
-    """Return a PredictionLog; the server adds the model's name."""
-    entry = _field(_KEY, name.encode()) + _field(_VALUE, tensor)
-    spec = _field(_SIGNATURE_NAME, signature.encode())
-    request = _field(_MODEL_SPEC, spec) + _field(_INPUTS, entry)
-    return _field(_PREDICT_LOG, _field(_REQUEST, request))
-
-
 def _field(number: int, content: bytes) -> bytes:
     """Encode a message's field: https://protobuf.dev/programming-guides/encoding."""
-    tag = number << 3 | _LENGTH_DELIMITED
-    return bytes([tag]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    low = bytearray()
-    while value > 127:
-        low.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*low, value])
+    head, length = [number << 3 | _LENGTH_DELIMITED], len(content)
+    while length > 127:
+        head.append(length & 127 | 128)
+        length >>= 7
+    return bytes([*head, length]) + content

@@ -376,10 +376,9 @@ class _Operators:
     def sizes(self) -> Counter[str]:
         """Count the weights of each precision."""
         sizes: Counter[str] = Counter()
-        for operator in self.weighted:
-            if operator.InputsLength() < 2:
-                continue
-            weight = self._tensor(operator.Inputs(1))
+        for operator in (each for each in self.weighted if each.InputsLength() > 1):
+            index = operator.Inputs(1)
+            weight = self.graph.Tensors(self.stored.get(index, index))
             activation = self.graph.Tensors(operator.Inputs(0))
             precision = _STORED.get(dtype(weight), "float32")
             sizes[_INTEGERS.get(dtype(activation), precision)] += _size(weight)
@@ -399,9 +398,6 @@ class _Operators:
             for tensor in tensors
             if self.model.Buffers(tensor.Buffer()).DataLength()
         )
-
-    def _tensor(self, index: int) -> Any:
-        return self.graph.Tensors(self.stored.get(index, index))
 
 
 def _operator_name(model: Any, index: int) -> str:
