@@ -15,22 +15,11 @@ from reszoo.console import quiet
 from reszoo.preprocessing import Pixels, shown_size
 from reszoo_export.formats import ONNX
 from reszoo_export.metadata import licence, summary
+from reszoo_export.onnx import reader
 from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
-from reszoo_export.onnx.reader import (
-    CARD_KEY,
-    LABELS_KEY,
-    OPSET,
-    activation_reader,
-    environment_variable,
-    ir_version,
-)
+from reszoo_export.quantization import integer_model
 from reszoo_export.quantization.grids import round_kernel
-from reszoo_export.quantization.integer_model import (
-    INSIDE,
-    Ranges,
-    as_bytes,
-    build_integer_model,
-)
+from reszoo_export.quantization.integer_model import Ranges
 from reszoo_export.quantization.ranges import (
     SHARES,
     Calibration,
@@ -62,9 +51,13 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
         write_best(serving, calibration, path, _quantized(serving, calibration))
         return
     choice = choose(serving.model, serving.card.preprocessing, calibration)
-    takes_bytes = build_integer_model(serving.model, choice.narrow_weights, {})
-    model = convert(as_bytes(serving, takes_bytes))
-    quantize(model.graph, choice.narrow_steps, choice.inner_ranges, INSIDE)
+    takes_bytes = integer_model.build_integer_model(
+        serving.model, choice.narrow_weights, {}
+    )
+    model = convert(integer_model.as_bytes(serving, takes_bytes))
+    quantize(
+        model.graph, choice.narrow_steps, choice.inner_ranges, integer_model.INSIDE
+    )
     write_model(model, serving, path)
 
 
@@ -137,13 +130,13 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     specs = [tf.TensorSpec(each.shape, name=name) for name, each in weights.items()]
     # Otherwise tf2onnx copies the graph before every optimizer's pass, to continue
     # when one fails (1.17, `optimizer.optimize_graph`); an error is better, and faster.
-    with quiet(), environment_variable("TF2ONNX_CATCH_ERRORS", "FALSE"):
+    with quiet(), reader.environment_variable("TF2ONNX_CATCH_ERRORS", "FALSE"):
         import tf2onnx
 
         model, _ = tf2onnx.convert.from_function(
             tf.function(stateless, autograph=False),
             input_signature=[image, *specs],
-            opset=options.opset or OPSET,
+            opset=options.opset or reader.OPSET,
             inputs_as_nchw=[f"{INPUT}:0"] if options.layout == "nchw" else None,
             custom_op_handlers={"Erfc": (_write_erfc, [])},
         )
@@ -170,7 +163,7 @@ def write_model(model: Any, serving: Serving, path: Path) -> None:
 
     for opset in [entry for entry in model.opset_import if entry.domain]:
         model.opset_import.remove(opset)  # Declared by converters, never used.
-    model.ir_version = ir_version(serving.options.opset or OPSET)
+    model.ir_version = reader.ir_version(serving.options.opset or reader.OPSET)
     model.producer_name, model.producer_version = "reszoo", reszoo.__version__
     model.graph.name = serving.card.architecture.name
     model.graph.ClearField("doc_string")  # Names a process-wide counter.
@@ -189,14 +182,14 @@ def properties(card: Card) -> dict[str, str]:
     record = card.preprocessing
     size = shown_size(record.eval_sides)
     found = {
-        CARD_KEY: card.to_text(),
+        reader.CARD_KEY: card.to_text(),
         "description": summary(card),
         "input": f"image: {record.colours}, 0 to 255, {size} pixels",
         "license": licence(card),
         "preprocessing": ", ".join(record.steps()),
     }
     if card.labels:
-        found[LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)
+        found[reader.LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)
     return {key: found[key] for key in sorted(found) if found[key]}
 
 
@@ -254,7 +247,7 @@ def find_extremes(model: Any, batches: Iterable[Pixels]) -> Extremes:
     with tempfile.TemporaryDirectory(prefix="reszoo-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(model.SerializeToString())
-        read = activation_reader(path)
+        read = reader.activation_reader(path)
         for batch in batches:
             for name, array in read(batch).items():
                 ends = (float(array.min()), float(array.max()))

@@ -17,16 +17,9 @@ from reszoo.data.sources import Source, match_classes
 from reszoo.errors import DataError, ExportError
 from reszoo.metrics import prepared_batches
 from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo_export.quantization import integer_model
 from reszoo_export.quantization.grids import Steps, full_steps, narrow_steps, on_grid
-from reszoo_export.quantization.integer_model import (
-    LEVELS,
-    Ranges,
-    Weights,
-    build_integer_model,
-    byte_weights,
-    quantized_layers,
-    set_ranges,
-)
+from reszoo_export.quantization.integer_model import LEVELS, Ranges, Weights
 from reszoo_export.runtimes import ModelOutput, in_batches, open_runtime
 from reszoo_export.serving import Serving
 
@@ -218,9 +211,9 @@ def choose(
     """
     if model in calibration.choices:
         return calibration.choices[model]
-    weights = byte_weights(model, preprocessing)
-    exact = build_integer_model(model, weights, {})
-    layers = [*quantized_layers(model), model.layers[-1].name]
+    weights = integer_model.byte_weights(model, preprocessing)
+    exact = integer_model.build_integer_model(model, weights, {})
+    layers = [*integer_model.quantized_layers(model), model.layers[-1].name]
     extremes, inputs = observe(exact, layers, calibration.images)
     full, narrow = (
         {name: steps_of(kernel) for name, (kernel, _) in weights.items()}
@@ -229,13 +222,13 @@ def choose(
     rounded = rounded_weights(exact, weights, full, inputs)
     candidates = {share: ranges_of(extremes, share) for share in SHARES}
     inner = {name: candidates[1.0][name] for name in layers[:-1]}
-    integers = build_integer_model(model, rounded, inner)
+    integers = integer_model.build_integer_model(model, rounded, inner)
     images = calibration.trial_images
     expected, predict = _function(exact)(images), _function(integers)
     _check_finite(expected)
     trials = []
     for share, ranges in candidates.items():
-        set_ranges(integers, {name: ranges[name] for name in inner})
+        integer_model.set_ranges(integers, {name: ranges[name] for name in inner})
         outputs = predict(images)
         near_scores, scores = _log_softmax(outputs), _log_softmax(expected)
         apart = float((np.exp(scores) * (scores - near_scores)).sum(1).mean())

@@ -27,12 +27,7 @@ from reszoo_export.quantization.ranges import (
 from reszoo_export.runtimes import in_batches
 from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
-from reszoo_export.tflite.flatbuffer import (
-    FILE_IDENTIFIER,
-    aligned_bytes,
-    table,
-    with_card,
-)
+from reszoo_export.tflite import flatbuffer
 
 Prepare = Callable[[Any], None]
 # Shares of the images that set ranges, of models of unknown structure.
@@ -183,7 +178,7 @@ def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
 
 def write_model(content: bytes, serving: Serving, path: Path) -> None:
     """Write a converted model with its card."""
-    path.write_bytes(with_card(content, serving.card))
+    path.write_bytes(flatbuffer.with_card(content, serving.card))
 
 
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
@@ -194,9 +189,9 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
         if self.data is None:
-            return table(builder, {})
+            return flatbuffer.table(builder, {})
         data = np.asarray(self.data, np.uint8).tobytes()
-        return table(builder, {0: aligned_bytes(builder, data)})
+        return flatbuffer.table(builder, {0: flatbuffer.aligned_bytes(builder, data)})
 
 
 def float16_kernels(content: bytes) -> bytes:
@@ -237,7 +232,7 @@ def _packed(model: Any) -> bytes:
     for buffer in model.buffers:
         buffer.__class__ = _AlignedBuffer
     builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    builder.Finish(model.Pack(builder), flatbuffer.FILE_IDENTIFIER)
     return bytes(builder.Output())
 
 
