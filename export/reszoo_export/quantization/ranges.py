@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,6 @@ class Trial:
     divergence: float
     agreement: float  # share of images with the float model's top-1
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields that are set."""
-        return {name: each for name, each in asdict(self).items() if each is not None}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
@@ -176,12 +172,13 @@ class Trials:
 
     def to_json(self) -> dict[str, Any]:
         """Return the trials as plain JSON values, for the manifest."""
-        return {
-            "best": self.best.to_json(),
-            "trials": [trial.to_json() for trial in self.trials],
-            "images": self.images,
-            "tried_on": self.tried_on,
-        }
+        trials = [
+            {name: each for name, each in vars(trial).items() if each is not None}
+            for trial in self.trials
+        ]
+        best = trials[self.trials.index(self.best)]
+        counts = {"images": self.images, "tried_on": self.tried_on}
+        return {"best": best, "trials": trials, **counts}
 
 
 @dataclass(frozen=True, kw_only=True)
