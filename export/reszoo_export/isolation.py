@@ -102,32 +102,38 @@ def run_in_subprocess(
     stored = {"arguments": dict(arguments), "limits": limits and asdict(limits)}
     (folder / _ARGUMENTS).write_text(json.dumps(stored), encoding="utf-8")
     with (folder / _OUTPUT).open("wb") as output:
-        process = subprocess.Popen(
-            # -P: modules in the current folder are not ours.
-            [sys.executable, "-P", "-m", __name__, function, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            env=child_environment(hide_gpus),
-        )
+        process = _start(function, str(folder), hide_gpus=hide_gpus, stdout=output)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise SubprocessError(_late(seconds or 0)) from None
         finally:
-            process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
+            _end(process)
     return _result(folder, process.returncode)
 
 
-def child_environment(hide_gpus: bool) -> dict[str, str]:
-    """Return the environment of a subprocess that imports what this one does."""
+def _start(
+    *arguments: str,
+    hide_gpus: bool = True,
+    stdout: Any,
+    stderr: int = subprocess.STDOUT,
+) -> "subprocess.Popen[bytes]":
+    """Run this module in a subprocess that imports what this process does."""
     # A notebook may have changed sys.path.
     path = os.pathsep.join(filter(None, sys.path))
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if hide_gpus else {}
-    return {**os.environ, "PYTHONPATH": path, **hidden}
+    environment = {**os.environ, "PYTHONPATH": path, **hidden}
+    # -P: modules in the current folder are not ours.
+    command = [sys.executable, "-P", "-m", __name__, *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": stdout, "stderr": stderr}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        pipe.close()
 
 
 def _result(folder: Path, code: int) -> Any:
@@ -254,13 +260,8 @@ class _Worker:
 
     def __init__(self, request: dict[str, Any], seconds: float) -> None:
         self._seconds = seconds
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=child_environment(hide_gpus=True),
-        )
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        self._process = _start(stdout=pipe, stderr=nothing)
         # Not at exit: then the pipe ends, and a fork must not end its parent's.
         weakref.finalize(self, _end, self._process).atexit = False
         self.facts = self.ask(request)[0]
@@ -291,14 +292,6 @@ class _Worker:
         finally:
             timer.cancel()
         return _checked(reply), content
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
 
 
 def _described(array: NDArray[Any]) -> dict[str, Any]:
