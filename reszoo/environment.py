@@ -92,6 +92,19 @@ def check_tensorflow_usable() -> None:
         )
 
 
+def check_backend(what: str) -> None:
+    """Raise UsageError where something needs TensorFlow and Keras runs on another."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise UsageError(
+            f"{what} needs Keras on TensorFlow; building, loading, saving, calling and "
+            f"fitting a model do not. Received: KERAS_BACKEND={backend}; start Python "
+            "with KERAS_BACKEND=tensorflow."
+        )
+
+
 def _after_fork() -> None:
     global _forked_from_tensorflow
     module = sys.modules.get("tensorflow.python.eager.context")

@@ -71,6 +71,12 @@ def build_resnet(
         A functional model from `(batch, height, width, channels)` to logits,
         probabilities, pooled features, or feature maps.
     """
+    if keras.backend.backend() == "torch":
+        raise UsageError(
+            "Keras on torch has no layers with dots in their names, which models of "
+            "reszoo have. Received: KERAS_BACKEND=torch; start Python with "
+            "KERAS_BACKEND=tensorflow or jax."
+        )
     builder = _Builder(
         architecture,
         folded,

@@ -19,7 +19,7 @@ from reszoo.cards import (
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.resnet import build_resnet
-from reszoo.specs import ResNetSpec, find_spec
+from reszoo.specs import ResNetSpec, find_spec, one_of
 from reszoo.weights import safetensors
 from reszoo.weights.loading import Loaded, load_weights
 from reszoo.weights.location import Found, locate, read_located
@@ -31,7 +31,8 @@ from reszoo.weights.names import (
     summarized,
     to_tensors,
 )
-from reszoo.weights.reading import keras_applications_contents
+from reszoo.weights.order import Match, match_by_order
+from reszoo.weights.reading import Contents, keras_applications_contents
 
 _REPORT = "_reszoo_load_report"
 _COUNTERS = "_reszoo_counters"
@@ -54,6 +55,7 @@ def build(
     dropout: float | None = None,
     zero_init_residual: bool = False,
     allow_noncommercial: bool = False,
+    match: str | None = None,
     seed: int | None = None,
     name: str | None = None,
 ) -> keras.Model:
@@ -101,6 +103,7 @@ def build(
         zero_init_residual: Whether the last batch normalisation of every block starts
             with scale 0, as in torchvision; for random weights only.
         allow_noncommercial: Consent to weights whose licence forbids commercial use.
+        match: "order" assigns the tensors of a file with unknown names, see `load`.
         seed: Seed of the random weights; None for other weights each time.
         name: Name of the Keras model; the variant's by default.
 
@@ -141,14 +144,18 @@ def build(
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
     found = locate(weights, described.name, allow_noncommercial=allow_noncommercial)
-    contents, spec = read_located(found), described.spec
+    spec = described.spec
+    contents = _read(found, spec, match)
     return _attach_loaded(
         load_weights(contents, found, spec, options, labels, seed=seed, name=name)
     )
 
 
 def load(
-    path: str | os.PathLike[str], variant: str | ResNetSpec | None = None
+    path: str | os.PathLike[str],
+    variant: str | ResNetSpec | None = None,
+    *,
+    match: str | None = None,
 ) -> keras.Model:
     """Load a checkpoint: the model, its weights and its card.
 
@@ -157,17 +164,29 @@ def load(
 
     Args:
         path: A `.safetensors` file, a torch file (`.pth`, `.pt`, `.bin`, `.th`), a
-            `.h5` file of keras.applications, a timm folder, "hf://owner/repo" or a
-            URL.
+            `.h5` file of keras.applications, a folder of timm, Transformers or
+            `reszoo.train`, "hf://owner/repo" or a URL.
         variant: The name or spec of the model. Needed only for tensors without a
             card that fit several, such as those of plain networks.
+        match: "order" is for a file with unknown names of modules (whose tensors are
+            called weight, bias, running_mean, running_var): they are assigned to the
+            variant by order and shapes. What fits in more than one way is refused,
+            and the mapping is printed.
 
     Raises:
         CheckpointError: The file is missing, damaged, or of an unknown model.
     """
     spec = None if variant is None else find_spec(variant)
     found = locate(path, None if spec is None else spec.name)
-    return _attach_loaded(load_weights(read_located(found), found, spec, {}))
+    return _attach_loaded(load_weights(_read(found, spec, match), found, spec, {}))
+
+
+def _read(found: Found, spec: ResNetSpec | None, match: str | None) -> Contents:
+    contents = read_located(found)
+    if match is None:
+        return contents
+    one_of("match", match, Match)
+    return match_by_order(contents, spec, found.source)
 
 
 def save(
@@ -345,6 +364,8 @@ def _counted(
 def _attach_loaded(loaded: Loaded) -> keras.Model:
     if loaded.report.head or loaded.report.notes or loaded.report.skipped:
         say(str(loaded.report))
+    for theirs, ours in loaded.report.mapping:
+        say(f"{theirs} -> {ours}")
     setattr(loaded.model, _REPORT, loaded.report)
     setattr(loaded.model, _COUNTERS, loaded.counters)
     set_card(loaded.model, loaded.card)

@@ -15,6 +15,7 @@ import keras
 from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.data.sources import Source, open_source
+from reszoo.environment import check_backend
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, disk_error_of, free_folder, write_text
 from reszoo.preprocessing import Preprocessing, Size
@@ -131,6 +132,7 @@ def export(
         opset=opset, integer_io=integer_io, outputs=outputs, version=version,
     )  # fmt: skip
     check_options(rows, options)
+    check_backend("export")
     given = [model, calibration, verify]
     replaceable = partial(
         free_folder, output, kind="an export", named=named_entries, overwrite=overwrite,

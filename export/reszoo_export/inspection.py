@@ -15,6 +15,7 @@ from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.errors import CheckpointError
 from reszoo.weights import reading, safetensors
+from reszoo.weights.location import checkpoint_in
 from reszoo_export.formats import FORMATS
 from reszoo_export.isolation import SubprocessError, limits_for, run_in_subprocess
 from reszoo_export.manifest import size_and_hash
@@ -240,6 +241,7 @@ def describe_stored(folder: Path, *, path: str) -> dict[str, Any]:
 def describe_file(file: Path) -> FileDescription:
     """Do the work of `inspect` in this process (see there)."""
     row = find_runtime(file)
+    file = file if row else checkpoint_in(file) or file
     with reader_errors(file):
         if row:
             # What a SavedModel would execute is described, not refused.

@@ -5,8 +5,9 @@ TFLite files in a zip archive behind the FlatBuffer.
 """
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
@@ -42,8 +43,19 @@ def summary(card: Card) -> str:
 
 
 def licence(card: Card) -> str:
-    """Return the licence of a card's weights, "" where it is not recorded."""
-    return str(card.provenance.get("licence") or "")
+    """Return the licences of a card's weights, "" where none is recorded.
+
+    Those of the weights that training started from are further inside.
+    """
+    return ", ".join(dict.fromkeys(_licences(card.provenance)))
+
+
+def _licences(content: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _licences(value)
+        elif name == "licence" and value:
+            yield str(value)
 
 
 def parse_card(path: Path, read: Callable[[], str]) -> Card:

@@ -19,6 +19,7 @@ from reszoo.training.report import recipe_defaults, reliability_diagram
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import Disagreement, FileRecord, Manifest
+from reszoo_export.metadata import licence
 from reszoo_export.verification.reference import Reference
 
 # A quantised file that loses more than this is not recommended.
@@ -184,11 +185,7 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
             (purpose, page.shell_command(["reszoo", *arguments]))
             for purpose, arguments in _commands(verified, features=features)
         ],
-        "licences": [
-            Outside(value)
-            for name, value in _leaves(card.provenance)
-            if name.endswith("licence")
-        ],
+        "licences": [Outside(each) for each in [licence(card)] if each],
         "origin": _origin_table(card),
     }
 

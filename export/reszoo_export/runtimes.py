@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
-from reszoo.environment import allowed_cores, check_tensorflow_usable, usable_cores
+from reszoo.environment import (
+    allowed_cores,
+    check_backend,
+    check_tensorflow_usable,
+    usable_cores,
+)
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
+from reszoo.weights.location import checkpoint_in
 from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES, RuntimeSpec
 from reszoo_export.manifest import is_export
@@ -212,6 +218,7 @@ def open_keras(model: "keras.Model") -> Runtime:
     from reszoo.metrics import inference_function
     from reszoo.zoo import get_card
 
+    check_backend("Predicting and measuring with a model")
     card = get_card(model)
     function: Any = inference_function(model, card.preprocessing, card.temperature)
     # Traced now, by one thread; TensorFlow would warn of the fifth model's first call.
@@ -282,6 +289,8 @@ def find_runtime(path: Path) -> RuntimeSpec | None:
             f"{path} is an export folder. Choose one of its files: {', '.join(files)}."
         )
     fitting = [row for row in RUNTIMES.values() if row.matches(path)]
+    if not fitting and checkpoint_in(path):
+        return None
     if not fitting and path.is_dir():
         # Its reader tells what is missing.
         fitting = [row for row in RUNTIMES.values() if not row.suffix]

@@ -87,6 +87,7 @@ def convert(
     output: Path,
     *,
     model: str | None = None,
+    match: str | None = None,
     overwrite: bool = False,
     as_json: bool = False,
 ) -> None:
@@ -96,13 +97,14 @@ def convert(
 
     Args:
         source (IN): Checkpoint: .safetensors, .pth, .pt, .bin, .th, .h5 of
-            keras.applications, a timm folder, hf://owner/repo or a URL.
+            keras.applications, a folder of timm, Transformers or `reszoo train`,
+            hf://owner/repo or a URL.
         output (OUT): A .safetensors file, or a folder for timm.
         model (default inferred): Name of the model, if its tensors fit several.
     """
     if output.exists() and not overwrite:
         raise UsageError(f"{output} exists. Pass --overwrite to replace it.")
-    built = reszoo.load(source, model)
+    built = reszoo.load(source, model, match=match)
     written, report = reszoo.save(built, output), reszoo.load_report(built)
     card = reszoo.card(built)
     if as_json:

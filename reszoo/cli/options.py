@@ -26,6 +26,8 @@ _SHARED = """
     fields (FIELD=VALUE): Change any field of the recipe; may be repeated: --set
         momentum=0.8 --set steps=2000.
     isolated: Open and run the file in a subprocess with limits on memory and time.
+    match (default by name): order: assign tensors with unknown names to the model by
+        their order and shapes.
     min_accuracy (default no minimum): Exit with 1 if a top-1 accuracy, in 0 to 1, is
         lower.
     model (MODEL): Checkpoint (.safetensors), SavedModel folder, .tflite or .onnx file.

@@ -74,6 +74,7 @@ def train(
     model: str,
     output: Path,
     weights: str | None = None,
+    match: str | None = None,
     recipe: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 
 _SUMS = (keras.layers.Add,)
@@ -54,6 +55,7 @@ def gradient_norms(model: keras.Model, x: Any, y: Any) -> dict[str, float]:
         >>> norms = reszoo.gradient_norms(reszoo.mlp(50, shortcut="none"), images, y)
         >>> max(norms.values()) / min(norms.values())
     """
+    check_backend("gradient_norms")
     targets, chosen = np.asarray(y), kernels(model)
     classes = model.output_shape[-1]
     is_index = targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets)

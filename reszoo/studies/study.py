@@ -14,6 +14,7 @@ import tensorflow as tf
 from reszoo import defaults
 from reszoo.console import Progress, say
 from reszoo.data.sources import Data, Source, fingerprint
+from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.layers import reinitialize
 from reszoo.studies.measurements import (
@@ -324,6 +325,7 @@ def study(
         >>> result = reszoo.study(layers=(20, 56), seeds=2)
         >>> result.conclusion[-1]
     """
+    check_backend("study")
     folder = Path(output).expanduser()
     depths = None if layers is None else tuple(layers)
     kinds = None if shortcuts is None else tuple(shortcuts)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from reszoo.cards import COMPILED
 from reszoo.console import say
+from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.model import freeze, set_momentum
@@ -55,6 +56,21 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._steps = steps_per_epoch
         self._slots: list[list[Any]] = []
         self._decays: list[float] = []
+
+    @property
+    def learning_rate(self) -> Any:
+        """The rate of the current step; the recipe decides all of them."""
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        raise UsageError(
+            "The recipe decides the learning rate of every step, so ReduceLROnPlateau, "
+            "LearningRateScheduler and the like cannot set it. Received: "
+            f"learning_rate={float(value):g}; leave the callback out, choose "
+            "reszoo.compile(model, learning_rate=...), or compile the model with an "
+            "optimizer of Keras."
+        )
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the rule's slots of each variable."""
@@ -205,6 +221,7 @@ def compile(
         >>> reszoo.compile(model, steps_per_epoch=100, epochs=5)
         >>> model.fit(batches, epochs=5)
     """
+    check_backend("compile")
     _check_supported(model, fields)
     chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
     # Left out, they would change what is learned, and not only how well.

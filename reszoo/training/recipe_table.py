@@ -229,6 +229,7 @@ def repeat_command(
     output: Path | None,
     bad_images: str,
     strategy: str | None = None,
+    match: str | None = None,
 ) -> list[str]:
     """Return the arguments of a command line that repeats a run.
 
@@ -242,7 +243,7 @@ def repeat_command(
     others = None if bad_images == defaults.TRAINING_BAD_IMAGES else bad_images
     options = {
         "weights": weights, "bad_images": others, "strategy": strategy,
-        "output": output,
+        "match": match, "output": output,
     }  # fmt: skip
     # The report is passed on; see `public_origin`.
     given = {k: public_origin(str(v)) for k, v in options.items() if v is not None}

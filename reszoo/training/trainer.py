@@ -17,6 +17,7 @@ from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.data.checks import find_unreadable
 from reszoo.data.sources import Source, fingerprint, match_classes, open_source
+from reszoo.environment import check_backend
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
 from reszoo.preprocessing import as_sides, shown_size
@@ -77,6 +78,7 @@ def train(
     *,
     recipe: str | Recipe | None = None,
     weights: str | os.PathLike[str] | None = None,
+    match: str | None = None,
     output: str | os.PathLike[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -102,6 +104,7 @@ def train(
         recipe: Name of a recipe, or a recipe of your own. None is "finetune" for
             pretrained weights, and "cifar" for fresh ones.
         weights: With a name: the initial weights, as in `reszoo.build`.
+        match: "order" for weights with unknown names, as in `reszoo.build`.
         output: Folder for checkpoints, state, history, curves, TensorBoard's logs
             and `report.html`; None writes nothing.
         resume: Whether to resume the run in `output`, exactly as if it had never
@@ -136,6 +139,7 @@ def train(
     if size is not None:
         fields = {"train_size": size, "eval_size": size, **fields}
     _check_call(model, fields)
+    check_backend("train")
     chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
     folder = None if output is None else Path(output).expanduser()
     _check_output(folder, resume=resume, overwrite=overwrite)
@@ -160,7 +164,7 @@ def train(
             say(f"skipped {path}: {reason}")
         options: Any = {"bad_images": bad_images, "strategy": strategy}
         command: Any = partial(repeat_command, model, data, **options)
-        built = _build(model, source, chosen, weights)
+        built = _build(model, source, chosen, weights, match)
         config = RunConfig(
             **_fitted(built, source, chosen, devices),
             folder=folder if devices.is_chief else None,
@@ -183,7 +187,7 @@ def train(
             run.resume(state, folder)
         _start(run, resuming=state is not None)
         _train(run)
-        result = _result(run, command(chosen, weights, folder))
+        result = _result(run, command(chosen, weights, folder, match=match))
         devices.barrier()
         return result
 
@@ -251,12 +255,14 @@ def _build(
     source: Source,
     recipe: Recipe,
     weights: str | os.PathLike[str] | None,
+    match: str | None,
 ) -> keras.Model:
     if not isinstance(model, keras.Model):
         size = recipe.eval_size or find_spec(model).image_size
         return build(
             model,
             weights=weights,
+            match=match,
             input_shape=(*as_sides(size), recipe.channels or 3),
             classes=source.labels,
             zero_init_residual=recipe.zero_init_residual and weights is None,

@@ -55,12 +55,7 @@ def infer_architecture(
         if name.endswith(".weight") and name not in HEAD
     }
     rows = [*SPECS.values()] if spec is None or spec in SPECS.values() else [spec]
-    candidates = [
-        architecture(row, shortcut=shortcut)
-        for row in rows
-        for shortcut in dict.fromkeys((row.shortcut, *_SHORTCUTS))
-        if "none" not in (row.shortcut, shortcut) or shortcut == "none"
-    ]
+    candidates = [each for row in rows for each in with_shortcuts(row)]
     fitting = [each for each in candidates if not _differences(found, each)]
     if not fitting:
         raise _fits_nothing(found, candidates, source)
@@ -93,6 +88,15 @@ def infer_architecture(
     height, width, _ = described.input_shape
     channels = found[convolutions(chosen)[0].name][1]
     return replace(described, input_shape=(height, width, channels))
+
+
+def with_shortcuts(spec: ResNetSpec, **options: Any) -> list[Architecture]:
+    """Return the architectures of a spec, with its own kind of shortcut first."""
+    return [
+        architecture(spec, shortcut=shortcut, **options)
+        for shortcut in dict.fromkeys((spec.shortcut, *_SHORTCUTS))
+        if "none" not in (spec.shortcut, shortcut) or shortcut == "none"
+    ]
 
 
 def _differences(found: Shapes, candidate: Architecture) -> list[str]:
@@ -189,7 +193,8 @@ def load_weights(
     if fresh and report.head is None:
         notes.append(f"fresh head of {described.classes} classes")
     named = contents.named or StateDict(tensors={})
-    report = replace(report, skipped=named.skipped, notes=(*named.notes, *notes))
+    told = {"skipped": named.skipped, "mapping": named.mapping}
+    report = replace(report, notes=(*named.notes, *notes), **told)  # type: ignore[arg-type]
     card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
 

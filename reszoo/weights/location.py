@@ -159,9 +159,7 @@ def _from_hub(repo: str, revision: str | None, source: str) -> Found:
 
 def _local(path: Path, variant: str | None) -> Found:
     if path.is_dir():
-        inside = next(
-            (path / name for name in _IN_FOLDERS if (path / name).exists()), None
-        )
+        inside = checkpoint_in(path)
         if inside is None:
             raise CheckpointError(
                 f"{path} holds no checkpoint: one of {', '.join(_IN_FOLDERS)} was "
@@ -175,6 +173,12 @@ def _local(path: Path, variant: str | None) -> Found:
     config = _config_beside(path)
     known = config and describes_model(config)
     return Found(path=path, source=str(path), config=config if known else None)
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """Return the file that a folder stands for as a checkpoint, if there is one."""
+    files = (folder / name for name in _IN_FOLDERS)
+    return next((file for file in files if file.is_file()), None)
 
 
 def _config_beside(file: Path) -> Path | None:

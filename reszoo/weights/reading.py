@@ -1,7 +1,7 @@
 """Read a weight file of any format, recognised by its content."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Contents:
     labels: tuple[str, ...] | None = None  # likewise, if as many as the classes
     stride_in: StrideIn | None = None  # as the format implies; tensors are the same
     named: StateDict | None = None  # how another library named the tensors
+    in_order: bool = False  # whether they are in the order of their modules
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
@@ -60,7 +61,7 @@ def _read(file: Path) -> Contents:
         layers, config = keras_h5.read_model(file)
         return keras_applications_contents(layers, str(file), config)
     if torch_file.looks_like_torch(file):
-        return _named(torch_file.read(file), str(file))
+        return replace(_named(torch_file.read(file), str(file)), in_order=True)
     # A safetensors file begins with the length of a JSON header.
     if file.suffix == safetensors.SUFFIX or head[8:9] == b"{":
         tensors, card = safetensors.read(file)

@@ -217,6 +217,7 @@ class StateDict:
     skipped: tuple[str, ...] = ()  # tensors of the file that are not of the model
     notes: tuple[str, ...] = ()  # what the user should know of how it was read
     dilates: bool = False  # whether strides may be replaced by dilation
+    mapping: tuple[tuple[str, str], ...] = ()  # modules that were matched by order
 
 
 def read_state_dict(tree: Any, source: str) -> StateDict:
