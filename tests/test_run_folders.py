@@ -22,7 +22,8 @@ def folder(run: Any) -> Path:
 def test_it_is_loaded_converted_and_trained_on(folder: Path, run: Any) -> None:
     model = reszoo.load(folder)
     assert reszoo.card(model) == reszoo.card(reszoo.load(run.best))
-    again = reszoo.build("resnet20", weights=folder, input_shape=(28, 28, 3))
+    spec = reszoo.card(model).resnet.spec
+    again = reszoo.build(spec, weights=folder, input_shape=(28, 28, 3))
     assert reszoo.card(again).labels == reszoo.card(model).labels
 
 
