@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, ClassVar, Literal
 
-from reszoo.errors import UsageError
+from reszoo.errors import Rules, UsageError, check_rules
 from reszoo.specs import (
     MOST_CLASSES,
     SPECS,
@@ -29,12 +29,9 @@ Features = Literal["pyramid"]
 ClassifierActivation = Literal["softmax"]
 InputShape = tuple[int | None, int | None, int]
 _CHOICES = {
-    "shortcut": Shortcut,
-    "stride_in": StrideIn,
-    "pooling": Pooling,
-    "classifier_activation": ClassifierActivation,
-    "features": Features,
-}
+    "shortcut": Shortcut, "stride_in": StrideIn, "pooling": Pooling,
+    "classifier_activation": ClassifierActivation, "features": Features,
+}  # fmt: skip
 
 # Of the last stage, in pixels of the image, as timm has them.
 _OUTPUT_STRIDES = (8, 16, 32)
@@ -72,8 +69,7 @@ class Architecture:
 
     def options(self) -> dict[str, Any]:
         """Return all fields but the spec: what `architecture` takes."""
-        names = (field.name for field in fields(self) if field.name != "spec")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in OPTIONS}
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; a row of the table as its name."""
@@ -88,6 +84,8 @@ class Architecture:
         }
 
 
+OPTIONS = tuple(field.name for field in fields(Architecture) if field.name != "spec")
+"""Arguments of `reszoo.build` that change the architecture."""
 ScoreActivation = Literal["softmax", "sigmoid"]
 _KERAS_KIND = "keras"
 # Tuples, which are lists in JSON.
@@ -110,29 +108,31 @@ class KerasArchitecture:
     include_top: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isprintable():
-            raise UsageError(
-                "The name of a model must be one line of printable text. "
-                f"Received: {self.name!r}."
-            )
-        sides = [side for side in self.input_shape if side is not None]
-        numbers = all(type(each) is int and each > 0 for each in (*sides, self.classes))
-        if not numbers or len(self.input_shape) != 3 or self.classes < 2:
-            raise UsageError(
-                "A classifier must take images (height, width, channels) and have at "
-                f"least 2 classes. Received: {self.input_shape} and {self.classes}."
-            )
+        check_rules(self, _RULES)
         one_of("activation", self.activation, ScoreActivation)
-        if len(self.rounding) != 2 or not all(0 <= each <= 1 for each in self.rounding):
-            raise UsageError(
-                "rounding must be two changes of a probability, in 0..1. "
-                f"Received: {self.rounding}."
-            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         lists = {name: list(getattr(self, name)) for name in _LISTS}
         return {"kind": _KERAS_KIND, **asdict(self), **lists}
+
+
+def _takes_images(model: KerasArchitecture) -> bool:
+    sides = [side for side in model.input_shape if side is not None]
+    numbers = all(type(each) is int and each > 0 for each in (*sides, model.classes))
+    return numbers and len(model.input_shape) == 3 and model.classes >= 2
+
+
+_RULES: Rules = {
+    "The name of a model must be one line of printable text. "
+    "Received: {name}.": lambda m: m.name and m.name.isprintable(),
+    "A classifier must take images (height, width, channels) and have at least 2 "
+    "classes. Received: {input_shape} and {classes}.": _takes_images,
+    "rounding must be two changes of a probability, in 0..1. "
+    "Received: {rounding}.": lambda m: (
+        len(m.rounding) == 2 and all(0 <= each <= 1 for each in m.rounding)
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,13 +297,9 @@ def _stem(architecture: Architecture) -> Iterator[Convolution]:
         # The first block of a pre-activation model normalizes what the stem returns.
         is_last = spec.activation_order == "pre" and norm == "bn1"
         yield Convolution(
-            name=name,
-            norm=None if is_last else norm,
-            kernel_size=kernel_size,
-            in_channels=channels,
-            filters=filters,
-            stride=stride,
-        )
+            name=name, norm=None if is_last else norm, kernel_size=kernel_size,
+            in_channels=channels, filters=filters, stride=stride,
+        )  # fmt: skip
         channels = filters
 
 
@@ -358,50 +354,35 @@ def _projection(
     prefix, number = f"{place['block']}.downsample", 1 if pools else 0
     is_post = spec.activation_order == "post"
     return Convolution(
-        **place,
-        name=f"{prefix}.{number}",
+        **place, name=f"{prefix}.{number}", is_shortcut=True, kernel_size=1,
         norm=f"{prefix}.{number + 1}" if is_post else None,
-        is_shortcut=True,
-        kernel_size=1,
-        in_channels=channels,
-        filters=filters,
-        stride=1 if pools else strides[1],
+        in_channels=channels, filters=filters, stride=1 if pools else strides[1],
         pool=strides[1] if pools and strides[0] > 1 else 0,
-    )
+    )  # fmt: skip
 
 
-def architecture(
-    spec: str | ResNetSpec,
-    *,
-    include_top: bool = True,
-    input_shape: Sequence[int | None] | None = None,
-    pooling: str | None = None,
-    classes: int | None = None,
-    classifier_activation: str | None = None,
-    shortcut: str | None = None,
-    stride_in: str | None = None,
-    features: str | None = None,
-    output_stride: int | None = None,
-    dropout: float | None = None,
-) -> Architecture:
+def architecture(spec: str | ResNetSpec, **options: Any) -> Architecture:
     """Check the options of a `build` call and fill in the spec's defaults.
 
-    The arguments are those of `reszoo.build`. An UnknownNameError if a name is in no
-    table; a UsageError if options contradict each other or are out of range.
+    They are the arguments of `reszoo.build` that `OPTIONS` lists. An UnknownNameError
+    if a name is in no table; a UsageError if options contradict each other or are out
+    of range.
     """
+    if unknown := options.keys() - {*OPTIONS}:
+        raise TypeError(f"architecture has no option {', '.join(sorted(unknown))}")
     row = find_spec(spec)
-    chosen: dict[str, Any] = {
-        "shortcut": shortcut or row.shortcut,
-        "stride_in": stride_in or "3x3",
-        "pooling": pooling,
-        "classifier_activation": classifier_activation,
-        "features": features,
-    }
+    given: dict[str, Any] = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
+    include_top, classes = given["include_top"], given["classes"]
+    input_shape, dropout = given["input_shape"], given["dropout"]
+    output_stride = given["output_stride"]
+    chosen: dict[str, Any] = {argument: given[argument] for argument in _CHOICES}
+    chosen["shortcut"] = chosen["shortcut"] or row.shortcut
+    chosen["stride_in"] = chosen["stride_in"] or "3x3"
     for argument, value in chosen.items():
         if value is not None:
             one_of(argument, value, _CHOICES[argument])
     _check_shortcut(row, chosen["shortcut"])
-    if stride_in == "1x1" and row.block == "basic":
+    if chosen["stride_in"] == "1x1" and row.block == "basic":
         raise UsageError(
             f'stride_in="1x1" needs bottleneck blocks. {row.name} has basic blocks, '
             "whose first convolution is 3x3; leave stride_in out."
@@ -439,22 +420,18 @@ def architecture(
     )
 
 
-def architecture_from_json(
-    content: dict[str, Any],
-) -> Architecture | KerasArchitecture:
+def architecture_from_json(content: dict[str, Any]) -> Architecture | KerasArchitecture:
     """Return what `to_json` of either wrote, checked like a fresh request."""
     options = dict(content)
     if options.get("kind") == _KERAS_KIND:
         del options["kind"]
-        return KerasArchitecture(
-            **{**options, **{name: tuple(options[name]) for name in _LISTS}}
-        )
+        options |= {name: tuple(options[name]) for name in _LISTS}
+        return KerasArchitecture(**options)
     spec = options.pop("spec")
     if not isinstance(options.get("include_top"), bool):
         raise TypeError("include_top must be true or false")
-    return architecture(
-        ResNetSpec(**spec) if isinstance(spec, dict) else spec, **options
-    )
+    row = ResNetSpec(**spec) if isinstance(spec, dict) else spec
+    return architecture(row, **options)
 
 
 def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:

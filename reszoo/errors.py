@@ -52,16 +52,20 @@ class UsageError(ReszooError, ValueError):
     exit_code = 2
 
 
-Rule = tuple[Callable[[Any], Any], str, str]
-"""Condition of an object, message where it does not hold, and fields to show."""
+Rules = dict[str, Callable[[Any], Any]]
+"""Message -> condition of an object, without which it is raised.
+
+A field in braces, such as {epochs}, is shown as "epochs=3".
+"""
 
 
-def check_rules(holder: object, rules: Iterable[Rule]) -> None:
+def check_rules(holder: object, rules: Rules) -> None:
     """Raise UsageError for the first rule that an object breaks."""
-    for holds, text, names in rules:
+    for text, holds in rules.items():
         if not holds(holder):
-            received = ", ".join(f"{n}={getattr(holder, n)!r}" for n in names.split())
-            raise UsageError(f"{text} Received: {received}.")
+            fields = vars(holder).items()
+            shown = {name: f"{name}={value!r}" for name, value in fields}
+            raise UsageError(text.format(**shown))
 
 
 class UnknownNameError(UsageError):

@@ -77,22 +77,13 @@ def build_resnet(
             "reszoo have. Received: KERAS_BACKEND=torch; start Python with "
             "KERAS_BACKEND=tensorflow or jax."
         )
-    builder = _Builder(
-        architecture,
-        folded,
-        zero_init_residual,
-        stochastic_depth,
-        keyed,
-        head_dropout,
-        synchronized,
-        seed,
-    )
+    builder = _Builder(**{k: value for k, value in locals().items() if k != "name"})
     return builder.model(name or architecture.name)
 
 
 @dataclass
 class _Builder:
-    options: Architecture
+    architecture: Architecture
     folded: bool
     zero_init_residual: bool
     stochastic_depth: float
@@ -102,16 +93,16 @@ class _Builder:
     seed: int | None
 
     def __post_init__(self) -> None:
-        self.spec = self.options.spec
+        self.spec = self.architecture.spec
         self.is_pre = self.spec.activation_order == "pre"
         self.key: Tensor = None
 
     def model(self, name: str) -> keras.Model:
-        image = keras.Input(self.options.input_shape, name="image")
-        rates = (self.stochastic_depth, self.options.dropout, self.head_dropout)
+        image = keras.Input(self.architecture.input_shape, name="image")
+        rates = (self.stochastic_depth, self.architecture.dropout, self.head_dropout)
         if self.keyed and any(rates):
             self.key = keras.Input(batch_shape=(2,), dtype="int64", name="key")
-        blocks = groupby(convolutions(self.options), lambda each: each.block)
+        blocks = groupby(convolutions(self.architecture), lambda each: each.block)
         x = self.stem(image, list(next(blocks)[1]))
         stages: dict[str, Tensor] = {}
         for index, (_, listed) in enumerate(blocks):
@@ -120,7 +111,7 @@ class _Builder:
         if self.is_pre:
             x = _relu(self.norm(x, FINAL_NORM), "relu")
             stages[list(stages)[-1]] = x
-        outputs = stages if self.options.features else self.top(x)
+        outputs = stages if self.architecture.features else self.top(x)
         inputs = image if self.key is None else [image, self.key]
         # Keras walks from the outputs to the inputs recursively, here and where users
         # make models of their own of the layers.
@@ -147,7 +138,7 @@ class _Builder:
         path = [each for each in listed if not each.is_shortcut]
         name, norm = path[0].block, path[0].norm_before
         given = x if norm is None else _relu(self.norm(x, norm), f"{name}.relu1")
-        if self.options.shortcut == "none":
+        if self.architecture.shortcut == "none":
             z = self.path(given, path, index)
             return z if self.is_pre else _relu(z, f"{name}.relu")
         return residual(
@@ -167,7 +158,7 @@ class _Builder:
         return self.convolution(x, path[-1], ends_block=True)
 
     def dropout(self, x: Tensor, block: str, index: int) -> Tensor:
-        rate, name = self.options.dropout, f"{block}.dropout"
+        rate, name = self.architecture.dropout, f"{block}.dropout"
         if not rate or self.folded:
             return x
         if self.key is None:
@@ -250,18 +241,18 @@ class _Builder:
         )(x)
 
     def top(self, x: Tensor) -> Tensor:
-        pooling = "avg" if self.options.include_top else self.options.pooling
+        pooling = "avg" if self.architecture.include_top else self.architecture.pooling
         if pooling == "avg":
             x = keras.layers.GlobalAveragePooling2D(name="avgpool", **_NHWC)(x)
         elif pooling == "max":
             x = keras.layers.GlobalMaxPooling2D(name="maxpool_global", **_NHWC)(x)
-        if self.options.classes is None:
+        if self.architecture.classes is None:
             return x
         if self.head_dropout:
             place = sum(self.spec.depths)
             x = KeyedDropout(self.head_dropout, place, name="dropout")([x, self.key])
-        x = classifier(self.options.classes, self.seed)(x)
-        if self.options.classifier_activation == "softmax":
+        x = classifier(self.architecture.classes, self.seed)(x)
+        if self.architecture.classifier_activation == "softmax":
             x = keras.layers.Softmax(dtype="float32", name="probabilities")(x)
         return x
 

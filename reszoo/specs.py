@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7", "3x3", "deep"]
@@ -24,13 +24,9 @@ _MOST_BLOCKS = 1000
 MOST_CLASSES = 1_000_000
 _NUMBERS = ("expansion", "groups", "width_per_group", "classes", "image_size")
 _CHOICES = {
-    "block": Block,
-    "stem": Stem,
-    "shortcut": Shortcut,
-    "downsampling": Downsampling,
-    "activation_order": ActivationOrder,
-    "stride_block": StrideBlock,
-}
+    "block": Block, "stem": Stem, "shortcut": Shortcut, "downsampling": Downsampling,
+    "activation_order": ActivationOrder, "stride_block": StrideBlock,
+}  # fmt: skip
 
 
 def one_of(argument: str, value: str, literal: Any) -> str:
@@ -46,9 +42,7 @@ def one_of(argument: str, value: str, literal: Any) -> str:
 
 def is_count(value: Any) -> bool:
     """Return whether a value is a whole number of at least 1."""
-    return (
-        isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
-    )
+    return isinstance(value, Integral) and is_number(value) and int(value) >= 1
 
 
 def is_number(value: Any) -> bool:
@@ -136,10 +130,9 @@ class ResNetSpec:
                 "The name of a spec must consist of letters, digits, '.', '_' and '-'. "
                 f"Received: name={self.name!r}."
             )
-        for field in ("depths", "widths", "stem_widths"):
+        fields = ("depths", "widths", *["stem_widths"] * (self.stem_widths is not None))
+        for field in fields:
             value = getattr(self, field)
-            if value is None and field == "stem_widths":
-                continue
             if not isinstance(value, Sequence) or not all(map(is_count, value or [0])):
                 raise UsageError(
                     f"{field} must be a tuple of whole numbers of at least 1. "
@@ -155,14 +148,8 @@ class ResNetSpec:
                 )
         for field, literal in _CHOICES.items():
             one_of(field, getattr(self, field), literal)
-        self._check_normalization()
-        self._check_lengths()
-        self._check_groups()
-        if self.classes > MOST_CLASSES:
-            raise UsageError(
-                f"A model may have at most {MOST_CLASSES:,} classes. Received: "
-                f"classes={self.classes:,}."
-            )
+        check_rules(self, _RULES)
+        object.__setattr__(self, "epsilon", float(self.epsilon))
 
     @property
     def stem_stride(self) -> int:
@@ -179,49 +166,39 @@ class ResNetSpec:
         content = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
 
-    def _check_normalization(self) -> None:
-        if not is_number(self.epsilon) or not 0 < self.epsilon <= 1:
-            raise UsageError(
-                "epsilon must be a number above 0 and at most 1. Received: "
-                f"epsilon={self.epsilon!r}."
-            )
-        object.__setattr__(self, "epsilon", float(self.epsilon))
-        allowed = (False, self.activation_order == "pre")
-        if not isinstance(self.bias, bool) or self.bias not in allowed:
-            raise UsageError(
-                'bias must be true or false, and needs activation_order="pre": '
-                "otherwise a normalization follows every convolution and undoes it. "
-                f"Received: bias={self.bias!r} with activation_order="
-                f"{self.activation_order!r}."
-            )
 
-    def _check_lengths(self) -> None:
-        if len(self.depths) != len(self.widths) or sum(self.depths) > _MOST_BLOCKS:
-            raise UsageError(
-                "depths and widths must have one number per stage, and at most "
-                f"{_MOST_BLOCKS} blocks in all. Received: depths={self.depths}, "
-                f"widths={self.widths}."
-            )
-        count = 3 if self.stem == "deep" else 1
-        if self.stem_widths is not None and len(self.stem_widths) != count:
-            raise UsageError(
-                f"stem_widths must have {count} number(s) for stem={self.stem!r}. "
-                f"Received: stem_widths={self.stem_widths}."
-            )
-
-    def _check_groups(self) -> None:
-        if self.block == "basic" and (self.groups, self.width_per_group) != (1, 64):
-            raise UsageError(
-                'groups and width_per_group need block="bottleneck". Received: '
-                f"groups={self.groups}, width_per_group={self.width_per_group} with "
-                f"block={self.block!r}."
-            )
-        if min(self.widths) * self.width_per_group < 64:
-            raise UsageError(
-                "A group must have at least one channel: width * width_per_group / 64. "
-                f"Received: widths={self.widths}, "
-                f"width_per_group={self.width_per_group}."
-            )
+_RULES: Rules = {
+    "epsilon must be a number above 0 and at most 1. Received: {epsilon}.": lambda s: (
+        is_number(s.epsilon) and 0 < s.epsilon <= 1
+    ),
+    'bias must be true or false, and needs activation_order="pre": otherwise a '
+    "normalization follows every convolution and undoes it. "
+    "Received: {bias} with {activation_order}.": lambda s: (
+        s.bias is False or (s.bias is True and s.activation_order == "pre")
+    ),
+    "depths and widths must have one number per stage, and at most "
+    f"{_MOST_BLOCKS} blocks in all. Received: {{depths}}, {{widths}}.": lambda s: (
+        len(s.depths) == len(s.widths) and sum(s.depths) <= _MOST_BLOCKS
+    ),
+    "stem_widths must have 1 number(s) for {stem}. "
+    "Received: {stem_widths}.": lambda s: (
+        s.stem == "deep" or not s.stem_widths or len(s.stem_widths) == 1
+    ),
+    "stem_widths must have 3 number(s) for {stem}. "
+    "Received: {stem_widths}.": lambda s: (
+        s.stem != "deep" or not s.stem_widths or len(s.stem_widths) == 3
+    ),
+    'groups and width_per_group need block="bottleneck". '
+    "Received: {groups}, {width_per_group} with {block}.": lambda s: (
+        s.block == "bottleneck" or (s.groups, s.width_per_group) == (1, 64)
+    ),
+    "A group must have at least one channel: width * width_per_group / 64. "
+    "Received: {widths}, {width_per_group}.": lambda s: (
+        min(s.widths) * s.width_per_group >= 64
+    ),
+    f"A model may have at most {MOST_CLASSES:,} classes. "
+    "Received: {classes}.": lambda s: s.classes <= MOST_CLASSES,
+}
 
 
 # He et al. 2015 (arXiv:1512.03385), table 1.
@@ -271,87 +248,57 @@ _PRE: tuple[tuple[str, Block, int, int], ...] = (
 
 def _imagenet() -> dict[str, ResNetSpec]:
     """Return the models for images of 224 pixels."""
-    rows = {
-        name: ResNetSpec(
-            name=name,
-            block=block,
-            depths=depths,
-            widths=(64, 128, 256, 512),
+    rows = {}
+    for name, (block, depths) in _IMAGENET.items():
+        rows[name] = ResNetSpec(
+            name=name, block=block, depths=depths, widths=(64, 128, 256, 512),
             source="He et al. 2015, table 1; option B as in section 4.1",
-        )
-        for name, (block, depths) in _IMAGENET.items()
-    }
+        )  # fmt: skip
     for name, like, groups, width, source in _WIDER:
         changes: dict[str, Any] = {"groups": groups, "width_per_group": width}
         rows[name] = replace(rows[like], name=name, source=source, **changes)
     for name, (like, depths) in _DEEP.items():
+        first = 24 if name.endswith("t") else 32
         rows[name] = replace(
-            rows[like],
-            name=name,
-            depths=depths,
-            stem="deep",
-            stem_widths=(24 if name.endswith("t") else 32, 32, 64),
-            downsampling="avgpool",
+            rows[like], name=name, depths=depths, downsampling="avgpool",
+            stem="deep", stem_widths=(first, 32, 64),
             source="timm; He et al. 2018 (arXiv:1812.01187)",
-        )
+        )  # fmt: skip
     for like in ("resnet50", "resnet101", "resnet152"):
         rows[f"{like}v2"] = replace(
-            rows[like],
-            name=f"{like}v2",
-            activation_order="pre",
-            stride_block="last",
-            bias=True,
-            epsilon=1.001e-5,
-            source=f"keras.applications; {_IDENTITY}",
-        )
+            rows[like], name=f"{like}v2", activation_order="pre", stride_block="last",
+            bias=True, epsilon=1.001e-5, source=f"keras.applications; {_IDENTITY}",
+        )  # fmt: skip
     return rows
 
 
 def _cifar() -> dict[str, ResNetSpec]:
     """Return the models for images of 32 pixels."""
-    rows = {
-        f"resnet{6 * n + 2}": ResNetSpec(
-            name=f"resnet{6 * n + 2}",
-            depths=(n, n, n),
-            widths=(16, 32, 64),
-            stem="3x3",
-            shortcut="identity",
-            classes=10,
-            image_size=32,
+    rows = {}
+    for name, n in ((f"resnet{6 * n + 2}", n) for n in _CIFAR):
+        rows[name] = ResNetSpec(
+            name=name, depths=(n, n, n), widths=(16, 32, 64), stem="3x3",
+            shortcut="identity", classes=10, image_size=32,
             source="He et al. 2015, section 4.2; option A as there",
-        )
-        for n in _CIFAR
-    }
+        )  # fmt: skip
     for name, block, depth, factor in _PRE:
         is_projected = block == "bottleneck" or factor > 1
         rows[name] = replace(
-            rows["resnet20"],
-            name=name,
-            depths=(depth,) * 3,
-            widths=tuple(factor * width for width in (16, 32, 64)),
-            block=block,
-            stem_widths=(16,),
-            shortcut="projection" if is_projected else "identity",
-            activation_order="pre",
+            rows["resnet20"], name=name, block=block, activation_order="pre",
+            depths=(depth,) * 3, widths=tuple(factor * w for w in (16, 32, 64)),
+            stem_widths=(16,), shortcut="projection" if is_projected else "identity",
             source=f"{_IDENTITY}, table 3" if factor == 1 else f"{_WIDE}, table 1",
-        )
+        )  # fmt: skip
     return rows
 
 
 def _table() -> dict[str, ResNetSpec]:
-    imagenet, cifar = _imagenet(), _cifar()
-    names = [*_IMAGENET, *(f"resnet{6 * n + 2}" for n in _CIFAR)]
-    plain = {
-        name.replace("resnet", "plain"): replace(
-            spec,
-            name=name.replace("resnet", "plain"),
-            shortcut="none",
-            source=f"{spec.source.split(';')[0]}; {name} without its shortcuts",
-        )
-        for name, spec in (imagenet | cifar).items()
-        if name in names
-    }
-    return imagenet | cifar | plain
+    rows = _imagenet() | _cifar()
+    for like in (*_IMAGENET, *(f"resnet{6 * n + 2}" for n in _CIFAR)):
+        name, spec = like.replace("resnet", "plain"), rows[like]
+        source = f"{spec.source.split(';')[0]}; {like} without its shortcuts"
+        rows[name] = replace(spec, name=name, shortcut="none", source=source)
+    return rows
 
 
 SPECS: dict[str, ResNetSpec] = _table()

@@ -8,14 +8,8 @@ from typing import Any, cast
 
 import keras
 
-from reszoo.architecture import architecture, convolutions, tensor_shapes
-from reszoo.cards import (
-    AttachedCard,
-    Card,
-    checksum,
-    describe_structure,
-    new_card,
-)
+from reszoo.architecture import OPTIONS, architecture, convolutions, tensor_shapes
+from reszoo.cards import AttachedCard, Card, checksum, describe_structure, new_card
 from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.resnet import build_resnet
@@ -118,19 +112,9 @@ def build(
         >>> reszoo.build("resnet18", classes=["cat", "dog"]).output_shape
         (None, 2)
     """
-    count, labels = _counted(classes)
-    options: dict[str, Any] = {
-        "include_top": include_top,
-        "input_shape": input_shape,
-        "pooling": pooling,
-        "classes": count,
-        "classifier_activation": classifier_activation,
-        "shortcut": shortcut,
-        "stride_in": stride_in,
-        "features": features,
-        "output_stride": output_stride,
-        "dropout": dropout,
-    }
+    given, (count, labels) = locals(), _counted(classes)
+    options: dict[str, Any] = {option: given[option] for option in OPTIONS}
+    options["classes"] = count
     described = architecture(variant, **options)
     if weights is None:
         model = build_resnet(
@@ -236,12 +220,11 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
     Raises:
         CheckpointError: Another kind of model.
     """
-    contents = keras_applications_contents(
-        layers_of(model), model.name, model.get_config()
-    )
+    name, config = model.name, model.get_config()
+    contents = keras_applications_contents(layers_of(model), name, config)
     height, width, channels = model.input_shape[1:]
     shape = {"input_shape": (height, width, channels or 3)}
-    found = Found(path=Path(model.name), source=model.name)
+    found = Found(path=Path(name), source=name)
     return _attach_loaded(load_weights(contents, found, None, shape))
 
 
@@ -275,13 +258,12 @@ def own_card(model: keras.Model) -> AttachedCard:
             f"{found.card.architecture.name} from reszoo, and others than that model. "
             f"For other classes use reszoo.build(..., classes=[...]). {way_out}"
         )
-    names = {layer.name for layer in model.layers}
-    reason = (
-        "its layers are named as reszoo's, but its config holds no card (reszoo before "
-        "0.2 did not write it there). Load the checkpoint of reszoo.save"
-        if {"conv1", "layer1.0.conv1"} <= names
-        else "reszoo did not make it"
-    )
+    reason = "reszoo did not make it"
+    if {"conv1", "layer1.0.conv1"} <= {layer.name for layer in model.layers}:
+        reason = (
+            "its layers are named as reszoo's, but its config holds no card (reszoo "
+            "before 0.2 did not write it there). Load the checkpoint of reszoo.save"
+        )
     raise UsageError(f"{model.name!r} has no card: {reason}. {way_out}")
 
 
@@ -301,8 +283,8 @@ def _structure(model: keras.Model) -> int:
 
 def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:
     """Refuse to save a card that is not of a model's weights."""
-    held = {name: value.shape for name, value in tensors.items()}
-    held = {name: shape for name, shape in held.items() if not name.endswith(COUNTER)}
+    weights = {name: v for name, v in tensors.items() if not name.endswith(COUNTER)}
+    held = {name: value.shape for name, value in weights.items()}
     expected = tensor_shapes(card.resnet)
     differing = [n for n in {**expected, **held} if expected.get(n) != held.get(n)]
     if differing:

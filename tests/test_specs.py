@@ -45,7 +45,7 @@ def test_an_unknown_model_names_the_nearest() -> None:
 @pytest.mark.parametrize("argument", ["shortcut", "stride_in", "pooling", "features"])
 def test_an_unknown_option_lists_the_choices(argument: str) -> None:
     with pytest.raises(reszoo.UnknownNameError, match=rf"Unknown {argument} 'x'"):
-        architecture("resnet50", include_top=False, **{argument: "x"})  # type: ignore[arg-type]
+        architecture("resnet50", include_top=False, **{argument: "x"})
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_contradictions_are_refused(
     name: str, options: dict[str, object], text: str
 ) -> None:
     with pytest.raises(reszoo.UsageError, match=text):
-        architecture(name, **options)  # type: ignore[arg-type]
+        architecture(name, **options)
 
 
 @pytest.mark.parametrize("name", reszoo.list_models())

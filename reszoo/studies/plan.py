@@ -61,8 +61,7 @@ class StudyPlan:
     @property
     def snapshots(self) -> set[int]:
         """Steps before which gradients and activations are measured, from 0."""
-        steps = self.phase.steps
-        return {0, steps // 2, steps - 1}
+        return {0, self.phase.steps // 2, self.phase.steps - 1}
 
     @property
     def input_shape(self) -> Shape:
@@ -82,18 +81,12 @@ class StudyPlan:
         """Yield the batches from `step` on."""
         phase, examples = self.phase, self.source.examples("train")
         epoch, start = divmod(step, phase.steps_per_epoch)
-        options: dict[str, Any] = {
-            "batch_size": phase.recipe.batch_size,
-            "seed": seed,
-            "epoch": epoch,
-            "start": start,
-            "epochs": phase.epochs - epoch,
-        }
+        left, size = phase.epochs - epoch, phase.recipe.batch_size
+        options: Any = {"epoch": epoch, "start": start, "epochs": left, "seed": seed}
         if is_table(self.source):
-            return _table_batches(examples, **options)
-        return quietly(
-            training_batches(examples, self.preprocessing, self.augmentation, **options)
-        )
+            return _table_batches(examples, size, **options)
+        shown = examples, self.preprocessing, self.augmentation
+        return quietly(training_batches(*shown, batch_size=size, **options))
 
     def test_batches(self) -> Any:
         """Return the batches to test on, which can be gone through repeatedly."""
@@ -107,25 +100,24 @@ def study_plan(
     source: Source, recipe: Recipe, size: int | None, folder: Path, save_every: float
 ) -> StudyPlan:
     """Return what the runs of a study share; a UsageError if there is no test split."""
-    side = size or recipe.train_size or (_DIGITS_SIZE if is_digits(source) else _SIZE)
+    usual_side = _DIGITS_SIZE if source.name == "digits" else _SIZE
+    side = size or recipe.train_size or usual_side
     if not isinstance(side, int):
         raise UsageError(
             f"A study's models take square images. Received: train_size={side}; give "
             "one number."
         )
     train = source.examples("train")
-    preprocessing = new_card(architecture("resnet20")).preprocessing
+    usual = new_card(architecture("resnet20")).preprocessing
     if is_table(source):
         # Rows are standardised already: this leaves them as they are.
         side = 1
-        preprocessing = replace(preprocessing, mean=(0.0,), std=(1 / 255,))
+        usual = replace(usual, mean=(0.0,), std=(1 / 255,))
     else:
         source.examples("test")
     return StudyPlan(
         source=source,
-        preprocessing=replace(
-            preprocessing, train_size=side, eval_size=side, crop_pct=1.0
-        ),
+        preprocessing=replace(usual, train_size=side, eval_size=side, crop_pct=1.0),
         augmentation=Augmentation(
             crop="pad" if recipe.crop == "pad" else "none",
             pad=round(recipe.pad * side),
@@ -135,11 +127,6 @@ def study_plan(
         folder=folder,
         save_every=save_every,
     )
-
-
-def is_digits(source: Source) -> bool:
-    """Return whether a source is scikit-learn's digits."""
-    return source.name == "digits"
 
 
 def open_data(data: Data, family: Family) -> Source:
@@ -173,20 +160,17 @@ def _open_table(data: Any) -> Source:
     is no finite number.
     """
     by_split = data if isinstance(data, Mapping) else {"all": data}
-    tables = {name: _numbers(pair[0]) for name, pair in by_split.items()}
-    if len({table.shape[1] for table in tables.values()}) > 1:
+    tables = [_numbers(pair[0]) for pair in by_split.values()]
+    if len({table.shape[1] for table in tables}) > 1:
         raise DataError("The splits of a table must have the same columns.")
-    rows = np.concatenate([*tables.values()])
+    rows = np.concatenate(tables)
     # The rules for labels and splits are those of images, for which the row's number
     # stands: four bytes of grey.
     numbers = np.arange(len(rows), dtype="<u4").view(np.uint8).reshape(-1, 2, 2)
-    ends = np.cumsum([0, *map(len, tables.values())])
-    numbered: dict[str, Any] = {
-        name: (numbers[ends[index] : ends[index + 1]], pair[1])
-        for index, (name, pair) in enumerate(by_split.items())
-    }
-    whole = isinstance(data, Mapping)
-    source = open_source(numbered if whole else numbered["all"])
+    parts = np.split(numbers, np.cumsum([len(table) for table in tables])[:-1])
+    pairs = zip(by_split.items(), parts, strict=True)
+    numbered: dict[str, Any] = {name: (part, pair[1]) for (name, pair), part in pairs}
+    source = open_source(numbered if data is by_split else numbered["all"])
     places = {
         name: np.ascontiguousarray(part.images[..., 0]).reshape(-1).view("<u4")
         for name, part in source.splits.items()
@@ -196,29 +180,25 @@ def _open_table(data: Any) -> Source:
     spread = train.std(axis=0)
     # A column that is constant says nothing.
     standardised = (rows - train.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    # Not pixels, but all that looks at them here is in this module.
+    images = cast(Pixels, standardised.astype(np.float32))
     splits = {
-        name: replace(part, images=_as_images(standardised[places[name]]))
+        name: replace(part, images=images[places[name]])
         for name, part in source.splits.items()
     }
     return replace(source, name="table", splits=splits, warnings=())
 
 
 def _table_batches(
-    examples: Examples,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    start: int,
-    epochs: int,
+    examples: Examples, size: int, *, seed: int, epoch: int, start: int, epochs: int
 ) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """Yield shuffled batches as `reszoo.data.pipeline.training_batches` does."""
     rows = cast(NDArray[np.float32], examples.images)
     for number in range(epoch, epoch + epochs):
         order = np.random.default_rng((seed, number)).permutation(len(rows))
-        first = start * batch_size if number == epoch else 0
-        for place in range(first, len(rows) - batch_size + 1, batch_size):
-            chosen = order[place : place + batch_size]
+        first = start * size if number == epoch else 0
+        for place in range(first, len(rows) - size + 1, size):
+            chosen = order[place : place + size]
             yield tf.constant(rows[chosen]), tf.constant(examples.targets[chosen])
 
 
@@ -236,8 +216,3 @@ def _numbers(table: Any) -> NDArray[np.float64]:
             "that are missing or infinite; fill or drop them."
         )
     return numbers
-
-
-def _as_images(rows: NDArray[np.float64]) -> Pixels:
-    # Not pixels, but all that looks at them here is in this module.
-    return cast(Pixels, rows.astype(np.float32))

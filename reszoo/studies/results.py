@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from reszoo.architecture import architecture
 from reszoo.errors import DataError, UnknownNameError, UsageError
@@ -50,7 +50,7 @@ class Variant:
         """Its name in tables and plots, such as "plain-56" or "residual-56 (B)"."""
         if self.shortcut in OPTIONS:
             return f"residual-{self.layers} ({OPTIONS[self.shortcut]})"
-        return f"{'plain' if self.plain else self.shortcut}-{self.layers}"
+        return f"{self.kind}-{self.layers}"
 
     @property
     def kind(self) -> str:
@@ -122,10 +122,8 @@ def _convolutional(variant: Variant, shape: Shape, classes: int) -> "keras.Model
 def _dense(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
     from reszoo.blocks import mlp
 
-    kind: Any = variant.shortcut
-    return mlp(
-        variant.layers, classes=classes, input_shape=shape, shortcut=kind, seed=0
-    )
+    options: Any = {"classes": classes, "shortcut": variant.shortcut}
+    return mlp(variant.layers, input_shape=shape, seed=0, **options)
 
 
 _CIFAR_LAYERS = tuple(
@@ -173,8 +171,8 @@ def own_family(models: Mapping[str, Builder], layers: tuple[int, ...] | None) ->
             )
         found = inspect.signature(builder).parameters
         taken[name] = [each for each in offered if each in found]
-        other = [p.name for p in found.values() if p.default is p.empty]
-        if missing := sorted({*other} - {*taken[name]}):
+        other = {p.name for p in found.values() if p.default is p.empty}
+        if missing := sorted(other.difference(offered)):
             raise UsageError(
                 "The builder of a model takes none, some or all of layers, input_shape "
                 f"and classes; layers needs layers=(20, 56). Received: {name!r}, which "
@@ -187,8 +185,7 @@ def own_family(models: Mapping[str, Builder], layers: tuple[int, ...] | None) ->
         )
 
     def build(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
-        values = (variant.layers, shape, classes)[layers is None :]
-        given = dict(zip(offered, values, strict=True))
+        given = {"layers": variant.layers, "input_shape": shape, "classes": classes}
         name = variant.shortcut
         return models[name](**{each: given[each] for each in taken[name]})
 
@@ -250,10 +247,11 @@ class Snapshot:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Snapshot":
         """Return what `asdict` made into JSON."""
-        lists = {name: tuple(content[name]) for name in ("gradients", "activations")}
         # Older files tell of the ReLUs of blocks of two layers.
-        ends = content.get("block_ends", range(0, len(lists["activations"]), 2))
-        return cls(step=content["step"], block_ends=tuple(ends), **lists)
+        ends = range(0, len(content["activations"]), 2)
+        lists = {"block_ends": ends, **content}
+        step = lists.pop("step")
+        return cls(step=step, **{name: tuple(x) for name, x in lists.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +278,7 @@ class RunResult:
         return 1.0 if self.diverged or not measured else measured[-1]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Spread:
     """Mean and standard deviation over seeds."""
 
@@ -289,16 +287,14 @@ class Spread:
     seeds: int  # how many
 
     def __str__(self) -> str:
-        if self.deviation is None:
-            return f"{100 * self.mean:.2f}"
-        return f"{100 * self.mean:.2f} ± {100 * self.deviation:.2f}"
+        deviation = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        return f"{100 * self.mean:.2f}{deviation}"
 
 
 def spread(values: Iterable[float]) -> Spread:
     """Return mean and standard deviation of one value per seed."""
     found = list(values)
-    deviation = stdev(found) if len(found) > 1 else None
-    return Spread(mean=mean(found), deviation=deviation, seeds=len(found))
+    return Spread(mean(found), stdev(found) if len(found) > 1 else None, len(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,15 +340,11 @@ class StudyResult:
 
 def write_results(result: StudyResult) -> None:
     """Write `study.json` atomically."""
-    content = {
-        "version": _VERSION,
-        "data": result.data,
-        "conclusion": result.conclusion,
-        "chance": result.chance,
-        "conditions": result.conditions,
-        "runs": [asdict(run) for run in result.runs],
-    }
-    write_json(result.folder / RESULTS, content)
+    names = ("data", "conclusion", "chance", "conditions")
+    content = {name: getattr(result, name) for name in names}
+    runs = [asdict(run) for run in result.runs]
+    path = result.folder / RESULTS
+    write_json(path, {"version": _VERSION, **content, "runs": runs})
 
 
 def read_results(folder: Path) -> StudyResult:
@@ -401,22 +393,24 @@ _ERRORS = 2.0
 _SMALL_PART = 0.1
 # Share of the error of guessing from which on a network has learned nothing.
 _NEAR_CHANCE = 0.9
+_NO_DIFFERENCE = "does not differ beyond the spread of seeds"
 
 
-@dataclass(frozen=True)
-class _Effect:
-    """The effect of depth on one kind of network; empty for a single depth."""
+class _Effect(NamedTuple):
+    """The effect of depth on one kind of network."""
 
-    sentence: str
-    trend: str
-    change: float
+    shallow: Variant
+    deep: Variant
+    trend: str = ""  # empty for a single depth, as is the sentence
+    change: float = 0.0
+    sentence: str = ""
 
 
 def conclude(result: StudyResult) -> list[str]:
     """Return the conclusion of a study as sentences, the one on the claim last."""
     # In the order of the variants: plain first.
     kinds = dict.fromkeys(variant.shortcut for variant in result.variants)
-    effects: dict[str, _Effect] = {kind: _effect(result, kind) for kind in kinds}
+    effects = {kind: _effect(result, kind) for kind in kinds}
     sentences = [each.sentence for each in effects.values() if each.sentence]
     if PRE in kinds and "identity" in kinds:
         sentences.append(_on_order(result))
@@ -442,10 +436,10 @@ def trend(shallow: Spread, deep: Spread) -> str:
 
 
 def _effect(result: StudyResult, kind: str) -> _Effect:
-    shallow, deep = _ends(result, kind)
-    if shallow == deep:
-        return _Effect("", "", 0.0)
-    before, after = result.training_error(shallow), result.training_error(deep)
+    shallow, *others = [each for each in result.variants if each.shortcut == kind]
+    if not others:
+        return _Effect(shallow, shallow)
+    before, after = map(result.training_error, (shallow, deep := others[-1]))
     found = trend(before, after)
     name = {"none": "Plain networks", PRE: "Pre-activation networks"}.get(kind, kind)
     if kind in OPTIONS:
@@ -457,30 +451,24 @@ def _effect(result: StudyResult, kind: str) -> _Effect:
         f"{name}: the training error {verb} {before} % ({shallow.layers} layers) "
         f"{joint} {after} % ({deep.layers} layers)."
     )
-    return _Effect(sentence, found, after.mean - before.mean)
+    return _Effect(shallow, deep, found, after.mean - before.mean, sentence)
 
 
 def _on_order(result: StudyResult) -> str:
     """Compare the two orders of activation at the greatest depth of both."""
-    by_order = {
-        kind: {each.layers: each for each in result.variants if each.shortcut == kind}
+    post, pre = (
+        {each.layers: each for each in result.variants if each.shortcut == kind}
         for kind in ("identity", PRE)
-    }
-    post, pre = by_order.values()
-    shared = set(post) & set(pre)
-    if not shared:
+    )
+    layers = max({*post} & {*pre}, default=None)
+    if layers is None:
         return "The two orders of activation were not trained at the same depth."
-    layers = max(shared)
-    before, after = (result.training_error(each[layers]) for each in (post, pre))
-    words = {
-        "rises": "is higher than",
-        "falls": "is lower than",
-        "stays": "does not differ beyond the spread of seeds from",
-    }
+    before, after = map(result.training_error, (post[layers], pre[layers]))
+    words = {"rises": "is higher than", "falls": "is lower than"}
+    compared = words.get(trend(before, after), f"{_NO_DIFFERENCE} from")
     return (
         f"With {layers} layers, the training error of pre-activation networks "
-        f"{words[trend(before, after)]} that of residual networks: {after} % against "
-        f"{before} %."
+        f"{compared} that of residual networks: {after} % against {before} %."
     )
 
 
@@ -491,45 +479,36 @@ def _ranking(result: StudyResult) -> str:
     told = [f"{best.label} has the lowest training error, {errors[best]} %"]
     for each in others:
         higher = trend(errors[best], errors[each]) == "rises"
-        verb = "is higher" if higher else "does not differ beyond the spread of seeds"
+        verb = "is higher" if higher else _NO_DIFFERENCE
         told.append(f"{each.label} {verb}, {errors[each]} %")
     return "; ".join(told) + "."
 
 
 def _verdict(result: StudyResult, effects: dict[str, _Effect]) -> str:
-    residual = [kind for kind in effects if kind != "none"]
+    residual = [effect for kind, effect in effects.items() if kind != "none"]
     if "none" not in effects or not residual:
         return "The claim compares plain and residual networks; only one kind is here."
     if not all(each.trend for each in effects.values()):
         return "The claim is about depth; this study has only one depth."
-    shallow = [_ends(result, kind)[0] for kind in effects]
-    if unlearned := _unlearned(result, shallow):
+    if unlearned := _unlearned(result, [each.shallow for each in effects.values()]):
         return f"This does not support the claim: {unlearned}"
-    worst = max(residual, key=lambda kind: effects[kind].change)
-    told = _on_claim(effects["none"], effects[worst])
+    told = _on_claim(effects["none"], max(residual, key=lambda each: each.change))
     # Plain networks that learn nothing for their depth are the claim itself.
-    deep = [_ends(result, kind)[1] for kind in residual]
-    if unlearned := _unlearned(result, deep):
+    if unlearned := _unlearned(result, [each.deep for each in residual]):
         told = f"{told} At these depths {unlearned}"
     return told
 
 
-def _ends(result: StudyResult, kind: str) -> tuple[Variant, Variant]:
-    """Return the shallowest and the deepest variant of a kind."""
-    found = [each for each in result.variants if each.shortcut == kind]
-    return found[0], found[-1]
-
-
 def _unlearned(result: StudyResult, variants: Iterable[Variant]) -> str:
     """Say which of some variants are hardly better than guessing; "" if none is."""
-    classes = result.conditions.get("data's classes")
-    guessing = 1 - 1 / len(classes) if classes else math.inf
-    chance = guessing if result.chance is None else result.chance
-    errors = {each: result.training_error(each).mean for each in variants}
-    found = [each for each, error in errors.items() if error > _NEAR_CHANCE * chance]
+    classes, chance = result.conditions.get("data's classes"), result.chance
+    if chance is None:
+        chance = 1 - 1 / len(classes) if classes else math.inf
+    errors = {each.label: result.training_error(each).mean for each in variants}
+    found = {name: e for name, e in errors.items() if e > _NEAR_CHANCE * chance}
+    listed = ", ".join(f"{name} {100 * e:.1f} %" for name, e in found.items())
     if not found:
         return ""
-    listed = ", ".join(f"{each.label} {100 * errors[each]:.1f} %" for each in found)
     return (
         f"the models had not learned yet. The training error ({listed}) is near chance "
         f"({100 * chance:.1f} %); train for more steps or with another learning rate."

@@ -17,29 +17,16 @@ from reszoo.data.sources import Data, Source, fingerprint
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.layers import reinitialize
+from reszoo.studies import results
 from reszoo.studies.measurements import (
     activations,
     ends_in_softmax,
     kernels,
     statistics_restored,
 )
-from reszoo.studies.plan import StudyPlan, is_digits, is_table, open_data, study_plan
+from reszoo.studies.plan import StudyPlan, is_table, open_data, study_plan
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
-from reszoo.studies.results import (
-    OWN,
-    RESULTS,
-    Family,
-    Point,
-    RunResult,
-    Snapshot,
-    StudyResult,
-    Variant,
-    conclude,
-    find_family,
-    own_family,
-    read_results,
-    write_results,
-)
+from reszoo.studies.results import Family, Point, RunResult, StudyResult, Variant
 from reszoo.training.devices import Devices
 from reszoo.training.model import precision_policy, resolve_precision, set_momentum
 from reszoo.training.phases import fitting_batch
@@ -86,19 +73,17 @@ class VariantTrainer:
         for variable in self.step.optimizer.state().values():
             variable.assign(tf.zeros_like(variable))
 
-    def snapshot(self, images: tf.Tensor, targets: tf.Tensor, step: int) -> Snapshot:
+    def snapshot(
+        self, images: tf.Tensor, targets: tf.Tensor, step: int
+    ) -> results.Snapshot:
         """Measure the gradients and activations of a batch; change nothing.
 
         Images are uint8 `(batch, height, width, 3)`, targets int64 `(batch,)`.
         """
         with statistics_restored(self._model):
-            gradients, scales = self._measure(images, targets)
-        return Snapshot(
-            step=step,
-            gradients=_rounded(gradients),
-            activations=_rounded(scales),
-            block_ends=self._block_ends,
-        )
+            gradients, scales = map(_rounded, self._measure(images, targets))
+        values = {"gradients": gradients, "activations": scales}
+        return results.Snapshot(step=step, **values, block_ends=self._block_ends)
 
     def test_error(self) -> float:
         """Return the share of the test split that the model gets wrong, in 0..1."""
@@ -120,12 +105,9 @@ class VariantTrainer:
             logits, *outputs = self._with_activations(pixels, training=True)
             losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)
             loss = tf.reduce_mean(losses)
-        gradients = tape.gradient(loss, self._kernels)
+        norms = [tf.norm(each) for each in tape.gradient(loss, self._kernels)]
         floats = (tf.cast(each, tf.float32) for each in outputs)
-        return (
-            tf.stack([tf.norm(gradient) for gradient in gradients]),
-            tf.stack([tf.math.reduce_std(each) for each in floats]),
-        )
+        return tf.stack(norms), tf.stack([tf.math.reduce_std(each) for each in floats])
 
 
 def main_kernels(model: keras.Model) -> list[keras.Variable]:
@@ -153,7 +135,7 @@ class StudyRun(StepLoop):
         self._variant, self._seed = variant, seed
         self._totals, self._seconds = Totals(), 0.0
         self._points: list[Point] = []
-        self._snapshots: list[Snapshot] = []
+        self._snapshots: list[results.Snapshot] = []
         if not variant.is_own:
             trainer.reset(seed)
         self._resume()
@@ -163,14 +145,22 @@ class StudyRun(StepLoop):
 
         Raises Stopped where a signal requested it; the state is saved.
         """
-        finite = self._take_remaining_steps(stop)
-        (self._plan.folder / STATE).unlink(missing_ok=True)
+        plan, label = self._plan, f"{self._variant.label}, seed {self._seed}"
+        batches, diverged = plan.batches(self._seed, self._step), False
+        with Progress(label, plan.phase.steps, self._step) as progress:
+            for point in plan.points[len(self._points) :]:
+                steps = point - self._last_point
+                if not self.take_steps(batches, self._totals, steps, progress, stop):
+                    diverged = True
+                    break
+                self._add_point(point)
+        (plan.folder / STATE).unlink(missing_ok=True)
         return RunResult(
             variant=self._variant,
             seed=self._seed,
             parameters=self._trainer.parameters,
             seconds=round(self._seconds, 1),
-            diverged=not finite,
+            diverged=diverged,
             points=tuple(self._points),
             snapshots=tuple(self._snapshots),
         )
@@ -183,17 +173,6 @@ class StudyRun(StepLoop):
     def _step(self) -> int:
         return self._last_point + self._totals.steps
 
-    def _take_remaining_steps(self, stop: StopRequest) -> bool:
-        plan, label = self._plan, f"{self._variant.label}, seed {self._seed}"
-        batches = plan.batches(self._seed, self._step)
-        with Progress(label, plan.phase.steps, self._step) as progress:
-            for point in plan.points[len(self._points) :]:
-                steps = point - self._last_point
-                if not self.take_steps(batches, self._totals, steps, progress, stop):
-                    return False
-                self._add_point(point)
-        return True
-
     def _train(self, images: tf.Tensor, targets: tf.Tensor) -> tuple[float, int]:
         step = self._step
         if step in self._plan.snapshots:
@@ -205,18 +184,16 @@ class StudyRun(StepLoop):
         return loss, correct
 
     def _add_point(self, step: int) -> None:
-        totals, test = self._totals, None
+        totals, self._totals = self._totals, Totals()
         seen = totals.steps * self._batch_size
-        if step in self._plan.tests:
-            test = self._trainer.test_error()
+        measured = step in self._plan.tests
         point = Point(
             step=step,
             loss=totals.loss / totals.steps,
             training_error=(seen - totals.correct) / seen,
-            test_error=test,
+            test_error=self._trainer.test_error() if measured else None,
         )
         self._points.append(point)
-        self._totals = Totals()
 
     def _write(self) -> None:
         content = {
@@ -230,26 +207,21 @@ class StudyRun(StepLoop):
 
     def _resume(self) -> None:
         path = self._plan.folder / STATE
-        if not path.exists():
-            return
-        tensors, content = read_state(path)
+        tensors, content = read_state(path) if path.exists() else ({}, {})
         if any(content.get(name) != value for name, value in self._id.items()):
             return
         restore(self._trainer.step.variables(), tensors)
         self._totals, self._seconds = Totals(**content["totals"]), content["seconds"]
         self._points = [Point(**point) for point in content["points"]]
-        self._snapshots = [Snapshot.from_json(each) for each in content["snapshots"]]
+        self._snapshots = list(map(results.Snapshot.from_json, content["snapshots"]))
 
 
-_FILES = (RESULTS, PAGE, STATE, *PLOT_SECTIONS)
-# Changes of the paper's recipe for some 1,300 digits.
+_FILES = (results.RESULTS, PAGE, STATE, *PLOT_SECTIONS)
+# Changes of the paper's recipe for some 1,300 digits. Its learning rate of 0.1 is for
+# ten times as many steps.
 _DIGITS_FIELDS: dict[str, Any] = {
-    "batch_size": 64,
-    "crop": "none",
-    # The paper's 0.1 is for ten times as many steps.
-    "learning_rate": 0.01,
-    "precision": "float32",
-}
+    "batch_size": 64, "crop": "none", "learning_rate": 0.01, "precision": "float32",
+}  # fmt: skip
 # All other fields of a recipe must have their defaults, so that none is ignored
 # silently.
 _SUPPORTED = LEARNING | {
@@ -329,12 +301,13 @@ def study(
     folder = Path(output).expanduser()
     depths = None if layers is None else tuple(layers)
     kinds = None if shortcuts is None else tuple(shortcuts)
-    if models and (kinds or family not in (defaults.STUDY_FAMILY, OWN)):
+    if models and (kinds or family not in (defaults.STUDY_FAMILY, results.OWN)):
         raise UsageError(
             "models= compares your own models instead of a family. Received: "
             f"family={family!r}, shortcuts={shortcuts}; leave them out."
         )
-    chosen = own_family(models, depths) if models else find_family(family)
+    own = results.own_family(models, depths) if models else None
+    chosen = own or results.find_family(family)
     variants = chosen.variants(depths, kinds)
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1. Received: seeds={seeds}.")
@@ -360,8 +333,8 @@ def study(
     numbers = range(seed, seed + seeds)
     with stop_on_signals(folder) as stop:
         result = _train_all(chosen, plan, result, variants, numbers, stop)
-    result = replace(result, conclusion=tuple(conclude(result)))
-    write_results(result)
+    result = replace(result, conclusion=tuple(results.conclude(result)))
+    results.write_results(result)
     write_page(result)
     return result
 
@@ -371,16 +344,13 @@ def _study_recipe(
 ) -> Recipe:
     """Return the recipe with the study's own defaults, if it is supported."""
     own: dict[str, Any] = {}
-    if (is_digits(source) or is_table(source)) and recipe == defaults.STUDY_RECIPE:
-        own = {"steps": family.digits_steps, **_DIGITS_FIELDS}
-    if "epochs" in fields:
-        own.pop("steps", None)
+    is_small = source.name == "digits" or is_table(source)
+    if is_small and recipe == defaults.STUDY_RECIPE:
+        length = {} if "epochs" in fields else {"steps": family.digits_steps}
+        own = {**length, **_DIGITS_FIELDS}
     settled = find_recipe(recipe, **{**own, **fields})
-    unsupported = sorted(
-        name
-        for name, value in DEFAULTS.items()
-        if name not in _SUPPORTED and getattr(settled, name) != value
-    )
+    others = DEFAULTS.keys() - _SUPPORTED
+    unsupported = sorted(n for n in others if getattr(settled, n) != DEFAULTS[n])
     if settled.crop not in ("pad", "none"):
         unsupported.append(f"crop={settled.crop}")
     if unsupported:
@@ -409,14 +379,13 @@ def _finished_runs(
     folder: Path, conditions: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> tuple[RunResult, ...]:
     """Return the runs to keep, and remove the files of a study to be replaced."""
-    marks = (RESULTS, STATE)
+    marks = (results.RESULTS, STATE)
     found = check_output(folder, _FILES, marks, "study", resume, overwrite)
-    if not resume:
-        for name in found:
-            (folder / name).unlink()
-    if RESULTS not in found or not resume:
+    for name in () if resume else found:
+        (folder / name).unlink()
+    if results.RESULTS not in found or not resume:
         return ()
-    before = read_results(folder)
+    before = results.read_results(folder)
     check_same(before.conditions, conditions, folder)
     return before.runs
 
@@ -430,7 +399,7 @@ def _train_all(
     stop: StopRequest,
 ) -> StudyResult:
     # From the start, so that a state in the folder always has its conditions.
-    write_results(result)
+    results.write_results(result)
     for variant in variants:
         done = {run.seed for run in result.of(variant)}
         trainer = None
@@ -439,7 +408,7 @@ def _train_all(
                 trainer = _trainer(family, variant, plan, seed)
             run = StudyRun(trainer, variant, seed, plan).train(stop)
             result = replace(result, runs=(*result.runs, run))
-            write_results(result)
+            results.write_results(result)
             say(_summary(run))
     return result
 
@@ -480,10 +449,8 @@ def _built(family: Family, variant: Variant, plan: StudyPlan) -> keras.Model:
             "Keras model with one input, named in an Input layer, whose outputs are "
             f"logits. Received: {found}."
         )
-    fits = all(
-        ours in (None, theirs)
-        for ours, theirs in zip(model.input_shape[1:], shape, strict=False)
-    )
+    sides = zip(model.input_shape[1:], shape, strict=False)
+    fits = all(ours in (None, theirs) for ours, theirs in sides)
     if not fits or model.output_shape != (None, classes):
         raise UsageError(
             f"The model {variant.shortcut!r} must take inputs of shape {shape} and "
@@ -496,21 +463,18 @@ def _built(family: Family, variant: Variant, plan: StudyPlan) -> keras.Model:
 def _announcement(plan: StudyPlan, variants: list[Variant], seeds: int) -> str:
     labels, phase = ", ".join(each.label for each in variants), plan.phase
     size, count = plan.inputs, f"{len(plan.source.examples('train')):,}"
-    inputs = f"{count} images at {size} x {size}"
-    if is_table(plan.source):
-        inputs = f"{count} rows of {size}"
+    rows, images = f"rows of {size}", f"images at {size} x {size}"
+    inputs = rows if is_table(plan.source) else images
     return (
-        f"{labels} on {plan.source.name} ({inputs}): "
+        f"{labels} on {plan.source.name} ({count} {inputs}): "
         f"{phase.steps:,} steps of {phase.recipe.batch_size} images, {seeds} "
         f"seed{'s'[: seeds > 1]} each, {resolve_precision(phase.recipe)}"
     )
 
 
 def _summary(run: RunResult) -> str:
-    line = f"{run.variant.label}, seed {run.seed}: "
+    errors = f"training error {run.training_error:.2%}, test error {run.test_error:.2%}"
+    told = f"{errors}, {run.seconds:.0f} s"
     if run.diverged:
-        return f"{line}diverged, the loss is NaN or infinite"
-    return (
-        f"{line}training error {run.training_error:.2%}, test error "
-        f"{run.test_error:.2%}, {run.seconds:.0f} s"
-    )
+        told = "diverged, the loss is NaN or infinite"
+    return f"{run.variant.label}, seed {run.seed}: {told}"

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from reszoo.data.augment import strength_of
-from reszoo.errors import Rule, UnknownNameError, UsageError, check_rules
+from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
@@ -121,46 +121,28 @@ NEEDS = {
     "nesterov": ("optimizer", "sgd", "caffe-sgd"),
 }
 """Field -> another field and its values, without which the field has no effect."""
-_RULES: tuple[Rule, ...] = (
-    (
-        lambda r: r.freeze is None or re.fullmatch(r"backbone|stages:[0-9]", r.freeze),
-        'freeze must be "backbone", "stages:N" with a number of stages, or None.',
-        "freeze",
+_RULES: Rules = {
+    'freeze must be "backbone", "stages:N" with a number of stages, or None. '
+    "Received: {freeze}.": lambda r: (
+        r.freeze is None or re.fullmatch(r"backbone|stages:[0-9]", r.freeze)
     ),
-    (
-        lambda r: 0 < r.scale[0] <= r.scale[1] <= 1,
-        "scale must be two numbers in (0, 1], the smaller one first.",
-        "scale",
+    "scale must be two numbers in (0, 1], the smaller one first. "
+    "Received: {scale}.": lambda r: 0 < r.scale[0] <= r.scale[1] <= 1,
+    "ratio must be two numbers in (0, inf], the smaller one first. "
+    "Received: {ratio}.": lambda r: 0 < r.ratio[0] <= r.ratio[1],
+    "milestones must be increasing shares of the training, in (0, 1). "
+    "Received: {milestones}.": lambda r: all(
+        a < b for a, b in pairwise((0, *r.milestones, 1))
     ),
-    (
-        lambda r: 0 < r.ratio[0] <= r.ratio[1],
-        "ratio must be two numbers in (0, inf], the smaller one first.",
-        "ratio",
+    'schedule="steps" needs milestones, the shares of the training after which the '
+    "rate falls, such as milestones=(0.5, 0.75). "
+    "Received: {milestones}.": lambda r: r.schedule != "steps" or r.milestones,
+    "A recipe has epochs or steps, not both. Received: {epochs}, {steps}.": lambda r: (
+        None in (r.epochs, r.steps)
     ),
-    (
-        lambda r: all(a < b for a, b in pairwise((0, *r.milestones, 1))),
-        "milestones must be increasing shares of the training, in (0, 1).",
-        "milestones",
-    ),
-    (
-        lambda r: r.schedule != "steps" or r.milestones,
-        (
-            'schedule="steps" needs milestones, the shares of the training after which '
-            "the rate falls, such as milestones=(0.5, 0.75)."
-        ),
-        "milestones",
-    ),
-    (
-        lambda r: None in (r.epochs, r.steps),
-        "A recipe has epochs or steps, not both.",
-        "epochs steps",
-    ),
-    (
-        lambda r: r.batch_size % r.accumulate == 0,
-        "accumulate must divide batch_size.",
-        "accumulate batch_size",
-    ),
-)
+    "accumulate must divide batch_size. "
+    "Received: {accumulate}, {batch_size}.": lambda r: r.batch_size % r.accumulate == 0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

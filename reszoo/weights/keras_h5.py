@@ -57,19 +57,13 @@ _DAMAGED = (
 
 def is_keras(path: Path) -> bool:
     """Tell by its content whether a file is one of Keras."""
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) == MAGIC:
-            return True
+    if _is_hdf5(path):
+        return True
     try:
         with open_archive(path) as archive:
             return {_CONFIG, _WEIGHTS} <= set(archive.namelist())
     except _DAMAGED:
         return False
-
-
-def read(path: Path) -> Layers:
-    """Read the weights of the layers in a file (see `read_model`)."""
-    return read_model(path)[0]
 
 
 def read_model(path: Path) -> tuple[Layers, Any]:
@@ -116,9 +110,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """Open the HDF5 file in a file of Keras; yield it with the model's config."""
     import h5py
 
-    with path.open("rb") as plain:
-        is_archive = plain.read(len(MAGIC)) != MAGIC
-    if not is_archive:
+    if _is_hdf5(path):
         with h5py.File(path, "r") as file:
             text = file.attrs.get("model_config")
             yield file, parse_json(text) if isinstance(text, str | bytes) else None
@@ -128,6 +120,11 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         content = read_member(archive, _WEIGHTS, path.stat().st_size)
     with h5py.File(io.BytesIO(content), "r") as file:
         yield file, config
+
+
+def _is_hdf5(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _with_kinds(weights: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
@@ -162,11 +159,9 @@ def _datasets(file: Any, path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
             inside = group[name]
             address = h5py.h5o.get_info(inside.id).addr
             if address in seen:
-                twice = (
-                    "nests groups deeper than a weight file does, in a circle"
-                    if isinstance(inside, h5py.Group)
-                    else "has one dataset under several names"
-                )
+                twice = "has one dataset under several names"
+                if isinstance(inside, h5py.Group):
+                    twice = "nests groups deeper than a weight file does, in a circle"
                 raise CheckpointError(f"{path} {twice}: {'/'.join(names)}.")
             seen.add(address)
             if isinstance(inside, h5py.Group):
@@ -241,9 +236,9 @@ def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
             value = (initializer.get("config") or {}).get("value")
             found = AttachedCard.from_text(value)
             if found is not None:
-                structure = describe_structure((each[0], each[1]) for each in entries)
-                attached, is_own = found, structure == found.structure
-                is_own &= model is waiting[0]
+                structure = describe_structure(each[:2] for each in entries)
+                attached = found
+                is_own = structure == found.structure and model is waiting[0]
     return listed, attached, is_own
 
 
@@ -339,14 +334,10 @@ def _converted(
     *,
     v2: bool,
 ) -> Tensors:
-    if name == "fc":
-        kernel = np.ascontiguousarray(weights["kernel"].T)
-        return {"fc.weight": kernel, "fc.bias": weights["bias"]}
     if "gamma" not in weights:
-        kernel = weights["kernel"].transpose(3, 2, 0, 1)
-        found = {f"{name}.weight": np.ascontiguousarray(kernel)}
+        found = {f"{name}.weight": to_torch(weights["kernel"])}
         # In V2 models only convolutions that no normalization follows have one.
-        kept = v2 and "bias" in weights
+        kept = name == "fc" or (v2 and "bias" in weights)
         return found | ({f"{name}.bias": weights["bias"]} if kept else {})
     mean, variance = weights["moving_mean"], weights["moving_variance"]
     if not v2:

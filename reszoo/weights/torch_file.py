@@ -9,9 +9,9 @@ import math
 import os
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from reszoo.errors import CheckpointError
 from reszoo.weights.unpickler import (
     MAX_BYTES,
+    Allowed,
     Call,
     RefusalError,
     Unpickler,
     checked_key,
-)
+)  # fmt: skip
 
 Array = NDArray[Any]
 ByteOrder = Literal["<", ">"]
@@ -83,39 +84,33 @@ def read(path: str | os.PathLike[str]) -> Any:
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"There is no checkpoint {file}.")
-    with _checkpoint_errors(file), _BoundedReader(io.FileIO(file)) as stream:
-        head = _head(stream)
-        if _is_legacy(head):
-            return _LegacyReader(stream).read()
-        if not head.startswith(_ZIP):
-            raise RefusalError(
-                "is not a torch checkpoint: neither a zip archive nor torch's older "
-                "layout. Check what it is, and copy it again if it should be one."
-            )
-        with zipfile.ZipFile(stream) as archive:
-            return _ZipReader(archive, file.stat().st_size).read()
-
-
-@contextmanager
-def _checkpoint_errors(file: Path) -> Iterator[None]:
     try:
-        yield
-    except RefusalError as error:
-        raise CheckpointError(f"{file} {_short(error)}") from error
+        with _BoundedReader(io.FileIO(file)) as stream:
+            return _read(stream)
     except OSError as error:
         reason = error.strerror or error
         raise CheckpointError(f"{file} could not be read: {reason}.") from error
     # A crafted file can provoke any error in the readers of zips, pickles and numbers.
     except Exception as error:
-        raise CheckpointError(
-            f"{file} is damaged or not a torch checkpoint ({type(error).__name__}: "
-            f"{_short(error)}). Copy it again."
-        ) from error
+        # A name in a file can be as long as the file.
+        told = textwrap.shorten(str(error), 600)
+        if not isinstance(error, RefusalError):
+            kind = f"{type(error).__name__}: {told}"
+            told = f"is damaged or not a torch checkpoint ({kind}). Copy it again."
+        raise CheckpointError(f"{file} {told}") from error
 
 
-def _short(error: Exception) -> str:
-    # A name in a file can be as long as the file.
-    return textwrap.shorten(str(error), 600)
+def _read(stream: _BoundedReader) -> Any:
+    head = _head(stream)
+    if _is_legacy(head):
+        return _LegacyReader(stream).read()
+    if not head.startswith(_ZIP):
+        raise RefusalError(
+            "is not a torch checkpoint: neither a zip archive nor torch's older "
+            "layout. Check what it is, and copy it again if it should be one."
+        )
+    with zipfile.ZipFile(stream) as archive:
+        return _ZipReader(archive, os.fstat(stream.fileno()).st_size).read()
 
 
 def _head(stream: _BoundedReader) -> bytes:
@@ -130,11 +125,10 @@ def _is_legacy(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class StorageType:
-    """A class of torch storages: NumPy's type in the file and in memory."""
+    """A class of torch storages, and NumPy's type of its elements in the file."""
 
     name: str
     stored: str
-    loaded: str
 
     @property
     def itemsize(self) -> int:
@@ -142,19 +136,14 @@ class StorageType:
         return np.dtype(self.stored).itemsize
 
 
-@dataclass
 class Storage:
     """Elements that are still to be read, and the tensors that view them."""
 
-    key: str
-    type: StorageType
-    count: int
-    values: Array = field(init=False)
-    tensors: dict[tuple[object, ...], Array] = field(default_factory=dict)
-    viewed: int = 0
-
-    def __post_init__(self) -> None:
-        self.values = np.empty(self.count, self.type.loaded)
+    def __init__(self, key: str, type_: StorageType, count: int) -> None:
+        self.key, self.type, self.count = key, type_, count
+        self.values: Array = np.empty(count, _LOADED.get(type_.name, type_.stored))
+        self.tensors: dict[tuple[object, ...], Array] = {}
+        self.viewed = 0
 
     def fill(self, stream: IO[bytes], order: ByteOrder) -> None:
         """Read the elements, the first of which is next in the stream.
@@ -326,18 +315,12 @@ def _number(kind: object, raw: object) -> Any:
     return np.frombuffer(raw, kind.dtype)[0].item()
 
 
-_STORAGE_TYPES = (
-    StorageType("FloatStorage", "f4", "f4"),
-    StorageType("DoubleStorage", "f8", "f8"),
-    StorageType("HalfStorage", "f2", "f2"),
-    StorageType("BFloat16Storage", "u2", "f4"),
-    StorageType("LongStorage", "i8", "i8"),
-    StorageType("IntStorage", "i4", "i4"),
-    StorageType("ShortStorage", "i2", "i2"),
-    StorageType("CharStorage", "i1", "i1"),
-    StorageType("ByteStorage", "u1", "u1"),
-    StorageType("BoolStorage", "u1", "?"),
-)
+_STORAGES = {
+    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "u2", "Long": "i8",
+    "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "u1",
+}  # fmt: skip
+# Those of another type in memory.
+_LOADED = {"BFloat16Storage": "f4", "BoolStorage": "?"}
 _DTYPES = (
     *("float64", "float32", "float16", "bfloat16"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
@@ -361,18 +344,47 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _latin1,
 }
 # Everything that a pickle may name.
-_ALLOWED: dict[tuple[str, str], object] = {
+_ALLOWED: Allowed = {
     **{name: Call(".".join(name), run) for name, run in _FUNCTIONS.items()},
-    **{("torch", each.name): each for each in _STORAGE_TYPES},
-    ("torch.storage", "UntypedStorage"): StorageType("UntypedStorage", "u1", "u1"),
+    **{
+        ("torch", f"{kind}Storage"): StorageType(f"{kind}Storage", stored)
+        for kind, stored in _STORAGES.items()
+    },
+    ("torch.storage", "UntypedStorage"): StorageType("UntypedStorage", "u1"),
     **{("torch", name): f"torch.{name}" for name in _DTYPES},
 }
 
 
-class _ZipReader:
-    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
-        self._archive = archive
+class _Reader(ABC):
+    """Collects the storages that a pickle refers to."""
+
+    # Fields of a reference after its count.
+    _more = 0
+
+    def __init__(self) -> None:
         self._storages: dict[str, Storage] = {}
+
+    @abstractmethod
+    def _new(self, type_: StorageType, key: str, count: int) -> Storage:
+        """Return a storage that the file is known to have."""
+
+    def _load(self, stream: IO[bytes], allowed: Allowed) -> Any:
+        return Unpickler(allowed, self._persistent_load).load(stream)
+
+    def _persistent_load(self, identity: object) -> StorageView:
+        match identity:
+            case ("storage", StorageType() as kind, str(key), str(), int(count), *more):
+                if len(more) == self._more:
+                    if key not in self._storages:
+                        self._storages[key] = self._new(kind, key, count)
+                    return _part(self._storages[key], kind, count, *more)
+        raise RefusalError("refers to data in a way that torch does not.")
+
+
+class _ZipReader(_Reader):
+    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
+        super().__init__()
+        self._archive = archive
         pickles = _pickles(archive)
         if len(pickles) != 1:
             raise RefusalError(
@@ -395,8 +407,7 @@ class _ZipReader:
         self._order: ByteOrder = "<" if text == b"little" else ">"
 
     def read(self) -> Any:
-        content = self._content("data.pkl")
-        return Unpickler(_ALLOWED, self._persistent_load).load(io.BytesIO(content))
+        return self._load(io.BytesIO(self._content("data.pkl")), _ALLOWED)
 
     def _content(self, name: str) -> bytes:
         info = self._archive.getinfo(self._root + name)
@@ -405,14 +416,7 @@ class _ZipReader:
         with self._archive.open(info) as member:
             return b"".join(iter(lambda: member.read(_CHUNK), b""))
 
-    def _persistent_load(self, identity: object) -> StorageView:
-        match identity:
-            case ("storage", StorageType() as type_, str(key), str(), int(count)):
-                storage = self._storages.get(key) or self._load(type_, key, count)
-                return _whole(storage, type_, count)
-        raise RefusalError("refers to data in a way that torch does not.")
-
-    def _load(self, type_: StorageType, key: str, count: int) -> Storage:
+    def _new(self, type_: StorageType, key: str, count: int) -> Storage:
         name = f"{self._root}data/{key}"
         if name not in self._archive.NameToInfo:
             raise RefusalError(f"lacks the data of storage {key!r}. Copy it again.")
@@ -422,7 +426,7 @@ class _ZipReader:
                 f"has {size} bytes for the {count} elements of storage {key!r}, a "
                 f"{type_.name}."
             )
-        storage = self._storages[key] = Storage(key, type_, count)
+        storage = Storage(key, type_, count)
         with self._archive.open(name) as member:
             storage.fill(member, self._order)
         return storage
@@ -448,50 +452,33 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
         raise RefusalError("has two members of one name. Nothing was unpacked.")
 
 
-def _whole(storage: Storage, type_: StorageType, count: int) -> StorageView:
-    if storage.type is not type_ or storage.count != count:
-        raise RefusalError(
-            f"uses storage {storage.key!r} of {storage.count} elements, a "
-            f"{storage.type.name}, as a {type_.name} of {count}."
-        )
-    return StorageView(storage, 0, count)
+class _LegacyReader(_Reader):
+    _more = 1
 
-
-class _LegacyReader:
     def __init__(self, stream: _BoundedReader) -> None:
+        super().__init__()
         self._stream = stream
         self._size = os.fstat(stream.fileno()).st_size
-        self._storages: dict[str, Storage] = {}
         self._claimed = 0
 
     def read(self) -> Any:
-        if (self._plain(), self._plain()) != (_MAGIC, _PROTOCOL):
+        # After them comes the machine that wrote the file. All of them wrote
+        # little-endian numbers.
+        magic, protocol, _ = (self._load(self._stream, {}) for _ in range(3))
+        if (magic, protocol) != (_MAGIC, _PROTOCOL):
             raise RefusalError("has an unknown version of torch's older layout.")
-        # The machine that wrote the file. All of them wrote little-endian numbers.
-        self._plain()
-        tree = Unpickler(_ALLOWED, self._persistent_load).load(self._stream)
-        self._fill(self._plain())
+        tree = self._load(self._stream, _ALLOWED)
+        self._fill(self._load(self._stream, {}))
         return tree
 
-    def _plain(self) -> Any:
-        return Unpickler({}, self._persistent_load).load(self._stream)
-
-    def _persistent_load(self, identity: object) -> StorageView:
-        match identity:
-            case ("storage", StorageType() as type_, str(key), str(), int(count), part):
-                storage = self._storages.get(key) or self._claim(type_, key, count)
-                return _part(_whole(storage, type_, count), part)
-        raise RefusalError("refers to data in a way that torch does not.")
-
-    def _claim(self, type_: StorageType, key: str, count: int) -> Storage:
+    def _new(self, type_: StorageType, key: str, count: int) -> Storage:
         self._claimed += max(count, 0) * type_.itemsize
         if count < 0 or self._claimed > self._size:
             raise RefusalError(
                 f"claims {count} elements for storage {key!r}, more than its own "
                 f"{self._size} bytes can hold."
             )
-        self._storages[key] = Storage(key, type_, count)
-        return self._storages[key]
+        return Storage(key, type_, count)
 
     def _fill(self, keys: object) -> None:
         if not isinstance(keys, list) or sorted(keys) != sorted(self._storages):
@@ -508,11 +495,17 @@ class _LegacyReader:
             raise RefusalError("continues after its last tensor. Copy it again.")
 
 
-def _part(view: StorageView, part: object) -> StorageView:
+def _part(
+    storage: Storage, type_: StorageType, count: int, part: object = None
+) -> StorageView:
+    if storage.type is not type_ or storage.count != count:
+        raise RefusalError(
+            f"uses storage {storage.key!r} of {storage.count} elements, a "
+            f"{storage.type.name}, as a {type_.name} of {count}."
+        )
     match part:
         case None:
-            return view
-        case (str(), int(start), int(count)) if 0 <= start <= start + count:
-            if start + count <= view.count:
-                return StorageView(view.storage, start, count)
-    raise RefusalError(f"has a view outside its storage {view.storage.key!r}.")
+            return StorageView(storage, 0, count)
+        case (str(), int(start), int(size)) if 0 <= start <= start + size <= count:
+            return StorageView(storage, start, size)
+    raise RefusalError(f"has a view outside its storage {storage.key!r}.")

@@ -54,6 +54,8 @@ _SETTINGS = (
     *("hyper_parameters", "datamodule_hyper_parameters", "hparams", "callbacks"),
     *("loops", "message_hub", "args", "cfg", "config", "meta"),
 )
+# What a pickle may name, by module and name: a `Call` or a value.
+Allowed = Mapping[tuple[str, str], object]
 
 
 @runtime_checkable
@@ -67,17 +69,13 @@ class Buildable(Protocol):
 class Unpickler:
     """Interprets the instructions of one pickle, within limits of size and depth.
 
-    `allowed` tells, by module and name of a global, a `Call` or a value; others are
-    refused.
+    Globals that are not allowed are refused.
     """
 
     def __init__(
-        self,
-        allowed: Mapping[tuple[str, str], object],
-        persistent_load: Callable[[object], object],
+        self, allowed: Allowed, persistent_load: Callable[[object], object]
     ) -> None:
-        self._allowed = allowed
-        self._persistent_load = persistent_load
+        self._allowed, self._persistent_load = allowed, persistent_load
         self._stack: list[Any] = []
         self._metastack: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
