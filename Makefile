@@ -8,13 +8,16 @@ PYTEST := $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reord
 # `.peers/bin/pytest` also runs the tests that need torchvision, timm, MediaPipe or OpenVINO.
 PEERS := .peers
 PEERS_STAMP := $(PEERS)/.installed
+DOCS := .docs
+DOCS_STAMP := $(DOCS)/.installed
 
-.PHONY: help demo browser test test-slow test-all lint format bench bench-all bench-quick saved-models \
+.PHONY: help demo browser docs test test-slow test-all lint format bench bench-all bench-quick saved-models \
   clean
 
 help:
 	@echo "make demo        fine-tune, export and verify a ResNet on real images"
 	@echo "make browser     fetch what the tests of reszoo web need: Chromium, npm's packages"
+	@echo "make docs        build the documentation site: site/index.html"
 	@echo "make test        check format, lint and types, run the tests that are not slow"
 	@echo "make test-slow   run the slow tests"
 	@echo "make test-all    check format, lint and types, run all tests"
@@ -33,6 +36,12 @@ browser: $(STAMP)
 	command -v chromium || { apt-get update && apt-get install --yes chromium; }
 	RESZOO_HOME=.browser $(BIN)/reszoo web saved_models/resnet20-cifar10 \
 	  --vendor --overwrite --output .browser/site
+
+# Sources are parsed and commands asked for their options, so that only mkdocs and typer
+# are installed. After that nothing is fetched, neither while building nor while reading.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
 
 test: lint
 	$(PYTEST) -m "not slow"
@@ -80,5 +89,12 @@ $(PEERS_STAMP): pyproject.toml constraints.txt
 	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev,peers]"
 	@touch $(PEERS_STAMP)
 
+$(DOCS_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	  print(*project['optional-dependencies']['docs'], sep='\n')" > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	@touch $(DOCS_STAMP)
+
 clean:
-	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) $(DOCS) site .mypy_cache .pytest_cache .ruff_cache

@@ -15,7 +15,7 @@ from reszoo.training.recipe_table import RECIPES
 from reszoo_export.formats import FORMATS, Tolerance
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
 # Importing the package adds its commands to the application.
 COMMANDS = get_command(options.app).commands  # type: ignore[attr-defined]
 ids = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -35,11 +35,26 @@ def test_the_readme_fits_on_200_lines() -> None:
     assert len(text_of("README.md").splitlines()) <= 200
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of the headings, which GitHub and the site name alike."""
+    found = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in found}
+
+
 @ids
-def test_links_lead_to_files(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)]+))?\)", text):
         if not target.startswith("https://"):
-            assert (page.parent / target).exists(), target
+            file = page.parent / target if target else page
+            assert file.exists(), target
+            assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_the_site_has_every_page() -> None:
+    nav = text_of("mkdocs.yml").split("\nnav:")[1]
+    for page in ROOT.glob("docs/**/*.md"):
+        assert page.relative_to(ROOT / "docs").as_posix() in nav, page.name
 
 
 @ids
