@@ -17,7 +17,6 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "export")]
 
 # File of the repository -> page of the site.
 MOVED = {
@@ -47,6 +46,8 @@ EXTERNAL = re.compile(
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the generated pages, and the files that pages link to."""
+    # mkdocs takes back what a hook changes while it is loaded.
+    sys.path[:0] = [str(ROOT), str(ROOT / "export")]
     pages = dict(reference_pages())
     for source, page in MOVED.items():
         path = ROOT / source
