@@ -1,7 +1,7 @@
 """How exact is every model of the table, and do its blocks export?
 
 Run with a Python that has torch, torchvision and timm:
-    python benchmarks/family.py [FOLDER] [--models "resnet*d"] [--no-step]
+    python benchmarks/family.py [FOLDER] [--models "resnet*d"] [--no-step] [--blocks]
 
 Random weights and statistics, images of 224x224 and 225x97, compared with the library
 that the model comes from. Printed are the parameters, and the largest differences of
@@ -10,8 +10,8 @@ the logits, of any stage and of the update of any tensor by one step of gradient
 for CIFAR-10, which no library has, are compared with the NumPy implementation of the
 tests, without a step. The last columns are those of a small trained model of the same
 kind of block (`benchmarks/blocks.py`): formats that give its answers, of nine, and the
-share of images that the int8 files classify as it does. What FOLDER holds results of is
-not measured again.
+share of images that the int8 files classify as it does; without --blocks only where
+FOLDER holds them. What FOLDER holds results of is not measured again.
 """
 
 import argparse
@@ -116,10 +116,10 @@ def measure(name: str, *, steps: bool) -> dict[str, Any]:
     return {"in": library, "count": count, "off": off, "same": same}
 
 
-def exported(name: str, folder: Path) -> str:
+def exported(name: str, folder: Path, *, missing: bool) -> str:
     """Return the cells of the table that are of the model's kind of blocks."""
     kind = kind_of(SPECS[name])
-    if kind is None:
+    if kind is None or not (missing or (folder / kind / "measure.json").exists()):
         return "- | -"
     row = blocks.stored(blocks.measure, kind, folder)
     return f"{len(row['verified'])} | {min(row['int8'].values()):.1%}"
@@ -131,6 +131,7 @@ def main() -> None:
     made.add_argument("folder", nargs="?", type=Path, default=Path("family"))
     made.add_argument("--models", default="*")
     made.add_argument("--no-step", action="store_true")
+    made.add_argument("--blocks", action="store_true")
     asked = made.parse_args()
     wrong = []
     asked.folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,8 @@ def main() -> None:
         row = json.loads(path.read_text())
         numbers = [f"{each:.0e}" for each in row["off"]] + ["-"] * 2
         cells = " | ".join([name, f"{row['count']:,}", row["in"], *numbers[:3]])
-        print(f"| {cells} | {exported(name, asked.folder)} |", flush=True)
+        files = exported(name, asked.folder, missing=asked.blocks)
+        print(f"| {cells} | {files} |", flush=True)
         wrong += [name] * (not row["same"] or max(row["off"]) > LIMIT)
     print(f"Above {LIMIT:g}, or of another number of parameters: {wrong or 'none'}")
     sys.exit(bool(wrong))

@@ -1,6 +1,7 @@
 """How many images a second are trained on? reszoo, Keras' `fit` and torch.
 
 Run: python benchmarks/training.py [--models resnet50] [--peers PYTHON] [--json FILE]
+    [--precisions float32] [--side 96]
 
 Synthetic uint8 images in memory, the same model, SGD with momentum, 2 threads. "keras"
 is `compile` and `fit` with their defaults (XLA where Keras chooses it): ResNet-50 from
@@ -11,7 +12,7 @@ autocast. Each process also checks that its loss is finite and falls.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def train_reszoo(name: str, load: Load, precision: str) -> None:
 
     import reszoo
 
-    model = reszoo.build(name, classes=CLASSES, seed=0)
+    shape = (load.side, load.side, 3)
+    model = reszoo.build(name, classes=CLASSES, input_shape=shape, seed=0)
     step = reszoo_step(model, load.batch, RATE, precision)
     images, labels = map(tf.constant, batch_of(load))
     timed(lambda: step(images, labels), load, "tensorflow", "keras")
@@ -132,7 +134,7 @@ def train_keras(name: str, load: Load, precision: str) -> None:
     keras.utils.set_random_seed(0)
     if precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    model, from_logits = _keras_model(name)
+    model, from_logits = _keras_model(name, (load.side, load.side, 3))
     compile_keras(model, RATE, from_logits=from_logits)
     batches = tf.data.Dataset.from_tensor_slices(batch_of(load)).repeat()
     batches = batches.batch(load.batch, drop_remainder=True)
@@ -164,15 +166,17 @@ def compile_keras(model: Any, rate: float, *, from_logits: bool) -> None:
     )
 
 
-def _keras_model(name: str) -> tuple[Any, bool]:
+def _keras_model(name: str, shape: tuple[int, int, int]) -> tuple[Any, bool]:
     """Return a model, and whether it ends in logits."""
     import keras
 
     if name == "resnet50":
-        return keras.applications.ResNet50(weights=None, classes=CLASSES), False
+        options = {"classes": CLASSES, "input_shape": shape}
+        return keras.applications.ResNet50(weights=None, **options), False
     import reszoo
 
-    return of_keras_layers(reszoo.build(name, classes=CLASSES, seed=0)), True
+    model = reszoo.build(name, classes=CLASSES, input_shape=shape, seed=0)
+    return of_keras_layers(model), True
 
 
 def of_keras_layers(model: Any) -> Any:
@@ -252,7 +256,7 @@ TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}
 
 
 def contenders(
-    names: list[str], peers: str | None, precisions: list[str]
+    names: list[str], peers: str | None, precisions: list[str], side: int | None
 ) -> list[Contender]:
     """Return every library in each precision, for every model."""
     found = [roof.contender(precision) for precision in precisions]
@@ -262,7 +266,9 @@ def contenders(
                 if library == "torch" and not (peers and LOADS[name].torch):
                     continue
                 python = peers if library == "torch" and peers else sys.executable
-                words = (python, __file__, "--process", library, name, precision)
+                words = [python, __file__, "--process", library, name, precision]
+                if side and LOADS[name].side > side:
+                    words.append(str(side))
                 found.append(Contender(f"{name} {library} {precision}", words))
     return found
 
@@ -286,15 +292,17 @@ def main() -> None:
     """Compare the libraries."""
     parser = harness.parser(__doc__ or "", rounds=4)
     parser.add_argument("--models", nargs="+", choices=LOADS, default=_USUAL)
+    parser.add_argument("--side", type=int, help="of large images, 224 by default")
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS]
     )
     given = parser.parse_args()
     if given.process:
-        library, name, precision = given.process
-        TRAINERS[library](name, LOADS[name], precision)
+        library, name, precision, *side = given.process
+        load = replace(LOADS[name], side=int(side[0])) if side else LOADS[name]
+        TRAINERS[library](name, load, precision)
         return
-    entrants = contenders(given.models, given.peers, given.precisions)
+    entrants = contenders(given.models, given.peers, given.precisions, given.side)
     notes = [] if given.peers else ["torch is left out: pass --peers PYTHON."]
     runs = harness.measure(entrants, given.rounds)
     wanted = targets(given.models, set(runs))
