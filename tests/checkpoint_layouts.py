@@ -121,6 +121,11 @@ def _detection(tensors: Tensors) -> Tensors:
     }
 
 
+MMPRETRAIN = """
+data_preprocessor = dict(
+    mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0], to_rgb=True)
+model = dict(backbone=dict(depth=18, style='pytorch', type='ResNet'))
+"""
 # Library -> its file, from tensors by torchvision's names. All have a classifier or a
 # projection; which of them is told by `WITH_CLASSIFIER`.
 LAYOUTS: dict[str, Callable[[Tensors], dict[str, Any]]] = {
@@ -144,7 +149,7 @@ LAYOUTS: dict[str, Callable[[Tensors], dict[str, Any]]] = {
     },
     "Transformers": transformers,
     "mmpretrain": lambda t: {
-        "meta": {"dataset_meta": {"classes": list("abcde")}},
+        "meta": {"dataset_meta": {"classes": list("abcde")}, "cfg": MMPRETRAIN},
         "message_hub": call("mmengine.logging", "HistoryBuffer", number(3)),
         "state_dict": prefixed(body(t), "backbone.") | head(t, "head.fc"),
     },

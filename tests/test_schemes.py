@@ -111,3 +111,56 @@ def test_the_averaged_or_teaching_copy_is_named(tensors: Any, tmp_path: Path) ->
         reszoo.load(write(tmp_path / "x.pth", LAYOUTS["DINO"](tensors)))
     )
     assert "teacher is loaded, not student" in str(report)
+
+
+def test_the_config_in_a_file_of_openmmlab_is_honoured(
+    tensors: Any, tmp_path: Path
+) -> None:
+    tree = LAYOUTS["mmpretrain"](tensors)
+    card = reszoo.card(reszoo.load(write(tmp_path / "rgb.pth", tree)))
+    assert card.labels == tuple("abcde")
+    assert card.preprocessing.mean == (120 / 255, 110 / 255, 100 / 255)
+    text = tree["meta"]["cfg"].replace("to_rgb=True", "to_rgb=False")
+    few = {"dataset_meta": {"classes": ["a", "b"]}, "cfg": text}
+    model = reszoo.load(write(tmp_path / "bgr.pth", tree | {"meta": few}))
+    assert "2 labels for 5 classes are left out" in str(reszoo.load_report(model))
+    assert reszoo.card(model).labels is None
+    # Blue comes first in such a file.
+    assert reszoo.card(model).preprocessing.mean == (100 / 255, 110 / 255, 120 / 255)
+    reversed_ = tensors | {"conv1.weight": tensors["conv1.weight"][:, ::-1]}
+    assert close(model(X), logits(X, reversed_))
+
+
+def test_caffes_stride_is_that_of_the_config(tmp_path: Path) -> None:
+    spec = reszoo.ResNetSpec(
+        name="small", block="bottleneck", depths=(1, 1), widths=(8, 16), stem="3x3",
+        classes=5, image_size=32,
+    )  # fmt: skip
+    tensors = to_tensors(randomise(reszoo.build(spec), seed=3))
+    meta = {"cfg": "model = dict(backbone=dict(style='caffe'))"}
+    tree = {"meta": meta, "state_dict": prefixed(body(tensors), "backbone.")}
+    model = reszoo.load(write(tmp_path / "x.pth", tree), spec)
+    assert reszoo.card(model).resnet.stride_in == "1x1"
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"layer1.0.conv1.weight": np.ones(3)},
+        {"res2.0.conv1.weight": np.ones((2, 2, 1, 1))},
+        {"layer1.0.conv1.weight": np.ones((2, 2, 1, 1)), "fc.weight": np.ones(2)},
+        {f"layer{'9' * 5000}.0.conv1.weight": np.ones(3), "4.0.conv1.weight": X},
+    ],
+)
+def test_what_only_looks_like_a_resnet_is_refused(tree: Any, tmp_path: Path) -> None:
+    with pytest.raises(reszoo.CheckpointError):
+        reszoo.load(write(tmp_path / "x.pth", tree))
+
+
+def test_a_bare_file_of_transformers_says_what_is_assumed(tmp_path: Path) -> None:
+    tensors = to_tensors(randomise(reszoo.build("resnet18", classes=3), seed=3))
+    model = reszoo.load(write(tmp_path / "x.pth", LAYOUTS["Transformers"](tensors)))
+    said = str(reszoo.load_report(model))
+    assert "hidden_act relu and downsample_in_bottleneck false are assumed" in said
+    held = to_tensors(model)
+    assert all(np.array_equal(held[name], value) for name, value in tensors.items())

@@ -303,11 +303,16 @@ def _made_card(
     described = replace(described, input_shape=(height, width, channels))
     card = new_card(described)
     fitting = labels if labels and len(labels) == described.classes else None
-    if config.labels and not fitting:
+    if labels and not fitting and (config.labels or contents.named):
         notes.append(
-            f"{found.config} has {len(config.labels)} labels for "
-            f"{described.classes or 'no'} classes, which are left out"
+            f"{len(labels)} labels for {described.classes or 'no'} classes are left out"
         )
+    scheme = contents.named.scheme if contents.named else None
+    if scheme and found.config is None:
+        notes += filter(None, [scheme.note])
+        if scheme.statistics and record is None:
+            mean, std = scheme.statistics
+            record = replace(card.preprocessing, mean=mean, std=std)
     return replace(
         card,
         labels=fitting,
@@ -331,12 +336,12 @@ def _configured_spec(
             f"a ResNet, describe it: reszoo.load(path, reszoo.ResNetSpec("
             f"name={name!r}, ...))."
         )
-    if spec not in (None, config.spec):
+    if spec in SPECS.values() and spec != config.spec:
         raise CheckpointError(
             f"{found.source} holds a {config.spec.name}, by its config.json. Received: "
             f"{spec and spec.name!r}; build {config.spec.name!r}, or use reszoo.load."
         )
-    return config.spec
+    return spec or config.spec
 
 
 def _described(

@@ -111,7 +111,7 @@ def _numbered(names: list[str], source: str) -> list[str]:
     """Sort by numbers in the names: a safetensors file is sorted by letters."""
 
     def parts(name: str) -> list[str]:
-        return re.split(r"(\d+)", name)
+        return re.split(r"(\d{1,9})", name)
 
     def key(name: str) -> list[tuple[str, int]]:
         words = parts(name)

@@ -75,8 +75,12 @@ def _read(file: Path) -> Contents:
 
 def _named(tree: Any, source: str, card: Card | None = None) -> Contents:
     named = read_state_dict(tree, source)
-    record = named.scheme.preprocessing
-    return Contents(tensors=named.tensors, card=card, preprocessing=record, named=named)
+    return Contents(
+        tensors=named.tensors,
+        card=card,
+        labels=named.labels,
+        named=named,
+    )
 
 
 def keras_applications_contents(

@@ -6,7 +6,7 @@ any prefix (`module.`, `backbone.`, `encoder.`, ...), and by what else the file 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from reszoo.architecture import StrideIn
 from reszoo.errors import CheckpointError
-from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import COUNTER, HEAD, Tensors, summarized, to_float32
 
 # The beginning of a name, torchvision's name with a place for each group, and what is
@@ -45,7 +44,7 @@ _TORCHVISION = _Names(
     "layer1.0.conv1.weight",
     (
         # The other common name of the projection in models for CIFAR.
-        (r"layer(\d+)\.(\d+)\.shortcut", "layer{}.{}.downsample", (0, 0)),
+        (r"layer(\d)\.(\d{1,4})\.shortcut", "layer{}.{}.downsample", (0, 0)),
         (r"(?:conv\d+|bn\d+|norm|layer\d+)", None, ()),
     ),
 )
@@ -58,7 +57,7 @@ _NUMBERED = _Names(
         (r"([4-7])", "layer{}", (-3,)),
     ),
 )
-_BLOCK = r"encoder\.stages\.(\d+)\.layers\.(\d+)"
+_BLOCK = r"encoder\.stages\.(\d)\.layers\.(\d{1,4})"
 _TRANSFORMERS = _Names(
     "encoder.stages.0.layers.0.layer.0.convolution.weight",
     (
@@ -75,115 +74,81 @@ _DETECTRON2 = _Names(
     (
         (r"stem\.conv1\.norm", "bn1", ()),
         (r"stem\.conv1", "conv1", ()),
-        (r"res(\d)\.(\d+)\.shortcut\.norm", "layer{}.{}.downsample.1", (-1, 0)),
-        (r"res(\d)\.(\d+)\.shortcut", "layer{}.{}.downsample.0", (-1, 0)),
-        (r"res(\d)\.(\d+)\.conv(\d)\.norm", "layer{}.{}.bn{}", (-1, 0, 0)),
-        (r"res(\d)\.(\d+)\.conv(\d)", "layer{}.{}.conv{}", (-1, 0, 0)),
+        (r"res(\d)\.(\d{1,4})\.shortcut\.norm", "layer{}.{}.downsample.1", (-1, 0)),
+        (r"res(\d)\.(\d{1,4})\.shortcut", "layer{}.{}.downsample.0", (-1, 0)),
+        (r"res(\d)\.(\d{1,4})\.conv(\d)\.norm", "layer{}.{}.bn{}", (-1, 0, 0)),
+        (r"res(\d)\.(\d{1,4})\.conv(\d)", "layer{}.{}.conv{}", (-1, 0, 0)),
     ),
 )
 _ANY = (_TORCHVISION, _NUMBERED)
-# detectron2's defaults: BGR in 0..255, of which the mean is subtracted.
-_CAFFE = Preprocessing(
-    train_size=224,
-    eval_size=224,
-    crop_pct=0.875,
-    interpolation="bilinear",
-    mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-    std=(1 / 255,) * 3,
-)
+# Mean and standard deviation of red, green and blue in 0..1: pixels in 0..255 of which
+# the mean is subtracted, detectron2's default.
+_Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+_CAFFE = ((123.675 / 255, 116.28 / 255, 103.53 / 255), (1 / 255,) * 3)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Scheme:
-    """How the files of one library are recognised and read.
+    """How the files of one library are recognised and read."""
 
-    Attributes:
-        library: Its name, for messages.
-        names: Ways in which it names the modules of the backbone.
-        mark: What is found besides, as a regular expression for a whole line: a key of
-            the file, the prefix, or a tensor that is not of the backbone.
-        projects: Whether what follows the backbone is a projection, which training
-            compares, and no classifier, even if it is one dense layer.
-        dilates: Whether it replaces strides by dilation, which no tensor tells.
-        bgr: Whether images are BGR.
-        preprocessing: Of its models by default.
-        stride_in: Which convolution of a bottleneck has the stride by default.
-        note: What is assumed, because the file does not tell.
-    """
-
-    library: str
-    names: tuple[_Names, ...]
+    library: str  # for messages
+    names: tuple[_Names, ...]  # of the modules of the backbone
+    # What is found besides: a key of the file, the prefix, or a tensor that is not of
+    # the backbone, as a regular expression.
     mark: str = ""
+    # Whether what follows the backbone is a projection, which training compares, and no
+    # classifier, even if it is one dense layer.
     projects: bool = False
-    dilates: bool = False
-    bgr: bool = False
-    preprocessing: Preprocessing | None = None
-    stride_in: StrideIn | None = None
-    note: str = ""
+    dilates: bool = False  # whether dilation replaces strides, which no tensor tells
+    bgr: bool = False  # whether images are BGR
+    statistics: _Statistics | None = None  # of the pixels, if not ImageNet's
+    stride_in: StrideIn | None = None  # in bottlenecks, by default
+    note: str = ""  # what is assumed without a config.json
 
-    def fits(self, names: _Names, keys: Iterable[str]) -> bool:
+    def fits(self, names: _Names, keys: Iterable[object]) -> bool:
         """Return whether a file with these names and keys is of the library."""
-        marked = (re.fullmatch(self.mark, str(key)) for key in keys)
+        marked = (re.fullmatch(rf"(.*\.)?({self.mark})", str(key)) for key in keys)
         return names in self.names and (not self.mark or any(marked))
 
 
 # The first that fits is taken.
 SCHEMES = (
     Scheme(
-        library="detectron2",
-        names=(_DETECTRON2,),
-        bgr=True,
-        preprocessing=_CAFFE,
-        stride_in="1x1",
+        "detectron2", (_DETECTRON2,), bgr=True, statistics=_CAFFE, stride_in="1x1",
         note="detectron2's defaults are assumed: INPUT.FORMAT BGR (conv1 is reversed, "
         "so that the model takes RGB), PIXEL_STD 1, and of bottlenecks STRIDE_IN_1X1 "
         'True; reszoo.build(name, weights=..., stride_in="3x3") is for False',
     ),
-    Scheme(library="Hugging Face Transformers", names=(_TRANSFORMERS,)),
     Scheme(
-        library="MoCo",
-        names=_ANY,
-        mark=r"(.*\.)?(encoder_[qk]|base_encoder|momentum_encoder)\..*",
-        projects=True,
-    ),
-    Scheme(library="SwAV", names=_ANY, mark=r"(.*\.)?prototypes\..*", projects=True),
-    Scheme(
-        library="DINO",
-        names=_ANY,
-        mark=r"dino_loss|(.*\.)?last_layer\..*",
-        projects=True,
+        "Hugging Face Transformers", (_TRANSFORMERS,),
+        note="config.json is missing, so hidden_act relu and downsample_in_bottleneck "
+        "false are assumed",
     ),
     Scheme(
-        library="BYOL",
-        names=_ANY,
-        mark=r"(.*\.)?(online|target)_[a-z_]+(\..*)?|(.*\.)?(backbone_momentum|"
-        r"momentum_backbone)\..*",
+        "MoCo", _ANY, r"(encoder_[qk]|base_encoder|momentum_encoder)\..*", projects=True
+    ),
+    Scheme("SwAV", _ANY, r"prototypes\..*", projects=True),
+    Scheme("DINO", _ANY, r"dino_loss|last_layer\..*", projects=True),
+    Scheme(
+        "BYOL", _ANY,
+        r"(online|target)_[a-z_]+(\..*)?|(backbone_momentum|momentum_backbone)\..*",
         projects=True,
     ),
+    Scheme("SimSiam", _ANY, r"(predictor|prediction_head)\..*", projects=True),
     Scheme(
-        library="SimSiam",
-        names=_ANY,
-        mark=r"(.*\.)?(predictor|prediction_head)\..*",
+        "self-supervised training", _ANY, r"(projector|proje(c)?tion(_head)?)\..*",
         projects=True,
     ),
     Scheme(
-        library="self-supervised training",
-        names=_ANY,
-        mark=r"(.*\.)?(projector|projection|projection_head|projetion)\..*",
-        projects=True,
+        "segmentation", _ANY,
+        r"(aux_classifier|decode_head|auxiliary_head|classifier\.4)\..*", dilates=True,
     ),
-    Scheme(
-        library="segmentation",
-        names=_ANY,
-        mark=r"(.*\.)?(aux_classifier|decode_head|auxiliary_head|classifier\.4)\..*",
-        dilates=True,
-    ),
-    Scheme(library="torchvision detection", names=_ANY, mark=r"(.*\.)?body\..*"),
-    Scheme(library="mmpretrain", names=_ANY, mark=r"head\.fc\..*"),
-    Scheme(library="Lightning", names=_ANY, mark="pytorch-lightning_version"),
-    Scheme(library="fastai", names=(_NUMBERED,), mark=r"0\..*"),
-    Scheme(library="torchvision", names=_ANY),
-)
+    Scheme("torchvision detection", _ANY, r"body\..*"),
+    Scheme("mmpretrain", _ANY, r"head\.fc\..*"),
+    Scheme("Lightning", _ANY, "pytorch-lightning_version"),
+    Scheme("fastai", (_NUMBERED,), r"0\..*"),
+    Scheme("torchvision", _ANY),
+)  # fmt: skip
 # Where training scripts keep the weights, in timm's order: averaged ones first, and of
 # two models that teach each other the one that is used afterwards.
 _WRAPPERS = (
@@ -202,6 +167,8 @@ _BESIDE = re.compile(
 # torch's AveragedModel counts its updates beside the weights.
 _BOOKKEEPING = "n_averaged"
 _MOST_LEVELS = 4
+# Characters: names are longer in no file, and searched with regular expressions.
+_LONG, _MOST_TEXT = 300, 200_000
 # Wrappers of modules, which nest.
 _PREFIXES = re.compile(r"^((module|model|_orig_mod)\.)*")
 # Names of classifiers; one dense layer of another name is one if it is the only one.
@@ -218,6 +185,7 @@ class StateDict:
     notes: tuple[str, ...] = ()  # what the user should know of how it was read
     dilates: bool = False  # whether strides may be replaced by dilation
     mapping: tuple[tuple[str, str], ...] = ()  # modules that were matched by order
+    labels: tuple[str, ...] | None = None  # that the file has
 
 
 def read_state_dict(tree: Any, source: str) -> StateDict:
@@ -254,6 +222,7 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
             others.append(name)
     keys = (*tree, *place, prefix, *others)
     scheme = next(each for each in SCHEMES if each.fits(names, keys))
+    scheme, labels = _of_openmmlab(scheme, tree)
     head = {} if scheme.projects else _classifier(found, others, ours, prefix)
     left = [name for name in others if name not in head]
     # What is neither behind the prefix nor known to follow a backbone would change
@@ -261,8 +230,9 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
     rest = {name: name[len(prefix) :] for name in left if name.startswith(prefix)}
     ours |= head | {k: v for k, v in rest.items() if not _BESIDE.fullmatch(v)}
     tensors = _renamed(found, ours, source)
-    if scheme.bgr and tensors["conv1.weight"].shape[1:2] == (3,):
-        tensors["conv1.weight"] = tensors["conv1.weight"][:, ::-1]
+    first = tensors.get("conv1.weight")
+    if scheme.bgr and first is not None and first.shape[1:2] == (3,):
+        tensors["conv1.weight"] = first[:, ::-1]
     skipped = tuple(name for name in left if name not in ours)
     if skipped and not head:
         what = "a projection" if scheme.projects else "no single dense layer"
@@ -272,8 +242,32 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
         scheme=scheme,
         skipped=skipped,
         dilates=scheme.dilates and any(found[name].ndim == 4 for name in skipped),
-        notes=(*notes, *filter(None, [scheme.note])),
+        notes=(*notes,),
+        labels=labels,
     )
+
+
+def _of_openmmlab(scheme: Scheme, tree: Any) -> tuple[Scheme, tuple[str, ...] | None]:
+    """Return a scheme as the meta data of an OpenMMLab file has it, and the labels."""
+    meta = tree.get("meta") if isinstance(tree, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return scheme, None
+    data = meta.get("dataset_meta")
+    listed = data.get("classes") if isinstance(data, Mapping) else meta.get("CLASSES")
+    fits = isinstance(listed, list | tuple) and all(isinstance(x, str) for x in listed)
+    text = meta.get("cfg", meta.get("config"))
+    text = text[:_MOST_TEXT] if isinstance(text, str) else ""
+    if re.search("""style=["']caffe""", text):
+        scheme = replace(scheme, stride_in="1x1")
+    patterns = (rf"{name}=\[([\d., ]{{5,99}})\]" for name in ("mean", "std"))
+    found = [re.search(pattern, text) for pattern in patterns]
+    if all(found):
+        # In the order of the channels of the model.
+        step = -1 if "to_rgb=False" in text else 1
+        lists = [re.findall(r"\d+\.?\d*", each[1])[::step] for each in found if each]
+        mean, std = (tuple(float(x) / 255 for x in each) for each in lists)
+        scheme = replace(scheme, statistics=(mean, std), bgr=step < 0)
+    return scheme, tuple(listed) if fits and listed else None
 
 
 def _chosen(tree: Any, source: str) -> tuple[tuple[str, ...], Tensors, list[str]]:
@@ -309,7 +303,7 @@ def _dicts(
     """Yield the arrays of each dictionary, and the keys that lead to it."""
     if not isinstance(tree, Mapping) or len(place) > _MOST_LEVELS:
         return
-    named = {key: value for key, value in tree.items() if isinstance(key, str)}
+    named = {k: v for k, v in tree.items() if isinstance(k, str) and len(k) < _LONG}
     yield place, {k: v for k, v in named.items() if isinstance(v, np.ndarray)}
     for key, value in named.items():
         yield from _dicts(value, (*place, key))
@@ -334,7 +328,8 @@ def _classifier(
     """
     last = max(name.split(".")[0] for name in ours.values() if name[:5] == "layer")
     kernels = (n for n, name in ours.items() if name.split(".")[0] == last)
-    features = max(len(found[n]) for n in kernels if found[n].ndim == 4)
+    sizes = [len(found[name]) for name in kernels if found[name].ndim == 4]
+    features = max(sizes, default=0)
     modules: dict[str, list[str]] = {}
     for name in others:
         modules.setdefault(_module(name, prefix), []).append(name)
