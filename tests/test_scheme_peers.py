@@ -277,7 +277,9 @@ def test_timms_folders_are_honoured_or_refused(tmp_path: Path) -> None:
     lively(net)
     torch.save(net.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink(missing_ok=True)
-    backbone = reszoo.build("resnet18", weights=folder, include_top=False)
+    backbone = reszoo.build(
+        "resnet18", weights=folder, include_top=False, input_shape=(SIZE, SIZE, 3)
+    )
     images = photos()
     expected = net.forward_features(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     assert far(backbone(images), expected.detach()) <= 1e-5

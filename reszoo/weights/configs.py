@@ -97,11 +97,12 @@ def read_config(path: Path) -> Config:
         ) from error
 
 
-def _refuse(path: Path, name: str, value: Any, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} describes another network than reszoo has: {expected} was expected. "
-        f"Received: {name}={value!r}."
-    )
+def _expect(fits: object, path: Path, name: str, value: Any, expected: str) -> None:
+    if not fits:
+        raise CheckpointError(
+            f"{path} describes another network than reszoo has: {expected} was "
+            f"expected. Received: {name}={value!r}."
+        )
 
 
 def _timm(content: Mapping[str, Any], path: Path) -> Config:
@@ -109,15 +110,12 @@ def _timm(content: Mapping[str, Any], path: Path) -> Config:
     config = content.get("pretrained_cfg", content)
     arguments = content.get("model_args") or {}
     for name, value in arguments.items():
-        if name not in _HONOURED:
-            raise _refuse(path, f"model_args.{name}", value, "a network without it")
-    if config.get("label_offset"):
-        offset = config["label_offset"]
-        raise _refuse(path, "label_offset", offset, "a classifier without offset")
-    mode = config.get("crop_mode") or "center"
-    if mode not in CROP_MODES.values():
-        known = ", ".join(CROP_MODES.values())
-        raise _refuse(path, "crop_mode", mode, f"one of {known}")
+        told = f"model_args.{name}"
+        _expect(name in _HONOURED, path, told, value, "a network without it")
+    offset = config.get("label_offset")
+    _expect(not offset, path, "label_offset", offset, "a classifier without it")
+    mode, known = config.get("crop_mode") or "center", [*CROP_MODES.values()]
+    _expect(mode in known, path, "crop_mode", mode, f"one of {', '.join(known)}")
     (resize,) = (ours for ours, theirs in CROP_MODES.items() if theirs == mode)
     _, height, width = config["input_size"]
     preprocessing = Preprocessing(
@@ -153,22 +151,22 @@ def _stride(config: Mapping[str, Any], path: Path) -> int | None:
         if [-(-side // stride) for side in sides] == [*config["pool_size"]]:
             return stride
     expected = f"the last stage of a model with input_size={config['input_size']}"
-    raise _refuse(path, "pool_size", config["pool_size"], expected)
+    _expect(False, path, "pool_size", config["pool_size"], expected)
+    return None
 
 
 def _transformers(content: Mapping[str, Any], path: Path) -> Config:
     activation = content.get("hidden_act", "relu")
-    if activation != "relu":
-        raise _refuse(path, "hidden_act", activation, "'relu'")
-    if content.get("downsample_in_first_stage", False):
-        raise _refuse(path, "downsample_in_first_stage", True, "False")
+    _expect(activation == "relu", path, "hidden_act", activation, "'relu'")
+    early = content.get("downsample_in_first_stage", False)
+    _expect(not early, path, "downsample_in_first_stage", early, "False")
     kind = content.get("layer_type", "bottleneck")
-    if kind not in ("basic", "bottleneck"):
-        raise _refuse(path, "layer_type", kind, "'basic' or 'bottleneck'")
+    known = kind in ("basic", "bottleneck")
+    _expect(known, path, "layer_type", kind, "'basic' or 'bottleneck'")
     shrink = 4 if kind == "bottleneck" else 1
     sizes = content.get("hidden_sizes", [256, 512, 1024, 2048])
-    if any(size % shrink for size in sizes):
-        raise _refuse(path, "hidden_sizes", sizes, "multiples of 4")
+    whole = not any(size % shrink for size in sizes)
+    _expect(whole, path, "hidden_sizes", sizes, "multiples of 4")
     described = ResNetSpec(
         name="resnet-transformers",
         block=kind,
@@ -207,16 +205,13 @@ def _row_like(described: ResNetSpec) -> ResNetSpec:
 
 def _processor(content: Mapping[str, Any], path: Path) -> Preprocessing:
     """Read the preprocessing of Transformers' image processors."""
-    wanted = {"do_resize": True, "do_rescale": True}
-    for name, value in wanted.items():
-        if content.get(name, value) is not value:
-            raise _refuse(path, name, content[name], str(value))
+    for name in ("do_resize", "do_rescale"):
+        _expect(content.get(name, True) is True, path, name, content.get(name), "True")
     factor = content.get("rescale_factor", 1 / 255)
-    if abs(factor * 255 - 1) > 1e-6:
-        raise _refuse(path, "rescale_factor", factor, "1/255")
+    _expect(abs(factor * 255 - 1) < 1e-6, path, "rescale_factor", factor, "1/255")
     resample = content.get("resample", 3)
-    if resample not in _RESAMPLING:
-        raise _refuse(path, "resample", resample, "2 (bilinear) or 3 (bicubic)")
+    known = resample in _RESAMPLING
+    _expect(known, path, "resample", resample, "2 (bilinear) or 3 (bicubic)")
     kind = content.get("image_processor_type") or content.get("feature_extractor_type")
     size, crop_pct, resize = content.get("size", 224), 1.0, "squash"
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
@@ -227,11 +222,12 @@ def _processor(content: Mapping[str, Any], path: Path) -> Preprocessing:
     elif content.get("do_center_crop", False):
         crop = content["crop_size"]
         crop = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
-        if not edge or crop["height"] != crop["width"]:
-            raise _refuse(path, "crop_size", crop, "a square of the shortest edge")
+        square = edge and crop["height"] == crop["width"]
+        _expect(square, path, "crop_size", crop, "a square of the shortest edge")
         sides, crop_pct, resize = (crop["height"],) * 2, crop["height"] / edge, "crop"
-    elif edge:
-        raise _refuse(path, "do_center_crop", False, "True, or both sides in size")
+    else:
+        expected = "True, or both sides in size"
+        _expect(not edge, path, "do_center_crop", False, expected)
     scaled = content.get("do_normalize", True)
     return Preprocessing(
         train_size=sides,

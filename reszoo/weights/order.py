@@ -79,11 +79,12 @@ def _modules(
 ) -> tuple[list[_Module], list[_Module], list[_Module]]:
     """List convolutions, normalizations and dense layers in their order."""
     tensors = contents.tensors
+    expected = f"{source} cannot be matched by order: only convolutions, batch "
+    expected += "normalizations and one dense layer were expected"
     wrong = [name for name in tensors if name.rpartition(".")[2] not in _LEAVES]
     if wrong:
         raise CheckpointError(
-            f"{source} cannot be matched by order: tensors called {', '.join(_LEAVES)} "
-            f"were expected. Received: {wrong[0]}."
+            f"{expected}, with tensors {', '.join(_LEAVES)}. Received: {wrong[0]}."
         )
     names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     if not contents.in_order:
@@ -94,15 +95,11 @@ def _modules(
         is_norm = f"{name}.running_mean" in tensors
         sizes = {4: 0, 1: 1, 2: 2} if is_norm else {4: 0, 2: 2}
         if weight is None or weight.ndim not in sizes:
-            raise CheckpointError(
-                f"{source} cannot be matched by order: only convolutions, batch "
-                f"normalizations and one dense layer were expected. Received: {name}."
-            )
+            raise CheckpointError(f"{expected}. Received: {name}.")
         kinds[sizes[weight.ndim]].append(_Module(name, place, weight.shape))
     if not kinds[0] or len(kinds[2]) > 1:
         raise CheckpointError(
-            f"{source} cannot be matched by order: convolutions and at most one dense "
-            f"layer were expected. Received: {len(kinds[0])} and {len(kinds[2])}."
+            f"{expected}. Received: {len(kinds[0])}, {len(kinds[1])}, {len(kinds[2])}."
         )
     return kinds
 
@@ -110,13 +107,9 @@ def _modules(
 def _numbered(names: list[str], source: str) -> list[str]:
     """Sort by numbers in the names: a safetensors file is sorted by letters."""
 
-    def parts(name: str) -> list[str]:
-        return re.split(r"(\d{1,9})", name)
-
     def key(name: str) -> list[tuple[str, int]]:
-        words = parts(name)
-        numbers = [*map(int, words[1::2]), -1]
-        return list(zip(words[::2], numbers, strict=True))
+        words = re.split(r"(\d{1,9})", name)
+        return list(zip(words[::2], [*map(int, words[1::2]), -1], strict=True))
 
     ordered = sorted(names, key=key)
     for before, after in pairwise(ordered):
