@@ -185,7 +185,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
             kept = pickle.loads(result.read_bytes())
             return replace(kept, model=reszoo.load(kept.best))
         made = reszoo.train(
-            "resnet8", "digits", epochs=4, batch_size=32, learning_rate=0.05,
+            "resnet8", "digits", epochs=4, batch_size=32, learning_rate=0.1,
             output=folder / "digits",
         )  # fmt: skip
         result.write_bytes(pickle.dumps(replace(made, model=None)))

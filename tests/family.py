@@ -2,6 +2,11 @@
 
 import reszoo
 
+# Rows of the table: one for each kind of stem, block and shortcut.
+ROWS = (
+    "plain18", "resnet10t", "resnext50_32x4d", "resnet50v2", "resnet110", "plain20",
+    "preresnet20", "wrn16_4",
+)  # fmt: skip
 SPECS = {
     spec.name: spec
     for spec in (

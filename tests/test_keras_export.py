@@ -70,7 +70,10 @@ def test_features_of_a_net_of_keras_applications(backbone: Any) -> None:
         {"shortcut": "projection"},
         {"shortcut": "projection-all"},
         {"name": "resnet18"},
-        {"name": "resnet50", "shortcut": "identity", "stride_in": "1x1"},
+        pytest.param(
+            {"name": "resnet50", "shortcut": "identity", "stride_in": "1x1"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_our_nets_under_a_head_of_the_users(options: dict[str, Any]) -> None:

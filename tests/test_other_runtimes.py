@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ KINDS = [
     ("onnx", "uint8"), ("onnx", "float32"), ("onnx-int8", "uint8"),
     ("onnx-int8", "float32"),
 ]  # fmt: skip
+
+
+def needs(module: str) -> pytest.MarkDecorator:
+    """Skip before any model is exported for a test whose program is not installed."""
+    return pytest.mark.skipif(
+        find_spec(module) is None, reason=f"{module} is not installed"
+    )
 
 
 @pytest.fixture(scope="module", params=["resnet20", "resnet18"])
@@ -59,9 +67,10 @@ def check(found: Any, path: Path, model: Any, name: str, dtype: str) -> None:
     np.testing.assert_allclose(found, exact, atol=1e-4 if name == "onnx" else 0.15)
 
 
+@needs("cv2")
 @pytest.mark.parametrize(("name", "dtype"), KINDS)
 def test_opencv_reads_the_files(model: Any, files: Any, name: str, dtype: str) -> None:
-    cv2 = pytest.importorskip("cv2", reason="needs OpenCV, which is not installed")
+    cv2 = pytest.importorskip("cv2")
     network = cv2.dnn.readNetFromONNX(str(files[name, dtype]))
     found = []
     for image in IMAGES:
@@ -70,11 +79,12 @@ def test_opencv_reads_the_files(model: Any, files: Any, name: str, dtype: str) -
     check(np.array(found), files[name, dtype], model, name, dtype)
 
 
+@needs("onnxsim")
 @pytest.mark.parametrize(("name", "dtype"), KINDS)
 def test_onnxsim_keeps_the_answers(
     model: Any, files: Any, tmp_path: Path, name: str, dtype: str
 ) -> None:
-    onnxsim = pytest.importorskip("onnxsim", reason="onnxsim is not installed")
+    onnxsim = pytest.importorskip("onnxsim")
     simplified, is_equal = onnxsim.simplify(onnx.load(files[name, dtype]))
     assert is_equal
     onnx.save(simplified, tmp_path / "simple.onnx")
@@ -82,12 +92,12 @@ def test_onnxsim_keeps_the_answers(
     check(found, files[name, dtype], model, name, dtype)
 
 
+@needs("sympy")
 @pytest.mark.parametrize(("name", "dtype"), KINDS)
 def test_onnx_runtimes_own_preprocessing_takes_the_files(
     model: Any, files: Any, tmp_path: Path, name: str, dtype: str
 ) -> None:
     """Its shape inference follows the open batch through every operator."""
-    pytest.importorskip("sympy", reason="the tool needs sympy, which is not installed")
     command = [sys.executable, "-m", "onnxruntime.quantization.preprocess"]
     command += ["--input", str(files[name, dtype]), "--output", "ready.onnx"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
@@ -95,26 +105,27 @@ def test_onnx_runtimes_own_preprocessing_takes_the_files(
     check(found, files[name, dtype], model, name, dtype)
 
 
+@needs("openvino")
 @pytest.mark.parametrize(("name", "dtype"), KINDS)
 def test_openvino_reads_the_files(
     model: Any, files: Any, name: str, dtype: str
 ) -> None:
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    openvino = pytest.importorskip("openvino")
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(files[name, dtype], "CPU", exact)
     found = compiled({"image": IMAGES.astype(dtype)})["probabilities"]
     check(found, files[name, dtype], model, name, dtype)
 
 
+@needs("ncnn")
+@pytest.mark.skipif(PNNX is None, reason="pnnx, which converts for ncnn, is missing")
 def test_ncnn_takes_float32_pixels_by_way_of_pnnx(
     model: Any, files: Any, tmp_path: Path
 ) -> None:
-    ncnn = pytest.importorskip("ncnn", reason="ncnn is not installed")
-    if PNNX is None:
-        pytest.skip("pnnx, which converts for ncnn, is not installed")
+    ncnn = pytest.importorskip("ncnn")
     path = files["onnx", "float32"]
     shutil.copy(path, tmp_path / "m.onnx")
-    words = [PNNX, "m.onnx", "inputshape=[1,32,32,3]f32", "fp16=0"]
+    words = [str(PNNX), "m.onnx", "inputshape=[1,32,32,3]f32", "fp16=0"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     network = ncnn.Net()
     for option in ("packed", "storage", "arithmetic"):
