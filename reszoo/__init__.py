@@ -51,6 +51,10 @@ if TYPE_CHECKING:
     from reszoo_export.batch import predict_files as predict_files
     from reszoo_export.benchmark import Measurement as Measurement
     from reszoo_export.benchmark import benchmark as benchmark
+    from reszoo_export.explanations import Explanation as Explanation
+    from reszoo_export.explanations import Features as Features
+    from reszoo_export.explanations import explain as explain
+    from reszoo_export.explanations import features as features
     from reszoo_export.export import export as export
     from reszoo_export.inspection import FileDescription as FileDescription
     from reszoo_export.inspection import inspect as inspect
@@ -90,6 +94,7 @@ _MODULES = {
     "reszoo_export.batch": "PredictResult predict_files",
     "reszoo_export.benchmark": "Measurement benchmark",
     "reszoo_export.evaluation": "evaluate",
+    "reszoo_export.explanations": "Explanation Features explain features",
     "reszoo_export.export": "export",
     "reszoo_export.inspection": "FileDescription inspect",
     "reszoo_export.manifest": "Manifest",

@@ -21,6 +21,7 @@ SAVED_MODEL_VERSION = 1
 ISOLATED = False
 
 TOP = 5
+UNKNOWN = False
 # Share of the known images that are not answered with "unknown".
 KEEP = 0.95
 # Images in a call: the activations of 32 photos fit any machine that fits the model.

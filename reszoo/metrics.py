@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.cards import Card
 from reszoo.data.examples import Examples
 from reszoo.preprocessing import Pixels, Preprocessing
 
@@ -283,6 +284,49 @@ def inference_function(
         return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
     pixels = tf.TensorSpec(logits_of.input_shape, tf.uint8)
+    traced: InferenceFunction = tf.function(run, input_signature=[pixels])
+    return traced
+
+
+def with_feature_map(model: "keras.Model") -> "keras.Model":
+    """Return a classifier that gives its logits and the feature map that it pools."""
+    import keras
+
+    features, logits = model.get_layer("avgpool").input, model.get_layer("fc").output
+    # Named, for converters put its name into files.
+    return keras.Model(model.inputs[0], [logits, features], name=model.name)
+
+
+def class_activation_maps(model: "keras.Model", features: Any) -> Any:
+    """Return the classifier's kernel as a 1x1 convolution of a feature map.
+
+    `(batch, height, width, classes)`; the mean of a class plus its bias is its logit
+    (Zhou et al. 2016, arXiv:1512.04150).
+    """
+    import tensorflow as tf
+
+    kernel = model.get_layer("fc").kernel
+    weights = tf.reshape(kernel.value, (1, 1, *kernel.shape))
+    return tf.nn.conv2d(features, weights, 1, "VALID", name="cam")
+
+
+def explaining_function(model: "keras.Model", card: Card) -> InferenceFunction:
+    """Return a function from pixels to a classifier's "features" and "cam".
+
+    As `inference_function`, with the card's temperature: float32 `(batch, width)` and
+    `(batch, height, width, classes)`.
+    """
+    import tensorflow as tf
+
+    inner = with_feature_map(model)
+
+    def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        pixels = card.preprocessing.normalise(tf.cast(image, tf.float32))
+        features = tf.cast(inner(pixels, training=False)[1], tf.float32)
+        maps = class_activation_maps(model, features) / card.temperature
+        return {"features": tf.reduce_mean(features, (1, 2)), "cam": maps}
+
+    pixels = tf.TensorSpec(inner.input_shape, tf.uint8)
     traced: InferenceFunction = tf.function(run, input_signature=[pixels])
     return traced
 

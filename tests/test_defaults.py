@@ -30,6 +30,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "demo": (run_demo,),
     "evaluate": (reszoo.evaluate,),
     "predict": (reszoo.predict_files,),
+    "explain": (reszoo.explain,),
 }
 # Command and option -> the Python parameter, where the names differ.
 RENAMED = {
@@ -37,6 +38,7 @@ RENAMED = {
     ("convert", "output"): "path",
     ("convert", "model"): "variant",
     ("inspect", "file"): "path",
+    ("explain", "inputs"): "image",
     ("benchmark", "batch"): "batch_sizes",
 }
 # Options that no Python function has.
@@ -51,6 +53,8 @@ OF_THE_COMMAND = {
     ("train", "learning_rate"): "a field of the recipe",
     ("train", "seed"): "a field of the recipe",
     ("evaluate", "min_accuracy"): "an exit code; Metrics.top1 in Python",
+    ("explain", "output"): "pictures in a folder; Explanation.overlay in Python",
+    ("explain", "overwrite"): "the same",
     ("verify", "min_accuracy"): "an exit code; Verification.accuracy in Python",
 }
 # Defaults that differ.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import photos
 from made_card import made_card
+from PIL import Image
 from scripts import ROOT
 
 import reszoo
@@ -77,6 +78,13 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         ),
         reszoo.scan(photographs),
         reszoo.resize_images(photographs, folder / "resized", side=16),
+        reszoo.Explanation(
+            label="café",
+            probability=0.5,
+            map=np.zeros((4, 4), np.float32),
+            overlay=Image.new("RGB", (4, 4)),
+        ),
+        reszoo.features(model, (images, ["café", "dog"] * 3)),
         reszoo.PredictResult(output=folder / "a.csv", images=3, unreadable=1),
         _study(folder),
         reszoo.Predictor(_EXPORT / "model.onnx"),

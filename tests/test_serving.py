@@ -10,7 +10,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.weights.names import to_tensors
-from reszoo_export.formats import ExportOptions
+from reszoo_export.formats import ONNX, TFLITE, ExportOptions
 from reszoo_export.keras_models.source import source_answers
 from reszoo_export.serving import Serving, float32_twin, make_serving
 
@@ -98,9 +98,9 @@ def test_formats_ask_for_their_own_batch_and_outputs() -> None:
     serving = make_serving(small(classes=3))
     assert serving.batch(1) == 1
     assert serving.batch(None) is None
-    assert serving.outputs(("logits", "probabilities")) == ("logits", "probabilities")
+    assert serving.options.names(ONNX) == ("logits", "probabilities")
     asked = replace(serving, options=ExportOptions(batch=7, outputs="logits"))
-    assert (asked.batch(1), asked.outputs(("probabilities",))) == (7, ("logits",))
+    assert (asked.batch(1), asked.options.names(TFLITE)) == (7, ("logits",))
     assert replace(asked, options=ExportOptions(batch="dynamic")).batch(1) is None
 
 

@@ -29,7 +29,7 @@ from reszoo.environment import usable_cores
 from reszoo.errors import DataError, ReszooError, UnknownNameError, UsageError
 from reszoo.files import disk_errors, flush
 from reszoo_export.manifest import size_and_hash
-from reszoo_export.predictor import Predictor
+from reszoo_export.predictor import UNKNOWN, Predictor
 from reszoo_export.runtimes import ModelOutput, find_runtime
 
 # One image's values by column.
@@ -311,6 +311,7 @@ def predict_files(
     threads: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    unknown: bool = defaults.UNKNOWN,
     trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
 ) -> PredictResult:
@@ -336,6 +337,8 @@ def predict_files(
         resume: Continue an unfinished output, after a kill for example; the result is
             the same file. Starts one where there is none.
         overwrite: Replace an output that exists, or start an unfinished one again.
+        unknown: Whether images below the card's threshold have the label "unknown" and
+            no second one (see `Predictor.top`).
         trust_saved_model: See `reszoo.Predictor`.
         isolated: See `reszoo.Predictor`.
 
@@ -352,11 +355,13 @@ def predict_files(
     if same:
         raise UsageError(f"The output would replace {same[0]}. Choose another name.")
     options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
+    options["unknown"] = unknown
     classify = FileClassifier(model, top=top, threads=threads, **options)
     rows = RowFile(target, classify.columns)
     with rows.reserved(resume=resume, overwrite=overwrite):
         images, digest = _keep_paths(iterate_paths(given), rows.inputs)
         identity = {"the inputs": digest, "the model": size_and_hash(model)[1]}
+        identity |= {"unknown (--unknown)": "yes"} if unknown else {}
         version = {"reszoo's version": reszoo.__version__}
         rows.begin({**identity, "top (--top)": top, **version})
         done = rows.committed.rows
@@ -412,6 +417,7 @@ class FileClassifier:
         *,
         top: int = defaults.TOP,
         threads: int | None = None,
+        unknown: bool = defaults.UNKNOWN,
         **options: bool,
     ) -> None:
         if top < 1:
@@ -428,6 +434,7 @@ class FileClassifier:
         self._predictor = Predictor(model, 1 if own_threads else threads, **options)
         # Refuses a file that gives features.
         self._predictor.predict([])
+        self._unknown = unknown and bool(self._predictor.scored_output)
         self.labels = self._predictor.labels
         self._threads = threads or usable_cores()
         places = ["", *(f"_{n}" for n in range(2, min(top, len(self.labels)) + 1))]
@@ -437,7 +444,8 @@ class FileClassifier:
 
     def __call__(self, paths: Sequence[str]) -> list[Row]:
         """Return a row for each image, an unreadable one's with the reason."""
-        answers = self._predictor.stream(paths, batch_size=GROUP, errors="return")
+        scores = self._predictor.scores if self._unknown else self._predictor.stream
+        answers = scores(paths, batch_size=GROUP, errors="return")
         return list(map(self._row, paths, answers))
 
     def _row(self, path: str, answer: ModelOutput | DataError) -> Row:
@@ -447,6 +455,10 @@ class FileClassifier:
             return row | {"error": _reason(answer)}
         if not np.isfinite(answer).all():
             return row | {"error": "the model's probabilities are not finite"}
+        if self._unknown:
+            known, answer = self._predictor.judged(answer)
+            if not known:
+                return row | {"label": UNKNOWN, "probability": float(answer.max())}
         best = np.argsort(-answer, kind="stable")
         for (label, probability), index in zip(self._answers, best, strict=False):
             row[label], row[probability] = self.labels[index], float(answer[index])

@@ -22,6 +22,7 @@ from reszoo.preprocessing import Preprocessing, Size
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
 from reszoo_export.formats import (
+    CAM,
     RUNTIMES,
     ExportOptions,
     Format,
@@ -113,8 +114,9 @@ def export(
             and microcontrollers. int8 is uint8 less 128. None is uint8 pixels and
             float32 probabilities.
         outputs: The only output: "probabilities", "logits", or "features", the input
-            of the classifier. None is probabilities for TFLite, probabilities and
-            logits for the others.
+            of the classifier; or "cam" for class activation maps besides logits and
+            probabilities, `(batch, height, width, classes)`. None is probabilities for
+            TFLite, probabilities and logits for the others.
         version: Number of the SavedModel's folder, as TF Serving counts versions.
         overwrite: Whether to replace an existing export.
 
@@ -161,6 +163,9 @@ def export(
     # Images to calibrate with must be left.
     split = source.judging_split if source is not None and same else None
     reference = make_reference(predict, serving.card, evaluation, split)
+    if outputs == CAM:
+        bias = serving.model.get_layer("fc").bias.numpy()
+        reference = replace(reference, bias=bias)
     drawn = None
     if source is not None and calibrated:
         avoid = reference.images[: len(reference.targets)]

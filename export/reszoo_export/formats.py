@@ -180,6 +180,9 @@ class Tolerance:
     # Change of a probability with the other images of the batch.
     max_batch_difference: float = 1e-5
     max_feature_difference: float | None = None  # relative to the largest one
+    # Of the mean of a class activation map and the bias from the logit, relative to the
+    # largest logit beyond 1.
+    max_cam_difference: float = 1e-5
     # Of the file's features and the model's, mean over the real images.
     min_cosine: float | None = None
     # Root mean square difference of a layer's output, relative to the output's own.
@@ -201,6 +204,8 @@ INT8 = Tolerance(
     max_variation=0.15, max_variation_synthetic=0.35, max_relative_variation=0.5,
     max_confidence_change=0.1, tie=0.9, min_agreement=0.97, max_accuracy_drop=0.01,
     min_cosine=0.97, max_activation_difference=0.1,
+    # The mean of the last feature map is rounded to the steps of its range.
+    max_cam_difference=0.05,
 )  # fmt: skip
 DYNAMIC = replace(
     INT8, max_variation=0.05, max_variation_synthetic=0.15, max_relative_variation=0.3,
@@ -339,9 +344,10 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
 
 
 IntegerIO = Literal["uint8", "int8"]
-Outputs = Literal["probabilities", "logits", "features"]
+Outputs = Literal["probabilities", "logits", "features", "cam"]
 # Preferred first, where a file has several: probabilities need no further computation.
-OUTPUTS: tuple[str, ...] = get_args(Outputs)
+OUTPUTS: tuple[str, ...] = get_args(Outputs)[:3]
+CAM = "cam"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +362,12 @@ class ExportOptions:
     integer_io: IntegerIO | None = None
     outputs: Outputs | None = None
     version: int = defaults.SAVED_MODEL_VERSION
+
+    def names(self, runtime: RuntimeSpec) -> tuple[str, ...]:
+        """Return the names of the outputs of a runtime's files."""
+        if self.outputs == CAM:
+            return ("logits", "probabilities", CAM)
+        return (self.outputs,) if self.outputs else runtime.outputs
 
     def __post_init__(self) -> None:
         if isinstance(self.batch, str | bool | float) and self.batch != "dynamic":
@@ -392,7 +404,7 @@ _CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
     "layout": (("nhwc", "nchw"), ""),
     "integer_io": (get_args(IntegerIO), "float outputs"),
     "input_dtype": (("uint8", "float32"), "each format's own"),
-    "outputs": (OUTPUTS, "each format's default"),
+    "outputs": (get_args(Outputs), "each format's default"),
 }
 
 

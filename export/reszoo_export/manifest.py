@@ -126,6 +126,8 @@ class Verification:
     # Accuracy of the file on the images of each class, where there are targets; None
     # for a class without images.
     recalls: tuple[float | None, ...] = ()
+    # Of class activation maps, if the file gives them: see `max_cam_difference`.
+    cam_difference: float | None = None
     # Where the model has a temperature, on images that it was not measured on.
     reliability: Reliability | None = None
     worst: tuple[Disagreement, ...] = ()  # largest differences, the largest first

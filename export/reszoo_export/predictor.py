@@ -18,6 +18,7 @@ from reszoo.cards import Card
 from reszoo.data.image_files import open_image
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError, UsageError
+from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.isolation import open_isolated
 from reszoo_export.runtimes import ModelOutput, OutputKind, in_batches, open_runtime
@@ -42,6 +43,8 @@ class Tensor(Protocol):
 
 # What Predictor takes as one image; the bytes are those of an image file.
 ImageLike = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | Pixels | Tensor
+# The answer to an image that is none of the classes.
+UNKNOWN = "unknown"
 # Kind of output -> what to do where another kind is needed.
 _INSTEAD = {
     "probabilities": "Use predict, or export the checkpoint again with "
@@ -247,8 +250,27 @@ class Predictor:
         batches = _batches(images, batch_size)
         return self._answers(batches, prefetch, errors == "return")
 
+    def scores(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        batch_size: int,
+        errors: Literal["raise", "return"],
+    ) -> Iterator[ModelOutput | DataError]:
+        """Yield `scored_output` for each image, otherwise as `stream`."""
+        batches, name = _batches(images, batch_size), self.scored_output
+        return self._answers(batches, 0, errors == "return", name)
+
+    def _compute(self, images: Pixels, output: str | None) -> ModelOutput:
+        read = self._runtime.read
+        return self._runtime.run(images) if output is None else read(images, output)
+
     def _answers(
-        self, batches: "Iterator[_Batch]", prefetch: int, returns_errors: bool
+        self,
+        batches: "Iterator[_Batch]",
+        prefetch: int,
+        returns_errors: bool,
+        output: str | None = None,
     ) -> Iterator[ModelOutput | DataError]:
         def prepare(item: tuple[str, ImageLike]) -> Pixels | DataError:
             try:
@@ -260,18 +282,22 @@ class Predictor:
 
         for batch in _each_prepared(batches, prepare, prefetch):
             readable = [each for each in batch if not isinstance(each, DataError)]
-            answers = iter(self._runtime.run(self._stacked(readable)))
+            answers = iter(self._compute(self._stacked(readable), output))
             for each in batch:
                 yield each if isinstance(each, DataError) else next(answers)
 
     def _run(
-        self, images: ImageLike | Iterable[ImageLike], batch_size: int, kind: OutputKind
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        batch_size: int,
+        kind: OutputKind,
+        output: str | None = None,
     ) -> ModelOutput:
         self._check_kind(kind)
-        outputs = [self._runtime.run(self._stacked([]))]
+        outputs = [self._compute(self._stacked([]), output)]
         for batch in _batches(images, batch_size):
             prepared = [self._prepare(name, image) for name, image in batch]
-            outputs.append(self._runtime.run(self._stacked(prepared)))
+            outputs.append(self._compute(self._stacked(prepared), output))
         return np.concatenate(outputs)
 
     def _prepare(self, name: str, image: ImageLike) -> Pixels:
@@ -297,23 +323,82 @@ class Predictor:
             )
         return in_batches(self._runtime.run, images)
 
-    def top(self, image: ImageLike, k: int = defaults.TOP) -> list[tuple[str, float]]:
+    def logits(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        batch_size: int = defaults.PREDICTION_BATCH_SIZE,
+    ) -> ModelOutput:
+        """Return calibrated logits, float32 `(n, classes)`, where the file gives them.
+
+        Arguments and errors are those of `predict`; a UsageError also if the file has
+        no logits.
+        """
+        return self._run(images, batch_size, "probabilities", "logits")
+
+    def top(
+        self,
+        image: ImageLike,
+        k: int = defaults.TOP,
+        *,
+        unknown: bool = defaults.UNKNOWN,
+    ) -> list[tuple[str, float]]:
         """Return the `k` most probable labels of one image, best first.
 
         Args:
             image: As for `predict`, but a single one.
             k: Number of labels; all classes where there are fewer.
+            unknown: Whether an image below the card's threshold is "unknown" (see
+                `Card.confidence`): of the largest logit, or of the largest probability
+                where the file gives no logits.
 
         Returns:
-            Pairs of label and probability.
+            Pairs of label and probability. Of an unknown image it is one pair,
+            "unknown" and the largest probability.
         """
         if k < 1:
             raise UsageError(f"k must be at least 1. Received: k={k}.")
-        probabilities = self.predict(image)
-        if len(probabilities) != 1:
-            raise UsageError(f"top takes one image. Received: {len(probabilities)}.")
-        best = np.argsort(-probabilities[0], kind="stable")[:k]
-        return [(self.labels[index], float(probabilities[0][index])) for index in best]
+        name = self.scored_output if unknown else None
+        size = defaults.PREDICTION_BATCH_SIZE
+        answer = self._run(image, size, "probabilities", name)
+        if len(answer) != 1:
+            raise UsageError(f"top takes one image. Received: {len(answer)}.")
+        known, (probabilities,) = True, answer
+        if unknown:
+            known, probabilities = self.judged(answer[0])
+        if not known:
+            return [(UNKNOWN, float(probabilities.max()))]
+        best = np.argsort(-probabilities, kind="stable")[:k]
+        return [(self.labels[index], float(probabilities[index])) for index in best]
+
+    @property
+    def scored_output(self) -> str:
+        """The output that tells whether an image is known: "logits" if there are any.
+
+        A UsageError if the card has no thresholds.
+        """
+        self._check_kind("probabilities")
+        if self.card.confidence is None:
+            raise UsageError(
+                'Answering with "unknown" needs thresholds in the card, which '
+                "reszoo.train measures where half of the validation split has enough "
+                "images. Received: a card without; run reszoo calibrate on the "
+                "checkpoint, and export it again."
+            )
+        names = {each["name"] for each in self._runtime.outputs}
+        return "logits" if "logits" in names else "probabilities"
+
+    def judged(self, scores: ModelOutput) -> tuple[bool, ModelOutput]:
+        """Return whether an image is known, and its probabilities `(classes,)`.
+
+        The scores are of `scored_output`.
+        """
+        found = self.card.confidence
+        if found is None:
+            return True, scores
+        if self.scored_output == "logits":
+            return bool(scores.max() >= found.min_logit), softmax(scores)
+        return bool(scores.max() >= found.min_probability), scores
 
     def _check_kind(self, needed: OutputKind) -> None:
         if self.output_kind != needed:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,11 +59,11 @@ class Interface:
     ) -> ModelOutput:
         """Run a file on uint8 `(n, height, width, 3)`, whatever input it requires.
 
-        `call` is from pixels as the file takes them to its output. Returns
-        probabilities `(n, classes)` or features `(n, width)`.
+        `call` is from pixels as the file takes them to its output, which is returned
+        as float32.
         """
         if not len(images):
-            return np.zeros((0, self.output["shape"][-1]), np.float32)
+            return np.zeros((0, *self.output["shape"][1:]), np.float32)
         pixels: NDArray[Any] = images
         if self.channels_first:
             pixels = pixels.transpose(0, 3, 1, 2)
@@ -78,8 +78,6 @@ class Interface:
         if "scale" in self.output:
             steps = output.astype(np.float64) - self.output["zero_point"]
             output = steps * self.output["scale"]
-        if self.output["name"] == "logits":
-            return softmax(output)
         return output.astype(np.float32, copy=False)
 
 
@@ -174,8 +172,24 @@ class Runtime:
         or features `(n, width)` where it gives these.
         """
         name = self.interface.output["name"]
+        outputs = self.read(images, name)
+        return softmax(outputs) if name == "logits" else outputs
+
+    def read(self, images: Pixels, name: str) -> ModelOutput:
+        """Return an output of the file by its name, as float32 `(n, ...)`.
+
+        A UsageError if the file has no such output.
+        """
+        named = {each["name"]: each for each in self.outputs}
+        if name not in named:
+            raise UsageError(
+                f"This needs an output {name!r}. Received: {self.path} with "
+                f"{', '.join(sorted(named))}; export the checkpoint again with "
+                f"outputs={name!r} (--outputs {name}), or use the checkpoint."
+            )
+        interface = replace(self.interface, output=named[name])
         with self._borrow() as session:
-            return self.interface.run(
+            return interface.run(
                 lambda pixels: self.compute(session, pixels, name), images
             )
 
@@ -215,27 +229,52 @@ def open_keras(model: "keras.Model") -> Runtime:
     """Return the runtime of a model in memory."""
     import keras
 
-    from reszoo.metrics import inference_function
     from reszoo.zoo import get_card
 
     check_backend("Predicting and measuring with a model")
     card = get_card(model)
-    function: Any = inference_function(model, card.preprocessing, card.temperature)
-    # Traced now, by one thread; TensorFlow would warn of the fifth model's first call.
-    function.get_concrete_function()
+    session = _KerasSession(model, card)
     shape = [None, *card.architecture.input_shape]
-    classes = [None, card.architecture.classes]
+    pool = model.get_layer("avgpool").input.shape[1:]
+    classes = [card.architecture.classes]
+    shapes = {"logits": classes, "probabilities": classes}
+    shapes |= {"features": pool[-1:], "cam": [*pool[:2], *classes]}
     outputs = [
-        {"name": name, "dtype": "float32", "shape": classes}
-        for name in ("logits", "probabilities")
+        {"name": name, "dtype": "float32", "shape": [None, *shape]}
+        for name, shape in shapes.items()
     ]
     return Runtime(
         path=Path(model.name), name=f"keras {keras.__version__}", card=card,
         threads=tensorflow_threads(), outputs=outputs,
         inputs=[{"name": "image", "dtype": "uint8", "shape": shape}],
-        sessions=Sessions(lambda: function, forkable=False),
-        compute=lambda run, pixels, output: run(pixels)[output].numpy(),
+        sessions=Sessions(lambda: session, forkable=False),
+        compute=_KerasSession.call,
     )  # fmt: skip
+
+
+class _KerasSession:
+    """A model in memory; maps and features are computed by a function of their own."""
+
+    def __init__(self, model: "keras.Model", card: Card) -> None:
+        from reszoo.metrics import inference_function
+
+        self._model, self._card = model, card
+        run: Any = inference_function(model, card.preprocessing, card.temperature)
+        # Traced now, by one thread; TensorFlow would warn of the fifth model's first
+        # call.
+        run.get_concrete_function()
+        self._run: Any = run
+        self._explain: Any = None
+
+    def call(self, pixels: NDArray[Any], output: str) -> Any:
+        """Return an output for pixels."""
+        if output in ("features", "cam"):
+            from reszoo.metrics import explaining_function
+
+            if self._explain is None:
+                self._explain = explaining_function(self._model, self._card)
+            return self._explain(pixels)[output].numpy()
+        return self._run(pixels)[output].numpy()
 
 
 def tensorflow_threads() -> int:

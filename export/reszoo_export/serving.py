@@ -18,13 +18,14 @@ from reszoo.architecture import Architecture, KerasArchitecture
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.errors import UsageError
+from reszoo.metrics import class_activation_maps, with_feature_map
 from reszoo.preprocessing import Preprocessing, as_sides, as_size, shown_size
 from reszoo.resnet import build_resnet
 from reszoo.training.model import precision_policy
 from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card, own_card
 from reszoo_export.folding import fold
-from reszoo_export.formats import ExportOptions
+from reszoo_export.formats import CAM, ExportOptions
 from reszoo_export.keras_models import classifier, resnet
 from reszoo_export.verification.reference import synthetic_images
 
@@ -58,10 +59,6 @@ class Serving:
         made = self.card.architecture
         return isinstance(made, KerasArchitecture) and made.activation == "sigmoid"
 
-    def outputs(self, default: Sequence[str]) -> tuple[str, ...]:
-        """Return the names of the outputs: the one asked for, or a format's own."""
-        return (self.options.outputs,) if self.options.outputs else tuple(default)
-
     def batch(self, default: int | None) -> int | None:
         """Return the number of images a call, None where it is open.
 
@@ -82,13 +79,16 @@ class Serving:
     ) -> Any:
         """Return a `tf.function` from pixels in 0..255 to the outputs named.
 
-        These are "logits", "probabilities" or both; "features" for a model without a
-        classifier. A batch of None leaves its size open.
+        These are "logits", "probabilities" and "cam", the classifier as a 1x1
+        convolution of the last feature map (Zhou et al. 2016, arXiv:1512.04150), whose
+        mean plus the bias is the logit; "features" for a model without a classifier. A
+        batch of None leaves its size open.
         """
+        model = with_feature_map(self.model) if CAM in outputs else self.model
 
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = self.card.preprocessing.normalise(tf.cast(image, tf.float32))
-            answer = self.model(pixels, training=False)
+            answer, *maps = tf.nest.flatten(model(pixels, training=False))
             if not self.card.architecture.include_top:
                 return {FEATURES: tf.identity(answer, FEATURES)}
             activation = tf.nn.sigmoid if self.has_sigmoid else tf.nn.softmax
@@ -96,6 +96,8 @@ class Serving:
                 "logits": tf.identity(answer, "logits"),
                 "probabilities": activation(answer, name="probabilities"),
             }
+            if maps:
+                answers[CAM] = class_activation_maps(self.model, maps[0])
             return {name: answers[name] for name in outputs}
 
         return tf.function(serve, input_signature=[self.spec(batch, dtype)])
@@ -151,11 +153,12 @@ def _traced(
 ) -> Serving:
     """Make the serving form of a classifier whose structure is not known."""
     scores = classifier.read_scores(model)
-    missing = (FEATURES, "logits") if scores.is_multilabel else (FEATURES,)
+    missing = (FEATURES, CAM, *(["logits"] if scores.is_multilabel else []))
     if options.outputs in missing:
         raise UsageError(
-            "A Keras model that is no ResNet has no features to export, and one that "
-            "ends in a sigmoid for each class no logits alone. Received: "
+            "A Keras model that is no ResNet has no features or class activation maps "
+            "to export, and one that ends in a sigmoid for each class no logits alone. "
+            "Received: "
             f"outputs={options.outputs!r} of {model.name!r}; leave outputs out."
         )
     copy = classifier.copy_classifier(model, scores)

@@ -83,7 +83,8 @@ def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
 
 def classifying_output(record: FileRecord) -> dict[str, Any]:
     """Return the output of a file that needs the least further computation."""
-    return min(record.outputs, key=lambda output: OUTPUTS.index(output["name"]))
+    known = [each for each in record.outputs if each["name"] in OUTPUTS]
+    return min(known, key=lambda output: OUTPUTS.index(output["name"]))
 
 
 def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list[str]]:

@@ -82,7 +82,8 @@ def export(
         integer_io ([uint8|int8], default uint8 pixels, float32 probabilities): Integers
             alone, in and out as well (tflite-int8 only): uint8, or int8.
         outputs (default probabilities for TFLite, both logits and probabilities for the
-            others): Give one output only: probabilities, logits or features.
+            others): Give one output only: probabilities, logits or features; or
+            cam: class activation maps besides logits and probabilities.
         version: Version of the SavedModel, as TF Serving counts them.
     """
     arguments = given(locals())
@@ -337,6 +338,7 @@ def predict(
     inputs: list[str],
     *,
     output: Path | None = None,
+    unknown: bool = defaults.UNKNOWN,
     resume: bool = False,
     overwrite: bool = False,
     top: int = defaults.TOP,
@@ -357,6 +359,8 @@ def predict(
         output (default print the answers): Write a row for each image to this .csv,
             .jsonl or .parquet file.
         top: Number of labels for each image.
+        unknown: Answer "unknown" to images below the threshold that the card has of
+            `reszoo train` or `reszoo calibrate`.
         resume: Continue an unfinished output.
     """
     arguments = given(locals())
@@ -378,3 +382,54 @@ def predict(
     if unreadable:
         say(f"{unreadable:,} of {images:,} images are unreadable.")
         raise Exit(1)
+
+
+@command()
+def explain(
+    model: Path,
+    inputs: list[str],
+    *,
+    output: Path,
+    label: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    trust_saved_model: bool = False,
+    isolated: bool = defaults.ISOLATED,
+    as_json: bool = False,
+) -> None:
+    """Show where a model looked: a class activation map on each image.
+
+    Files must have been exported with --outputs cam.
+
+    Example: reszoo explain runs/photos/best.safetensors cat.jpg --output maps
+
+    Args:
+        inputs (IMAGE...): Image files, folders or globs.
+        label (default the predicted one): Class to show.
+    """
+    from reszoo.data.image_paths import iterate_paths
+
+    arguments = given(locals())
+    for name in ("inputs", "output", "overwrite", "iterate_paths"):
+        del arguments[name]
+    output.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for path in iterate_paths(inputs):
+        target = output / f"{Path(path).stem}.png"
+        while str(target) in [row["map"] for row in rows]:
+            target = target.with_stem(f"{target.stem}-2")
+        if target.exists() and not overwrite:
+            raise UsageError(f"{target} exists. Pass --overwrite to replace it.")
+        found = reszoo.explain(image=path, **arguments)
+        found.overlay.save(target)
+        answer = {"label": found.label, "probability": found.probability}
+        rows.append({"image": path, **answer, "map": str(target)})
+    if as_json:
+        print_json(rows)
+        return
+    cells = [
+        [printable(f"{row[name]}") for name in ("image", "label")]
+        + [f"{row['probability']:.2%}", printable(str(row["map"]))]
+        for row in rows
+    ]
+    print_table(["image", "label", "probability", "map"], cells)

@@ -19,6 +19,7 @@ from reszoo.errors import UsageError
 from reszoo.files import atomic_file, write_text
 from reszoo.metrics import Bin, Probabilities, Targets
 from reszoo.report import page
+from reszoo.report.heatmap import overlay
 from reszoo.report.page import BLUE, INK, VERMILLION
 from reszoo.training.recipe_table import RECIPES
 
@@ -47,6 +48,7 @@ class Evaluation:
     # Accuracy, in 0..1, when the head had been trained on the frozen backbone; None
     # without such a phase.
     head_top1: float | None = None
+    heatmap: Callable[[int], Image.Image] | None = None  # of an index's prediction
     confidence: Confidence | None = None  # of the best weights
     # Images that the temperature was not measured on: all of another split.
     unused: Targets | slice = field(default_factory=lambda: slice(None))
@@ -182,10 +184,22 @@ def _evaluation(run: "Run") -> Evaluation | None:
     run.evaluator.load_tensors(run.history.best_tensors)
     confidence, unused = run.history.best_card.confidence, slice(None)
     half = confidence and split == "validation"
+    record, probabilities = (
+        run.config.card.preprocessing,
+        run.evaluator.outputs(examples),
+    )
+    explain = metrics.explaining_function(run.evaluator.model, run.config.card)
+
+    def heatmap(index: int) -> Image.Image:
+        pixels = examples.prepared(index, record).reshape(1, *record.input_shape)
+        maps = np.asarray(explain(pixels)["cam"])[0]
+        return overlay(pixels[0], maps[..., probabilities[index].argmax()])
+
     return Evaluation(
         split=split,
         targets=examples.targets,
-        probabilities=run.evaluator.outputs(examples),
+        probabilities=probabilities,
+        heatmap=heatmap,
         picture=examples.open,
         file_name=examples.name,
         head_top1=run.head_top1,
@@ -225,6 +239,7 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
         "mistakes": [
             {
                 "picture": page.thumbnail(found.picture(index)),
+                "heatmap": found.heatmap and page.thumbnail(found.heatmap(index)),
                 "file": found.file_name(index),
                 "truth": labels[found.targets[index]],
                 "predicted": labels[predicted[index]],

@@ -171,7 +171,7 @@ class Evaluator:
         devices: Devices,
         batch_size: int = _EVALUATED_AT_ONCE,
     ) -> None:
-        self._model, self._preprocessing = model, preprocessing
+        self.model, self._preprocessing = model, preprocessing
         self._source, self._devices = source, devices
         self._batch_size = min(batch_size, _EVALUATED_AT_ONCE)
         self._predict = inference_function(model, preprocessing)
@@ -181,13 +181,13 @@ class Evaluator:
     def load_variables(self, values: Mapping[str, tf.Variable]) -> Tensors:
         """Assign weights by the path of each variable; return them."""
         # Not by position: layers in between change the order that Keras gives them.
-        for variable in self._model.variables:
+        for variable in self.model.variables:
             variable.assign(values[variable.path])
-        return to_tensors(self._model)
+        return to_tensors(self.model)
 
     def load_tensors(self, tensors: Tensors) -> None:
         """Assign weights by torchvision's names."""
-        assign_tensors(self._model, tensors, "the best epoch")
+        assign_tensors(self.model, tensors, "the best epoch")
 
     def evaluate(self, split: str) -> Metrics | None:
         """Evaluate on one split; return None if the data has no such split."""

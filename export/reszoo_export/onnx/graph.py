@@ -225,6 +225,37 @@ def _replace_input(graph: Any, old: str, new: str) -> None:
         node.input[:] = [new if name == old else name for name in node.input]
 
 
+def add_maps(graph: Any, kernel: Sequence[int], sides: Sequence[int | str]) -> None:
+    """Add the output `cam`: the classifier as a 1x1 convolution of the feature map.
+
+    Its weights are the classifier's own, in the precision that the file has them in;
+    they are `(features, classes)` large, and the map `(batch, height, width)`.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    makers = _makers(graph)
+    (head,) = (node for node in graph.node if node.op_type == "Gemm")
+    pool = makers[head.input[0]]
+    while pool.op_type not in (_POOL, "ReduceMean"):
+        pool = makers[pool.input[0]]
+    weights = head.input[1]
+    if not any(each.name == "transB" and each.i for each in head.attribute):
+        weights = "cam.turned"
+        turned = helper.make_node("Transpose", [head.input[1]], [weights], weights)
+        graph.node.append(turned)
+    shape = np.array([*reversed(kernel), 1, 1], np.int64)
+    graph.initializer.append(numpy_helper.from_array(shape, "cam.shape"))
+    for kind, inputs, output, options in (
+        ("Reshape", [weights, "cam.shape"], "cam.weight", {}),
+        ("Conv", [pool.input[0], "cam.weight"], "cam.first", {}),
+        ("Transpose", ["cam.first"], "cam", {"perm": [0, 2, 3, 1]}),
+    ):
+        node = helper.make_node(kind, inputs, [output], output, **options)
+        graph.node.append(node)
+    value = helper.make_tensor_value_info("cam", TensorProto.FLOAT, [*sides, kernel[1]])
+    graph.output.append(value)
+
+
 def quantize(graph: Any, steps: Steps, ranges: Ranges, first: str) -> None:
     """Quantize the activations that have ranges, by layer; others stay float32.
 

@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from reszoo.cards import Card
 from reszoo.console import quiet
 from reszoo.preprocessing import Pixels, shown_size
-from reszoo_export.formats import ONNX
+from reszoo_export.formats import CAM, ONNX
 from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx import reader
-from reszoo_export.onnx.graph import assign_tensors, constants, quantize, tidy
+from reszoo_export.onnx.graph import (
+    add_maps,
+    assign_tensors,
+    constants,
+    quantize,
+    tidy,
+)
 from reszoo_export.quantization import integer_model
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import Ranges
@@ -117,7 +123,8 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     import keras
     import tensorflow as tf
 
-    names = serving.outputs(ONNX.outputs)
+    # Maps are added to the finished graph, with its own weights.
+    names = [each for each in serving.options.names(ONNX) if each != CAM]
     answer = serving.function(*names).python_function
     options = serving.options
 
@@ -161,6 +168,11 @@ def write_model(model: Any, serving: Serving, path: Path) -> None:
 
     import reszoo
 
+    if serving.options.outputs == CAM:
+        layers = (serving.model.get_layer(name) for name in ("avgpool", "fc"))
+        pool, head = layers
+        sides = (serving.batch(ONNX.batch) or _BATCH, *pool.input.shape[1:3])
+        add_maps(model.graph, head.kernel.shape, sides)
     for opset in [entry for entry in model.opset_import if entry.domain]:
         model.opset_import.remove(opset)  # Declared by converters, never used.
     model.ir_version = reader.ir_version(serving.options.opset or reader.OPSET)

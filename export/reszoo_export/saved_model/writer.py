@@ -78,7 +78,7 @@ def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
 def _endpoints(serving: Serving) -> dict[str, Any]:
     """Return the `tf.function` of each signature."""
     batch = serving.batch(SAVED_MODEL.batch)
-    outputs = serving.outputs(SAVED_MODEL.outputs)
+    outputs = serving.options.names(SAVED_MODEL)
     serve = serving.function(*outputs, batch=batch)
 
     def serve_bytes(image_bytes: tf.Tensor) -> Any:

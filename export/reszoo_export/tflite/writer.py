@@ -155,7 +155,7 @@ def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
     """
     # A fixed batch, and no -1 in any shape: delegates refuse open shapes.
     function = serving.function(
-        *serving.outputs(TFLITE.outputs),
+        *serving.options.names(TFLITE),
         batch=serving.batch(TFLITE.batch),
         dtype=tf.float32,
     )

@@ -22,13 +22,14 @@ from reszoo.metrics import (
     tempered,
 )
 from reszoo.preprocessing import Pixels
-from reszoo_export.formats import ExportOptions, Format, Tolerance
+from reszoo_export.formats import CAM, ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
 from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, in_batches
 from reszoo_export.verification.reference import Reference
 
 _DEFAULTS = ExportOptions()
 _BATCH_SIZES = range(1, 9)
+_CAM_IMAGES = 16
 
 
 def compare(
@@ -76,6 +77,15 @@ def compare(
         differences = np.abs(outputs - expected)
         statistics = _probability_statistics(outputs, reference, card)
         beyond = probability_problems(limits, outputs, reference)
+    if options.outputs == CAM:
+        statistics["cam_difference"] = found = cam_difference(runtime, reference)
+        # `not <=` because of NaN.
+        if not found <= limits.max_cam_difference:
+            problems.append(
+                "the mean of a class activation map and the bias differ by "
+                f"{found:.2g} from the logit; at most "
+                f"{limits.max_cam_difference:g} is allowed"
+            )
     real = len(reference.targets)
     return Verification(
         runtime=runtime.name, images=real, synthetic=reference.synthetic,
@@ -84,6 +94,20 @@ def compare(
         synthetic_difference=float(differences[real:].max(initial=0)),
         problems=(*beyond, *problems), **statistics,
     )  # fmt: skip
+
+
+def cam_difference(runtime: Runtime, reference: Reference) -> float:
+    """Return by how much mean(CAM) + bias differs from the logits of a file.
+
+    The largest difference on some images, relative to the largest logit beyond 1.
+    """
+    chosen = np.linspace(0, len(reference.images) - 1, _CAM_IMAGES).astype(int)
+    images = reference.images[chosen]
+    maps, logits = (runtime.read(images, name) for name in (CAM, "logits"))
+    if maps.ndim != 4 or min(maps.shape[1:3]) < 1:
+        return float("nan")
+    means = maps.astype(np.float64).mean((1, 2)) + reference.bias
+    return float(np.abs(means - logits).max() / max(1.0, np.abs(logits).max()))
 
 
 def structure_problems(
@@ -119,7 +143,7 @@ def structure_problems(
 def _output_problems(
     row: Format, options: ExportOptions, card: Card, outputs: Sequence[TensorInfo]
 ) -> list[str]:
-    names = (options.outputs,) if options.outputs else row.runtime.outputs
+    names = options.names(row.runtime)
     given = {tensor["name"]: tensor for tensor in outputs}
     if sorted(given) != sorted(names) or len(given) != len(outputs):
         shown = _shown(*outputs) or "none"
@@ -128,7 +152,9 @@ def _output_problems(
     for name in names:
         width = card.architecture.classes if name != "features" else None
         tensor = given[name]
-        shape = [_batch(row, options), width or tensor["shape"][-1]]
+        # Of a map the sides as well, which follow from the input's.
+        inner = tensor["shape"][1:-1] if name == CAM else []
+        shape = [_batch(row, options), *inner, width or tensor["shape"][-1]]
         if tensor["dtype"] != dtype or list(tensor["shape"]) != shape:
             problems.append(f"{name} must be {dtype} {shape}, not {_shown(tensor)}")
     return problems

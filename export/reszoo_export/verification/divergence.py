@@ -99,7 +99,7 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
         name: np.asarray(array, np.float32)
         for name, array in zip(named, arrays, strict=True)
     }
-    gives_probabilities = serving.options.outputs in (None, "probabilities")
+    gives_probabilities = serving.options.outputs in (None, "probabilities", "cam")
     if gives_probabilities and not serving.has_sigmoid:
         outputs["softmax"] = softmax(list(outputs.values())[-1])
     return outputs

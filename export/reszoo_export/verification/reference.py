@@ -3,7 +3,7 @@
 import math
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Size of the images stored with an export, before compression: 111 of 224 pixels.
 _MAX_STORED_BYTES = 16 * 2**20
-_ARRAYS = ("images", "outputs", "targets")
+_ARRAYS = ("images", "outputs", "targets", "bias")
 # Names in the file.
 _STORED = ("images", "answers", "labels", "synthetic")
 # Outputs for them: 5,461 images of 32 pixels and 12,000 classes.
@@ -45,6 +45,8 @@ class Reference:
     outputs: ModelOutput
     targets: NDArray[np.int64]  # int64 `(n - synthetic,)`, classes of the real images
     synthetic: int  # number of synthetic images at the end
+    # Of the classifier of files with class activation maps, `(classes,)`; else empty.
+    bias: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def compared(self) -> slice:
@@ -70,12 +72,13 @@ class Reference:
         """Return some images, the synthetic ones among them last."""
         targets = self.targets[indices[indices < len(self.targets)]]
         images, outputs = self.images[indices], self.outputs[indices]
-        return Reference(images, outputs, targets, self.synthetic)
+        return replace(self, images=images, outputs=outputs, targets=targets)
 
     def write(self, folder: Path) -> None:
         """Write `reference.npz` for `read_reference`."""
         values = (self.images, self.outputs, self.targets, self.synthetic)
         content: dict[str, Any] = dict(zip(_STORED, values, strict=True))
+        content |= {"bias": self.bias} if len(self.bias) else {}
         with atomic_file(folder / REFERENCE_FILE) as path, path.open("wb") as file:
             np.savez_compressed(file, **content)
 
@@ -87,11 +90,11 @@ class Reference:
 
 def read_arrays(folder: Path) -> Reference:
     """Return what `Reference.write_arrays` wrote, memory-mapped."""
-    images, outputs, targets = (
+    images, outputs, targets, bias = (
         np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for name in _ARRAYS
     )
-    return Reference(images, outputs, targets, len(images) - len(targets))
+    return Reference(images, outputs, targets, len(images) - len(targets), bias)
 
 
 def make_reference(
@@ -126,20 +129,25 @@ def make_reference(
 
 
 def read_reference(
-    folder: Path, card: Card, kind: OutputKind = "probabilities"
+    folder: Path, card: Card, kind: OutputKind = "probabilities", *, cam: bool = False
 ) -> Reference:
     """Read the images and outputs stored with an export, which must match its card.
 
-    An ExportError if they are missing or damaged, or belong to another model.
+    With `cam` also the classifier's bias. An ExportError if they are missing or
+    damaged, or belong to another model.
     """
     path, shape = folder / REFERENCE_FILE, card.preprocessing.input_shape
     # `Reference.shortened` keeps no more.
     least = (len(synthetic_images(1)) + 1) * math.prod(shape)
     try:
         most = max(_MAX_STORED_BYTES, least) + _MAX_OUTPUT_BYTES
-        content = read_archive(path, _STORED, most)
+        names = (*_STORED, "bias") if cam else _STORED
+        content = read_archive(path, names, most)
         images, outputs, targets, synthetic = (content[name] for name in _STORED)
         reference = Reference(images, outputs, targets, int(synthetic))
+        if cam:
+            bias = content["bias"].astype(np.float32).reshape(card.architecture.classes)
+            reference = replace(reference, bias=bias)
     except _UNREADABLE as error:
         raise ExportError(f"{path} cannot be read ({error}).") from error
     classes = card.architecture.classes if kind == "probabilities" else None

@@ -10,7 +10,7 @@ from typing import Any
 from reszoo.cards import Card
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError, VerificationError, printable
-from reszoo_export.formats import FORMATS, ExportOptions, Format
+from reszoo_export.formats import CAM, FORMATS, ExportOptions, Format
 from reszoo_export.inspection import describe_file
 from reszoo_export.isolation import limits_for, run_in_subprocess
 from reszoo_export.manifest import (
@@ -64,7 +64,8 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
     manifest = read_manifest(_export_folder(Path(folder)))
     gives_features = manifest.options.outputs == "features"
     kind: OutputKind = "features" if gives_features else "probabilities"
-    reference = read_reference(manifest.folder, manifest.card, kind)
+    cam = manifest.options.outputs == CAM
+    reference = read_reference(manifest.folder, manifest.card, kind, cam=cam)
     records = []
     with Progress("verifying", len(manifest.files)) as progress:
         for record in manifest.files:
