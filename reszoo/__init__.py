@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from reszoo.preprocessing import Preprocessing as Preprocessing
     from reszoo.specs import ResNetSpec as ResNetSpec
     from reszoo.specs import list_models as list_models
-    from reszoo.studies.measurements import gradient_norms as gradient_norms
     from reszoo.studies.results import StudyResult as StudyResult
+    from reszoo.studies.study import gradient_norms as gradient_norms
     from reszoo.studies.study import study as study
     from reszoo.training.compile import compile as compile
     from reszoo.training.previews import preview as preview
@@ -81,9 +81,8 @@ _MODULES = {
     "reszoo.metrics": "Metrics",
     "reszoo.preprocessing": "Preprocessing",
     "reszoo.specs": "ResNetSpec list_models",
-    "reszoo.studies.measurements": "gradient_norms",
     "reszoo.studies.results": "StudyResult",
-    "reszoo.studies.study": "study",
+    "reszoo.studies.study": "gradient_norms study",
     "reszoo.training.compile": "compile",
     "reszoo.training.previews": "preview",
     "reszoo.training.recipe_table": "RECIPES",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 from reszoo.errors import Rules, UsageError, check_rules
@@ -326,17 +327,13 @@ def _path(
         after = number + 1 if is_pre else number
         is_strided = number == (1 if early else 2)
         yield Convolution(
-            **place,
-            name=f"{block}.conv{number}",
+            **place, name=f"{block}.conv{number}",
             norm=f"{block}.bn{after}" if after <= len(rows) else None,
             norm_before=f"{block}.bn1" if is_pre and number == 1 else None,
-            kernel_size=kernel_size,
-            in_channels=channels,
-            filters=filters,
-            groups=groups,
-            stride=strides[1] if is_strided else 1,
+            kernel_size=kernel_size, in_channels=channels, filters=filters,
+            groups=groups, stride=strides[1] if is_strided else 1,
             dilation=dilation if kernel_size > 1 else 1,
-        )
+        )  # fmt: skip
         if is_strided:
             dilation *= strides[0] // strides[1]
         channels = filters
@@ -371,53 +368,56 @@ def architecture(spec: str | ResNetSpec, **options: Any) -> Architecture:
     if unknown := options.keys() - {*OPTIONS}:
         raise TypeError(f"architecture has no option {', '.join(sorted(unknown))}")
     row = find_spec(spec)
-    given: dict[str, Any] = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
-    include_top, classes = given["include_top"], given["classes"]
-    input_shape, dropout = given["input_shape"], given["dropout"]
-    output_stride = given["output_stride"]
-    chosen: dict[str, Any] = {argument: given[argument] for argument in _CHOICES}
-    chosen["shortcut"] = chosen["shortcut"] or row.shortcut
-    chosen["stride_in"] = chosen["stride_in"] or "3x3"
-    for argument, value in chosen.items():
-        if value is not None:
-            one_of(argument, value, _CHOICES[argument])
-    _check_shortcut(row, chosen["shortcut"])
-    if chosen["stride_in"] == "1x1" and row.block == "basic":
-        raise UsageError(
-            f'stride_in="1x1" needs bottleneck blocks. {row.name} has basic blocks, '
-            "whose first convolution is 3x3; leave stride_in out."
-        )
-    _check_head(include_top, classes, chosen)
-    if dropout is not None and (not is_number(dropout) or not 0 <= dropout < 1):
-        raise UsageError(
-            "dropout must be a probability of at least 0 and below 1. Received: "
-            f"dropout={dropout!r}."
-        )
-    own = 2**row.halvings
-    if output_stride is not None and output_stride not in _OUTPUT_STRIDES:
-        raise UsageError(
-            f"output_stride must be one of {_OUTPUT_STRIDES}. Received: "
-            f"output_stride={output_stride!r}."
-        )
-    if (output_stride or own) > own:
-        raise UsageError(
-            f"A pixel of the last stage of {row.name} stands for only {own} pixels of "
-            f"the image. Received: output_stride={output_stride}; leave it out."
-        )
-    if isinstance(input_shape, int):
-        raise UsageError(
-            "input_shape must be height, width and channels. Received: input_shape="
-            f"{input_shape}; write input_shape=({input_shape}, {input_shape}, 3)."
-        )
+    given = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
+    asked = SimpleNamespace(**given, own=2**row.halvings, spec=row)
+    asked.shortcut = asked.shortcut or row.shortcut
+    asked.stride_in = asked.stride_in or "3x3"
+    for argument, literal in _CHOICES.items():
+        if getattr(asked, argument) is not None:
+            one_of(argument, getattr(asked, argument), literal)
+    _check_shortcut(row, asked.shortcut)
+    _check_head(asked)
+    check_rules(asked, _OPTION_RULES)
+    stride = asked.output_stride
     return Architecture(
         spec=row,
-        input_shape=_input_shape(input_shape, row, include_top),
-        include_top=include_top,
-        classes=(classes or row.classes) if include_top else None,
-        output_stride=None if output_stride == own else output_stride,
-        dropout=float(dropout or 0.0),
-        **chosen,
+        input_shape=_input_shape(asked.input_shape, row, asked.include_top),
+        include_top=asked.include_top,
+        classes=(asked.classes or row.classes) if asked.include_top else None,
+        output_stride=None if stride == asked.own else stride,
+        dropout=float(asked.dropout or 0.0),
+        **{argument: getattr(asked, argument) for argument in _CHOICES},
     )
+
+
+_OPTION_RULES: Rules = {
+    f"classes must be at least 1 and at most {MOST_CLASSES:,}. "
+    "Received: {classes}.": lambda o: (
+        o.classes is None or (is_count(o.classes) and o.classes <= MOST_CLASSES)
+    ),
+    'stride_in="1x1" needs bottleneck blocks. {self.spec.name} has basic blocks, whose '
+    "first convolution is 3x3; leave stride_in out.": lambda o: (
+        o.stride_in != "1x1" or o.spec.block != "basic"
+    ),
+    'features="pyramid" gives the feature maps themselves. '
+    "Received: {pooling} as well; leave one of them out.": lambda o: (
+        not o.pooling or not o.features
+    ),
+    "dropout must be a probability of at least 0 and below 1. "
+    "Received: {dropout}.": lambda o: (
+        o.dropout is None or (is_number(o.dropout) and 0 <= o.dropout < 1)
+    ),
+    f"output_stride must be one of {_OUTPUT_STRIDES}. "
+    "Received: {output_stride}.": lambda o: o.output_stride in (None, *_OUTPUT_STRIDES),
+    "A pixel of the last stage of {self.spec.name} stands for only {self.own} pixels "
+    "of the image. Received: {output_stride}; leave it out.": lambda o: (
+        (o.output_stride or o.own) <= o.own
+    ),
+    "input_shape must be height, width and channels. Received: {input_shape}; write "
+    "input_shape=({self.input_shape}, {self.input_shape}, 3).": lambda o: (
+        not isinstance(o.input_shape, int)
+    ),
+}
 
 
 def architecture_from_json(content: dict[str, Any]) -> Architecture | KerasArchitecture:
@@ -452,25 +452,16 @@ def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:
         )
 
 
-def _check_head(include_top: bool, classes: int | None, chosen: dict[str, Any]) -> None:
-    if classes is not None and not (is_count(classes) and classes <= MOST_CLASSES):
-        raise UsageError(
-            f"classes must be at least 1 and at most {MOST_CLASSES:,}. Received: "
-            f"classes={classes}."
-        )
+def _check_head(asked: SimpleNamespace) -> None:
     headless, headed = ("pooling", "features"), ("classes", "classifier_activation")
-    for argument in headless if include_top else headed:
-        value = {"classes": classes, **chosen}[argument]
+    for argument in headless if asked.include_top else headed:
+        value = getattr(asked, argument)
         if value is not None:
             raise UsageError(
-                f"{argument} has a meaning only with include_top={not include_top}. "
-                f"Received: {argument}={value!r}, include_top={include_top}."
+                f"{argument} has a meaning only with include_top="
+                f"{not asked.include_top}. Received: {argument}={value!r}, "
+                f"include_top={asked.include_top}."
             )
-    if chosen["pooling"] and chosen["features"]:
-        raise UsageError(
-            'features="pyramid" gives the feature maps themselves. '
-            f"Received: pooling={chosen['pooling']!r} as well; leave one of them out."
-        )
 
 
 def _input_shape(

@@ -55,7 +55,7 @@ class UsageError(ReszooError, ValueError):
 Rules = dict[str, Callable[[Any], Any]]
 """Message -> condition of an object, without which it is raised.
 
-A field in braces, such as {epochs}, is shown as "epochs=3".
+A field in braces, such as {epochs}, is shown as "epochs=3"; {self} is the object.
 """
 
 
@@ -65,7 +65,7 @@ def check_rules(holder: object, rules: Rules) -> None:
         if not holds(holder):
             fields = vars(holder).items()
             shown = {name: f"{name}={value!r}" for name, value in fields}
-            raise UsageError(text.format(**shown))
+            raise UsageError(text.format(**shown, self=holder))
 
 
 class UnknownNameError(UsageError):

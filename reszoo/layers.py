@@ -222,13 +222,10 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
 
         moving = (self.moving_mean.value, self.moving_variance.value)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            self.gamma.value,
-            self.beta.value,
-            *((None, None) if training else moving),
-            epsilon=self.epsilon,
+            inputs, self.gamma.value, self.beta.value,
+            *((None, None) if training else moving), epsilon=self.epsilon,
             is_training=training,
-        )
+        )  # fmt: skip
         if training and not _KEPT.get():
             self._follow(*_mean_over_devices(mean, variance))
         return outputs
@@ -347,19 +344,15 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
         branch, key = inputs
         if not training:
             return branch
-        folded = tf.random.fold_in(tf.cast(key, tf.int64), self._stream)
-        shape = self._shape(tf.shape(branch))
+        stream, shape = self._draw(tf.shape(branch))
+        folded = tf.random.fold_in(tf.cast(key, tf.int64), stream)
         draw = tf.random.stateless_uniform(shape, folded)
         kept = tf.cast(draw >= self.rate, branch.dtype)
         return branch * kept / (1 - self.rate)
 
-    @property
-    def _stream(self) -> int:
-        return self.index
-
-    def _shape(self, shape: Any) -> Any:
-        """Return the shape of a draw."""
-        return (shape[0], 1, 1, 1)
+    def _draw(self, shape: Any) -> tuple[int, Any]:
+        """Return the number and the shape of a draw for an input of some shape."""
+        return self.index, (shape[0], 1, 1, 1)
 
     def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return input_shape[0]
@@ -375,9 +368,5 @@ class KeyedDropout(StochasticDepth):
     Arguments and input are those of `StochasticDepth`.
     """
 
-    @property
-    def _stream(self) -> int:
-        return -1 - self.index
-
-    def _shape(self, shape: Any) -> Any:
-        return shape
+    def _draw(self, shape: Any) -> tuple[int, Any]:
+        return -1 - self.index, shape

@@ -497,7 +497,7 @@ def test_gradient_norms_are_those_of_the_loss_and_change_nothing() -> None:
 @pytest.mark.parametrize("kind", ["none", "identity", "pre-activation"])
 def test_only_the_ends_of_blocks_are_drawn(kind: str) -> None:
     """A plot of all activations zigzags between the inside of blocks and their ends."""
-    from reszoo.studies.measurements import activations
+    from reszoo.studies.study import activations
 
     family = find_family("preact")
     model = family.build(Variant(layers=8, shortcut=kind), (8, 8, 3), 10)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
 from reszoo.report.page import Table, png, png_picture, render
-from reszoo.studies.results import RunResult, StudyResult, Variant, family_title
+from reszoo.studies.results import RunResult, StudyResult, family_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _Panels = Sequence["Axes"]
 _Draw = Callable[[StudyResult, _Panels, Sequence[str]], None]
+_DrawRuns = Callable[["Axes", Sequence["RunResult"], str, str], None]
 PAGE = "study.html"
 COLUMNS = (
     "model", "parameters", "training error (%)", "test error (%)", "seconds per seed",
@@ -114,39 +115,43 @@ def _depths(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
     )
 
 
-def _curves(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
+def _per_kind(draw: _DrawRuns, ylabel: str, **settings: Any) -> _Draw:
+    """Return what draws the runs of all variants, those of a kind on its own axes."""
+
+    def on(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
+        depths = sorted({variant.layers for variant in result.variants})
+        colours = dict(zip(depths, cycle(_DEPTH_COLOURS), strict=False))
+        for axes, kind in zip(panels, kinds, strict=True):
+            variants = [each for each in result.variants if each.shortcut == kind]
+            for each in variants:
+                label = f"{each.layers} layers"
+                draw(axes, result.of(each), label, colours[each.layers])
+            axes.set(title=variants[0].kind, **settings)
+        panels[0].set_ylabel(ylabel)
+
+    return on
+
+
+def _curve(axes: "Axes", runs: Sequence[RunResult], label: str, colour: str) -> None:
     # Training dashed, test solid, as in figure 6 of He et al. 2015.
-    for axes, kind in zip(panels, kinds, strict=True):
-        for variant, colour in _coloured(result, kind):
-            runs = [run for run in result.of(variant) if run.points]
-            if not runs:
-                continue
-            steps, errors = _mean_curve(runs, "training_error")
-            axes.plot(steps, errors, "--", color=colour, linewidth=1.2)
-            steps, errors = _mean_curve(runs, "test_error")
-            axes.plot(steps, errors, color=colour, label=f"{variant.layers} layers")
-        axes.set(title=_kind(result, kind), xlabel="step", ylim=(0, None))
-    panels[0].set_ylabel("error (%)")
+    if runs := [run for run in runs if run.points]:
+        training, test = (_mean_curve(runs, f"{x}_error") for x in ("training", "test"))
+        axes.plot(*training, "--", color=colour, linewidth=1.2)
+        axes.plot(*test, color=colour, label=label)
 
 
 def _by_layer(field: str, ylabel: str, xlabel: str) -> _Draw:
     """Return what draws a field of the snapshots against the layer or block."""
 
-    def draw(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
-        for axes, kind in zip(panels, kinds, strict=True):
-            for variant, colour in _coloured(result, kind):
-                runs = [run for run in result.of(variant) if run.snapshots]
-                if not runs:
-                    continue
-                for place, width in ((0, 0.9), (len(runs[0].snapshots) // 2, 2.2)):
-                    values = _mean_snapshot(runs, place, field)
-                    label = f"{variant.layers} layers" if width > 1 else None
-                    at = range(1, 1 + len(values))
-                    axes.plot(at, values, color=colour, linewidth=width, label=label)
-            axes.set(title=_kind(result, kind), xlabel=xlabel, yscale="log")
-        panels[0].set_ylabel(ylabel)
+    def draw(axes: "Axes", runs: Sequence[RunResult], label: str, colour: str) -> None:
+        runs = [run for run in runs if run.snapshots]
+        middle = len(runs[0].snapshots) // 2 if runs else 0
+        for place, width in ((0, 0.9), (middle, 2.2)) if runs else ():
+            values = _mean_snapshot(runs, place, field)
+            at, shown = range(1, 1 + len(values)), label if width > 1 else None
+            axes.plot(at, values, color=colour, linewidth=width, label=shown)
 
-    return draw
+    return _per_kind(draw, ylabel, xlabel=xlabel, yscale="log")
 
 
 # File name -> what it shows.
@@ -165,7 +170,7 @@ PLOTS = {
         "Error during training",
         "Error by step, mean over the seeds. Training errors are measured on the "
         "training batches.",
-        _curves,
+        _per_kind(_curve, "error (%)", xlabel="step", ylim=(0, None)),
         "solid: test\ndashed: training",
     ),
     "gradients.png": Plot(
@@ -191,17 +196,6 @@ PLOTS = {
     ),
 }
 PLOT_SECTIONS = tuple(PLOTS)
-
-
-def _coloured(result: StudyResult, kind: str) -> list[tuple[Variant, str]]:
-    depths = sorted({variant.layers for variant in result.variants})
-    colours = dict(zip(depths, cycle(_DEPTH_COLOURS), strict=False))
-    return [(v, colours[v.layers]) for v in result.variants if v.shortcut == kind]
-
-
-def _kind(result: StudyResult, shortcut: str) -> str:
-    found = (each.kind for each in result.variants if each.shortcut == shortcut)
-    return next(found)
 
 
 def _mean_curve(runs: Sequence[RunResult], field: str) -> tuple[list[int], list[float]]:

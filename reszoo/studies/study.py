@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,33 +19,21 @@ from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.layers import reinitialize
 from reszoo.studies import results
-from reszoo.studies.measurements import (
-    activations,
-    ends_in_softmax,
-    kernels,
-    statistics_restored,
-)
 from reszoo.studies.plan import StudyPlan, is_table, open_data, study_plan
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
 from reszoo.studies.results import Family, Point, RunResult, StudyResult, Variant
+from reszoo.training import state
 from reszoo.training.devices import Devices
 from reszoo.training.model import precision_policy, resolve_precision, set_momentum
 from reszoo.training.phases import fitting_batch
 from reszoo.training.recipe_table import find_recipe
 from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
 from reszoo.training.run import StepLoop, Totals
-from reszoo.training.state import (
-    STATE,
-    StopRequest,
-    check_output,
-    check_same,
-    read_state,
-    restore,
-    stop_on_signals,
-    write_state,
-)
+from reszoo.training.state import STATE, StopRequest
 from reszoo.training.step import LOSSES, TrainingStep
 
+_SUMS = (keras.layers.Add,)
+_ACTIVATIONS = (keras.layers.ReLU, keras.layers.Activation)
 # Significant digits of a norm that are kept: a plot shows fewer.
 _DIGITS = 4
 
@@ -119,6 +108,117 @@ def _rounded(values: tf.Tensor) -> tuple[float, ...]:
     return tuple(float(f"{value:.{_DIGITS}g}") for value in np.asarray(values))
 
 
+def kernels(model: keras.Model) -> list[keras.Variable]:
+    """Return the trainable weights of a model that are no vectors, input first."""
+    return [each for each in model.trainable_variables if len(each.shape) > 1]
+
+
+@contextmanager
+def statistics_restored(model: keras.Model) -> Iterator[None]:
+    """Restore what a pass in training mode changes in a model of any layers."""
+    statistics = model.non_trainable_variables
+    before = [variable.numpy() for variable in statistics]
+    try:
+        yield
+    finally:
+        for variable, value in zip(statistics, before, strict=True):
+            variable.assign(value)
+
+
+def gradient_norms(model: keras.Model, x: Any, y: Any) -> dict[str, float]:
+    """Measure the gradient of the loss in every layer, and change nothing.
+
+    The loss is the mean cross-entropy of the batch, with batch normalization in
+    training mode, as in a training step.
+
+    Args:
+        model: A classifier that returns logits, or ends in a softmax.
+        x: A batch as the model takes it: `(batch, height, width, 3)`, normalised, or
+            `(batch, features)`.
+        y: Targets `(batch,)`, integers from 0.
+
+    Returns:
+        The Euclidean norm of the gradient of each kernel by the name of its layer, from
+        the input to the output.
+
+    Raises:
+        UsageError: Targets and outputs do not fit, or nothing is trainable.
+
+    Example:
+        >>> norms = reszoo.gradient_norms(reszoo.mlp(50, shortcut="none"), images, y)
+        >>> max(norms.values()) / min(norms.values())
+    """
+    check_backend("gradient_norms")
+    targets, chosen = np.asarray(y), kernels(model)
+    classes = model.output_shape[-1]
+    is_index = targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets)
+    if not is_index or targets.min() < 0 or targets.max() >= classes:
+        raise UsageError(
+            f"y must hold targets of shape (batch,), integers from 0 to {classes - 1}. "
+            f"Received: {targets.dtype} {targets.shape}."
+        )
+    if not chosen:
+        raise UsageError(
+            f"{model.name!r} has no trainable kernel. Set trainable = True."
+        )
+    with statistics_restored(model), tf.GradientTape() as tape:
+        outputs = tf.cast(model(tf.convert_to_tensor(x), training=True), tf.float32)
+        losses = keras.losses.sparse_categorical_crossentropy(
+            targets, outputs, from_logits=not ends_in_softmax(model)
+        )
+        loss = tf.reduce_mean(losses)
+    gradients = tape.gradient(loss, [each.value for each in chosen])
+    return {
+        each.path.rsplit("/", 1)[0]: float(tf.norm(gradient))
+        for each, gradient in zip(chosen, gradients, strict=True)
+    }
+
+
+def ends_in_softmax(model: keras.Model) -> bool:
+    """Return whether a model returns probabilities instead of logits."""
+    softmax = (keras.activations.softmax, keras.layers.Softmax)
+    last = model.layers[-1]
+    return getattr(last, "activation", type(last)) in softmax
+
+
+def activations(model: keras.Model) -> tuple[list[Any], tuple[int, ...]]:
+    """Return the outputs of activation functions, and which of them end blocks.
+
+    Sums that no activation function follows, as in pre-activation blocks, count as
+    well. A block ends in a sum or the activation after it, in plain networks of reszoo
+    in the activation of that name; without either, every activation counts.
+    """
+    functions = [each for each in model.layers if _activates(each)]
+    sums = [each for each in model.layers if isinstance(each, _SUMS)]
+    after = {each.name: _producer(each) for each in functions}
+    followed = set(after.values())
+    shown = [
+        each
+        for each in model.layers
+        if each in functions or (each in sums and each not in followed)
+    ]
+    # A model without any, such as a linear one.
+    shown = shown or [model.layers[-1]]
+    ends = [
+        index
+        for index, each in enumerate(shown)
+        if {each, after.get(each.name)} & set(sums) or f".{each.name}".endswith(".relu")
+    ]
+    return [each.output for each in shown], tuple(ends or range(len(shown)))
+
+
+def _activates(layer: keras.layers.Layer) -> bool:
+    linear = (None, keras.activations.linear, keras.activations.softmax)
+    function = getattr(layer, "activation", None)
+    return isinstance(layer, _ACTIVATIONS) or function not in linear
+
+
+def _producer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+    """Return the layer whose output a layer takes; None if there are several."""
+    given = layer.input
+    return None if isinstance(given, list) else given._keras_history.operation
+
+
 class StudyRun(StepLoop):
     """Train a variant from one seed, or resume from the state that the folder holds.
 
@@ -156,14 +256,10 @@ class StudyRun(StepLoop):
                 self._add_point(point)
         (plan.folder / STATE).unlink(missing_ok=True)
         return RunResult(
-            variant=self._variant,
-            seed=self._seed,
-            parameters=self._trainer.parameters,
-            seconds=round(self._seconds, 1),
-            diverged=diverged,
-            points=tuple(self._points),
-            snapshots=tuple(self._snapshots),
-        )
+            variant=self._variant, seed=self._seed, parameters=self._trainer.parameters,
+            seconds=round(self._seconds, 1), diverged=diverged,
+            points=tuple(self._points), snapshots=tuple(self._snapshots),
+        )  # fmt: skip
 
     @property
     def _last_point(self) -> int:
@@ -203,14 +299,16 @@ class StudyRun(StepLoop):
             "points": [asdict(point) for point in self._points],
             "snapshots": [asdict(snapshot) for snapshot in self._snapshots],
         }
-        write_state(self._plan.folder / STATE, self._trainer.step.variables(), content)
+        state.write_state(
+            self._plan.folder / STATE, self._trainer.step.variables(), content
+        )
 
     def _resume(self) -> None:
         path = self._plan.folder / STATE
-        tensors, content = read_state(path) if path.exists() else ({}, {})
+        tensors, content = state.read_state(path) if path.exists() else ({}, {})
         if any(content.get(name) != value for name, value in self._id.items()):
             return
-        restore(self._trainer.step.variables(), tensors)
+        state.restore(self._trainer.step.variables(), tensors)
         self._totals, self._seconds = Totals(**content["totals"]), content["seconds"]
         self._points = [Point(**point) for point in content["points"]]
         self._snapshots = list(map(results.Snapshot.from_json, content["snapshots"]))
@@ -317,21 +415,21 @@ def study(
         fitting = fitting_batch(settled, len(source.examples("train")))
         settled = replace(settled, **{**fitting, **fields})
     plan = study_plan(source, settled, size, folder, save_every)
-    if models:
-        variants = [_counted(chosen, variant, plan) for variant in variants]
+    for index, each in enumerate(variants):
+        # The depth of a user's model, where that was not given.
+        if not each.layers:
+            depth = len(main_kernels(_built(chosen, each, plan)))
+            variants[index] = replace(each, layers=depth)
     conditions = _conditions(chosen, plan, settled)
     done = _finished_runs(folder, conditions, resume=resume, overwrite=overwrite)
     counts = np.bincount(source.examples("train").targets)
     result = StudyResult(
-        data=source.name,
-        conditions=conditions,
-        runs=done,
-        folder=folder,
+        data=source.name, conditions=conditions, runs=done, folder=folder,
         chance=float(1 - counts.max() / counts.sum()),
-    )
+    )  # fmt: skip
     say(_announcement(plan, variants, seeds))
     numbers = range(seed, seed + seeds)
-    with stop_on_signals(folder) as stop:
+    with state.stop_on_signals(folder) as stop:
         result = _train_all(chosen, plan, result, variants, numbers, stop)
     result = replace(result, conclusion=tuple(results.conclude(result)))
     results.write_results(result)
@@ -380,13 +478,13 @@ def _finished_runs(
 ) -> tuple[RunResult, ...]:
     """Return the runs to keep, and remove the files of a study to be replaced."""
     marks = (results.RESULTS, STATE)
-    found = check_output(folder, _FILES, marks, "study", resume, overwrite)
+    found = state.check_output(folder, _FILES, marks, "study", resume, overwrite)
     for name in () if resume else found:
         (folder / name).unlink()
     if results.RESULTS not in found or not resume:
         return ()
     before = results.read_results(folder)
-    check_same(before.conditions, conditions, folder)
+    state.check_same(before.conditions, conditions, folder)
     return before.runs
 
 
@@ -411,13 +509,6 @@ def _train_all(
             results.write_results(result)
             say(_summary(run))
     return result
-
-
-def _counted(family: Family, variant: Variant, plan: StudyPlan) -> Variant:
-    """Return the variant of a user's model with its depth, where that was not given."""
-    if variant.layers:
-        return variant
-    return replace(variant, layers=len(main_kernels(_built(family, variant, plan))))
 
 
 def _trainer(

@@ -104,13 +104,10 @@ def training_copy(
     with precision_policy(resolve_precision(recipe)):
         copy = build_resnet(
             replace(architecture, input_shape=shape, dropout=rate),
-            stochastic_depth=recipe.stochastic_depth,
-            keyed=True,
-            head_dropout=recipe.dropout,
-            synchronized=recipe.sync_bn,
-            seed=0,
+            stochastic_depth=recipe.stochastic_depth, keyed=True,
+            head_dropout=recipe.dropout, synchronized=recipe.sync_bn, seed=0,
             name=model.name,
-        )
+        )  # fmt: skip
     assign_tensors(copy, to_tensors(model), model.name)
     unfrozen = unfrozen_layers(model)
     for layer in model.layers:

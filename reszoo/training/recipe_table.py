@@ -280,14 +280,13 @@ def _keywords(values: dict[str, Any]) -> list[str]:
 
 def _changes(recipe: Recipe) -> dict[str, Any]:
     """Return the changes by which `find_recipe` makes this recipe of the named one."""
-    changes = _differences(recipe, find_recipe(recipe.name))
+    changes: dict[str, Any] = {}
     # A change may reset other fields, which then have to be given as well.
-    return changes | _differences(recipe, find_recipe(recipe.name, **changes))
-
-
-def _differences(recipe: Recipe, other: Recipe) -> dict[str, Any]:
-    values = {field: getattr(recipe, field) for field in FIELDS}
-    return {n: value for n, value in values.items() if value != getattr(other, n)}
+    for _ in range(2):
+        made = find_recipe(recipe.name, **changes)
+        differing = [n for n in FIELDS if getattr(recipe, n) != getattr(made, n)]
+        changes |= {name: getattr(recipe, name) for name in differing}
+    return changes
 
 
 def _written(value: Any) -> str:

@@ -17,11 +17,8 @@ Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
 
 _TYPE_NAMES = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-}
+    bool: "True or False", int: "a whole number", float: "a number", str: "a string",
+}  # fmt: skip
 
 
 def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
@@ -110,16 +107,12 @@ _INTERVALS = {
     "[0, 1]": ("warmup_start", "factor", "floor", "erase", "sampling"),
 }  # fmt: skip
 NEEDS = {
-    "pad": ("crop", "pad"),
-    "scale": ("crop", "resized"),
-    "ratio": ("crop", "resized"),
-    "milestones": ("schedule", "steps"),
-    "factor": ("schedule", "steps"),
-    "floor": ("schedule", "cosine"),
-    "warmup_prefix": ("schedule", "cosine"),
+    "pad": ("crop", "pad"), "scale": ("crop", "resized"), "ratio": ("crop", "resized"),
+    "milestones": ("schedule", "steps"), "factor": ("schedule", "steps"),
+    "floor": ("schedule", "cosine"), "warmup_prefix": ("schedule", "cosine"),
     "momentum": ("optimizer", "sgd", "caffe-sgd"),
     "nesterov": ("optimizer", "sgd", "caffe-sgd"),
-}
+}  # fmt: skip
 """Field -> another field and its values, without which the field has no effect."""
 _RULES: Rules = {
     'freeze must be "backbone", "stages:N" with a number of stages, or None. '

@@ -260,14 +260,11 @@ def _build(
     if not isinstance(model, keras.Model):
         size = recipe.eval_size or find_spec(model).image_size
         return build(
-            model,
-            weights=weights,
-            match=match,
-            input_shape=(*as_sides(size), recipe.channels or 3),
-            classes=source.labels,
+            model, weights=weights, match=match,
+            input_shape=(*as_sides(size), recipe.channels or 3), classes=source.labels,
             zero_init_residual=recipe.zero_init_residual and weights is None,
             seed=recipe.seed,
-        )
+        )  # fmt: skip
     if weights is not None:
         raise UsageError(
             "weights= goes with the name of a model; a model has its weights already. "
@@ -305,13 +302,10 @@ def _fitted(
         "devices": devices.count,
     }
     return {
-        "model": model,
-        "card": card,
-        "source": source,
-        "recipe": recipe,
+        "model": model, "card": card, "source": source, "recipe": recipe,
         "phases": phases(recipe, len(source.examples("train")), devices.count),
         "conditions": conditions,
-    }
+    }  # fmt: skip
 
 
 def _matched(card: Card, source: Source) -> tuple[Card, Source]:
@@ -453,14 +447,10 @@ def _result(run: Run, repeat: list[str]) -> TrainResult:
     assign_tensors(config.model, history.best_tensors, "the best epoch")
     set_card(config.model, history.best_card)
     return TrainResult(
-        model=config.model,
-        recipe=config.recipe,
-        history=tuple(history.epochs),
-        best=folder and folder / BEST,
-        last=folder and folder / LAST,
-        report=folder and folder / _REPORT,
-        export_command=tuple(export),
-    )
+        model=config.model, recipe=config.recipe, history=tuple(history.epochs),
+        best=folder and folder / BEST, last=folder and folder / LAST,
+        report=folder and folder / _REPORT, export_command=tuple(export),
+    )  # fmt: skip
 
 
 def _export_command(folder: Path, source: Source) -> list[str]:

@@ -200,13 +200,9 @@ def preprocessing(*, v2: bool = False) -> Preprocessing:
     """
     mean = tuple(mean / 255 for mean in reversed(_CAFFE_BGR))
     return Preprocessing(
-        train_size=224,
-        eval_size=224,
-        crop_pct=0.875,
-        interpolation="bilinear",
-        mean=(0.5,) * 3 if v2 else mean,
-        std=(0.5 if v2 else 1 / 255,) * 3,
-    )
+        train_size=224, eval_size=224, crop_pct=0.875, interpolation="bilinear",
+        mean=(0.5,) * 3 if v2 else mean, std=(0.5 if v2 else 1 / 255,) * 3,
+    )  # fmt: skip
 
 
 Described = list[tuple[str, str, Mapping[str, Any]]]

@@ -215,13 +215,7 @@ def _row(name: str, variant: str, path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} contains no card; install reszoo again.")
     measured = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
     return {
-        "model": variant,
-        "weights": name,
-        "default": False,
-        "top1": measured["top1"],
-        "top5": measured["top5"],
-        "at": card.preprocessing.eval_size,
-        "licence": card.provenance["licence"],
-        "commercial": True,
-        "address": None,
-    }
+        "model": variant, "weights": name, "default": False, "top1": measured["top1"],
+        "top5": measured["top5"], "at": card.preprocessing.eval_size,
+        "licence": card.provenance["licence"], "commercial": True, "address": None,
+    }  # fmt: skip

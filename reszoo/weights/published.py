@@ -141,10 +141,7 @@ def _described(row: Row) -> PublishedWeights:
     address = _ADDRESSES[publisher].format(tag=tag, part=part, **row._asdict())
     size, crop_pct, *_ = row.results[0]
     return PublishedWeights(
-        variant=row.model,
-        name=row.weights,
-        address=address,
-        checksum=row.checksum,
+        variant=row.model, name=row.weights, address=address, checksum=row.checksum,
         licence=family.licence,
         preprocessing=Preprocessing(
             train_size=row.train_size,
@@ -155,7 +152,7 @@ def _described(row: Row) -> PublishedWeights:
             std=family.std,
         ),
         results=row.results,
-    )
+    )  # fmt: skip
 
 
 PUBLISHED = {(row.model, row.weights): _described(row) for row in ROWS}
