@@ -14,7 +14,7 @@ from test_step import IMAGES, KEY, LABELS, recipe_of, small
 
 import reszoo
 from reszoo.data.examples import Examples
-from reszoo.data.pipeline import Augmentation, class_shares
+from reszoo.data.pipeline import Augmentation, _epoch_slots, class_shares
 from reszoo.training.model import training_copy
 from reszoo.training.recipe_table import find_recipe, parse_field, repeat_command
 from reszoo.training.run import RunConfig
@@ -60,12 +60,14 @@ def test_a_power_is_between_and_exact_over_the_epochs() -> None:
     np.testing.assert_allclose(expected, np.sqrt(COUNTS) / np.sqrt(COUNTS).sum())
     seen = np.zeros(3)
     for epoch in range(40):
-        batches = batches_of(unequal(), sampled(0.5), 60, epoch=epoch)
-        counts = np.bincount(batches[0][1], minlength=3)
+        slots = _epoch_slots(unequal().targets, 60, (0, epoch), sampled(0.5))
+        counts = np.bincount(slots[2][0], minlength=3)
         assert (np.abs(counts - 60 * expected) < 1).all()
         seen += counts / 60 / 40
     # Rounding down alone would be 0.007 off.
     np.testing.assert_allclose(seen, expected, atol=0.003)
+    ((_, targets),) = batches_of(unequal(), sampled(0.5), 60, epoch=39)
+    np.testing.assert_array_equal(targets, slots[2][0])
 
 
 def test_sampling_keeps_the_order_of_a_seed_an_epoch_and_its_workers() -> None:

@@ -39,7 +39,6 @@ def test_it_is_predicted_with_evaluated_and_described(folder: Path, run: Any) ->
     assert measured[0] == measured[1]
 
 
-@pytest.mark.usefixtures("untimed")
 def test_it_is_exported(folder: Path, tmp_path: Path) -> None:
     manifest = reszoo.export(folder, tmp_path / "export", formats="tflite")
     assert manifest.card.labels == reszoo.card(reszoo.load(folder)).labels

@@ -87,7 +87,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

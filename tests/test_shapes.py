@@ -228,10 +228,14 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize(
     ("resize", "size", "channels"),
     [
-        ("crop", (24, 40), 3), ("squash", (40, 24), 3), ("pad", (24, 40), 3),
-        ("crop", (40, 24), 1), ("squash", 32, 1), ("pad", (33, 20), 1),
+        ("crop", (24, 40), 3),
+        ("squash", 32, 1),
+        ("pad", (33, 20), 1),
+        pytest.param("crop", (40, 24), 1, marks=pytest.mark.slow),
+        pytest.param("squash", (40, 24), 3, marks=pytest.mark.slow),
+        pytest.param("pad", (24, 40), 3, marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_every_snippet_shows_the_model_what_predictor_does(
     resize: Resize, size: Any, channels: int, unusual: list[Path], tmp_path: Path
 ) -> None:

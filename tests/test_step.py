@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import family
 import keras
 import numpy as np
 import pytest
@@ -188,8 +189,8 @@ def test_stochastic_depth_drops_blocks_with_its_rate() -> None:
     assert neighbour.rate == pytest.approx(0.5 * 1 / 2)
 
 
-@pytest.mark.parametrize("net", ["resnet8", "preresnet20"])
-def test_recomputation_changes_no_step(net: str) -> None:
+@pytest.mark.parametrize("net", ["resnet8", family.SPECS["pre"]], ids=("post", "pre"))
+def test_recomputation_changes_no_step(net: Any) -> None:
     """Weights and moving statistics move as without, by the same random draws."""
     shape = (8, 8, 3)
     model = randomise(reszoo.build(net, classes=3, input_shape=shape, dropout=0.3))

@@ -16,8 +16,8 @@ import reszoo
 from reszoo.weights.names import assign_tensors, to_tensors
 
 GOLDEN = Path(__file__).parent / "golden" / "resnets.npz"
-# These two repeat ResNet-50's blocks, only more of them.
-DEEPEST = ("resnet101", "resnet152")
+# These repeat the blocks of ResNet-18 and ResNet-50, only more of them.
+DEEPEST = ("resnet34", "resnet101", "resnet152")
 NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] if name in DEEPEST else [])
     for name in formula.NETS
