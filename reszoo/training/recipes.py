@@ -91,7 +91,7 @@ def _type_name(kind: Any) -> str:
 # Interval -> the fields that must be in it, unless they are None.
 _INTERVALS = {
     "[0, inf)": ("warmup_epochs", "head_epochs", "mixup", "cutmix", "seed"),
-    "(0, inf)": ("learning_rate", "head_learning_rate"),
+    "(0, inf)": ("learning_rate", "head_learning_rate", "distillation_temperature"),
     "(0, 1]": ("layer_decay",),
     "[1, inf)": (
         "epochs", "steps", "accumulate", "ema_every", "patience", "repeats",
@@ -104,7 +104,9 @@ _INTERVALS = {
         "dropout", "block_dropout", "momentum", "label_smoothing", "weight_decay",
         "ema", "bn_momentum", "stochastic_depth", "validation_share",
     ),
-    "[0, 1]": ("warmup_start", "factor", "floor", "erase", "sampling"),
+    "[0, 1]": (
+        "warmup_start", "factor", "floor", "erase", "sampling", "distillation_weight",
+    ),
 }  # fmt: skip
 NEEDS = {
     "pad": ("crop", "pad"), "scale": ("crop", "resized"), "ratio": ("crop", "resized"),
@@ -114,6 +116,8 @@ NEEDS = {
     "nesterov": ("optimizer", "sgd", "caffe-sgd"),
 }  # fmt: skip
 """Field -> another field and its values, without which the field has no effect."""
+# Defaults of the temperature and weight of distillation.
+_TAUGHT = (4.0, 0.9)
 _RULES: Rules = {
     'freeze must be "backbone", "stages:N" with a number of stages, or None. '
     "Received: {freeze}.": lambda r: (
@@ -130,6 +134,11 @@ _RULES: Rules = {
     'schedule="steps" needs milestones, the shares of the training after which the '
     "rate falls, such as milestones=(0.5, 0.75). "
     "Received: {milestones}.": lambda r: r.schedule != "steps" or r.milestones,
+    "distillation_temperature and distillation_weight need a teacher. Received: "
+    "{teacher}, {distillation_temperature}, {distillation_weight}.": lambda r: (
+        r.teacher is not None
+        or (r.distillation_temperature, r.distillation_weight) == _TAUGHT
+    ),
     "A recipe has epochs or steps, not both. Received: {epochs}, {steps}.": lambda r: (
         None in (r.epochs, r.steps)
     ),
@@ -196,6 +205,12 @@ class Recipe:
         patience: Epochs without a better one, by `best_by`, after which training
             stops; those of the head alone are not counted. The learning rates stay
             those of the whole training.
+        teacher: Checkpoint of a model with the same classes, whose softened
+            probabilities are learned as well (Hinton et al. 2015, arXiv:1503.02531):
+            anything that `reszoo.load` reads. It sees the same augmented images.
+        distillation_temperature: What both logits are divided by for that. 4, and the
+            weight below, are those of Tian et al. 2020 (arXiv:1910.10699) for CIFAR.
+        distillation_weight: Share of the teacher in the loss; the rest is `loss`.
         ema: Decay of the averaged weights, which are then evaluated and saved; None
             averages nothing.
         ema_every: Steps between two updates of the average.
@@ -281,6 +296,9 @@ class Recipe:
     sampling: Literal["balanced"] | float | None = None
     best_by: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
     patience: int | None = None
+    teacher: str | None = None
+    distillation_temperature: float = _TAUGHT[0]
+    distillation_weight: float = _TAUGHT[1]
     ema: float | None = None
     ema_every: int = 1
     crop: Literal["auto", "pad", "resized", "none"] = "resized"

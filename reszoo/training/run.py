@@ -45,6 +45,7 @@ from reszoo.training.state import (
     write_state,
 )
 from reszoo.training.step import PhaseTrainer
+from reszoo.training.teacher import Teacher
 from reszoo.weights.names import Tensors, assign_tensors, to_tensors
 
 Batches = Iterator[tuple[tf.Tensor, tf.Tensor]]
@@ -105,6 +106,7 @@ class RunConfig:
     devices: Devices  # that share each batch
     # Called with each row of the history.
     on_epoch_end: Callable[[Epoch], object] | None = None
+    teacher: Teacher | None = None  # of the recipe
     # What must be the same when the run is resumed, as JSON values.
     conditions: dict[str, Any] = field(default_factory=dict)
 
@@ -443,7 +445,8 @@ class Run(StepLoop):
         config, card = self.config, self.config.card
         of_model = self._model, card.resnet, card.preprocessing
         phase, weights = config.phase_of(self._epoch), config.class_weights()
-        return PhaseTrainer(*of_model, phase, self._devices, weights)
+        shared = self._devices, weights, config.teacher
+        return PhaseTrainer(*of_model, phase, *shared)
 
     def _steps_done_in_phase(self) -> int:
         phase = self.phase_trainer.phase

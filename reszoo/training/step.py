@@ -1,5 +1,6 @@
 """The compiled training step, and the trainer of one phase of a recipe."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from reszoo.training.optimizers import (
 )
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
+from reszoo.training.teacher import distillation_loss
 
 # timm's --bce-target-thresh of the procedures A1 to A3: with mixed images both
 # classes count in full (arXiv:2110.00476, section 2.2).
@@ -64,7 +66,8 @@ class TrainingStep:
 
     The model is from images to logits, such as a `training_copy`. Create it and this
     step within the `scope()` of the devices that share each batch. Class weights in the
-    loss are `(classes,)`; None is 1.
+    loss are `(classes,)`; None is 1. A teacher is from the model's normalised pixels to
+    logits (see `Teacher`).
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class TrainingStep:
         recipe: Recipe,
         devices: Devices | None = None,
         class_weights: NDArray[np.float32] | None = None,
+        teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
+        self._teacher = teacher
         self._devices = devices = devices or Devices()
         self._model, self._recipe = model, recipe
         plain = partial(model, training=True)
@@ -145,11 +150,18 @@ class TrainingStep:
         pixels, soft = mix(pixels, soft, key, recipe.mixup, recipe.cutmix)
         # A model with stochastic depth or dropout draws from the key.
         inputs = [pixels, key] if len(self._model.inputs) > 1 else pixels
+        of_teacher = self._teacher(pixels) if self._teacher else None
         with tf.GradientTape() as tape:
             logits = self._compute(inputs)
             losses = LOSSES[recipe.loss](logits, soft, recipe.label_smoothing)
             if self._class_weights is not None:
                 losses *= tf.linalg.matvec(soft, self._class_weights)
+            if of_teacher is not None:
+                softness, share = (
+                    recipe.distillation_temperature, recipe.distillation_weight,
+                )  # fmt: skip
+                taught = distillation_loss(logits, of_teacher, softness)
+                losses = (1 - share) * losses + share * taught
             loss = tf.reduce_mean(losses)
         gradients = tape.gradient(loss, [weight.value for weight in self._weights])
         correct = tf.equal(tf.argmax(logits, axis=-1), targets)
@@ -190,6 +202,7 @@ class PhaseTrainer:
         phase: Phase,
         devices: Devices,
         class_weights: NDArray[np.float32] | None = None,
+        teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
     ) -> None:
         self.model, self.phase = model, phase
         recipe = phase.recipe
@@ -205,7 +218,7 @@ class PhaseTrainer:
             set_momentum(model, recipe.bn_momentum)
         with devices.scope():
             shown = model, preprocessing, recipe
-            self._step = TrainingStep(*shown, devices, class_weights)
+            self._step = TrainingStep(*shown, devices, class_weights, teacher)
             self._average = None
             if recipe.ema is not None:
                 self._average = MovingAverage(model.variables)

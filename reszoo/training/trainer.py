@@ -38,6 +38,7 @@ from reszoo.training.state import (
     read_state,
     stop_on_signals,
 )
+from reszoo.training.teacher import Teacher
 from reszoo.weights.names import assign_tensors
 from reszoo.zoo import build, get_card, set_card
 
@@ -301,10 +302,16 @@ def _fitted(
         "precision": resolve_precision(recipe),
         "devices": devices.count,
     }
+    teacher = None
+    if recipe.teacher is not None:
+        with devices.scope():
+            teacher = Teacher(recipe.teacher, card)
+        conditions["teacher's weights"] = teacher.weights
     return {
         "model": model, "card": card, "source": source, "recipe": recipe,
         "phases": phases(recipe, len(source.examples("train")), devices.count),
         "conditions": conditions,
+        "teacher": teacher,
     }  # fmt: skip
 
 
