@@ -11,6 +11,7 @@ import typer
 import reszoo
 from reszoo.cli.demo import run_demo
 from reszoo.cli.options import app
+from reszoo.diagnosis import describe_environment
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # Command -> what it calls.
@@ -27,6 +28,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "inspect": (reszoo.inspect,),
     "benchmark": (reszoo.benchmark,),
     "web": (reszoo.write_site,),
+    "doctor": (describe_environment,),
     "demo": (run_demo,),
     "evaluate": (reszoo.evaluate,),
     "predict": (reszoo.predict_files,),

@@ -34,3 +34,29 @@ def web(
         f"{where}/index.html is the page, for any static host over HTTPS. Try it: "
         f"python -m http.server --directory {where}\nand open http://localhost:8000."
     )
+
+
+@command()
+def doctor(*, as_json: bool = False) -> None:
+    """Print what a bug report needs: versions, machine and settings.
+
+    Loads no TensorFlow, so that it also works where that does not.
+
+    Example: reszoo doctor
+    """
+    from reszoo.diagnosis import describe_environment
+
+    found = describe_environment()
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        lines = [f"{name}: {value}"]
+        if isinstance(value, dict):
+            shown = (
+                f"  {k}: {'not found' if v is None else v}" for k, v in value.items()
+            )
+            lines = [f"{name}:", *shown]
+        elif isinstance(value, list):
+            lines = [f"{name}: {', '.join(value) or 'none found'}"]
+        print_text("\n".join(map(printable, lines)))

@@ -1,0 +1,57 @@
+"""`reszoo doctor`."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import reszoo
+from reszoo.diagnosis import describe_environment
+
+_COMMAND = """
+import sys
+from reszoo.cli import main
+sys.argv = ["reszoo", "doctor", *sys.argv[1:]]
+try:
+    main()
+finally:
+    heavy = {"tensorflow", "keras", "onnx", "onnxruntime", "jax"} & {*sys.modules}
+    print(sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_doctor_prints_versions_and_loads_no_library(options: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", _COMMAND, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    versions = {name: metadata.version(name) for name in ("tensorflow", "keras")}
+    if options:
+        found = json.loads(done.stdout)
+        assert found["reszoo"] == reszoo.__version__
+        assert versions.items() <= found["libraries"].items()
+    else:
+        assert f"reszoo: {reszoo.__version__}\n" in done.stdout
+        for name, version in versions.items():
+            assert f"  {name}: {version}\n" in done.stdout
+
+
+def test_a_report_tells_settings_but_neither_home_nor_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/weights").write_bytes(bytes(3_000_000))
+    found = describe_environment()
+    assert found["cache"] == {"folder": "~/cache", "mb": 3.0}
+    assert found["variables"]["RESZOO_HOME"] == "~/cache"
+    assert found["variables"]["TF_CPP_MIN_LOG_LEVEL"] == "2"
+    text = json.dumps(found)
+    assert str(tmp_path) not in text
+    assert "secret" not in text
