@@ -56,10 +56,14 @@ if TYPE_CHECKING:
     from reszoo_export.explanations import explain as explain
     from reszoo_export.explanations import features as features
     from reszoo_export.export import export as export
+    from reszoo_export.hub import PushResult as PushResult
+    from reszoo_export.hub import push as push
     from reszoo_export.inspection import FileDescription as FileDescription
     from reszoo_export.inspection import inspect as inspect
     from reszoo_export.manifest import Manifest as Manifest
     from reszoo_export.predictor import Predictor as Predictor
+    from reszoo_export.published_check import CheckedWeights as CheckedWeights
+    from reszoo_export.published_check import check_weights as check_weights
     from reszoo_export.site import write_site as write_site
     from reszoo_export.verification.verify import verify as verify
 
@@ -95,9 +99,11 @@ _MODULES = {
     "reszoo_export.evaluation": "evaluate",
     "reszoo_export.explanations": "Explanation Features explain features",
     "reszoo_export.export": "export",
+    "reszoo_export.hub": "PushResult push",
     "reszoo_export.inspection": "FileDescription inspect",
     "reszoo_export.manifest": "Manifest",
     "reszoo_export.predictor": "Predictor",
+    "reszoo_export.published_check": "CheckedWeights check_weights",
     "reszoo_export.site": "write_site",
     "reszoo_export.verification.verify": "verify",
 }

@@ -33,7 +33,7 @@ _COUNTERS = "_reszoo_counters"
 
 
 def build(
-    variant: str | ResNetSpec,
+    variant: str | ResNetSpec | None = None,
     /,
     *,
     weights: str | os.PathLike[str] | None = None,
@@ -60,7 +60,8 @@ def build(
 
     Args:
         variant: One of `reszoo.list_models()`, such as "resnet50" or "plain20", or a
-            `ResNetSpec` for a model of your own.
+            `ResNetSpec` for a model of your own. None is the model that the weights
+            belong to.
         weights: None for random weights; "imagenet" for the variant's default published
             weights; others by name, such as "timm/a1_in1k" (`reszoo list --weights`);
             "cifar10" for weights that come with reszoo (trained on CIFAR-10 as
@@ -115,8 +116,13 @@ def build(
     given, (count, labels) = locals(), _counted(classes)
     options: dict[str, Any] = {option: given[option] for option in OPTIONS}
     options["classes"] = count
-    described = architecture(variant, **options)
+    described = None if variant is None else architecture(variant, **options)
     if weights is None:
+        if described is None:
+            raise UsageError(
+                "build needs the name of a model, or weights that tell it. Received: "
+                'neither; pass "resnet50", for example.'
+            )
         model = build_resnet(
             described, zero_init_residual=zero_init_residual, seed=seed, name=name
         )
@@ -127,8 +133,8 @@ def build(
             "zero_init_residual is for random weights only. Received: "
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
-    found = locate(weights, described.name, allow_noncommercial=allow_noncommercial)
-    spec = described.spec
+    known, spec = (described.name, described.spec) if described else (None, None)
+    found = locate(weights, known, allow_noncommercial=allow_noncommercial)
     contents = _read(found, spec, match)
     return _attach_loaded(
         load_weights(contents, found, spec, options, labels, seed=seed, name=name)

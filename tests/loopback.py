@@ -1,6 +1,8 @@
 """A server on 127.0.0.1 that plays the web and the hub, and misbehaves when told."""
 
+import base64
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -35,6 +37,7 @@ class Site:
         redirects: Path -> where it moved to.
         gate: Answers stop after `gate_at` bytes until it opens.
         asked: Method, path and headers of every request.
+        uploaded: SHA-256 -> content of large files that were sent to the hub.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -52,6 +55,7 @@ class Site:
     gate: threading.Event = field(default_factory=threading.Event)
     gate_at: int = 0
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    uploaded: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
     stop: Any = None
 
@@ -81,6 +85,72 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body_wanted=True)
+
+    def do_PUT(self) -> None:
+        self.site.uploaded[self.path.rpartition("/")[2]] = self._received()
+        self._head(200)
+
+    def do_POST(self) -> None:
+        """Play the hub's side of `huggingface_hub.HfApi.upload_folder`."""
+        site, content = self.site, self._received()
+        site.asked.append((self.command, self.path, dict(self.headers)))
+        if site.statuses:
+            return self._head(site.statuses.pop(0))
+        repo = self.path.removeprefix("/api/models/").rsplit("/", 2)[0]
+        if self.path.endswith("/preupload/main"):
+            # Weights go to the large file storage, as on the hub.
+            modes = {True: "lfs", False: "regular"}
+            files = [
+                {"path": each["path"], "shouldIgnore": False}
+                | {"uploadMode": modes[each["path"].endswith(".safetensors")]}
+                for each in json.loads(content)["files"]
+            ]
+            return self._json({"files": files})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {
+                    **each,
+                    "actions": {"upload": {"href": f"{site.url}/lfs/{each['oid']}"}},
+                }
+                for each in json.loads(content)["objects"]
+            ]
+            return self._json({"transfer": "basic", "objects": objects})
+        if self.path.endswith("/commit/main"):
+            self._commit(repo, [json.loads(line) for line in content.splitlines()])
+            return self._json(
+                {"commitUrl": f"{site.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+            )
+        if self.path == "/api/repos/create":
+            made = json.loads(content)
+            return self._json(
+                {"url": f"{site.url}/{made['organization']}/{made['name']}"}
+            )
+        assert self.path == "/api/validate-yaml", self.path
+        return self._json({"errors": [], "warnings": []})
+
+    def _commit(self, repo: str, lines: list[Any]) -> None:
+        for line in lines:
+            value = line["value"]
+            name = f"/{repo}/resolve/main/{value.get('path')}"
+            if line["key"] == "file":
+                self.site.files[name] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.site.files[name] = self.site.uploaded[value["oid"]]
+
+    def _received(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        parts = []
+        while length := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _json(self, content: Any) -> None:
+        body = json.dumps(content).encode()
+        self._head(200, **{"Content-Length": str(len(body))})
+        self.wfile.write(body)
 
     def _answer(self, body_wanted: bool) -> None:
         site = self.site

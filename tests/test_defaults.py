@@ -28,6 +28,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "inspect": (reszoo.inspect,),
     "benchmark": (reszoo.benchmark,),
     "web": (reszoo.write_site,),
+    "push": (reszoo.push,),
+    "check-weights": (reszoo.check_weights,),
     "doctor": (describe_environment,),
     "demo": (run_demo,),
     "evaluate": (reszoo.evaluate,),
@@ -42,6 +44,7 @@ RENAMED = {
     ("inspect", "file"): "path",
     ("explain", "inputs"): "image",
     ("benchmark", "batch"): "batch_sizes",
+    ("push", "sample"): "samples",
 }
 # Options that no Python function has.
 OF_THE_COMMAND = {

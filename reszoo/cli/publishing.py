@@ -1,10 +1,14 @@
-"""The commands that show, publish and report: web, ..."""
+"""The commands that publish and report: web, push, check-weights, doctor."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from typer import Exit
 
 import reszoo
 from reszoo.cli.options import command, given
-from reszoo.console import print_json, print_text, printable
+from reszoo.console import print_json, print_table, print_text, printable
 
 
 @command()
@@ -34,6 +38,85 @@ def web(
         f"{where}/index.html is the page, for any static host over HTTPS. Try it: "
         f"python -m http.server --directory {where}\nand open http://localhost:8000."
     )
+
+
+@command()
+def push(
+    checkpoint: Path,
+    repo: str,
+    *,
+    export: Path | None = None,
+    sample: list[Path] = [],  # noqa: B006
+    private: bool = False,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Publish a checkpoint on the Hugging Face Hub, with a model card.
+
+    reszoo.build(..., weights="hf://owner/name") opens it, and timm where it has the
+    architecture. Log in with `hf auth login` first.
+
+    Example: reszoo push runs/photos/best.safetensors me/photos --export export
+    --dry-run
+
+    Args:
+        checkpoint (CHECKPOINT): Checkpoint (.safetensors) with a card.
+        repo (OWNER/NAME): Repository, which is created if it is missing.
+        export (FOLDER, default none): Export of the same model to upload too, without
+            the images that it was verified on.
+        sample (IMAGE, default none): Image to show with the model's answer; may be
+            repeated.
+        private: Make a new repository private.
+        dry_run: Print what would be uploaded, and send nothing.
+    """
+    arguments = given(locals())
+    done = reszoo.push(samples=arguments.pop("sample"), **arguments)
+    if as_json:
+        print_json(asdict(done))
+        return
+    if dry_run:
+        print_text("\n".join(map(printable, done.model_card.split("\n"))))
+    print_table(["file", "bytes"], [[k, f"{v:,}"] for k, v in done.files.items()])
+    print_text(f"{done.url}, commit {done.commit}" if done.commit else "Nothing sent.")
+
+
+@command("check-weights")
+def check_weights(
+    pattern: str = "*",
+    *,
+    images: Path,
+    allow_noncommercial: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Download published weights and measure their accuracy on ImageNet.
+
+    Exits with 1 if one differs by more than 0.3 points from the published one, or could
+    not be measured. Needs a network and the validation set.
+
+    Example: reszoo check-weights "resnet50/torchvision/*" --images imagenet/val
+
+    Args:
+        pattern (PATTERN): Weights by model or model/weights, such as "resnet50" or
+            "resnet50/timm/a1_in1k".
+        images (FOLDER): ImageNet's validation set: 1,000 folders named by WordNet
+            number, such as n01440764.
+        allow_noncommercial: Check weights whose licence forbids commercial use, too.
+    """
+    rows = [*reszoo.check_weights(**given(locals()))]
+    if as_json:
+        print_json([{**asdict(row), "passed": row.passed} for row in rows])
+    else:
+        columns = ["weights", "published", "measured", "top-5", "measured", ""]
+        print_table(columns, [_checked(row) for row in rows])
+    if not all(row.passed for row in rows):
+        raise Exit(1)
+
+
+def _checked(row: Any) -> list[str]:
+    numbers = (row.published_top1, row.top1, row.published_top5, row.top5)
+    cells = ["" if number is None else f"{number:.2f} %" for number in numbers]
+    verdict = row.error or ("" if row.passed else "differs")
+    return [f"{row.model}/{row.weights}", *cells, printable(verdict)]
 
 
 @command()

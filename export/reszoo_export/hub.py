@@ -1,0 +1,250 @@
+"""Publish a checkpoint, with its card and exported files, on the Hugging Face Hub."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import reszoo
+from reszoo.cards import Card, public_origin
+from reszoo.data.image_files import open_image
+from reszoo.errors import CheckpointError, ReszooError, UsageError
+from reszoo.files import folder_entries
+from reszoo.preprocessing import to_rgb
+from reszoo.weights import safetensors
+from reszoo.weights.location import parse_address
+from reszoo_export.formats import FORMATS
+from reszoo_export.manifest import MANIFEST_FILE, Manifest, read_manifest
+from reszoo_export.metadata import LABELS_FILE, licence
+from reszoo_export.predictor import Predictor
+
+MODEL_CARD = "README.md"
+# Of an export: not the reference and the HTML report, which hold images of the data.
+_BESIDE = (MANIFEST_FILE, LABELS_FILE, "REPORT.md")
+_EXPORT, _SAMPLES = "export", "samples"
+_SAMPLE_SIDE = 512  # pixels; samples are shown, not measured
+_LISTED = 100  # labels in the model card; config.json and the weights have all
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushResult:
+    """What `push` uploaded, or would upload."""
+
+    repo: str
+    files: dict[str, int]  # path in the repository -> bytes
+    model_card: str  # the content of README.md
+    timm: bool  # whether timm opens the repository
+    commit: str | None = None  # None after a dry run
+    url: str | None = None
+
+
+def push(
+    checkpoint: str | os.PathLike[str],
+    repo: str,
+    *,
+    export: str | os.PathLike[str] | None = None,
+    samples: Sequence[str | os.PathLike[str]] = (),
+    private: bool = False,
+    dry_run: bool = False,
+) -> PushResult:
+    """Upload a checkpoint to the Hugging Face Hub, in one commit.
+
+    The repository then has the weights with their card, timm's `config.json` where timm
+    has the architecture, and a model card: labels, preprocessing, accuracy and where it
+    was measured, code, licence and origin. `reszoo.build` and `reszoo.load` open it as
+    "hf://owner/name". The token is that of `hf auth login`, or of HF_TOKEN.
+
+    Args:
+        checkpoint: A `.safetensors` file with a card.
+        repo: "owner/name" of a model repository, which is created if it is missing.
+        export: An export of the same model, whose files are uploaded too; not the
+            images that it was verified on.
+        samples: Images for the model card, which are uploaded smaller and without
+            their metadata, with the model's answers.
+        private: Whether a new repository is private.
+        dry_run: Whether to stop before anything is sent.
+
+    Raises:
+        UsageError: The name of the repository is invalid, the checkpoint has no card,
+            or the export is of another model.
+        CheckpointError: The checkpoint cannot be read.
+        ReszooError: The hub cannot be reached, or refuses.
+    """
+    if parse_address(f"hf://{repo}").revision is not None:
+        raise UsageError(f"repo must be owner/name. Received: {repo!r}.")
+    tensors, card = safetensors.read(checkpoint)
+    if card is None:
+        raise UsageError(
+            f"{checkpoint} has no card, so labels and preprocessing are unknown. Open "
+            "it with reszoo.load, and write it with reszoo.save."
+        )
+    manifest = None if export is None else read_manifest(Path(export).expanduser())
+    if manifest is not None and not _same_model(card, manifest.card):
+        raise UsageError(
+            f"{export} is an export of another model than {checkpoint}: its "
+            "architecture, labels or origin differ. Export the checkpoint again."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        try:
+            safetensors.write_timm_folder(folder, tensors, card)
+            timm = True
+        except UsageError:
+            safetensors.write(folder / safetensors.WEIGHTS_FILE, tensors, card)
+            timm = False
+        if manifest is not None:
+            _copy_export(manifest, folder / _EXPORT)
+        answers = [*_write_samples(samples, checkpoint, folder / _SAMPLES)]
+        text = "\n".join(_model_card(card, repo, manifest, answers, timm))
+        (folder / MODEL_CARD).write_text(text, encoding="utf-8")
+        names = sorted(folder_entries(folder))
+        files = {name: (folder / name).stat().st_size for name in names}
+        sent = {} if dry_run else _upload(folder, repo, private)
+    return PushResult(repo=repo, files=files, model_card=text, timm=timm, **sent)
+
+
+def _same_model(card: Card, other: Card) -> bool:
+    """Tell whether two cards are of the same weights; exporting changes the input."""
+    same = card.labels == other.labels and card.provenance == other.provenance
+    return same and card.architecture.name == other.architecture.name
+
+
+def _copy_export(manifest: Manifest, folder: Path) -> None:
+    folder.mkdir()
+    for name in (*_BESIDE, *(record.file for record in manifest.files)):
+        source = manifest.folder / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        elif source.exists():
+            shutil.copyfile(source, folder / name)
+    unfinished = [each for each in manifest.files if not (folder / each.file).exists()]
+    if unfinished:
+        raise CheckpointError(f"{manifest.folder} has no {unfinished[0].file}.")
+
+
+def _write_samples(
+    samples: Sequence[str | os.PathLike[str]],
+    checkpoint: str | os.PathLike[str],
+    folder: Path,
+) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+    """Yield the path of each sample in the repository, and the model's answers."""
+    if not samples:
+        return
+    folder.mkdir()
+    with Predictor(checkpoint) as predictor:
+        for number, path in enumerate(samples, 1):
+            image = to_rgb(open_image(Path(path)))
+            answers = predictor.top(image, k=3)
+            image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
+            # Pixels alone: metadata may tell where and by whom a photo was taken.
+            plain = Image.frombytes("RGB", image.size, image.tobytes())
+            plain.save(folder / f"{number}.jpg", quality=90)
+            yield f"{folder.name}/{number}.jpg", answers
+
+
+def _upload(folder: Path, repo: str, private: bool) -> dict[str, str]:
+    import huggingface_hub as hub
+
+    api = hub.HfApi(library_name="reszoo", library_version=reszoo.__version__)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        message = f"Upload with reszoo {reszoo.__version__}"
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, commit_message=message
+        )
+    # Its releases use different HTTP libraries, whose errors have no common base.
+    except Exception as error:
+        reason = public_origin(" ".join(str(error).split()).rstrip("."))
+        raise ReszooError(
+            f"hf://{repo} cannot be written: {reason}. Log in with `hf auth login`, or "
+            "set HF_TOKEN to a token with write access."
+        ) from error
+    return {"commit": commit.oid, "url": f"{api.endpoint}/{repo}"}
+
+
+def _code(text: Any) -> str:
+    """Return text of anybody as a code span of Markdown."""
+    return f"`{str(text).replace('`', chr(39))}`"
+
+
+def _front_matter(card: Card, manifest: Manifest | None, timm: bool) -> Iterator[str]:
+    """Yield the hub's metadata, which JSON's strings may be in YAML."""
+    yield "---"
+    if name := licence(card).lower():
+        known = re.fullmatch(r"[a-z][a-z0-9.-]+", name)
+        yield f"license: {json.dumps(name if known else 'other')}"
+    yield f"library_name: {'timm' if timm else 'keras'}"
+    yield "pipeline_tag: image-classification"
+    files = manifest.files if manifest else ()
+    libraries = dict.fromkeys(FORMATS[each.format].runtime.name for each in files)
+    yield f"tags: {json.dumps(['reszoo', 'resnet', *libraries])}"
+    yield "---"
+
+
+def _model_card(
+    card: Card,
+    repo: str,
+    manifest: Manifest | None,
+    answers: Sequence[tuple[str, list[tuple[str, float]]]],
+    timm: bool,
+) -> Iterator[str]:
+    """Yield the lines of `README.md`."""
+    yield from _front_matter(card, manifest, timm)
+    name, prep = card.architecture.name, card.preprocessing
+    yield f"\n# {repo}\n"
+    classes = card.architecture.classes
+    yield f"A {name} that classifies images into {classes} classes.\n"
+    yield "## Use\n\n```python\nimport reszoo\n"
+    yield f'model = reszoo.build(weights="hf://{repo}")'
+    yield "labels = reszoo.card(model).labels"
+    if timm:
+        yield "\nimport timm\n"
+        yield f'model = timm.create_model("hf-hub:{repo}", pretrained=True)'
+    yield "```"
+    if manifest is not None:
+        yield f"\nExported files, in `{_EXPORT}/`, each verified in its own runtime:\n"
+        yield "| file | bytes | top-1 agreement with the model | accuracy |"
+        yield "|---|---|---|---|"
+        for each in manifest.files:
+            found = each.verification
+            right = "" if found.accuracy is None else f"{found.accuracy:.2%}"
+            cells = (
+                f"`{each.file}`",
+                f"{each.bytes:,}",
+                f"{found.agreement:.2%}",
+                right,
+            )
+            yield f"| {' | '.join(cells)} |"
+    if answers:
+        yield "\n## Samples\n\n| image | answer |\n|---|---|"
+        for path, best in answers:
+            shown = "<br>".join(f"{_code(label)} {p:.1%}" for label, p in best)
+            yield f"| ![]({path}) | {shown} |"
+    yield "\n## Labels\n"
+    labels = card.labels or ()
+    more = f" and {len(labels) - _LISTED} more" if labels[_LISTED:] else ""
+    yield ", ".join(map(_code, labels[:_LISTED])) + more if labels else "Not recorded."
+    yield "\n## Preprocessing\n"
+    yield from (f"* {step}" for step in prep.steps())
+    yield f"* {prep.colours}, scaled to 0..1; less the mean {prep.mean}, by {prep.std}"
+    yield "\n## Accuracy\n"
+    if card.metrics:
+        yield "| measure | value | measured on |\n|---|---|---|"
+        for metric in card.metrics:
+            name, data = _code(metric.name), _code(metric.data)
+            yield f"| {name} | {metric.value:.4f} | {data} |"
+    else:
+        yield "Not measured."
+    yield f"\n## Licence and origin\n\nLicence: {licence(card) or 'not recorded'}.\n"
+    for key, value in card.provenance.items():
+        if key != "licence" and isinstance(value, str | int | float):
+            yield f"* {key}: {_code(value)}"
+    versions = ", ".join(f"{key} {value}" for key, value in card.versions.items())
+    yield f"\nWritten by reszoo with {versions or 'unknown versions'}."

@@ -1,0 +1,185 @@
+"""`reszoo push`, with the real client and a hub on this machine."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loopback import COMMIT, Site, answer, serve, start
+from made_card import made_card
+from PIL import Image
+from scripts import ROOT
+from torch_peers import import_timm
+
+import reszoo
+from reszoo.weights import safetensors
+from reszoo_export import hub
+
+CHECKPOINT = ROOT / "reszoo/bundled/resnet20-cifar10.safetensors"
+EXPORT = ROOT / "saved_models/resnet20-cifar10"
+# Processes of their own: huggingface_hub reads its environment when it is imported.
+_PUSH = """
+import json, sys
+import reszoo
+print("started", flush=True)
+try:
+    done = reszoo.push(*sys.argv[1:3], **json.loads(sys.argv[3]))
+    print(json.dumps([done.files, done.model_card, done.timm, done.commit, done.url]))
+except reszoo.ReszooError as error:
+    print("refused:", error)
+"""
+_BUILD = """
+import sys
+import reszoo
+from reszoo.weights import safetensors
+print("started", flush=True)
+reszoo.save(reszoo.build(weights=sys.argv[1]), sys.argv[2])
+"""
+_TIMM = """
+import sys
+import numpy
+sys.path.insert(0, sys.argv[3])
+from torch_peers import import_timm
+timm = import_timm()
+print("started", flush=True)
+model = timm.create_model(sys.argv[1], pretrained=True).eval()
+numpy.savez(sys.argv[2], **{k: v.numpy() for k, v in model.state_dict().items()})
+print(model.pretrained_cfg["label_names"], model.pretrained_cfg["crop_pct"])
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    # Large files by Git LFS, which any server can play.
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with serve() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def _push(checkpoint: Path, repo: str, **options: Any) -> Any:
+    lines = answer(start(_PUSH, str(checkpoint), repo, json.dumps(options)))
+    return json.loads(lines.splitlines()[-1])
+
+
+def test_a_pushed_model_is_built_with_the_same_tensors(
+    site: Site, tmp_path: Path
+) -> None:
+    files, text, timm, commit, url = _push(CHECKPOINT, "me/net", export=str(EXPORT))
+    assert (timm, commit, url) == (False, COMMIT, f"{site.url}/me/net")
+    sent = {
+        name.removeprefix("/me/net/resolve/main/"): content
+        for name, content in site.files.items()
+    }
+    assert {name: len(content) for name, content in sent.items()} == files
+    assert sent["README.md"].decode() == text
+    # To the last byte, and none of the data's images.
+    assert sent["model.safetensors"] == CHECKPOINT.read_bytes()
+    for name in ("model.onnx", "model.tflite", "labels.txt", "manifest.json"):
+        assert sent[f"export/{name}"] == (EXPORT / name).read_bytes()
+    assert not {"export/reference.npz", "export/report.html"} & {*sent}
+    copy = tmp_path / "copy.safetensors"
+    answer(start(_BUILD, "hf://me/net", str(copy)))
+    found, card = safetensors.read(copy)
+    expected, own = safetensors.read(CHECKPOINT)
+    assert card is not None
+    assert own is not None
+    assert (card.labels, card.metrics) == (own.labels, own.metrics)
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor, name)
+
+
+def test_timm_opens_what_was_pushed(site: Site, tmp_path: Path) -> None:
+    import_timm()
+    checkpoint = tmp_path / "net.safetensors"
+    reszoo.save(reszoo.build("resnet10t", classes=["cat", "dog"], seed=0), checkpoint)
+    assert _push(checkpoint, "me/net")[2]
+    out = tmp_path / "timm.npz"
+    printed = answer(start(_TIMM, "hf-hub:me/net", str(out), str(ROOT / "tests")))
+    assert printed.startswith("['cat', 'dog'] 0.")
+    expected = safetensors.read(checkpoint)[0]
+    with np.load(out) as found:
+        for name, tensor in expected.items():
+            np.testing.assert_array_equal(found[name], tensor, name)
+
+
+def test_a_dry_run_sends_nothing_and_shows_the_model_card(
+    site: Site, tmp_path: Path
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x010E] = "secret place"
+    Image.new("RGB", (900, 600), (200, 30, 30)).save(photo, exif=exif)
+    options = {"samples": [str(photo)], "dry_run": True}
+    files, text, _, commit, _ = _push(CHECKPOINT, "me/net", **options)
+    assert (commit, site.asked) == (None, [])
+    assert set(files) == {"README.md", "model.safetensors", "samples/1.jpg"}
+    best, share = reszoo.Predictor(CHECKPOINT).top(photo)[0]
+    for line in (
+        'license: "apache-2.0"',
+        "pipeline_tag: image-classification",
+        'model = reszoo.build(weights="hf://me/net")',
+        "* resize the short side to 32 pixels (bilinear, antialiased)",
+        "| `top1` | 0.8831 | `CIFAR-10 (JPEG), the 10,000 test images` |",
+        "Licence: Apache-2.0.",
+        f"| ![](samples/1.jpg) | `{best}` {share:.1%}<br>",
+    ):
+        assert line in text
+
+
+def test_samples_are_small_and_without_metadata(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x010E] = "secret place"
+    Image.new("RGB", (900, 600)).save(photo, exif=exif)
+    list(hub._write_samples([photo], CHECKPOINT, tmp_path / "samples"))
+    with Image.open(tmp_path / "samples/1.jpg") as sample:
+        assert sample.size == (512, 341)
+        assert not sample.getexif()
+    assert b"secret" not in (tmp_path / "samples/1.jpg").read_bytes()
+
+
+def test_labels_and_origins_stay_text_in_the_model_card() -> None:
+    card = made_card(("`<script>`", "b"))
+    text = "\n".join(hub._model_card(card, "me/net", None, (), False))
+    assert "`'<script>'`, `b`" in text
+    assert "license" not in text
+    assert "Licence: not recorded." in text
+    assert "Not measured." in text
+
+
+def test_a_hub_that_refuses_is_reported_without_the_token(site: Site) -> None:
+    site.statuses = [401, 401, 401]
+    refused = answer(start(_PUSH, str(CHECKPOINT), "me/net", "{}"))
+    assert "refused: hf://me/net cannot be written:" in refused
+    assert "hf auth login" in refused
+    assert "hf_secret" not in refused
+    assert not site.files
+
+
+def test_what_cannot_be_pushed_is_refused_before_anything_is_sent(
+    tmp_path: Path,
+) -> None:
+    for name in ("net", "me/net@main", "../x/y"):
+        with pytest.raises(reszoo.UsageError, match="Received"):
+            reszoo.push(CHECKPOINT, name, dry_run=True)
+    bare = tmp_path / "bare.safetensors"
+    safetensors.write(bare, safetensors.read(CHECKPOINT)[0])
+    with pytest.raises(reszoo.UsageError, match=r"has no card.*reszoo.save"):
+        reszoo.push(bare, "me/net", dry_run=True)
+    other = ROOT / "reszoo/bundled/resnet32-cifar10.safetensors"
+    with pytest.raises(reszoo.UsageError, match="is an export of another model"):
+        reszoo.push(other, "me/net", export=EXPORT, dry_run=True)
+
+
+def test_build_needs_a_name_or_weights() -> None:
+    with pytest.raises(reszoo.UsageError, match=r"Received: neither; pass \"resnet50"):
+        reszoo.build()
