@@ -56,6 +56,7 @@ def test_a_new_classifier_replaces_a_projection(tensors: Any, tmp_path: Path) ->
     assert model.output_shape == (None, 4)
     report = reszoo.load_report(model)
     assert report is not None
+    assert "a projection of MoCo, so there is no classifier" in str(report)
     assert "fresh head of 4 classes" in str(report)
     assert "module.encoder_q.fc.weight" in report.skipped
     held = to_tensors(model)

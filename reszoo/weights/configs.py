@@ -43,7 +43,6 @@ _REASON = 500
 class Config:
     """What a `config.json` tells of a model."""
 
-    library: str
     architecture: str | None = None  # the name there
     spec: ResNetSpec | None = None  # of a row with that name, or as described there
     stride_in: StrideIn | None = None
@@ -131,7 +130,6 @@ def _timm(content: Mapping[str, Any], path: Path) -> Config:
     found = _ALIAS.fullmatch(name.partition(".")[0]) if name else None
     pooling = arguments.get("global_pool", content.get("global_pool"))
     return Config(
-        library="timm",
         architecture=name,
         spec=SPECS.get(found[1]) if found else None,
         output_stride=_count(arguments.get("output_stride")) or _stride(config, path),
@@ -183,7 +181,6 @@ def _transformers(content: Mapping[str, Any], path: Path) -> Config:
     beside = path.with_name(PREPROCESSOR_FILE)
     record = _processor(read_json(beside), beside) if beside.exists() else None
     return Config(
-        library="Hugging Face Transformers",
         architecture="resnet",
         spec=_row_like(described),
         stride_in="1x1" if early else "3x3" if kind == "bottleneck" else None,

@@ -280,7 +280,7 @@ def _made_card(
     contents: Contents, found: Found, spec: ResNetSpec | None
 ) -> tuple[Card, list[str]]:
     """Make the card of a file that has none, of all that is known besides."""
-    config, row = Config(library=""), found.published
+    config, row = Config(), found.published
     if found.config is not None and row is None:
         config = read_config(found.config)
         spec = _configured_spec(config, found, spec)

@@ -235,7 +235,8 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
         tensors["conv1.weight"] = first[:, ::-1]
     skipped = tuple(name for name in left if name not in ours)
     if skipped and not head:
-        what = "a projection" if scheme.projects else "no single dense layer"
+        projection = f"a projection of {scheme.library}"
+        what = projection if scheme.projects else "no single dense layer"
         notes.append(f"what follows the backbone is {what}, so there is no classifier")
     return StateDict(
         tensors=tensors,
