@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert as mathml
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
@@ -39,6 +40,7 @@ API = {
     "errors": ("Errors", r"reszoo\.errors"),
 }
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+MATH = re.compile(r"\$\$?([^$]+)\$\$?")
 EXTERNAL = re.compile(
     r"<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=\"(?:https?:)?//"
 )
@@ -127,7 +129,8 @@ def notebook_page(text: str) -> str:
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            # Browsers show MathML by themselves.
+            parts.append(MATH.sub(lambda found: mathml(found[1]), source))
             continue
         parts.append(f"```python\n{source}\n```")
         for output in cell["outputs"]:

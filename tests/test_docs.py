@@ -44,6 +44,7 @@ def anchors(page: Path) -> set[str]:
 @ids
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
     for target, _, anchor in re.findall(r"\]\(([^)#\s]*)(#([^)]+))?\)", text):
         if not target.startswith("https://"):
             file = page.parent / target if target else page
