@@ -11,12 +11,13 @@ PEERS_STAMP := $(PEERS)/.installed
 DOCS := .docs
 DOCS_STAMP := $(DOCS)/.installed
 
-.PHONY: help demo browser docs test test-slow test-all lint format bench bench-all bench-quick saved-models \
+.PHONY: help demo browser dist docs test test-slow test-all lint format bench bench-all bench-quick saved-models \
   clean
 
 help:
 	@echo "make demo        fine-tune, export and verify a ResNet on real images"
 	@echo "make browser     fetch what the tests of reszoo web need: Chromium, npm's packages"
+	@echo "make dist        build wheel and sdist: dist/"
 	@echo "make docs        build the documentation site: site/index.html"
 	@echo "make test        check format, lint and types, run the tests that are not slow"
 	@echo "make test-slow   run the slow tests"
@@ -36,6 +37,10 @@ browser: $(STAMP)
 	command -v chromium || { apt-get update && apt-get install --yes chromium; }
 	RESZOO_HOME=.browser $(BIN)/reszoo web saved_models/resnet20-cifar10 \
 	  --vendor --overwrite --output .browser/site
+
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet "hatchling>=1.27"
+	$(BIN)/python -m hatchling build
 
 # Sources are parsed and commands asked for their options, so that only mkdocs and typer
 # are installed. After that nothing is fetched, neither while building nor while reading.

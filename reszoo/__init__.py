@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from reszoo_export.site import write_site as write_site
     from reszoo_export.verification.verify import verify as verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Module -> the public names in it, imported on first use. A module must not be called
 # like a function here, because importing it would replace the function (hence
