@@ -200,3 +200,9 @@ def test_features_are_what_the_classifier_sees() -> None:
     np.testing.assert_allclose(np.sort(whole.values, 0), np.sort(found.values, 0), 1e-5)
     only = reszoo.features(model, split, split="test")
     np.testing.assert_allclose(only.values, found.values[4:], rtol=1e-5)
+
+
+def test_code_for_one_output_is_not_written_for_three(tmp_path: Path) -> None:
+    made = reszoo.export(tiny(), tmp_path / "cam", formats="tflite", outputs="cam")
+    names = {path.name for path in (made.folder / "snippets").iterdir()}
+    assert names == {"server.py"}

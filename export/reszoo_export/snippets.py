@@ -55,6 +55,8 @@ def _templates(manifest: Manifest) -> Iterator[tuple[Any, FileRecord]]:
             if FORMATS[record.format].runtime == runtime
             and {record.inputs[0]["dtype"], classifying_output(record)["dtype"]}
             <= set(_CTYPES)
+            # Code for TFLite and MediaPipe take the first output of one.
+            and (len(runtime.outputs) > 1 or len(record.outputs) == 1)
         ]
         # int8 files are the smallest and, on most devices, the fastest.
         records.sort(key=lambda record: FORMATS[record.format].precision != "int8")
