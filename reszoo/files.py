@@ -5,6 +5,7 @@ import glob
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -21,6 +22,8 @@ from reszoo.errors import ReszooError, UsageError
 # None where the folder holds something else.
 Named = Callable[[Path], Collection[str] | None]
 _MAX_SHOWN = 5
+# NumPy, of an array that it could write in part only; it drops the system's number.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 # Ends of names: of what is being written, and of what it replaces.
 _ENDS = _TEMPORARY, _OLD = ".tmp", ".old"
 
@@ -396,8 +399,12 @@ def disk_errors(final: Path) -> Iterator[None]:
 
 
 def disk_error_of(error: Exception) -> int | None:
-    """Return the `errno` of a disk's error; TensorFlow's errors have its text only."""
-    if isinstance(error, OSError | ReszooError):
-        return getattr(error, "errno", None)
+    """Return the `errno` of a disk's error; some libraries keep only its text."""
+    if isinstance(error, ReszooError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if _SHORT_WRITE.fullmatch(str(error)):
+        return errno.ENOSPC
     numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
     return next((n for n in numbers if os.strerror(n) in str(error)), None)

@@ -34,7 +34,7 @@ STAND_INS = {
     r'"resnet\d+"(.*?)weights="imagenet"': r'"resnet20"\1weights="cifar10"',
     r"(reszoo web .*--output \w+)": r"\1 --no-vendor",
     # Latency is made up for one file (conftest.py).
-    r"(reszoo benchmark \S+) \S+": r"\1",
+    r"(reszoo benchmark \S+) \S+": r"\1 --batch 1",
     r"--model resnet\d+ --weights imagenet": "--model resnet20 --weights cifar10",
 }
 # What a block writes, where a page before it wrote it, too.

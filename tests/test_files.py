@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from reszoo.errors import ReszooError
-from reszoo.files import atomic_file, atomic_folder, cache_folder, write_json
+from reszoo.files import (
+    atomic_file,
+    atomic_folder,
+    cache_folder,
+    disk_errors,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -43,6 +49,25 @@ def test_a_full_disk_keeps_the_old_file(
         write_json(path, 2)
     assert path.read_text(encoding="utf-8") == "1\n"
     assert names(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("1155072 requested and 158740 written"),
+        RuntimeError("{{node}} /x/y; No space left on device [Op:SaveV2]"),
+    ],
+)
+def test_libraries_that_tell_a_full_disk_in_their_own_words_are_understood(
+    tmp_path: Path, error: Exception
+) -> None:
+    with (
+        pytest.raises(ReszooError, match="x could not be written: No space left"),
+        disk_errors(tmp_path / "x"),
+    ):
+        raise error
+    with pytest.raises(OSError, match="a decoder's"), disk_errors(tmp_path / "x"):
+        raise OSError("a decoder's")
 
 
 def test_what_killed_processes_left_is_swept_and_brought_back(tmp_path: Path) -> None:

@@ -108,6 +108,9 @@ def check_weights(
     else:
         columns = ["weights", "published", "measured", "top-5", "measured", ""]
         print_table(columns, [_checked(row) for row in rows])
+        for row in rows:
+            if row.error:
+                print_text(printable(f"{row.model}/{row.weights}: {row.error}"))
     if not all(row.passed for row in rows):
         raise Exit(1)
 
@@ -115,8 +118,8 @@ def check_weights(
 def _checked(row: Any) -> list[str]:
     numbers = (row.published_top1, row.top1, row.published_top5, row.top5)
     cells = ["" if number is None else f"{number:.2f} %" for number in numbers]
-    verdict = row.error or ("" if row.passed else "differs")
-    return [f"{row.model}/{row.weights}", *cells, printable(verdict)]
+    verdict = "not measured" if row.error else "" if row.passed else "differs"
+    return [f"{row.model}/{row.weights}", *cells, verdict]
 
 
 @command()
