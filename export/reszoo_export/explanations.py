@@ -111,9 +111,9 @@ def features(
     data: Data,
     *,
     split: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES,
     batch_size: int = 64,
     threads: int | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
     trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
 ) -> Features:
@@ -124,10 +124,9 @@ def features(
             outputs="features". Its classes need not be those of the data.
         data: What `reszoo.train` takes.
         split: "train", "validation", "test"; None is all images.
+        bad_images: See `reszoo.evaluate`.
         batch_size: Images at a time.
         threads: See `reszoo.Predictor`.
-        bad_images: "error" stops at the first unreadable image, "skip" leaves such
-            images out, "recover" decodes truncated JPEGs as far as they go.
         trust_saved_model: See `reszoo.Predictor`.
         isolated: See `reszoo.Predictor`; for files only.
 
