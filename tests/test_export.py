@@ -39,7 +39,10 @@ def digits(run: Any) -> Any:
     record = reszoo.card(run.model).preprocessing
     examples = open_source("digits").examples("test")
     images = np.concatenate(list(prepared_batches(examples, record, 64)))
-    return images, examples.targets, probabilities(run.model, record, images)
+    expected = probabilities(
+        run.model, record, images, temperature=reszoo.card(run.model).temperature
+    )
+    return images, examples.targets, expected
 
 
 def small(name: str = "resnet8", **options: Any) -> Any:

@@ -44,7 +44,10 @@ def digits(run: Any) -> Any:
     examples = source.examples("test")
     images = np.concatenate(list(prepared_batches(examples, record, 64)))
     calibration = draw_calibration(source, serving.card, images)
-    return serving, calibration, images, probabilities(run.model, record, images)
+    expected = probabilities(
+        run.model, record, images, temperature=serving.card.temperature
+    )
+    return serving, calibration, images, expected
 
 
 @pytest.fixture(scope="module")

@@ -132,6 +132,7 @@ def greedy(folder: Path) -> Path:
     return folder / "model.onnx"
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_memory_is_limited(tmp_path: Path) -> None:
     model = greedy(tmp_path)
     with pytest.raises(reszoo.ReszooError):

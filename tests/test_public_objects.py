@@ -85,6 +85,12 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
             overlay=Image.new("RGB", (4, 4)),
         ),
         reszoo.features(model, (images, ["café", "dog"] * 3)),
+        reszoo.PushResult(
+            repo="me/café", files={"a.txt": 1}, model_card="café", timm=True
+        ),
+        reszoo.CheckedWeights(
+            model="resnet18", weights="x", published_top1=70.0, published_top5=None
+        ),
         reszoo.PredictResult(output=folder / "a.csv", images=3, unreadable=1),
         _study(folder),
         reszoo.Predictor(_EXPORT / "model.onnx"),

@@ -94,6 +94,7 @@ def test_verification_refuses_what_the_predictor_refuses(export: Any) -> None:
     assert not canary.exists()
 
 
+@pytest.mark.usefixtures("subprocesses")
 def test_every_other_verb_refuses_it_too(export: Any) -> None:
     folder, canary = export
     path = folder / "saved_model"

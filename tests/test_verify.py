@@ -106,9 +106,13 @@ def test_the_reference_fits_its_room_and_keeps_classes_even(run: Any) -> None:
 
 def test_the_kept_reference_is_the_models(run: Any, exported: Any) -> None:
     kept = read_reference(exported.folder, exported.card)
-    record = reszoo.card(run.model).preprocessing
+    card = reszoo.card(run.model)
     np.testing.assert_allclose(
-        kept.outputs, probabilities(run.model, record, kept.images), atol=1e-5
+        kept.outputs,
+        probabilities(
+            run.model, card.preprocessing, kept.images, temperature=card.temperature
+        ),
+        atol=1e-5,
     )
 
 

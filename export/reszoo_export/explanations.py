@@ -1,7 +1,7 @@
 """`explain` and `features`: where a model looked, and what its classifier sees."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +36,7 @@ class Explanation:
     label: str
     probability: float
     map: NDArray[np.float32]
-    overlay: Image.Image
+    overlay: Image.Image = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

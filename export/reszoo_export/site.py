@@ -27,7 +27,7 @@ from reszoo.files import (
     write_json,
     write_text,
 )
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, ONNX, TFLITE
 from reszoo_export.manifest import FileRecord, Manifest, read_manifest
 from reszoo_export.metadata import licence, summary
 from reszoo_export.snippets import classifying_output, fill, preprocess_js
@@ -97,7 +97,7 @@ _LITERT_UTILS = _Package(
     {"@litertjs/wasm-utils": "dist/index.js"},
 )
 # Runtime -> its packages, of which the first names it.
-_PACKAGES = {"onnx": (_ORT,), "tflite": (_LITERT, _LITERT_UTILS)}
+_PACKAGES = {ONNX.name: (_ORT,), TFLITE.name: (_LITERT, _LITERT_UTILS)}
 # What the browsers' runtimes take; LiteRT.js has no int8 tensors.
 _DTYPES = {"float32", "uint8"}
 

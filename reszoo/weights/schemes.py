@@ -337,9 +337,9 @@ def _classifier(
     plain: dict[str, dict[str, str]] = {}
     for module, names in modules.items():
         pair = dict(zip(sorted(names), reversed(HEAD), strict=False))
-        ends = [name.rsplit(".", 1) for name in sorted(names)]
-        layers = len({layer for layer, _ in ends})
-        is_pair = layers == 1 and [leaf for _, leaf in ends] == ["bias", "weight"]
+        ends = [name.rpartition(".") for name in sorted(names)]
+        layers = len({layer for layer, _, _ in ends})
+        is_pair = layers == 1 and [end[2] for end in ends] == ["bias", "weight"]
         # Torchvision's own is kept whatever its shape, to be refused by that.
         usual = pair.keys() == {f"{prefix}{name}" for name in HEAD}
         if is_pair and (usual or found[sorted(names)[1]].shape[1:] == (features,)):

@@ -2,12 +2,12 @@
 // Input `image`: uint8 ("batch", 32, 32, 3). Output `probabilities`: float32 ("batch", 10).
 
 export const FILE = "../model.onnx";
+const BATCH = 1;
 // Of the model's input, and what an image is resized to before it is cut.
 export const [HEIGHT, WIDTH, CHANNELS] = [32, 32, 3];
 const [RESIZE_HEIGHT, RESIZE_WIDTH] = [32, 32];
 // Bytes that an image may take as getImageData gives it, 4 a pixel.
 export const MEMORY = 536870912;
-const BATCH = 1;
 
 const SUPPORT = 1;
 function kernel(x) {
