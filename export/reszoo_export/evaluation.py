@@ -7,6 +7,7 @@ import numpy as np
 
 from reszoo import defaults
 from reszoo.console import Progress, say
+from reszoo.data.examples import Examples
 from reszoo.data.sources import (
     Data,
     match_classes,
@@ -16,6 +17,7 @@ from reszoo.data.sources import (
 )
 from reszoo.metrics import Metrics, prepared_batches, score
 from reszoo_export.predictor import Predictor
+from reszoo_export.runtimes import ModelOutput
 
 if TYPE_CHECKING:
     import keras
@@ -69,11 +71,20 @@ def evaluate(
     for line in (*source.warnings, *source.notes, reason):
         if line:
             say(line)
-    parts = []
-    with Progress("evaluating", len(examples)) as progress:
-        for batch in prepared_batches(examples, card.preprocessing, batch_size):
-            parts.append(predictor.predict_prepared(batch))
-            progress.advance(len(batch))
+    answers = predict_examples(predictor, examples, batch_size, "evaluating")
     name = f"{source.name} ({chosen})"
     files = tuple(map(examples.name, range(len(examples))))
-    return score(np.concatenate(parts), examples.targets, name, source.labels, files)
+    return score(answers, examples.targets, name, source.labels, files)
+
+
+def predict_examples(
+    predictor: Predictor, examples: Examples, batch_size: int, title: str
+) -> ModelOutput:
+    """Return probabilities `(n, classes)` of examples; progress is under `title`."""
+    parts = []
+    with Progress(title, len(examples)) as progress:
+        preprocessing = predictor.card.preprocessing
+        for batch in prepared_batches(examples, preprocessing, batch_size):
+            parts.append(predictor.predict_prepared(batch))
+            progress.advance(len(batch))
+    return np.concatenate(parts)

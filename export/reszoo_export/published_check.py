@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import numpy as np
-
-from reszoo.console import Progress, say
+from reszoo.console import say
 from reszoo.data.sources import Source, open_source
 from reszoo.errors import DataError, ReszooError, UnknownNameError
-from reszoo.metrics import prepared_batches, score
+from reszoo.metrics import score
 from reszoo.weights import published
 from reszoo.weights.published import PublishedWeights
+from reszoo_export.evaluation import predict_examples
 from reszoo_export.predictor import Predictor
 
 # Points of a percentage: decoders and rounding change the top-1 of a few images.
@@ -111,16 +110,10 @@ def _checked(row: PublishedWeights, source: Source, batch_size: int) -> CheckedW
     keras.backend.clear_session()
     try:
         model = build(row.variant, weights=row.name, allow_noncommercial=True)
-        examples, parts = source.examples("all"), []
-        with (
-            Predictor(model) as predictor,
-            Progress(f"{row.variant} {row.name}", len(examples)) as progress,
-        ):
-            prepared = predictor.card.preprocessing
-            for batch in prepared_batches(examples, prepared, batch_size):
-                parts.append(predictor.predict_prepared(batch))
-                progress.advance(len(batch))
-        found = score(np.concatenate(parts), examples.targets, source.name)
+        examples, title = source.examples("all"), f"{row.variant} {row.name}"
+        with Predictor(model) as predictor:
+            answers = predict_examples(predictor, examples, batch_size, title)
+        found = score(answers, examples.targets, source.name)
     except ReszooError as error:
         return CheckedWeights(**{**vars(known), "error": str(error)})
     shares = {"top1": 100 * found.top1, "top5": 100 * found.top5}
