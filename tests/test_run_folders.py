@@ -1,4 +1,4 @@
-"""The folder of a run stands for its best checkpoint wherever one is expected."""
+"""A run folder is accepted wherever a checkpoint is: its best checkpoint is loaded."""
 
 import shutil
 from dataclasses import replace

@@ -24,7 +24,7 @@ _HUB = re.compile(
     re.ASCII,
 )
 _FILES = (safetensors.WEIGHTS_FILE, safetensors.PICKLED_FILE)
-# A folder stands for the first of these: the best weights of a run, or a model of timm
+# A folder is read as the first of these: the best weights of a run, or a model of timm
 # or Transformers.
 _IN_FOLDERS = ("best.safetensors", *_FILES)
 _FOLDER = Path(__file__).parents[1] / "bundled"
@@ -176,7 +176,7 @@ def _local(path: Path, variant: str | None) -> Found:
 
 
 def checkpoint_in(folder: Path) -> Path | None:
-    """Return the file that a folder stands for as a checkpoint, if there is one."""
+    """Return the checkpoint in a folder that is loaded for it, if there is one."""
     files = (folder / name for name in _IN_FOLDERS)
     return next((file for file in files if file.is_file()), None)
 
