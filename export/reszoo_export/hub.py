@@ -1,6 +1,5 @@
 """Publish a checkpoint, with its card and exported files, on the Hugging Face Hub."""
 
-import json
 import os
 import re
 import shutil
@@ -8,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -18,6 +16,7 @@ from reszoo.data.image_files import open_image
 from reszoo.errors import CheckpointError, ReszooError, UsageError
 from reszoo.files import folder_entries
 from reszoo.preprocessing import to_rgb
+from reszoo.report import page
 from reszoo.weights import safetensors
 from reszoo.weights.location import parse_address
 from reszoo_export.formats import FORMATS
@@ -30,7 +29,6 @@ MODEL_CARD = "README.md"
 _BESIDE = (MANIFEST_FILE, LABELS_FILE, "REPORT.md")
 _EXPORT, _SAMPLES = "export", "samples"
 _SAMPLE_SIDE = 512  # pixels; samples are shown, not measured
-_LISTED = 100  # labels in the model card; config.json and the weights have all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def push(
         if manifest is not None:
             _copy_export(manifest, folder / _EXPORT)
         answers = [*_write_samples(samples, checkpoint, folder / _SAMPLES)]
-        text = "\n".join(_model_card(card, repo, manifest, answers, timm))
+        text = _model_card(card, repo, manifest, answers, timm)
         (folder / MODEL_CARD).write_text(text, encoding="utf-8")
         names = sorted(folder_entries(folder))
         files = {name: (folder / name).stat().st_size for name in names}
@@ -169,82 +167,21 @@ def _upload(folder: Path, repo: str, private: bool) -> dict[str, str]:
     return {"commit": commit.oid, "url": f"{api.endpoint}/{repo}"}
 
 
-def _code(text: Any) -> str:
-    """Return text of anybody as a code span of Markdown."""
-    return f"`{str(text).replace('`', chr(39))}`"
-
-
-def _front_matter(card: Card, manifest: Manifest | None, timm: bool) -> Iterator[str]:
-    """Yield the hub's metadata, which JSON's strings may be in YAML."""
-    yield "---"
-    if name := licence(card).lower():
-        known = re.fullmatch(r"[a-z][a-z0-9.-]+", name)
-        yield f"license: {json.dumps(name if known else 'other')}"
-    yield f"library_name: {'timm' if timm else 'keras'}"
-    yield "pipeline_tag: image-classification"
-    files = manifest.files if manifest else ()
-    libraries = dict.fromkeys(FORMATS[each.format].runtime.name for each in files)
-    yield f"tags: {json.dumps(['reszoo', 'resnet', *libraries])}"
-    yield "---"
-
-
 def _model_card(
     card: Card,
     repo: str,
     manifest: Manifest | None,
     answers: Sequence[tuple[str, list[tuple[str, float]]]],
     timm: bool,
-) -> Iterator[str]:
-    """Yield the lines of `README.md`."""
-    yield from _front_matter(card, manifest, timm)
-    name, prep = card.architecture.name, card.preprocessing
-    yield f"\n# {repo}\n"
-    classes = card.architecture.classes
-    yield f"A {name} that classifies images into {classes} classes.\n"
-    yield "## Use\n\n```python\nimport reszoo\n"
-    yield f'model = reszoo.build(weights="hf://{repo}")'
-    yield "labels = reszoo.card(model).labels"
-    if timm:
-        yield "\nimport timm\n"
-        yield f'model = timm.create_model("hf-hub:{repo}", pretrained=True)'
-    yield "```"
-    if manifest is not None:
-        yield f"\nExported files, in `{_EXPORT}/`, each verified in its own runtime:\n"
-        yield "| file | bytes | top-1 agreement with the model | accuracy |"
-        yield "|---|---|---|---|"
-        for each in manifest.files:
-            found = each.verification
-            right = "" if found.accuracy is None else f"{found.accuracy:.2%}"
-            cells = (
-                f"`{each.file}`",
-                f"{each.bytes:,}",
-                f"{found.agreement:.2%}",
-                right,
-            )
-            yield f"| {' | '.join(cells)} |"
-    if answers:
-        yield "\n## Samples\n\n| image | answer |\n|---|---|"
-        for path, best in answers:
-            shown = "<br>".join(f"{_code(label)} {p:.1%}" for label, p in best)
-            yield f"| ![]({path}) | {shown} |"
-    yield "\n## Labels\n"
-    labels = card.labels or ()
-    more = f" and {len(labels) - _LISTED} more" if labels[_LISTED:] else ""
-    yield ", ".join(map(_code, labels[:_LISTED])) + more if labels else "Not recorded."
-    yield "\n## Preprocessing\n"
-    yield from (f"* {step}" for step in prep.steps())
-    yield f"* {prep.colours}, scaled to 0..1; less the mean {prep.mean}, by {prep.std}"
-    yield "\n## Accuracy\n"
-    if card.metrics:
-        yield "| measure | value | measured on |\n|---|---|---|"
-        for metric in card.metrics:
-            name, data = _code(metric.name), _code(metric.data)
-            yield f"| {name} | {metric.value:.4f} | {data} |"
-    else:
-        yield "Not measured."
-    yield f"\n## Licence and origin\n\nLicence: {licence(card) or 'not recorded'}.\n"
-    for key, value in card.provenance.items():
-        if key != "licence" and isinstance(value, str | int | float):
-            yield f"* {key}: {_code(value)}"
-    versions = ", ".join(f"{key} {value}" for key, value in card.versions.items())
-    yield f"\nWritten by reszoo with {versions or 'unknown versions'}."
+) -> str:
+    """Return the content of `README.md`, which begins with the hub's metadata."""
+    known, files = licence(card), manifest.files if manifest else ()
+    # The hub has ids of single licences.
+    is_id = re.fullmatch(r"[a-z][a-z0-9.-]+", known.lower())
+    runtimes = [FORMATS[each.format].runtime.name for each in files]
+    template = page.environment(page.escape_text).get_template("hub.md.j2")
+    return template.render(
+        card=card, repo=repo, files=files, answers=answers, timm=timm, folder=_EXPORT,
+        licence=known, licence_id=known.lower() if is_id else "other",
+        libraries=[*dict.fromkeys(runtimes)],
+    )  # fmt: skip

@@ -14,7 +14,7 @@ from reszoo.files import write_text
 from reszoo.metrics import class_rows, confusion_matrix
 from reszoo.preprocessing import to_image
 from reszoo.report import page
-from reszoo.report.page import Table, number
+from reszoo.report.page import Table, code_span, number
 from reszoo.training.report import recipe_defaults, reliability_diagram
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
@@ -139,15 +139,6 @@ def markdown_cell(value: object) -> Markup:
     if isinstance(value, Outside):
         return Markup(code_span(value).replace("|", r"\|"))
     return escape_markdown(value)
-
-
-def code_span(text: str) -> str:
-    """Return text as a code span. Source: CommonMark 0.31, 6.1."""
-    shown = printable(text)
-    longest = max(map(len, re.findall("`+", shown)), default=0)
-    fence = "`" * (longest + 1)
-    padding = " " if longest or not shown.strip() else ""
-    return f"{fence}{padding}{shown}{padding}{fence}"
 
 
 def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def environment(escape: Callable[[object], Markup]) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["number"] = number
+    made.filters |= {"number": number, "code": code_span}
     return made
 
 
@@ -103,6 +103,15 @@ def escape_text(value: object) -> Markup:
 def number(value: float | None, spec: str = ",") -> str:
     """Format a number, as `format` does; "-" for None."""
     return "-" if value is None else format(value, spec)
+
+
+def code_span(text: str) -> str:
+    """Return text as a code span. Source: CommonMark 0.31, 6.1."""
+    shown = printable(text)
+    longest = max(map(len, re.findall("`+", shown)), default=0)
+    fence = "`" * (longest + 1)
+    padding = " " if longest or not shown.strip() else ""
+    return f"{fence}{padding}{shown}{padding}{fence}"
 
 
 def thumbnail(picture: Image.Image) -> Picture:
