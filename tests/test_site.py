@@ -341,7 +341,8 @@ def test_vendoring_needs_npm_and_takes_no_other_files(
     assert not (write_site(EXPORT, tmp_path / "cdn") / "runtimes").exists()
     package = tmp_path / "package"
     package.mkdir()
-    for name in sites._LITERT.files:
+    litert = sites._PACKAGES["tflite"][0]
+    for name in litert.files:
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text("other")
     npm = tools / "npm"
@@ -349,5 +350,5 @@ def test_vendoring_needs_npm_and_takes_no_other_files(
     npm.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/bin:/usr/bin")
     with pytest.raises(reszoo.ExportError, match="must have the SHA-256"):
-        sites._fetch(sites._LITERT)
-    assert not sites._LITERT.cached.exists()
+        sites._fetch(litert)
+    assert not litert.cached.exists()

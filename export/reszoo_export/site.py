@@ -1,7 +1,6 @@
 """Write a static site that classifies images in the browser with an export's files."""
 
 import hashlib
-import html
 import json
 import os
 import shutil
@@ -27,10 +26,11 @@ from reszoo.files import (
     write_json,
     write_text,
 )
-from reszoo_export.formats import FORMATS, ONNX, TFLITE
+from reszoo.report.page import environment, escape_html
+from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import FileRecord, Manifest, read_manifest
 from reszoo_export.metadata import licence, summary
-from reszoo_export.snippets import classifying_output, fill, preprocess_js
+from reszoo_export.snippets import classifying_output, preprocess_js
 
 SITE_FILE = "site.json"
 _TEMPLATES = resources.files("reszoo_export") / "web"
@@ -52,52 +52,11 @@ class _Package:
         return cache_folder() / "npm" / self.name / self.version
 
 
-_ORT = _Package(
-    "onnxruntime-web",
-    "1.30.0",
-    {
-        "dist/ort.webgpu.bundle.min.mjs": (
-            "BzCBZzHOLN+wbyc9oGXUoccJHrnRdWqDspFsionQFeI="
-        ),
-        "dist/ort-wasm-simd-threaded.asyncify.wasm": (
-            "OfnwiU1HiABIftn32+kmGEmNsyDPVcjj2Jrf+NzmWNo="
-        ),
-        "dist/ort.wasm.bundle.min.mjs": "EeZL2P/hG9GiovDWJ1/fu7pyYvC3a5m1PSKKiiLvPZA=",
-        "dist/ort-wasm-simd-threaded.wasm": (
-            "M5jBDQfSKb2Rs2RUjhMODlGo5XBLiMfAg+u+t4hC3uI="
-        ),
-    },
-    {
-        "onnxruntime-web/webgpu": "dist/ort.webgpu.bundle.min.mjs",
-        "onnxruntime-web/wasm": "dist/ort.wasm.bundle.min.mjs",
-    },
-)
-_LITERT = _Package(
-    "@litertjs/core",
-    "2.5.3",
-    {
-        "dist/index.js": "59rMw6Me74kISKc3zLhj3tXwRqa0DD/cBVZJWt612bM=",
-        "wasm/litert_wasm_internal.js": "aO+2n3cOP3av82o3feYpyklsExuGrA8PS1kqFUOomOs=",
-        "wasm/litert_wasm_internal.wasm": (
-            "coDPRHF3SGfjhebDzVPitF4pdbgP6jOP/07zWbCGVhQ="
-        ),
-        "wasm/litert_wasm_compat_internal.js": (
-            "TY+JS3iDZU/W6EOXMKpB55zqq30ZGE/E8fCw8aKiyKU="
-        ),
-        "wasm/litert_wasm_compat_internal.wasm": (
-            "UlXIrQbqvb0lIs3r9rIvwQ+vdGJcI6SbngclcM0fpBw="
-        ),
-    },
-    {"@litertjs/core": "dist/index.js"},
-)
-_LITERT_UTILS = _Package(
-    "@litertjs/wasm-utils",
-    "2.5.3",
-    {"dist/index.js": "4OILwoqwAaxzLPQNFbbuvST7Derrle66UQD1HuvwFfI="},
-    {"@litertjs/wasm-utils": "dist/index.js"},
-)
 # Runtime -> its packages, of which the first names it.
-_PACKAGES = {ONNX.name: (_ORT,), TFLITE.name: (_LITERT, _LITERT_UTILS)}
+_PACKAGES = {
+    name: tuple(_Package(**each) for each in packages)
+    for name, packages in json.loads((_TEMPLATES / "packages.json").read_text()).items()
+}
 # What the browsers' runtimes take; LiteRT.js has no int8 tensors.
 _DTYPES = {"float32", "uint8"}
 
@@ -241,9 +200,7 @@ def _write(
             names = [name for name, each in package.imports.items() if each == file]
             imports |= dict.fromkeys(names, url)
             assets[names[0] if names else Path(file).name] = asset
-    page = (_TEMPLATES / "index.html.in").read_text(encoding="utf-8")
-    words = _words(manifest, imports, assets, "" if vendor else _CDN.rpartition("/")[0])
-    write_text(site / "index.html", fill(page, words, ()))
+    write_text(site / "index.html", _page(manifest, imports, assets, vendor))
     content = {
         "labels": manifest.card.labels,
         "files": [_described(record) for record in records],
@@ -268,36 +225,27 @@ def _described(record: FileRecord) -> dict[str, Any]:
     }
 
 
-def _words(
+def _page(
     manifest: Manifest,
     imports: dict[str, str],
     assets: dict[str, dict[str, str]],
-    cdn: str,
-) -> dict[str, str]:
-    """Return the words of the page: escaped, for labels and names may be anybody's."""
+    vendor: bool,
+) -> str:
     hashes = {each["url"]: each["integrity"] for each in assets.values()}
     integrity = {url: hashes[url] for url in imports.values()}
     # "<" would end the script; the hash in the policy is of these very characters.
     table = json.dumps({"imports": imports, "integrity": integrity})
     table = table.replace("<", "\\u003c")
-    digest = b64encode(hashlib.sha256(table.encode()).digest()).decode()
-    scripts = f"'self' 'sha256-{digest}' 'wasm-unsafe-eval' blob: {cdn}"
-    policy = {
-        "default-src": "'none'",
-        "script-src": scripts.strip(),
-        "worker-src": "'self' blob:",
-        "connect-src": f"'self' {cdn}".strip(),
-        "style-src": "'self'",
-        "img-src": "'self' blob: data:",
-        "media-src": "'self' blob:",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
-    known = licence(manifest.card)
-    return {
-        "TITLE": html.escape(manifest.card.architecture.name),
-        "SUMMARY": html.escape(summary(manifest.card).partition(". ")[0] + "."),
-        "LICENCE": html.escape(f"Licence of the model: {known}." if known else ""),
-        "IMPORTS": table,
-        "POLICY": "; ".join(f"{name} {value}" for name, value in policy.items()),
-    }
+    text = (_TEMPLATES / "index.html.j2").read_text(encoding="utf-8")
+    return (
+        environment(escape_html)
+        .from_string(text)
+        .render(
+            title=manifest.card.architecture.name,
+            summary=summary(manifest.card).partition(". ")[0] + ".",
+            licence=licence(manifest.card),
+            imports=table,
+            digest=b64encode(hashlib.sha256(table.encode()).digest()).decode(),
+            cdn="" if vendor else " " + _CDN.rpartition("/")[0],
+        )
+    )
