@@ -26,7 +26,8 @@ from reszoo.weights.names import (
     to_tensors,
 )
 from reszoo.weights.order import Match, match_by_order
-from reszoo.weights.reading import Contents, keras_applications_contents
+from reszoo.weights.reading import keras_applications_contents
+from reszoo.weights.schemes import Contents
 
 _REPORT = "_reszoo_load_report"
 _COUNTERS = "_reszoo_counters"

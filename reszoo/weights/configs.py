@@ -8,31 +8,28 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reszoo.architecture import StrideIn
 from reszoo.errors import CheckpointError, ReszooError
 from reszoo.files import read_json
-from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 from reszoo.specs import SPECS, ResNetSpec
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # How a whole image becomes one of the model's size, as timm calls it.
-CROP_MODES = {"crop": "center", "squash": "squash", "pad": "border"}
+CROP_MODES: dict[Resize, str] = {"crop": "center", "squash": "squash", "pad": "border"}
 # Arguments of `timm.create_model` that change no answer, or that are honoured.
-_HARMLESS = (
-    "num_classes",
-    "in_chans",
-    "drop_rate",
-    "drop_path_rate",
-    "drop_block_rate",
+_HONOURED = (
+    *("num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate"),
+    *("global_pool", "output_stride"),
 )
-_HONOURED = (*_HARMLESS, "global_pool", "output_stride")
 # Older names of the same models in timm.
 _ALIAS = re.compile(r"(?:tv_|gluon_|ssl_|swsl_|ig_)?(.+?)(?:_v1b)?")
 _AVERAGE = ("avg", "fast", "fastavg", "", None)
 _POINTLESS_LABEL = re.compile(r"LABEL_\d+")
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+# Pillow's numbers of filters, the usual one first.
+_RESAMPLING: dict[int, Literal["bilinear", "bicubic"]] = {3: "bicubic", 2: "bilinear"}
 # Transformers' ConvNextImageProcessor, that of its ResNets, crops smaller images only.
 _CROPPED_BELOW = 384
 # Characters of a reason from a stranger's file.
@@ -96,6 +93,13 @@ def read_config(path: Path) -> Config:
         ) from error
 
 
+def _one_of(content: Mapping[str, Any], path: Path, name: str, *known: Any) -> Any:
+    """Return a value, by default the first of those that are known; refuse others."""
+    value = content.get(name, known[0])
+    _expect(value in known, path, name, value, " or ".join(map(repr, known)))
+    return value
+
+
 def _expect(fits: object, path: Path, name: str, value: Any, expected: str) -> None:
     if not fits:
         raise CheckpointError(
@@ -113,19 +117,15 @@ def _timm(content: Mapping[str, Any], path: Path) -> Config:
         _expect(name in _HONOURED, path, told, value, "a network without it")
     offset = config.get("label_offset")
     _expect(not offset, path, "label_offset", offset, "a classifier without it")
-    mode, known = config.get("crop_mode") or "center", [*CROP_MODES.values()]
-    _expect(mode in known, path, "crop_mode", mode, f"one of {', '.join(known)}")
-    (resize,) = (ours for ours, theirs in CROP_MODES.items() if theirs == mode)
+    mode = config.get("crop_mode") or "center"
+    _one_of({"crop_mode": mode}, path, "crop_mode", *CROP_MODES.values())
+    resize = next(ours for ours, theirs in CROP_MODES.items() if theirs == mode)
     _, height, width = config["input_size"]
     preprocessing = Preprocessing(
-        train_size=(height, width),
-        eval_size=(height, width),
-        crop_pct=config["crop_pct"],
-        interpolation=config["interpolation"],
-        mean=(*config["mean"],),
-        std=(*config["std"],),
-        resize=resize,  # type: ignore[arg-type]
-    )
+        train_size=(height, width), eval_size=(height, width), resize=resize,
+        crop_pct=config["crop_pct"], interpolation=config["interpolation"],
+        mean=(*config["mean"],), std=(*config["std"],),
+    )  # fmt: skip
     name = content.get("architecture") or config.get("architecture")
     found = _ALIAS.fullmatch(name.partition(".")[0]) if name else None
     pooling = arguments.get("global_pool", content.get("global_pool"))
@@ -154,13 +154,9 @@ def _stride(config: Mapping[str, Any], path: Path) -> int | None:
 
 
 def _transformers(content: Mapping[str, Any], path: Path) -> Config:
-    activation = content.get("hidden_act", "relu")
-    _expect(activation == "relu", path, "hidden_act", activation, "'relu'")
-    early = content.get("downsample_in_first_stage", False)
-    _expect(not early, path, "downsample_in_first_stage", early, "False")
-    kind = content.get("layer_type", "bottleneck")
-    known = kind in ("basic", "bottleneck")
-    _expect(known, path, "layer_type", kind, "'basic' or 'bottleneck'")
+    _one_of(content, path, "hidden_act", "relu")
+    _one_of(content, path, "downsample_in_first_stage", False)
+    kind = _one_of(content, path, "layer_type", "bottleneck", "basic")
     shrink = 4 if kind == "bottleneck" else 1
     sizes = content.get("hidden_sizes", [256, 512, 1024, 2048])
     whole = not any(size % shrink for size in sizes)
@@ -203,14 +199,13 @@ def _row_like(described: ResNetSpec) -> ResNetSpec:
 def _processor(content: Mapping[str, Any], path: Path) -> Preprocessing:
     """Read the preprocessing of Transformers' image processors."""
     for name in ("do_resize", "do_rescale"):
-        _expect(content.get(name, True) is True, path, name, content.get(name), "True")
+        _one_of(content, path, name, True)
     factor = content.get("rescale_factor", 1 / 255)
     _expect(abs(factor * 255 - 1) < 1e-6, path, "rescale_factor", factor, "1/255")
-    resample = content.get("resample", 3)
-    known = resample in _RESAMPLING
-    _expect(known, path, "resample", resample, "2 (bilinear) or 3 (bicubic)")
+    interpolation = _RESAMPLING[_one_of(content, path, "resample", *_RESAMPLING)]
     kind = content.get("image_processor_type") or content.get("feature_extractor_type")
-    size, crop_pct, resize = content.get("size", 224), 1.0, "squash"
+    size, crop_pct = content.get("size", 224), 1.0
+    resize: Resize = "squash"
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
     sides = (edge, edge) if edge else (size["height"], size["width"])
     if edge and (kind or "ConvNext").startswith("ConvNext"):
@@ -226,15 +221,12 @@ def _processor(content: Mapping[str, Any], path: Path) -> Preprocessing:
         expected = "True, or both sides in size"
         _expect(not edge, path, "do_center_crop", False, expected)
     scaled = content.get("do_normalize", True)
+    mean = content.get("image_mean", IMAGENET_MEAN) if scaled else (0.0,) * 3
+    std = content.get("image_std", IMAGENET_STD) if scaled else (1.0,) * 3
     return Preprocessing(
-        train_size=sides,
-        eval_size=sides,
-        crop_pct=crop_pct,
-        interpolation=_RESAMPLING[resample],  # type: ignore[arg-type]
-        mean=(*content.get("image_mean", IMAGENET_MEAN),) if scaled else (0.0,) * 3,
-        std=(*content.get("image_std", IMAGENET_STD),) if scaled else (1.0,) * 3,
-        resize=resize,  # type: ignore[arg-type]
-    )
+        train_size=sides, eval_size=sides, crop_pct=crop_pct, resize=resize,
+        interpolation=interpolation, mean=(*mean,), std=(*std,),
+    )  # fmt: skip
 
 
 def _labels(listed: Any) -> tuple[str, ...] | None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import keras
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from reszoo.architecture import (
     Architecture,
-    StrideIn,
     architecture,
     convolutions,
     standalone_norms,
@@ -25,8 +25,7 @@ from reszoo.weights.configs import Config, read_config
 from reszoo.weights.location import Found
 from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, assign_tensors
 from reszoo.weights.published import PublishedWeights, imagenet_labels
-from reszoo.weights.reading import Contents
-from reszoo.weights.schemes import StateDict
+from reszoo.weights.schemes import Contents
 
 # In the order in which they are tried on tensors that do not tell.
 _SHORTCUTS = ("projection", "projection-all", "none")
@@ -61,17 +60,10 @@ def infer_architecture(
         raise _fits_nothing(found, candidates, source)
     chosen = next((each for each in fitting if spec in (None, each.spec)), None)
     if chosen is None:
-        raise CheckpointError(
-            f"{source} holds a {fitting[0].name}. Received: {spec and spec.name!r}; "
-            f"build {fitting[0].name!r}, or use reszoo.load."
-        )
+        raise _other_model(source, fitting[0].name, spec)
     plain = [each.name for each in fitting if each.spec.shortcut == "none"]
-    if (
-        spec is None
-        and plain
-        and chosen.shortcut == "none"
-        and chosen.name not in plain
-    ):
+    is_plain = not plain or chosen.name in plain
+    if spec is None and chosen.shortcut == "none" and not is_plain:
         raise CheckpointError(
             f"{source} has no projections, so it is a {plain[0]} or a {chosen.name} "
             "with shortcut='identity'. Say which: "
@@ -99,12 +91,23 @@ def with_shortcuts(spec: ResNetSpec, **options: Any) -> list[Architecture]:
     ]
 
 
+def _other_model(
+    source: str, name: str, spec: ResNetSpec | None, how: str = ""
+) -> CheckpointError:
+    wanted = spec and spec.name
+    other = "another spec" if name == wanted else f"a {name}"
+    return CheckpointError(
+        f"{source} holds {other}{how}. Received: {wanted!r}; build {name!r}, or use "
+        "reszoo.load."
+    )
+
+
 def _differences(found: Shapes, candidate: Architecture) -> list[str]:
     """List the layers that tensors and a candidate do not share."""
     listed = convolutions(candidate)
+    norms = [*standalone_norms(candidate), *(n for each in listed for n in each.norms)]
     expected: Shapes = {each.name: each.shape for each in listed}
-    expected |= dict.fromkeys((n for each in listed for n in each.norms), ())
-    expected |= dict.fromkeys(standalone_norms(candidate), ())
+    expected |= dict.fromkeys(norms, ())
     first = listed[0].name
     if len(found.get(first, ())) == 4:
         # The image may have any number of channels.
@@ -171,15 +174,22 @@ def load_weights(
         CheckpointError: The file is of another model.
         UsageError: The options contradict the file or each other.
     """
+    tensors, source = contents.tensors, found.source
     if contents.card is None:
         # Bare tensors do not tell it, so the caller may.
         asked = contents.stride_in or options.get("stride_in")
-        contents = replace(contents, stride_in=asked or _usual_stride(contents))
-    tensors, source = contents.tensors, found.source
-    saved, notes = _saved_card(contents, found, spec)
+        if contents.scheme and "layer1.0.conv3.weight" in tensors:
+            asked = asked or contents.scheme.stride_in
+        contents = replace(contents, stride_in=asked)
+    config = Config() if contents.card else _config(found)
+    notes: list[str] = []
+    if (saved := contents.card) is None:
+        saved, notes = _made_card(contents, found, config, spec)
+    elif spec not in (None, saved.resnet.spec):
+        raise _other_model(source, saved.architecture.name, spec)
     _check_size(saved.resnet, tensors, source)
     described = _described(saved.resnet, options, source)
-    _check_told(contents, found, described, options)
+    _check_told(contents, found, config, described, options)
     other = described.classes != saved.architecture.classes
     fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
@@ -192,9 +202,10 @@ def load_weights(
     report = assign_tensors(model, fitted, source, fresh_head=fresh)
     if fresh and report.head is None:
         notes.append(f"fresh head of {described.classes} classes")
-    named = contents.named or StateDict(tensors={})
-    told = {"skipped": named.skipped, "mapping": named.mapping}
-    report = replace(report, notes=(*named.notes, *notes), **told)  # type: ignore[arg-type]
+    report = replace(
+        report, notes=(*contents.notes, *notes), skipped=contents.skipped,
+        mapping=contents.mapping,
+    )  # fmt: skip
     card = _changed_card(saved, described, labels, fresh)
     return Loaded(model, card, report, counters)
 
@@ -218,51 +229,38 @@ def adapt_input(kernel: NDArray[Any], channels: int) -> NDArray[Any]:
     return np.asarray(repeated * np.float32(3 / channels))
 
 
-def _usual_stride(contents: Contents) -> StrideIn | None:
-    """Return where bottlenecks have the stride by a library's default."""
-    is_bottleneck = "layer1.0.conv3.weight" in contents.tensors
-    return contents.named.scheme.stride_in if contents.named and is_bottleneck else None
+def _config(found: Found) -> Config:
+    """Return what is known of a file besides its content."""
+    if row := found.published:
+        labels = imagenet_labels()
+        return Config(
+            preprocessing=row.preprocessing, labels=labels, licence=row.licence
+        )
+    return read_config(found.config) if found.config else Config()
 
 
 def _check_told(
-    contents: Contents, found: Found, described: Architecture, options: dict[str, Any]
+    contents: Contents,
+    found: Found,
+    config: Config,
+    described: Architecture,
+    options: dict[str, Any],
 ) -> None:
     """Refuse what the tensors do not tell, and nobody said."""
-    if contents.card is not None:
-        return
-    config = None if found.config is None else read_config(found.config)
-    if config and config.pooling != "avg" and described.include_top:
+    if config.pooling != "avg" and described.include_top:
         raise CheckpointError(
             f"{found.config} has global_pool={config.pooling!r} in front of the "
             "classifier, where models of reszoo have average pooling. Take the "
             f"backbone: reszoo.build({described.name!r}, weights=..., "
             "include_top=False)."
         )
-    dilates = contents.named is not None and contents.named.dilates
-    if dilates and options.get("output_stride") is None:
+    if contents.dilates and options.get("output_stride") is None:
         raise CheckpointError(
             f"{found.source} is a segmentation model, whose backbone may have dilation "
             "instead of strides, which tensors do not tell. Say which: "
             f"reszoo.build({described.name!r}, weights=..., include_top=False, "
             "output_stride=8) is torchvision's, 32 keeps all strides."
         )
-
-
-def _saved_card(
-    contents: Contents, found: Found, spec: ResNetSpec | None
-) -> tuple[Card, list[str]]:
-    """Return the card of a file, or one made for it, and what is to be said of that."""
-    saved = contents.card
-    if saved is None:
-        return _made_card(contents, found, spec)
-    if spec not in (None, saved.resnet.spec):
-        name, wanted = saved.architecture.name, spec and spec.name
-        other = "another spec" if name == wanted else f"a {name}"
-        raise CheckpointError(
-            f"{found.source} holds {other}. Received: {wanted!r}; "
-            f"build {name!r}, or use reszoo.load."
-        )
-    return saved, []
 
 
 def _check_size(saved: Architecture, tensors: Tensors, source: str) -> None:
@@ -277,24 +275,19 @@ def _check_size(saved: Architecture, tensors: Tensors, source: str) -> None:
 
 
 def _made_card(
-    contents: Contents, found: Found, spec: ResNetSpec | None
+    contents: Contents, found: Found, config: Config, spec: ResNetSpec | None
 ) -> tuple[Card, list[str]]:
-    """Make the card of a file that has none, of all that is known besides."""
-    config, row = Config(), found.published
-    if found.config is not None and row is None:
-        config = read_config(found.config)
-        spec = _configured_spec(config, found, spec)
+    """Make the card of a file that has none, and list what is to be said of that."""
+    row, scheme = found.published, contents.scheme
+    spec = _configured_spec(config, found, spec)
     stride_in = config.stride_in or contents.stride_in
     described = infer_architecture(contents.tensors, found.source, spec, stride_in)
     notes = []
     record = config.preprocessing or contents.preprocessing
     labels = config.labels or contents.labels
-    provenance: dict[str, Any] = {"source": found.source}
-    if row is not None:
-        record, labels = row.preprocessing, imagenet_labels()
-        provenance |= {"address": row.address, "licence": row.licence}
-    elif config.licence:
-        provenance |= {"licence": config.licence}
+    provenance = {"source": found.source}
+    provenance |= {"address": row.address} if row else {}
+    provenance |= {"licence": config.licence} if config.licence else {}
     height, width, channels = described.input_shape
     if record is not None and described.include_top:
         height, width = record.eval_sides
@@ -303,11 +296,10 @@ def _made_card(
     described = replace(described, input_shape=(height, width, channels))
     card = new_card(described)
     fitting = labels if labels and len(labels) == described.classes else None
-    if labels and not fitting and (config.labels or contents.named):
+    if labels and not fitting and (found.config or scheme):
         notes.append(
             f"{len(labels)} labels for {described.classes or 'no'} classes are left out"
         )
-    scheme = contents.named.scheme if contents.named else None
     if scheme and found.config is None:
         notes += filter(None, [scheme.note])
         if scheme.statistics and record is None:
@@ -337,10 +329,8 @@ def _configured_spec(
             f"name={name!r}, ...))."
         )
     if spec in SPECS.values() and spec != config.spec:
-        raise CheckpointError(
-            f"{found.source} holds a {config.spec.name}, by its config.json. Received: "
-            f"{spec and spec.name!r}; build {config.spec.name!r}, or use reszoo.load."
-        )
+        how = ", by its config.json"
+        raise _other_model(found.source, config.spec.name, spec, how)
     return spec or config.spec
 
 
@@ -405,14 +395,12 @@ def _for_channels(record: Preprocessing, channels: int) -> Preprocessing:
     """Fit mean and deviation to the channels: their mean for one, else in turn."""
     if channels == len(record.mean):
         return record
-    if channels == 1:
-        grey = sum(record.mean) / 3, sum(record.std) / 3
-        return replace(record, mean=grey[:1], std=grey[1:])
-    mean, std = (
-        tuple(values[index % 3] for index in range(channels))
-        for values in (record.mean, record.std)
-    )
-    return replace(record, mean=mean, std=std)
+
+    def fitted(values: tuple[float, ...]) -> tuple[float, ...]:
+        grey = channels == 1
+        return (sum(values) / 3,) if grey else tuple(islice(cycle(values), channels))
+
+    return replace(record, mean=fitted(record.mean), std=fitted(record.std))
 
 
 def _metrics(row: PublishedWeights) -> tuple[Metric, ...]:

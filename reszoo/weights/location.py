@@ -16,7 +16,8 @@ from reszoo.weights.configs import (
     is_of_transformers,
 )
 from reszoo.weights.published import PublishedWeights, find_published, published_names
-from reszoo.weights.reading import SUFFIXES, Contents, read
+from reszoo.weights.reading import SUFFIXES, read
+from reszoo.weights.schemes import Contents
 
 _PROVIDERS = ("torchvision/", "timm/", "keras/")
 _HUB = re.compile(
@@ -202,20 +203,17 @@ def bundled_rows() -> list[dict[str, Any]]:
 
     The accuracies are those in the files' own cards.
     """
-    return [
-        _row(name, variant, path)
-        for name, files in BUNDLED.items()
-        for variant, path in files.items()
-    ]
-
-
-def _row(name: str, variant: str, path: Path) -> dict[str, Any]:
-    card = safetensors.read(path)[1]
-    if card is None:
-        raise CheckpointError(f"{path} contains no card; install reszoo again.")
-    measured = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
-    return {
-        "model": variant, "weights": name, "default": False, "top1": measured["top1"],
-        "top5": measured["top5"], "at": card.preprocessing.eval_size,
-        "licence": card.provenance["licence"], "commercial": True, "address": None,
-    }  # fmt: skip
+    rows = []
+    for name, variant in ((n, v) for n, files in BUNDLED.items() for v in files):
+        path = BUNDLED[name][variant]
+        card = safetensors.read(path)[1]
+        if card is None:
+            raise CheckpointError(f"{path} contains no card; install reszoo again.")
+        tops = {metric.name: round(100 * metric.value, 2) for metric in card.metrics}
+        rows.append({
+            "model": variant, "weights": name, "default": False,
+            "top1": tops["top1"], "top5": tops["top5"],
+            "at": card.preprocessing.eval_size, "licence": card.provenance["licence"],
+            "commercial": True, "address": None,
+        })  # fmt: skip
+    return rows

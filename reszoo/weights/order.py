@@ -6,7 +6,7 @@ computation. What another order would also explain is refused, never guessed.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
 from typing import Literal
 
@@ -22,8 +22,7 @@ from reszoo.errors import CheckpointError, UsageError
 from reszoo.specs import ResNetSpec
 from reszoo.weights.loading import with_shortcuts
 from reszoo.weights.names import COUNTER
-from reszoo.weights.reading import Contents
-from reszoo.weights.schemes import StateDict
+from reszoo.weights.schemes import SCHEMES, Contents
 
 Match = Literal["order"]
 _LEAVES = (*NORM_TENSORS, COUNTER)
@@ -34,6 +33,9 @@ class _Module:
     name: str
     place: int  # among the modules of the file
     shape: tuple[int, ...]  # of its kernel, or the length of a normalization
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape}"
 
 
 def match_by_order(
@@ -49,7 +51,7 @@ def match_by_order(
             'match="order" needs to know the model. Received: no name; '
             'reszoo.load(path, "resnet18", match="order").'
         )
-    if contents.named is None or contents.card is not None:
+    if contents.scheme is None or contents.card is not None:
         raise UsageError(
             f'{source} has the names of reszoo or Keras. Received: match="order"; '
             "leave it out."
@@ -66,12 +68,14 @@ def match_by_order(
         )
     mapping = dict(_assigned(fitting[0], convs, norms, source))
     mapping |= {module.name: "fc" for module in dense}
-    tensors = {
-        f"{mapping[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor
-        for name, tensor in contents.tensors.items()
-    }
-    named = StateDict(tensors=tensors, mapping=tuple(mapping.items()))
-    return replace(contents, tensors=tensors, named=named, preprocessing=None)
+    tensors = {}
+    for name, tensor in contents.tensors.items():
+        module, _, leaf = name.rpartition(".")
+        tensors[f"{mapping[module]}.{leaf}"] = tensor
+    pairs = tuple(mapping.items())
+    return Contents(
+        tensors=tensors, labels=contents.labels, scheme=SCHEMES[-1], mapping=pairs
+    )
 
 
 def _modules(
@@ -79,29 +83,31 @@ def _modules(
 ) -> tuple[list[_Module], list[_Module], list[_Module]]:
     """List convolutions, normalizations and dense layers in their order."""
     tensors = contents.tensors
-    expected = f"{source} cannot be matched by order: only convolutions, batch "
-    expected += "normalizations and one dense layer were expected"
-    wrong = [name for name in tensors if name.rpartition(".")[2] not in _LEAVES]
-    if wrong:
-        raise CheckpointError(
-            f"{expected}, with tensors {', '.join(_LEAVES)}. Received: {wrong[0]}."
-        )
+    expected = (
+        f"{source} cannot be matched by order: only convolutions, batch normalizations "
+        f"and one dense layer were expected, with tensors {', '.join(_LEAVES)}"
+    )
+    for name in tensors:
+        if name.rpartition(".")[2] not in _LEAVES:
+            raise CheckpointError(f"{expected}. Received: {name}.")
     names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     if not contents.in_order:
         names = _numbered(names, source)
-    kinds: tuple[list[_Module], list[_Module], list[_Module]] = ([], [], [])
+    convs: list[_Module] = []
+    norms: list[_Module] = []
+    dense: list[_Module] = []
+    # By the number of axes of the weight, and whether there are statistics.
+    kind_of = {(4, False): convs, (1, True): norms, (2, False): dense}
     for place, name in enumerate(names):
-        weight = tensors.get(f"{name}.weight")
-        is_norm = f"{name}.running_mean" in tensors
-        sizes = {4: 0, 1: 1, 2: 2} if is_norm else {4: 0, 2: 2}
-        if weight is None or weight.ndim not in sizes:
+        shape = tensors[f"{name}.weight"].shape if f"{name}.weight" in tensors else ()
+        kind = kind_of.get((len(shape), f"{name}.running_mean" in tensors))
+        if kind is None:
             raise CheckpointError(f"{expected}. Received: {name}.")
-        kinds[sizes[weight.ndim]].append(_Module(name, place, weight.shape))
-    if not kinds[0] or len(kinds[2]) > 1:
-        raise CheckpointError(
-            f"{expected}. Received: {len(kinds[0])}, {len(kinds[1])}, {len(kinds[2])}."
-        )
-    return kinds
+        kind.append(_Module(name, place, shape))
+    if not convs or len(dense) > 1:
+        counts = ", ".join(str(len(kind)) for kind in (convs, norms, dense))
+        raise CheckpointError(f"{expected}. Received: {counts}.")
+    return convs, norms, dense
 
 
 def _numbered(names: list[str], source: str) -> list[str]:
@@ -138,7 +144,7 @@ def _assigned(
         found = list(islice(normal, len(expected)))
         shapes = [widths[f"{name}.weight"] for name in expected]
         if [module.shape for module in found] != shapes:
-            raise _mismatch(block, shapes, found, source)
+            raise _mismatch(block or "the stem", shapes, found, source)
         if any(each.is_shortcut and each.norm for each in ordered):
             # By their number alone, the two paths could have each other's.
             places = [x.place for pair in zip(given, found, strict=True) for x in pair]
@@ -182,9 +188,8 @@ def _ambiguous(block: str, same: Sequence[_Module], source: str) -> CheckpointEr
 def _mismatch(
     block: str, expected: Sequence[object], given: Sequence[_Module], source: str
 ) -> CheckpointError:
-    found = ", ".join(f"{module.name} {module.shape}" for module in given)
+    wanted, found = (", ".join(map(str, x)) or "nothing" for x in (expected, given))
     return CheckpointError(
-        f"{source} does not fit {block or 'the stem'} by order: "
-        f"{', '.join(map(str, expected)) or 'nothing'} was expected. "
-        f"Received: {found or 'nothing'}."
+        f"{source} does not fit {block} by order: {wanted} was expected. "
+        f"Received: {found}."
     )

@@ -108,18 +108,14 @@ def table_rows() -> list[dict[str, Any]]:
     """
     return [
         {
-            "model": weights.variant,
-            "weights": weights.name,
-            "default": DEFAULTS[weights.variant] == weights.name,
-            "top1": weights.results[0].top1,
-            "top5": weights.results[0].top5,
-            "at": weights.results[0].size,
-            "licence": weights.licence,
-            "commercial": weights.commercial,
-            "address": weights.address,
+            "model": row.variant, "weights": row.name,
+            "default": DEFAULTS[row.variant] == row.name,
+            "top1": row.results[0].top1, "top5": row.results[0].top5,
+            "at": row.results[0].size, "licence": row.licence,
+            "commercial": row.commercial, "address": row.address,
         }
-        for weights in PUBLISHED.values()
-    ]
+        for row in PUBLISHED.values()
+    ]  # fmt: skip
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -142,16 +138,11 @@ def _described(row: Row) -> PublishedWeights:
     size, crop_pct, *_ = row.results[0]
     return PublishedWeights(
         variant=row.model, name=row.weights, address=address, checksum=row.checksum,
-        licence=family.licence,
+        licence=family.licence, results=row.results,
         preprocessing=Preprocessing(
-            train_size=row.train_size,
-            eval_size=size,
-            crop_pct=crop_pct,
-            interpolation=family.interpolation,
-            mean=family.mean,
-            std=family.std,
+            train_size=row.train_size, eval_size=size, crop_pct=crop_pct,
+            interpolation=family.interpolation, mean=family.mean, std=family.std,
         ),
-        results=row.results,
     )  # fmt: skip
 
 

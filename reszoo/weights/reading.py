@@ -1,39 +1,23 @@
 """Read a weight file of any format, recognised by its content."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reszoo.architecture import StrideIn
-from reszoo.cards import Card, Layers
+from reszoo.cards import Layers
 from reszoo.errors import CheckpointError
 from reszoo.files import open_regular
-from reszoo.preprocessing import Preprocessing
 from reszoo.weights import keras_h5, safetensors, torch_file
-from reszoo.weights.names import Tensors
 from reszoo.weights.published import imagenet_labels
-from reszoo.weights.schemes import StateDict, read_state_dict
+from reszoo.weights.schemes import Contents, read_state_dict
 
 # Suffixes of checkpoints; how a file is read depends on its content.
 SUFFIXES = (
     safetensors.SUFFIX, ".pth", ".pt", ".bin", ".th", ".ckpt", ".h5", keras_h5.SUFFIX
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """The contents of a weight file."""
-
-    tensors: Tensors  # under torchvision's names and in its layouts
-    card: Card | None = None  # if reszoo wrote the file
-    preprocessing: Preprocessing | None = None  # as the format implies, without a card
-    labels: tuple[str, ...] | None = None  # likewise, if as many as the classes
-    stride_in: StrideIn | None = None  # as the format implies; tensors are the same
-    named: StateDict | None = None  # how another library named the tensors
-    in_order: bool = False  # whether they are in the order of their modules
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
@@ -61,25 +45,15 @@ def _read(file: Path) -> Contents:
         layers, config = keras_h5.read_model(file)
         return keras_applications_contents(layers, str(file), config)
     if torch_file.looks_like_torch(file):
-        return replace(_named(torch_file.read(file), str(file)), in_order=True)
+        return replace(read_state_dict(torch_file.read(file), str(file)), in_order=True)
     # A safetensors file begins with the length of a JSON header.
     if file.suffix == safetensors.SUFFIX or head[8:9] == b"{":
         tensors, card = safetensors.read(file)
-        return _named(tensors, str(file), card)
+        return replace(read_state_dict(tensors, str(file)), card=card)
     raise CheckpointError(
         "A checkpoint is a safetensors file, a torch file or a file of Keras "
         f"({', '.join(SUFFIXES)}). Received: {file}, which is of "
         "another format or incomplete."
-    )
-
-
-def _named(tree: Any, source: str, card: Card | None = None) -> Contents:
-    named = read_state_dict(tree, source)
-    return Contents(
-        tensors=named.tensors,
-        card=card,
-        labels=named.labels,
-        named=named,
     )
 
 

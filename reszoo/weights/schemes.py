@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from reszoo.architecture import StrideIn
+from reszoo.cards import Card
 from reszoo.errors import CheckpointError
+from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import COUNTER, HEAD, Tensors, summarized, to_float32
 
 # The beginning of a name, torchvision's name with a place for each group, and what is
@@ -51,11 +53,7 @@ _TORCHVISION = _Names(
 # `torch.nn.Sequential(*resnet.children())`: 2 is the activation and 3 the pooling.
 _NUMBERED = _Names(
     "4.0.conv1.weight",
-    (
-        ("0", "conv1", ()),
-        ("1", "bn1", ()),
-        (r"([4-7])", "layer{}", (-3,)),
-    ),
+    (("0", "conv1", ()), ("1", "bn1", ()), (r"([4-7])", "layer{}", (-3,))),
 )
 _BLOCK = r"encoder\.stages\.(\d)\.layers\.(\d{1,4})"
 _TRANSFORMERS = _Names(
@@ -111,6 +109,15 @@ class Scheme:
         return names in self.names and (not self.mark or any(marked))
 
 
+# Of training without labels.
+_PROJECTING = {
+    "MoCo": r"(encoder_[qk]|base_encoder|momentum_encoder)\..*",
+    "SwAV": r"prototypes\..*",
+    "DINO": r"dino_loss|last_layer\..*",
+    "BYOL": r"(online|target)_[a-z_]+(\..*)?|(backbone_momentum|momentum_backbone)\..*",
+    "SimSiam": r"(predictor|prediction_head)\..*",
+    "self-supervised training": r"(projector|proje(c)?tion(_head)?)\..*",
+}
 # The first that fits is taken.
 SCHEMES = (
     Scheme(
@@ -124,21 +131,7 @@ SCHEMES = (
         note="config.json is missing, so hidden_act relu and downsample_in_bottleneck "
         "false are assumed",
     ),
-    Scheme(
-        "MoCo", _ANY, r"(encoder_[qk]|base_encoder|momentum_encoder)\..*", projects=True
-    ),
-    Scheme("SwAV", _ANY, r"prototypes\..*", projects=True),
-    Scheme("DINO", _ANY, r"dino_loss|last_layer\..*", projects=True),
-    Scheme(
-        "BYOL", _ANY,
-        r"(online|target)_[a-z_]+(\..*)?|(backbone_momentum|momentum_backbone)\..*",
-        projects=True,
-    ),
-    Scheme("SimSiam", _ANY, r"(predictor|prediction_head)\..*", projects=True),
-    Scheme(
-        "self-supervised training", _ANY, r"(projector|proje(c)?tion(_head)?)\..*",
-        projects=True,
-    ),
+    *(Scheme(name, _ANY, mark, projects=True) for name, mark in _PROJECTING.items()),
     Scheme(
         "segmentation", _ANY,
         r"(aux_classifier|decode_head|auxiliary_head|classifier\.4)\..*", dilates=True,
@@ -176,19 +169,23 @@ _CLASSIFIERS = ("fc", "linear", "head", "classifier")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateDict:
-    """The tensors of a file under torchvision's names, and what else is known."""
+class Contents:
+    """The contents of a weight file."""
 
-    tensors: Tensors
-    scheme: Scheme = SCHEMES[-1]
+    tensors: Tensors  # under torchvision's names and in its layouts
+    card: Card | None = None  # if reszoo wrote the file
+    preprocessing: Preprocessing | None = None  # as the format implies, without a card
+    labels: tuple[str, ...] | None = None  # likewise, if as many as the classes
+    stride_in: StrideIn | None = None  # as the format implies; tensors are the same
+    scheme: Scheme | None = None  # of a file with torch's names
+    in_order: bool = False  # whether tensors are in the order of their modules
     skipped: tuple[str, ...] = ()  # tensors of the file that are not of the model
     notes: tuple[str, ...] = ()  # what the user should know of how it was read
     dilates: bool = False  # whether strides may be replaced by dilation
     mapping: tuple[tuple[str, str], ...] = ()  # modules that were matched by order
-    labels: tuple[str, ...] | None = None  # that the file has
 
 
-def read_state_dict(tree: Any, source: str) -> StateDict:
+def read_state_dict(tree: Any, source: str) -> Contents:
     """Find the weights in what a file holds, and name them as torchvision does.
 
     From nested containers with arrays, it takes the backbone and the classifier: a
@@ -201,25 +198,20 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
     matched = dict.fromkeys(_prefixes(found))
     originals = [each for each in matched if not _COPY.match(each[1])] or [*matched]
     if len(originals) > 1:
-        listed = summarized(
-            [prefix or "names without prefix" for _, prefix in originals]
-        )
+        listed = [prefix or "names without prefix" for _, prefix in originals]
         raise CheckpointError(
-            f"{source} holds more than one ResNet: {listed}. Save the tensors of one."
+            f"{source} holds more than one ResNet: {summarized(listed)}. Save the "
+            "tensors of one."
         )
     if not originals:
         plain = {name: _PREFIXES.sub("", name) for name in found}
-        return StateDict(tensors=_renamed(found, plain, source))
+        return Contents(tensors=_renamed(found, plain, source), scheme=SCHEMES[-1])
     names, prefix = originals[0]
-    ours: dict[str, str] = {}
-    others = []
-    for name in found:
-        inside = name.startswith(prefix)
-        known = names.torchvision(name[len(prefix) :]) if inside else None
-        if known is not None:
-            ours[name] = known
-        elif name.rsplit(".", 1)[-1] not in (COUNTER, _BOOKKEEPING):
-            others.append(name)
+    inside = {name: name[len(prefix) :] for name in found if name.startswith(prefix)}
+    known = {name: names.torchvision(rest) for name, rest in inside.items()}
+    ours = {name: place for name, place in known.items() if place is not None}
+    counters = (COUNTER, _BOOKKEEPING)
+    others = [x for x in found if x not in ours and x.split(".")[-1] not in counters]
     keys = (*tree, *place, prefix, *others)
     scheme = next(each for each in SCHEMES if each.fits(names, keys))
     scheme, labels = _of_openmmlab(scheme, tree)
@@ -227,7 +219,7 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
     left = [name for name in others if name not in head]
     # What is neither behind the prefix nor known to follow a backbone would change
     # what it computes: it stays, and is refused as part of another model.
-    rest = {name: name[len(prefix) :] for name in left if name.startswith(prefix)}
+    rest = {name: inside[name] for name in left if name in inside}
     ours |= head | {k: v for k, v in rest.items() if not _BESIDE.fullmatch(v)}
     tensors = _renamed(found, ours, source)
     first = tensors.get("conv1.weight")
@@ -238,14 +230,11 @@ def read_state_dict(tree: Any, source: str) -> StateDict:
         projection = f"a projection of {scheme.library}"
         what = projection if scheme.projects else "no single dense layer"
         notes.append(f"what follows the backbone is {what}, so there is no classifier")
-    return StateDict(
-        tensors=tensors,
-        scheme=scheme,
-        skipped=skipped,
-        dilates=scheme.dilates and any(found[name].ndim == 4 for name in skipped),
-        notes=(*notes,),
-        labels=labels,
-    )
+    dilates = scheme.dilates and any(found[name].ndim == 4 for name in skipped)
+    return Contents(
+        tensors=tensors, scheme=scheme, skipped=skipped, dilates=dilates,
+        notes=(*notes,), labels=labels,
+    )  # fmt: skip
 
 
 def _of_openmmlab(scheme: Scheme, tree: Any) -> tuple[Scheme, tuple[str, ...] | None]:
@@ -336,14 +325,14 @@ def _classifier(
         modules.setdefault(_module(name, prefix), []).append(name)
     plain: dict[str, dict[str, str]] = {}
     for module, names in modules.items():
-        pair = dict(zip(sorted(names), reversed(HEAD), strict=False))
-        ends = [name.rpartition(".") for name in sorted(names)]
-        layers = len({layer for layer, _, _ in ends})
-        is_pair = layers == 1 and [end[2] for end in ends] == ["bias", "weight"]
+        layer = names[0].rpartition(".")[0]
+        weight, bias = f"{layer}.weight", f"{layer}.bias"
         # Torchvision's own is kept whatever its shape, to be refused by that.
-        usual = pair.keys() == {f"{prefix}{name}" for name in HEAD}
-        if is_pair and (usual or found[sorted(names)[1]].shape[1:] == (features,)):
-            plain[module] = pair
+        usual = layer == f"{prefix}fc"
+        if {*names} == {weight, bias} and (
+            usual or found[weight].shape[1:] == (features,)
+        ):
+            plain[module] = dict(zip((weight, bias), HEAD, strict=True))
     chosen = next((plain[each] for each in _CLASSIFIERS if each in plain), None)
     dense = [name for name in others if found[name].ndim == 2 and "weight" in name]
     if chosen is None and len(plain) == len(dense) == 1:
