@@ -2,8 +2,10 @@
 
 import fnmatch
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -201,100 +203,14 @@ _RULES: Rules = {
 }
 
 
-# He et al. 2015 (arXiv:1512.03385), table 1.
-_IMAGENET: dict[str, tuple[Block, tuple[int, ...]]] = {
-    "resnet18": ("basic", (2, 2, 2, 2)),
-    "resnet34": ("basic", (3, 4, 6, 3)),
-    "resnet50": ("bottleneck", (3, 4, 6, 3)),
-    "resnet101": ("bottleneck", (3, 4, 23, 3)),
-    "resnet152": ("bottleneck", (3, 8, 36, 3)),
-}
-# The same paper, section 4.2: 6n + 2 layers in three stages.
-_CIFAR = (1, 2, 3, 5, 7, 9, 18, 200)
-_WIDE = "Zagoruyko and Komodakis 2016 (arXiv:1605.07146)"
-# torchvision's: name, model that it widens, groups, their width, and source.
-_WIDER = (
-    ("resnext50_32x4d", "resnet50", 32, 4, "Xie et al. 2017 (arXiv:1611.05431)"),
-    ("resnext101_32x8d", "resnet101", 32, 8, "Mahajan et al. 2018 (arXiv:1805.00932)"),
-    ("resnext101_64x4d", "resnet101", 64, 4, "Xie et al. 2017 (arXiv:1611.05431)"),
-    ("wide_resnet50_2", "resnet50", 1, 128, f"{_WIDE}, table 9"),
-    ("wide_resnet101_2", "resnet101", 1, 128, f"torchvision, as {_WIDE}, table 9"),
-)
-# timm's: model whose blocks they have, and how many; "t" narrows the stem.
-_DEEP = {
-    "resnet10t": ("resnet18", (1, 1, 1, 1)),
-    "resnet14t": ("resnet50", (1, 1, 1, 1)),
-    "resnet26t": ("resnet50", (2, 2, 2, 2)),
-    "resnet18d": ("resnet18", (2, 2, 2, 2)),
-    "resnet26d": ("resnet50", (2, 2, 2, 2)),
-    "resnet34d": ("resnet34", (3, 4, 6, 3)),
-    "resnet50d": ("resnet50", (3, 4, 6, 3)),
-    "resnet101d": ("resnet101", (3, 4, 23, 3)),
-    "resnet152d": ("resnet152", (3, 8, 36, 3)),
-}
-_IDENTITY = "He et al. 2016 (arXiv:1603.05027)"
-# Name, block, blocks in each stage, and how much wider than the models of 2015.
-_PRE: tuple[tuple[str, Block, int, int], ...] = (
-    ("preresnet20", "basic", 3, 1),
-    ("preresnet56", "basic", 9, 1),
-    ("preresnet110", "basic", 18, 1),
-    ("preresnet164", "bottleneck", 18, 1),
-    ("preresnet1001", "bottleneck", 111, 1),
-    ("wrn16_4", "basic", 2, 4),
-    ("wrn40_2", "basic", 6, 2),
-    ("wrn28_10", "basic", 4, 10),
-)
-
-
-def _imagenet() -> dict[str, ResNetSpec]:
-    """Return the models for images of 224 pixels."""
-    rows = {}
-    for name, (block, depths) in _IMAGENET.items():
-        rows[name] = ResNetSpec(
-            name=name, block=block, depths=depths, widths=(64, 128, 256, 512),
-            source="He et al. 2015, table 1; option B as in section 4.1",
-        )  # fmt: skip
-    for name, like, groups, width, source in _WIDER:
-        changes: dict[str, Any] = {"groups": groups, "width_per_group": width}
-        rows[name] = replace(rows[like], name=name, source=source, **changes)
-    for name, (like, depths) in _DEEP.items():
-        first = 24 if name.endswith("t") else 32
-        rows[name] = replace(
-            rows[like], name=name, depths=depths, downsampling="avgpool",
-            stem="deep", stem_widths=(first, 32, 64),
-            source="timm; He et al. 2018 (arXiv:1812.01187)",
-        )  # fmt: skip
-    for like in ("resnet50", "resnet101", "resnet152"):
-        rows[f"{like}v2"] = replace(
-            rows[like], name=f"{like}v2", activation_order="pre", stride_block="last",
-            bias=True, epsilon=1.001e-5, source=f"keras.applications; {_IDENTITY}",
-        )  # fmt: skip
-    return rows
-
-
-def _cifar() -> dict[str, ResNetSpec]:
-    """Return the models for images of 32 pixels."""
-    rows = {}
-    for name, n in ((f"resnet{6 * n + 2}", n) for n in _CIFAR):
-        rows[name] = ResNetSpec(
-            name=name, depths=(n, n, n), widths=(16, 32, 64), stem="3x3",
-            shortcut="identity", classes=10, image_size=32,
-            source="He et al. 2015, section 4.2; option A as there",
-        )  # fmt: skip
-    for name, block, depth, factor in _PRE:
-        is_projected = block == "bottleneck" or factor > 1
-        rows[name] = replace(
-            rows["resnet20"], name=name, block=block, activation_order="pre",
-            depths=(depth,) * 3, widths=tuple(factor * w for w in (16, 32, 64)),
-            stem_widths=(16,), shortcut="projection" if is_projected else "identity",
-            source=f"{_IDENTITY}, table 3" if factor == 1 else f"{_WIDE}, table 1",
-        )  # fmt: skip
-    return rows
-
-
 def _table() -> dict[str, ResNetSpec]:
-    rows = _imagenet() | _cifar()
-    for like in (*_IMAGENET, *(f"resnet{6 * n + 2}" for n in _CIFAR)):
+    """Read the rows of `specs.toml`; add the paper's models without shortcuts."""
+    rows: dict[str, ResNetSpec] = {}
+    text = files("reszoo").joinpath("specs.toml").read_text("utf-8")
+    for name, own in tomllib.loads(text).items():
+        inherited = rows[own.pop("like")].to_json() if "like" in own else {}
+        rows[name] = ResNetSpec(**{**inherited, **own, "name": name})
+    for like in filter(re.compile(r"resnet\d+").fullmatch, list(rows)):
         name, spec = like.replace("resnet", "plain"), rows[like]
         source = f"{spec.source.split(';')[0]}; {like} without its shortcuts"
         rows[name] = replace(spec, name=name, shortcut="none", source=source)
