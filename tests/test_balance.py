@@ -197,7 +197,7 @@ def test_balances_are_set_on_the_command_line_and_repeated() -> None:
     ]  # fmt: skip
     assert parse_field("sampling=0.5") == ("sampling", 0.5)
     assert parse_field("class_weight=none") == ("class_weight", None)
-    with pytest.raises(reszoo.UsageError, match="balanced or a JSON object such as"):
+    with pytest.raises(reszoo.UsageError, match="or positive numbers by label such"):
         parse_field("class_weight=a:2")
     recipe = find_recipe("cifar", class_weight={"é": 2}, sampling=0.5)
     command = repeat_command("resnet20", "x", recipe, None, None, "skip")

@@ -78,7 +78,7 @@ def _plain(value: Any, kind: Any) -> Any:
 
 def _type_name(kind: Any) -> str:
     if get_origin(kind) is dict:
-        return "positive numbers by label"
+        return 'positive numbers by label such as {"cat": 2.5}'
     if get_origin(kind) is Literal:
         return f'"{get_args(kind)[0]}"'
     if get_origin(kind) is not tuple:
