@@ -11,13 +11,14 @@ PEERS_STAMP := $(PEERS)/.installed
 DOCS := .docs
 DOCS_STAMP := $(DOCS)/.installed
 
-.PHONY: help demo browser dist docs test test-slow test-all lint format bench bench-all bench-quick saved-models \
+.PHONY: help demo browser dist test-dist docs test test-slow test-all lint format bench bench-all bench-quick saved-models \
   clean
 
 help:
 	@echo "make demo        fine-tune, export and verify a ResNet on real images"
 	@echo "make browser     fetch what the tests of reszoo web need: Chromium, npm's packages"
 	@echo "make dist        build wheel and sdist: dist/"
+	@echo "make test-dist   install both into clean environments of Python 3.11, 3.12 and 3.13"
 	@echo "make docs        build the documentation site: site/index.html"
 	@echo "make test        check format, lint and types, run the tests that are not slow"
 	@echo "make test-slow   run the slow tests"
@@ -39,8 +40,12 @@ browser: $(STAMP)
 	  --vendor --overwrite --output .browser/site
 
 dist: $(STAMP)
+	rm -rf dist
 	$(BIN)/python -m pip install --quiet "hatchling>=1.27"
 	$(BIN)/python -m hatchling build
+
+test-dist: dist
+	$(BIN)/python tests/clean_install.py
 
 # Sources are parsed and commands asked for their options, so that only mkdocs and typer
 # are installed. After that nothing is fetched, neither while building nor while reading.

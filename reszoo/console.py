@@ -149,44 +149,54 @@ class Progress:
         shown: bool = True,
         lines: bool = False,
     ) -> None:
-        from rich import progress
-        from rich.console import Console
-
+        self._what, self._total, self._done = what, total, done
         # The terminal, for `quiet` may hold back what is written to sys.stderr.
-        console = Console(file=_terminal or sys.stderr)
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(compact=True),
-            progress.TextColumn("{task.fields[note]}"),
-            console=console,
-            transient=True,
-            disable=not (shown and console.is_terminal),
-        )
-        self._task = self._bar.add_task(what, total=total, completed=done, note="")
-        self._lines = lines and not console.is_terminal
+        stream = _terminal or sys.stderr
+        terminal = getattr(stream, "isatty", bool)()
+        self._bar: Any = None
+        if shown and terminal and importlib.util.find_spec("rich"):
+            from rich import progress
+            from rich.console import Console
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(compact=True),
+                progress.TextColumn("{task.fields[note]}"),
+                console=Console(file=stream),
+                transient=True,
+            )
+            self._task = self._bar.add_task(what, total=total, completed=done, note="")
+        self._lines = lines and not terminal
         self._due = time.monotonic() + _LINES_EVERY
 
     def __enter__(self) -> "Progress":
-        self._bar.start()
+        if self._bar:
+            self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        if self._bar:
+            self._bar.stop()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Advance by `steps` and show a note behind the bar."""
-        self._bar.update(self._task, advance=steps, note=note)
+        self._done += steps
+        if self._bar:
+            self._bar.update(self._task, advance=steps, note=note)
         if self._lines and time.monotonic() >= self._due:
             self._due = time.monotonic() + _LINES_EVERY
-            task = self._bar.tasks[self._task]
-            counted = f"{task.completed:,.0f} of {task.total or 0:,.0f}"
-            say(", ".join(filter(None, [f"{task.description}: {counted}", note])))
+            counted = f"{self._done:,.0f} of {self._total:,.0f}"
+            say(", ".join(filter(None, [f"{self._what}: {counted}", note])))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table on the output stream; the first column is text, others numbers."""
+    cells = [[_encodable(printable(each), sys.stdout) for each in row] for row in rows]
+    if not importlib.util.find_spec("rich"):
+        print(*map("  ".join, [columns, *cells]), sep="\n")
+        return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -195,8 +205,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for n, column in enumerate(columns):
         side: Literal["right", "left"] = "right" if n else "left"
         table.add_column(column, justify=side, no_wrap=bool(n), overflow="fold")
-    for row in rows:
-        table.add_row(*(_encodable(printable(cell), sys.stdout) for cell in row))
+    for row in cells:
+        table.add_row(*row)
     console = Console(emoji=False)
     # In a pipe rich assumes 80 columns and would truncate names.
     console.width = max(console.width, 120)

@@ -348,6 +348,8 @@ def reader_errors(path: Path) -> Iterator[None]:
         yield
     except (ReszooError, MemoryError):
         raise
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{path} needs {error.name} to be installed.") from error
     except Exception as error:
         problem = f"is damaged ({type(error).__name__}: {error})"
         if isinstance(error, OSError):
@@ -379,7 +381,8 @@ def open_runtime(
         with reader_errors(path):
             row.reader.check_file(path, trusted=trust_saved_model)
             return row.reader.open_file(path, threads)
-    from reszoo.zoo import load
+    with reader_errors(path):
+        from reszoo.zoo import load
 
     limit_tensorflow(threads)
     return open_keras(load(path))

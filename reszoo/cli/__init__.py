@@ -27,6 +27,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
+    except ModuleNotFoundError as error:
+        # After `pip install --no-deps reszoo`.
+        print_text(f"reszoo: {error}; pip install reszoo brings it", sys.stderr)
+        sys.exit(2)
     except ReszooError as error:
         print_text(f"reszoo: {error}", sys.stderr)
         sys.exit(error.exit_code)

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from rich.cells import cell_len
+from unicodedata import category, east_asian_width
 
 from reszoo.console import json_text, print_text, printable
 from reszoo.data.image_paths import check_inputs, iterate_paths
@@ -42,19 +41,25 @@ def _counted(groups: Iterable[list[Row]], counts: list[int]) -> Iterator[list[Ro
 
 def _print_table(groups: Iterable[list[Row]], labels: Sequence[str]) -> None:
     """Print rows in columns that become wider as longer paths come."""
-    path_width = cell_len(_HEADER[0])
-    longest = max(cell_len(printable(label)) for label in (_HEADER[1], *labels))
+    path_width = _width(_HEADER[0])
+    longest = max(_width(printable(label)) for label in (_HEADER[1], *labels))
     label_width = min(_LONGEST, longest)
     lines = [_HEADER]
     for group in groups:
         for row in group:
             lines += _lines(printable(row["path"]), row)
-        path_width = max([path_width, *(cell_len(line[0]) for line in lines)])
+        path_width = max([path_width, *(_width(line[0]) for line in lines)])
         for path, label, probability in lines:
-            path += " " * (path_width - cell_len(path))
-            label += " " * (label_width - cell_len(label))
+            path += " " * (path_width - _width(path))
+            label += " " * (label_width - _width(label))
             print_text(f"{path}  {label}  {probability:>{len(_HEADER[2])}}".rstrip())
         lines = []
+
+
+def _width(text: str) -> int:
+    """Return the columns of a text: two of wide letters, none of marks."""
+    seen = (each for each in text if category(each) not in ("Me", "Mn"))
+    return sum(1 + (east_asian_width(each) in "FW") for each in seen)
 
 
 def _lines(path: str, row: Row) -> Iterator[tuple[str, str, str]]:

@@ -5,12 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from typer import Exit
-from typer.core import TyperCommand
-
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import command, given, numbers
+from reszoo.cli.options import TyperCommand, command, given, numbers
 from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UsageError
 
@@ -174,7 +171,7 @@ def _require_accuracy(
     for name, accuracy in low.items():
         say(f"{name}: top-1 {accuracy:.2%} is below --min-accuracy {least:.2%}.")
     if low:
-        raise Exit(1)
+        raise SystemExit(1)
 
 
 @command()
@@ -376,12 +373,11 @@ def predict(
     else:
         from reszoo.cli.answers import print_answers
 
-        for name in ("output", "resume", "overwrite"):
-            del arguments[name]
+        arguments = given(arguments, "output", "resume", "overwrite")
         images, unreadable = print_answers(as_json=as_json, **arguments)
     if unreadable:
         say(f"{unreadable:,} of {images:,} images are unreadable.")
-        raise Exit(1)
+        raise SystemExit(1)
 
 
 @command()
@@ -409,9 +405,7 @@ def explain(
     """
     from reszoo.data.image_paths import iterate_paths
 
-    arguments = given(locals())
-    for name in ("inputs", "output", "overwrite", "iterate_paths"):
-        del arguments[name]
+    arguments = given(locals(), "inputs", "output", "overwrite", "iterate_paths")
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for path in iterate_paths(inputs):
@@ -427,9 +421,7 @@ def explain(
     if as_json:
         print_json(rows)
         return
-    cells = [
-        [printable(f"{row[name]}") for name in ("image", "label")]
-        + [f"{row['probability']:.2%}", printable(str(row["map"]))]
-        for row in rows
-    ]
+    for row in rows:
+        row["probability"] = f"{row['probability']:.2%}"
+    cells = [[*row.values()] for row in rows]
     print_table(["image", "label", "probability", "map"], cells)

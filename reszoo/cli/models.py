@@ -132,9 +132,9 @@ def _print_weights(names: list[str], as_json: bool) -> None:
     ]  # fmt: skip
     print_table(columns, cells)
     print_text(
-        '* selected by weights="imagenet". Accuracies are in percent, as published;'
+        '* selected by weights="imagenet". Accuracies are in percent, as published;\n'
+        '"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.'
     )
-    print_text('"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.')
 
 
 def _described(name: str) -> dict[str, Any]:

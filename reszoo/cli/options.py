@@ -6,10 +6,18 @@ from contextlib import contextmanager
 from inspect import Parameter, cleandoc, signature
 from typing import Annotated, Any, TypeVar
 
-from typer import Argument, Option, Typer
-from typer.core import TyperCommand, TyperGroup
-
 from reszoo.errors import UsageError, printable
+
+try:
+    from typer import Argument, Option, Typer
+    from typer.core import TyperCommand as TyperCommand
+    from typer.core import TyperGroup
+except ModuleNotFoundError:
+    from reszoo.cli import plain
+
+    TyperCommand = TyperGroup = object  # type: ignore[misc, assignment]
+    Argument = Option = plain.option  # type: ignore[assignment]
+    Typer = plain.Typer  # type: ignore[misc, assignment]
 
 # Names of options that are not those of their parameters.
 _NAMES = {
@@ -76,9 +84,9 @@ app = Typer(
 )
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a command's `locals()` as arguments of the function that it calls."""
-    return {name: value for name, value in values.items() if name != "as_json"}
+def given(values: Mapping[str, Any], *others: str) -> dict[str, Any]:
+    """Return a command's `locals()`, less some, for the function that it calls."""
+    return {k: v for k, v in values.items() if k not in ("as_json", *others)}
 
 
 def numbers(text: str, expected: str) -> list[int]:

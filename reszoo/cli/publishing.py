@@ -4,8 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from typer import Exit
-
 import reszoo
 from reszoo.cli.options import command, given
 from reszoo.console import print_json, print_table, print_text, printable
@@ -112,7 +110,7 @@ def check_weights(
             if row.error:
                 print_text(printable(f"{row.model}/{row.weights}: {row.error}"))
     if not all(row.passed for row in rows):
-        raise Exit(1)
+        raise SystemExit(1)
 
 
 def _checked(row: Any) -> list[str]:
@@ -137,12 +135,11 @@ def doctor(*, as_json: bool = False) -> None:
         print_json(found)
         return
     for name, value in found.items():
-        lines = [f"{name}: {value}"]
-        if isinstance(value, dict):
-            shown = (
-                f"  {k}: {'not found' if v is None else v}" for k, v in value.items()
-            )
-            lines = [f"{name}:", *shown]
-        elif isinstance(value, list):
-            lines = [f"{name}: {', '.join(value) or 'none found'}"]
+        entries = value if isinstance(value, dict) else {}
+        if isinstance(value, list):
+            value = ", ".join(value) or "none found"
+        lines = [f"{name}:" if entries else f"{name}: {value}"]
+        lines += [
+            f"  {k}: {'not found' if v is None else v}" for k, v in entries.items()
+        ]
         print_text("\n".join(map(printable, lines)))

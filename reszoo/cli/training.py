@@ -3,9 +3,6 @@
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from typer import Exit
 
 import reszoo
 from reszoo import defaults
@@ -34,7 +31,7 @@ def scan(data: str, *, as_json: bool = False) -> None:
     else:
         print_text(str(report))
     if not report.ok:
-        raise Exit(1)
+        raise SystemExit(1)
 
 
 @command(images=_IMAGES)
@@ -117,7 +114,7 @@ def train(
     """
     arguments = given(locals())
     chosen = {name: value for name, value in arguments.items() if value is not None}
-    changes = _recipe_fields(chosen.pop("fields", None))
+    changes = dict(map(parse_field, chosen.pop("fields", ())))
     if size is not None:
         chosen["size"] = parse_field(f"train_size={size}")[1]
     result = reszoo.train(**chosen | changes)
@@ -182,7 +179,7 @@ def study(
     kinds = None if shortcuts is None else tuple(filter(None, names))
     expected = "--layers must be comma-separated numbers such as 20,56"
     depths = None if layers is None else tuple(numbers(layers, expected))
-    arguments |= _recipe_fields(arguments.pop("fields"))
+    arguments |= map(parse_field, arguments.pop("fields") or ())
     # Before TensorFlow is loaded, which takes seconds.
     find_family(family).variants(depths, kinds)
     result = reszoo.study(**arguments | {"layers": depths, "shortcuts": kinds})
@@ -201,7 +198,3 @@ def study(
         return
     print_table(COLUMNS, rows(result))
     print_text("\n".join([*result.conclusion, f"Report: {result.folder / PAGE}"]))
-
-
-def _recipe_fields(texts: list[str] | None) -> dict[str, Any]:
-    return dict(map(parse_field, texts or ()))

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from reszoo.architecture import convolutions
 from reszoo.cards import Card
@@ -42,6 +40,8 @@ def write(
     path: str | os.PathLike[str], tensors: Tensors, card: Card | None = None
 ) -> None:
     """Write tensors, and a card if there is one, to `path` in one step."""
+    from safetensors.numpy import save
+
     metadata = None if card is None else {_KEY: card.to_text()}
     with atomic_file(path) as temporary:
         # save_file would report a full disk as an error of the format.
@@ -54,6 +54,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
     They are views of the memory-mapped file: reading copies nothing (but bfloat16,
     which becomes float32 exactly).
     """
+    from safetensors import SafetensorError, safe_open
+
     file = Path(path)
     check_checkpoint(file)
     try:

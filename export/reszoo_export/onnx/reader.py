@@ -6,23 +6,26 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
 from reszoo.cards import Card
 from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
-from reszoo.files import parse_json
+from reszoo.files import parse_json, read_regular
 from reszoo.preprocessing import Pixels
 from reszoo_export import inspection
 from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.metadata import parse_card
-from reszoo_export.protobuf import MAX_NODES, check_fields
+from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
 from reszoo_export.runtimes import Activations, Runtime, TensorInfo, float_activations
 from reszoo_export.sessions import Sessions
@@ -39,7 +42,15 @@ _NUMPY_DTYPES = {"float": "float32", "double": "float64"}
 
 def check_file(path: Path, *, trusted: bool = False) -> None:
     """See `Reader.check_file`."""
-    check_fields(path, lambda: importlib.import_module("onnx").ModelProto)
+    check_fields(path, model_class)
+
+
+@cache
+def model_class() -> Any:
+    """Return ModelProto from the schema of onnx 1.23, which need not be installed."""
+    pool = DescriptorPool()
+    pool.AddSerializedFile(files(__package__).joinpath("schema.pb").read_bytes())
+    return GetMessageClass(pool.FindMessageTypeByName("onnx.ModelProto"))
 
 
 @contextmanager
@@ -119,10 +130,8 @@ def stored_labels(path: Path) -> Sequence[str] | None:
 
 
 def _load(path: Path) -> Any:
-    import onnx
-
     # Weights in files beside it are not needed: the shapes are in the file.
-    return onnx.load(path, load_external_data=False)
+    return model_class().FromString(read_regular(path, MAX_BYTES))
 
 
 def _properties(model: Any) -> dict[str, str]:
@@ -131,14 +140,12 @@ def _properties(model: Any) -> dict[str, str]:
 
 def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     """See `Reader.activation_reader`."""
-    import onnx
-
-    onnxruntime = _import_onnxruntime()
-    model = onnx.load(path)
+    onnxruntime, model = _import_onnxruntime(), _load(path)
     names = [name for node in model.graph.node for name in node.output]
     outputs = {value.name for value in model.graph.output}
-    inner = [onnx.ValueInfoProto(name=name) for name in names if name not in outputs]
-    model.graph.output.extend(inner)
+    for name in names:
+        if name not in outputs:
+            model.graph.output.add(name=name)
     options, levels = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_DISABLE_ALL
     content = model.SerializeToString()
@@ -255,12 +262,9 @@ def _describe_tensor(value: Any) -> inspection.TensorDescription:
 
 
 def _dtype(number: int) -> str:
-    import onnx
-
-    try:
-        name: str = onnx.TensorProto.DataType.Name(number).lower()
-    except ValueError:
-        return f"type {number}"
+    tensor = model_class().DESCRIPTOR.file.message_types_by_name["TensorProto"]
+    named = tensor.enum_types_by_name["DataType"].values_by_number
+    name = named[number].name.lower() if number in named else f"type {number}"
     return _NUMPY_DTYPES.get(name, name)
 
 
