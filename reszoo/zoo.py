@@ -257,7 +257,7 @@ def own_card(model: keras.Model) -> AttachedCard:
         return found
     way_out = (
         "Use a model from reszoo.build, reszoo.load or reszoo.train, or export it as a "
-        "Keras model: reszoo.export(model, folder, labels=[...])."
+        "Keras model: reszoo.export(model, folder, labels=[...], preprocessing=...)."
     )
     if found is not None:
         raise UsageError(

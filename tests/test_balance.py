@@ -190,6 +190,12 @@ def test_impossible_balances_are_refused(fields: dict[str, Any], text: str) -> N
         reszoo.train("resnet8", photos(), batch_size=4, **fields)
 
 
+def test_a_weight_is_of_its_label_in_any_form_of_unicode() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    recipe = find_recipe("cifar", class_weight={apart: 2})
+    assert recipe.class_weight == {composed: 2.0}
+
+
 def test_balances_are_set_on_the_command_line_and_repeated() -> None:
     words = ('class_weight={"a, b": 2}', "sampling=balanced", "class_weight=balanced")
     assert [parse_field(word)[1] for word in words] == [

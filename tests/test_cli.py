@@ -259,7 +259,7 @@ def test_train_and_predict(call: Any, folder: Path, tmp_path: Path) -> None:
         (["export", "n", "--output", "x", "--formats", "onx"], 2, "mean 'onnx'"),
         (["evaluate", "none.onnx", "digits"], 1, "There is no file none.onnx"),
         (["predict", "none.onnx", "cat.jpg"], 1, "There is no file none.onnx"),
-        (["verify", "nowhere"], 1, "is not an export"),
+        (["verify", "nowhere"], 1, "nowhere is not an export: it does not exist."),
         (["trian"], 2, "No such command 'trian'"),
     ],
 )  # fmt: skip

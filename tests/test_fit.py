@@ -185,6 +185,10 @@ def test_fields_that_only_train_supports_are_refused() -> None:
             reszoo.compile(model, steps_per_epoch=3, epochs=1, **field)
     with pytest.raises(reszoo.UsageError, match="data set decides the batch size"):
         reszoo.compile(model, steps_per_epoch=3, epochs=1, batch_size=4)
+    for changed in ({"sampling": "balanced"}, {"block_dropout": 0.1}):
+        own = find_recipe("cifar", **changed)
+        with pytest.raises(reszoo.UsageError, match=f"support {next(iter(changed))};"):
+            reszoo.compile(model, own, steps_per_epoch=3, epochs=1)
     assert reszoo.card(model).is_fresh
 
 
@@ -220,3 +224,11 @@ def test_a_first_batch_that_is_not_normalised_warns(
     if warns:
         assert f"values from 0 to {scale:g}; normalised images have some" in told[0]
         assert "preprocessing.normalise(image)" in told[0]
+
+
+def test_one_hot_targets_are_refused_in_words() -> None:
+    model = small()
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2)
+    targets = np.eye(3, dtype=np.float32)[np.arange(len(IMAGES)) % 3]
+    with pytest.raises(reszoo.UsageError, match=r"0 to 2, one an.*3\); use argmax"):
+        model.fit(IMAGES.astype(np.float32), targets, batch_size=4, verbose=0)

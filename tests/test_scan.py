@@ -14,6 +14,7 @@ from sample_images import DRAW, OTHER, PIXELS, ZOO, encoded, held, paths_in
 
 import reszoo
 from reszoo.data.checks import scan
+from reszoo.data.sources import open_source
 
 
 def splits(root: Path) -> Path:
@@ -185,3 +186,22 @@ def test_a_list_file_is_scanned(tmp_path: Path, home: Path) -> None:
     report = scan(tmp_path / "list.csv")
     assert report.labels == ("cat", "dog")
     assert sum(map(sum, report.counts.values())) == 12
+
+
+def test_nobody_is_told_to_train_without_the_only_images(
+    tmp_path: Path, home: Path
+) -> None:
+    root, skip = photos(tmp_path / "p", each=3), "--bad-images skip"
+    (root / "cat" / "0.png").write_bytes(b"")
+    assert skip in str(scan(root))
+    for path in (root / "dog").iterdir():
+        path.write_bytes(b"")
+    told = str(scan(root))
+    assert told.endswith("Replace or remove unreadable images.")
+    assert skip not in told
+    with pytest.raises(reszoo.DataError, match=r"Too few in the readable images: dog"):
+        open_source(root, bad_images="skip")
+    for path in (root / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(reszoo.DataError, match=f"No image of {root} is readable, of 6"):
+        open_source(root, bad_images="skip")

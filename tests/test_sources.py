@@ -61,6 +61,12 @@ def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
     assert names(source, "train") == ["a, b", "1", "3"]
 
 
+def test_a_list_of_windows_names_its_images(folder: Path) -> None:
+    lines = [f"{c}\\{n}.png,{c}\n" for c in ("cat", "dog") for n in range(6)]
+    source = open_source(list_of(folder, "path,label\n" + "".join(lines)))
+    assert source.examples("all").paths == open_source(folder).examples("all").paths
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -73,7 +79,7 @@ def test_a_list_names_classes_and_splits_in_any_words(folder: Path) -> None:
         ("cat/0.png,a\ncat/1.png,b\ncat/0.png,b\n", "line 3 repeats .* of line 1"),
         ("cat/0.png,cat,test\ncat/1.png,cat\n", "line 2 differs from those above"),
         ("cat/0.png,cat,tset\n", r"line 1 has the split 'tset'; known are train, val"),
-        ("bild,art\ncat/0.png,cat\n", r"line 1 names no image \(.*path, label, spl"),
+        ("bild,art\ncat/0.png,cat\n", r"names no image .*: :path=COLUMN:label=COLUMN"),
         ("image,a,b\ncat/0.png,1,0\n", r"known as label, only 'image', 'a', 'b'\. Na"),
         ("file,label\ncat/0.png,cat,x\n", "line 2 has 3 fields"),
         (b"cat/0.png,cat\ncat/1.png,caf\xe9\n", "line 2 is not UTF-8"),
@@ -296,7 +302,10 @@ IMAGES, LABELS = np.zeros((8, 4, 4, 3), np.uint8), np.arange(8) % 2
         ((IMAGES[:0], LABELS[:0]), "needs images"),
         ({"train": (IMAGES, LABELS * 2)}, r"one image\. .*train split: 1"),
         ({"trian": (IMAGES, LABELS)}, "Unknown split 'trian'. Did you mean 'train'"),
-        ({"val": (IMAGES, LABELS), "Valid": (IMAGES, LABELS)}, "two validation"),
+        (
+            dict.fromkeys(("train", "val", "Valid", "validate"), (IMAGES, LABELS)),
+            "two validation splits: val, Valid, validate",
+        ),
         (
             {"train": (IMAGES, LABELS), "val": (IMAGES, LABELS.astype(str))},
             "all have integer labels, or all strings",

@@ -89,7 +89,8 @@ def test_fine_tuning_trains_the_head_first_and_reports_its_accuracy(
         f"35 tensors loaded from {run.best}: 100 % of the backbone; fresh head, "
         "10 -> 3 classes"
     )
-    assert "12 steps in 4 epochs (head only in the first 2)" in lines[1]
+    assert "12 steps in 4 epochs (head only in the first 2); epochs=2 " in lines[1]
+    assert "epochs=2 counts the others, " in lines[1]
     assert lines[1].endswith("batch normalisation: 7 frozen, 0 live")
     assert [row.phase for row in tuned.history] == ["head", "head", "all", "all"]
     assert tuned.recipe.name == "finetune"

@@ -255,7 +255,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):
-        raise ExportError(f"{folder} is not an export: it has no {MANIFEST_FILE}.")
+        what = f"has no {MANIFEST_FILE}" if folder.exists() else "does not exist"
+        raise ExportError(f"{folder} is not an export: it {what}.")
     try:
         content = read_json(path)
         version = content["manifest_version"]

@@ -109,9 +109,8 @@ def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
         if split is None:
             raise UnknownNameError("split", word, SPLIT_NAMES)
         if split in found:
-            raise UsageError(
-                f"The arrays have two {split} splits: {', '.join(data)}. Keep one."
-            )
+            same = ", ".join(name for name in data if split_name(name) == split)
+            raise UsageError(f"The arrays have two {split} splits: {same}. Keep one.")
         found[split] = pair
     if not found:
         raise UsageError('No arrays were given. Give {"train": (images, labels)}.')

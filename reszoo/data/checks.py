@@ -70,10 +70,13 @@ def check(
                 targets = listing.targets[part]
                 check_counts(targets, listing.labels, 1, "the readable images")
             elif not len(part):
+                count = f"{len(listing.splits[split]):,}"
+                where, remedy = f"the {split} split", " or remove the split"
+                if split == "all":
+                    where, remedy = listing.root or "the data", ""
                 raise DataError(
-                    f"No image of the {split} split is readable, of "
-                    f"{len(listing.splits[split]):,}. Replace them or remove the "
-                    "split; `reszoo scan` lists the reasons."
+                    f"No image of {where} is readable, of {count}. Replace "
+                    f"them{remedy}; `reszoo scan` lists the reasons."
                 )
     warnings = leak_warnings(listing, table) if listing.paths else []
     for kind, names in table.anomalies(recover=recover).items():

@@ -224,6 +224,9 @@ class Table:
         if not (name := fields[place].strip() if place < len(fields) else ""):
             return ""
         path = name if name.startswith(os.sep) else self._folder + name
+        if "\\" in name and not os.path.lexists(path):
+            # Lists made on Windows.
+            path = self._folder + name.replace("\\", "/")
         if not name.isascii() and "\0" not in name and not os.path.lexists(path):
             # A Mac's file may be named in another form of Unicode than in the list.
             forms = (normalize(form, path) for form in ("NFC", "NFD"))

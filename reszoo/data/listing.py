@@ -323,7 +323,7 @@ def _read_csv(table: Table, validation_share: float | None) -> Listing:
 
 _NO_IMAGE = (
     f"names no image ({{}}); as names of columns, {', '.join(COLUMNS)} and usual words "
-    "for them are known"
+    "for them are known, others are named behind the file: :path=COLUMN:label=COLUMN"
 )
 _MIXED = "differs from those above: all lines name a split, or none"
 _PARTS = ("all", *sorted(SPLITS))

@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "test")
 # Usual name of a split -> its name in reszoo. Food-11 calls its test "evaluation".
 _SPLIT_OF = {
     "train": "train",
-    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "validate"), "validation"),
     "test": "test",
     "training": "train",
     **dict.fromkeys(("dev", "development"), "validation"),

@@ -113,8 +113,11 @@ def study_plan(
         # Rows are standardised already: this leaves them as they are.
         side = 1
         usual = replace(usual, mean=(0.0,), std=(1 / 255,))
-    else:
-        source.examples("test")
+    elif "test" not in source.splits:
+        raise UsageError(
+            f"A study compares on a test split, which {source.name} does not have: "
+            "move a part of each class to test/CLASS, beside train/CLASS."
+        )
     return StudyPlan(
         source=source,
         preprocessing=replace(usual, train_size=side, eval_size=side, crop_pct=1.0),

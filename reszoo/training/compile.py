@@ -153,6 +153,8 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
         """Return the loss of each image: float32 `(batch,)`."""
         classes = y_pred.shape[-1]
         wanted = f"Targets must be integers from 0 to {classes - 1}, one an image."
+        if y_true.shape[1:].num_elements() not in (None, 1):
+            raise UsageError(f"{wanted} Received: one-hot {y_true.shape}; use argmax.")
         given = tf.reshape(y_true, (-1,))
         targets = tf.cast(given, tf.int64)
         # For what is out of range, one-hot would be zeros and the loss 0.
@@ -173,7 +175,10 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
 _SUPPORTED = LEARNING | {"freeze", "freeze_bn"}
 # Fields that act on the images, on the architecture or around the loop, where `compile`
 # has no influence. By difference, so that a new field is refused until it is supported.
-_REFUSED = ("class_weight", "layer_decay", "dropout")
+_REFUSED = (
+    *("class_weight", "sampling", "teacher"),
+    *("layer_decay", "dropout", "block_dropout"),
+)
 _ONLY_TRAIN = tuple(name for name in FIELDS if name not in _SUPPORTED)
 
 

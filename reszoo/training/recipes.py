@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from unicodedata import normalize
 
 from reszoo.data.augment import strength_of
 from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
@@ -49,7 +50,9 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
 
 def _plain(value: Any, kind: Any) -> Any:
     if get_origin(kind) is dict and isinstance(value, Mapping):
-        numbers = {str(key): _plain(each, float) for key, each in value.items()}
+        # Labels are in NFC everywhere.
+        given = {normalize("NFC", str(key)): each for key, each in value.items()}
+        numbers = {key: _plain(each, float) for key, each in given.items()}
         if not all(number > 0 for number in numbers.values()):
             raise TypeError
         return numbers
@@ -153,9 +156,9 @@ class Recipe:
 
     Attributes:
         name: The row of `RECIPES` that it is based on.
-        epochs: Passes over the training images.
-        steps: Number of steps instead. With neither, the size of the training set
-            decides, as in BiT's HyperRule (arXiv:1912.11370, section 3.3).
+        epochs: Passes over the training images, after those of the head alone.
+        steps: Number of steps instead, likewise. With neither, the size of the
+            training set decides, as in BiT's HyperRule (arXiv:1912.11370, section 3.3).
         batch_size: Images per step, over all devices.
         accumulate: Number of parts whose gradients are accumulated, to save memory.
             Batch normalisation sees the parts.
@@ -372,7 +375,7 @@ class Recipe:
             raise UsageError(
                 "warmup_epochs must be less than the epochs of the training, which "
                 "otherwise never reaches its learning rate. Received: warmup_epochs="
-                f"{warmup:g} for {epochs:g} epochs. Give a smaller number, or None for "
+                f"{warmup:g}, epochs={epochs:g}. Give a smaller number, or None for "
                 "a twentieth of the training, or train longer."
             )
         return warmup

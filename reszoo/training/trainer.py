@@ -392,8 +392,9 @@ def _announce(run: Run) -> None:
     size = shown_size(record.train_sides, " x ") + whole[record.resize]
     head = config.phases[0].epochs if len(config.phases) > 1 else 0
     first = f" (head only in the first{f' {head}' * (head > 1)})" if head else ""
-    if head and config.recipe.epochs:
-        first += f"; epochs={config.recipe.epochs} counts the others"
+    for name in ("epochs", "steps") if head else ():
+        if given := getattr(config.recipe, name):
+            first += f"; {name}={given} counts the others"
     say(
         f"{_title(config)}: {len(run.examples):,} images at {size}{flips}, "
         f"{_count(len(config.source.labels), 'class', 'classes')}, "
