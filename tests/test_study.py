@@ -23,14 +23,13 @@ from reszoo.data.sources import open_source
 from reszoo.preprocessing import default_preprocessing
 from reszoo.specs import SPECS
 from reszoo.studies.plan import StudyPlan
-from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
+from reszoo.studies.report import PAGE, PLOT_SECTIONS, conclude, write_page
 from reszoo.studies.results import (
     RESULTS,
     Point,
     RunResult,
     StudyResult,
     Variant,
-    conclude,
     find_family,
     read_results,
     spread,

@@ -1,15 +1,24 @@
-"""The report of a study and its plots."""
+"""What a study says: its conclusion, and the report with its plots."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
-from reszoo.report.page import Table, png, png_picture, render
-from reszoo.studies.results import RunResult, StudyResult, family_title
+from reszoo.report.page import Table, environment, escape_text, png, png_picture, render
+from reszoo.studies.results import (
+    OPTIONS,
+    PRE,
+    RunResult,
+    Spread,
+    StudyResult,
+    Variant,
+    family_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,10 +43,83 @@ class Plot:
     """A plot of a study."""
 
     title: str
-    caption: str  # what to see in it
     draw: _Draw  # on axes, one per kind of shortcut or one for all
     legend: str  # its title
     by_kind: bool = True  # whether every kind of shortcut has its own axes
+
+
+# Changes of less than half a point count as none, whatever the spread of the seeds.
+_LEAST = 0.005
+# Standard errors by which means must differ: about 95 %.
+_ERRORS = 2.0
+# Share of the error of guessing from which on a network has learned nothing.
+_NEAR_CHANCE = 0.9
+
+
+class _Effect(NamedTuple):
+    """How the training error of one kind of network changes with depth."""
+
+    shallow: Variant
+    deep: Variant
+    before: Spread
+    after: Spread
+
+    @property
+    def trend(self) -> str:
+        """As the function says; empty for a single depth."""
+        return "" if self.deep == self.shallow else trend(self.before, self.after)
+
+    @property
+    def change(self) -> float:
+        """Of the mean error, in -1..1."""
+        return self.after.mean - self.before.mean
+
+
+def conclude(result: StudyResult) -> list[str]:
+    """Return the conclusion of a study as sentences, the one on the claim last."""
+    errors = {each: result.training_error(each) for each in result.variants}
+    kinds: dict[str, list[Variant]] = {}
+    for each in errors:
+        kinds.setdefault(each.shortcut, []).append(each)
+    ends = [(variants[0], variants[-1]) for variants in kinds.values()]
+    effects = [_Effect(a, b, errors[a], errors[b]) for a, b in ends]
+    residual = [each for each in effects if not each.deep.plain]
+    chance, classes = result.chance, result.conditions.get("data's classes")
+    if chance is None:
+        chance = 1 - 1 / len(classes) if classes else math.inf
+
+    def not_learned(variants: Iterable[Variant]) -> list[tuple[str, float]]:
+        means = [(each.label, errors[each].mean) for each in variants]
+        return [each for each in means if each[1] > _NEAR_CHANCE * chance]
+
+    # The two orders of activation, at the greatest depth of both.
+    both = [{v.layers: errors[v] for v in kinds.get(k, ())} for k in ("identity", PRE)]
+    layers = max(both[0].keys() & both[1].keys(), default=0)
+    ranked = sorted(errors.items(), key=lambda each: each[1].mean)
+    text = environment(escape_text).get_template("conclusion_text.j2")
+    return text.render(
+        effects=effects, trend=trend, options=OPTIONS, chance=chance, layers=layers,
+        orders=[each.get(layers) for each in both] if all(both) else (),
+        ranked=ranked if any(each.is_own for each in errors) else (),
+        plain=next((each for each in effects if each.deep.plain), None),
+        residual=max(residual, key=lambda each: each.change, default=None),
+        shallow_not_learned=not_learned(each.shallow for each in effects),
+        deep_not_learned=not_learned(each.deep for each in residual),
+        single_seed=min((len(result.of(each)) for each in errors), default=0) < 2,
+    ).splitlines()  # fmt: skip
+
+
+def trend(shallow: Spread, deep: Spread) -> str:
+    """Return "rises", "falls" or "stays" for errors from shallow to deep.
+
+    A change counts when it is more than half a point and more than two standard
+    errors of the difference of the means.
+    """
+    change, spreads = deep.mean - shallow.mean, (shallow, deep)
+    error = math.sqrt(sum((s.deviation or 0) ** 2 / s.seeds for s in spreads))
+    if abs(change) <= max(_LEAST, _ERRORS * error):
+        return "stays"
+    return "rises" if change > 0 else "falls"
 
 
 def write_page(result: StudyResult) -> None:
@@ -53,7 +135,8 @@ def write_page(result: StudyResult) -> None:
         family=family_title(result.conditions["family"]),
         steps=max((c.points[-1].step for c in result.runs if c.points), default=0),
         results=Table("Mean ± standard deviation over seeds", COLUMNS, rows(result)),
-        plots=[(plot, png_picture(drawn[name])) for name, plot in PLOTS.items()],
+        plots=PLOTS,
+        pictures={name: png_picture(content) for name, content in drawn.items()},
     )
     write_text(result.folder / PAGE, page)
 
@@ -154,38 +237,23 @@ def _by_layer(field: str, ylabel: str, xlabel: str) -> _Draw:
     return _per_kind(draw, ylabel, xlabel=xlabel, yscale="log")
 
 
-# File name -> what it shows.
+# File name -> what it shows; `study.html.j2` has the captions.
 PLOTS = {
     "depth.png": Plot(
-        "Training error by depth",
-        "Training error at the end by number of layers. A deeper model could copy a "
-        "shallow one and let its other layers compute the identity, so its training "
-        "error need not be higher. Plain models do not find this solution; with "
-        "shortcuts, a layer only needs to output 0 to be the identity.",
-        _depths,
-        "markers: single seeds",
-        by_kind=False,
+        "Training error by depth", _depths, "markers: single seeds", by_kind=False
     ),
     "curves.png": Plot(
         "Error during training",
-        "Error by step, mean over the seeds. Training errors are measured on the "
-        "training batches.",
         _per_kind(_curve, "error (%)", xlabel="step", ylim=(0, None)),
         "solid: test\ndashed: training",
     ),
     "gradients.png": Plot(
         "Gradient norm by layer",
-        "Norm of the gradient of each layer's weights, mean over the seeds. Where it "
-        "differs by powers of ten between layers, no single learning rate suits all "
-        "of them.",
         _by_layer("gradients", "norm of the weight gradient", "layer, from the input"),
         "thin: first step\nthick: halfway",
     ),
     "activations.png": Plot(
         "Activation scale by layer",
-        "Standard deviation of the activations after each block, mean over the seeds. "
-        "Batch normalisation keeps it constant in a plain model; in a residual model "
-        "every block adds to it.",
         # Those inside blocks have another scale, as nothing is added there.
         _by_layer(
             "block_activations",

@@ -20,7 +20,7 @@ from reszoo.errors import UsageError
 from reszoo.layers import reinitialize
 from reszoo.studies import results
 from reszoo.studies.plan import StudyPlan, is_table, open_data, study_plan
-from reszoo.studies.report import PAGE, PLOT_SECTIONS, write_page
+from reszoo.studies.report import PAGE, PLOT_SECTIONS, conclude, write_page
 from reszoo.studies.results import Family, Point, RunResult, StudyResult, Variant
 from reszoo.training import state
 from reszoo.training.devices import Devices
@@ -431,7 +431,7 @@ def study(
     numbers = range(seed, seed + seeds)
     with state.stop_on_signals(folder) as stop:
         result = _train_all(chosen, plan, result, variants, numbers, stop)
-    result = replace(result, conclusion=tuple(results.conclude(result)))
+    result = replace(result, conclusion=tuple(conclude(result)))
     results.write_results(result)
     write_page(result)
     return result
