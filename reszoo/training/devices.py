@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import select
 import signal
 import socket
 import threading
@@ -98,82 +97,55 @@ def _greeting(cluster: Cluster, worker: int) -> bytes:
 
 def _accept_workers(cluster: Cluster, end: float) -> list[str]:
     """Accept the other workers; return the addresses of those that are missing."""
-    connected: dict[int, socket.socket] = {}
-    strangers: list[tuple[float, socket.socket]] = []
     others = range(1, len(cluster.addresses))
     greetings = {_greeting(cluster, number): number for number in others}
+    connected: dict[int, socket.socket] = {}
+    strangers: list[socket.socket] = []
+
+    def greet(connection: socket.socket) -> None:
+        """Count a worker as connected for as long as it is; close all others."""
+        with connection, connection.makefile("rb") as said, suppress(OSError):
+            try:
+                number = greetings.get(said.read(len(next(iter(greetings)))))
+            finally:
+                strangers.remove(connection)
+            if number is not None:
+                connected[number] = connection
+                connection.settimeout(None)
+                # A worker says no more: this ends when it or we disconnect.
+                said.read(1)
+                if connected.get(number) is connection:
+                    del connected[number]
+
     host, _, port = cluster.addresses[0].rpartition(":")
     # At its own address only, of version 4 or 6.
     found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     family, _, _, _, place = found[0]
     with socket.create_server((str(place[0]), int(port)), family=family) as server:
-        server.setblocking(False)
+        server.settimeout(_PAUSE)
         while len(connected) < len(others) and time.monotonic() < end:
-            waiting = [server, *(each for _, each in strangers)]
-            if server in select.select(waiting, [], [], _PAUSE)[0]:
-                _accept(server, strangers)
-            strangers = [
-                (since, each)
-                for since, each in strangers
-                if not _greeted(each, greetings, connected, since)
-            ]
-            # Workers that disconnected while they waited have to reconnect.
-            for number in [n for n, each in connected.items() if _peek(each, 1) == b""]:
-                connected.pop(number).close()
-        missing = [cluster.addresses[n] for n in others if n not in connected]
-        for _, each in strangers:
-            each.close()
-        for connection in connected.values():
-            # One that is gone by now fails on its own side.
-            with connection, suppress(OSError):
-                if not missing:
-                    connection.sendall(_READY)
+            with suppress(OSError):
+                connection, _ = server.accept()
+                connection.settimeout(_TIMEOUT)
+                strangers.append(connection)
+                threading.Thread(target=greet, args=[connection], daemon=True).start()
+            # Those who came first and said nothing make room.
+            for each in strangers[:-_MOST_STRANGERS]:
+                _disconnect(each)
+    missing = [cluster.addresses[n] for n in others if n not in connected]
+    for connection in [*connected.values()] if not missing else []:
+        # One that is gone by now fails on its own side.
+        with suppress(OSError):
+            connection.sendall(_READY)
+    for connection in [*strangers, *connected.values()]:
+        _disconnect(connection)
     return missing
 
 
-def _accept(
-    server: socket.socket, strangers: list[tuple[float, socket.socket]]
-) -> None:
+def _disconnect(connection: socket.socket) -> None:
+    """End a connection that a thread waits at, which then closes it."""
     with suppress(OSError):
-        connection, _ = server.accept()
-        connection.setblocking(False)
-        strangers.append((time.monotonic(), connection))
-        # Those who came first and said nothing make room.
-        if len(strangers) > _MOST_STRANGERS:
-            strangers.pop(0)[1].close()
-
-
-def _greeted(
-    connection: socket.socket,
-    greetings: Mapping[bytes, int],
-    connected: dict[int, socket.socket],
-    since: float,
-) -> bool:
-    """Read the greeting of a connection; return whether nothing more is expected."""
-    length = len(next(iter(greetings)))
-    said = _peek(connection, length)
-    incomplete = said is None or 0 < len(said) < length
-    if incomplete and time.monotonic() < since + _TIMEOUT:
-        return False
-    number = None if said is None else greetings.get(said)
-    if number is None:
-        connection.close()
-        return True
-    connection.recv(length)
-    if number in connected:
-        connected[number].close()
-    connected[number] = connection
-    return True
-
-
-def _peek(connection: socket.socket, length: int) -> bytes | None:
-    """Return what can be read; None for nothing yet, b"" from a closed connection."""
-    try:
-        return connection.recv(length, socket.MSG_PEEK)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _connect_to_chief(cluster: Cluster, end: float) -> list[str]:
