@@ -159,14 +159,11 @@ class Progress:
             from rich.console import Console
 
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
+                "{task.description}", progress.BarColumn(),
                 progress.MofNCompleteColumn(),
-                progress.TimeRemainingColumn(compact=True),
-                progress.TextColumn("{task.fields[note]}"),
-                console=Console(file=stream),
-                transient=True,
-            )
+                progress.TimeRemainingColumn(compact=True), "{task.fields[note]}",
+                console=Console(file=stream), transient=True,
+            )  # fmt: skip
             self._task = self._bar.add_task(what, total=total, completed=done, note="")
         self._lines = lines and not terminal
         self._due = time.monotonic() + _LINES_EVERY

@@ -216,16 +216,11 @@ class _Builder:
         if each.groups > 1:
             layer = partial(Conv2D, groups=each.groups, differentiable=not self.folded)
         x = layer(
-            each.filters,
-            each.kernel_size,
-            each.stride,
-            padding=padding,
-            dilation_rate=each.dilation,
+            each.filters, each.kernel_size, each.stride, padding=padding,
             use_bias=self.folded or (self.spec.bias and each.norm is None),
-            kernel_initializer=kernel,
-            name=each.name,
+            dilation_rate=each.dilation, kernel_initializer=kernel, name=each.name,
             **_NHWC,
-        )(x)
+        )(x)  # fmt: skip
         if each.norm is None or self.folded:
             return x
         return self.norm(x, each.norm, starts_at_zero=starts_at_zero)

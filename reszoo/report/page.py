@@ -29,12 +29,9 @@ _VARIABLES = {
     INK: "currentColor",
 }
 _STYLE: dict[str, Any] = {
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "grid.alpha": 0.2,
-    "legend.frameon": False,
-}
+    "axes.grid": True, "axes.spines.right": False, "axes.spines.top": False,
+    "grid.alpha": 0.2, "legend.frameon": False,
+}  # fmt: skip
 _INKED = "axes.edgecolor axes.labelcolor grid.color text.color xtick.color ytick.color"
 _SVG_STYLE: dict[str, Any] = {
     **_STYLE,
@@ -75,14 +72,10 @@ def render(template: str, **values: object) -> str:
 def environment(escape: Callable[[object], Markup]) -> Environment:
     """Return an environment in which `escape` is applied to every value."""
     made = Environment(
-        loader=PackageLoader("reszoo.report"),
-        autoescape=True,
-        finalize=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("reszoo.report"), autoescape=True, finalize=escape,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
-    )
+    )  # fmt: skip
     made.filters |= {"number": number, "code": code_span}
     return made
 

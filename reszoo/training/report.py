@@ -124,24 +124,16 @@ def write_summary(
     seen = (run.examples, config.card.preprocessing, config.augmentation)
     augmented(*seen, config.recipe.seed).save(buffer := io.BytesIO(), "PNG")
     report = RunReport(
-        model=config.card.architecture.name,
-        data=config.source.name,
-        labels=config.source.labels,
-        training_images=len(run.examples),
-        history=history.epochs,
-        best_epoch=history.best.epoch,
-        evaluation=_evaluation(run),
-        recipe=config.recipe.to_json(),
+        model=config.card.architecture.name, data=config.source.name,
+        labels=config.source.labels, training_images=len(run.examples),
+        history=history.epochs, best_epoch=history.best.epoch,
+        evaluation=_evaluation(run), recipe=config.recipe.to_json(),
         defaults=recipe_defaults(config.recipe.name),
-        batch_norm=run.phase_trainer.batch_norm,
-        skipped=config.source.unreadable,
-        repeat=repeat,
-        export=export,
-        versions=library_versions(),
-        processor=processor(),
-        seconds=sum(row.seconds for row in history.epochs),
+        batch_norm=run.phase_trainer.batch_norm, skipped=config.source.unreadable,
+        repeat=repeat, export=export, versions=library_versions(),
+        processor=processor(), seconds=sum(row.seconds for row in history.epochs),
         augmented=buffer.getvalue(),
-    )
+    )  # fmt: skip
     write_report(path, report)
 
 
@@ -184,10 +176,8 @@ def _evaluation(run: "Run") -> Evaluation | None:
     run.evaluator.load_tensors(run.history.best_tensors)
     confidence, unused = run.history.best_card.confidence, slice(None)
     half = confidence and split == "validation"
-    record, probabilities = (
-        run.config.card.preprocessing,
-        run.evaluator.outputs(examples),
-    )
+    record = run.config.card.preprocessing
+    probabilities = run.evaluator.outputs(examples)
     explain = metrics.explaining_function(run.evaluator.model, run.config.card)
 
     def heatmap(index: int) -> Image.Image:
@@ -196,16 +186,11 @@ def _evaluation(run: "Run") -> Evaluation | None:
         return overlay(pixels[0], maps[..., probabilities[index].argmax()])
 
     return Evaluation(
-        split=split,
-        targets=examples.targets,
-        probabilities=probabilities,
-        heatmap=heatmap,
-        picture=examples.open,
-        file_name=examples.name,
-        head_top1=run.head_top1,
-        confidence=confidence,
+        split=split, targets=examples.targets, probabilities=probabilities,
+        heatmap=heatmap, picture=examples.open, file_name=examples.name,
+        head_top1=run.head_top1, confidence=confidence,
         unused=calibration_halves(examples.targets)[1] if half else unused,
-    )
+    )  # fmt: skip
 
 
 def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:

@@ -468,16 +468,11 @@ class Run(StepLoop):
     def _remaining_batches(self) -> tf.data.Dataset:
         recipe = self.phase_trainer.phase.recipe
         return training_batches(
-            self.examples,
-            self.config.card.preprocessing,
-            self.config.augmentation,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            epoch=self._epoch,
-            start=self._totals.steps,
-            epochs=self.config.epochs - self._epoch,
+            self.examples, self.config.card.preprocessing, self.config.augmentation,
+            batch_size=recipe.batch_size, seed=recipe.seed, epoch=self._epoch,
+            start=self._totals.steps, epochs=self.config.epochs - self._epoch,
             shard=(self._devices.worker, self._devices.workers),
-        )
+        )  # fmt: skip
 
     def _end_epoch(self) -> None:
         phase = self.phase_trainer.phase
