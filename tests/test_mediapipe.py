@@ -17,8 +17,11 @@ from PIL import Image
 from tiny import RESNET8
 
 import reszoo
+from reszoo.cards import Confidence
 from reszoo.zoo import set_card
 from reszoo_export.inspection import TensorDescription
+from reszoo_export.manifest import read_manifest
+from reszoo_export.snippets import write_snippets
 from reszoo_export.tflite.flatbuffer import model_metadata
 
 pytestmark = pytest.mark.skipif(
@@ -167,6 +170,32 @@ def test_a_rectangular_model_answers_whole_photos_alike_where_it_squashes(
             assert float(score) == pytest.approx(expected[label], abs=2e-4)
         assert len(lines) == 3
     assert away["squash"] < 0.002 < 0.01 < away["crop"]
+
+
+@pytest.mark.parametrize(("least", "unknown"), [(0.0, False), (0.999, True)])
+def test_it_answers_unknown_below_the_threshold(
+    tmp_path: Path, least: float, unknown: bool
+) -> None:
+    predictor = _classifier(tmp_path / "export", "squash")
+    found = Confidence(
+        temperature=1.0, keep=0.95, min_logit=0.0, min_probability=least,
+        error_before=0.1, error_after=0.05, images=100, data="photos", data_sha256="0",
+    )  # fmt: skip
+    manifest = read_manifest(tmp_path / "export")
+    card = replace(manifest.card, confidence=found)
+    write_snippets(tmp_path / "export", replace(manifest, card=card))
+    photo = Image.fromarray(np.full((48, 72, 3), 90, np.uint8))
+    photo.save(tmp_path / "photo.png")
+    program = tmp_path / "export/snippets/mediapipe_classify.py"
+    done = subprocess.run(
+        [sys.executable, program, tmp_path / "photo.png"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    best = predictor.top(photo)[0]
+    assert best[1] < 0.999
+    expected = "0.0000 unknown" if unknown else f"{best[1]:.4f} {best[0]}"
+    assert done.stdout.splitlines()[0].split()[1] == expected.split()[1]
+    assert len(done.stdout.splitlines()) == (1 if unknown else 3)
 
 
 def test_it_refuses_a_model_of_grey_images(tmp_path: Path) -> None:

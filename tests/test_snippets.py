@@ -2,6 +2,7 @@ import json
 import runpy
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from made_card import made_card
 from PIL import Image
 
 import reszoo
-from reszoo.cards import Card
+from reszoo.cards import Card, Confidence
 from reszoo_export.manifest import FileRecord, Manifest
 from reszoo_export.snippets import fill, write_snippets
 
@@ -195,6 +196,8 @@ def test_no_template_keeps_a_word_or_asks_for_an_unknown_fact(tmp_path: Path) ->
         compile(texts["server.py"], "server.py", "exec")
     with pytest.raises(KeyError, match="WORD"):
         fill("@WORD@", {}, [])
+    nested = "@if a@\n@if !b@\nx\n@end@\n@if b@\ny\n@end@\n@end@\n"
+    assert [fill(nested, {}, facts) for facts in ("a", "ab", "b")] == ["x\n", "y\n", ""]
     assert fill("@if a@\nx\n@end@\n@if !a@\ny\n@end@\n", {}, ["a"]) == "x\n"
 
 
@@ -282,3 +285,114 @@ def nearly_equal(pixels: Any, expected: Any) -> None:
     difference = np.abs(pixels.astype(int) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02
+
+
+_STUBS = Path(__file__).with_name("stubs")
+# Of two classes: known with the first threshold, unknown with the second.
+_SURE, _LEASTS = [0.25, 0.75], {0.7: "dog", 0.8: "unknown"}
+
+
+def _doubting(least: float) -> Card:
+    """Return a card that answers "unknown" below a probability."""
+    confidence = Confidence(
+        temperature=1.0, keep=0.95, min_logit=0.0, min_probability=least,
+        error_before=0.1, error_after=0.05, images=100, data="photos", data_sha256="0",
+    )  # fmt: skip
+    return replace(made_card(), confidence=confidence)
+
+
+@pytest.mark.parametrize("least", _LEASTS)
+def test_the_server_answers_unknown_below_the_threshold(
+    tmp_path: Path, least: float
+) -> None:
+    texts = written_snippets(tmp_path, _doubting(least), _ONNX, _TFLITE)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    program = runpy.run_path(str(tmp_path / "snippets/server.py"))
+    answer = program["name_classes"](np.array(_SURE, np.float32))
+    assert answer[0] == (_LEASTS[least], 0.75)
+    assert len(answer) == (2 if _LEASTS[least] == "dog" else 1)
+    assert "95 % of the images of known classes" in texts["server.py"]
+    # Of the card, never a number that somebody once wrote.
+    assert not any(
+        "nknown" in text and name != "index.html"
+        for name, text in written_snippets(
+            tmp_path / "sure", made_card(), _ONNX
+        ).items()
+    )
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="runs JavaScript with node")
+@pytest.mark.parametrize("least", _LEASTS)
+def test_the_browser_answers_unknown_below_the_threshold(
+    tmp_path: Path, least: float
+) -> None:
+    texts = written_snippets(tmp_path, _doubting(least), _ONNX)
+    shutil.copy(tmp_path / "snippets/browser.js", tmp_path / "module.mjs")
+    program = f"""
+import {{ label, predict }} from "./module.mjs";
+class Tensor {{}}
+const run = async () => ({{ probabilities: {{ data: Float32Array.from({_SURE}) }} }});
+console.log(label(await predict({{ Tensor }}, {{ run }}, [1, 2, 3]), ["cat", "dog"]));
+"""
+    (tmp_path / "program.mjs").write_text(program)
+    done = subprocess.run(
+        ["node", tmp_path / "program.mjs"], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == _LEASTS[least], done.stderr
+    assert "import { FILE, MEMORY, label, prepare, predict }" in texts["index.html"]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiles C++ with g++")
+@pytest.mark.parametrize("least", _LEASTS)
+@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+def test_c_plus_plus_answers_unknown_below_the_threshold(
+    tmp_path: Path, runtime: str, least: float
+) -> None:
+    # The stubs of the runtimes answer with _SURE.
+    written_snippets(tmp_path, _doubting(least), record_of(runtime, "uint8", 1))
+    (tmp_path / "snippets/main.cc").write_text(f"""
+#include <cstdio>
+#include "native_{runtime}.cc"
+int main() {{
+  Classifier classifier("model");
+  const uint8_t rgb[3] = {{1, 2, 3}};
+  std::puts(Label(classifier.Predict(rgb, 1, 1), {{"cat", "dog"}}).c_str());
+}}
+""")
+    warnings = ["-Wall", "-Wextra", "-Werror", f"-I{_STUBS}"]
+    command = ["g++", "-std=c++17", *warnings, "-o", "main", "main.cc"]
+    subprocess.run(command, cwd=tmp_path / "snippets", check=True)
+    done = subprocess.run(
+        ["./main"],
+        cwd=tmp_path / "snippets",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == _LEASTS[least]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("kotlinc"), reason="compiles Kotlin with kotlinc")
+def test_kotlin_answers_unknown_below_the_threshold(tmp_path: Path) -> None:
+    sources, calls = [*sorted((_STUBS / "kotlin").glob("*.kt"))], []
+    for number, least in enumerate(_LEASTS):
+        written_snippets(tmp_path / str(number), _doubting(least), _TFLITE)
+        sources.append(tmp_path / f"{number}.kt")
+        text = (tmp_path / f"{number}/snippets/Android.kt").read_text()
+        assert ".setScoreThreshold(UNKNOWN_BELOW)" in text
+        sources[-1].write_text(f"package variant{number}\n{text}")
+        values = 'floatArrayOf(0.25f, 0.75f), listOf("cat", "dog")'
+        calls.append(f"    println(variant{number}.label({values}))\n")
+    (tmp_path / "main.kt").write_text(f"fun main() {{\n{''.join(calls)}}}\n")
+    library = ["-cp", "/usr/share/java/kotlin-stdlib-jdk7.jar"]
+    command = ["kotlinc", *library, *sources, "main.kt", "-d", "all.jar"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    command = ["kotlin", "-cp", f"all.jar:{library[1]}", "MainKt"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == list(_LEASTS.values())
+    swift = (tmp_path / "1/snippets/iOS.swift").read_text()
+    assert "let unknownBelow: Float = 0.8" in swift
+    assert 'return probabilities[best] < unknownBelow ? "unknown"' in swift

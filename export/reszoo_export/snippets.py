@@ -73,14 +73,16 @@ def _templates(manifest: Manifest) -> Iterator[tuple[Any, FileRecord]]:
 def fill(template: str, words: Mapping[str, str], facts: Sequence[str]) -> str:
     """Fill in a template: replace `@WORD@`s, and keep lines by facts that are true.
 
-    Those are between `@if fact@` or `@if !fact@` and `@end@`.
+    Those are between `@if fact@` or `@if !fact@` and `@end@`, also inside each other.
     """
+    innermost = re.compile(r"(?ms)^@if (!?)(\w+)@\n((?:(?!^@if ).)*?)^@end@\n")
 
     def kept(block: re.Match[str]) -> str:
         return block[3] if (block[2] in facts) != (block[1] == "!") else ""
 
-    text = re.sub(r"(?ms)^@if (!?)(\w+)@\n(.*?)^@end@\n", kept, template)
-    return re.sub(r"@([A-Z_]+)@", lambda word: words[word[1]], text)
+    while innermost.search(template):
+        template = innermost.sub(kept, template)
+    return re.sub(r"@([A-Z_]+)@", lambda word: words[word[1]], template)
 
 
 def classifying_output(record: FileRecord) -> dict[str, Any]:
@@ -123,6 +125,8 @@ def _words(record: FileRecord, manifest: Manifest) -> tuple[dict[str, str], list
         "CLASS_WORD": "feature" if features else "class",
         "SCALE": repr(output.get("scale", 1)),
         "ZERO": zero if zero >= 0 else f"({zero})",
+        "KEEP": f"{100 * card.confidence.keep:g}" if card.confidence else "",
+        "UNKNOWN_BELOW": card.confidence.min_probability if card.confidence else "",
         "LABELS_TOO": " and labels.txt" if "named" in facts else "",
         "PODS": " (and MediaPipeTasksVision)" if "mediapipe" in facts else "",
     }  # fmt: skip
@@ -146,6 +150,7 @@ def _facts(card: Card, record: FileRecord) -> list[str]:
     input_dtype, output_dtype = image["dtype"], output["dtype"]
     holds: dict[str, bool] = {
         **{mode: card.preprocessing.resize == mode for mode in RESIZES},
+        "unknown": card.confidence is not None and not features,
         "grey": grey, "features": features, "logits": logits,
         "bicubic": card.preprocessing.interpolation == "bicubic",
         "nchw": image["shape"][-1] != card.preprocessing.channels,

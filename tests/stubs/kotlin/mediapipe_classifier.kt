@@ -29,6 +29,7 @@ class ImageClassifier : AutoCloseable {
             fun setBaseOptions(options: BaseOptions) = this
             fun setRunningMode(mode: RunningMode) = this
             fun setMaxResults(number: Int) = this
+            fun setScoreThreshold(least: Float) = this
             fun build() = ImageClassifierOptions()
         }
 
