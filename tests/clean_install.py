@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 VERSIONS = ("3.11", "3.12", "3.13")
 # Of pyenv and uv, which need not be on the PATH.
 PLACES = (
-    "~/.pyenv/versions/{}.*/bin/python",
-    "~/.local/share/uv/python/*{}*/bin/python",
+    ".pyenv/versions/{}.*/bin/python",
+    ".local/share/uv/python/*{}*/bin/python",
 )
 # Package of a runtime -> kind of distribution, files of the demo that it opens.
 RUNTIMES = {

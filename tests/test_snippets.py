@@ -375,7 +375,8 @@ int main() {{
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("kotlinc"), reason="compiles Kotlin with kotlinc")
 def test_kotlin_answers_unknown_below_the_threshold(tmp_path: Path) -> None:
-    sources, calls = [*sorted((_STUBS / "kotlin").glob("*.kt"))], []
+    sources = sorted((_STUBS / "kotlin").glob("*.kt"))
+    calls = []
     for number, least in enumerate(_LEASTS):
         written_snippets(tmp_path / str(number), _doubting(least), _TFLITE)
         sources.append(tmp_path / f"{number}.kt")
@@ -386,7 +387,8 @@ def test_kotlin_answers_unknown_below_the_threshold(tmp_path: Path) -> None:
         calls.append(f"    println(variant{number}.label({values}))\n")
     (tmp_path / "main.kt").write_text(f"fun main() {{\n{''.join(calls)}}}\n")
     library = ["-cp", "/usr/share/java/kotlin-stdlib-jdk7.jar"]
-    command = ["kotlinc", *library, *sources, "main.kt", "-d", "all.jar"]
+    words = map(str, sources)
+    command = ["kotlinc", *library, *words, "main.kt", "-d", "all.jar"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     command = ["kotlin", "-cp", f"all.jar:{library[1]}", "MainKt"]
     done = subprocess.run(
