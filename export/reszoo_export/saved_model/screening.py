@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
+from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -34,50 +35,10 @@ CALLING = CALLS | {
     "Case", "If", "StatelessCase", "StatelessIf", "StatelessWhile", "While",
 }  # fmt: skip
 # Exports of reszoo, and what `keras.Model.export` writes for image classifiers.
-COMPUTING = frozenset(
-    {
-        # Layers.
-        "AvgPool", "BatchMatMulV2", "BiasAdd", "Conv2D", "DepthwiseConv2dNative",
-        "Einsum", "Elu", "FusedBatchNormV3", "LRN", "LeakyRelu", "LogSoftmax",
-        "MatMul", "MaxPool", "Relu", "Relu6", "Selu", "Sigmoid", "Softmax",
-        "Softplus", "Softsign",
-        # Arithmetic.
-        "Abs", "Add", "AddN", "AddV2", "Ceil", "Cos", "Cumsum", "DenseBincount", "Div",
-        "DivNoNan", "Erf", "Erfc", "Exp", "Expm1", "Floor", "FloorDiv", "FloorMod",
-        "Inv", "Log", "Log1p", "Maximum", "Minimum", "Mod", "Mul", "Neg", "Pow",
-        "RealDiv", "Reciprocal", "Rint", "Round", "Rsqrt", "Sign", "Sin", "Sqrt",
-        "Square", "SquaredDifference", "Sub", "Tanh", "TruncateDiv", "TruncateMod",
-        # Reductions.
-        "All", "Any", "ArgMax", "ArgMin", "Max", "Mean", "Min", "Prod", "Sum",
-        # Comparisons and choice.
-        "Bitcast", "BitwiseAnd", "BitwiseOr", "Equal", "Greater", "GreaterEqual",
-        "IsFinite", "IsInf", "IsNan", "LeftShift", "Less", "LessEqual", "LogicalAnd",
-        "LogicalNot", "LogicalOr", "NotEqual", "RightShift", "Select", "SelectV2",
-        "Where",
-        # Shapes and places.
-        "BatchToSpaceND", "BroadcastArgs", "BroadcastTo", "Cast", "ClipByValue",
-        "Concat", "ConcatV2", "Const", "DepthToSpace", "EnsureShape", "ExpandDims",
-        "Fill", "Gather", "GatherNd", "GatherV2", "Identity", "IdentityN", "MirrorPad",
-        "NoOp", "OneHot", "OnesLike", "Pack", "Pad", "PadV2", "Placeholder",
-        "PlaceholderWithDefault", "PreventGradient", "Range", "Rank", "ReadVariableOp",
-        "Reshape", "Reverse", "ReverseV2", "Roll", "ScatterNd", "Shape", "ShapeN",
-        "Size", "Slice", "Snapshot", "SpaceToBatchND", "SpaceToDepth", "Split",
-        "SplitV", "Squeeze", "StopGradient", "StridedSlice", "TensorScatterUpdate",
-        "Tile", "TopKV2", "Transpose", "Unpack", "ZerosLike",
-        # Images.
-        "AdjustContrastv2", "CropAndResize", "DecodeAndCropJpeg", "DecodeBmp",
-        "DecodeGif", "DecodeImage", "DecodeJpeg", "DecodePng", "DecodeRaw",
-        "ExtractJpegShape", "ResizeArea", "ResizeBicubic", "ResizeBilinear",
-        "ResizeNearestNeighbor", "ScaleAndTranslate",
-        # Strings: encoded images, and names in the saver.
-        "AsString", "RegexFullMatch", "ShardedFilename", "StaticRegexFullMatch",
-        "StringJoin", "StringLength", "StringSplitV2", "Substr",
-        # Lists.
-        "Assert", "TensorListConcatV2", "TensorListElementShape",
-        "TensorListFromTensor", "TensorListGetItem", "TensorListLength",
-        "TensorListReserve", "TensorListSetItem", "TensorListStack",
-    }
-) | CALLING  # fmt: skip
+_LISTED = files("reszoo_export.saved_model").joinpath("operators.txt").read_text("ascii")
+COMPUTING = CALLING.union(
+    *(line.split() for line in _LISTED.splitlines() if not line.startswith("#"))
+)
 # Only outside of functions, where Python never runs them: in a function they would
 # reach the variables of other models by name.
 IN_GRAPH = frozenset({"AssignVariableOp", "VarHandleOp", "VarIsInitializedOp"})
