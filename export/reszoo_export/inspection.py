@@ -4,7 +4,7 @@ import os
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -291,22 +291,20 @@ def card_or_note(read: Callable[[], Card]) -> tuple[Card | None, str]:
         return None, f"damaged: {error}"
 
 
-def find_origin(
-    name: str, step: Callable[[str], str | None], known: dict[str, str | None]
-) -> str | None:
-    """Follow a tensor back to where it comes from, visiting each name once.
+def find_origins(
+    names: Iterable[str], passed: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Follow tensors back to where they come from, visiting each once.
 
-    `step` returns the tensor that another one is passed on from, None at the origin;
-    `known` are the origins found so far. None where tensors depend on themselves.
+    `passed` has the tensor that another one is passed on from. Returns the origin of
+    each tensor on the way; None where tensors depend on themselves.
     """
-    passed: list[str] = []
-    while name not in known:
-        known[name] = None
-        passed.append(name)
-        before = step(name)
-        if before is None:
-            known[name] = name
-            break
-        name = before
-    known.update(dict.fromkeys(passed, known[name]))
-    return known[name]
+    known: dict[str, str | None] = {}
+    for name in names:
+        followed: list[str] = []
+        while name not in known:
+            followed.append(name)
+            known[name] = None if name in passed else name
+            name = passed.get(name, name)
+        known.update(dict.fromkeys(followed, known[name]))
+    return known

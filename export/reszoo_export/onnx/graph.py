@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
+from reszoo_export.onnx.reader import makers
 from reszoo_export.quantization.grids import MAX_INT8, Steps
 from reszoo_export.quantization.integer_model import LEVELS, Ranges
 
@@ -34,8 +36,6 @@ def assign_tensors(graph: Any, weights: Mapping[str, Array]) -> None:
 
     Weights are in Keras' layout, by the name of their input.
     """
-    from onnx import numpy_helper
-
     # Keras' kernels end in (input, output), ONNX's begin with (output, input).
     turned = {
         node.input[0]: node
@@ -82,19 +82,16 @@ def constants(graph: Any) -> dict[str, Any]:
 
 def _pad_while_pooling(graph: Any) -> None:
     """Move padding into the max-pooling: -inf is equivalent to 0 after a ReLU."""
-    from onnx import helper, numpy_helper
-
-    known, makers = constants(graph), _makers(graph)
+    known, made = constants(graph), makers(graph)
     for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
-        pad = makers[pool.input[0]]
-        if pad.op_type != "Pad" or makers[pad.input[0]].op_type != "Relu":
+        pad = made[pool.input[0]]
+        if pad.op_type != "Pad" or made[pad.input[0]].op_type != "Relu":
             continue
         # Before and after, of four axes: batch, channels, height, width.
         pads = numpy_helper.to_array(known[pad.input[1]]).reshape(2, 4)
         own = {each.name: helper.get_attribute_value(each) for each in pool.attribute}
         del pool.attribute[:]
-        for name, value in {**own, "pads": pads[:, 2:].ravel().tolist()}.items():
-            pool.attribute.append(helper.make_attribute(name, value))
+        _set(pool, **{**own, "pads": pads[:, 2:].ravel().tolist()})
         pool.input[0] = pad.input[0]
         graph.node.remove(pad)
 
@@ -105,8 +102,6 @@ def _subsample_by_pooling(graph: Any) -> None:
     ncnn has no slices with steps, and shape inference of ONNX Runtime's quantization
     tools stops at the converter's, which also slices the batch.
     """
-    from onnx import helper, numpy_helper
-
     known = constants(graph)
     for node in [node for node in graph.node if node.op_type == "Slice"]:
         starts, ends, axes, *steps = (
@@ -123,21 +118,22 @@ def _subsample_by_pooling(graph: Any) -> None:
             continue
         node.op_type = "MaxPool"
         del node.input[1:]
-        for name, value in (("kernel_shape", [1, 1]), ("strides", strides[2:])):
-            node.attribute.append(helper.make_attribute(name, value))
+        _set(node, kernel_shape=[1, 1], strides=strides[2:])
 
 
 def _write_out_padding(graph: Any) -> None:
     """Write the defaults of padding, without which ncnn's converter leaves it out."""
-    from onnx import helper, numpy_helper
-
     for node in [node for node in graph.node if node.op_type == "Pad"]:
         if len(node.input) == 2:
             node.input.append(f"{node.output[0]}.value")
             zero = numpy_helper.from_array(np.float32(0), node.input[-1])
             graph.initializer.append(zero)
         if not node.attribute:
-            node.attribute.append(helper.make_attribute("mode", "constant"))
+            _set(node, mode="constant")
+
+
+def _set(node: Any, **options: Any) -> None:
+    node.attribute.extend(helper.make_attribute(*each) for each in options.items())
 
 
 def _merge_classifier(graph: Any) -> None:
@@ -155,16 +151,14 @@ def _merge_classifier(graph: Any) -> None:
 
 def _order(graph: Any) -> None:
     """Sort nodes topologically from the outputs, and constants by first use."""
-    makers = _makers(graph)
-    ordered: list[Any] = []
-    done: set[str] = set()
+    made, ordered, done = makers(graph), list[Any](), set[str]()
     waiting = [output.name for output in reversed(graph.output)]
     while waiting:
-        node = makers.get(waiting[-1])
+        node = made.get(waiting[-1])
         if node is None or node.output[0] in done:
             waiting.pop()
             continue
-        missing = [name for name in node.input if name in makers and name not in done]
+        missing = [name for name in node.input if name in made and name not in done]
         waiting.extend(reversed(missing))
         if not missing:
             ordered.append(node)
@@ -202,10 +196,6 @@ def _layer_of(kernel: str) -> str:
     return kernel.removesuffix(".weight")
 
 
-def _makers(graph: Any) -> dict[str, Any]:
-    return {output: node for node in graph.node for output in node.output}
-
-
 def _uses(graph: Any) -> dict[str, None]:
     return dict.fromkeys(name for node in graph.node for name in node.input)
 
@@ -231,13 +221,11 @@ def add_maps(graph: Any, kernel: Sequence[int], sides: Sequence[int | str]) -> N
     Its weights are the classifier's own, in the precision that the file has them in;
     they are `(features, classes)` large, and the map `(batch, height, width)`.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
-    makers = _makers(graph)
+    made = makers(graph)
     (head,) = (node for node in graph.node if node.op_type == "Gemm")
-    pool = makers[head.input[0]]
+    pool = made[head.input[0]]
     while pool.op_type not in (_POOL, "ReduceMean"):
-        pool = makers[pool.input[0]]
+        pool = made[pool.input[0]]
     weights = head.input[1]
     if not any(each.name == "transB" and each.i for each in head.attribute):
         weights = "cam.turned"
@@ -250,8 +238,7 @@ def add_maps(graph: Any, kernel: Sequence[int], sides: Sequence[int | str]) -> N
         ("Conv", [pool.input[0], "cam.weight"], "cam.first", {}),
         ("Transpose", ["cam.first"], "cam", {"perm": [0, 2, 3, 1]}),
     ):
-        node = helper.make_node(kind, inputs, [output], output, **options)
-        graph.node.append(node)
+        graph.node.append(helper.make_node(kind, inputs, [output], output, **options))
     value = helper.make_tensor_value_info("cam", TensorProto.FLOAT, [*sides, kernel[1]])
     graph.output.append(value)
 
@@ -350,8 +337,6 @@ class _Quantizer:
 
         Kernels without steps are the zeros and ones of a selection of channels.
         """
-        from onnx import numpy_helper
-
         axis = _OUTPUT_AXIS[node.op_type]
         value = numpy_helper.to_array(self.known[kernel])
         steps = self.steps.get(_layer_of(kernel))
@@ -384,13 +369,9 @@ class _Quantizer:
     def add(
         self, kind: str, source: str, output: str, scale: str, axis: int | None = None
     ) -> None:
-        from onnx import helper
-
         inputs = [source, f"{scale}.scale", f"{scale}.zero"]
         options = {} if axis is None else {"axis": axis}
         self.nodes.append(helper.make_node(kind, inputs, [output], output, **options))
 
     def add_constant(self, name: str, value: Any) -> None:
-        from onnx import numpy_helper
-
         self.initializers.append(numpy_helper.from_array(np.asarray(value), name))

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -219,26 +219,30 @@ def _constants(graph: Any) -> dict[str, Any]:
 
 def _weights(graph: Any, constants: Mapping[str, Any]) -> set[str]:
     """Return the constants that operators use as weights or biases."""
-    makers = {output: node for node in graph.node for output in node.output}
-
-    def step(name: str) -> str | None:
-        maker = makers.get(name)
-        if maker is None or maker.op_type not in _PASSING or not maker.input:
-            return None
-        return str(maker.input[0])
-
-    known: dict[str, str | None] = {}
-    origin = partial(inspection.find_origin, step=step, known=known)
+    made = makers(graph)
+    passed = {
+        name: str(node.input[0])
+        for name, node in made.items()
+        if node.op_type in _PASSING and node.input
+    }
+    used = (name for node in graph.node for name in node.input)
+    origins = inspection.find_origins(used, passed)
     names: list[str] = []
     for node in graph.node:
         if node.op_type in _WEIGHTED:
             names += node.input[_WEIGHTED[node.op_type] :]
         elif node.op_type == "Add":
             # The bias of a MatMul is an addition of its own.
-            products = [makers.get(origin(name) or "") for name in node.input]
+            products = [made.get(origins[name] or "") for name in node.input]
             if any(maker and maker.op_type == "MatMul" for maker in products):
                 names += node.input
-    return {name for name in map(origin, names) if name and name in constants}
+    found = {origins[name] for name in names}
+    return {name for name in found if name and name in constants}
+
+
+def makers(graph: Any) -> dict[str, Any]:
+    """Return the nodes of a graph, by the names of their outputs."""
+    return {output: node for node in graph.node for output in node.output}
 
 
 def _precision(graph: Any, weights: Iterable[Any]) -> str:

@@ -7,32 +7,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
+from onnx import TensorProto, checker, helper, numpy_helper
 
+from reszoo import __version__
 from reszoo.cards import Card
 from reszoo.console import quiet
 from reszoo.preprocessing import Pixels, shown_size
 from reszoo_export.formats import CAM, ONNX
 from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx import reader
-from reszoo_export.onnx.graph import (
-    add_maps,
-    assign_tensors,
-    constants,
-    quantize,
-    tidy,
-)
-from reszoo_export.quantization import integer_model
+from reszoo_export.onnx.graph import add_maps, assign_tensors, constants, quantize, tidy
+from reszoo_export.quantization import integer_model, ranges
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import Ranges
-from reszoo_export.quantization.ranges import (
-    SHARES,
-    Calibration,
-    choose,
-    ranges_of,
-    write_best,
-)
+from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.serving import INPUT, Serving
 
 _BATCH = "batch"
@@ -54,9 +46,9 @@ def write_fp16(serving: Serving, path: Path) -> None:
 def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     """Write an int8 file: uint8 pixels in, float32 outputs, as in the float32 file."""
     if serving.is_traced:
-        write_best(serving, calibration, path, _quantized(serving, calibration))
+        ranges.write_best(serving, calibration, path, _quantized(serving, calibration))
         return
-    choice = choose(serving.model, serving.card.preprocessing, calibration)
+    choice = ranges.choose(serving.model, serving.card.preprocessing, calibration)
     takes_bytes = integer_model.build_integer_model(
         serving.model, choice.narrow_weights, {}
     )
@@ -79,9 +71,9 @@ def _quantized(
         for image in calibration.images
     )
     extremes = find_extremes(model, batches)
-    for kinds, shares in ((None, SHARES), (WEIGHTED, SHARES[:2])):
+    for kinds, shares in ((None, ranges.SHARES), (WEIGHTED, ranges.SHARES[:2])):
         for share in shares:
-            made = quantized(model, ranges_of(extremes, share), kinds)
+            made = quantized(model, ranges.ranges_of(extremes, share), kinds)
             where = "all operators" if kinds is None else "operators with weights"
             method = f"ONNX Runtime, {where}, ranges of {share:.0%} of the images"
             yield method, partial(write_model, made, serving)
@@ -120,9 +112,6 @@ def _converted(serving: Serving, weights: dict[str, Any]) -> Any:
     As constants they would be copied by every step of TensorFlow's freezing and by
     every pass of tf2onnx's optimizers, which is most of the time of a conversion.
     """
-    import keras
-    import tensorflow as tf
-
     # Maps are added to the finished graph, with its own weights.
     names = [each for each in serving.options.names(ONNX) if each != CAM]
     answer = serving.function(*names).python_function
@@ -164,10 +153,6 @@ def _write_erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
 
 def write_model(model: Any, serving: Serving, path: Path) -> None:
     """Check a model, as `convert` makes it, and write it with its card."""
-    import onnx
-
-    import reszoo
-
     if serving.options.outputs == CAM:
         layers = (serving.model.get_layer(name) for name in ("avgpool", "fc"))
         pool, head = layers
@@ -176,13 +161,13 @@ def write_model(model: Any, serving: Serving, path: Path) -> None:
     for opset in [entry for entry in model.opset_import if entry.domain]:
         model.opset_import.remove(opset)  # Declared by converters, never used.
     model.ir_version = reader.ir_version(serving.options.opset or reader.OPSET)
-    model.producer_name, model.producer_version = "reszoo", reszoo.__version__
+    model.producer_name, model.producer_version = "reszoo", __version__
     model.graph.name = serving.card.architecture.name
     model.graph.ClearField("doc_string")  # Names a process-wide counter.
     del model.metadata_props[:]
     for key, value in properties(serving.card).items():
         model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model, full_check=True)
+    checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -215,8 +200,6 @@ def round_kernels(graph: Any) -> None:
 
     An ExportError if a weight is too large for float16.
     """
-    from onnx import TensorProto, helper, numpy_helper
-
     known, nodes = constants(graph), []
     for node in list(graph.node):
         # A product may also be one of two activations, or share its constant.
@@ -267,7 +250,7 @@ def find_extremes(model: Any, batches: Iterable[Pixels]) -> Extremes:
     return {name: np.array(ends, np.float32) for name, ends in found.items()}
 
 
-def quantized(model: Any, ranges: Ranges, kinds: Iterable[str] | None) -> Any:
+def quantized(model: Any, spans: Ranges, kinds: Iterable[str] | None) -> Any:
     """Return a model in integers: uint8 activations, int8 weights for each channel.
 
     Weights have 7 bits, so that two products fit 16 bits on processors without VNNI.
@@ -283,12 +266,12 @@ def quantized(model: Any, ranges: Ranges, kinds: Iterable[str] | None) -> Any:
         )
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-        spans = {name: tuple(map(np.float32, ends)) for name, ends in ranges.items()}
+        ends = {name: tuple(map(np.float32, span)) for name, span in spans.items()}
         quantizer = QDQQuantizer(
             save_and_reload_model_with_shape_infer(model),
             per_channel=True, reduce_range=True,
             weight_qType=QuantType.QInt8, activation_qType=QuantType.QUInt8,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, spans),
+            tensors_range=TensorsData(CalibrationMethod.MinMax, ends),
             nodes_to_quantize=[], nodes_to_exclude=_head(model.graph),
             op_types_to_quantize=sorted(kinds or {*QDQRegistry, *QLinearOpsRegistry}),
             extra_options={"QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
@@ -303,8 +286,7 @@ def quantized(model: Any, ranges: Ranges, kinds: Iterable[str] | None) -> Any:
 
 def _head(graph: Any) -> list[str]:
     """Name the nodes from the classifier on, and those before the first weights."""
-    makers = {output: node for node in graph.node for output in node.output}
-    names = []
+    makers, names = reader.makers(graph), []
     for output in graph.output:
         node = makers.get(output.name)
         while node is not None:

@@ -215,21 +215,14 @@ def _sizes(graph: Any, bodies: Sequence[_Body]) -> Counter[str]:
 
 
 def _weights(nodes: Sequence[Any]) -> list[Any]:
-    named = {node.name: node for node in nodes}
-
-    def step(name: str) -> str | None:
-        node = named.get(name)
-        if node is None or node.op not in _PASSING or not node.input:
-            return None
-        return node_name(node.input[0])
-
-    known: dict[str, str | None] = {}
-    users = [node for node in nodes if node.op in _WEIGHTED]
-    origins = {
-        inspection.find_origin(node_name(name), step, known)
-        for node in users
-        for name in node.input[1:]
+    passed = {
+        node.name: node_name(node.input[0])
+        for node in nodes
+        if node.op in _PASSING and node.input
     }
+    users = (node for node in nodes if node.op in _WEIGHTED)
+    used = (node_name(name) for node in users for name in node.input[1:])
+    origins = set(inspection.find_origins(used, passed).values())
     return [
         node.attr["value"].tensor
         for node in nodes

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
-from importlib.resources import files
+from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,9 @@ CALLING = CALLS | {
     "Case", "If", "StatelessCase", "StatelessIf", "StatelessWhile", "While",
 }  # fmt: skip
 # Exports of reszoo, and what `keras.Model.export` writes for image classifiers.
-_LISTED = files("reszoo_export.saved_model").joinpath("operators.txt").read_text("ascii")
-COMPUTING = CALLING.union(
-    *(line.split() for line in _LISTED.splitlines() if not line.startswith("#"))
-)
+_LIST = resources.files("reszoo_export.saved_model") / "operators.txt"
+_LINES = (line.split() for line in _LIST.read_text("ascii").splitlines())
+COMPUTING = CALLING.union(*(words for words in _LINES if words[0] != "#"))
 # Only outside of functions, where Python never runs them: in a function they would
 # reach the variables of other models by name.
 IN_GRAPH = frozenset({"AssignVariableOp", "VarHandleOp", "VarIsInitializedOp"})
