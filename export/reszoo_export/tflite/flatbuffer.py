@@ -7,7 +7,6 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import flatbuffers
@@ -48,42 +47,40 @@ OPERATORS = _names(schema.BuiltinOperator)
 DTYPES = {number: name.lower() for number, name in _names(schema.TensorType).items()}
 
 
-def table(
-    builder: flatbuffers.Builder,
-    offsets: Mapping[int, int],
-    uint32: Mapping[int, int] = MappingProxyType({}),
-    uint8: Mapping[int, int] = MappingProxyType({}),
-) -> int:
-    """Write a table and return its offset.
+def write(builder: flatbuffers.Builder, value: Any) -> int:
+    """Write a value and return its offset.
 
-    Values are given by the number of their field; offsets are what fields point to.
+    A mapping becomes a table by the numbers of its fields, in which NumPy's integers
+    are stored as they are; bytes begin at a multiple of `ALIGNMENT`. An int is the
+    offset of what has been written before.
     """
-    builder.StartObject(max((*offsets, *uint32, *uint8), default=-1) + 1)
-    for write, values in (
-        (builder.PrependUOffsetTRelativeSlot, offsets),
-        (builder.PrependUint32Slot, uint32),
-        (builder.PrependUint8Slot, uint8),
-    ):
-        for field, value in values.items():
-            write(field, value, 0)
-    written: int = builder.EndObject()
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Mapping):
+        fields = {
+            field: each if isinstance(each, np.integer) else write(builder, each)
+            for field, each in value.items()
+        }
+        builder.StartObject(max(fields, default=-1) + 1)
+        slots = {"uint8": builder.PrependUint8Slot, "uint32": builder.PrependUint32Slot}
+        for field, each in fields.items():
+            put = slots.get(type(each).__name__, builder.PrependUOffsetTRelativeSlot)
+            put(field, int(each), 0)
+        written: int = builder.EndObject()
+    elif isinstance(value, list):
+        offsets = [write(builder, each) for each in value]
+        builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
+        written = builder.EndVector()
+    elif isinstance(value, bytes):
+        builder.Prep(ALIGNMENT, len(value))
+        written = builder.CreateByteVector(value)
+    elif isinstance(value, str):
+        written = builder.CreateString(value)
+    else:
+        written = builder.CreateNumpyVector(value)
     return written
-
-
-def vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
-    """Write a vector of offsets and return its own."""
-    builder.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
-        builder.PrependUOffsetTRelative(offset)
-    written: int = builder.EndVector()
-    return written
-
-
-def aligned_bytes(builder: flatbuffers.Builder, content: bytes) -> int:
-    """Write bytes that begin at a multiple of `ALIGNMENT` and return their offset."""
-    builder.Prep(ALIGNMENT, len(content))
-    offset: int = builder.CreateByteVector(content)
-    return offset
 
 
 def read_model(content: bytes) -> Model:
@@ -176,17 +173,17 @@ def with_data(content: bytes, name: str, data: bytes) -> bytes:
     model = read_model(content)
     builder = flatbuffers.Builder(len(content) + len(data) + 4096)
     # A FlatBuffer is written from its end: old offsets from there stay valid.
-    aligned_bytes(builder, content)
+    write(builder, content)
     buffers = [model.Buffers(index) for index in range(model.BuffersLength())]
     metadata = [model.Metadata(index) for index in range(model.MetadataLength())]
-    buffer = table(builder, {0: aligned_bytes(builder, data)})
-    label = builder.CreateString(name)
-    entry = table(builder, {0: label}, {1: len(buffers)})
-    pointers = _pointers(content, model) | {
-        _BUFFERS: vector(builder, [*_offsets(content, buffers), buffer]),
-        _METADATA: vector(builder, [*_offsets(content, metadata), entry]),
+    buffer = write(builder, {0: data})
+    entry = write(builder, {0: name, 1: np.uint32(len(buffers))})
+    changed = {
+        _BUFFERS: [*_offsets(content, buffers), buffer],
+        _METADATA: [*_offsets(content, metadata), entry],
+        _VERSION: np.uint32(model.Version()),
     }
-    root = table(builder, pointers, {_VERSION: model.Version()})
+    root = write(builder, _pointers(content, model) | changed)
     builder.Finish(root, FILE_IDENTIFIER)
     return bytes(builder.Output())
 
@@ -240,9 +237,9 @@ def model_metadata(
     Labels are attached to the outputs with a number for each class.
     """
     builder = flatbuffers.Builder()
-    ins = [_image(builder, each) for each in inputs]
-    outs = [_output(builder, each, card) for each in outputs]
-    graph = table(builder, {2: vector(builder, ins), 3: vector(builder, outs)})
+    ins = [write(builder, _image(each)) for each in inputs]
+    outs = [write(builder, _output(each, card)) for each in outputs]
+    graph = write(builder, {2: ins, 3: outs})
     reszoo = card.versions.get("reszoo")
     texts = {
         "name": card.architecture.name,
@@ -251,12 +248,9 @@ def model_metadata(
         "author": "made with reszoo",
         "license": licence(card),
     }
-    fields = {
-        _TEXTS[word]: builder.CreateString(text) for word, text in texts.items() if text
-    }
-    fields[7] = builder.CreateString(_MIN_PARSER_VERSION)
-    fields[3] = vector(builder, [graph])
-    builder.Finish(table(builder, fields), _METADATA_IDENTIFIER)
+    fields = {_TEXTS[word]: text for word, text in texts.items() if text}
+    root = write(builder, {**fields, 7: _MIN_PARSER_VERSION, 3: [graph]})
+    builder.Finish(root, _METADATA_IDENTIFIER)
     return bytes(builder.Output())
 
 
@@ -274,44 +268,30 @@ def read_texts(model: Model) -> dict[str, str]:
     }
 
 
-def _image(builder: flatbuffers.Builder, tensor: TensorDescription) -> int:
-    height, width, channels = map(int, tensor.shape[1:])
-    size = table(builder, {}, {0: width, 1: height})
+def _image(tensor: TensorDescription) -> dict[int, Any]:
+    height, width, channels = map(np.uint32, tensor.shape[1:])
     kind, name = (_GREY, "Grey") if channels == 1 else (_RGB, "RGB")
-    image = table(builder, {1: size}, uint8={0: kind})
-    content = table(builder, {1: image}, uint8={0: _IMAGE})
+    image = {1: {0: width, 1: height}, 0: np.uint8(kind)}
     # The graph normalises; readers require this of float32 inputs.
-    options = table(builder, {0: _float(builder, 0), 1: _float(builder, 1)})
-    unit = table(builder, {1: options}, uint8={0: _NORMALIZATION})
-    fields = {3: content, 4: vector(builder, [unit]), 5: _range(builder, 0, 255)}
-    return _tensor(builder, tensor, f"{name} image with pixels from 0 to 255", fields)
+    unit = {1: _floats(0, 1), 0: np.uint8(_NORMALIZATION)}
+    text = f"{name} image with pixels from 0 to 255"
+    content = {1: image, 0: np.uint8(_IMAGE)}
+    return {3: content, 4: [unit], 5: _floats(255, 0), 0: tensor.name, 1: text}
 
 
-def _output(builder: flatbuffers.Builder, tensor: TensorDescription, card: Card) -> int:
-    fields = {3: table(builder, {1: table(builder, {})}, uint8={0: _FEATURE})}
+def _output(tensor: TensorDescription, card: Card) -> dict[int, Any]:
+    fields: dict[int, Any] = {3: {1: {}, 0: np.uint8(_FEATURE)}}
     if tensor.name == "probabilities":
-        fields[5] = _range(builder, 0, 1)
+        fields[5] = _floats(1, 0)
     if card.labels and tensor.name != "features":
-        texts = {0: LABELS_FILE, 1: "Names of the classes, one a line"}
-        file = {slot: builder.CreateString(text) for slot, text in texts.items()}
-        fields[6] = vector(builder, [table(builder, file, uint8={2: _AXIS_LABELS})])
-    return _tensor(builder, tensor, f"{tensor.name} of the image", fields)
+        text = "Names of the classes, one a line"
+        fields[6] = [{0: LABELS_FILE, 1: text, 2: np.uint8(_AXIS_LABELS)}]
+    return {**fields, 0: tensor.name, 1: f"{tensor.name} of the image"}
 
 
-def _tensor(
-    builder: flatbuffers.Builder, tensor: TensorDescription, text: str, fields: Any
-) -> int:
-    names = {0: builder.CreateString(tensor.name), 1: builder.CreateString(text)}
-    return table(builder, fields | names)
-
-
-def _float(builder: flatbuffers.Builder, value: float) -> int:
-    offset: int = builder.CreateNumpyVector(np.array([value], np.float32))
-    return offset
-
-
-def _range(builder: flatbuffers.Builder, low: float, high: float) -> int:
-    return table(builder, {0: _float(builder, high), 1: _float(builder, low)})
+def _floats(*values: float) -> dict[int, Any]:
+    """Return a table of vectors of one number: mean and deviation, or a range."""
+    return {field: np.float32([value]) for field, value in enumerate(values)}
 
 
 # Operators with weights.

@@ -189,9 +189,9 @@ class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
         if self.data is None:
-            return flatbuffer.table(builder, {})
+            return flatbuffer.write(builder, {})
         data = np.asarray(self.data, np.uint8).tobytes()
-        return flatbuffer.table(builder, {0: flatbuffer.aligned_bytes(builder, data)})
+        return flatbuffer.write(builder, {0: data})
 
 
 def float16_kernels(content: bytes) -> bytes:
