@@ -33,7 +33,6 @@ from reszoo.training.model import precision_policy
 from reszoo.weights import keras_h5
 from reszoo.zoo import attached_card
 from reszoo_export.keras_models import graph
-from reszoo_export.keras_models.graph import Call, Value, caller
 from reszoo_export.keras_models.resnet import CAFFE, keras_card, sized
 from reszoo_export.runtimes import ModelOutput
 from reszoo_export.verification.reference import synthetic_images
@@ -57,7 +56,7 @@ class Scores:
 
     activation: str | None  # "softmax", "sigmoid", or None where the scores are logits
     units: int  # number of scores
-    call: Call | None  # the layer or operation with that activation
+    layer: Any  # or operation with that activation; None where there is none
 
     @property
     def is_multilabel(self) -> bool:
@@ -78,23 +77,21 @@ def read_scores(model: keras.Model) -> Scores:
             f"Received: {model.name!r}, whose output is {shape}; add pooling and a "
             "Dense layer."
         )
-    call = caller(value)
-    while call is not None and call.kind in _RESHAPING:
-        if {side for each in call.inputs for side in each.tensor.shape[1:-1]} - {1}:
+    while value.kind in _RESHAPING:
+        if {side for each in value.inputs for side in each.tensor.shape[1:-1]} - {1}:
             break
-        call = caller(call.inputs[0])
-    kind = None
-    if call is not None and call.kind in _ENDS:
+        value = value.source
+    layer = value.layer
+    kind = _FUNCTIONS.get(getattr(layer, "activation", None))
+    if value.kind in _ENDS:
         # Of all scores, not along another axis.
-        kind = _ENDS[call.kind] if getattr(call.layer, "axis", -1) == -1 else None
-    elif call is not None:
-        kind = _FUNCTIONS.get(getattr(call.layer, "activation", None))
+        kind = _ENDS[value.kind] if getattr(layer, "axis", -1) == -1 else None
     if shape[1] < 2 and kind != "sigmoid":
         raise UsageError(
             "A classifier must give a score for each of at least two classes, or one "
             f"score behind a sigmoid. Received: {model.name!r} with one output."
         )
-    return Scores(kind, shape[1], call if kind else None)
+    return Scores(kind, shape[1], layer if kind else None)
 
 
 def copy_classifier(
@@ -106,10 +103,10 @@ def copy_classifier(
     softmax is the same probability. A UsageError names a layer that computes in half
     precision and cannot be copied. `dtype` is what the copy computes in.
     """
+    copy = _Copy(scores, dtype)
     with precision_policy(dtype):
         image = keras.Input(model.input_shape[1:], dtype=dtype, name="image")
-        copy = _Copy(image, scores, dtype)
-        logits = copy.value(graph.answer_of(model))
+        (logits,) = graph.run(model, [image], copy.call)
         if scores.units == 1:
             logits = SecondClass(name="logits")(logits)
         made = keras.Model(image, logits, name=model.name)
@@ -122,53 +119,25 @@ def copy_classifier(
 class _Copy:
     """Copies layers and calls them as the model does."""
 
-    def __init__(self, image: Any, scores: Scores, dtype: str) -> None:
-        self.image, self.dtype = image, dtype
-        self.end = scores.call
-        # Outputs of a call, by node and place; twins of layers.
-        self.outputs: dict[Any, list[Any]] = {}
+    def __init__(self, scores: Scores, dtype: str) -> None:
+        self.end, self.dtype = scores.layer, dtype
         self.twins: dict[int, tuple[Any, Any]] = {}
         self.names: set[str] = {"image"}
 
-    def value(self, answer: Value) -> Any:
-        """Return what the copy gives for a value of the model."""
-        waiting = [answer]
-        while waiting:
-            call = caller(waiting[-1])
-            if call is None or _key(call) in self.outputs:
-                waiting.pop()
-                continue
-            missing = [
-                each
-                for each in call.inputs
-                if (before := caller(each)) and _key(before) not in self.outputs
-            ]
-            waiting += missing
-            if not missing:
-                self.outputs[_key(call)] = self.call(call)
-        return self.made(answer)
-
-    def made(self, value: Value) -> Any:
-        call = caller(value)
-        if call is None:
-            return self.image
-        return self.outputs[_key(call)][call.output.tensor._keras_history.tensor_index]
-
-    def call(self, call: Call) -> list[Any]:
-        values = [self.made(each) for each in call.inputs]
-        twin = self.twin(call)
+    def call(self, node: Any, values: list[Any]) -> list[Any]:
+        """Return what the copy of a layer gives in a call (see `graph.run`)."""
+        twin = self.twin(node.operation)
         if twin is None:
             return values[:1]
-        tensors = call.node.input_tensors
-        filled = {id(t): made for t, made in zip(tensors, values, strict=True)}
-        given, named = call.node.arguments.fill_in(filled)
+        filled = dict(zip(map(id, node.input_tensors), values, strict=True))
+        given, named = node.arguments.fill_in(filled)
         named = {name: each for name, each in named.items() if name not in _DROPPED}
         return list(keras.tree.flatten(twin(*given, **named)))
 
-    def twin(self, call: Call) -> Any:
-        """Return the copy of a call's layer; None where it is the last activation."""
-        layer, changes = call.layer, {}
-        if self.end is not None and layer is self.end.layer:
+    def twin(self, layer: Any) -> Any:
+        """Return the copy of a layer; None where it is the last activation."""
+        changes = {}
+        if layer is self.end:
             is_activation = isinstance(layer, keras.layers.Activation)
             if is_activation or not hasattr(layer, "activation"):
                 return None
@@ -207,18 +176,6 @@ class _Copy:
         found = next(each for each in names if each not in self.names)
         self.names.add(found)
         return found
-
-
-def _key(call: Call) -> Any:
-    return id(call.node), tuple(map(_entered_key, call.output.scope))
-
-
-def _entered_key(entered: Any) -> Any:
-    places = (
-        (id(each.tensor), tuple(map(_entered_key, each.scope)))
-        for each in entered.arguments
-    )
-    return id(entered.model), *places
 
 
 class Affine(keras.layers.Layer):  # type: ignore[misc]
@@ -420,8 +377,12 @@ def _implied(
     largest = (np.max(np.abs(scale)) for scale in affine)
     if len(affine) == len(first) and all(each <= 1 / _LARGE for each in largest):
         return "inside the model: RGB in 0..255", _record(_BYTES, shape)
-    models = [each for each in graph.all_layers(model) if isinstance(each, keras.Model)]
-    for inside in (model, *(each for each in models if _takes_image(model, each))):
+    # Models in this one, if all their calls are given the image itself: None here.
+    entered: list[tuple[keras.Model, list[Any]]] = []
+    graph.run(model, [None], lambda node, _: [node] * len(node.outputs), entered)
+    others = [inside for inside, given in entered if {*given} != {None}]
+    takers = [inside for inside, _ in entered if inside not in others]
+    for inside in (model, *takers):
         if (found := attached_card(inside)) is not None:
             return "of the model inside", found.card.preprocessing
         layers = {layer.name for layer in inside.layers}
@@ -444,20 +405,6 @@ def _implied(
         f"RGB in 0..1, for example {example} for inputs in -1..1, mean 0 and std 1 for "
         "inputs in 0..1, or mean 0 and std 1/255 for inputs in 0..255."
     )
-
-
-def _takes_image(model: keras.Model, inside: keras.Model) -> bool:
-    """Tell whether a model in another one is given the image itself."""
-    # The calls that lead to the model's output, not those of other models.
-    waiting, given, seen = list(model.outputs), list[Any](), set()
-    while waiting:
-        layer, index, _ = waiting.pop()._keras_history
-        node = layer._inbound_nodes[index] if layer is not None else None
-        if node is not None and id(node) not in seen:
-            seen.add(id(node))
-            waiting += node.input_tensors
-            given += node.input_tensors if node.operation is inside else []
-    return bool(given) and all(caller(Value(each)) is None for each in given)
 
 
 def _record(statistics: Any, shape: tuple[int, int, int]) -> Preprocessing:

@@ -1,6 +1,6 @@
 """Walk the graph of a Keras model, and read its convolutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,40 +21,28 @@ _IDLE = frozenset({
 })  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
-    """A tensor of a model, and the nested models that it lies in, outermost first."""
+    """A tensor of a model, and the use of a layer that made it."""
 
     tensor: Any
-    scope: "tuple[_Entered, ...]" = ()
-
-    @property
-    def key(self) -> tuple[int, ...]:
-        """What tells it from all other tensors, once it was made by a `Call`."""
-        return (id(self.tensor), *(id(entered.model) for entered in self.scope))
-
-
-@dataclass(frozen=True)
-class _Entered:
-    model: Any
-    arguments: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One use of a layer."""
-
-    layer: Any  # or an operation of `keras.ops`
-    inputs: tuple[Value, ...]
-    output: Value
-    node: Any  # Keras' record of the call, which has its other arguments
+    layer: Any = None  # or an operation of `keras.ops`; None for the image itself
+    inputs: "tuple[Value, ...]" = ()
+    node: Any = None  # Keras' record of the call
 
     @property
     def kind(self) -> str:
         """Name of the layer's class."""
         return type(self.layer).__name__
 
+    @property
+    def source(self) -> "Value":
+        """The first input of the layer."""
+        return self.inputs[0]
+
     def __str__(self) -> str:
+        if self.layer is None:
+            return "the input"
         return f"layer {self.layer.name!r} ({self.kind})"
 
 
@@ -76,50 +64,58 @@ def answer_of(model: keras.Model) -> Value:
             f"Received: {model.name!r} with {len(model.inputs)} input(s) and "
             f"{len(model.outputs)} output(s)."
         )
-    return Value(model.outputs[0])
+
+    def made(node: Any, inputs: list[Value]) -> list[Value]:
+        return [
+            Value(each, node.operation, tuple(inputs), node) for each in node.outputs
+        ]
+
+    answer: Value = run(model, [Value(model.inputs[0])], made)[0]
+    return answer
 
 
-def caller(value: Value) -> Call | None:
-    """Return the call that made a value; None for the image itself."""
-    while True:
-        layer, index, position = value.tensor._keras_history
-        if layer is None or isinstance(layer, keras.layers.InputLayer):
-            if not value.scope:
-                return None
-            # What the nested model was called with.
-            entered = value.scope[-1]
-            places = [id(each) for each in entered.model.inputs]
-            if id(value.tensor) not in places:
-                name = entered.model.name
-                raise UsageError(f"The input of {name!r} is not connected.")
-            value = entered.arguments[places.index(id(value.tensor))]
+def run(
+    model: keras.Model,
+    inputs: Sequence[Any],
+    apply: Callable[[Any, list[Any]], Sequence[Any]],
+    entered: list[tuple[keras.Model, list[Any]]] | None = None,
+) -> list[Any]:
+    """Run a functional model on anything in place of tensors; return its outputs.
+
+    `apply` gives the outputs of a call, from Keras' record of it and its inputs. Nested
+    models are run in the same way, and those directly in the model are added to
+    `entered` with their inputs; idle layers hand on what they get.
+    """
+    values = dict(zip(map(id, model.inputs), inputs, strict=False))
+    by_depth = getattr(model, "_functional", model)._nodes_by_depth
+    for node in chain.from_iterable(by_depth[at] for at in sorted(by_depth)[::-1]):
+        if node.is_input:
             continue
-        node = layer._inbound_nodes[index]
-        inputs = tuple(Value(each, value.scope) for each in node.input_tensors)
+        layer, given = node.operation, [values[id(each)] for each in node.input_tensors]
+        made: Sequence[Any] = given[:1]
         if _is_functional(layer):
-            entered = _Entered(layer, inputs)
-            value = Value(layer.outputs[position], (*value.scope, entered))
-        elif _is_idle(layer):
-            value = inputs[0]
-        else:
-            return Call(layer, inputs, value, node)
+            made = run(layer, given, apply)
+            if entered is not None:
+                entered.append((layer, given))
+        elif not _is_idle(layer):
+            made = apply(node, given)
+        values.update(zip(map(id, node.outputs), made, strict=True))
+    return [values[id(each)] for each in model.outputs]
 
 
-def call_of(value: Value, fits: Callable[[Call], bool], expected: str) -> Call:
-    """Return the call that made a value; a UsageError if it does not fit."""
-    call = caller(value)
-    if call is None or not fits(call):
-        raise not_understood(call, expected)
-    return call
+def checked(value: Value, fits: Callable[[Value], bool], expected: str) -> Value:
+    """Return a value whose layer fits; a UsageError if it does not."""
+    if not fits(value):
+        raise not_understood(value, expected)
+    return value
 
 
-def not_understood(call: Call | None, expected: str, how: str = "") -> UsageError:
-    """Return the error for a layer that does not fit a ResNet; None is the image."""
-    received = f"{call or 'the input'}{how}"
+def not_understood(value: Value, expected: str, how: str = "") -> UsageError:
+    """Return the error for a layer that does not fit a ResNet."""
     return UsageError(
         "Of Keras models only ResNets as reszoo and keras.applications build them, "
         "with one Dense layer as the head, can be exported. Expected from output to "
-        f"input: {expected}. Received: {received}."
+        f"input: {expected}. Received: {value}{how}."
     )
 
 
@@ -151,13 +147,13 @@ class FoundConvolution:
     image: Value  # its input, before it is padded
 
 
-def read_norm(value: Value, name: str) -> Call:
-    """Return the batch normalization that gives a value; else a UsageError."""
-    return call_of(
+def read_norm(value: Value, name: str) -> Value:
+    """Return a value that batch normalization gives; else a UsageError."""
+    return checked(
         value,
-        lambda call: (
-            isinstance(call.layer, keras.layers.BatchNormalization)
-            and call.layer.axis in (-1, 3)
+        lambda value: (
+            isinstance(value.layer, keras.layers.BatchNormalization)
+            and value.layer.axis in (-1, 3)
         ),
         f"the batch normalization {name} over the last axis",
     )
@@ -170,13 +166,12 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
     """
     norm = None
     if expected.norm is not None:
-        norm = read_norm(value, expected.norm)
-        value = norm.inputs[0]
+        norm = read_norm(value, expected.norm).layer
+        value = value.source
     name = f"the convolution {expected.name}"
-    call = call_of(
-        value, lambda call: type(call.layer) in (keras.layers.Conv2D, Conv2D), name
-    )
-    layer, side = call.layer, expected.kernel_size
+    if type(value.layer) not in (keras.layers.Conv2D, Conv2D):
+        raise not_understood(value, name)
+    layer, side = value.layer, expected.kernel_size
     plain = (
         layer.activation is keras.activations.linear
         and layer.dilation_rate == (1, 1)
@@ -185,11 +180,11 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
     )
     if not plain:
         raise not_understood(
-            call,
+            value,
             "a convolution without activation, dilation or quantization, with channels "
             "last",
         )
-    padding, image = _padding(call)
+    padding, image = _padding(value)
     made, wanted = (
         f" of {shape} weights in {groups} group(s), strides {strides}, padding {pad}"
         for shape, groups, strides, pad in (
@@ -198,29 +193,28 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
         )
     )
     if made != wanted:
-        raise not_understood(call, f"{name}{wanted}", made)
-    return FoundConvolution(layer, norm and norm.layer, image)
+        raise not_understood(value, f"{name}{wanted}", made)
+    return FoundConvolution(layer, norm, image)
 
 
-def _padding(call: Call) -> tuple[int, Value]:
+def _padding(value: Value) -> tuple[int, Value]:
     """Return how many zeros surround the input on every side, and that input."""
-    layer, image = call.layer, call.inputs[0]
+    layer, pad = value.layer, value.source
     side = layer.kernel_size[0]
     if layer.padding == "same" and side > 1:
         if layer.strides != (1, 1):
             raise not_understood(
-                call,
+                value,
                 "explicit padding at stride 2, because padding='same' shifts the image "
                 "depending on its size",
             )
-        return side // 2, image
-    pad = caller(image)
-    if pad is None or pad.kind != "ZeroPadding2D":
-        return 0, image
+        return side // 2, pad
+    if pad.kind != "ZeroPadding2D":
+        return 0, pad
     (top, bottom), (left, right) = pad.layer.padding
     if len({top, bottom, left, right}) > 1:
         raise not_understood(pad, "the same padding on all sides")
-    return top, pad.inputs[0]
+    return top, pad.source
 
 
 def as_numpy(variable: Any) -> Any:

@@ -29,7 +29,7 @@ from reszoo.weights.names import Tensors
 from reszoo.zoo import attached_card, own_card
 from reszoo_export.folding import fold_layers
 from reszoo_export.keras_models import graph
-from reszoo_export.keras_models.graph import Call, FoundConvolution, Value, caller
+from reszoo_export.keras_models.graph import FoundConvolution, Value
 
 CAFFE = "of keras.applications"
 _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
@@ -41,8 +41,8 @@ class Head:
 
     image: Value  # that output
     pooling: str | None = None  # "avg" or "max"; None where nothing is pooled
-    pooled: Value | None = None  # what the classifier sees
     classifier: keras.layers.Dense | None = None
+    features: Any = None  # the tensor that the classifier sees, in the model it lies in
     softmax: bool = False  # whether the model gives probabilities
 
 
@@ -145,13 +145,13 @@ class _Walk:
             value = self.relu(value, name)
         if self.expected.shortcut == "none":
             return self.path(value, listed)[1]
-        call = graph.call_of(
+        graph.checked(
             value,
-            lambda call: call.kind == "Add" and len(call.inputs) == 2,
+            lambda total: total.kind == "Add" and len(total.inputs) == 2,
             f"the sum of a path and its shortcut in {name}",
         )
         start, errors = self.progress, []
-        for main, shortcut in (call.inputs, call.inputs[::-1]):
+        for main, shortcut in (value.inputs, value.inputs[::-1]):
             self.progress = start
             try:
                 given, image = self.path(main, listed)
@@ -183,65 +183,61 @@ class _Walk:
         if last.is_shortcut:
             source, image = self.convolution(value, last), given
             if last.pool > 1:
-                source = graph.call_of(
+                source = graph.checked(
                     source,
-                    lambda call: _pools(call, "AveragePooling2D", 2, last.pool, "same"),
+                    lambda pool: _pools(pool, "AveragePooling2D", 2, last.pool, "same"),
                     f"2x2 average pooling before {last.name}",
-                ).inputs[0]
+                ).source
         elif stride > 1 or last.filters != listed[0].in_channels:
             wanted = (last.filters, stride)
             grows = last.filters != listed[0].in_channels
-            source = graph.call_of(
+            source = graph.checked(
                 value,
-                lambda call: (
+                lambda given: (
                     (
-                        isinstance(call.layer, IdentityShortcut)
-                        and (call.layer.filters, call.layer.stride) == wanted
+                        isinstance(given.layer, IdentityShortcut)
+                        and (given.layer.filters, given.layer.stride) == wanted
                     )
                     # Every second pixel, as keras.applications writes it.
-                    or (not grows and _pools(call, "MaxPooling2D", 1, stride, "valid"))
+                    or (not grows and _pools(given, "MaxPooling2D", 1, stride, "valid"))
                 ),
                 f"a shortcut of stride {stride} and zero channels in {last.block}",
-            ).inputs[0]
-        made = [call and call.output.key for call in map(caller, (source, image))]
-        if made[0] != made[1]:
-            raise graph.not_understood(
-                caller(source), f"the input of the block {last.block}"
-            )
+            ).source
+        if source is not image:
+            raise graph.not_understood(source, f"the input of the block {last.block}")
 
     def stem(self, value: Value, listed: list[Convolution]) -> None:
         if self.expected.spec.stem != "3x3":
-            pool = graph.call_of(
+            pad = graph.checked(
                 value,
-                lambda call: _pools(call, "MaxPooling2D", 3, 2, "valid"),
+                lambda pool: _pools(pool, "MaxPooling2D", 3, 2, "valid"),
                 "3x3 max-pooling at stride 2 without padding of its own",
-            )
+            ).source
             around = "ZeroPadding2D", ((1, 1), (1, 1))
-            value = graph.call_of(
-                pool.inputs[0],
-                lambda call: (call.kind, getattr(call.layer, "padding", "")) == around,
+            value = graph.checked(
+                pad,
+                lambda pad: (pad.kind, getattr(pad.layer, "padding", "")) == around,
                 "ZeroPadding2D by 1 before the pooling",
-            ).inputs[0]
+            ).source
         for each in reversed(listed):
             if each is not listed[-1] or not self.is_pre:
                 value = self.relu(value, each.name)
             value = self.convolution(value, each)
-        if (begin := caller(value)) is not None:
+        if value.layer is not None:
             raise graph.not_understood(
-                begin,
+                value,
                 "the input, because preprocessing must be outside the model: remove it "
                 "and pass preprocessing=reszoo.Preprocessing(...)",
             )
 
     def relu(self, value: Value, name: str) -> Value:
-        call = graph.call_of(value, is_relu, f"the ReLU after {name}")
+        relu = graph.checked(value, is_relu, f"the ReLU after {name}")
         self.progress += 1
-        return call.inputs[0]
+        return relu.source
 
     def norm(self, value: Value, name: str) -> Value:
-        call = graph.read_norm(value, name)
-        self.norms[name] = call.layer
-        return call.inputs[0]
+        self.norms[name] = graph.read_norm(value, name).layer
+        return value.source
 
     def convolution(self, value: Value, expected: Convolution) -> Value:
         found = graph.read_convolution(value, expected)
@@ -251,56 +247,54 @@ class _Walk:
 
 
 def _read_head(value: Value) -> Head:
-    call, softmax = caller(value), False
-    if call is not None and _is_softmax(call):
-        softmax, value = True, call.inputs[0]
-        call = caller(value)
-    classifier = None
-    if call is not None and type(call.layer) is keras.layers.Dense:
-        classifier, activation = call.layer, call.layer.activation
+    if softmax := _is_softmax(value):
+        value = value.source
+    classifier, features = None, None
+    if type(value.layer) is keras.layers.Dense:
+        classifier, activation = value.layer, value.layer.activation
         known = activation in (keras.activations.linear, keras.activations.softmax)
         if not known or classifier.quantization_mode is not None:
             raise graph.not_understood(
-                call, "a classifier that ends in logits or softmax, after the pooling"
+                value, "a classifier that ends in logits or softmax, after the pooling"
             )
         softmax = softmax or activation is keras.activations.softmax
-        value = call.inputs[0]
-        call = caller(value)
+        (features,), value = value.node.input_tensors, value.source
     if softmax and classifier is None:
-        raise graph.not_understood(call, "a Dense layer before the softmax")
-    if call is not None and call.kind == "Flatten" and call.inputs[0].tensor.ndim == 2:
-        value = call.inputs[0]
-        call = caller(value)
-    pooling = _POOLS.get(call.kind) if call else None
-    if call is not None and pooling and call.layer.keepdims:
+        raise graph.not_understood(value, "a Dense layer before the softmax")
+    if value.kind == "Flatten" and value.source.tensor.ndim == 2:
+        value = value.source
+    pooling = _POOLS.get(value.kind)
+    if pooling and value.layer.keepdims:
         pooling = None
     if classifier is not None and pooling != "avg":
-        raise graph.not_understood(call, "GlobalAveragePooling2D before the classifier")
-    if call is None or pooling is None:
+        raise graph.not_understood(
+            value, "GlobalAveragePooling2D before the classifier"
+        )
+    if pooling is None:
         return Head(value)
-    return Head(call.inputs[0], pooling, value, classifier, softmax)
+    return Head(value.source, pooling, classifier, features, softmax)
 
 
-def _is_softmax(call: Call) -> bool:
-    if isinstance(call.layer, keras.layers.Activation):
-        return bool(call.layer.activation is keras.activations.softmax)
-    return call.kind == "Softmax" and call.layer.axis == -1
+def _is_softmax(value: Value) -> bool:
+    if isinstance(value.layer, keras.layers.Activation):
+        return bool(value.layer.activation is keras.activations.softmax)
+    return value.kind == "Softmax" and value.layer.axis == -1
 
 
-def is_relu(call: Call) -> bool:
-    """Tell whether a call is max(x, 0) and nothing else."""
-    layer = call.layer
+def is_relu(value: Value) -> bool:
+    """Tell whether a value is max(x, 0) and nothing else."""
+    layer = value.layer
     if isinstance(layer, keras.layers.Activation):
         return bool(layer.activation is keras.activations.relu)
     if isinstance(layer, keras.layers.ReLU):
         changed = (layer.max_value, layer.negative_slope, layer.threshold)
         return not any(changed) and layer.max_value is None
-    return call.kind == "Relu"
+    return value.kind == "Relu"
 
 
-def _pools(call: Call, kind: str, size: int, stride: int, padding: str) -> bool:
-    layer, wanted = call.layer, ((size, size), (stride, stride), padding)
-    fits = call.kind == kind
+def _pools(value: Value, kind: str, size: int, stride: int, padding: str) -> bool:
+    layer, wanted = value.layer, ((size, size), (stride, stride), padding)
+    fits = value.kind == kind
     return fits and wanted == (layer.pool_size, layer.strides, layer.padding)
 
 

@@ -89,14 +89,14 @@ def _exact(model: keras.Model) -> keras.Model:
 
 def _up_to_features(model: keras.Model, head: Head) -> keras.Model:
     """Return a model that shares the layers and ends in what the classifier sees."""
-    if head.pooled is None:
+    if head.pooling is None:
         pool = keras.layers.GlobalAveragePooling2D()
         return keras.Sequential([model, pool])
     if head.classifier is None:
         return model
-    if head.pooled.scope:
+    if head.classifier not in model.layers:
         raise UsageError(
             "The features of a model can be exported if its classifier is not inside "
             f"of another model. Received: {model.name!r}; export the model inside."
         )
-    return keras.Model(model.inputs, head.pooled.tensor)
+    return keras.Model(model.inputs, head.features)

@@ -291,7 +291,7 @@ def _output(tensor: TensorDescription, card: Card) -> dict[int, Any]:
 
 def _floats(*values: float) -> dict[int, Any]:
     """Return a table of vectors of one number: mean and deviation, or a range."""
-    return {field: np.float32([value]) for field, value in enumerate(values)}
+    return {field: np.array([value], np.float32) for field, value in enumerate(values)}
 
 
 # Operators with weights.
