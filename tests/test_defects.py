@@ -42,8 +42,8 @@ from onnx import numpy_helper
 
 import reszoo
 from reszoo.weights.names import assign_tensors, to_tensors
-from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.keras_models.resnet import fold
 from reszoo_export.keras_models.source import source_answers
 from reszoo_export.onnx.reader import CARD_KEY
 from reszoo_export.saved_model import writer

@@ -13,8 +13,8 @@ from conftest import randomise
 
 import reszoo
 from reszoo_export import serving
-from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS
+from reszoo_export.keras_models.resnet import fold
 from reszoo_export.onnx import writer
 
 

@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 import reszoo
 from reszoo.weights.names import assign_tensors, to_tensors
-from reszoo_export.folding import fold
 from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.keras_models.resnet import fold
 from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.serving import make_serving
 

@@ -24,9 +24,9 @@ from reszoo.resnet import build_resnet
 from reszoo.training.model import precision_policy
 from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card, own_card
-from reszoo_export.folding import fold
 from reszoo_export.formats import CAM, ExportOptions
 from reszoo_export.keras_models import classifier, resnet
+from reszoo_export.keras_models.resnet import fold
 from reszoo_export.verification.reference import synthetic_images
 
 INPUT = "image"

@@ -21,6 +21,10 @@ _IDLE = frozenset({
 })  # fmt: skip
 
 
+# A convolution and the batch normalization after it; None where one is missing.
+Pair = tuple[keras.layers.Conv2D | None, keras.layers.BatchNormalization | None]
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A tensor of a model, and the use of a layer that made it."""
@@ -138,15 +142,6 @@ def _is_idle(layer: Any) -> bool:
     return ours and type(layer).__name__ in _IDLE
 
 
-@dataclass(frozen=True)
-class FoundConvolution:
-    """A convolution with what stands before and after it."""
-
-    layer: keras.layers.Conv2D
-    norm: keras.layers.BatchNormalization | None  # the one after it, where one follows
-    image: Value  # its input, before it is padded
-
-
 def read_norm(value: Value, name: str) -> Value:
     """Return a value that batch normalization gives; else a UsageError."""
     return checked(
@@ -159,10 +154,10 @@ def read_norm(value: Value, name: str) -> Value:
     )
 
 
-def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
-    """Return the convolution that gives a value, with its normalization.
+def read_convolution(value: Value, expected: Convolution) -> tuple[Pair, Value]:
+    """Return the convolution that gives a value, and its input before it is padded.
 
-    A UsageError if something else does, or another convolution than expected.
+    A UsageError if something else gives it, or another convolution than expected.
     """
     norm = None
     if expected.norm is not None:
@@ -194,7 +189,7 @@ def read_convolution(value: Value, expected: Convolution) -> FoundConvolution:
     )
     if made != wanted:
         raise not_understood(value, f"{name}{wanted}", made)
-    return FoundConvolution(layer, norm, image)
+    return (layer, norm), image
 
 
 def _padding(value: Value) -> tuple[int, Value]:

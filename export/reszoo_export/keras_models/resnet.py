@@ -1,13 +1,17 @@
-"""Recognise a ResNet in a Keras model by what its layers compute, and make its card."""
+"""Recognise a ResNet in a Keras model by what its layers compute, and make its card.
+
+Its batch normalization is folded into the convolution before it.
+"""
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, get_args
 
 import keras
+import numpy as np
 
 from reszoo.architecture import (
     FINAL_NORM,
@@ -17,6 +21,7 @@ from reszoo.architecture import (
     KerasArchitecture,
     architecture,
     convolutions,
+    standalone_norms,
 )
 from reszoo.cards import Card, library_versions
 from reszoo.console import say
@@ -27,9 +32,8 @@ from reszoo.specs import SPECS, Shortcut
 from reszoo.weights import keras_h5
 from reszoo.weights.names import Tensors
 from reszoo.zoo import attached_card, own_card
-from reszoo_export.folding import fold_layers
 from reszoo_export.keras_models import graph
-from reszoo_export.keras_models.graph import FoundConvolution, Value
+from reszoo_export.keras_models.graph import Pair, Value
 
 CAFFE = "of keras.applications"
 _POOLS = {"GlobalAveragePooling2D": "avg", "GlobalMaxPooling2D": "max"}
@@ -51,15 +55,8 @@ class KerasResNet:
     """A ResNet that was found in a Keras model."""
 
     architecture: Architecture  # what `build_resnet` needs for the same model
-    convolutions: dict[str, FoundConvolution]  # by torchvision's names
-    # The batch normalizations that follow no convolution, by name.
-    norms: dict[str, keras.layers.BatchNormalization]
+    layers: dict[str, Pair]  # by torchvision's names
     head: Head  # what follows its last stage
-
-    def folded(self) -> Tensors:
-        """Return its tensors for a folded model, under torchvision's names."""
-        pairs = {name: (c.layer, c.norm) for name, c in self.convolutions.items()}
-        return fold_layers(pairs, self.norms, self.head.classifier)
 
 
 def read_resnet(model: keras.Model) -> KerasResNet:
@@ -76,7 +73,7 @@ def read_resnet(model: keras.Model) -> KerasResNet:
         except UsageError as error:
             failed.append((walk.progress, error))
             continue
-        return KerasResNet(candidate, walk.convolutions, walk.norms, head)
+        return KerasResNet(candidate, walk.layers, head)
     # The candidate that explains most of the model fails at the layer to tell of.
     raise max(failed, key=lambda each: each[0])[1]
 
@@ -127,8 +124,7 @@ class _Walk:
         self.expected = expected
         self.is_pre = expected.spec.activation_order == "pre"
         self.progress = 0
-        self.convolutions: dict[str, FoundConvolution] = {}
-        self.norms: dict[str, keras.layers.BatchNormalization] = {}
+        self.layers: dict[str, Pair] = {}
 
     def read(self, value: Value) -> None:
         listed = groupby(convolutions(self.expected), lambda each: each.block)
@@ -236,14 +232,13 @@ class _Walk:
         return relu.source
 
     def norm(self, value: Value, name: str) -> Value:
-        self.norms[name] = graph.read_norm(value, name).layer
+        self.layers[name] = None, graph.read_norm(value, name).layer
         return value.source
 
     def convolution(self, value: Value, expected: Convolution) -> Value:
-        found = graph.read_convolution(value, expected)
-        self.convolutions[expected.name] = found
+        self.layers[expected.name], image = graph.read_convolution(value, expected)
         self.progress += 1
-        return found.image
+        return image
 
 
 def _read_head(value: Value) -> Head:
@@ -344,7 +339,8 @@ def read_keras_model(
         more["began_as"] = dict(inside.provenance)
     record = sized(preprocessing, resnet.architecture.input_shape)
     card = keras_card(resnet.architecture, record, kind, **more)
-    tensors, is_bgr = resnet.folded(), kind == CAFFE
+    tensors = fold_layers(resnet.layers, resnet.head.classifier)
+    is_bgr = kind == CAFFE
     if is_bgr:
         tensors[f"{first}.weight"] = tensors[f"{first}.weight"][:, ::-1]
     return card, tensors, is_bgr
@@ -354,16 +350,16 @@ def _implied(
     model: keras.Model, resnet: KerasResNet, first: str
 ) -> tuple[str, Preprocessing]:
     """Tell by its make how pictures were shown to a model."""
-    stem, spec = resnet.convolutions[first], resnet.architecture.spec
-    if isinstance(next(iter(resnet.norms.values()), stem.norm), BatchNormalization):
+    (stem, _), spec = resnet.layers[first], resnet.architecture.spec
+    if any(isinstance(norm, BatchNormalization) for _, norm in resnet.layers.values()):
         say(
             f"{model.name!r} has lost its card: pictures are normalised as for a fresh "
             f"{spec.name}. Where that is wrong, pass preprocessing=."
         )
         return "of a fresh model from reszoo", default_preprocessing(spec)
     # What keras.applications calls its first convolution in every ResNet.
-    if stem.layer.name == "conv1_conv":
-        is_v2 = FINAL_NORM in resnet.norms
+    if stem is not None and stem.name == "conv1_conv":
+        is_v2 = FINAL_NORM in resnet.layers
         kind = f"of keras.applications' {spec.name}" if is_v2 else CAFFE
         return kind, keras_h5.preprocessing(v2=is_v2)
     raise UsageError(
@@ -395,3 +391,53 @@ def sized(record: Preprocessing, shape: InputShape) -> Preprocessing:
     if None in sides:
         return record
     return replace(record, train_size=as_size(sides), eval_size=as_size(sides))
+
+
+def fold(model: keras.Model) -> Tensors:
+    """Return the tensors of a model from reszoo, with batch normalization folded."""
+    architecture = own_card(model).card.resnet
+    layers = {layer.name: layer for layer in model.layers}
+    listed = convolutions(architecture)
+    pairs = {each.name: (layers[each.name], layers.get(each.norm)) for each in listed}
+    pairs |= {name: (None, layers[name]) for name in standalone_norms(architecture)}
+    return fold_layers(pairs, layers.get("fc"))
+
+
+def fold_layers(layers: Mapping[str, Pair], classifier: Any) -> Tensors:
+    """Return the tensors of a folded model; those of the `Dense` layer stay.
+
+    By torchvision's names, as the layers.
+    """
+    tensors: Tensors = {}
+    for name, (convolution, norm) in layers.items():
+        tensors |= _folded(name, convolution, norm)
+    if classifier is not None:
+        kernel = graph.as_numpy(classifier.kernel).T
+        bias = classifier.bias if classifier.use_bias else np.zeros(len(kernel))
+        tensors["fc.weight"] = np.ascontiguousarray(kernel)
+        tensors["fc.bias"] = graph.as_numpy(bias).astype(np.float32)
+    return tensors
+
+
+def _folded(name: str, convolution: Any, norm: Any) -> Tensors:
+    """Return weight and bias of a convolution that normalizes as well.
+
+    In inference `y = gamma * (w * x + b - mean) / sqrt(variance + epsilon) + beta`,
+    which is a convolution with other weights and a bias. Computed in float64. Without
+    a convolution, a scale and a shift remain.
+    """
+    weight: Any = np.float32(1)
+    bias: Any = np.float32(0)
+    if convolution is not None:
+        weight = graph.as_numpy(convolution.kernel).transpose(3, 2, 0, 1)
+        bias = np.zeros(len(weight), np.float32)
+        bias = graph.as_numpy(convolution.bias) if convolution.use_bias else bias
+    if norm is not None:
+        mean, variance = map(graph.as_numpy, (norm.moving_mean, norm.moving_variance))
+        gamma = graph.as_numpy(norm.gamma) if norm.scale else 1
+        beta = graph.as_numpy(norm.beta) if norm.center else 0
+        scale = gamma / np.sqrt(variance.astype(np.float64) + norm.epsilon)
+        bias = beta - (mean.astype(np.float64) - bias) * scale
+        weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    pair = {f"{name}.weight": weight, f"{name}.bias": bias}
+    return {name: array.astype(np.float32) for name, array in pair.items()}
