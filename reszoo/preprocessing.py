@@ -366,13 +366,10 @@ def default_preprocessing(
     """
     side = eval_size or spec.image_size
     return Preprocessing(
-        train_size=side,
-        eval_size=side,
-        crop_pct=0.875 if spec.image_size > _SMALL else 1.0,
-        interpolation="bilinear",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-    )
+        train_size=side, eval_size=side,
+        crop_pct=0.875 if spec.image_size > _SMALL else 1.0, interpolation="bilinear",
+        mean=IMAGENET_MEAN, std=IMAGENET_STD,
+    )  # fmt: skip
 
 
 def to_image(pixels: Pixels) -> Image.Image:
@@ -508,11 +505,9 @@ def _resample_rows(image: Any, window: Window, kind: str) -> Any:
     scale, translation = _placement(window)
     pixels = tf.raw_ops.ScaleAndTranslate(
         images=tf.reshape(image, (1, height, 1, width * channels)),
-        size=tf.stack([length, 1]),
-        scale=tf.stack([scale, 1.0]),
-        translation=tf.stack([translation, 0.0]),
-        kernel_type=_KERNELS[kind],
-    )
+        size=tf.stack([length, 1]), scale=tf.stack([scale, 1.0]),
+        translation=tf.stack([translation, 0.0]), kernel_type=_KERNELS[kind],
+    )  # fmt: skip
     return _to_bytes(tf.reshape(pixels, (length, width, channels)))
 
 

@@ -336,12 +336,10 @@ def read_classifier_card(
     if is_bgr:
         turn_channels(copy)
     architecture = KerasArchitecture(
-        name=model.name,
-        input_shape=shape,
-        classes=max(2, scores.units),
+        name=model.name, input_shape=shape, classes=max(2, scores.units),
         activation="sigmoid" if scores.is_multilabel else "softmax",
         rounding=measure_rounding(model, copy, scores, record, bgr=is_bgr),
-    )
+    )  # fmt: skip
     ends_in = scores.activation or "logits"
     return keras_card(architecture, record, kind, scores=ends_in), is_bgr
 
@@ -411,10 +409,7 @@ def _record(statistics: Any, shape: tuple[int, int, int]) -> Preprocessing:
     *sides, channels = shape
     mean, std = statistics
     return Preprocessing(
-        train_size=as_size(sides),
-        eval_size=as_size(sides),
-        crop_pct=0.875 if min(sides) > _SMALL else 1.0,
-        interpolation="bilinear",
-        mean=mean[:channels],
-        std=std[:channels],
-    )
+        train_size=as_size(sides), eval_size=as_size(sides),
+        crop_pct=0.875 if min(sides) > _SMALL else 1.0, interpolation="bilinear",
+        mean=mean[:channels], std=std[:channels],
+    )  # fmt: skip

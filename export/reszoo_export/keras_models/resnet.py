@@ -377,12 +377,10 @@ def keras_card(
 ) -> Card:
     """Return the card of a Keras model; `kind` is where its preprocessing is from."""
     return Card(
-        architecture=made,
-        labels=None,
-        preprocessing=record,
+        architecture=made, labels=None, preprocessing=record,
         provenance={"source": "a Keras model", "preprocessing": kind, **provenance},
         versions=library_versions(),
-    )
+    )  # fmt: skip
 
 
 def sized(record: Preprocessing, shape: InputShape) -> Preprocessing:

@@ -160,14 +160,10 @@ def _selection(
 ) -> keras.layers.Layer:
     """Return a 1x1 convolution with a kernel `(inputs, outputs)` of zeros and ones."""
     return keras.layers.Conv2D(
-        kernel.shape[-1],
-        1,
+        kernel.shape[-1], 1,
         kernel_initializer=keras.initializers.Constant(kernel[None, None]),
-        data_format="channels_last",
-        dtype="float32",
-        name=name,
-        **options,
-    )
+        data_format="channels_last", dtype="float32", name=name, **options,
+    )  # fmt: skip
 
 
 def as_bytes(serving: Serving, model: keras.Model) -> Serving:

@@ -232,12 +232,9 @@ def choose(
         trials.append(_trial(expected, outputs, apart, share=share))
     tried = _tried(calibration, trials)
     calibration.choices[model] = Choice(
-        weights=rounded,
-        narrow_weights=rounded_weights(exact, weights, narrow, inputs),
-        narrow_steps=narrow,
-        ranges=candidates[tried.best.share or 1.0],
-        **vars(tried),
-    )
+        weights=rounded, narrow_weights=rounded_weights(exact, weights, narrow, inputs),
+        narrow_steps=narrow, ranges=candidates[tried.best.share or 1.0], **vars(tried),
+    )  # fmt: skip
     return calibration.choices[model]
 
 
