@@ -259,13 +259,15 @@ def called(nodes: Iterable[Any]) -> Counter[str]:
             continue
         waiting = list(node.attr.values())
         while waiting:
-            value = waiting.pop()
-            kind = value.WhichOneof("value")
-            if kind in ("func", "list"):
-                inner = [value.func] if kind == "func" else list(value.list.func)
-                counts.update(each.name for each in inner)
-                waiting += [held for each in inner for held in each.attr.values()]
+            for each in functions_in(waiting.pop()):
+                counts[each.name] += 1
+                waiting += each.attr.values()
     return counts
+
+
+def functions_in(value: Any) -> list[Any]:
+    """Return the functions that an attribute of a node names."""
+    return [value.func] if value.HasField("func") else list(value.list.func)
 
 
 def call_order(functions: Functions) -> tuple[list[str], list[str]]:

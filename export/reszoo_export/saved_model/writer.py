@@ -18,7 +18,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo_export.formats import SAVED_MODEL
 from reszoo_export.metadata import card_files
 from reszoo_export.saved_model.reader import ENCODED_INPUT, EXTRA_FOLDER, SIGNATURES
-from reszoo_export.saved_model.screening import MODEL_FILE
+from reszoo_export.saved_model.screening import MODEL_FILE, functions_in
 from reszoo_export.serving import INPUT, Serving
 
 
@@ -31,14 +31,7 @@ def write(serving: Serving, path: Path) -> None:
     unreadable fails the request: an operation of TensorFlow cannot fail for a row only.
     """
     folder = path / str(serving.options.version)
-    endpoints, module = _endpoints(serving), _module(serving)
-    # Named as in Keras' `Model.export`: by it TFLiteConverter.from_saved_model knows
-    # that it should convert `serving_default` only (tensorflow 2.21, lite.py).
-    module.serve = endpoints["serving_default"]
-    signatures = {
-        name: function.get_concrete_function() for name, function in endpoints.items()
-    }
-    _save(module, signatures, folder)
+    save(serving, _endpoints(serving), folder)
     make_repeatable(folder)
     extra = folder / EXTRA_FOLDER
     extra.mkdir()
@@ -47,29 +40,20 @@ def write(serving: Serving, path: Path) -> None:
     write_warmup(serving, extra / WARMUP_FILE)
 
 
-def save(
-    serving: Serving, function: tf.types.experimental.PolymorphicFunction, path: Path
-) -> None:
-    """Save one serving function as `serving_default`, its weights as variables.
-
-    For converters; `write` makes the folder that is served.
-    """
-    module = _module(serving)
-    _save(module, {"serving_default": function.get_concrete_function()}, path)
-
-
-def _module(serving: Serving) -> tf.Module:
-    """Return what a SavedModel stores: the weights as variables.
+def save(serving: Serving, functions: Mapping[str, Any], path: Path) -> None:
+    """Save serving functions as signatures, with the weights as variables.
 
     As constants of the graph they would take three times the memory and nearly twice
     the time to load for answers that are a few per cent faster.
     """
     module = tf.Module()
     module.weights = [variable.value for variable in serving.model.variables]
-    return module
-
-
-def _save(module: tf.Module, signatures: Mapping[str, Any], path: Path) -> None:
+    # Named as in Keras' `Model.export`: by it TFLiteConverter.from_saved_model knows
+    # that it should convert `serving_default` only (tensorflow 2.21, lite.py).
+    module.serve = functions["serving_default"]
+    signatures = {
+        name: function.get_concrete_function() for name, function in functions.items()
+    }
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with quiet(show=False):
         tf.saved_model.save(module, str(path), signatures, options)
@@ -216,12 +200,7 @@ def _numbered(waiting: list[str], functions: dict[str, Any]) -> dict[str, str]:
 def _called(nodes: Sequence[Any]) -> Iterator[str]:
     for node in nodes:
         for key in sorted(node.attr):
-            for function in _functions_in(node.attr[key]):
-                yield function.name
-
-
-def _functions_in(value: Any) -> list[Any]:
-    return [value.func] if value.HasField("func") else list(value.list.func)
+            yield from (each.name for each in functions_in(node.attr[key]))
 
 
 def _rename_calls(nodes: Sequence[Any], names: dict[str, str]) -> None:
@@ -233,7 +212,7 @@ def _rename_calls(nodes: Sequence[Any], names: dict[str, str]) -> None:
 
 def _rename_attributes(values: Any, names: dict[str, str]) -> None:
     for value in values:
-        for function in _functions_in(value):
+        for function in functions_in(value):
             function.name = names.get(function.name, function.name)
 
 

@@ -53,12 +53,14 @@ def open_file(path: Path, threads: int | None) -> runtimes.Runtime:
 class _Session:
     """An interpreter, the shape of whose input follows the images."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int | None, **options: Any) -> None:
         with quiet():
             from ai_edge_litert.interpreter import Interpreter
 
             try:
-                self.interpreter = Interpreter(str(path), num_threads=threads)
+                self.interpreter = Interpreter(
+                    str(path), num_threads=threads, **options
+                )
                 self.interpreter.allocate_tensors()
                 run = self.interpreter.get_signature_runner("serving_default")
             except (ValueError, RuntimeError) as error:
@@ -71,13 +73,17 @@ class _Session:
 
     def call(self, pixels: NDArray[Any], output: str) -> Any:
         """Return an output for pixels in the file's dtype and layout."""
+        self.run(pixels)
+        return self.interpreter.get_tensor(self.outputs[output]["index"])
+
+    def run(self, pixels: NDArray[Any]) -> None:
+        """Compute all tensors."""
         if pixels.shape != self._shape:
             self.interpreter.resize_tensor_input(self._index, pixels.shape)
             self.interpreter.allocate_tensors()
             self._shape = pixels.shape
         self.interpreter.set_tensor(self._index, pixels)
         self.interpreter.invoke()
-        return self.interpreter.get_tensor(self.outputs[output]["index"])
 
 
 def _tensor_info(details: Mapping[str, Any]) -> list[TensorInfo]:
@@ -113,25 +119,21 @@ def stored_labels(path: Path) -> Sequence[str] | None:
 
 def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     """See `Reader.activation_reader`."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from ai_edge_litert.interpreter import OpResolverType
 
-    interpreter = Interpreter(
-        str(path),
-        experimental_preserve_all_tensors=True,
-        # XNNPACK would fuse operators.
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    image = interpreter.get_input_details()[0]["index"]
+    # XNNPACK would fuse operators.
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    session = _Session(
+        path, None, experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=resolver,
+    )  # fmt: skip
+    interpreter = session.interpreter
     details = {each["index"]: each for each in interpreter.get_tensor_details()}
     operators = interpreter._get_ops_details()
     indices = [index for each in operators for index in each["outputs"]]
 
     def run(pixels: NDArray[Any]) -> Activations:
-        interpreter.resize_tensor_input(image, pixels.shape)
-        interpreter.allocate_tensors()
-        interpreter.set_tensor(image, pixels)
-        interpreter.invoke()
+        session.run(pixels)
         found = {}
         for index in indices:
             array = interpreter.get_tensor(index)

@@ -29,7 +29,6 @@ from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
 from reszoo_export.tflite import flatbuffer
 
-Prepare = Callable[[Any], None]
 # Shares of the images that set ranges, of models of unknown structure.
 _SHARES = (1.0, 0.9, 0.7)
 # Of int16x8: every fourth calibration image is given once more, at this contrast.
@@ -38,6 +37,7 @@ _BATCH = 25
 _OPS, _OPERATORS, _TYPES = tf.lite.OpsSet, schema.BuiltinOperator, schema.TensorType
 _WITH_KERNEL = (_OPERATORS.CONV_2D, _OPERATORS.FULLY_CONNECTED)
 _ENDS = (_OPERATORS.SOFTMAX, _OPERATORS.LOGISTIC)
+_QUANTIZED: dict[str, Any] = {"optimizations": [tf.lite.Optimize.DEFAULT]}
 # The first version of DEQUANTIZE that supports float16 (`register.cc`).
 _DEQUANTIZE_VERSION = 3
 
@@ -62,7 +62,7 @@ def write_dynamic(serving: Serving, path: Path) -> None:
 
     The ranges of activations are measured at run time, image by image.
     """
-    write_model(convert(serving, _quantizing()), serving, path)
+    write_model(convert(serving, **_QUANTIZED), serving, path)
 
 
 def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
@@ -78,8 +78,8 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     choice = choose(serving.model, serving.card.preprocessing, calibration)
     ranges = choice.ranges if serving.options.integer_io else choice.inner_ranges
     integers = build_integer_model(serving.model, choice.weights, ranges)
-    prepare = _quantizing(**_dtypes(serving))
-    write_model(convert(as_bytes(serving, integers), prepare), serving, path)
+    content = convert(as_bytes(serving, integers), **_QUANTIZED, **_dtypes(serving))
+    write_model(content, serving, path)
 
 
 def _quantized(
@@ -91,8 +91,9 @@ def _quantized(
     kinds = [_OPS.TFLITE_BUILTINS_INT8, _OPS.TFLITE_BUILTINS][: 1 if integer_io else 2]
     for share in _SHARES:
         chosen = typical_images(serving, calibration, share)
-        images = partial(samples, calibration, chosen, batch)
-        content = convert(serving, _quantizing(images, kinds, **_dtypes(serving)))
+        options = {**_QUANTIZED, **_dtypes(serving)}
+        options["representative_dataset"] = partial(samples, calibration, chosen, batch)
+        content = convert(serving, kinds, **options)
         if not integer_io:
             content = end_in_float(content)
         method = f"TFLite's converter, ranges of {share:.0%} of the images"
@@ -106,11 +107,11 @@ def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> Non
     it is meant for accelerators and signal processors.
     """
     kind = _OPS.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-    prepare = _quantizing(partial(_int16_samples, calibration), [kind])
-    write_model(convert(serving, prepare), serving, path)
+    options = _QUANTIZED | {"representative_dataset": partial(_samples16, calibration)}
+    write_model(convert(serving, [kind], **options), serving, path)
 
 
-def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
+def _samples16(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
     """Yield images, some of them once more at a high contrast.
 
     Ranges of int16 may be many times too wide before rounding shows, but activations
@@ -122,23 +123,6 @@ def _int16_samples(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
             yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
 
 
-def _quantizing(
-    images: Callable[[], Iterator[Any]] | None = None,
-    kinds: Sequence[Any] = (),
-    **dtypes: tf.DType,
-) -> Prepare:
-    """Return what sets a converter's images to find ranges, operators and dtypes."""
-
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = images
-        if kinds:
-            converter.target_spec.supported_ops = kinds
-        vars(converter).update(dtypes)
-
-    return prepare
-
-
 def _dtypes(serving: Serving) -> dict[str, tf.DType]:
     integer_io = serving.options.integer_io
     return {
@@ -147,11 +131,13 @@ def _dtypes(serving: Serving) -> dict[str, tf.DType]:
     }
 
 
-def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
+def convert(
+    serving: Serving, kinds: Sequence[Any] = (_OPS.TFLITE_BUILTINS,), **options: Any
+) -> bytes:
     """Return the model as a FlatBuffer, without its card.
 
-    Input `image` is float32 in 0..255, unless `prepare` sets another dtype or further
-    options of the converter.
+    Input `image` is float32 in 0..255, unless an option of the converter changes that.
+    By default it has what every LiteRT runtime has: no Flex operators.
     """
     # A fixed batch, and no -1 in any shape: delegates refuse open shapes.
     function = serving.function(
@@ -162,16 +148,14 @@ def convert(serving: Serving, prepare: Prepare | None = None) -> bytes:
     # By way of a SavedModel: the converter makes one itself where it is given a
     # function, and loses the signature where that fails.
     with tempfile.TemporaryDirectory() as folder, quiet():
-        save(serving, function, Path(folder))
+        save(serving, {"serving_default": function}, Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=["serving_default"]
         )
-        # Only what every LiteRT runtime has: no Flex operators.
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.target_spec.supported_ops = kinds
         # Versions of the converter and a hash, for which it parses the file again.
         converter.exclude_conversion_metadata = True
-        if prepare:
-            prepare(converter)
+        vars(converter).update(options)
         content: bytes = bytes(converter.convert())
     return content
 
