@@ -98,17 +98,15 @@ def test_files_of_every_form_answer_alike(
 
 def test_bytes_are_answered_as_probabilities(tmp_path: Path, images: Any) -> None:
     made, path = serving(), tmp_path / "model.tflite"
-
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: (
+    content = writer.convert(
+        made, [tf.lite.OpsSet.TFLITE_BUILTINS_INT8],
+        optimizations=[tf.lite.Optimize.DEFAULT],
+        representative_dataset=lambda: (
             {"image": image[None].astype(np.float32)} for image in images
-        )
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.uint8
-        converter.inference_output_type = tf.uint8
-
-    writer.write_model(writer.convert(made, prepare), made, path)
+        ),
+        inference_input_type=tf.uint8, inference_output_type=tf.uint8,
+    )  # fmt: skip
+    writer.write_model(content, made, path)
     runtime = open_runtime(path)
     (out,) = runtime.outputs
     assert (out["dtype"], out["scale"], out["zero_point"]) == ("uint8", 1 / 256, 0)
