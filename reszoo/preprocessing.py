@@ -178,10 +178,8 @@ class Preprocessing:
         square = isinstance(short, int)
         unit = "pixels" if square else "pixels (height x width)"
         resized = f"{shown_size(self.resize_sides)} {unit}"
-        cut, inside = (
-            f"cut {size} from the centre",
-            self.resize_sides == self.eval_sides,
-        )
+        cut = f"cut {size} from the centre"
+        inside = self.resize_sides == self.eval_sides
         colour = ", ".join(map(str, self.mean_colour))
         padded = f"pad to {size} with the colour ({colour})"
         covered = (

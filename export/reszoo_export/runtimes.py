@@ -141,10 +141,8 @@ class Runtime:
     count: Callable[[], Mapping[str, int]] | None = None
 
     def __post_init__(self) -> None:
-        channels, classes = (
-            self.card.preprocessing.channels,
-            self.card.architecture.classes,
-        )
+        channels = self.card.preprocessing.channels
+        classes = self.card.architecture.classes
         self.interface = find_interface(self.path, self.inputs, self.outputs, channels)
         width = self.interface.output["shape"][-1]
         # Before a label is made for each.

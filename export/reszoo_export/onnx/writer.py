@@ -28,7 +28,8 @@ from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.serving import INPUT, Serving
 
 _BATCH = "batch"
-_WITH_KERNEL = ("Conv", "Gemm", "MatMul")
+# Operators with weights; the others lose more by rounding than they gain in time.
+WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 def write(serving: Serving, path: Path) -> None:
@@ -203,7 +204,7 @@ def round_kernels(graph: Any) -> None:
     known, nodes = constants(graph), []
     for node in list(graph.node):
         # A product may also be one of two activations, or share its constant.
-        tensor = known.get(node.input[1]) if node.op_type in _WITH_KERNEL else None
+        tensor = known.get(node.input[1]) if node.op_type in WEIGHTED else None
         if tensor is not None and len(tensor.dims) in (2, 4):
             wide = node.input[1] = f"{tensor.name}.float32"
             if tensor.data_type == TensorProto.FLOAT:
@@ -227,8 +228,6 @@ def _rounded(weights: NDArray[np.float32]) -> NDArray[np.float16]:
 
 # Least and largest value in each image `(n, 2)`, by tensor.
 Extremes = dict[str, NDArray[np.float32]]
-# Operators with weights; the others lose more by rounding than they gain in time.
-WEIGHTED = ("Conv", "Gemm", "MatMul")
 # They lead from the classifier to the scores.
 _AFTER_HEAD = (
     "Add", "Concat", "Flatten", "Identity", "Pad", "Reshape", "Sigmoid", "Softmax",

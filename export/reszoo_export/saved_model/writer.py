@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -267,11 +266,8 @@ def _example(signature: str, serving: Serving, batch: int) -> tuple[str, bytes]:
     if signature == "serving_bytes":
         # A grey JPEG that is larger than the model's input and not square.
         height, width = serving.card.preprocessing.resize_sides
-        pixels, file = (
-            np.full((2 * height, 3 * width, 3), _GREY, np.uint8),
-            io.BytesIO(),
-        )
-        Image.fromarray(pixels).save(file, "JPEG")
+        image = Image.new("RGB", (3 * width, 2 * height), (_GREY,) * 3)
+        image.save(file := io.BytesIO(), "JPEG")
         images = [file.getvalue()] * batch
         return ENCODED_INPUT, tf.make_tensor_proto(images).SerializeToString()
     shape = serving.spec(batch, tf.uint8).shape.as_list()

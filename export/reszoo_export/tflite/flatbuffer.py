@@ -319,13 +319,13 @@ def describe_file(path: Path, read: Callable[[], Card]) -> Contents:
         graphs = subgraphs(model)
         inputs, outputs = read_tensors(model)
         card, note = card_or_note(read)
-        operators = [_Operators(model, graph) for graph in graphs]
-        sizes = sum((each.sizes() for each in operators), Counter[str]())
+        counts = [_count(model, graph) for graph in graphs]
+        sizes = sum((each for _, each, _ in counts), Counter[str]())
         return Contents(
             precision=sizes.most_common(1)[0][0] if sizes else "float32",
             inputs=inputs, outputs=outputs, card=card, note=note,
-            operators=Counter(name for each in operators for name, _ in each.named),
-            parameters=sum(each.parameters() for each in operators),
+            operators=sum((each for each, _, _ in counts), Counter[str]()),
+            parameters=sum(each for _, _, each in counts),
             details={} if card else read_texts(model),
         )  # fmt: skip
     except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
@@ -334,50 +334,33 @@ def describe_file(path: Path, read: Callable[[], Card]) -> Contents:
         ) from error
 
 
-class _Operators:
-    """The operators of a subgraph, and the constants that they use as weights."""
-
-    def __init__(self, model: Any, graph: Any) -> None:
-        self.model, self.graph = model, graph
-        operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
-        codes = {each.OpcodeIndex() for each in operators}
-        if len(codes) > len(OPERATORS):
-            raise ValueError(f"{len(codes):,} kinds of operators")
-        names = {code: _operator_name(model, code) for code in codes}
-        self.named = [(names[each.OpcodeIndex()], each) for each in operators]
-        self.weighted = [each for name, each in self.named if name in _WEIGHTED]
-        # Tensor that is dequantized at run time -> the constant that is stored.
-        self.stored = {
-            operator.Outputs(0): operator.Inputs(0)
-            for name, operator in self.named
-            if name == "DEQUANTIZE" and operator.OutputsLength()
-        }
-
-    def sizes(self) -> Counter[str]:
-        """Count the weights of each precision."""
-        sizes: Counter[str] = Counter()
-        for operator in (each for each in self.weighted if each.InputsLength() > 1):
-            index = operator.Inputs(1)
-            weight = self.graph.Tensors(self.stored.get(index, index))
-            activation = self.graph.Tensors(operator.Inputs(0))
+def _count(model: Any, graph: Any) -> tuple[Counter[str], Counter[str], int]:
+    """Count a subgraph's operators, its weights by precision, and its parameters."""
+    operators = [graph.Operators(i) for i in range(graph.OperatorsLength())]
+    codes = {each.OpcodeIndex() for each in operators}
+    if len(codes) > len(OPERATORS):
+        raise ValueError(f"{len(codes):,} kinds of operators")
+    names = {code: _operator_name(model, code) for code in codes}
+    named = [(names[each.OpcodeIndex()], each) for each in operators]
+    # Tensor that is dequantized at run time -> the constant that is stored.
+    stored = {
+        operator.Outputs(0): operator.Inputs(0)
+        for name, operator in named
+        if name == "DEQUANTIZE" and operator.OutputsLength()
+    }
+    sizes, constants = Counter[str](), set[int]()
+    for operator in (each for name, each in named if name in _WEIGHTED):
+        inputs = [operator.Inputs(place) for place in range(operator.InputsLength())]
+        weights = [stored.get(index, index) for index in inputs[1:]]
+        constants.update(weights)
+        if weights:
+            weight, activation = map(graph.Tensors, (weights[0], inputs[0]))
             precision = _STORED.get(dtype(weight), "float32")
             sizes[_INTEGERS.get(dtype(activation), precision)] += _size(weight)
-        return sizes
-
-    def parameters(self) -> int:
-        """Count the numbers in weights and biases, each constant once."""
-        indices = {
-            self.stored.get(operator.Inputs(place), operator.Inputs(place))
-            for operator in self.weighted
-            for place in range(1, operator.InputsLength())
-        }
-        # An optional input that is missing has the index -1.
-        tensors = [self.graph.Tensors(index) for index in indices if index >= 0]
-        return sum(
-            _size(tensor)
-            for tensor in tensors
-            if self.model.Buffers(tensor.Buffer()).DataLength()
-        )
+    # An optional input that is missing has the index -1.
+    tensors = [graph.Tensors(index) for index in constants if index >= 0]
+    filled = (t for t in tensors if model.Buffers(t.Buffer()).DataLength())
+    return Counter(name for name, _ in named), sizes, sum(map(_size, filled))
 
 
 def _operator_name(model: Any, index: int) -> str:
