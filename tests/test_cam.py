@@ -13,7 +13,7 @@ from test_confidence import CONFIDENCE, own_logits, tiny
 import reszoo
 from reszoo.report.heatmap import overlay
 from reszoo.zoo import set_card
-from reszoo_export.formats import FLOAT32, FORMATS, INT8, ExportOptions
+from reszoo_export.formats import FORMATS, TOLERANCES, ExportOptions
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving
 from reszoo_export.verification.comparison import cam_difference
@@ -87,7 +87,8 @@ def test_files_give_maps_besides_the_usual_outputs(name: str, tmp_path: Path) ->
 
 
 def test_int8_files_have_a_tolerance_of_their_own() -> None:
-    assert (FLOAT32.max_cam_difference, INT8.max_cam_difference) == (1e-5, 0.05)
+    limits = [TOLERANCES[name].max_cam_difference for name in ("float32", "int8")]
+    assert limits == [1e-5, 0.05]
 
 
 def test_an_export_with_maps_is_verified_again(tmp_path: Path) -> None:

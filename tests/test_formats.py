@@ -71,7 +71,7 @@ def test_every_runtime_is_a_package_with_all_that_is_specific_to_it(name: str) -
 
 
 def test_nothing_but_the_tables_and_the_packages_knows_a_runtime() -> None:
-    """What adding a runtime takes: its package, and rows of `formats.py`."""
+    """What adding a runtime takes: its package, and tables of `formats.toml`."""
     root = Path(reszoo_export.__file__).parent
     for file in root.rglob("*.py"):
         package = file.relative_to(root).parts[0]

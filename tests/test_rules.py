@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reszoo_export.formats import FLOAT16, FLOAT32, FORMATS
+from reszoo_export.formats import FORMATS, TOLERANCES
 from reszoo_export.verification.comparison import feature_problems, probability_problems
 from reszoo_export.verification.reference import Reference
 
@@ -152,10 +152,10 @@ def undecided(lead: float, tolerance: Any) -> list[str]:
 
 
 def test_only_a_small_lead_excuses_floating_point() -> None:
-    assert not undecided(0.9e-4, FLOAT32)
-    assert "is 95.00%, ties included" in undecided(1.1e-4, FLOAT32)[0]
-    assert not undecided(4.9e-3, FLOAT16)
-    assert undecided(5.1e-3, FLOAT16)
+    assert not undecided(0.9e-4, TOLERANCES["float32"])
+    assert "is 95.00%, ties included" in undecided(1.1e-4, TOLERANCES["float32"])[0]
+    assert not undecided(4.9e-3, TOLERANCES["float16"])
+    assert undecided(5.1e-3, TOLERANCES["float16"])
 
 
 def test_labels_in_another_order_are_told_from_bad_answers() -> None:
@@ -173,8 +173,8 @@ def test_labels_in_another_order_are_told_from_bad_answers() -> None:
 @pytest.mark.parametrize(
     ("tolerance", "noise", "told"),
     [
-        (FLOAT32, 1e-5, None),
-        (FLOAT32, 1e-3, "of the largest one; at most 0.0001 is allowed"),
+        (TOLERANCES["float32"], 1e-5, None),
+        (TOLERANCES["float32"], 1e-3, "of the largest one; at most 0.0001 is allowed"),
         (INT8.tolerance, 0.1, None),
         (INT8.tolerance, 1.0, "at least 0.97 is required"),
     ],

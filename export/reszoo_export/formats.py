@@ -1,12 +1,14 @@
 """The tables of runtimes and export formats, and the export options.
 
-A new runtime is one package, one row of `RUNTIMES` and a row of `FORMATS` for each of
-its formats; nothing else knows a runtime by name.
+A new runtime is one package, a table in `formats.toml` and another one for each of its
+formats; nothing else knows a runtime by name.
 """
 
 import importlib
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast, get_args
 
@@ -105,47 +107,6 @@ class RuntimeSpec:
         return any((*path.glob(self.folder_file), *path.glob(f"*/{self.folder_file}")))
 
 
-SAVED_MODEL = RuntimeSpec(
-    name="saved_model",
-    library="tensorflow",
-    folder_file="saved_model.pb",
-    operators=frozenset({
-        "AddV2", "AvgPool", "BiasAdd", "Cast", "Const", "Conv2D", "Identity", "MatMul",
-        "MaxPool", "Mean", "Mul", "NoOp", "Pad", "PartitionedCall", "Placeholder",
-        "ReadVariableOp", "Relu", "Reshape", "Softmax", "Squeeze",
-        "StatefulPartitionedCall", "StridedSlice", "VarHandleOp",
-    }),
-)  # fmt: skip
-TFLITE = RuntimeSpec(
-    name="tflite",
-    library="ai_edge_litert.interpreter",
-    suffix=".tflite",
-    outputs=("probabilities",),
-    batch=1,
-    # Those of TensorFlow and custom ones have other names, such as FlexErf.
-    builtin="[A-Z0-9_]+",
-    # DELEGATE replaces the operators that XNNPACK computes.
-    operators=frozenset({
-        "ADD", "AVERAGE_POOL_2D", "CONV_2D", "DELEGATE", "DEPTHWISE_CONV_2D",
-        "FULLY_CONNECTED", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RESHAPE", "SOFTMAX",
-        "STRIDED_SLICE",
-    }),
-)  # fmt: skip
-ONNX = RuntimeSpec(
-    name="onnx",
-    library="onnxruntime",
-    suffix=".onnx",
-    layouts=frozenset({"nhwc", "nchw"}),
-    input_dtypes=frozenset({"uint8", "float32"}),
-    operators=frozenset({
-        "Add", "AveragePool", "Cast", "Conv", "Gemm", "GlobalAveragePool", "MaxPool",
-        "Mul", "Pad", "ReduceMean", "Relu", "Reshape", "Slice", "Softmax", "Squeeze",
-        "Transpose",
-    }),
-)  # fmt: skip
-RUNTIMES = {row.name: row for row in (SAVED_MODEL, TFLITE, ONNX)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """How far the outputs of a file may be from the model's.
@@ -190,32 +151,6 @@ class Tolerance:
     max_activation_difference: float
 
 
-FLOAT32 = Tolerance(
-    max_difference=1e-5, max_log_difference=1e-4, margin=1e-4,
-    max_feature_difference=1e-4, max_activation_difference=1e-4,
-)  # fmt: skip
-FLOAT16 = Tolerance(
-    max_difference=2e-3, margin=5e-3, max_batch_difference=2e-3,
-    max_feature_difference=1e-2, max_activation_difference=1e-2,
-)  # fmt: skip
-# Models with random weights, whose outputs for real images are nearly alike, reach a
-# relative variation of 0.19 with int16 activations and of 0.09 with dynamic ranges.
-INT8 = Tolerance(
-    max_variation=0.15, max_variation_synthetic=0.35, max_relative_variation=0.5,
-    max_confidence_change=0.1, tie=0.9, min_agreement=0.97, max_accuracy_drop=0.01,
-    min_cosine=0.97, max_activation_difference=0.1,
-    # The mean of the last feature map is rounded to the steps of its range.
-    max_cam_difference=0.05,
-)  # fmt: skip
-DYNAMIC = replace(
-    INT8, max_variation=0.05, max_variation_synthetic=0.15, max_relative_variation=0.3,
-    max_confidence_change=0.03, min_agreement=0.98,
-    min_cosine=0.99, max_activation_difference=0.05,
-)  # fmt: skip
-# Ranges of activations are calibrated, as for int8, but finely divided.
-INT16X8 = replace(DYNAMIC, max_variation_synthetic=0.35, max_relative_variation=0.4)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """One kind of exported file."""
@@ -232,9 +167,9 @@ class Format:
     calibrated: bool = False  # needs calibration images
     # of the pixels, which are 0..255 in either
     input_dtype: Literal["uint8", "float32"] = "uint8"
-    opsets: range = range(0)  # of ONNX, that it can be written in
+    opsets: tuple[int, ...] = ()  # of ONNX, that it can be written in
     integer_io: bool = False  # the option applies to it
-    tolerance: Tolerance = FLOAT32  # for its outputs
+    tolerance: Tolerance  # for its outputs
     # How many real images it is verified on, where its runtime is slow; None for all.
     max_images: int | None = None
     groups: frozenset[str] = frozenset()  # of `--formats` that include it
@@ -263,63 +198,42 @@ class Format:
         getattr(module, self.writer)(serving, path, *images)
 
 
-# tf2onnx 1.17 writes no later ones.
-_OPSETS = range(13, 19)
-_QUANTIZED_TFLITE = frozenset({"QUANTIZE", "DEQUANTIZE"})
-_TABLE = (
-    Format(
-        name="saved_model", file="saved_model", runtime=SAVED_MODEL,
-        groups=frozenset({"server"}),
-    ),
-    # The delegates of mobile GPUs cannot cast uint8: float files take float32.
-    Format(
-        name="tflite", file="model.tflite", runtime=TFLITE, input_dtype="float32",
-        groups=frozenset({"mobile"}),
-    ),
-    Format(
-        name="tflite-fp16", file="model-fp16.tflite", runtime=TFLITE,
-        writer="write_fp16", precision="float16", input_dtype="float32",
-        tolerance=FLOAT16, groups=frozenset({"mobile"}),
-        extra_operators=frozenset({"DEQUANTIZE"}),
-    ),
-    Format(
-        name="tflite-dynamic", file="model-dynamic.tflite", runtime=TFLITE,
-        writer="write_dynamic", precision="dynamic", input_dtype="float32",
-        tolerance=DYNAMIC,
-    ),
-    Format(
-        name="tflite-int8", file="model-int8.tflite", runtime=TFLITE,
-        writer="write_int8", precision="int8", calibrated=True, integer_io=True,
-        tolerance=INT8, groups=frozenset({"mobile"}),
-        extra_operators=_QUANTIZED_TFLITE,
-    ),
-    Format(
-        name="tflite-int16x8", file="model-int16x8.tflite", runtime=TFLITE,
-        writer="write_int16x8", precision="int16x8", calibrated=True,
-        input_dtype="float32", tolerance=INT16X8,
-        # LiteRT has no fast kernels for it: some 400 times the time of int8.
-        max_images=100,
-        extra_operators=_QUANTIZED_TFLITE,
-    ),
-    Format(
-        name="onnx", file="model.onnx", runtime=ONNX, opsets=_OPSETS,
-        groups=frozenset({"server", "web"}),
-    ),
-    Format(
-        name="onnx-fp16", file="model-fp16.onnx", runtime=ONNX,
-        writer="write_fp16", precision="float16", opsets=_OPSETS,
-        tolerance=FLOAT16, groups=frozenset({"web"}),
-    ),
-    Format(
-        name="onnx-int8", file="model-int8.onnx", runtime=ONNX,
-        writer="write_int8", precision="int8", calibrated=True,
-        # With 18, tf2onnx writes pooling that ONNX Runtime leaves in float.
-        opsets=_OPSETS[:-1],
-        tolerance=INT8, groups=frozenset({"server", "web"}),
-        extra_operators=frozenset({"QuantizeLinear", "DequantizeLinear"}),
-    ),
-)  # fmt: skip
-FORMATS = {row.name: row for row in _TABLE}
+_FILE = resources.files("reszoo_export") / "formats.toml"
+_TABLES: dict[str, dict[str, Any]] = tomllib.loads(_FILE.read_text("utf-8"))
+
+
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its lists as sets, or as tuples where their order matters."""
+    ordered = {"outputs": tuple, "opsets": tuple}
+    lists = {name: each for name, each in row.items() if isinstance(each, list)}
+    made = {name: ordered.get(name, frozenset)(each) for name, each in lists.items()}
+    return {**row, **made}
+
+
+def _tolerances(rows: Mapping[str, dict[str, Any]]) -> dict[str, Tolerance]:
+    """Return tolerances by precision; those "like" another state what differs."""
+    made: dict[str, Tolerance] = {}
+    for name, row in rows.items():
+        like = vars(made[row["like"]]) if "like" in row else {}
+        own = {field: limit for field, limit in row.items() if field != "like"}
+        made[name] = Tolerance(**{**like, **own})
+    return made
+
+
+def _format(name: str, row: dict[str, Any]) -> Format:
+    runtime, precision = RUNTIMES[row["runtime"]], row.get("precision", "float32")
+    fields = {**_fields(row), "runtime": runtime, "tolerance": TOLERANCES[precision]}
+    return Format(name=name, **fields)
+
+
+RUNTIMES = {
+    name: RuntimeSpec(name=name, **_fields(row))
+    for name, row in _TABLES["runtimes"].items()
+}
+SAVED_MODEL, TFLITE = RUNTIMES["saved_model"], RUNTIMES["tflite"]
+ONNX = RUNTIMES["onnx"]
+TOLERANCES = _tolerances(_TABLES["tolerances"])
+FORMATS = {name: _format(name, row) for name, row in _TABLES["formats"].items()}
 GROUPS = ("all", "mobile", "server", "web")
 
 
