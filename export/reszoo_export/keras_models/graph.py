@@ -107,13 +107,6 @@ def run(
     return [values[id(each)] for each in model.outputs]
 
 
-def checked(value: Value, fits: Callable[[Value], bool], expected: str) -> Value:
-    """Return a value whose layer fits; a UsageError if it does not."""
-    if not fits(value):
-        raise not_understood(value, expected)
-    return value
-
-
 def not_understood(value: Value, expected: str, how: str = "") -> UsageError:
     """Return the error for a layer that does not fit a ResNet."""
     return UsageError(
@@ -142,16 +135,13 @@ def _is_idle(layer: Any) -> bool:
     return ours and type(layer).__name__ in _IDLE
 
 
-def read_norm(value: Value, name: str) -> Value:
-    """Return a value that batch normalization gives; else a UsageError."""
-    return checked(
-        value,
-        lambda value: (
-            isinstance(value.layer, keras.layers.BatchNormalization)
-            and value.layer.axis in (-1, 3)
-        ),
-        f"the batch normalization {name} over the last axis",
-    )
+def read_norm(value: Value, name: str) -> keras.layers.BatchNormalization:
+    """Return the batch normalization that gives a value; else a UsageError."""
+    is_norm = isinstance(value.layer, keras.layers.BatchNormalization)
+    if not (is_norm and value.layer.axis in (-1, 3)):
+        expected = f"the batch normalization {name} over the last axis"
+        raise not_understood(value, expected)
+    return value.layer
 
 
 def read_convolution(value: Value, expected: Convolution) -> tuple[Pair, Value]:
@@ -161,7 +151,7 @@ def read_convolution(value: Value, expected: Convolution) -> tuple[Pair, Value]:
     """
     norm = None
     if expected.norm is not None:
-        norm = read_norm(value, expected.norm).layer
+        norm = read_norm(value, expected.norm)
         value = value.source
     name = f"the convolution {expected.name}"
     if type(value.layer) not in (keras.layers.Conv2D, Conv2D):

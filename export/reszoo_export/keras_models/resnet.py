@@ -141,11 +141,9 @@ class _Walk:
             value = self.relu(value, name)
         if self.expected.shortcut == "none":
             return self.path(value, listed)[1]
-        graph.checked(
-            value,
-            lambda total: total.kind == "Add" and len(total.inputs) == 2,
-            f"the sum of a path and its shortcut in {name}",
-        )
+        if value.kind != "Add" or len(value.inputs) != 2:
+            expected = f"the sum of a path and its shortcut in {name}"
+            raise graph.not_understood(value, expected)
         start, errors = self.progress, []
         for main, shortcut in (value.inputs, value.inputs[::-1]):
             self.progress = start
@@ -174,47 +172,40 @@ class _Walk:
         self, value: Value, image: Value, given: Value, listed: list[Convolution]
     ) -> None:
         """Check that a value is the input of a block, brought to its output's shape."""
-        last, source = listed[-1], value
+        last = listed[-1]
         stride = math.prod(each.stride for each in listed)
+        grows = last.filters != listed[0].in_channels
         if last.is_shortcut:
-            source, image = self.convolution(value, last), given
+            value, image = self.convolution(value, last), given
             if last.pool > 1:
-                source = graph.checked(
-                    source,
-                    lambda pool: _pools(pool, "AveragePooling2D", 2, last.pool, "same"),
-                    f"2x2 average pooling before {last.name}",
-                ).source
-        elif stride > 1 or last.filters != listed[0].in_channels:
-            wanted = (last.filters, stride)
-            grows = last.filters != listed[0].in_channels
-            source = graph.checked(
-                value,
-                lambda given: (
-                    (
-                        isinstance(given.layer, IdentityShortcut)
-                        and (given.layer.filters, given.layer.stride) == wanted
-                    )
-                    # Every second pixel, as keras.applications writes it.
-                    or (not grows and _pools(given, "MaxPooling2D", 1, stride, "valid"))
-                ),
-                f"a shortcut of stride {stride} and zero channels in {last.block}",
-            ).source
-        if source is not image:
-            raise graph.not_understood(source, f"the input of the block {last.block}")
+                if not _pools(value, "AveragePooling2D", 2, last.pool, "same"):
+                    expected = f"2x2 average pooling before {last.name}"
+                    raise graph.not_understood(value, expected)
+                value = value.source
+        elif stride > 1 or grows:
+            layer = value.layer
+            fits = isinstance(layer, IdentityShortcut) and (
+                (layer.filters, layer.stride) == (last.filters, stride)
+            )
+            # Every second pixel, as keras.applications writes it.
+            every = not grows and _pools(value, "MaxPooling2D", 1, stride, "valid")
+            if not fits and not every:
+                expected = f"a shortcut of stride {stride} and zero channels in "
+                raise graph.not_understood(value, expected + last.block)
+            value = value.source
+        if value is not image:
+            raise graph.not_understood(value, f"the input of the block {last.block}")
 
     def stem(self, value: Value, listed: list[Convolution]) -> None:
         if self.expected.spec.stem != "3x3":
-            pad = graph.checked(
-                value,
-                lambda pool: _pools(pool, "MaxPooling2D", 3, 2, "valid"),
-                "3x3 max-pooling at stride 2 without padding of its own",
-            ).source
-            around = "ZeroPadding2D", ((1, 1), (1, 1))
-            value = graph.checked(
-                pad,
-                lambda pad: (pad.kind, getattr(pad.layer, "padding", "")) == around,
-                "ZeroPadding2D by 1 before the pooling",
-            ).source
+            if not _pools(value, "MaxPooling2D", 3, 2, "valid"):
+                expected = "3x3 max-pooling at stride 2 without padding of its own"
+                raise graph.not_understood(value, expected)
+            value, pad = value.source, value.source.layer
+            if value.kind != "ZeroPadding2D" or pad.padding != ((1, 1), (1, 1)):
+                expected = "ZeroPadding2D by 1 before the pooling"
+                raise graph.not_understood(value, expected)
+            value = value.source
         for each in reversed(listed):
             if each is not listed[-1] or not self.is_pre:
                 value = self.relu(value, each.name)
@@ -227,12 +218,13 @@ class _Walk:
             )
 
     def relu(self, value: Value, name: str) -> Value:
-        relu = graph.checked(value, is_relu, f"the ReLU after {name}")
+        if not is_relu(value):
+            raise graph.not_understood(value, f"the ReLU after {name}")
         self.progress += 1
-        return relu.source
+        return value.source
 
     def norm(self, value: Value, name: str) -> Value:
-        self.layers[name] = None, graph.read_norm(value, name).layer
+        self.layers[name] = None, graph.read_norm(value, name)
         return value.source
 
     def convolution(self, value: Value, expected: Convolution) -> Value:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,8 @@ def _renumber(graph: Any) -> None:
         for argument in function.arg_attr.values():
             if argument.attr[_NAME].s.isdigit():
                 del argument.attr[_NAME]
-        _rename_calls(function.node_def, names)
-        _rename_attributes(function.attr.values(), names)
-    _rename_calls(graph.graph_def.node, names)
+        _rename([function, *function.node_def], names)
+    _rename(graph.graph_def.node, names)
     # Unreachable functions have no name now, and come first.
     order = ["", *names.values()]
     library.function.sort(key=lambda each: order.index(each.signature.name))
@@ -202,17 +201,14 @@ def _called(nodes: Sequence[Any]) -> Iterator[str]:
             yield from (each.name for each in functions_in(node.attr[key]))
 
 
-def _rename_calls(nodes: Sequence[Any], names: dict[str, str]) -> None:
-    for node in nodes:
+def _rename(owners: Iterable[Any], names: dict[str, str]) -> None:
+    """Rename the functions in the attributes of nodes, or of functions."""
+    for owner in owners:
         # Counted in the process, and of no use without the function that it names.
-        node.attr.pop(_GRADIENT, None)
-        _rename_attributes(node.attr.values(), names)
-
-
-def _rename_attributes(values: Any, names: dict[str, str]) -> None:
-    for value in values:
-        for function in functions_in(value):
-            function.name = names.get(function.name, function.name)
+        owner.attr.pop(_GRADIENT, None)
+        for value in owner.attr.values():
+            for function in functions_in(value):
+                function.name = names.get(function.name, function.name)
 
 
 def _rename_objects(objects: Any, names: dict[str, str]) -> None:
