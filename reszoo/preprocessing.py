@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
-from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.specs import ResNetSpec
+from reszoo.specs import ResNetSpec, is_count, is_number
 
 Pixels = NDArray[np.uint8]
 # From the torchvision and timm sources; they belong to RGB in 0..1.
@@ -112,8 +111,8 @@ class Preprocessing:
         for name in _SIZES:
             object.__setattr__(self, name, as_size(getattr(self, name)))
         sizes = [as_sides(getattr(self, name)) for name in _SIZES]
-        crops = _is_number(self.crop_pct) and _LEAST_CROP <= self.crop_pct <= 1
-        sides = all(_is_whole(x) and 1 <= x <= MOST_SIDE for x in chain(*sizes))
+        crops = is_number(self.crop_pct) and _LEAST_CROP <= self.crop_pct <= 1
+        sides = all(is_count(x) and x <= MOST_SIDE for x in chain(*sizes))
         if not (crops and sides and all(len(each) == 2 for each in sizes)):
             raise UsageError(
                 f"crop_pct must lie in {_LEAST_CROP} to 1 and sizes in 1 to "
@@ -121,7 +120,7 @@ class Preprocessing:
                 f"train_size={self.train_size}, eval_size={self.eval_size}."
             )
         both = (*self.mean, *self.std)
-        numbers = all(_is_number(x) and abs(x) <= _MOST_STATISTIC for x in both)
+        numbers = all(is_number(x) and abs(x) <= _MOST_STATISTIC for x in both)
         fits = len(self.mean) == len(self.std) >= 1
         if not (fits and numbers and min(self.std) >= _LEAST_STD):
             raise UsageError(
@@ -175,16 +174,15 @@ class Preprocessing:
     def steps(self) -> tuple[str, ...]:
         """Say how an image is resized, one step each."""
         short, size = self.resize_size, shown_size(self.eval_sides)
-        square = isinstance(short, int)
-        unit = "pixels" if square else "pixels (height x width)"
-        resized = f"{shown_size(self.resize_sides)} {unit}"
+        resized = f"{shown_size(self.resize_sides)} pixels"
+        covered = f"the short side to {short} pixels"
+        if not isinstance(short, int):
+            resized += " (height x width)"
+            covered = f"to cover {resized}"
         cut = f"cut {size} from the centre"
         inside = self.resize_sides == self.eval_sides
         colour = ", ".join(map(str, self.mean_colour))
         padded = f"pad to {size} with the colour ({colour})"
-        covered = (
-            f"the short side to {short} pixels" if square else f"to cover {resized}"
-        )
         first, second = {
             "crop": (covered, cut),
             "squash": (f"to {resized}, whatever its shape", "" if inside else cut),
@@ -523,12 +521,3 @@ def _to_bytes(pixels: Any) -> Any:
 
     # Pillow rounds halves up; tf.round would round them to even.
     return tf.cast(tf.clip_by_value(tf.floor(pixels + 0.5), 0, 255), tf.uint8)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)

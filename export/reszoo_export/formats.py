@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from reszoo import defaults
 from reszoo.errors import ExportError, UnknownNameError, UsageError
+from reszoo.training.recipes import coerce, options_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -284,42 +285,13 @@ class ExportOptions:
         return (self.outputs,) if self.outputs else runtime.outputs
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch, str | bool | float) and self.batch != "dynamic":
-            _refuse("batch", 'a number or "dynamic"', self.batch)
-        if isinstance(self.input_size, list):
-            object.__setattr__(self, "input_size", tuple(self.input_size))
-        for name in ("batch", "input_size", "opset", "version"):
-            value = getattr(self, name)
-            pair = name == "input_size" and isinstance(value, tuple)
-            for number in value if pair else (value,):
-                if (number is None and name != "version") or number == "dynamic":
-                    continue
-                if not isinstance(number, int) or isinstance(number, bool):
-                    _refuse(name, "a whole number", number)
-                if number < 1:
-                    _refuse(name, "at least 1", number)
-            if pair and len(value) != 2:
-                _refuse(name, "one number, or height and width", value)
-        for name, (choices, none) in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices and (value is not None or not none):
-                known = " or ".join(f'"{each}"' for each in choices)
-                if len(choices) > 2:
-                    known = f"one of {', '.join(choices)}"
-                _refuse(name, known + (f", or None for {none}" if none else ""), value)
-
-
-def _refuse(name: str, expected: str, received: object) -> NoReturn:
-    raise UsageError(f"{name} must be {expected}. Received: {received!r}.")
-
-
-# Option -> its values, and the default that None selects.
-_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
-    "layout": (("nhwc", "nchw"), ""),
-    "integer_io": (get_args(IntegerIO), "float outputs"),
-    "input_dtype": (("uint8", "float32"), "each format's own"),
-    "outputs": (get_args(Outputs), "each format's default"),
-}
+        for name in [*vars(self)]:
+            options = options_of(name, ExportOptions)
+            value = coerce(name, getattr(self, name), options)
+            object.__setattr__(self, name, value)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int) and number < 1:
+                    raise UsageError(f"{name} must be at least 1. Received: {number}.")
 
 
 def check_options(rows: Sequence[Format], options: ExportOptions) -> None:

@@ -338,7 +338,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in _types():
+        for name in _types(Recipe):
             value = coerce(name, getattr(self, name), options_of(name))
             object.__setattr__(self, name, value)
         if self.policy is not None:
@@ -394,15 +394,15 @@ def _is_in(value: float, interval: str) -> bool:
     return above and (value <= high if interval[-1] == "]" else value < high)
 
 
-def options_of(field: str) -> tuple[Any, ...]:
-    """Return the types that a field's value may have, `NoneType` among them."""
-    kind = _types()[field]
+def options_of(field: str, owner: type | None = None) -> tuple[Any, ...]:
+    """Return the types that a field of a recipe or another dataclass may have."""
+    kind = _types(owner or Recipe)[field]
     return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
 
 
 @cache
-def _types() -> dict[str, Any]:
-    return get_type_hints(Recipe)
+def _types(owner: type) -> dict[str, Any]:
+    return get_type_hints(owner)
 
 
 DEFAULTS = {field.name: field.default for field in fields(Recipe)}
