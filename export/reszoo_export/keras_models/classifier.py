@@ -19,7 +19,7 @@ import tensorflow as tf
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import UsageError
-from reszoo.layers import Conv2D, Shape
+from reszoo.layers import Conv2D
 from reszoo.metrics import softmax
 from reszoo.preprocessing import (
     IMAGENET_MEAN,
@@ -203,10 +203,6 @@ class Affine(keras.layers.Layer):  # type: ignore[misc]
         """Return `inputs * scale + offset`."""
         return inputs * self.scale + self.offset
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the shape that came."""
-        return input_shape
-
 
 class SecondClass(keras.layers.Layer):  # type: ignore[misc]
     """Put a logit of 0 before the only one: `(batch, 1)` to `(batch, 2)`."""
@@ -214,10 +210,6 @@ class SecondClass(keras.layers.Layer):  # type: ignore[misc]
     def call(self, inputs: Any) -> Any:
         """Return the logits of both classes."""
         return keras.ops.pad(inputs, ((0, 0), (1, 0)))
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the shape with two classes."""
-        return (*input_shape[:-1], 2)
 
 
 def turn_channels(model: keras.Model) -> None:

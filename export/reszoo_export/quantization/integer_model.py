@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from reszoo.layers import IdentityShortcut, ScaleShift, Shape
+from reszoo.layers import IdentityShortcut, ScaleShift
 from reszoo.preprocessing import Preprocessing
 from reszoo_export.serving import Serving
 
@@ -49,10 +49,6 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
         return tf.quantization.fake_quant_with_min_max_vars(
             inputs, self.low.value, self.high.value
         )
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the shape that came."""
-        return input_shape
 
 
 def quantized_layers(model: keras.Model) -> list[str]:
