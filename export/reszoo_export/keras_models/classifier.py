@@ -307,19 +307,10 @@ def read_classifier_card(
 ) -> tuple[Card, bool]:
     """Make the card of a classifier, and make its copy take RGB.
 
-    Args:
-        model: The classifier.
-        copy: Of it, flat; its first kernel is changed where the model takes BGR.
-        scores: The end of the model.
-        preprocessing: How images were shown to it; None for what its layers tell.
-        input_size: Size of the images, where the model is open for any.
-
-    Returns:
-        The card, and whether the model takes BGR less the means of Caffe.
-
-    Raises:
-        UsageError: It takes neither RGB nor grey images, or nothing tells how they
-            were shown to it.
+    Preprocessing of None is what its layers tell; `input_size` counts where the model
+    is open for any size. Returns the card, and whether the model takes BGR less the
+    means of Caffe, for which the copy's first kernel is changed. A UsageError if it
+    takes neither RGB nor grey images, or nothing tells how they were shown to it.
     """
     shape, kind = _shape(model, preprocessing, input_size), "given"
     if preprocessing is None:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,10 @@ from numpy.typing import NDArray
 from reszoo.console import quiet
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import TFLITE
+from reszoo_export.quantization import ranges
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import as_bytes, build_integer_model
-from reszoo_export.quantization.ranges import (
-    MIN_IMAGES,
-    Calibration,
-    choose,
-    write_best,
-)
+from reszoo_export.quantization.ranges import Calibration
 from reszoo_export.runtimes import in_batches
 from reszoo_export.saved_model.writer import save
 from reszoo_export.serving import Serving
@@ -73,11 +70,11 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     pixels and probabilities are of its dtype, for devices without floating point.
     """
     if serving.is_traced:
-        write_best(serving, calibration, path, _quantized(serving, calibration))
+        ranges.write_best(serving, calibration, path, _quantized(serving, calibration))
         return
-    choice = choose(serving.model, serving.card.preprocessing, calibration)
-    ranges = choice.ranges if serving.options.integer_io else choice.inner_ranges
-    integers = build_integer_model(serving.model, choice.weights, ranges)
+    choice = ranges.choose(serving.model, serving.card.preprocessing, calibration)
+    spans = choice.ranges if serving.options.integer_io else choice.inner_ranges
+    integers = build_integer_model(serving.model, choice.weights, spans)
     content = convert(as_bytes(serving, integers), **_QUANTIZED, **_dtypes(serving))
     write_model(content, serving, path)
 
@@ -117,7 +114,7 @@ def _samples16(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
     Ranges of int16 may be many times too wide before rounding shows, but activations
     outside of them are clipped. More images would only take time.
     """
-    for index, image in zip(range(MIN_IMAGES), calibration.batches(), strict=False):
+    for index, image in enumerate(islice(calibration.batches(), ranges.MIN_IMAGES)):
         yield {"image": image}
         if index % _EVERY == 0:
             yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
