@@ -47,7 +47,6 @@ class Head:
     pooling: str | None = None  # "avg" or "max"; None where nothing is pooled
     classifier: keras.layers.Dense | None = None
     features: Any = None  # the tensor that the classifier sees, in the model it lies in
-    softmax: bool = False  # whether the model gives probabilities
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,7 @@ def _read_head(value: Value) -> Head:
         )
     if pooling is None:
         return Head(value)
-    return Head(value.source, pooling, classifier, features, softmax)
+    return Head(value.source, pooling, classifier, features)
 
 
 def _is_softmax(value: Value) -> bool:

@@ -46,16 +46,11 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
             )
         return _in_batches(twin, normalised)
     exact = _exact(model)
-    if serving.is_traced:
-        scores = read_scores(model)
-        answer = _in_batches(exact, _caffe if serving.bgr else normalised)
-        return lambda images: _probabilities(answer(images), scores)
-    head = read_resnet(exact).head
-    asked = exact if has_top else _up_to_features(exact, head)
-    answer = _in_batches(asked, _caffe if serving.bgr else normalised)
-    if not has_top or head.softmax:
-        return answer
-    return lambda images: softmax(answer(images))
+    prepare = _caffe if serving.bgr else normalised
+    if not has_top:
+        return _in_batches(_up_to_features(exact, read_resnet(exact).head), prepare)
+    answer, scores = _in_batches(exact, prepare), read_scores(exact)
+    return lambda images: _probabilities(answer(images), scores)
 
 
 def _probabilities(answer: ModelOutput, scores: Scores) -> ModelOutput:
