@@ -1,6 +1,7 @@
 """Models, checkpoints and exports that several tests look at."""
 
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 import reszoo
+from reszoo.report import page
 from reszoo.weights import download
 from reszoo_export import benchmark
 from reszoo_export.isolation import run_in_subprocess
@@ -28,6 +30,13 @@ from reszoo_export.verification import verify
 # Those that people take most; the others have tests of their own, for time.
 FORMATS = "saved_model,tflite,tflite-fp16,tflite-int8,onnx,onnx-int8"
 _TIME = benchmark._time_in_subprocess
+_FIGURE = page._figure
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules that are loaded now out of each garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,7 +47,10 @@ def pytest_runtest_setup() -> None:
     """
     random.seed(0)
     if "keras" in sys.modules:
-        sys.modules["keras"].utils.set_random_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            # Which nothing here draws from, and which empties TensorFlow's caches.
+            patch.setattr("tensorflow.random.set_seed", lambda _: None)
+            sys.modules["keras"].utils.set_random_seed(0)
 
 
 def within(seconds: float, function: Any, *arguments: Any) -> Any:
@@ -154,6 +166,43 @@ def one_process() -> Iterator[None]:
         yield
 
 
+def draw_only(
+    draw: Any, size: tuple[float, float], style: Any, **options: Any
+) -> bytes:
+    """Draw a figure of a report without rendering it."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(style):
+        draw(Figure(figsize=size))
+    return b"<svg></svg>" if options["format"] == "svg" else b""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_rendering() -> Iterator[None]:
+    """Draw the figures of reports without rendering them, a fifth of a short run.
+
+    Tests of the figures ask for `figures`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_figure", draw_only)
+        yield
+
+
+@contextmanager
+def rendering() -> Iterator[None]:
+    """Render figures as outside these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "_figure", _FIGURE)
+        yield
+
+
+@pytest.fixture(scope="module")
+def figures() -> Iterator[None]:
+    with rendering():
+        yield
+
+
 @pytest.fixture
 def subprocesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verify and time files in new processes, as exports do outside these tests."""
@@ -184,10 +233,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if result.exists():
             kept = pickle.loads(result.read_bytes())
             return replace(kept, model=reszoo.load(kept.best))
-        made = reszoo.train(
-            "resnet8", "digits", epochs=4, batch_size=32, learning_rate=0.1,
-            output=folder / "digits",
-        )  # fmt: skip
+        with rendering():
+            made = reszoo.train(
+                "resnet8", "digits", epochs=4, batch_size=32, learning_rate=0.1,
+                output=folder / "digits",
+            )  # fmt: skip
         result.write_bytes(pickle.dumps(replace(made, model=None)))
         return made
 

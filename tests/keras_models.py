@@ -56,7 +56,7 @@ def head_on(base: Any, *more: Any) -> Any:
     return keras.Model(base.input, x)
 
 
-def small(name: str = "resnet20", **options: Any) -> Any:
+def small(name: str = "resnet8", **options: Any) -> Any:
     shape = {"input_shape": (32, 32, 3), "include_top": False, "seed": 0}
     return randomise(reszoo.build(name, **{**shape, **options}))
 

@@ -270,7 +270,7 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a Python process that prints "started" when it has imported all."""
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def answer(process: subprocess.Popen[str]) -> str:

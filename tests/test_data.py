@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import photos
 from PIL import Image
+from tiny import TWO_BLOCKS
 
 import reszoo
 from reszoo.data.checks import find_unreadable
@@ -36,7 +37,7 @@ def test_a_fifth_of_every_class_is_held_out_and_judged_on(tmp_path: Path) -> Non
 
 def test_the_seed_of_a_training_does_not_move_the_split(folder: Path) -> None:
     held = paths(open_source(folder), "validation")
-    run = reszoo.train("resnet8", folder, epochs=1, batch_size=5, seed=3)
+    run = reszoo.train(TWO_BLOCKS, folder, epochs=1, batch_size=5, seed=3)
     found = reszoo.evaluate(run.model, folder)
     assert (found.data, found.images) == (f"{folder} (validation)", len(held))
     assert found.loss == pytest.approx(run.history[-1].validation_loss, rel=0.02)
@@ -180,7 +181,7 @@ def test_a_folder_may_be_for_measuring_only(tmp_path: Path) -> None:
     with pytest.raises(reszoo.DataError, match="has no train split to learn from"):
         source.examples("train")
     with pytest.raises(reszoo.DataError, match="has no train split to learn from"):
-        reszoo.train("resnet8", tmp_path, epochs=1)
+        reszoo.train(TWO_BLOCKS, tmp_path, epochs=1)
 
 
 def test_classes_may_be_called_val_and_test(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import log_softmax
 from test_confidence import arrays, own_logits, tiny
-from tiny import RESNET8
+from tiny import RESNET8, TWO_BLOCKS
 
 import reszoo
 from reszoo.training.model import training_copy
@@ -85,11 +85,11 @@ def test_an_interrupted_run_with_a_teacher_resumes_exactly(
     def stop(row: Any) -> None:
         raise KeyboardInterrupt
 
-    whole = reszoo.train(RESNET8, data, output=tmp_path / "whole", **fields)
+    whole = reszoo.train(TWO_BLOCKS, data, output=tmp_path / "whole", **fields)
     parted = tmp_path / "parted"
     with pytest.raises(KeyboardInterrupt):
-        reszoo.train(RESNET8, data, output=parted, on_epoch_end=stop, **fields)
-    again = reszoo.train(RESNET8, data, output=parted, resume=True, **fields)
+        reszoo.train(TWO_BLOCKS, data, output=parted, on_epoch_end=stop, **fields)
+    again = reszoo.train(TWO_BLOCKS, data, output=parted, resume=True, **fields)
     assert whole.last is not None
     assert again.last is not None
     ours, theirs = read(whole.last)[0], read(again.last)[0]
@@ -101,7 +101,7 @@ def test_an_interrupted_run_with_a_teacher_resumes_exactly(
     kept = teacher.read_bytes()
     reszoo.save(other, teacher)
     with pytest.raises(reszoo.UsageError, match="teacher's weights was"):
-        reszoo.train(RESNET8, data, output=parted, resume=True, **fields)
+        reszoo.train(TWO_BLOCKS, data, output=parted, resume=True, **fields)
     teacher.write_bytes(kept)
 
 

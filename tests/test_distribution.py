@@ -120,12 +120,14 @@ def assert_same_training(one: dict[str, Any], other: dict[str, Any]) -> None:
     np.testing.assert_allclose(one["history"], other["history"], atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_devices_with_shared_statistics_do_what_one_does(machine: Path) -> None:
     synced = read(machine, "synced")
     assert_same_training(read(machine, "one"), synced)
     assert synced["losses"][-4:].mean() < 0.75 * synced["losses"][:2].mean()
 
 
+@pytest.mark.slow
 def test_all_copies_of_a_variable_stay_equal(machine: Path) -> None:
     for name in ("synced", "apart"):
         found = read(machine, name)
@@ -190,6 +192,7 @@ def test_workers_with_different_arguments_are_refused(pair: Path) -> None:
         assert "recipe's seed, weights; on worker 1" in error
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_cut_is_refused(machine: Path) -> None:
     error = str(read(machine, "odd")["error"])
     assert "UsageError: batch_size must be a multiple of 2 devices" in error

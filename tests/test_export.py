@@ -31,6 +31,8 @@ from reszoo_export.runtimes import open_runtime
 from reszoo_export.verification.reference import read_reference
 
 EXPORTED = ALL.split(",")
+# One format of each way to write labels: of a runtime, and after calibration.
+_WRITERS = ("saved_model", "tflite", "onnx", "onnx-int8")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_every_format_answers_like_the_model(
         ("resnet8", {"shortcut": "projection-all"}),
         ("resnet8", {"classifier_activation": "softmax"}),
         ("plain8", {}),
-        ("resnet18", {}),
+        pytest.param("resnet18", {}, marks=pytest.mark.slow),
         pytest.param(
             "resnet50",
             {"stride_in": "1x1", "shortcut": "identity"},
@@ -157,6 +159,7 @@ def test_answers_do_not_depend_on_batch_mates(
     np.testing.assert_allclose(runtime.run(images), alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_saved_model_needs_nothing_of_ours(exported: Any) -> None:
     script = (
         "import sys\n"
@@ -217,7 +220,13 @@ def test_the_tflite_files_keep_their_promises(exported: Any) -> None:
     assert sizes[1] <= 0.35 * sizes[0]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in _WRITERS else pytest.mark.slow)
+        for name in FORMATS
+    ],
+)
 def test_labels_of_any_kind_are_in_every_file(tmp_path: Path, name: str) -> None:
     labels = ("10", "2", "Ünicode ✓", "with, comma", "UPPER case")
     model = small(classes=labels)

@@ -105,10 +105,8 @@ def test_what_is_exported_already_is_not_exported_again(
     assert files(tmp_path) == set()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == "onnx" else pytest.mark.slow) for n in FORMATS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path, name: str) -> None:
     output = tmp_path / "export"
     options = {"calibration": "digits"} if FORMATS[name].calibrated else {}

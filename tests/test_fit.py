@@ -35,7 +35,15 @@ def fit(model: Any, epochs: int = 1) -> Any:
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "caffe-sgd", "adamw", "lamb"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "sgd",
+        "lamb",
+        pytest.param("caffe-sgd", marks=pytest.mark.slow),
+        pytest.param("adamw", marks=pytest.mark.slow),
+    ],
+)
 def test_fit_takes_the_steps_that_train_takes(optimizer: str) -> None:
     fields: dict[str, Any] = {
         "optimizer": optimizer,

@@ -59,11 +59,16 @@ def test_frozen_batch_norm_does_not_move_while_all_else_does(name: str) -> None:
     [
         ("stages:0", ("conv1", "bn1"), ("layer1.", "layer3.", "fc")),
         ("stages:2", ("conv1", "bn1", "layer1.", "layer2."), ("layer3.", "fc")),
-        ("stages:3", ("conv1", "bn1", "layer1.", "layer2.", "layer3."), ("fc",)),
+        pytest.param(
+            *("stages:3", ("conv1", "bn1", "layer1.", "layer2.", "layer3."), ("fc",)),
+            marks=pytest.mark.slow,
+        ),
         ("backbone", ("conv1", "bn1", "layer1.", "layer2.", "layer3."), ("fc",)),
     ],
 )
-@pytest.mark.parametrize("freeze_bn", [False, True])
+@pytest.mark.parametrize(
+    "freeze_bn", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_frozen_stages_do_not_move(
     setting: str, still: Any, moves: Any, freeze_bn: bool
 ) -> None:

@@ -106,13 +106,9 @@ def cifar_resnet(version: int) -> Any:
     return keras.Model(image, x, name=f"cifar_v{version}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "make",
-    [
-        mlperf_resnet8,
-        pytest.param(lambda: cifar_resnet(1), marks=pytest.mark.slow),
-        pytest.param(lambda: cifar_resnet(2), marks=pytest.mark.slow),
-    ],
+    "make", [mlperf_resnet8, lambda: cifar_resnet(1), lambda: cifar_resnet(2)]
 )
 def test_resnets_that_people_wrote_are_exported(make: Any, tmp_path: Path) -> None:
     images = RECORD.normalise(pixels(32, 32).astype(np.float32))

@@ -66,7 +66,7 @@ def test_features_of_a_net_of_keras_applications(backbone: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        {"name": "resnet20"},
         {"shortcut": "projection"},
         {"shortcut": "projection-all"},
         {"name": "resnet18"},
@@ -183,7 +183,7 @@ def rescaled() -> Any:
         lambda: head_on(small(pooling="max")),
         lambda: changed(**{"layer2.0.relu1": {"negative_slope": 0.1}}),
         lambda: changed(**{"layer1.0.conv1": {"dilation_rate": (2, 2)}}),
-        lambda: changed(**{"layer1.1.bn1": {"axis": 1}}),
+        lambda: changed(**{"layer1.0.bn1": {"axis": 1}}),
     ],
 )
 def test_what_is_no_resnet_is_exported_as_it_computes(make: Any) -> None:

@@ -69,6 +69,7 @@ for name in ("m.keras", "m.h5"):
         assert reszoo.card(reszoo.load(tmp_path / name)) == reszoo.card(model)
 
 
+@pytest.mark.slow
 def test_load_model_works_once_a_name_of_reszoo_was_used(tmp_path: Path) -> None:
     # Option A is a layer that Keras does not have.
     measured().save(tmp_path / "m.keras")

@@ -54,6 +54,7 @@ def test_a_grouped_convolution_equals_one_of_each_group(
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
 
 
+@pytest.mark.slow
 def test_grouped_convolutions_train_without_onednn() -> None:
     """TensorFlow's kernel then has no gradient; models that infer use it still."""
     script = """

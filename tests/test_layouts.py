@@ -13,6 +13,7 @@ import tensorflow as tf
 from conftest import photos
 from PIL import Image
 from sample_images import encoded
+from tiny import TWO_BLOCKS
 
 import reszoo
 from reszoo.data.checks import scan
@@ -325,7 +326,7 @@ def test_a_folder_without_splits_is_measured_whole(
 def test_only_data_that_a_model_was_trained_on_is_held_out_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = reszoo.train("resnet8", folder, epochs=1, batch_size=5)
+    run = reszoo.train(TWO_BLOCKS, folder, epochs=1, batch_size=5)
     capsys.readouterr()
     moved = folder.rename(tmp_path / "moved")
     assert reszoo.evaluate(run.model, moved).images == 2
@@ -344,17 +345,17 @@ def test_a_default_batch_fits_a_small_data_set_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = photos(tmp_path / "few", each=4)
-    run = reszoo.train("resnet8", data, epochs=1)
+    run = reszoo.train(TWO_BLOCKS, data, epochs=1)
     assert (run.recipe.batch_size, run.recipe.learning_rate) == (2, 0.1 * 2 / 128)
     told = capsys.readouterr().err
     assert "6 training images are fewer than the recipe's batches of 128: batch" in told
-    own = reszoo.train("resnet8", data, epochs=1, learning_rate=0.01)
+    own = reszoo.train(TWO_BLOCKS, data, epochs=1, learning_rate=0.01)
     assert (own.recipe.batch_size, own.recipe.learning_rate) == (2, 0.01)
     with pytest.raises(reszoo.UsageError, match="batch_size=8 for 6 images"):
-        reszoo.train("resnet8", data, epochs=1, batch_size=8)
+        reszoo.train(TWO_BLOCKS, data, epochs=1, batch_size=8)
     recipe = replace(RECIPES["cifar"], epochs=2)
     with pytest.raises(reszoo.UsageError, match="batch_size=128 for 6 images"):
-        reszoo.train("resnet8", data, recipe=recipe)
+        reszoo.train(TWO_BLOCKS, data, recipe=recipe)
 
 
 def test_labels_are_matched_by_name_and_integers_by_number() -> None:
@@ -380,9 +381,9 @@ def test_lists_are_named_by_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_the_share_that_is_held_out_is_chosen_and_remembered(folder: Path) -> None:
-    run = reszoo.train("resnet8", folder, epochs=1, validation_share=0.5)
+    run = reszoo.train(TWO_BLOCKS, folder, epochs=1, validation_share=0.5)
     assert reszoo.evaluate(run.model, folder).images == 6
-    every = reszoo.train("resnet8", folder, epochs=1, validation_share=0.0)
+    every = reszoo.train(TWO_BLOCKS, folder, epochs=1, validation_share=0.0)
     assert every.history[0].validation_top1 is None
     assert reszoo.evaluate(every.model, folder).images == 12
 
@@ -445,7 +446,7 @@ def test_training_says_what_a_scan_says(
     assert report.anomalies["dark"] == tuple(
         str(folder / label / "0.png") for label in ("cat", "dog")
     )
-    reszoo.train("resnet8", folder, epochs=1)
+    reszoo.train(TWO_BLOCKS, folder, epochs=1)
     told = capsys.readouterr().err
     assert "Warning: 1 images: 16 bits a channel: the upper 8 are used" in told
     assert "Warning: 2 images: nearly black, no value above 15 of 255" in told
@@ -477,14 +478,14 @@ def test_coarse_training_is_warned_of_and_size_sets_it(
         path = tmp_path / "p" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (70, 90, 3), np.uint8)).save(path)
-    reszoo.train("resnet8", tmp_path / "p", epochs=1)
+    reszoo.train(TWO_BLOCKS, tmp_path / "p", epochs=1)
     first, *others = [
         line for line in capsys.readouterr().err.splitlines() if "images" in line
     ][1:]
     assert "6 images at 32 x 32" in first
     wanted = "the images are 70 pixels wide or high (median), the model sees 32"
     assert any(wanted in line for line in others)
-    run = reszoo.train("resnet8", tmp_path / "p", epochs=1, size=48)
+    run = reszoo.train(TWO_BLOCKS, tmp_path / "p", epochs=1, size=48)
     told = capsys.readouterr().err
     assert "images at 48 x 48" in told
     assert "pixels wide or high (median)" not in told
@@ -525,5 +526,5 @@ def test_a_preview_shows_what_training_shows(folder: Path, tmp_path: Path) -> No
     assert (moved != np.asarray(still)).mean() > 0.3
     with pytest.raises(reszoo.UsageError, match=r"written as \.png"):
         reszoo.preview(folder, output=tmp_path / "shown.gif")
-    run = reszoo.train("resnet8", folder, epochs=1, output=tmp_path / "run")
+    run = reszoo.train(TWO_BLOCKS, folder, epochs=1, output=tmp_path / "run")
     assert "<h2>Augmented images</h2>" in Path(run.report or "").read_text()

@@ -247,6 +247,7 @@ def test_a_fresh_net_without_biases_converts(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers, answers_of(net), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(
     files: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -419,7 +419,9 @@ def test_files_for_devices_keep_to_the_threads_given(
     assert given == [1, 3]
 
 
-@pytest.mark.parametrize("file", ["checkpoint", "saved_model"])
+@pytest.mark.parametrize(
+    "file", ["checkpoint", pytest.param("saved_model", marks=pytest.mark.slow)]
+)
 def test_tensorflow_keeps_to_the_threads_given(
     run: Any, exported: Any, file: str
 ) -> None:

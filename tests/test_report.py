@@ -25,6 +25,7 @@ from reszoo.report.page import escape_html, shell_command, thumbnail
 from reszoo.training.history import Epoch
 from reszoo.training.report import Evaluation, RunReport, write_report
 
+pytestmark = pytest.mark.usefixtures("figures")
 HOSTILE = (
     "<script>alert(1)</script>",
     "\"'><img src=x>&amp;",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import TWO_BLOCKS
 
 import reszoo
 from reszoo.cli.options import app
@@ -68,7 +69,7 @@ def images(count: int = 12, classes: int = 2, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def train(output: Path, data: Any = None, net: str = "resnet8", **fields: Any) -> Any:
+def train(output: Path, data: Any = None, net: Any = TWO_BLOCKS, **fields: Any) -> Any:
     given = {"resume": True, "save_every": 0.0, **_SMALL, **fields}
     return reszoo.train(net, data or images(), output=output, **given)
 
@@ -359,7 +360,7 @@ def test_weights_that_diverge_in_the_last_step_are_an_error(tmp_path: Path) -> N
 def test_a_run_ended_by_a_full_disk_can_be_resumed(whole: Any, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk; states are the largest."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    small = (600_000, limits[1])
+    small = ((whole.best.parent / STATE).stat().st_size // 2, limits[1])
     patch = at_step(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, small))
     try:
         with pytest.raises(

@@ -24,7 +24,10 @@ from reszoo.preprocessing import Preprocessing, Resize, to_grey
 from reszoo_export.saved_model.writer import prepare_encoded
 
 RESIZES: tuple[Resize, ...] = ("crop", "squash", "pad")
-SHAPES = [(64, 96, 3), (48, 40, 1)]
+SHAPES = [
+    pytest.param((64, 96, 3), marks=pytest.mark.slow, id="rectangular"),
+    pytest.param((48, 40, 1), id="grey"),
+]
 _BILINEAR = Image.Resampling.BILINEAR
 
 
@@ -112,7 +115,7 @@ def test_cards_of_square_crops_are_what_they_were() -> None:
         Preprocessing.from_json({**content, "resize": "squish"})
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=["rectangular", "grey"])
+@pytest.fixture(scope="module", params=SHAPES)
 def trained(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run on photos of two classes, in which every augmentation is on."""
     folder = tmp_path_factory.mktemp("photos")
@@ -228,7 +231,7 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize(
     ("resize", "size", "channels"),
     [
-        ("crop", (24, 40), 3),
+        pytest.param("crop", (24, 40), 3, marks=pytest.mark.slow),
         ("squash", 32, 1),
         ("pad", (33, 20), 1),
         pytest.param("crop", (40, 24), 1, marks=pytest.mark.slow),

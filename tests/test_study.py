@@ -42,6 +42,7 @@ from reszoo.training.recipe_table import find_recipe
 from reszoo.training.run import Evaluator
 from reszoo.training.state import STATE, Stopped
 
+pytestmark = pytest.mark.usefixtures("figures")
 SMALL: dict[str, Any] = {"layers": (6,), "seeds": 2, "steps": 8, "save_every": 1e9}
 
 
@@ -58,8 +59,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
 def test_the_same_seed_gives_the_same_numbers(
     found: StudyResult, tmp_path: Path
 ) -> None:
-    again = reszoo.study("dense", output=tmp_path, **SMALL)
-    assert numbers(again) == numbers(found)
+    again = reszoo.study("dense", output=tmp_path, **{**SMALL, "seeds": 1})
+    assert numbers(again) == [run for run in numbers(found) if run.seed == 0]
     assert len({run.points for run in found.runs}) == 4
     assert read_results(found.folder) == found
 
@@ -368,6 +369,7 @@ def own_models() -> dict[str, Any]:
     return {"linear": linear, "perceptron": lambda: reszoo.mlp(4, seed=3)}
 
 
+@pytest.mark.slow
 def test_models_of_ones_own_are_compared(tmp_path: Path) -> None:
     result = reszoo.study(
         models=own_models(), seeds=2, steps=40, batch_size=32, crop="none",
@@ -380,14 +382,17 @@ def test_models_of_ones_own_are_compared(tmp_path: Path) -> None:
     assert len({run.points for run in result.runs}) == 4
     (told,) = result.conclusion
     assert re.match(r"\S+ has the lowest training error, .*; \S+ does not .* %\.", told)
+    assert "models of one&#39;s own" in (tmp_path / PAGE).read_text()
+    assert read_results(tmp_path) == result
+
+
+def test_models_of_ones_own_are_ordered_by_error() -> None:
     errors = {("a", 2): [0.1, 0.1], ("b", 3): [0.3, 0.3], ("c", 3): [0.1, 0.1]}
     (told,) = conclude(made(errors))
     assert told == (
         "a-2 has the lowest training error, 10.00 ± 0.00 %; c-3 does not differ beyond "
         "the spread of seeds, 10.00 ± 0.00 %; b-3 is higher, 30.00 ± 0.00 %."
     )
-    assert "models of one&#39;s own" in (tmp_path / PAGE).read_text()
-    assert read_results(tmp_path) == result
 
 
 @pytest.mark.parametrize(
@@ -439,6 +444,7 @@ def test_dense_networks_take_tables(tmp_path: Path) -> None:
     assert "rows of 5 columns" in page
     rows, labels = table()
     both = {"train": (rows, labels), "test": (rows[:9], labels[:9])}
+    options |= {"shortcuts": ("none",), "steps": 1}
     split = reszoo.study("dense", both, output=tmp_path / "split", **options)
     assert split.conditions["data's test"]["images"] == 9
     with pytest.raises(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import photos
 from PIL import Image
+from tiny import TWO_BLOCKS
 
 import reszoo
 from reszoo.data.pipeline import training_batches
@@ -60,7 +61,7 @@ def test_training_learns_and_is_reproducible(tmp_path: Path) -> None:
     root = photos(tmp_path / "p", ("red", "green"), each=20)
     runs = [
         reszoo.train(
-            "resnet8", root, recipe="cifar", epochs=4, batch_size=8, learning_rate=0.02
+            TWO_BLOCKS, root, recipe="cifar", epochs=4, batch_size=8, learning_rate=0.02
         )
         for _ in range(2)
     ]
@@ -133,7 +134,7 @@ def test_only_images_that_may_be_flipped_are(
 
     monkeypatch.setattr(run, "training_batches", look)
     reszoo.train(
-        "resnet8",
+        TWO_BLOCKS,
         folder if data == "folder" else data,
         steps=1,
         batch_size=8,
@@ -146,7 +147,7 @@ def test_only_images_that_may_be_flipped_are(
 def test_training_that_diverges_is_an_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(reszoo.ReszooError, match=r"diverged.*Lower learning_rate"):
         reszoo.train(
-            "resnet8",
+            TWO_BLOCKS,
             folder,
             batch_size=4,
             epochs=3,
@@ -225,7 +226,7 @@ def test_unreadable_images_are_skipped_listed_and_not_counted(
     source = open_source(folder, bad_images="skip")
     count = len(source.examples("train"))
     assert count + len(source.examples("validation")) == 12 + 12
-    done = reszoo.train("resnet8", folder, batch_size=4, **QUICK)
+    done = reszoo.train(TWO_BLOCKS, folder, batch_size=4, **QUICK)
     lines = capsys.readouterr().err.splitlines()
     skipped = {line.split(": ")[0].removeprefix("skipped ") for line in lines[:3]}
     assert skipped == unusable
@@ -239,20 +240,22 @@ def test_the_first_unreadable_image_ends_training_on_request(
 ) -> None:
     spoil(folder)
     with pytest.raises(reszoo.DataError, match=r"cut\.jpg"):
-        reszoo.train("resnet8", folder, batch_size=4, bad_images="error", **QUICK)
+        reszoo.train(TWO_BLOCKS, folder, batch_size=4, bad_images="error", **QUICK)
 
 
 def test_truncated_photos_are_recovered_on_request(
     folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(folder)
-    reszoo.train("resnet8", folder, batch_size=4, bad_images="recover", **QUICK)
+    reszoo.train(TWO_BLOCKS, folder, batch_size=4, bad_images="recover", **QUICK)
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "cut.jpg" in line] == []
     assert len([line for line in lines if line.startswith("skipped")]) == 2
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet8"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("resnet18", marks=pytest.mark.slow), "resnet8"]
+)
 def test_the_trained_weights_are_evaluated(name: str, folder: Path) -> None:
     """Layers that leave blocks out change the order that Keras gives variables."""
     shape: dict[str, Any] = {"input_shape": (32, 32, 3), "shortcut": "projection"}
@@ -278,7 +281,7 @@ def test_the_trained_weights_are_evaluated(name: str, folder: Path) -> None:
 
 def test_another_size_stays_with_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     done = reszoo.train(
-        "resnet8",
+        TWO_BLOCKS,
         folder,
         batch_size=4,
         train_size=24,
@@ -373,11 +376,11 @@ def test_each_refusal_says_the_next_step(folder: Path) -> None:
 
 def test_another_share_is_held_out_on_request(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", each=10)
-    run = reszoo.train("resnet8", root, validation_share=0.4, batch_size=4, **QUICK)
+    run = reszoo.train(TWO_BLOCKS, root, validation_share=0.4, batch_size=4, **QUICK)
     provenance = reszoo.card(run.model).provenance
     assert provenance["images"] == 12
     assert provenance["recipe"]["validation_share"] == 0.4
     with pytest.raises(reszoo.UsageError, match="has splits of its own"):
-        reszoo.train("resnet8", "digits", validation_share=0.4, **QUICK)
+        reszoo.train(TWO_BLOCKS, "digits", validation_share=0.4, **QUICK)
     with pytest.raises(reszoo.UsageError, match=r"validation_share must be in"):
-        reszoo.train("resnet8", root, validation_share=1.0)
+        reszoo.train(TWO_BLOCKS, root, validation_share=1.0)
