@@ -166,7 +166,7 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
             r"scale=\(0\.5, 1\.0\) with crop='pad'. Leave one out",
         ),
         ({"crop": "none", "pad": 0.1}, 'pad has an effect with crop="pad" only'),
-        ({"epochs": 3, "warmup_epochs": 5}, "warmup_epochs=5 for 3 epochs. Give a sm"),
+        ({"epochs": 3, "warmup_epochs": 5}, "warmup_epochs=5, epochs=3. Give a sm"),
         (
             {"epochs": 3, "warmup_epochs": 3},
             "warmup_epochs must be less than the",
@@ -268,7 +268,7 @@ def test_every_choice_can_replace_the_one_of_every_recipe() -> None:
 def test_a_warm_up_as_long_as_a_training_in_steps_is_refused() -> None:
     recipe = find_recipe("cifar", steps=10, batch_size=10, warmup_epochs=2)
     assert phases(recipe, 40)[0].learning_rate(9) == pytest.approx(0.05)
-    with pytest.raises(reszoo.UsageError, match=r"warmup_epochs=2 for 2 epochs"):
+    with pytest.raises(reszoo.UsageError, match=r"warmup_epochs=2, epochs=2"):
         phases(recipe, 50)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import pairwise
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from unicodedata import normalize
 
 from reszoo.data.augment import strength_of
@@ -91,26 +91,6 @@ def _type_name(kind: Any) -> str:
     return kind if Ellipsis in parts else f"{len(parts)} {kind}"
 
 
-# Interval -> the fields that must be in it, unless they are None.
-_INTERVALS = {
-    "[0, inf)": ("warmup_epochs", "head_epochs", "mixup", "cutmix", "seed"),
-    "(0, inf)": ("learning_rate", "head_learning_rate", "distillation_temperature"),
-    "(0, 1]": ("layer_decay",),
-    "[1, inf)": (
-        "epochs", "steps", "accumulate", "ema_every", "patience", "repeats",
-        "train_size", "eval_size", "channels",
-    ),
-    "[2, inf)": ("batch_size",),
-    "[0, 0.5)": ("pad",),
-    "[0, 180]": ("rotation",),
-    "[0, 1)": (
-        "dropout", "block_dropout", "momentum", "label_smoothing", "weight_decay",
-        "ema", "bn_momentum", "stochastic_depth", "validation_share",
-    ),
-    "[0, 1]": (
-        "warmup_start", "factor", "floor", "erase", "sampling", "distillation_weight",
-    ),
-}  # fmt: skip
 NEEDS = {
     "pad": ("crop", "pad"), "scale": ("crop", "resized"), "ratio": ("crop", "resized"),
     "milestones": ("schedule", "steps"), "factor": ("schedule", "steps"),
@@ -272,70 +252,71 @@ class Recipe:
         seed: Of fresh weights, the order of images and their augmentation.
     """
 
+    # With the intervals that numbers must be in, unless they are None.
     name: str
-    batch_size: int
-    learning_rate: float
-    epochs: int | None = None
-    steps: int | None = None
-    accumulate: int = 1
+    batch_size: Annotated[int, "[2, inf)"]
+    learning_rate: Annotated[float, "(0, inf)"]
+    epochs: Annotated[int | None, "[1, inf)"] = None
+    steps: Annotated[int | None, "[1, inf)"] = None
+    accumulate: Annotated[int, "[1, inf)"] = 1
     optimizer: Literal["sgd", "caffe-sgd", "adam", "adamw", "lamb"] = "sgd"
-    layer_decay: float = 1.0
-    momentum: float = 0.9
+    layer_decay: Annotated[float, "(0, 1]"] = 1.0
+    momentum: Annotated[float, "[0, 1)"] = 0.9
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, "[0, 1)"] = 0.0
     decay_on: Decayed = "kernels"
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     schedule_per: Literal["step", "epoch"] = "step"
     milestones: tuple[float, ...] = ()
-    factor: float = 0.1
-    floor: float = 0.0
-    warmup_epochs: float | None = 0.0
-    warmup_start: float = 0.01
+    factor: Annotated[float, "[0, 1]"] = 0.1
+    floor: Annotated[float, "[0, 1]"] = 0.0
+    warmup_epochs: Annotated[float | None, "[0, inf)"] = 0.0
+    warmup_start: Annotated[float, "[0, 1]"] = 0.01
     warmup_shape: Literal["linear", "constant"] = "linear"
     warmup_prefix: bool = True
     loss: Literal["softmax", "binary"] = "softmax"
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.0
     class_weight: Literal["balanced"] | dict[str, float] | None = None
-    sampling: Literal["balanced"] | float | None = None
+    sampling: Annotated[Literal["balanced"] | float | None, "[0, 1]"] = None
     best_by: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
-    patience: int | None = None
+    patience: Annotated[int | None, "[1, inf)"] = None
     teacher: str | None = None
-    distillation_temperature: float = _TAUGHT[0]
-    distillation_weight: float = _TAUGHT[1]
-    ema: float | None = None
-    ema_every: int = 1
+    distillation_temperature: Annotated[float, "(0, inf)"] = _TAUGHT[0]
+    distillation_weight: Annotated[float, "[0, 1]"] = _TAUGHT[1]
+    ema: Annotated[float | None, "[0, 1)"] = None
+    ema_every: Annotated[int, "[1, inf)"] = 1
     crop: Literal["auto", "pad", "resized", "none"] = "resized"
-    pad: float = 0.0
+    pad: Annotated[float, "[0, 0.5)"] = 0.0
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool | None = None
     vertical_flip: bool = False
-    rotation: float = 0.0
+    rotation: Annotated[float, "[0, 180]"] = 0.0
     policy: str | None = None
-    erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    repeats: int = 1
-    stochastic_depth: float = 0.0
-    dropout: float = 0.0
-    block_dropout: float = 0.0
+    erase: Annotated[float, "[0, 1]"] = 0.0
+    mixup: Annotated[float, "[0, inf)"] = 0.0
+    cutmix: Annotated[float, "[0, inf)"] = 0.0
+    repeats: Annotated[int, "[1, inf)"] = 1
+    stochastic_depth: Annotated[float, "[0, 1)"] = 0.0
+    dropout: Annotated[float, "[0, 1)"] = 0.0
+    block_dropout: Annotated[float, "[0, 1)"] = 0.0
     zero_init_residual: bool = False
     freeze: str | None = None
     freeze_bn: bool | None = False
-    bn_momentum: float | None = None
+    bn_momentum: Annotated[float | None, "[0, 1)"] = None
     sync_bn: bool = False
-    head_epochs: int = 0
-    head_learning_rate: float = 0.1
+    head_epochs: Annotated[int, "[0, inf)"] = 0
+    head_learning_rate: Annotated[float, "(0, inf)"] = 0.1
     recompute: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    train_size: int | tuple[int, int] | None = None
-    eval_size: int | tuple[int, int] | None = None
+    train_size: Annotated[int | tuple[int, int] | None, "[1, inf)"] = None
+    eval_size: Annotated[int | tuple[int, int] | None, "[1, inf)"] = None
     crop_pct: float | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
     resize: Literal["crop", "squash", "pad"] | None = None
-    channels: int | None = None
-    validation_share: float | None = None
-    seed: int = 0
+    channels: Annotated[int | None, "[1, inf)"] = None
+    validation_share: Annotated[float | None, "[0, 1)"] = None
+    seed: Annotated[int, "[0, inf)"] = 0
 
     def __post_init__(self) -> None:
         for name in _types(Recipe):
@@ -343,15 +324,14 @@ class Recipe:
             object.__setattr__(self, name, value)
         if self.policy is not None:
             strength_of(self.policy)
-        for interval, names in _INTERVALS.items():
-            for field in names:
-                value = getattr(self, field)
-                numbers = value if isinstance(value, tuple) else (value,)
-                known = [x for x in numbers if isinstance(x, int | float)]
-                if not all(_is_in(x, interval) for x in known):
-                    raise UsageError(
-                        f"{field} must be in {interval}. Received: {field}={value}."
-                    )
+        for field, interval in _intervals().items():
+            value = getattr(self, field)
+            numbers = value if isinstance(value, tuple) else (value,)
+            known = [x for x in numbers if isinstance(x, int | float)]
+            if not all(_is_in(x, interval) for x in known):
+                raise UsageError(
+                    f"{field} must be in {interval}. Received: {field}={value}."
+                )
         check_rules(self, _RULES)
         for field, (other, *values) in NEEDS.items():
             received, chosen = getattr(self, field), getattr(self, other)
@@ -403,6 +383,12 @@ def options_of(field: str, owner: type | None = None) -> tuple[Any, ...]:
 @cache
 def _types(owner: type) -> dict[str, Any]:
     return get_type_hints(owner)
+
+
+@cache
+def _intervals() -> dict[str, str]:
+    hints = get_type_hints(Recipe, include_extras=True).items()
+    return {n: k.__metadata__[0] for n, k in hints if get_origin(k) is Annotated}
 
 
 DEFAULTS = {field.name: field.default for field in fields(Recipe)}

@@ -154,7 +154,6 @@ def write_report(path: Path, report: RunReport) -> None:
         "run.html.j2",
         title=f"{report.model} on {report.data}",
         report=report,
-        duration=_duration(report.seconds),
         augmented=report.augmented and page.png_picture(report.augmented),
         curves=[_curve(history, *each) for each in _curves(history).items()],
         speed=sum(row.images_per_second * row.seconds for row in history) / seconds,
@@ -243,14 +242,6 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
         "calibrated_error": calibrated and metrics.calibration_error(calibrated),
         "reliability": reliability_diagram(bins, calibrated),
     }
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def write_curves(path: Path, title: str, history: "Sequence[Epoch]") -> None:
