@@ -128,12 +128,10 @@ def _has_grouped_gradients(dtype: Any) -> bool:
     with tf.init_scope():
         try:
             tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=(1, 4, 4, 4),
-                filter=tf.ones((3, 3, 2, 4), dtype),
-                out_backprop=tf.ones((1, 4, 4, 4), dtype),
-                strides=[1, 1, 1, 1],
+                input_sizes=(1, 4, 4, 4), filter=tf.ones((3, 3, 2, 4), dtype),
+                out_backprop=tf.ones((1, 4, 4, 4), dtype), strides=[1, 1, 1, 1],
                 padding="SAME",
-            )
+            )  # fmt: skip
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
             return False
     return True

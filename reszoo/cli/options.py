@@ -76,12 +76,9 @@ app = Typer(
     cls=_Commands,
     help="ResNets for Keras: train on your own images, export model files, verify and "
     "measure them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 
 
 def given(values: Mapping[str, Any], *others: str) -> dict[str, Any]:

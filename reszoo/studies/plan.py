@@ -126,10 +126,8 @@ def study_plan(
             pad=round(recipe.pad * side),
             flip=source.flip_safe if recipe.flip is None else recipe.flip,
         ),
-        phase=phases(recipe, len(train))[0],
-        folder=folder,
-        save_every=save_every,
-    )
+        phase=phases(recipe, len(train))[0], folder=folder, save_every=save_every,
+    )  # fmt: skip
 
 
 def open_data(data: Data, family: Family) -> Source:

@@ -145,16 +145,13 @@ def rows(result: StudyResult) -> list[tuple[str, ...]]:
     """Return the table of a study: a row per model, as `COLUMNS` says."""
     return [
         (
-            variant.label,
-            f"{runs[0].parameters:,}",
-            str(result.training_error(variant)),
-            str(result.test_error(variant)),
-            f"{mean(run.seconds for run in runs):,.0f}",
-            str(len(runs)),
+            variant.label, f"{runs[0].parameters:,}",
+            str(result.training_error(variant)), str(result.test_error(variant)),
+            f"{mean(run.seconds for run in runs):,.0f}", str(len(runs)),
         )
         for variant in result.variants
         for runs in [result.of(variant)]
-    ]
+    ]  # fmt: skip
 
 
 def draw(result: StudyResult, name: str) -> bytes:

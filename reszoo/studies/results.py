@@ -361,13 +361,10 @@ def read_results(folder: Path) -> StudyResult:
                 f"version {version} in {path}; use the release that wrote it."
             )
         return StudyResult(
-            data=content["data"],
-            conditions=content["conditions"],
+            data=content["data"], conditions=content["conditions"], folder=folder,
             runs=tuple(map(_run, content["courses" if version == 1 else "runs"])),
-            folder=folder,
-            conclusion=tuple(content["conclusion"]),
-            chance=content.get("chance"),
-        )
+            conclusion=tuple(content["conclusion"]), chance=content.get("chance"),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} does not hold the results of a study ({error}). Choose another "

@@ -293,15 +293,12 @@ class StudyRun(StepLoop):
 
     def _write(self) -> None:
         content = {
-            **self._id,
-            "totals": asdict(self._totals),
-            "seconds": self._seconds,
+            **self._id, "totals": asdict(self._totals), "seconds": self._seconds,
             "points": [asdict(point) for point in self._points],
             "snapshots": [asdict(snapshot) for snapshot in self._snapshots],
-        }
-        state.write_state(
-            self._plan.folder / STATE, self._trainer.step.variables(), content
-        )
+        }  # fmt: skip
+        path, variables = self._plan.folder / STATE, self._trainer.step.variables()
+        state.write_state(path, variables, content)
 
     def _resume(self) -> None:
         path = self._plan.folder / STATE

@@ -89,12 +89,10 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Update one variable."""
         index = self._get_variable_index(variable)
         update = Update(
-            slots=[slot.value for slot in self._slots[index]],
-            gradient=gradient,
-            rate=tf.cast(learning_rate, tf.float32),
-            decay=self._decays[index],
+            slots=[slot.value for slot in self._slots[index]], gradient=gradient,
+            rate=tf.cast(learning_rate, tf.float32), decay=self._decays[index],
             step=tf.cast(self.iterations.value, tf.int64) + 1,
-        )
+        )  # fmt: skip
         self._rule.apply(variable, update)
 
     def get_config(self) -> dict[str, Any]:

@@ -210,14 +210,9 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
         of_files = metrics.tempered(own, found.confidence.temperature)
         calibrated = metrics.calibration_bins(targets, of_files)
     return {
-        "images": images,
-        "hits": hits,
-        "accuracy": hits / images,
-        "low": low,
-        "high": high,
-        "balanced": metrics.mean_recall(classes),
-        "macro_f1": metrics.macro_f1(classes),
-        "classes": classes,
+        "images": images, "hits": hits, "accuracy": hits / images,
+        "low": low, "high": high, "balanced": metrics.mean_recall(classes),
+        "macro_f1": metrics.macro_f1(classes), "classes": classes,
         "matrix": matrix if len(labels) <= _MATRIX else None,
         "confusions": [(*each, shares[each[:2]]) for each in frequent],
         "mistakes": [
@@ -234,14 +229,11 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
         "measured": len(targets),
         "right": float((predicted[found.unused] == targets).mean()),
         "confidence": float(own.max(axis=1).mean()),
-        "bins": [
-            ("itself", bins),
-            *([("calibrated", calibrated)] if calibrated else []),
-        ],
+        "bins": [("itself", bins)] + [("calibrated", calibrated)] * bool(calibrated),
         "calibration_error": metrics.calibration_error(bins),
         "calibrated_error": calibrated and metrics.calibration_error(calibrated),
         "reliability": reliability_diagram(bins, calibrated),
-    }
+    }  # fmt: skip
 
 
 def write_curves(path: Path, title: str, history: "Sequence[Epoch]") -> None:

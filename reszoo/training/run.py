@@ -66,13 +66,10 @@ _AUGMENTING = (
 _VALIDATED = ("loss", "top1", "balanced_accuracy", "macro_f1")
 # What TensorBoard shows of an epoch: tag -> field.
 _TAGS = {
-    "train/loss": "loss",
-    "train/top1": "top1",
+    "train/loss": "loss", "train/top1": "top1", "learning_rate": "learning_rate",
+    "speed/images_per_second": "images_per_second", "speed/data_wait": "data_wait",
     **{f"validation/{name}": f"validation_{name}" for name in _VALIDATED},
-    "learning_rate": "learning_rate",
-    "speed/images_per_second": "images_per_second",
-    "speed/data_wait": "data_wait",
-}
+}  # fmt: skip
 
 
 def augmentation_of(
@@ -338,12 +335,10 @@ class Run(StepLoop):
         self.evaluator = Evaluator(*shown, source, devices, recipe.batch_size)
         self.examples = source.examples("train")
         provenance = {
-            "source": "trained with reszoo",
-            "data": source.name,
-            "data_sha256": content_digest(source),
-            "images": len(self.examples),
+            "source": "trained with reszoo", "data": source.name,
+            "data_sha256": content_digest(source), "images": len(self.examples),
             "recipe": recipe.to_json(),
-        }
+        }  # fmt: skip
         of_weights = config.card, provenance
         self.history = RunHistory(*of_weights, config.folder, recipe.best_by)
         self.head_top1: float | None = None
@@ -433,12 +428,10 @@ class Run(StepLoop):
         if not self.config.folder:
             return
         content = {
-            "conditions": self.config.conditions,
-            "epoch": self._epoch,
-            "tally": asdict(self._totals),
-            "probe": self.head_top1,
+            "conditions": self.config.conditions, "epoch": self._epoch,
+            "tally": asdict(self._totals), "probe": self.head_top1,
             **self.history.to_json(),
-        }
+        }  # fmt: skip
         write_state(self.config.folder / STATE, self.phase_trainer.variables(), content)
 
     def _new_phase_trainer(self) -> PhaseTrainer:
@@ -531,16 +524,13 @@ class Run(StepLoop):
         totals, phase = self._totals, self.phase_trainer.phase
         seen = totals.row_steps * phase.recipe.batch_size
         return Epoch(
-            epoch=self._epoch + 1,
-            phase=phase.name,
-            loss=totals.loss / totals.row_steps,
-            top1=totals.correct / seen,
+            epoch=self._epoch + 1, phase=phase.name,
+            loss=totals.loss / totals.row_steps, top1=totals.correct / seen,
             **{f"validation_{n}": getattr(metrics, n, None) for n in _VALIDATED},
             learning_rate=phase.learning_rate(self._steps_done_in_phase() - 1),
-            images_per_second=seen / totals.seconds,
+            images_per_second=seen / totals.seconds, seconds=totals.seconds,
             data_wait=totals.waited / totals.seconds,
-            seconds=totals.seconds,
-        )
+        )  # fmt: skip
 
     def _time_left(self) -> str:
         seconds_per_step = self._totals.seconds / self._totals.row_steps

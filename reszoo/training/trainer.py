@@ -169,10 +169,8 @@ def train(
         config = RunConfig(
             **_fitted(built, source, chosen, devices),
             folder=folder if devices.is_chief else None,
-            save_every=save_every,
-            devices=devices,
-            on_epoch_end=on_epoch_end,
-        )
+            save_every=save_every, devices=devices, on_epoch_end=on_epoch_end,
+        )  # fmt: skip
 
         def train_on(recipe: Recipe) -> str:
             last = folder and folder / LAST
