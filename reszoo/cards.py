@@ -6,10 +6,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 from unicodedata import normalize
 
 import numpy as np
@@ -94,17 +94,12 @@ class Confidence:
     data_sha256: str
 
     def __post_init__(self) -> None:
-        texts = ("data", "data_sha256")
-        for name, value in asdict(self).items():
-            right = (
-                isinstance(value, str)
-                if name in texts
-                else isinstance(value, int | float) and math.isfinite(value)
-            )
-            if not right:
-                raise TypeError(f"{name} must be a text or number: {value!r:.80}")
+        _checked(self)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0: {self.temperature}")
+
+
+_Record = TypeVar("_Record", Metric, Confidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,14 +252,15 @@ class Card:
                     f"This reszoo reads card version {CARD_VERSION}. Received: version "
                     f"{version}; use the release that wrote the file, or a newer one."
                 )
+            found = content.get("confidence")
             return cls(
                 architecture=architecture_from_json(content["architecture"]),
                 labels=_labels(content["labels"]),
                 preprocessing=Preprocessing.from_json(content["preprocessing"]),
                 provenance=_mapping("provenance", content["provenance"]),
-                metrics=tuple(map(_metric, content["metrics"])),
+                metrics=tuple(_checked(Metric(**x)) for x in content["metrics"]),
                 versions=_mapping("versions", content["versions"], str),
-                confidence=_confidence(content.get("confidence")),
+                confidence=None if found is None else Confidence(**found),
             )
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
             reason = f"{type(e).__name__}: {e}"[:_REASON]
@@ -356,16 +352,13 @@ def _mapping(name: str, content: Any, kind: type = object) -> dict[str, Any]:
     return dict(content)
 
 
-def _confidence(content: Any) -> Confidence | None:
-    return None if content is None else Confidence(**content)
-
-
-def _metric(content: Any) -> Metric:
-    found = Metric(**content)
-    texts = isinstance(found.name, str) and isinstance(found.data, str)
-    number = isinstance(found.value, int | float) and math.isfinite(found.value)
-    if not (texts and number):
-        raise TypeError(f"a metric must have a name, a number and data: {content}")
+def _checked(found: _Record) -> _Record:
+    """Refuse fields that are no text or finite number, as their type asks."""
+    for each in fields(found):
+        value = getattr(found, each.name)
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not (isinstance(value, str) if each.type is str else number):
+            raise TypeError(f"{each.name} must be a text or number: {value!r:.80}")
     return found
 
 

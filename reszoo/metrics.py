@@ -66,7 +66,22 @@ def confusion_matrix(targets: Targets, probabilities: Probabilities) -> Counts:
 
 def class_rows(confusion: Counts) -> list[ClassRow]:
     """Return each class, lowest recall first, those without images last."""
-    rows = [_class_row(confusion, index) for index in range(len(confusion))]
+    hits, wrong = np.diag(confusion), confusion - np.diag(np.diag(confusion))
+    columns = (hits, confusion.sum(1), confusion.sum(0), wrong.argmax(1), wrong.max(1))
+    rows = [
+        ClassRow(
+            index=index,
+            images=images,
+            precision=right / predicted if predicted else None,
+            recall=right / images if images else None,
+            f1=2 * right / (predicted + images) if predicted + images else None,
+            confused_with=worst if confused else None,
+            confused=confused,
+        )
+        for index, (right, images, predicted, worst, confused) in enumerate(
+            np.stack(columns, 1).tolist()
+        )
+    ]
     return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
 
 
@@ -151,23 +166,6 @@ def share_interval(hits: int, images: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def _class_row(confusion: Counts, index: int) -> ClassRow:
-    hits, images = int(confusion[index, index]), int(confusion[index].sum())
-    predicted = int(confusion[:, index].sum())
-    wrong = confusion[index].copy()
-    wrong[index] = 0
-    worst = int(wrong.argmax())
-    return ClassRow(
-        index=index,
-        images=images,
-        precision=hits / predicted if predicted else None,
-        recall=hits / images if images else None,
-        f1=2 * hits / (predicted + images) if predicted + images else None,
-        confused_with=worst if wrong[worst] else None,
-        confused=int(wrong[worst]),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
     """What was measured, and on what.
@@ -237,18 +235,12 @@ def score(
     confusion = confusion_matrix(targets, np.where(finite, probabilities, wrong))
     rows = class_rows(confusion)
     return Metrics(
-        top1=float(hits[:, 0].mean()),
-        top5=float(hits[:, :5].any(axis=1).mean()),
+        top1=float(hits[:, 0].mean()), top5=float(hits[:, :5].any(axis=1).mean()),
         loss=float(np.mean(-np.log(np.maximum(of_truth, _FLOOR)))),
-        balanced_accuracy=mean_recall(rows),
-        macro_f1=macro_f1(rows),
-        images=len(targets),
-        data=data,
-        labels=labels,
-        confusion=confusion,
-        probabilities=probabilities,
-        files=files,
-    )
+        balanced_accuracy=mean_recall(rows), macro_f1=macro_f1(rows),
+        images=len(targets), data=data, labels=labels,
+        confusion=confusion, probabilities=probabilities, files=files,
+    )  # fmt: skip
 
 
 def prepared_batches(
@@ -276,14 +268,25 @@ def inference_function(
 
     from reszoo.resnet import logits_model
 
-    logits_of = logits_model(model)
+    def answers(outputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = outputs / temperature
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    return _traced(logits_model(model), preprocessing, answers)
+
+
+def _traced(
+    model: "keras.Model", preprocessing: Preprocessing, answers: Callable[[Any], Any]
+) -> InferenceFunction:
+    """Return a function from pixels to what `answers` makes of a model's outputs."""
+    import tensorflow as tf
 
     def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = preprocessing.normalise(tf.cast(image, tf.float32))
-        logits = logits_of(pixels, training=False) / temperature
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        found: dict[str, tf.Tensor] = answers(model(pixels, training=False))
+        return found
 
-    pixels = tf.TensorSpec(logits_of.input_shape, tf.uint8)
+    pixels = tf.TensorSpec(model.input_shape, tf.uint8)
     traced: InferenceFunction = tf.function(run, input_signature=[pixels])
     return traced
 
@@ -318,17 +321,12 @@ def explaining_function(model: "keras.Model", card: Card) -> InferenceFunction:
     """
     import tensorflow as tf
 
-    inner = with_feature_map(model)
-
-    def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels = card.preprocessing.normalise(tf.cast(image, tf.float32))
-        features = tf.cast(inner(pixels, training=False)[1], tf.float32)
+    def answers(outputs: Any) -> dict[str, tf.Tensor]:
+        features = tf.cast(outputs[1], tf.float32)
         maps = class_activation_maps(model, features) / card.temperature
         return {"features": tf.reduce_mean(features, (1, 2)), "cam": maps}
 
-    pixels = tf.TensorSpec(inner.input_shape, tf.uint8)
-    traced: InferenceFunction = tf.function(run, input_signature=[pixels])
-    return traced
+    return _traced(with_feature_map(model), card.preprocessing, answers)
 
 
 def probabilities(

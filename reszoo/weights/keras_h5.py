@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.architecture import FINAL_NORM, StrideIn
+from reszoo.architecture import FINAL_NORM, NORM_TENSORS, StrideIn
 from reszoo.archives import open_archive, read_member
 from reszoo.cards import AttachedCard, Card, Layers, describe_structure
 from reszoo.errors import CheckpointError
@@ -23,6 +23,7 @@ from reszoo.files import JSON_BYTES, check_regular, parse_json
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import Tensors, summarized, to_float32, to_torch, torch_name
 
+Weights = Mapping[str, NDArray[Any]]
 MAGIC = b"\x89HDF\r\n\x1a\n"
 SUFFIX = ".keras"
 # Members of a `.keras` file.
@@ -38,8 +39,7 @@ _NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3]|preact)_(conv|bn)")
 # The batch normalization at the end of a V2 model.
 _LAST_NORM = "post_bn"
 _FIXED = {
-    "conv1_conv": "conv1", "conv1_bn": "bn1", _LAST_NORM: FINAL_NORM,
-    "fc": "fc",
+    "conv1_conv": "conv1", "conv1_bn": "bn1", _LAST_NORM: FINAL_NORM, "fc": "fc"
 }  # fmt: skip
 _OURS = re.compile(r"(conv1|bn1|norm|fc|conv1\.\d|layer\d+\.\d+\..+)")
 # What may stand in a file beside the layers of a ResNet without changing its logits.
@@ -69,10 +69,8 @@ def is_keras(path: Path) -> bool:
 def read_model(path: Path) -> tuple[Layers, Any]:
     """Read the weights of layers, without the optimizer's, and the model's config.
 
-    Returns:
-        The weights, and the config as Keras wrote it; None in a file of weights alone.
-
-    A CheckpointError for a damaged file, another one, or one with links to others.
+    The config is as Keras wrote it; None in a file of weights alone. A CheckpointError
+    for a damaged file, another one, or one with links to others.
     """
     layers: dict[str, dict[str, NDArray[Any]]] = {}
     try:
@@ -97,9 +95,8 @@ def read_model(path: Path) -> tuple[Layers, Any]:
                 kinds[kind] = _stored(dataset, names, path)
     # h5py has no error of its own for damaged files.
     except _DAMAGED as error:
-        raise CheckpointError(
-            f"{path} is not a complete HDF5 file ({error})."
-        ) from error
+        text = f"{path} is not a complete HDF5 file ({error})."
+        raise CheckpointError(text) from error
     if not layers:
         raise CheckpointError(f"{path} holds no weights of layers.")
     return {name: _with_kinds(weights) for name, weights in layers.items()}, config
@@ -127,7 +124,7 @@ def _is_hdf5(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _with_kinds(weights: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+def _with_kinds(weights: Weights) -> Weights:
     """Name numbered weights, which Keras 3 stores in the order of its layers."""
     if "0" not in weights:
         return weights
@@ -141,14 +138,13 @@ def _datasets(file: Any, path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the names that lead to each dataset in a group, and the dataset."""
     import h5py
 
+    too_deep = "nests groups deeper than a weight file does"
     seen = {h5py.h5o.get_info(file.id).addr}
     waiting: list[tuple[tuple[str, ...], Any]] = [((), file)]
     while waiting:
         above, group = waiting.pop()
         if len(above) > _MAX_DEPTH:
-            raise CheckpointError(
-                f"{path} nests groups deeper than a weight file does."
-            )
+            raise CheckpointError(f"{path} {too_deep}.")
         for name in group:
             names = (*above, name)
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -157,14 +153,13 @@ def _datasets(file: Any, path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
                     "Such a file is refused."
                 )
             inside = group[name]
-            address = h5py.h5o.get_info(inside.id).addr
-            if address in seen:
-                twice = "has one dataset under several names"
-                if isinstance(inside, h5py.Group):
-                    twice = "nests groups deeper than a weight file does, in a circle"
+            is_group = isinstance(inside, h5py.Group)
+            if (address := h5py.h5o.get_info(inside.id).addr) in seen:
+                one = "has one dataset under several names"
+                twice = f"{too_deep}, in a circle" if is_group else one
                 raise CheckpointError(f"{path} {twice}: {'/'.join(names)}.")
             seen.add(address)
-            if isinstance(inside, h5py.Group):
+            if is_group:
                 waiting.append((names, inside))
             elif above and isinstance(inside, h5py.Dataset):
                 yield names, inside
@@ -209,11 +204,9 @@ Described = list[tuple[str, str, Mapping[str, Any]]]
 
 
 def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
-    """Describe the layers of a model, and of models inside, from its config.
+    """Describe the layers of a model and of models inside by class, name and config.
 
-    Returns:
-        Class, name and config of each; the card inside; and whether it is the card of
-        the model itself.
+    Returns them, the card inside, and whether it is the card of the model itself.
     """
     listed: Described = []
     attached, is_own, waiting = None, False, [config.get("config", config)]
@@ -243,12 +236,9 @@ def find_card(
 ) -> tuple[Card | None, Preprocessing | None]:
     """Find the card in the config of a model from reszoo.
 
-    Returns:
-        The card, where it is of the whole model; otherwise the preprocessing of the
-        model inside, if reszoo made it.
-
-    Raises:
-        CheckpointError: The model has layers that do not belong to a ResNet.
+    Returns the card, where it is of the whole model; otherwise the preprocessing of the
+    model inside, if reszoo made it. A CheckpointError if the model has layers that do
+    not belong to a ResNet.
     """
     if config is None:
         return None, None
@@ -293,7 +283,7 @@ def own_tensors(layers: Layers) -> Tensors:
     }
 
 
-def _with_head(layer: str, weights: Mapping[str, NDArray[Any]]) -> str:
+def _with_head(layer: str, weights: Weights) -> str:
     """Return the name of a layer, or `fc` for a classifier of any name."""
     kernel = weights.get("kernel")
     return "fc" if kernel is not None and kernel.ndim == 2 else layer
@@ -310,7 +300,10 @@ def to_tensors(layers: Layers, source: str) -> Tensors:
     for layer, weights in layers.items():
         name = _torch_name(_with_head(layer, weights), source, v2=v2)
         try:
-            tensors.update(_converted(name, weights, layers, layer, v2=v2))
+            shift = None
+            if "gamma" in weights and not v2:
+                shift = layers[layer.replace("_bn", "_conv")]["bias"]
+            tensors |= _converted(name, weights, shift, v2=v2)
         except KeyError as error:
             raise CheckpointError(
                 f"{source} lacks {error} of layer {layer}."
@@ -323,31 +316,23 @@ def to_tensors(layers: Layers, source: str) -> Tensors:
 
 
 def _converted(
-    name: str,
-    weights: Mapping[str, NDArray[Any]],
-    layers: Layers,
-    layer: str,
-    *,
-    v2: bool,
+    name: str, weights: Weights, shift: NDArray[Any] | None, *, v2: bool
 ) -> Tensors:
+    """Convert the weights of a layer; a V1 convolution's bias, `shift`, is in front."""
     if "gamma" not in weights:
         found = {f"{name}.weight": to_torch(weights["kernel"])}
         # In V2 models only convolutions that no normalization follows have one.
         kept = name == "fc" or (v2 and "bias" in weights)
         return found | ({f"{name}.bias": weights["bias"]} if kept else {})
     mean, variance = weights["moving_mean"], weights["moving_variance"]
-    if not v2:
+    if shift is not None:
         # The bias of the convolution moves into the mean, the difference of the
         # epsilons into the variance.
-        bias = layers[layer.replace("_bn", "_conv")]["bias"].astype(np.float64)
-        shifted = variance.astype(np.float64) + (_KERAS_EPSILON - _RESZOO_EPSILON)
-        mean, variance = (x.astype(np.float32) for x in (mean - bias, shifted))
-    return {
-        f"{name}.weight": weights["gamma"],
-        f"{name}.bias": weights["beta"],
-        f"{name}.running_mean": mean,
-        f"{name}.running_var": variance,
-    }
+        exact = variance.astype(np.float64) + (_KERAS_EPSILON - _RESZOO_EPSILON)
+        moved = mean - shift.astype(np.float64)
+        mean, variance = (x.astype(np.float32) for x in (moved, exact))
+    values = (weights["gamma"], weights["beta"], mean, variance)
+    return {f"{name}.{x}": v for x, v in zip(NORM_TENSORS, values, strict=True)}
 
 
 def _torch_name(layer: str, source: str, *, v2: bool) -> str:

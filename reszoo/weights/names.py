@@ -19,14 +19,10 @@ HEAD = ("fc.weight", "fc.bias")
 # torch counts the batches seen; inference never reads it, strict loading asks for it.
 COUNTER = "num_batches_tracked"
 _TORCH_NAMES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
+    **dict.fromkeys(("kernel", "gamma", "scale"), "weight"),
+    **dict.fromkeys(("bias", "beta", "shift"), "bias"),
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
-    "scale": "weight",
-    "shift": "bias",
 }
 _SHOWN = 5
 
@@ -64,12 +60,15 @@ class LoadReport:
 
     def __str__(self) -> str:
         if not self.complete:
-            problems = (
-                _listed("missing", self.missing),
-                _listed("unexpected", self.unexpected),
-                _listed("of another shape", self.wrong_shape),
-            )
-            return f"{' '.join(filter(None, problems))} Nothing was loaded."
+            problems = {
+                "missing": self.missing,
+                "unexpected": self.unexpected,
+                "of another shape": self.wrong_shape,
+            }
+            listed = [
+                f"{len(n)} {k}: {summarized(n)}. " for k, n in problems.items() if n
+            ]
+            return f"{''.join(listed)}Nothing was loaded."
         text = f"{len(self.loaded)} tensors loaded from {self.source}"
         if self.head is not None:
             before, now = self.head
@@ -94,18 +93,9 @@ def torch_name(kind: str) -> str:
     return _TORCH_NAMES[kind]
 
 
-@dataclass(frozen=True)
-class _Slot:
-    name: str
-    variable: Any
-
-    def from_torch(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        return tensor.transpose(_FROM_TORCH.get(tensor.ndim))
-
-    @property
-    def torch_shape(self) -> tuple[int, ...]:
-        shape = tuple(self.variable.shape)
-        return tuple(shape[axis] for axis in _TO_TORCH.get(len(shape), (0,)))
+def _torch_shape(variable: Any) -> tuple[int, ...]:
+    shape = tuple(variable.shape)
+    return tuple(shape[axis] for axis in _TO_TORCH.get(len(shape), (0,)))
 
 
 def layers_of(model: "keras.Model") -> Layers:
@@ -130,11 +120,10 @@ def to_tensors(model: "keras.Model") -> Tensors:
         UsageError: A layer has weights of a kind that no layer of reszoo has.
     """
     tensors: Tensors = {}
-    for slot in _slots(model):
-        tensors[slot.name] = to_torch(np.asarray(slot.variable.value))
-        if slot.name.endswith("running_var"):
-            counter = slot.name.replace("running_var", COUNTER)
-            tensors[counter] = np.zeros((), np.int64)
+    for name, variable in _slots(model):
+        tensors[name] = to_torch(np.asarray(variable.value))
+        if name.endswith("running_var"):
+            tensors[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
     return tensors
 
 
@@ -147,11 +136,11 @@ def assign_tensors(
     missing, unexpected or of another shape. With `fresh_head` the classifier keeps the
     weights that it has.
     """
-    slots = {slot.name: slot for slot in _slots(model)}
+    slots = dict(_slots(model))
     given = {name for name in tensors if not name.endswith(COUNTER)}
     head = None
     if fresh_head and HEAD[0] in given and HEAD[0] in slots:
-        head = (len(tensors[HEAD[0]]), slots[HEAD[0]].torch_shape[0])
+        head = (len(tensors[HEAD[0]]), _torch_shape(slots[HEAD[0]])[0])
     if fresh_head:
         slots = {name: slot for name, slot in slots.items() if name not in HEAD}
         given -= set(HEAD)
@@ -161,9 +150,11 @@ def assign_tensors(
         missing=tuple(name for name in slots if name not in given),
         unexpected=tuple(sorted(given - set(slots))),
         wrong_shape=tuple(
-            f"{name} is {tensors[name].shape}, not {slot.torch_shape}"
-            for name, slot in slots.items()
-            if name in given and tensors[name].shape != slot.torch_shape
+            f"{name} is {tensors[name].shape}, not {shape}"
+            for name, shape in zip(
+                slots, map(_torch_shape, slots.values()), strict=True
+            )
+            if name in given and tensors[name].shape != shape
         ),
         head=head,
     )
@@ -171,12 +162,14 @@ def assign_tensors(
         raise CheckpointError(
             f"{source} does not hold the weights of {model.name}. {report}"
         )
-    for name, slot in slots.items():
-        slot.variable.assign(slot.from_torch(tensors[name]))
+    for name, variable in slots.items():
+        tensor = tensors[name]
+        variable.assign(tensor.transpose(_FROM_TORCH.get(tensor.ndim)))
     return report
 
 
-def _slots(model: "keras.Model") -> Iterator[_Slot]:
+def _slots(model: "keras.Model") -> Iterator[tuple[str, Any]]:
+    """Yield torch's name of each weight, and its variable."""
     for layer in model.layers:
         for variable in layer.weights:
             kind = variable.path.rsplit("/", 1)[-1]
@@ -186,13 +179,7 @@ def _slots(model: "keras.Model") -> Iterator[_Slot]:
                     f"Dense layer. Received: {model.name!r} with the weight "
                     f"{variable.path!r}; save it with Keras: model.save(path)."
                 )
-            yield _Slot(f"{layer.name}.{_TORCH_NAMES[kind]}", variable)
-
-
-def _listed(what: str, names: tuple[str, ...]) -> str:
-    if not names:
-        return ""
-    return f"{len(names)} {what}: {summarized(names)}."
+            yield f"{layer.name}.{_TORCH_NAMES[kind]}", variable
 
 
 def summarized(names: Sequence[str]) -> str:

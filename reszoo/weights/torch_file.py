@@ -9,7 +9,6 @@ import math
 import os
 import textwrap
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,11 @@ from reszoo.weights.unpickler import (
     RefusalError,
     Unpickler,
     checked_key,
-)  # fmt: skip
+)
 
 Array = NDArray[Any]
 ByteOrder = Literal["<", ">"]
+_ORDERS: dict[bytes, ByteOrder] = {b"little": "<", b"big": ">"}
 
 _ZIP = b"PK\x03\x04"
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -103,14 +103,14 @@ def read(path: str | os.PathLike[str]) -> Any:
 def _read(stream: _BoundedReader) -> Any:
     head = _head(stream)
     if _is_legacy(head):
-        return _LegacyReader(stream).read()
+        return _read_legacy(stream)
     if not head.startswith(_ZIP):
         raise RefusalError(
             "is not a torch checkpoint: neither a zip archive nor torch's older "
             "layout. Check what it is, and copy it again if it should be one."
         )
     with zipfile.ZipFile(stream) as archive:
-        return _ZipReader(archive, os.fstat(stream.fileno()).st_size).read()
+        return _read_zip(archive, os.fstat(stream.fileno()).st_size)
 
 
 def _head(stream: _BoundedReader) -> bytes:
@@ -355,81 +355,74 @@ _ALLOWED: Allowed = {
 }
 
 
-class _Reader(ABC):
-    """Collects the storages that a pickle refers to."""
+New = Callable[[StorageType, str, int], Storage]
+"""From type, key and count to a storage that the file is known to have."""
 
-    # Fields of a reference after its count.
-    _more = 0
 
-    def __init__(self) -> None:
-        self._storages: dict[str, Storage] = {}
+def _load(
+    stream: IO[bytes], new: New, more: int, allowed: Allowed = _ALLOWED
+) -> tuple[Any, dict[str, Storage]]:
+    """Return what the next pickle holds, and the storages that it refers to.
 
-    @abstractmethod
-    def _new(self, type_: StorageType, key: str, count: int) -> Storage:
-        """Return a storage that the file is known to have."""
+    `more` are the fields of a reference after its count.
+    """
+    storages: dict[str, Storage] = {}
 
-    def _load(self, stream: IO[bytes], allowed: Allowed) -> Any:
-        return Unpickler(allowed, self._persistent_load).load(stream)
-
-    def _persistent_load(self, identity: object) -> StorageView:
+    def persistent_load(identity: object) -> StorageView:
         match identity:
-            case ("storage", StorageType() as kind, str(key), str(), int(count), *more):
-                if len(more) == self._more:
-                    if key not in self._storages:
-                        self._storages[key] = self._new(kind, key, count)
-                    return _part(self._storages[key], kind, count, *more)
+            case ("storage", StorageType() as kind, str(key), str(), int(count), *part):
+                if len(part) == more:
+                    if key not in storages:
+                        storages[key] = new(kind, key, count)
+                    return _part(storages[key], kind, count, *part)
         raise RefusalError("refers to data in a way that torch does not.")
 
+    return Unpickler(allowed, persistent_load).load(stream), storages
 
-class _ZipReader(_Reader):
-    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
-        super().__init__()
-        self._archive = archive
-        pickles = _pickles(archive)
-        if len(pickles) != 1:
-            raise RefusalError(
-                "is a zip archive without torch's data.pkl, so not a torch checkpoint."
-            )
-        self._root = pickles[0].removesuffix("data.pkl")
-        marks = (f"{self._root}constants.pkl", f"{self._root}code/")
-        if any(name.startswith(marks) for name in archive.namelist()):
-            raise RefusalError(
-                "is a TorchScript archive, a program with weights in it. Save only the "
-                "weights where you trust it: "
-                "`torch.save(torch.jit.load(path).state_dict(), new_path)`."
-            )
-        _check_members(archive.infolist(), size)
-        text = b"little"
-        if f"{self._root}byteorder" in archive.namelist():
-            text = self._content("byteorder")
-        if text not in (b"little", b"big"):
-            raise RefusalError(f"has an unknown byte order, {text[:20]!r}.")
-        self._order: ByteOrder = "<" if text == b"little" else ">"
 
-    def read(self) -> Any:
-        return self._load(io.BytesIO(self._content("data.pkl")), _ALLOWED)
+def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
+    pickles, names = _pickles(archive), archive.namelist()
+    if len(pickles) != 1:
+        raise RefusalError(
+            "is a zip archive without torch's data.pkl, so not a torch checkpoint."
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    if any(name.startswith((f"{root}constants.pkl", f"{root}code/")) for name in names):
+        raise RefusalError(
+            "is a TorchScript archive, a program with weights in it. Save only the "
+            "weights where you trust it: "
+            "`torch.save(torch.jit.load(path).state_dict(), new_path)`."
+        )
+    _check_members(archive.infolist(), size)
+    text, order = b"little", f"{root}byteorder"
+    text = _content(archive, order) if order in names else text
+    if text not in _ORDERS:
+        raise RefusalError(f"has an unknown byte order, {text[:20]!r}.")
 
-    def _content(self, name: str) -> bytes:
-        info = self._archive.getinfo(self._root + name)
-        if info.file_size > MAX_BYTES:
-            raise RefusalError(f"has a {name} of more than {MAX_BYTES:,} bytes.")
-        with self._archive.open(info) as member:
-            return b"".join(iter(lambda: member.read(_CHUNK), b""))
-
-    def _new(self, type_: StorageType, key: str, count: int) -> Storage:
-        name = f"{self._root}data/{key}"
-        if name not in self._archive.NameToInfo:
+    def new(kind: StorageType, key: str, count: int) -> Storage:
+        name = f"{root}data/{key}"
+        if name not in archive.NameToInfo:
             raise RefusalError(f"lacks the data of storage {key!r}. Copy it again.")
-        size = self._archive.getinfo(name).file_size
-        if size != count * type_.itemsize:
+        size = archive.getinfo(name).file_size
+        if size != count * kind.itemsize:
             raise RefusalError(
                 f"has {size} bytes for the {count} elements of storage {key!r}, a "
-                f"{type_.name}."
+                f"{kind.name}."
             )
-        storage = Storage(key, type_, count)
-        with self._archive.open(name) as member:
-            storage.fill(member, self._order)
+        storage = Storage(key, kind, count)
+        with archive.open(name) as member:
+            storage.fill(member, _ORDERS[text])
         return storage
+
+    return _load(io.BytesIO(_content(archive, pickles[0])), new, 0)[0]
+
+
+def _content(archive: zipfile.ZipFile, name: str) -> bytes:
+    if archive.getinfo(name).file_size > MAX_BYTES:
+        file = name.rpartition("/")[2]
+        raise RefusalError(f"has a {file} of more than {MAX_BYTES:,} bytes.")
+    with archive.open(name) as member:
+        return b"".join(iter(lambda: member.read(_CHUNK), b""))
 
 
 def _pickles(archive: zipfile.ZipFile) -> list[str]:
@@ -452,47 +445,39 @@ def _check_members(members: list[zipfile.ZipInfo], size: int) -> None:
         raise RefusalError("has two members of one name. Nothing was unpacked.")
 
 
-class _LegacyReader(_Reader):
-    _more = 1
+def _read_legacy(stream: _BoundedReader) -> Any:
+    size, claimed = os.fstat(stream.fileno()).st_size, 0
 
-    def __init__(self, stream: _BoundedReader) -> None:
-        super().__init__()
-        self._stream = stream
-        self._size = os.fstat(stream.fileno()).st_size
-        self._claimed = 0
-
-    def read(self) -> Any:
-        # After them comes the machine that wrote the file. All of them wrote
-        # little-endian numbers.
-        magic, protocol, _ = (self._load(self._stream, {}) for _ in range(3))
-        if (magic, protocol) != (_MAGIC, _PROTOCOL):
-            raise RefusalError("has an unknown version of torch's older layout.")
-        tree = self._load(self._stream, _ALLOWED)
-        self._fill(self._load(self._stream, {}))
-        return tree
-
-    def _new(self, type_: StorageType, key: str, count: int) -> Storage:
-        self._claimed += max(count, 0) * type_.itemsize
-        if count < 0 or self._claimed > self._size:
+    def new(kind: StorageType, key: str, count: int) -> Storage:
+        nonlocal claimed
+        claimed += max(count, 0) * kind.itemsize
+        if count < 0 or claimed > size:
             raise RefusalError(
                 f"claims {count} elements for storage {key!r}, more than its own "
-                f"{self._size} bytes can hold."
+                f"{size} bytes can hold."
             )
-        return Storage(key, type_, count)
+        return Storage(key, kind, count)
 
-    def _fill(self, keys: object) -> None:
-        if not isinstance(keys, list) or sorted(keys) != sorted(self._storages):
-            raise RefusalError("lists other storages than its tensors use.")
-        for storage in map(self._storages.__getitem__, keys):
-            # A storage begins with its count, eight bytes.
-            if self._stream.read(8) != storage.count.to_bytes(8, "little"):
-                raise RefusalError(
-                    f"does not have the {storage.count} elements of storage "
-                    f"{storage.key!r} where they belong. Copy it again."
-                )
-            storage.fill(self._stream, "<")
-        if self._stream.read(1):
-            raise RefusalError("continues after its last tensor. Copy it again.")
+    # After them comes the machine that wrote the file. All of them wrote little-endian
+    # numbers.
+    magic, protocol, _ = (_load(stream, new, 1, {})[0] for _ in range(3))
+    if (magic, protocol) != (_MAGIC, _PROTOCOL):
+        raise RefusalError("has an unknown version of torch's older layout.")
+    tree, storages = _load(stream, new, 1)
+    keys = _load(stream, new, 1, {})[0]
+    if not isinstance(keys, list) or sorted(keys) != sorted(storages):
+        raise RefusalError("lists other storages than its tensors use.")
+    for storage in map(storages.__getitem__, keys):
+        # A storage begins with its count, eight bytes.
+        if stream.read(8) != storage.count.to_bytes(8, "little"):
+            raise RefusalError(
+                f"does not have the {storage.count} elements of storage "
+                f"{storage.key!r} where they belong. Copy it again."
+            )
+        storage.fill(stream, "<")
+    if stream.read(1):
+        raise RefusalError("continues after its last tensor. Copy it again.")
+    return tree
 
 
 def _part(
