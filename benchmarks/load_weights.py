@@ -30,8 +30,8 @@ def forget_peak() -> None:
 
 def measure(contender: str, folder: Path) -> dict[str, float]:
     """Load once in this process; return seconds and bytes above the model."""
+    from reszoo.weights.location import read
     from reszoo.weights.names import assign_tensors
-    from reszoo.weights.reading import read
 
     model = reszoo.build("resnet50")
     forget_peak()

@@ -59,8 +59,8 @@ def _build_reszoo() -> Any:
 
 
 def _load_reszoo(model: Any, path: Path) -> None:
+    from reszoo.weights.location import read
     from reszoo.weights.names import assign_tensors
-    from reszoo.weights.reading import read
 
     assign_tensors(model, read(path).tensors, str(path))
 

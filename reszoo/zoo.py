@@ -16,7 +16,12 @@ from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec, one_of
 from reszoo.weights import safetensors
 from reszoo.weights.loading import Loaded, load_weights
-from reszoo.weights.location import Found, locate, read_located
+from reszoo.weights.location import (
+    Found,
+    keras_applications_contents,
+    locate,
+    read_located,
+)
 from reszoo.weights.names import (
     COUNTER,
     LoadReport,
@@ -26,7 +31,6 @@ from reszoo.weights.names import (
     to_tensors,
 )
 from reszoo.weights.order import Match, match_by_order
-from reszoo.weights.reading import keras_applications_contents
 from reszoo.weights.schemes import Contents
 
 _REPORT = "_reszoo_load_report"

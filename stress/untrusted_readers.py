@@ -31,7 +31,7 @@ from reszoo.data.image_files import prepare_image
 from reszoo.data.listing import list_images
 from reszoo.files import read_json
 from reszoo.preprocessing import Preprocessing, IMAGENET_MEAN, IMAGENET_STD
-from reszoo.weights import reading
+from reszoo.weights import location
 from reszoo.weights.configs import read_config
 from pathlib import Path
 usual = Preprocessing(train_size=224, eval_size=224, crop_pct=0.875,
@@ -173,11 +173,11 @@ CASES: dict[str, dict[str, tuple[str, Maker]]] = {
         "JPEG of many scans, serving_bytes": (_SERVE, _scans),
     },
     "weights": {
-        "safetensors, largest": ("reading.read(path)", _tensors),
-        "safetensors, one header": ("reading.read(path)", _header),
-        "HDF5, largest": ("reading.read(path)", _hdf5),
-        "HDF5, a dataset under 2,000 names": ("reading.read(path)", _hdf5_links),
-        "HDF5, 6 levels of 40 links": ("reading.read(path)", _hdf5_groups),
+        "safetensors, largest": ("location.read(path)", _tensors),
+        "safetensors, one header": ("location.read(path)", _header),
+        "HDF5, largest": ("location.read(path)", _hdf5),
+        "HDF5, a dataset under 2,000 names": ("location.read(path)", _hdf5_links),
+        "HDF5, 6 levels of 40 links": ("location.read(path)", _hdf5_groups),
     },
     "texts": {
         "timm config of empty lists": ("read_config(Path(path))", _nested),

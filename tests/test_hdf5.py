@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import reszoo
 from reszoo.weights import keras_h5
-from reszoo.weights.reading import read
+from reszoo.weights.location import read
 
 
 def write_layers(group: Any, layers: Mapping[str, Mapping[str, Any]]) -> None:

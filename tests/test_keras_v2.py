@@ -17,9 +17,9 @@ from test_hdf5 import write_layers
 
 import reszoo
 from reszoo.specs import SPECS
+from reszoo.weights.location import keras_applications_contents
 from reszoo.weights.names import layers_of, to_tensors
 from reszoo.weights.published import PUBLISHED
-from reszoo.weights.reading import keras_applications_contents
 from reszoo_export.serving import make_serving
 
 NAMES = ["resnet50v2", "resnet101v2", "resnet152v2"]

@@ -14,7 +14,7 @@ from conftest import within
 
 import reszoo
 from reszoo.files import check_regular, open_regular, read_json, read_regular
-from reszoo.weights import reading
+from reszoo.weights import location
 from reszoo.weights.location import Found, read_located
 
 
@@ -32,7 +32,7 @@ def test_only_regular_files_are_read(specials: list[Path], tmp_path: Path) -> No
             error = within(10, function, path)
             assert isinstance(error, OSError)
             assert error.strerror == "not a regular file"
-        error = within(10, reading.read, path)
+        error = within(10, location.read, path)
         assert isinstance(error, reszoo.CheckpointError)
         assert "must be a regular file" in str(error)
     assert isinstance(within(10, check_regular, tmp_path), IsADirectoryError)
@@ -78,7 +78,7 @@ def test_each_object_of_hdf5_is_read_once(harm: Any, text: str, tmp_path: Path) 
     path = tmp_path / "model.h5"
     with h5py.File(path, "w") as file:
         harm(file)
-    error = within(20, reading.read, path)
+    error = within(20, location.read, path)
     assert isinstance(error, reszoo.CheckpointError)
     assert str(path) in str(error)
     with pytest.raises(reszoo.CheckpointError, match=text):
@@ -95,7 +95,7 @@ def test_a_long_header_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     with pytest.raises(
         reszoo.CheckpointError, match=r"damaged header .* more than 16,"
     ):
-        reading.read(path)
+        location.read(path)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert after - before < 200_000
 
@@ -115,7 +115,7 @@ def test_any_header_is_refused_in_words(header: str, tmp_path: Path) -> None:
     content = header.encode()
     path.write_bytes(struct.pack("<Q", len(content)) + content + bytes(4))
     with pytest.raises(reszoo.CheckpointError):
-        reading.read(path)
+        location.read(path)
 
 
 def test_a_download_that_cannot_be_read_is_removed(home: Path, tmp_path: Path) -> None:

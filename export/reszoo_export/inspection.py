@@ -14,8 +14,8 @@ from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.errors import CheckpointError
-from reszoo.weights import reading, safetensors
-from reszoo.weights.location import checkpoint_in
+from reszoo.weights import safetensors
+from reszoo.weights.location import checkpoint_in, read
 from reszoo_export.formats import FORMATS
 from reszoo_export.isolation import SubprocessError, limits_for, run_in_subprocess
 from reszoo_export.manifest import size_and_hash
@@ -265,7 +265,7 @@ def _describe_checkpoint(path: Path) -> Contents:
         # Of any model, not only of one that reszoo can build.
         tensors, card = safetensors.read(path)
     else:
-        found = reading.read(path)
+        found = read(path)
         tensors, card = found.tensors, found.card
     sizes: Counter[str] = Counter()
     for name, tensor in tensors.items():

@@ -22,8 +22,8 @@ from reszoo.environment import (
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
+from reszoo.weights.location import SUFFIXES as CHECKPOINTS
 from reszoo.weights.location import checkpoint_in
-from reszoo.weights.reading import SUFFIXES as CHECKPOINTS
 from reszoo_export.formats import FORMATS, OUTPUTS, RUNTIMES, RuntimeSpec
 from reszoo_export.manifest import is_export
 from reszoo_export.sessions import Sessions
