@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
-from itertools import islice
 from typing import Any, TypeVar
 from unicodedata import normalize
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.architecture import Architecture, KerasArchitecture, architecture_from_json
-from reszoo.errors import CheckpointError, UsageError
+from reszoo.errors import CheckpointError, UsageError, summarized
 from reszoo.files import parse_json
 from reszoo.preprocessing import (
     Preprocessing,
@@ -34,8 +33,8 @@ CHANGED = "trained or changed with Keras"
 # How the text of an attached card begins.
 _ATTACHED = '{"reszoo_card":'
 _PACKAGES = ("reszoo", "tensorflow", "keras", "numpy")
-# Labels that a message lists, and characters of a reason from a stranger's card.
-_LISTED, _REASON = 5, 500
+# Characters of a reason from a stranger's card.
+_REASON = 500
 
 
 # The parts of a URL: scheme, user and password, address, query and fragment.
@@ -127,21 +126,22 @@ class Card:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", public_origin(self.provenance))
+        # As the labels of data: a Mac's names of folders are in another form.
+        labels = tuple(normalize("NFC", label) for label in self.labels or ())
         if self.labels is not None:
-            # As the labels of data: a Mac's names of folders are in another form.
-            labels = tuple(normalize("NFC", label) for label in self.labels)
             object.__setattr__(self, "labels", labels)
             if (classes := self.architecture.classes) != len(labels):
                 raise UsageError(
                     "There must be one label per class. Received: "
                     f"{len(labels)} labels for {classes} classes."
                 )
-        if twice := [x for x, n in Counter(self.labels or ()).items() if n > 1]:
-            raise UsageError(f"Labels must differ. Received twice: {_listed(twice)}.")
-        if wrong := [x for x in self.labels or () if not x or not x.isprintable()]:
+        if twice := [x for x, times in Counter(labels).items() if times > 1]:
+            told = summarized(twice)
+            raise UsageError(f"Labels must differ. Received twice: {told}.")
+        if wrong := [repr(x) for x in labels if not x or not x.isprintable()]:
             raise UsageError(
                 "A label must be one line of printable text, because labels.txt has "
-                f"one label per line. Received: {_listed(map(repr, wrong))}."
+                f"one label per line. Received: {summarized(wrong)}."
             )
         channels = self.architecture.input_shape[2]
         if channels != len(self.preprocessing.mean):
@@ -330,11 +330,6 @@ def checksum(layers: Layers) -> int:
             found = zlib.crc32(f"{layer}/{kind}".encode(), found)
             found = zlib.crc32(np.ascontiguousarray(values, np.float32).data, found)
     return found
-
-
-def _listed(labels: Iterable[str]) -> str:
-    first = [*islice(labels, _LISTED + 1)]
-    return ", ".join(first[:_LISTED]) + (", ..." if first[_LISTED:] else "")
 
 
 def _labels(content: Any) -> tuple[str, ...] | None:

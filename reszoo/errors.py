@@ -10,7 +10,7 @@ ReszooError               exit 1: a file, the data or the machine is not as requ
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -31,6 +31,12 @@ def _escaped(character: str) -> str:
     # How Python holds an undecodable byte (PEP 383).
     is_byte = "\udc80" <= character <= "\udcff"
     return f"\\x{ord(character) - 0xDC00:02x}" if is_byte else ascii(character)[1:-1]
+
+
+def summarized(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 class ReszooError(Exception):

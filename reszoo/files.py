@@ -16,12 +16,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from reszoo.errors import ReszooError, UsageError
+from reszoo.errors import ReszooError, UsageError, summarized
 
 # Tells what an earlier output in a folder consists of, as `folder_entries` lists it;
 # None where the folder holds something else.
 Named = Callable[[Path], Collection[str] | None]
-_MAX_SHOWN = 5
 # NumPy, of an array that it could write in part only; it drops the system's number.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 # Ends of names: of what is being written, and of what it replaces.
@@ -191,19 +190,10 @@ def free_folder(
     """Return a folder that an output may create or replace, with `~` expanded.
 
     A folder that is empty or missing is free. One with an earlier output is free if
-    that may be overwritten, and if there is nothing else in it.
-
-    Args:
-        path: The output.
-        kind: What an earlier output is called ("an export"); "" where none may be
-            replaced.
-        named: Tells what an earlier output consists of.
-        overwrite: Whether it may be replaced.
-        inputs: Files and folders that must not be inside of the output.
-        content: Where its content is now, if it has been moved.
-
-    Raises:
-        UsageError: The folder is not free; names what would be lost.
+    that may be overwritten, and if there is nothing else in it: neither what `named`
+    does not tell, nor one of the inputs. Such an output is called `kind` ("an export");
+    "" where none may be replaced. `content` is where the content is now, if it has been
+    moved. A UsageError if the folder is not free; names what would be lost.
     """
     folder = Path(path).expanduser()
     content = content or folder
@@ -225,11 +215,10 @@ def free_folder(
         if each.exists() and each.resolve().is_relative_to(place):
             others.append(str(each))
     if others:
-        more = f" and {len(others) - _MAX_SHOWN} more" if others[_MAX_SHOWN:] else ""
         raise UsageError(
             f"Only {kind} itself can be overwritten. Received: {folder}, which holds "
-            f"other files too: {', '.join(others[:_MAX_SHOWN])}{more}; move them to "
-            "another place, or choose another folder."
+            f"other files too: {summarized(others)}; move them to another place, or "
+            "choose another folder."
         )
     return folder
 

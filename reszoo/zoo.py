@@ -11,7 +11,7 @@ import keras
 from reszoo.architecture import OPTIONS, architecture, convolutions, tensor_shapes
 from reszoo.cards import AttachedCard, Card, checksum, describe_structure, new_card
 from reszoo.console import say
-from reszoo.errors import UsageError
+from reszoo.errors import UsageError, summarized
 from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec, one_of
 from reszoo.weights import safetensors
@@ -27,7 +27,6 @@ from reszoo.weights.names import (
     LoadReport,
     Tensors,
     layers_of,
-    summarized,
     to_tensors,
 )
 from reszoo.weights.order import Match, match_by_order

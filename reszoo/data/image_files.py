@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
+from itertools import islice
 from typing import IO, Any, NamedTuple, TypeVar
 
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
@@ -120,19 +121,14 @@ def open_image(
 
     A camera's rotation (EXIF) is applied, transparency dropped, the first frame of
     several taken, and of 16 bits a channel the upper eight. A JPEG of more than 16.8
-    megapixels is decoded at a fraction of its size; see above.
+    megapixels is decoded at a fraction of its size; see above. The source is the file,
+    or its content, which messages call by `name`. `recover` decodes a truncated JPEG as
+    far as it goes, `reduced` reduces any image of more pixels than that, by averaging.
 
-    Args:
-        source: The file, or its content.
-        name: What messages call the content.
-        recover: Whether a truncated JPEG is decoded as far as it goes.
-        reduced: Whether any image of more pixels than that is reduced, by averaging.
-
-    Raises:
-        DataError: The file is missing, no regular file, truncated, no image, would take
-            more memory than the rule above allows, or has more pixels than Pillow opens
-            (twice `Image.MAX_IMAGE_PIXELS`); names the path. Below that, nothing is
-            printed about its size.
+    A DataError if the file is missing, no regular file, truncated, no image, would take
+    more memory than the rule above allows, or has more pixels than Pillow opens (twice
+    `Image.MAX_IMAGE_PIXELS`); names the path. Below that, nothing is printed about its
+    size.
     """
     with opened(source, name, recover=recover) as image:
         rgb = upright_rgb(image)
@@ -415,18 +411,11 @@ def _scans(source: bytes | IO[bytes], most: int) -> int:
         elif marker == SCAN:
             if not progressive and content[at + 4] >= channels:
                 return 0
-            return _count(content, bytes((0xFF, SCAN)), at, most)
+            scans = re.compile(re.escape(bytes((0xFF, SCAN)))).finditer(content, at)
+            return sum(1 for _ in islice(scans, most))
         else:
             if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
                 channels = content[at + 9]
                 progressive = progressive or marker in PROGRESSIVE
             at += 2 + max(2, int.from_bytes(content[at + 2 : at + 4], "big"))
     return 0
-
-
-def _count(content: Any, part: bytes, at: int, most: int) -> int:
-    found = 0
-    while found < most and at >= 0:
-        at = content.find(part, at)
-        found, at = (found + 1, at + len(part)) if at >= 0 else (found, -1)
-    return found

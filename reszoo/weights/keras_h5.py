@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from reszoo.architecture import FINAL_NORM, NORM_TENSORS, StrideIn
 from reszoo.archives import open_archive, read_member
 from reszoo.cards import AttachedCard, Card, Layers, describe_structure
-from reszoo.errors import CheckpointError
+from reszoo.errors import CheckpointError, summarized
 from reszoo.files import JSON_BYTES, check_regular, parse_json
 from reszoo.preprocessing import Preprocessing
-from reszoo.weights.names import Tensors, summarized, to_float32, to_torch, torch_name
+from reszoo.weights.names import Tensors, to_float32, to_torch, torch_name
 
 Weights = Mapping[str, NDArray[Any]]
 MAGIC = b"\x89HDF\r\n\x1a\n"

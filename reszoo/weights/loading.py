@@ -17,7 +17,7 @@ from reszoo.architecture import (
     tensor_shapes,
 )
 from reszoo.cards import Card, Metric, new_card
-from reszoo.errors import CheckpointError, UsageError
+from reszoo.errors import CheckpointError, UsageError, summarized
 from reszoo.preprocessing import Preprocessing, as_size
 from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS, ResNetSpec
@@ -29,7 +29,6 @@ from reszoo.weights.schemes import Contents
 
 # In the order in which they are tried on tensors that do not tell.
 _SHORTCUTS = ("projection", "projection-all", "none")
-_SHOWN = 3
 # Layer -> shape of its kernel in torch's layout; () for a batch normalization.
 Shapes = dict[str, tuple[int, ...]]
 
@@ -128,11 +127,9 @@ def _fits_nothing(
             "layer1.0.conv1.weight were expected. Received: "
             f"{', '.join(f'{name}.weight' for name in sorted(found)[:5])}."
         )
-    shown = ", ".join(differing[:_SHOWN])
-    more = len(differing) - _SHOWN
     return CheckpointError(
         f"{source} fits no model of reszoo. The nearest is {nearest.name}, which "
-        f"differs in the layers {shown}{f' and {more} more' if more > 0 else ''}. "
+        f"differs in the layers {summarized(differing, 3)}. "
         "Give the ResNetSpec of the model, if it is another: reszoo.load(path, spec)."
     )
 
@@ -159,20 +156,12 @@ def load_weights(
 ) -> Loaded:
     """Build the model of a weight file, changed as asked, with its weights.
 
-    Args:
-        contents: What the file holds.
-        found: What else is known of it.
-        spec: What it must hold; None takes that from the file.
-        options: Options of `build`; None leaves one to the file. Another number of
-            classes, or other names, means a fresh head, other channels an adapted
-            `conv1`.
-        labels: Names of the classes, if they were given.
-        seed: Decides the weights of a fresh head.
-        name: Of the Keras model.
-
-    Raises:
-        CheckpointError: The file is of another model.
-        UsageError: The options contradict the file or each other.
+    From what the file holds and what else is known of it. It must hold the spec; None
+    takes that from the file. Options are those of `build`, None leaves one to the file:
+    another number of classes, or other labels, means a fresh head, whose weights the
+    seed decides, other channels an adapted `conv1`. The name is of the Keras model. A
+    CheckpointError if the file is of another model, a UsageError if the options
+    contradict the file or each other.
     """
     tensors, source = contents.tensors, found.source
     if contents.card is None:

@@ -1,6 +1,6 @@
 """The map between Keras layers and torchvision's tensor names."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.cards import Layers
-from reszoo.errors import CheckpointError, UsageError
+from reszoo.errors import CheckpointError, UsageError, summarized
 
 if TYPE_CHECKING:
     import keras
@@ -24,7 +24,6 @@ _TORCH_NAMES = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
-_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +179,6 @@ def _slots(model: "keras.Model") -> Iterator[tuple[str, Any]]:
                     f"{variable.path!r}; save it with Keras: model.save(path)."
                 )
             yield f"{layer.name}.{_TORCH_NAMES[kind]}", variable
-
-
-def summarized(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def to_float32(tensor: NDArray[Any], name: str, source: str) -> NDArray[np.float32]:

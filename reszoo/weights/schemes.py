@@ -14,9 +14,9 @@ import numpy as np
 
 from reszoo.architecture import StrideIn
 from reszoo.cards import Card
-from reszoo.errors import CheckpointError
+from reszoo.errors import CheckpointError, summarized
 from reszoo.preprocessing import Preprocessing
-from reszoo.weights.names import COUNTER, HEAD, Tensors, summarized, to_float32
+from reszoo.weights.names import COUNTER, HEAD, Tensors, to_float32
 
 # The beginning of a name, torchvision's name with a place for each group, and what is
 # added to the groups, which are numbers; None keeps the name.

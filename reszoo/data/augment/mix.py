@@ -21,17 +21,11 @@ def mix(
     positive, each batch is mixed in one of the two ways, drawn evenly (torchvision's
     RandomChoice, timm's switch_prob of 0.5).
 
-    Args:
-        pixels: Floating `(batch, height, width, channels)`.
-        targets: Floating `(batch, classes)`; rows that sum to one still do so.
-        key: int64 `(2,)`.
-        mixup_alpha: Of mixup (arXiv 1710.09412), where whole images are blended.
-            0 leaves it out.
-        cutmix_alpha: Of cutmix (arXiv 1905.04899), where a box of the other image
-            is pasted. 0 leaves it out.
-
-    Returns:
-        Pixels and targets of the same shapes and types.
+    Pixels are floating `(batch, height, width, channels)`, targets floating `(batch,
+    classes)`, of which rows that sum to one still do so, and the key int64 `(2,)`. In
+    mixup (arXiv 1710.09412) whole images are blended, in cutmix (arXiv 1905.04899) a
+    box of the other image is pasted; an alpha of 0 leaves it out. Returns pixels and
+    targets of the same shapes and types.
     """
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
         return pixels, targets
