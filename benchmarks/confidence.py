@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+from sklearn.metrics import roc_auc_score
 
 import reszoo
-from reszoo.confidence import auroc, fit_temperature, keeping_threshold
+from reszoo.confidence import fit_temperature, keeping_threshold
 from reszoo.data.sources import open_source
 from reszoo.metrics import (
     calibration_bins,
@@ -114,10 +115,11 @@ def main(data: str) -> None:
             known = of(logits[rest])
             least = keeping_threshold(of(logits[fitted]), 0.95)
             found = {n: of(logits_of(images)) for n, images in others.items()}
-            cells = [
-                f"{n} {auroc(known, s):.3f} ({(s >= least).mean():.0%})"
-                for n, s in found.items()
-            ]
+            cells = []
+            for n, s in found.items():
+                truth = np.repeat([1, 0], [len(known), len(s)])
+                area = roc_auc_score(truth, np.concatenate([known, s]))
+                cells.append(f"{n} {area:.3f} ({(s >= least).mean():.0%})")
             kept = f"keeps {(known >= least).mean():.1%}"
             print(f"  {title}: {kept}; AUROC (unknown kept):", *cells)
         share = located(model, pixels, own, targets)

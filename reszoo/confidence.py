@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,6 @@ Logits = NDArray[np.float32]
 # Of `fit_temperature`: bounds of the inverse temperature, most steps, and a number that
 # counts as none.
 _INVERSES, _STEPS, _LEAST = (0.05, 20.0), 100, 1e-12
-_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
 def calibrate(
@@ -121,16 +120,13 @@ def measure(
     temperature = fit_temperature(logits[fitted], targets[fitted])
     calibrated = logits / np.float32(temperature)
     return Confidence(
-        temperature=temperature,
-        keep=keep,
+        temperature=temperature, keep=keep,
         min_logit=keeping_threshold(calibrated[fitted].max(axis=1), keep),
         min_probability=keeping_threshold(softmax(calibrated[fitted]).max(1), keep),
         error_before=_error(logits[others], targets[others]),
-        error_after=_error(calibrated[others], targets[others]),
-        images=len(fitted),
-        data=f"{source.name} (half of validation)",
-        data_sha256=content_digest(source),
-    )
+        error_after=_error(calibrated[others], targets[others]), images=len(fitted),
+        data=f"{source.name} (half of validation)", data_sha256=content_digest(source),
+    )  # fmt: skip
 
 
 def fit_temperature(logits: NDArray[np.float32], targets: Targets) -> float:
@@ -139,11 +135,7 @@ def fit_temperature(logits: NDArray[np.float32], targets: Targets) -> float:
     Guo et al. 2017 (arXiv:1706.04599, section 4.2). The cross-entropy is convex in the
     inverse of the temperature, which Newton's method finds in float64. It is 1 where
     every image is classified correctly: then no temperature is too low; otherwise in
-    0.05..20.
-
-    Args:
-        logits: `(n, classes)`.
-        targets: int64 `(n,)`.
+    0.05..20. Logits are `(n, classes)`, targets int64 `(n,)`.
     """
     exact = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     of_truth = exact[np.arange(len(targets)), targets]
@@ -168,16 +160,6 @@ def keeping_threshold(scores: NDArray[np.float32], share: float) -> float:
     """Return the greatest of the scores that at least a share of them reach."""
     count = math.ceil(share * len(scores) - 1e-9)
     return float(np.sort(scores)[len(scores) - max(1, count)])
-
-
-def auroc(known: NDArray[np.float32], unknown: NDArray[np.float32]) -> float:
-    """Return the probability that a known image scores higher than an unknown one.
-
-    The area under the ROC curve; equal scores count as half.
-    """
-    ordered = np.sort(unknown)
-    below, upto = (np.searchsorted(ordered, known, side) for side in _SIDES)
-    return float((below + upto).mean() / 2 / len(unknown))
 
 
 def _error(logits: Logits, targets: Targets) -> float:

@@ -10,14 +10,12 @@ import pytest
 from conftest import randomise
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from sklearn.metrics import roc_auc_score
 from tiny import RESNET8
 
 import reszoo
 from reszoo.cards import Card
 from reszoo.confidence import (
     MIN_IMAGES,
-    auroc,
     fit_temperature,
     keeping_threshold,
     measure,
@@ -91,17 +89,6 @@ def test_a_threshold_keeps_its_share(share: float) -> None:
     assert (scores >= threshold).mean() == pytest.approx(share)
     # Of equal scores all are kept.
     assert keeping_threshold(np.zeros(9, np.float32), share) == 0
-
-
-def test_auroc_is_that_of_scikit_learn() -> None:
-    draw = np.random.default_rng(0)
-    known, unknown = (
-        draw.normal(mean, 1, n).round(1).astype(np.float32)
-        for mean, n in ((1, 300), (0, 200))
-    )
-    truth = np.repeat([1, 0], [300, 200])
-    expected = roc_auc_score(truth, np.concatenate([known, unknown]))
-    assert auroc(known, unknown) == pytest.approx(expected)
 
 
 CONFIDENCE = reszoo.Confidence(

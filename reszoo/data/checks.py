@@ -62,30 +62,27 @@ def check(
     table, recover = examine(examples.encoded), policy == "recover"
     unreadable = table.unreadable(recover=recover)
     refuse_first(unreadable, policy)
-    if unreadable:
-        readable = table.readable(recover=recover)
-        splits = {name: part[readable[part]] for name, part in splits.items()}
-        for split, part in splits.items():
-            if split == "train":
-                targets = listing.targets[part]
-                check_counts(targets, listing.labels, 1, "the readable images")
-            elif not len(part):
-                count = f"{len(listing.splits[split]):,}"
-                where, remedy = f"the {split} split", " or remove the split"
-                if split == "all":
-                    where, remedy = listing.root or "the data", ""
-                raise DataError(
-                    f"No image of {where} is readable, of {count}. Replace "
-                    f"them{remedy}; `reszoo scan` lists the reasons."
-                )
+    readable = table.readable(recover=recover)
+    splits = {name: part[readable[part]] for name, part in splits.items()}
+    for split, part in splits.items() if unreadable else ():
+        if split == "train":
+            targets = listing.targets[part]
+            check_counts(targets, listing.labels, 1, "the readable images")
+        elif not len(part):
+            count = f"{len(listing.splits[split]):,}"
+            where, remedy = f"the {split} split", " or remove the split"
+            if split == "all":
+                where, remedy = listing.root or "the data", ""
+            raise DataError(
+                f"No image of {where} is readable, of {count}. Replace them{remedy}; "
+                "`reszoo scan` lists the reasons."
+            )
     warnings = leak_warnings(listing, table) if listing.paths else []
     for kind, names in table.anomalies(recover=recover).items():
         # What a scan says, unless it changes no content.
         if kind not in HARMLESS:
-            first = relative(listing.root, names[0])
-            warnings.append(
-                f"{len(names):,} images: {ANOMALIES[kind][0]}, e.g. {first}"
-            )
+            what, first = ANOMALIES[kind][0], relative(listing.root, names[0])
+            warnings.append(f"{len(names):,} images: {what}, e.g. {first}")
     # Fields are assigned by their place.
     headers = table.rows[list(HEADER.names or ())].astype(HEADER)
     found = replace(examples, headers=headers, recover=recover).split(splits)
@@ -254,20 +251,11 @@ class ScanReport:
     def lines(self) -> Iterator[str]:
         """Yield the report as text; lists are cut, and what to do comes last."""
         template = environment(escape_text).get_template("scan_text.j2")
-
-        def firsts(paths: Sequence[str]) -> str:
-            return ", ".join(relative(self.root, p) for p in paths[:_OCCURRENCES])
-
+        repeated = [(title, getattr(self, kind)) for kind, title in _TITLES.items()]
         yield from template.render(
-            report=self,
-            repeated=[(title, getattr(self, kind)) for kind, title in _TITLES.items()],
-            anomalies=ANOMALIES,
-            classes=self._classes,
-            relative=partial(relative, self.root),
-            firsts=firsts,
-            most=_PATHS,
-            shown=_OCCURRENCES,
-        ).splitlines()
+            report=self, repeated=repeated, anomalies=ANOMALIES, classes=self._classes,
+            relative=partial(relative, self.root), most=_PATHS, shown=_OCCURRENCES,
+        ).splitlines()  # fmt: skip
 
     def _classes(self, counts: tuple[int, ...]) -> str:
         labelled = zip(map(printable, self.labels), counts, strict=True)
@@ -322,15 +310,11 @@ def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
         counts[split] = tuple(np.bincount(targets, minlength=classes).tolist())
     same_class = (group for group in groups if len(group.labels) == 1)
     return ScanReport(
-        data=os.fspath(data),
-        root=listing.root,
-        labels=listing.labels,
-        counts=counts,
+        data=os.fspath(data), root=listing.root, labels=listing.labels, counts=counts,
         unreadable=(*table.unreadable(), *listing.unsupported),
         recoverable=frozenset(table.names[index] for index in recoverable),
-        anomalies=table.anomalies(),
-        notes=listing.notes,
+        anomalies=table.anomalies(), notes=listing.notes,
         leaks=tuple(group for group in groups if len(group.splits) > 1),
         conflicts=tuple(group for group in groups if len(group.labels) > 1),
         duplicates=tuple(g for g in same_class if len(g.occurrences) > len(g.splits)),
-    )
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -29,7 +29,6 @@ from reszoo.data.image_files import (
 from reszoo.data.listing import Unreadable
 from reszoo.errors import DataError, ReszooError
 from reszoo.files import atomic_file, cache_folder, read_regular
-from reszoo.preprocessing import Pixels
 
 Rows = NDArray[np.void]
 # What is known of one image, in 81 bytes.
@@ -244,21 +243,23 @@ def examine(images: Sequence[str] | Records, *, progress: bool = True) -> FactTa
     it found. A path that is missing is a fact as well. Of records of a data source
     nothing is cached. The facts are in the order of the images.
     """
+    file, before, problems = None, np.zeros(0, ROW), [""]
+    rows = np.zeros(len(images), ROW)
+    names: Sequence[str] = ()
     if isinstance(images, Records):
-        file, records = None, images
-        names: Sequence[str] = [records.name(index) for index in range(len(records))]
-    else:
-        file, names = _cache_file(images) if images else None, images
-    before, problems = _load_cache(file) if file else (np.zeros(0, ROW), [""])
-    rows = _cached_rows(before, names) if file else np.zeros(len(names), ROW)
+        names = [images.name(index) for index in range(len(images))]
+    elif names := images:
+        file = _cache_file(names)
+        before, problems = _load_cache(file)
+        rows = _cached_rows(before, names)
     table = FactTable(names, rows, problems)
     if not (new := np.flatnonzero(rows["orientation"] == 0).tolist()):
         return table
 
     def inspect(index: int) -> Facts:
-        if file:
-            return inspect_file(names[index])
-        return inspect_image(records.read(index), "")
+        if isinstance(images, Records):
+            return inspect_image(images.read(index), "")
+        return inspect_file(names[index])
 
     try:
         found = in_threads(inspect, new, "Examining images", progress=progress)
@@ -300,7 +301,12 @@ def inspect_image(content: bytes, path: str) -> Facts:
             found |= {"width": found["height"], "height": found["width"]}
         if header.by_pillow:
             with opened(content, path) as image:
-                found |= _digest(*_in_bands(image))
+                (width, height), part = upright_parts(image)
+                rows = max(1, _BAND // width)
+                tops = range(0, height, rows)
+                boxes = ((0, top, width, min(top + rows, height)) for top in tops)
+                bands = (np.asarray(part(box)) for box in boxes)
+                found |= _digest((height, width, 3), bands)
         else:
             found |= _decoded_by_tensorflow(content, header, found["format"])
     except DataError as error:
@@ -322,13 +328,9 @@ def _metadata(image: Image.Image, path: str) -> Facts:
     with contextlib.suppress(OSError, SyntaxError, ValueError, EOFError):
         frames = int(getattr(image, "n_frames", 1))
     return {
-        "format": kind,
-        "wrong_extension": not fits,
-        "mode": mode + ";16" * deep,
-        "width": image.width,
-        "height": image.height,
-        "frames": frames,
-    }
+        "format": kind, "wrong_extension": not fits, "mode": mode + ";16" * deep,
+        "width": image.width, "height": image.height, "frames": frames,
+    }  # fmt: skip
 
 
 def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
@@ -351,15 +353,6 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
         except tf.errors.OpError as error:
             raise OSError(error.message) from error
     return {"problem": f"damaged {kind} data"}
-
-
-def _in_bands(image: Image.Image) -> tuple[tuple[int, int, int], Iterator[Pixels]]:
-    """Return the shape of an opened image once upright, and its rows part by part."""
-    (width, height), part = upright_parts(image)
-    rows = max(1, _BAND // width)
-    tops = range(0, height, rows)
-    boxes = ((0, top, width, min(top + rows, height)) for top in tops)
-    return (height, width, 3), (np.asarray(part(box)) for box in boxes)
 
 
 def _digest(shape: tuple[int, ...], parts: Iterable[Any]) -> Facts:

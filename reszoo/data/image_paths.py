@@ -265,10 +265,9 @@ def open_table(data: str, needed: Sequence[str] = ("path", "label")) -> Table:
     except LookupError as error:
         unknown = f"Unknown encoding {encoding!r}; see Python's codecs."
         raise UsageError(unknown) from error
-    found = {each: _form(text, each, given) for each in _DELIMITERS}
+    found = ((each, *_form(text, each, given)) for each in _DELIMITERS)
     # Of equals the first: a comma.
-    delimiter = max(found, key=lambda each: found[each][0])
-    _, names, columns = found[delimiter]
+    delimiter, _, names, columns = max(found, key=lambda each: each[1])
     table = Table(Path(file), names, columns, delimiter, encoding)
     if missing := {*needed, *(k for k, v in given.items() if v)} - set(columns):
         example = "".join(f":{name}=COLUMN" for name in sorted(missing))

@@ -156,14 +156,9 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
     where = f"{folders[first]}{_suffixes(unsupported)}"
     splits, more = complete(given, numbers, labels, where, validation_share)
     return Listing(
-        labels=labels,
-        targets=numbers,
-        splits=splits,
-        paths=tuple(paths),
-        root=str(root),
-        unsupported=tuple(unsupported),
-        notes=(*notes, *more),
-    )
+        labels=labels, targets=numbers, splits=splits, paths=tuple(paths),
+        root=str(root), unsupported=tuple(unsupported), notes=(*notes, *more),
+    )  # fmt: skip
 
 
 def _unsupported(path: str) -> str:
@@ -312,13 +307,10 @@ def _read_csv(table: Table, validation_share: float | None) -> Listing:
     given = {split: place for split, place in places.items() if len(place)}
     splits, notes = complete(given, targets, labels, str(table.file), validation_share)
     return Listing(
-        labels=tuple(labels),
-        targets=targets,
-        splits=splits,
+        labels=tuple(labels), targets=targets, splits=splits,
         paths=tuple(paths[n] for n in order.tolist()),
-        root=str(table.file.parent),
-        notes=(*table.notes, *notes),
-    )
+        root=str(table.file.parent), notes=(*table.notes, *notes),
+    )  # fmt: skip
 
 
 _NO_IMAGE = (

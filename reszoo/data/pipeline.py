@@ -62,8 +62,7 @@ def evaluation_batches(
     Returns batches of uint8 `(batch, *input_shape)` and int64 `(batch,)`; the last may
     be smaller.
     """
-    indices = tf.data.Dataset.range(len(examples))
-    decoder = Decoder(examples)
+    decoder, indices = Decoder(examples), tf.data.Dataset.range(len(examples))
 
     def prepare(index: tf.Tensor) -> Batch:
         return decoder.prepared(index, preprocessing), decoder.target(index)
@@ -97,18 +96,15 @@ def training_batches(
         batch_size: Of all workers together.
         seed: Of the training, not negative.
         epoch: From 0.
-        start: Batches to pass over, without decoding anything; those after it are
-            the same as without.
-        epochs: How many; `start` concerns the first.
+        start: Batches of the first epoch to pass over, without decoding anything;
+            those after it are the same as without.
+        epochs: How many.
         shard: Number of this worker and of all workers; worker i gets the i-th
             part of every batch.
 
-    Returns:
-        Batches of uint8 `(part, *train_sides, channels)` and int64 `(part,)`,
-        where `part` is `batch_size` over the number of workers.
-
-    Raises:
-        UsageError: The batch cannot be split among the workers.
+    Returns batches of uint8 `(part, *train_sides, channels)` and int64 `(part,)`, where
+    `part` is `batch_size` over the number of workers, of which it must be a multiple: a
+    UsageError if not.
     """
     worker, workers = shard
     if batch_size % workers:
@@ -213,16 +209,11 @@ def _drawn_by_class(
     quotas = np.diff(np.floor(edges + generator.random()).astype(np.int64), prepend=0)
     ends = np.cumsum(np.bincount(targets))[:-1]
     members = np.split(np.argsort(targets, kind="stable"), ends)
-    return np.concatenate(
-        [
-            part
-            for each, quota in zip(members, quotas, strict=True)
-            for part in (
-                np.tile(each, quota // max(1, len(each))),
-                generator.permutation(each)[: quota % max(1, len(each))],
-            )
-        ]
-    )
+    drawn = []
+    for each, quota in zip(members, quotas, strict=True):
+        times, rest = divmod(quota, max(1, len(each)))
+        drawn += [np.tile(each, times), generator.permutation(each)[:rest]]
+    return np.concatenate(drawn)
 
 
 def _finisher(

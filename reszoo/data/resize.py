@@ -127,15 +127,16 @@ def resize_images(
     unreadable = list(listing.unsupported)
     refuse_first(unreadable, bad_images)
     names: dict[int, str] = {}
-    copied = before = after = 0
+    # Of the written images: unchanged ones, bytes before and after.
+    totals = np.zeros(3, np.int64)
     encode = partial(_encode, side=side, quality=quality, bad_images=bad_images)
     with atomic_folder(
         folder, lambda content: free_folder(folder, content=content)
     ) as unfinished:
         taken: set[str] = set()
         encoded = in_threads(encode, listing.paths, "Resizing images")
-        images = zip(_names(listing), encoded, strict=True)
-        for index, (name, image) in enumerate(images):
+        named = zip(_names(listing), encoded, strict=True)
+        for index, (name, image) in enumerate(named):
             if isinstance(image, Unreadable):
                 unreadable.append(image)
                 refuse_first(unreadable, bad_images)
@@ -144,19 +145,16 @@ def resize_images(
             file = unfinished / names[index]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(image.content)
-            copied += image.copied
-            before, after = before + image.bytes_before, after + len(image.content)
+            totals += image.copied, image.bytes_before, len(image.content)
         splits = _written_splits(listing, names)
         if "all" in listing.splits and not _reads_as(unfinished, splits):
             _move_into_splits(unfinished, splits)
+    copied, before, after = totals.tolist()
+    images = {split: len(paths) for split, paths in splits.items()}
     return ResizeResult(
-        folder=folder,
-        images={split: len(paths) for split, paths in splits.items()},
-        copied=copied,
-        bytes_before=before,
-        bytes_after=after,
-        unreadable=tuple(unreadable),
-    )
+        folder=folder, images=images, copied=copied, bytes_before=before,
+        bytes_after=after, unreadable=tuple(unreadable),
+    )  # fmt: skip
 
 
 def resizing_gain(examples: Examples, data: str) -> str:
@@ -299,10 +297,10 @@ def _reads_as(folder: Path, splits: Mapping[str, list[str]]) -> bool:
     except DataError:
         return False
     found = {
-        split: {Path(listing.paths[index]) for index in indices}
+        split: {os.path.relpath(listing.paths[index], folder) for index in indices}
         for split, indices in listing.disjoint_splits.items()
     }
-    return found == {s: {folder / name for name in n} for s, n in splits.items()}
+    return found == {split: {*names} for split, names in splits.items()}
 
 
 def _move_into_splits(folder: Path, splits: Mapping[str, list[str]]) -> None:

@@ -170,15 +170,11 @@ def open_source(
     splits, unreadable, warnings = check(listing, bad_images)
     of_characters = of_tfds and tfds.is_of_characters(name)
     return Source(
-        name if of_tfds else str(Path(name)),
-        listing.labels,
-        splits,
+        name if of_tfds else str(Path(name)), listing.labels, splits,
         flip_safe=listing.labels != _DIGITS and not of_characters,
-        unreadable=unreadable,
-        root=None if of_tfds else listing.root,
-        warnings=warnings,
-        notes=listing.notes,
-    )
+        unreadable=unreadable, root=None if of_tfds else listing.root,
+        warnings=warnings, notes=listing.notes,
+    )  # fmt: skip
 
 
 def _read_digits() -> Source:
@@ -242,26 +238,22 @@ def _read_arrays(data: Any, validation_share: float | None) -> Source:
         given.dtype.kind == "U" or (images == images[..., :1]).all()
         for images, given in parts.values()
     )
-    return Source(
-        "arrays",
-        labels,
-        found,
-        flip_safe=not are_digits,
-        numbered=all(given.dtype.kind != "U" for _, given in parts.values()),
-        notes=notes,
-        warnings=tuple(
-            f"the images ({split}) are {ANOMALIES['dark'][0]}"
-            for split, part in found.items()
-            if part.images is not None and part.images.max(initial=0) <= DARK
-        ),
+    warnings = tuple(
+        f"the images ({split}) are {ANOMALIES['dark'][0]}"
+        for split, part in found.items()
+        if part.images is not None and part.images.max(initial=0) <= DARK
     )
+    numbered = all(given.dtype.kind != "U" for _, given in parts.values())
+    return Source(
+        "arrays", labels, found, flip_safe=not are_digits, warnings=warnings,
+        notes=notes, numbered=numbered,
+    )  # fmt: skip
 
 
 def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for word, pair in data.items():
-        split = split_name(word)
-        if split is None:
+        if (split := split_name(word)) is None:
             raise UnknownNameError("split", word, SPLIT_NAMES)
         if split in found:
             same = ", ".join(name for name in data if split_name(name) == split)
@@ -385,8 +377,8 @@ def match_classes(
     if outputs is None or (labels is not None and tuple(labels) == source.labels):
         return source
     used = {*chain(*(np.unique(part.targets) for part in source.splits.values()))}
-    there = [source.labels[number] for number in sorted(used)]
-    indexes = source.numbered and not set(there) <= set(labels or ())
+    there = {source.labels[number] for number in used}
+    indexes = source.numbered and not there <= {*(labels or ())}
     if labels is None or indexes:
         most = len(source.labels)
         if most > outputs or (most < outputs and (all_needed or not source.numbered)):
@@ -398,10 +390,10 @@ def match_classes(
         note = f"class {source.labels[0]} is taken for output 0 of {whose}, and so on"
         if indexes and labels:
             note = f"integer labels index the labels of {whose}: 0 is {labels[0]}"
-        renamed = source.labels if most == outputs else map(str, range(outputs))
-        renamed = tuple(renamed if labels is None else labels)
+        own = source.labels if most == outputs else map(str, range(outputs))
+        renamed = tuple(own if labels is None else labels)
         return replace(source, labels=renamed, notes=(*source.notes, note))
-    missing, new = sorted({*labels} - {*there}), sorted({*there} - {*labels})
+    missing, new = sorted({*labels} - there), sorted(there - {*labels})
     if new or (missing and all_needed):
         difference = "; ".join(
             f"only in {where}: {', '.join(names)}"
@@ -418,8 +410,9 @@ def match_classes(
         name: replace(part, targets=place[part.targets])
         for name, part in source.splits.items()
     }
-    note = f"{source.name} has no images of: {', '.join(missing)}"
-    notes = (*source.notes, *([note] if missing else ()))
+    notes = source.notes
+    if missing:
+        notes += (f"{source.name} has no images of: {', '.join(missing)}",)
     return replace(source, labels=tuple(labels), splits=splits, notes=notes)
 
 

@@ -13,13 +13,11 @@ Indices = NDArray[np.int64]
 SPLITS = ("train", "validation", "test")
 # Usual name of a split -> its name in reszoo. Food-11 calls its test "evaluation".
 _SPLIT_OF = {
-    "train": "train",
-    **dict.fromkeys(("val", "valid", "validation", "validate"), "validation"),
-    "test": "test",
-    "training": "train",
-    **dict.fromkeys(("dev", "development"), "validation"),
-    **dict.fromkeys(("testing", "eval", "evaluation"), "test"),
-}
+    "train": "train", "val": "validation", "valid": "validation",
+    "validation": "validation", "validate": "validation", "test": "test",
+    "training": "train", "dev": "validation", "development": "validation",
+    "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
 SPLIT_NAMES = tuple(_SPLIT_OF)
 # As in train_set, training-data and test images.
 _SUFFIX = re.compile(r"[\W_]*(sets?|data|images|split|folder)$")
@@ -58,15 +56,11 @@ def complete(
     """Check splits and draw a validation split where there is none to train with.
 
     The rule is one for folders, lists, arrays and TensorFlow Datasets: what is trained
-    on has images of every class; other splits may lack some, which are named.
-
-    Args:
-        given: Indices by split, or "all" for data without splits.
-        targets: int64 `(n,)`, indices into `labels`.
-        labels: All classes.
-        where: The folder, file or "the arrays", for messages.
-        share: Of each class that becomes the validation split, if there is none. None
-            is a fifth, or a tenth where there is a test split; 0 draws nothing.
+    on has images of every class; other splits may lack some, which are named. Given are
+    indices by split, or of "all" for data without splits; targets are int64 `(n,)`,
+    indices into `labels`, all classes; `where` names the data in messages. The share of
+    each class becomes the validation split, if there is none: None is a fifth, or a
+    tenth where there is a test split; 0 draws nothing.
 
     Returns indices by split, and a line for what was drawn or is missing. A DataError
     lists all classes with too few images.

@@ -11,7 +11,7 @@ import numpy as np
 
 from reszoo.data.examples import Records
 from reszoo.data.listing import Listing
-from reszoo.data.splits import Indices, complete, split_name
+from reszoo.data.splits import complete, split_name
 from reszoo.errors import DataError, UsageError
 
 PREFIX = "tfds:"
@@ -36,20 +36,15 @@ def is_of_characters(data_set: str) -> bool:
 def read(data: str, validation_share: float | None = None) -> Listing:
     """List the images of a prepared data set; nothing is ever downloaded.
 
-    It has to be prepared for random access, as ArrayRecord files. The splits are
-    those called train, validation and test; others are named and ignored. Classes are
-    sorted by code point, unless their names are the numbers from 0.
+    It is named `tfds:NAME`, `tfds:NAME:VERSION` or `tfds:NAME/CONFIG:VERSION`, by
+    default of the latest version, and looked for where `TFDS_DATA_DIR` says, else in
+    `~/tensorflow_datasets`. It has to be prepared for random access, as ArrayRecord
+    files. The splits are those called train, validation and test; others are named and
+    ignored. Classes are sorted by code point, unless their names are the numbers from
+    0. `validation_share` is that of `reszoo.data.splits.complete`.
 
-    Args:
-        data: `tfds:NAME`, `tfds:NAME:VERSION` or `tfds:NAME/CONFIG:VERSION`; the
-            latest version by default. It is looked for where `TFDS_DATA_DIR` says,
-            else in `~/tensorflow_datasets`.
-        validation_share: See `reszoo.data.splits.complete`.
-
-    Raises:
-        DataError: TensorFlow Datasets is not installed, the data set is not prepared
-            or has no labelled images.
-        UsageError: The name is invalid.
+    A DataError if TensorFlow Datasets is not installed, or the data set is not prepared
+    or has no labelled images; a UsageError for an invalid name.
     """
     folder = _find(data)
     try:
@@ -81,7 +76,11 @@ def read(data: str, validation_share: float | None = None) -> Listing:
             "labelled can be used."
         )
     words = builder.info.features[label].names
-    labels, order = _in_order(tuple(normalize("NFC", word) for word in words))
+    labels = tuple(normalize("NFC", word) for word in words)
+    order = np.arange(len(labels))
+    if labels != tuple(map(str, order)):
+        # In our order, and the target of each of theirs.
+        order, labels = np.argsort(np.argsort(labels)), tuple(sorted(labels))
     # Some data sets declare classes of which they have no image, as emnist/letters.
     present, targets = np.unique(order[targets], return_inverse=True)
     labels = tuple(labels[number] for number in present)
@@ -166,11 +165,3 @@ def _features(info: Any, data: str) -> tuple[str, str]:
                 f"ClassLabel. It has: {', '.join(sorted(info.features))}."
             )
     return image, label
-
-
-def _in_order(names: tuple[str, ...]) -> tuple[tuple[str, ...], Indices]:
-    """Return the labels in our order, and the target of each of theirs."""
-    if names == tuple(map(str, range(len(names)))):
-        return names, np.arange(len(names))
-    order = sorted(range(len(names)), key=lambda number: names[number])
-    return tuple(names[number] for number in order), np.argsort(order)
