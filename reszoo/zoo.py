@@ -15,20 +15,14 @@ from reszoo.errors import UsageError, summarized
 from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec, one_of
 from reszoo.weights import safetensors
-from reszoo.weights.loading import Loaded, load_weights
+from reszoo.weights.loading import load_weights
 from reszoo.weights.location import (
     Found,
     keras_applications_contents,
     locate,
     read_located,
 )
-from reszoo.weights.names import (
-    COUNTER,
-    LoadReport,
-    Tensors,
-    layers_of,
-    to_tensors,
-)
+from reszoo.weights.names import COUNTER, LoadReport, Tensors, layers_of, to_tensors
 from reszoo.weights.order import Match, match_by_order
 from reszoo.weights.schemes import Contents
 
@@ -140,9 +134,7 @@ def build(
     known, spec = (described.name, described.spec) if described else (None, None)
     found = locate(weights, known, allow_noncommercial=allow_noncommercial)
     contents = _read(found, spec, match)
-    return _attach_loaded(
-        load_weights(contents, found, spec, options, labels, seed=seed, name=name)
-    )
+    return _loaded(contents, found, spec, options, labels, seed=seed, name=name)
 
 
 def load(
@@ -172,7 +164,7 @@ def load(
     """
     spec = None if variant is None else find_spec(variant)
     found = locate(path, None if spec is None else spec.name)
-    return _attach_loaded(load_weights(_read(found, spec, match), found, spec, {}))
+    return _loaded(_read(found, spec, match), found, spec, {})
 
 
 def _read(found: Found, spec: ResNetSpec | None, match: str | None) -> Contents:
@@ -235,7 +227,7 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
     height, width, channels = model.input_shape[1:]
     shape = {"input_shape": (height, width, channels or 3)}
     found = Found(path=Path(name), source=name)
-    return _attach_loaded(load_weights(contents, found, None, shape))
+    return _loaded(contents, found, None, shape)
 
 
 def get_card(model: keras.Model) -> Card:
@@ -353,12 +345,15 @@ def _counted(
     return len(labels), labels
 
 
-def _attach_loaded(loaded: Loaded) -> keras.Model:
-    if loaded.report.head or loaded.report.notes or loaded.report.skipped:
-        say(str(loaded.report))
-    for theirs, ours in loaded.report.mapping:
+def _loaded(contents: Contents, *request: Any, **of_model: Any) -> keras.Model:
+    """Build the model of a weight file (see `load_weights`) and attach its card."""
+    model, card, report = load_weights(contents, *request, **of_model)
+    if report.head or report.notes or report.skipped:
+        say(str(report))
+    for theirs, ours in report.mapping:
         say(f"{theirs} -> {ours}")
-    setattr(loaded.model, _REPORT, loaded.report)
-    setattr(loaded.model, _COUNTERS, loaded.counters)
-    set_card(loaded.model, loaded.card)
-    return loaded.model
+    tensors = contents.tensors.items()
+    setattr(model, _COUNTERS, {k: v for k, v in tensors if k.endswith(COUNTER)})
+    setattr(model, _REPORT, report)
+    set_card(model, card)
+    return model

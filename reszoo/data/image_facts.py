@@ -34,37 +34,28 @@ Rows = NDArray[np.void]
 # What is known of one image, in 81 bytes.
 ROW = np.dtype(
     [
-        # Hash of the path; 0 for records.
-        ("key", "<u8"),
-        # Size of the file, and when it was changed; -1 if it could not be read.
-        ("bytes", "<i8"),
-        ("mtime_ns", "<i8"),
+        ("key", "<u8"),  # hash of the path; 0 for records
+        ("bytes", "<i8"),  # size of the file; -1 if it could not be read
+        ("mtime_ns", "<i8"),  # when it was changed; likewise
         # Hash of the decoded upright RGB pixels and their shape: equal for the same
         # image in another lossless format. 0 if the image cannot be used.
         ("digest", "<u8", (2,)),
-        # Of the upright image, in pixels; 0 if unknown.
-        ("width", "<i4"),
+        ("width", "<i4"),  # of the upright image, in pixels; 0 if unknown
         ("height", "<i4"),
-        # Greatest value of any channel, 0 to 255.
-        ("brightest", "u1"),
-        # Number of images in the file.
-        ("frames", "<i4"),
+        ("brightest", "u1"),  # greatest value of any channel, 0 to 255
+        ("frames", "<i4"),  # number of images in the file
         # Why it cannot be used: a number of `FactTable.problems`; 0 if it can.
         ("problem", "<i4"),
-        # Pillow's name of the format, by content: "JPEG", "PNG"; "" if unknown.
-        ("format", "S10"),
+        ("format", "S10"),  # Pillow's name, by content: "JPEG", "PNG"; "" if unknown
         # Pillow's name of the mode: "RGB", "L" (grey), "P" (palette), "CMYK"; with "A"
         # behind it where parts are transparent, and then ";16" where a channel has 16
         # bits.
         ("mode", "S9"),
         # How the camera was held (EXIF), 1 (upright) to 8; 0 if not examined yet.
         ("orientation", "u1"),
-        # Whether the file extension belongs to another format.
-        ("wrong_extension", "?"),
-        # Whether only Pillow decodes the file right.
-        ("by_pillow", "?"),
-        # Whether it is a truncated JPEG that decodes in part.
-        ("recoverable", "?"),
+        ("wrong_extension", "?"),  # whether the extension is of another format
+        ("by_pillow", "?"),  # whether only Pillow decodes the file right
+        ("recoverable", "?"),  # whether it is a truncated JPEG that decodes in part
     ]
 )
 # Values of a row's fields by name; of "problem" the text.

@@ -1,7 +1,7 @@
 """Build a model from the tensors of a weight file."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from reszoo.resnet import build_resnet
 from reszoo.specs import SPECS, ResNetSpec
 from reszoo.weights.configs import Config, read_config
 from reszoo.weights.location import Found
-from reszoo.weights.names import COUNTER, HEAD, LoadReport, Tensors, assign_tensors
+from reszoo.weights.names import HEAD, LoadReport, Tensors, assign_tensors
 from reszoo.weights.published import PublishedWeights, imagenet_labels
 from reszoo.weights.schemes import Contents
 
@@ -134,16 +134,6 @@ def _fits_nothing(
     )
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model with the weights of a file, and what is known of them."""
-
-    model: keras.Model
-    card: Card
-    report: LoadReport
-    counters: Tensors
-
-
 def load_weights(
     contents: Contents,
     found: Found,
@@ -153,7 +143,7 @@ def load_weights(
     *,
     seed: int | None = None,
     name: str | None = None,
-) -> Loaded:
+) -> tuple[keras.Model, Card, LoadReport]:
     """Build the model of a weight file, changed as asked, with its weights.
 
     From what the file holds and what else is known of it. It must hold the spec; None
@@ -182,7 +172,6 @@ def load_weights(
     other = described.classes != saved.architecture.classes
     fresh = described.include_top and (other or _renamed(saved, labels, source))
     model = build_resnet(described, seed=seed, name=name)
-    counters = {key: value for key, value in tensors.items() if key.endswith(COUNTER)}
     first = convolutions(described)[0]
     kernel = f"{first.name}.weight"
     fitted = {**tensors, kernel: adapt_input(tensors[kernel], first.in_channels)}
@@ -196,7 +185,7 @@ def load_weights(
         mapping=contents.mapping,
     )  # fmt: skip
     card = _changed_card(saved, described, labels, fresh)
-    return Loaded(model, card, report, counters)
+    return model, card, report
 
 
 def adapt_input(kernel: NDArray[Any], channels: int) -> NDArray[Any]:

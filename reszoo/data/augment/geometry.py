@@ -36,10 +36,10 @@ def random_window(
     """
     keys = tf.unstack(tf.random.split(key, 2))
     if aspect is None:
-        aspect = _float(width) / _float(height)
+        aspect = as_float(width) / as_float(height)
     widths, heights = _drawn_sides((height, width), keys[0], scale, ratio, aspect)
-    fits = (widths > 0) & (widths <= _float(width))
-    fits &= (heights > 0) & (heights <= _float(height))
+    fits = (widths > 0) & (widths <= as_float(width))
+    fits &= (heights > 0) & (heights <= as_float(height))
     first = tf.argmax(tf.cast(fits, tf.int32))
 
     def drawn() -> Window:
@@ -124,7 +124,7 @@ def erase(
     keys = tf.unstack(tf.random.split(key, 3))
     sides = (height, width)
     heights, widths = _drawn_sides(sides, keys[0], _ERASED_SCALE, _ERASED_RATIO)
-    fits = (heights < _float(height)) & (widths < _float(width))
+    fits = (heights < as_float(height)) & (widths < as_float(width))
     first = tf.argmax(tf.cast(fits, tf.int32))
     chosen = tf.random.stateless_uniform((), keys[1]) < probability
 
@@ -146,7 +146,7 @@ def _drawn_sides(
     draws = tf.random.stateless_uniform((2, _TRIES), key)
     share = scale[0] + draws[0] * (scale[1] - scale[0])
     shape = tf.exp(log(ratio[0]) + draws[1] * (log(ratio[1]) - log(ratio[0]))) * aspect
-    area = share * _float(sides[0]) * _float(sides[1])
+    area = share * as_float(sides[0]) * as_float(sides[1])
     return tf.round(tf.sqrt(area * shape)), tf.round(tf.sqrt(area / shape))
 
 
@@ -158,13 +158,15 @@ def _place(down: tf.Tensor, across: tf.Tensor, key: tf.Tensor) -> Any:
 
 
 def _central(height: tf.Tensor, width: tf.Tensor, ratio: Sequence[Any]) -> Window:
-    shape = _float(width) / _float(height)
-    tall = tf.where(shape < ratio[0], _int(tf.round(_float(width) / ratio[0])), height)
-    wide = tf.where(shape > ratio[1], _int(tf.round(_float(height) * ratio[1])), width)
+    down, across = as_float(height), as_float(width)
+    shape = across / down
+    tall = tf.where(shape < ratio[0], _int(tf.round(across / ratio[0])), height)
+    wide = tf.where(shape > ratio[1], _int(tf.round(down * ratio[1])), width)
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def _float(value: Any) -> tf.Tensor:
+def as_float(value: Any) -> tf.Tensor:
+    """Return a number or a tensor in float32."""
     return tf.cast(value, tf.float32)
 
 

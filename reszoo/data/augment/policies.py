@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from reszoo.data.augment import GREATEST, strength_of
+from reszoo.data.augment.geometry import as_float
 from reszoo.preprocessing import to_grey
 
 # a to f: the pixel at (x, y) comes from (a x + b y + c, d x + e y + f).
@@ -31,7 +32,7 @@ def transform(image: tf.Tensor, matrix: Matrix, canvas: Canvas) -> tf.Tensor:
     Centres of pixels lie at halves. Equal to Pillow's within one grey level but for the
     few pixels of edges that rounding moves in or out.
     """
-    a, b, c, d, e, f = map(_float, matrix)
+    a, b, c, d, e, f = map(as_float, matrix)
     height, width = tf.unstack(tf.shape(image)[:2])
     x = tf.range(tf.cast(width, tf.float32))[None] + 0.5
     y = tf.range(tf.cast(height, tf.float32))[:, None] + 0.5
@@ -56,16 +57,12 @@ def transform(image: tf.Tensor, matrix: Matrix, canvas: Canvas) -> tf.Tensor:
 
 def rotation(degrees: Any, height: tf.Tensor, width: tf.Tensor) -> Matrix:
     """Return the matrix that rotates an image anticlockwise about its centre."""
-    angle = _float(degrees) * (pi / 180)
+    angle = as_float(degrees) * (pi / 180)
     cosine, sine = tf.cos(angle), tf.sin(angle)
-    x, y = _float(width) / 2, _float(height) / 2
+    x, y = as_float(width) / 2, as_float(height) / 2
     across = x - cosine * x + sine * y
     down = y - sine * x - cosine * y
     return cosine, -sine, across, sine, cosine, down
-
-
-def _float(value: Any) -> tf.Tensor:
-    return tf.cast(value, tf.float32)
 
 
 def _located(
@@ -117,10 +114,10 @@ MATRICES: Mapping[str, Callable[[Any, tf.Tensor, tf.Tensor], Matrix]] = {
     "translate_x": lambda pixels, _, __: (1, 0, pixels, 0, 1, 0),
     "translate_y": lambda pixels, _, __: (1, 0, 0, 0, 1, pixels),
     "translate_x_share": lambda share, _, width: (
-        (1, 0, _float(share) * _float(width), 0, 1, 0)
+        (1, 0, as_float(share) * as_float(width), 0, 1, 0)
     ),
     "translate_y_share": lambda share, height, _: (
-        (1, 0, 0, 0, 1, _float(share) * _float(height))
+        (1, 0, 0, 0, 1, as_float(share) * as_float(height))
     ),
     "rotate": rotation,
 }
@@ -295,7 +292,7 @@ def _apply(
     def move() -> tf.Tensor:
         height, width = tf.unstack(tf.shape(image)[:2])
         found = (MATRICES[name](value(name), height, width) for name in moves)
-        matrices = tf.stack([list(map(_float, matrix)) for matrix in found])
+        matrices = tf.stack([list(map(as_float, matrix)) for matrix in found])
         row = tf.gather([moves.index(n) if n in moves else 0 for n in names], choice)
         matrix = tuple(tf.unstack(matrices[row]))
         return tf.ensure_shape(transform(image, matrix, canvas), shape)
