@@ -293,7 +293,10 @@ def _sweep(final: Path, place: Path) -> None:
     """Remove what killed processes of this machine left; restore what they moved."""
     aside = _aside(final, place)
     if place == final and aside.exists():
-        _move_back(aside, final)
+        for entry in list(aside.iterdir()):
+            if not os.path.lexists(final / entry.name):
+                entry.rename(final / entry.name)
+        aside.rmdir()
     elif aside.exists() and not final.exists():
         aside.rename(final)
     host = socket.gethostname()
@@ -351,13 +354,6 @@ def _swap(
             aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move_back(aside: Path, final: Path) -> None:
-    for entry in list(aside.iterdir()):
-        if not os.path.lexists(final / entry.name):
-            entry.rename(final / entry.name)
-    aside.rmdir()
 
 
 def flush(path: Path) -> None:

@@ -52,6 +52,7 @@ _STARTS = (
 # the indices of a palette BMP as grey, gives a transparent GIF another background,
 # and refuses WebP with alpha or several frames.
 _ALIKE = ("JPEG", "MPO", "PNG")
+_JPEGS = ("JPEG", "MPO")  # which is several JPEGs
 # What Pillow's decoders raise on damaged files; AVIF's and DDS' a RuntimeError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError)
 # Filters of warnings belong to the whole process, images are opened in threads.
@@ -201,17 +202,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return to_rgb(image)
 
 
-# EXIF 2.3, section 4.6.4 A, Orientation, as `ImageOps.exif_transpose`; and whether the
-# columns or the rows of the upright image are in reverse order in the stored one.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# By EXIF 2.3, section 4.6.4 A, Orientation: whether the columns or the rows of the
+# upright image are in reverse order in the stored one, of which those above 4 are
+# transposed.
 ACROSS = (False, False, True, True, False, False, True, True, False)
 DOWN = (False, False, False, True, True, False, False, True, True)
 
@@ -236,7 +229,9 @@ def upright_parts(
             top, bottom = height - bottom, height - top
         stored = (top, left, bottom, right) if swapped else (left, top, right, bottom)
         cut = to_rgb(image.crop(stored))
-        return cut.transpose(_TURNS[held]) if held in _TURNS else cut
+        cut = cut.transpose(Image.Transpose.TRANSPOSE) if swapped else cut
+        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if ACROSS[held] else cut
+        return cut.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if DOWN[held] else cut
 
     return (width, height), part
 
@@ -350,7 +345,7 @@ def check_memory(image: Image.Image, source: bytes | IO[bytes]) -> None:
     """
     width, height = image.size
     pixels, extra = width * height, 0
-    if _reducible(image):
+    if image.format in _JPEGS:
         factor = reduction(width, height)
         pixels = -(-width // factor) * -(-height // factor)
         scans = _scans(source, SCANS + 1)
@@ -369,11 +364,6 @@ def check_memory(image: Image.Image, source: bytes | IO[bytes]) -> None:
         )
 
 
-def _reducible(image: Image.Image) -> bool:
-    """Return whether an opened image is a JPEG; an MPO is several."""
-    return image.format in ("JPEG", "MPO")
-
-
 def is_large(image: Image.Image) -> bool:
     """Return whether an opened image is decoded alone, and by Pillow only."""
     return image.width * image.height > LARGE
@@ -381,7 +371,7 @@ def is_large(image: Image.Image) -> bool:
 
 def reduce_jpeg(image: Image.Image) -> None:
     """Have an opened JPEG decoded at the scale that `reduction` gives."""
-    factor = reduction(*image.size) if _reducible(image) else 1
+    factor = reduction(*image.size) if image.format in _JPEGS else 1
     if factor > 1:
         image.draft(None, (image.width // factor, image.height // factor))
 
@@ -391,9 +381,8 @@ def _scans(source: bytes | IO[bytes], most: int) -> int:
 
     Returns 0 for a JPEG of a single scan.
     """
-    if isinstance(source, bytes):
-        content: Any = source
-    else:
+    content: Any = source
+    if not isinstance(source, bytes):
         content = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)
     at, channels, progressive = 2, 0, False
     while at + 10 < len(content):

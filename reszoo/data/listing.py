@@ -32,6 +32,7 @@ from reszoo.errors import DataError, UnknownNameError, UsageError
 
 # Data sets that are opened by name; a folder of that name comes first.
 BUILT_IN = ("digits",)
+_CONVERT = "convert them to PNG or JPEG"
 # Bytes that are no UTF-8, as Python has them (PEP 383).
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 
@@ -127,7 +128,9 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
             for path in walk(str(found[label])) if label in found else ():
                 kind = image_kind(path)
                 if kind == "unsupported":
-                    unsupported.append(Unreadable(path, _unsupported(path)))
+                    ending = Path(path).suffix.lower() or "HEIC and AVIF"
+                    reason = f"{ending} files are not supported; {_CONVERT}"
+                    unsupported.append(Unreadable(path, reason))
                 elif kind:
                     paths.append(path)
                     targets.append(target)
@@ -159,11 +162,6 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
         labels=labels, targets=numbers, splits=splits, paths=tuple(paths),
         root=str(root), unsupported=tuple(unsupported), notes=(*notes, *more),
     )  # fmt: skip
-
-
-def _unsupported(path: str) -> str:
-    suffix = Path(path).suffix.lower() or "HEIC and AVIF"
-    return f"{suffix} files are not supported; convert them to PNG or JPEG"
 
 
 def _suffixes(unsupported: list[Unreadable]) -> str:

@@ -383,12 +383,10 @@ def _for_channels(record: Preprocessing, channels: int) -> Preprocessing:
 
 def _metrics(row: PublishedWeights) -> tuple[Metric, ...]:
     """Return the publisher's figures at the size of the card."""
-    size, crop = row.preprocessing.eval_size, row.preprocessing.crop_pct
+    size, _, top1, top5 = row.results[0]
     data = f"ImageNet-1k validation at {size} px, as published"
     return tuple(
         Metric(name=name, value=round(value / 100, 5), data=data)
-        for result in row.results
-        if (result.size, result.crop_pct) == (size, crop)
-        for name, value in (("top1", result.top1), ("top5", result.top5))
+        for name, value in (("top1", top1), ("top5", top5))
         if value is not None
     )

@@ -59,11 +59,16 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
     file = Path(path)
     check_checkpoint(file)
     try:
-        header = _header(file)
+        header, start = _header(file)
+        header.pop("__metadata__", None)
         # The library checks the header: sizes, offsets, overlaps, gaps.
         with safe_open(file, framework="numpy") as reader:
             text = (reader.metadata() or {}).get(_KEY)
-        tensors = _views(file, *header)
+        # An empty part of a file cannot be mapped.
+        data: Any = np.zeros(0, np.uint8)
+        if file.stat().st_size > start:
+            data = np.memmap(file, np.uint8, "r", offset=start)
+        tensors = {name: _view(data, x, name, file) for name, x in header.items()}
     except SafetensorError as error:
         raise CheckpointError(
             f"{file} is not a complete safetensors file ({error}). Copy it again."
@@ -106,14 +111,6 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise ValueError("it is no JSON object")
     return header, 8 + length
-
-
-def _views(file: Path, header: dict[str, Any], start: int) -> Tensors:
-    header.pop("__metadata__", None)
-    if file.stat().st_size == start:
-        return {n: np.zeros(info["shape"], np.float32) for n, info in header.items()}
-    data = np.memmap(file, np.uint8, "r", offset=start)
-    return {name: _view(data, info, name, file) for name, info in header.items()}
 
 
 def _view(data: Any, info: dict[str, Any], name: str, file: Path) -> NDArray[Any]:

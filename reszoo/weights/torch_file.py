@@ -9,7 +9,7 @@ import math
 import os
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -202,11 +202,11 @@ class StorageView:
 
 
 def _repeats_elements(shape: tuple[int, ...], steps: tuple[int, ...]) -> bool:
-    if 0 in shape:
-        return False
     pairs = zip(steps, shape, strict=True)
     axes = sorted((step, size) for step, size in pairs if size > 1)
-    return any(step <= _reach(axes[:place]) for place, (step, _) in enumerate(axes))
+    return 0 not in shape and any(
+        step <= _reach(axes[:place]) for place, (step, _) in enumerate(axes)
+    )
 
 
 def _reach(axes: Iterable[tuple[int, int]]) -> int:
@@ -280,19 +280,11 @@ class NumberType:
                 raise RefusalError("has a NumPy type of unknown byte order.")
 
 
-def _rebuild_parameter(data: object, *_: object) -> object:
-    return data
-
-
 def _dict(entries: object = ()) -> dict[Any, Any]:
     pairs = entries.items() if isinstance(entries, dict) else entries
     if not isinstance(pairs, Iterable):
         raise RefusalError("has a dict that is made of no entries.")
     return {checked_key(key): value for key, value in pairs}
-
-
-def _set(items: Sequence[object] = ()) -> set[Any]:
-    return set(map(checked_key, items))
 
 
 def _device(name: object, index: object = None) -> str:
@@ -329,13 +321,13 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _dict,
     # MultiStepLR keeps its milestones in one.
     ("collections", "Counter"): _dict,
-    ("builtins", "set"): _set,
-    ("__builtin__", "set"): _set,
+    ("builtins", "set"): lambda items=(): set(map(checked_key, items)),
+    ("__builtin__", "set"): lambda items=(): set(map(checked_key, items)),
     ("argparse", "Namespace"): Namespace,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    ("torch.nn.parameter", "Parameter"): lambda data, *_: data,
     ("torch", "Size"): _counts,
     ("torch", "device"): _device,
     ("numpy.core.multiarray", "scalar"): _number,
