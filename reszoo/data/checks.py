@@ -135,11 +135,9 @@ def find_duplicates(listing: Listing, table: FactTable) -> list[Duplicates]:
     readable = table.readable()[images]
     images, splits = images[readable], splits[readable]
     digests = table.rows["digest"][images]
-    order = np.lexsort(digests.T)
-    new = (np.diff(digests[order], axis=0) != 0).any(1)
-    numbers = np.zeros(len(order), np.int64)
-    numbers[order[1:]] = np.cumsum(new)
-    counts = np.bincount(numbers)
+    found = np.unique(digests, axis=0, return_inverse=True, return_counts=True)
+    # NumPy 2.0 has another shape of the inverse.
+    numbers, counts = found[1].ravel(), found[2]
     groups: dict[int, list[Occurrence]] = {}
     for place in np.flatnonzero(counts[numbers] > 1):
         path, target = listing.paths[images[place]], listing.targets[images[place]]

@@ -163,10 +163,7 @@ _CHECKSUM = 32  # bytes of SHA-256
 
 
 def _cached_rows(cached: Rows, paths: Sequence[str]) -> Rows:
-    """Return a row for each file, zeros for new and changed ones.
-
-    The cached rows are sorted by key.
-    """
+    """Return a row for each file from rows sorted by key, zeros for new and changed."""
     rows, found = np.zeros(len(paths), ROW), np.full((2, len(paths)), -1, np.int64)
     hashes = (blake2b(os.fsencode(path), digest_size=8).digest() for path in paths)
     rows["key"] = keys = np.frombuffer(b"".join(hashes), "<u8")

@@ -377,10 +377,7 @@ def reduce_jpeg(image: Image.Image) -> None:
 
 
 def _scans(source: bytes | IO[bytes], most: int) -> int:
-    """Count the scans of a JPEG whose decoder keeps all coefficients, up to `most`.
-
-    Returns 0 for a JPEG of a single scan.
-    """
+    """Count up to `most` scans of a JPEG; 0 where no coefficients are kept for them."""
     content: Any = source
     if not isinstance(source, bytes):
         content = mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ)

@@ -226,10 +226,8 @@ def _refuse_hidden_splits(root: Path, folders: list[Path]) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Return the visible folders in a folder, in order.
-
-    Archives often hold a folder within one of the same name, which is passed through.
-    """
+    """Return the visible folders in a folder, in order."""
+    # Archives often hold a folder within one of the same name, which is passed through.
     with os.scandir(folder) as entries:
         names = [e.name for e in entries if is_visible(e.name) and _is_folder(e)]
     inner = _folders(folder / folder.name) if names == [folder.name] else []

@@ -199,11 +199,9 @@ def class_shares(
 def _drawn_by_class(
     targets: NDArray[np.int64], sampling: float, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw as many indices as there are targets, each class by its share.
-
-    Shares that are no whole numbers of images are rounded at random, up or down, so
-    that their mean over the epochs is exact.
-    """
+    """Draw as many indices as there are targets, each class by its share."""
+    # Shares that are no whole numbers of images are rounded at random, up or down, so
+    # that their mean over the epochs is exact.
     edges = len(targets) * np.cumsum(class_shares(targets, 0, sampling))
     edges[-1] = len(targets)
     quotas = np.diff(np.floor(edges + generator.random()).astype(np.int64), prepend=0)

@@ -277,10 +277,7 @@ def _free_name(name: str, kind: str, taken: set[str]) -> str:
 
 
 def _written_splits(listing: Listing, names: Mapping[int, str]) -> dict[str, list[str]]:
-    """Return the written images by split.
-
-    A DataError if too few were readable: a class has none in a split.
-    """
+    """Return the written images by split; a DataError if a class has none in one."""
     splits = {}
     for split, indices in listing.disjoint_splits.items():
         kept = [index for index in indices.tolist() if index in names]

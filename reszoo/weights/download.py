@@ -182,12 +182,11 @@ class _WebRedirects(HTTPRedirectHandler):
 
 
 class _Transfer:
-    """Downloads one file, continuing an earlier attempt where the server allows it.
+    """Downloads one file, continuing an earlier attempt where the server allows it."""
 
-    The caller holds the lock: two transfers to one file would share a partial file.
-    The bytes received so far are kept next to the final name. The tag is the server's
-    name for their version; without one they are not continued.
-    """
+    # The caller holds the lock: two transfers to one file would share a partial file.
+    # The bytes received so far are kept next to the final name. The tag is the server's
+    # name for their version; without one they are not continued.
 
     def __init__(self, url: str, checksum: str | None, final: Path) -> None:
         self.url, self.checksum, self.final = url, checksum, final

@@ -311,11 +311,9 @@ def _prefixes(found: Iterable[str]) -> Iterator[tuple[_Names, str]]:
 def _classifier(
     found: Tensors, others: Sequence[str], ours: Mapping[str, str], prefix: str
 ) -> dict[str, str]:
-    """Return torchvision's names of the classifier, if it is a single dense layer.
-
-    Layers beside it (a normalization, a second dense layer) make it another function,
-    so modules are looked at as a whole, such as "fc" for `fc.1.weight`.
-    """
+    """Return torchvision's names of the classifier, if it is a single dense layer."""
+    # Layers beside it (a normalization, a second dense layer) make it another function,
+    # so modules are looked at as a whole, such as "fc" for `fc.1.weight`.
     last = max(name.split(".")[0] for name in ours.values() if name[:5] == "layer")
     kernels = (n for n, name in ours.items() if name.split(".")[0] == last)
     sizes = [len(found[name]) for name in kernels if found[name].ndim == 4]

@@ -347,17 +347,15 @@ _ALLOWED: Allowed = {
 }
 
 
+# From type, key and count to a storage that the file is known to have.
 New = Callable[[StorageType, str, int], Storage]
-"""From type, key and count to a storage that the file is known to have."""
 
 
 def _load(
     stream: IO[bytes], new: New, more: int, allowed: Allowed = _ALLOWED
 ) -> tuple[Any, dict[str, Storage]]:
-    """Return what the next pickle holds, and the storages that it refers to.
-
-    `more` are the fields of a reference after its count.
-    """
+    """Return what the next pickle holds, and the storages that it refers to."""
+    # `more` are the fields of a reference after its count.
     storages: dict[str, Storage] = {}
 
     def persistent_load(identity: object) -> StorageView:

@@ -73,12 +73,10 @@ def resize(
 
 
 def _resize_down(image: tf.Tensor, side: int, interpolation: str) -> tf.Tensor:
-    """Resize the height alone; float32.
-
-    TensorFlow's kernel (ScaleAndTranslate) mixes all channels of a pixel at once, but
-    pixels one by one. So each row becomes the channels of a single pixel: both
-    directions together then take a quarter of the time.
-    """
+    """Resize the height alone; float32."""
+    # TensorFlow's kernel (ScaleAndTranslate) mixes all channels of a pixel at once, but
+    # pixels one by one. So each row becomes the channels of a single pixel: both
+    # directions together then take a quarter of the time.
     height, width = tf.unstack(tf.shape(image)[:2])
     channels = image.shape[-1]
     rows = tf.reshape(image, (height, 1, width * channels))

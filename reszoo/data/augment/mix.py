@@ -64,11 +64,9 @@ def cutmix(
 
 
 def _share(key: tf.Tensor, alpha: float) -> tf.Tensor:
-    """Draw from Beta(alpha, alpha).
-
-    Gamma(alpha) is Gamma(alpha + 1) times a uniform number to the power of 1/alpha;
-    its logarithm does not underflow where alpha is small.
-    """
+    """Draw from Beta(alpha, alpha)."""
+    # Gamma(alpha) is Gamma(alpha + 1) times a uniform number to the power of 1/alpha;
+    # its logarithm does not underflow where alpha is small.
     keys = tf.unstack(tf.random.split(key, 2))
     gamma = tf.random.stateless_gamma((2,), keys[0], alpha + 1.0)
     uniform = 1 - tf.random.stateless_uniform((2,), keys[1])

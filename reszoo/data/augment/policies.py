@@ -79,11 +79,9 @@ def _located(
 
 
 def _strips(image: tf.Tensor, first: int, taps: int) -> tf.Tensor:
-    """Stack each pixel's neighbours in a row, so that one look-up finds all of them.
-
-    Returns uint8 `(height * (width + 1), taps * 3)`; the pixels from `x + first` on for
-    x from -1, with the outermost pixels repeated.
-    """
+    """Stack each pixel's neighbours in a row, so that one look-up finds all of them."""
+    # uint8 `(height * (width + 1), taps * 3)`; the pixels from `x + first` on for x
+    # from -1, with the outermost pixels repeated.
     width = tf.shape(image)[1]
     starts = tf.range(-1, width) + first
     columns = [tf.clip_by_value(starts + tap, 0, width - 1) for tap in range(taps)]
