@@ -280,8 +280,8 @@ def _made_card(
         )
     if scheme and found.config is None:
         notes += filter(None, [scheme.note])
-        if scheme.statistics and record is None:
-            mean, std = scheme.statistics
+        if scheme.levels and record is None:
+            mean, std = (tuple(x / 255 for x in each) for each in scheme.levels)
             record = replace(card.preprocessing, mean=mean, std=std)
     return replace(
         card,

@@ -5,8 +5,10 @@ any prefix (`module.`, `backbone.`, `encoder.`, ...), and by what else the file 
 """
 
 import re
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from itertools import zip_longest
 from typing import Any
 
@@ -18,79 +20,34 @@ from reszoo.errors import CheckpointError, summarized
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import COUNTER, HEAD, Tensors, to_float32
 
-# The beginning of a name, torchvision's name with a place for each group, and what is
-# added to the groups, which are numbers; None keeps the name.
-_Rule = tuple[str, str | None, tuple[int, ...]]
-
 
 @dataclass(frozen=True)
 class _Names:
     """One way of naming the modules of a ResNet without its classifier."""
 
     anchor: str  # convolution that every file has, the first of the first block
-    rules: tuple[_Rule, ...]
+    rules: tuple[tuple[Any, ...], ...]  # see schemes.toml
 
     def torchvision(self, name: str) -> str | None:
         """Return torchvision's name of a tensor; None if it is not of the backbone."""
-        for pattern, template, offsets in self.rules:
+        for pattern, *renaming in self.rules:
             if found := re.match(rf"{pattern}(?=\.)", name):
-                if template is None:
+                if not renaming:
                     return name
+                template, offsets = renaming
                 pairs = zip(found.groups(), offsets, strict=True)
                 place = template.format(*(int(group) + more for group, more in pairs))
-                return place + name[found.end() :]
+                return f"{place}{name[found.end() :]}"
         return None
 
 
-_TORCHVISION = _Names(
-    "layer1.0.conv1.weight",
-    (
-        # The other common name of the projection in models for CIFAR.
-        (r"layer(\d)\.(\d{1,4})\.shortcut", "layer{}.{}.downsample", (0, 0)),
-        (r"(?:conv\d+|bn\d+|norm|layer\d+)", None, ()),
-    ),
-)
-# `torch.nn.Sequential(*resnet.children())`: 2 is the activation and 3 the pooling.
-_NUMBERED = _Names(
-    "4.0.conv1.weight",
-    (("0", "conv1", ()), ("1", "bn1", ()), (r"([4-7])", "layer{}", (-3,))),
-)
-_BLOCK = r"encoder\.stages\.(\d)\.layers\.(\d{1,4})"
-_TRANSFORMERS = _Names(
-    "encoder.stages.0.layers.0.layer.0.convolution.weight",
-    (
-        (r"embedder\.embedder\.convolution", "conv1", ()),
-        (r"embedder\.embedder\.normalization", "bn1", ()),
-        (rf"{_BLOCK}\.shortcut\.convolution", "layer{}.{}.downsample.0", (1, 0)),
-        (rf"{_BLOCK}\.shortcut\.normalization", "layer{}.{}.downsample.1", (1, 0)),
-        (rf"{_BLOCK}\.layer\.(\d)\.convolution", "layer{}.{}.conv{}", (1, 0, 1)),
-        (rf"{_BLOCK}\.layer\.(\d)\.normalization", "layer{}.{}.bn{}", (1, 0, 1)),
-    ),
-)
-_DETECTRON2 = _Names(
-    "res2.0.conv1.weight",
-    (
-        (r"stem\.conv1\.norm", "bn1", ()),
-        (r"stem\.conv1", "conv1", ()),
-        (r"res(\d)\.(\d{1,4})\.shortcut\.norm", "layer{}.{}.downsample.1", (-1, 0)),
-        (r"res(\d)\.(\d{1,4})\.shortcut", "layer{}.{}.downsample.0", (-1, 0)),
-        (r"res(\d)\.(\d{1,4})\.conv(\d)\.norm", "layer{}.{}.bn{}", (-1, 0, 0)),
-        (r"res(\d)\.(\d{1,4})\.conv(\d)", "layer{}.{}.conv{}", (-1, 0, 0)),
-    ),
-)
-_ANY = (_TORCHVISION, _NUMBERED)
-# Mean and standard deviation of red, green and blue in 0..1: pixels in 0..255 of which
-# the mean is subtracted, detectron2's default.
-_Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-_CAFFE = ((123.675 / 255, 116.28 / 255, 103.53 / 255), (1 / 255,) * 3)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scheme:
     """How the files of one library are recognised and read."""
 
     library: str  # for messages
-    names: tuple[_Names, ...]  # of the modules of the backbone
+    # Of the modules of the backbone, by their names in schemes.toml.
+    names: Sequence[str] = ("torchvision", "numbered")
     # What is found besides: a key of the file, the prefix, or a tensor that is not of
     # the backbone, as a regular expression.
     mark: str = ""
@@ -99,49 +56,22 @@ class Scheme:
     projects: bool = False
     dilates: bool = False  # whether dilation replaces strides, which no tensor tells
     bgr: bool = False  # whether images are BGR
-    statistics: _Statistics | None = None  # of the pixels, if not ImageNet's
+    # Mean and deviation of the pixels in 0..255, if not ImageNet's.
+    levels: Sequence[Sequence[float]] = ()
     stride_in: StrideIn | None = None  # in bottlenecks, by default
     note: str = ""  # what is assumed without a config.json
 
-    def fits(self, names: _Names, keys: Iterable[object]) -> bool:
+    def fits(self, names: str, keys: Iterable[object]) -> bool:
         """Return whether a file with these names and keys is of the library."""
         marked = (re.fullmatch(rf"(.*\.)?({self.mark})", str(key)) for key in keys)
         return names in self.names and (not self.mark or any(marked))
 
 
-# Of training without labels.
-_PROJECTING = {
-    "MoCo": r"(encoder_[qk]|base_encoder|momentum_encoder)\..*",
-    "SwAV": r"prototypes\..*",
-    "DINO": r"dino_loss|last_layer\..*",
-    "BYOL": r"(online|target)_[a-z_]+(\..*)?|(backbone_momentum|momentum_backbone)\..*",
-    "SimSiam": r"(predictor|prediction_head)\..*",
-    "self-supervised training": r"(projector|proje(c)?tion(_head)?)\..*",
-}
-# The first that fits is taken.
-SCHEMES = (
-    Scheme(
-        "detectron2", (_DETECTRON2,), bgr=True, statistics=_CAFFE, stride_in="1x1",
-        note="detectron2's defaults are assumed: INPUT.FORMAT BGR (conv1 is reversed, "
-        "so that the model takes RGB), PIXEL_STD 1, and of bottlenecks STRIDE_IN_1X1 "
-        'True; reszoo.build(name, weights=..., stride_in="3x3") is for False',
-    ),
-    Scheme(
-        "Hugging Face Transformers", (_TRANSFORMERS,),
-        note="config.json is missing, so hidden_act relu and downsample_in_bottleneck "
-        "false are assumed",
-    ),
-    *(Scheme(name, _ANY, mark, projects=True) for name, mark in _PROJECTING.items()),
-    Scheme(
-        "segmentation", _ANY,
-        r"(aux_classifier|decode_head|auxiliary_head|classifier\.4)\..*", dilates=True,
-    ),
-    Scheme("torchvision detection", _ANY, r"body\..*"),
-    Scheme("mmpretrain", _ANY, r"head\.fc\..*"),
-    Scheme("Lightning", _ANY, "pytorch-lightning_version"),
-    Scheme("fastai", (_NUMBERED,), r"0\..*"),
-    Scheme("torchvision", _ANY),
-)  # fmt: skip
+_TABLES = tomllib.loads(
+    files("reszoo.weights").joinpath("schemes.toml").read_text("utf-8")
+)
+_NAMES = {name: _Names(**row) for name, row in _TABLES["names"].items()}
+SCHEMES = tuple(Scheme(**row) for row in _TABLES["schemes"])
 # Where training scripts keep the weights, in timm's order: averaged ones first, and of
 # two models that teach each other the one that is used afterwards.
 _WRAPPERS = (
@@ -208,7 +138,7 @@ def read_state_dict(tree: Any, source: str) -> Contents:
         return Contents(tensors=_renamed(found, plain, source), scheme=SCHEMES[-1])
     names, prefix = originals[0]
     inside = {name: name[len(prefix) :] for name in found if name.startswith(prefix)}
-    known = {name: names.torchvision(rest) for name, rest in inside.items()}
+    known = {name: _NAMES[names].torchvision(rest) for name, rest in inside.items()}
     ours = {name: place for name, place in known.items() if place is not None}
     counters = (COUNTER, _BOOKKEEPING)
     others = [x for x in found if x not in ours and x.split(".")[-1] not in counters]
@@ -255,8 +185,8 @@ def _of_openmmlab(scheme: Scheme, tree: Any) -> tuple[Scheme, tuple[str, ...] | 
         # In the order of the channels of the model.
         step = -1 if "to_rgb=False" in text else 1
         lists = [re.findall(r"\d+\.?\d*", each[1])[::step] for each in found if each]
-        mean, std = (tuple(float(x) / 255 for x in each) for each in lists)
-        scheme = replace(scheme, statistics=(mean, std), bgr=step < 0)
+        levels = [[float(x) for x in each] for each in lists]
+        scheme = replace(scheme, levels=levels, bgr=step < 0)
     return scheme, tuple(listed) if fits and listed else None
 
 
@@ -299,13 +229,13 @@ def _dicts(
         yield from _dicts(value, (*place, key))
 
 
-def _prefixes(found: Iterable[str]) -> Iterator[tuple[_Names, str]]:
+def _prefixes(found: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield how the modules of each ResNet are named, and what precedes the names."""
     for name in found:
-        for names in (_TORCHVISION, _NUMBERED, _TRANSFORMERS, _DETECTRON2):
+        for kind, names in _NAMES.items():
             prefix = name.removesuffix(names.anchor)
             if prefix != name and (not prefix or prefix.endswith(".")):
-                yield names, prefix
+                yield kind, prefix
 
 
 def _classifier(
