@@ -186,12 +186,9 @@ class Card:
         known = {} if self.is_fresh or unknown else dict(self.provenance)
         before = {"began_as": known} if known else {}
         return replace(
-            self,
-            provenance={**provenance, **before},
-            metrics=tuple(metrics),
-            versions=library_versions(),
-            confidence=None,
-        )
+            self, provenance={**provenance, **before}, metrics=tuple(metrics),
+            versions=library_versions(), confidence=None,
+        )  # fmt: skip
 
     def label(self, index: int) -> str:
         """Return the label of a class, or its number where labels are unknown."""
@@ -367,12 +364,10 @@ def new_card(architecture: Architecture, labels: Sequence[str] | None = None) ->
         mean, std = ((sum(values) / 3,) * channels for values in both)
         preprocessing = replace(preprocessing, mean=mean, std=std)
     return Card(
-        architecture=architecture,
+        architecture=architecture, preprocessing=preprocessing,
         labels=None if labels is None else tuple(labels),
-        preprocessing=preprocessing,
-        provenance={"source": _FRESH},
-        versions=library_versions(),
-    )
+        provenance={"source": _FRESH}, versions=library_versions(),
+    )  # fmt: skip
 
 
 def library_versions() -> dict[str, str]:

@@ -64,16 +64,19 @@ class Decoder:
         height and width of the upright image, int32 `()`, and returns top, left, height
         and width of the part, as well. Returns uint8 `(height, width, 3)`.
         """
+
+        def by_pillow(number: int) -> Pixels:
+            return np.asarray(self._examples.open(number, reduced=True))
+
         images = self._examples.images
         if images is not None:
             # As a tensor it would be copied once for every epoch's graph.
-            image = tf.numpy_function(lambda i: images[i], [index], tf.uint8)
-            return _cut(tf.ensure_shape(image, images.shape[1:]), choose)
+            return _cut(_called(lambda i: images[i], index, images.shape[1:]), choose)
         if not self._some_by_pillow:
             return self._decode(index, choose)
         return tf.cond(
             tf.gather(self._by_pillow, index),
-            lambda: _cut(self._decode_by_pillow(index), choose),
+            lambda: _cut(_called(by_pillow, index, (None, None, 3)), choose),
             lambda: self._decode(index, choose),
         )
 
@@ -85,11 +88,8 @@ class Decoder:
             return preprocessing.prepare_tensor(image)
 
         def by_pillow() -> tf.Tensor:
-            def pixels(number: np.int64) -> Pixels:
-                return self._examples.prepared(int(number), preprocessing)
-
-            image = tf.numpy_function(pixels, [index], tf.uint8)
-            return tf.ensure_shape(image, preprocessing.input_shape)
+            prepared = partial(self._examples.prepared, preprocessing=preprocessing)
+            return _called(prepared, index, preprocessing.input_shape)
 
         arrays = self._examples.images is not None
         if arrays or not self._some_by_pillow:
@@ -100,8 +100,7 @@ class Decoder:
         records = self._examples.records
         if records is None:
             return tf.io.read_file(tf.gather(self._paths, index))
-        content = tf.numpy_function(lambda i: records.read(int(i)), [index], tf.string)
-        return tf.ensure_shape(content, ())
+        return _called(records.read, index, (), tf.string)
 
     def _decode(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
         rotated = self._some_rotated
@@ -109,12 +108,13 @@ class Decoder:
         recover = self._examples.recover
         return decode(self._content(index), orientation, choose, recover=recover)
 
-    def _decode_by_pillow(self, index: tf.Tensor) -> tf.Tensor:
-        def pixels(number: np.int64) -> Pixels:
-            return np.asarray(self._examples.open(int(number), reduced=True))
 
-        image = tf.numpy_function(pixels, [index], tf.uint8)
-        return tf.ensure_shape(image, (None, None, 3))
+def _called(
+    function: Callable[[int], Any], index: tf.Tensor, shape: Any, kind: Any = tf.uint8
+) -> tf.Tensor:
+    """Return what a Python function gives for an index, once the graph is run."""
+    found = tf.numpy_function(lambda number: function(int(number)), [index], kind)
+    return tf.ensure_shape(found, shape)
 
 
 def decode(

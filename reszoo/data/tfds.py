@@ -84,11 +84,9 @@ def read(data: str, validation_share: float | None = None) -> Listing:
     # Some data sets declare classes of which they have no image, as emnist/letters.
     present, targets = np.unique(order[targets], return_inverse=True)
     labels = tuple(labels[number] for number in present)
+    name, numbers = f"tfds:{builder.info.full_name}", np.arange(len(source))
     records = Records(
-        f"tfds:{builder.info.full_name} {'+'.join(sizes)}",
-        lambda number: source[number][image],
-        np.arange(len(source)),
-        lengths,
+        f"{name} {'+'.join(sizes)}", lambda n: source[n][image], numbers, lengths
     )
     parts = np.split(np.arange(len(targets)), np.cumsum([*sizes.values()])[:-1])
     given = {str(split_name(n)): part for n, part in zip(sizes, parts, strict=True)}

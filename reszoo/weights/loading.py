@@ -70,12 +70,9 @@ def infer_architecture(
         )
     head = tensors.get(HEAD[0])
     described = architecture(
-        chosen.spec,
-        shortcut=chosen.shortcut,
-        stride_in=stride_in,
-        include_top=head is not None,
-        classes=None if head is None else len(head),
-    )
+        chosen.spec, shortcut=chosen.shortcut, stride_in=stride_in,
+        include_top=head is not None, classes=None if head is None else len(head),
+    )  # fmt: skip
     height, width, _ = described.input_shape
     channels = found[convolutions(chosen)[0].name][1]
     return replace(described, input_shape=(height, width, channels))
@@ -283,13 +280,12 @@ def _made_card(
         if scheme.levels and record is None:
             mean, std = (tuple(x / 255 for x in each) for each in scheme.levels)
             record = replace(card.preprocessing, mean=mean, std=std)
+    metrics = () if row is None else _metrics(row)
+    record = _for_channels(record or card.preprocessing, channels)
     return replace(
-        card,
-        labels=fitting,
-        preprocessing=_for_channels(record or card.preprocessing, channels),
-        provenance=provenance,
-        metrics=() if row is None else _metrics(row),
-    ), notes
+        card, labels=fitting, preprocessing=record, provenance=provenance,
+        metrics=metrics,
+    ), notes  # fmt: skip
 
 
 def _configured_spec(

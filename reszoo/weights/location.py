@@ -179,23 +179,18 @@ def keras_applications_contents(
 ) -> Contents:
     """Return the weights of a Keras model that reszoo or keras.applications built.
 
-    Args:
-        layers: Its weights.
-        source: Where they come from, for messages.
-        config: Of the model; None if unknown.
-
-    A CheckpointError if they are of no ResNet.
+    `source` says where they come from, for messages; the model's config is None if
+    unknown. A CheckpointError if they are of no ResNet.
     """
     card, preprocessing = keras_h5.find_card(config, layers, source)
     if keras_h5.is_ours(layers):
         tensors = keras_h5.own_tensors(layers)
         return Contents(tensors=tensors, card=card, preprocessing=preprocessing)
     return Contents(
-        tensors=keras_h5.to_tensors(layers, source),
+        tensors=keras_h5.to_tensors(layers, source), labels=imagenet_labels(),
         preprocessing=keras_h5.preprocessing(v2=keras_h5.is_v2(layers)),
-        labels=imagenet_labels(),
         stride_in=keras_h5.stride_in(layers),
-    )
+    )  # fmt: skip
 
 
 def _published(name: str, variant: str | None, consent: bool) -> Found:
