@@ -2,14 +2,8 @@
 
 `published.csv` has a row for each file of weights, the model's default first: hash of
 the file, side of training images, then size, crop_pct, top-1 and top-5 in percent at
-the default input and, where timm tells a larger test input, at that.
-
-Sources: torchvision 0.28.0, `models/resnet.py`. timm 1.0.31, `models/resnet.py`, and
-its `results/results-imagenet.csv`; figures of two digits are those of its model cards.
-keras.io/api/applications, and the hashes of Keras 3.15.1, `applications/resnet.py`.
-Empty figures: of files without a classifier, and of resnet18d.ra4_e3600_r224_in1k,
-which those tables do not list. resnet50.bamboo is left out: it has no classifier,
-licence or published accuracy.
+the default input and, where timm tells a larger test input, at that. For the sources
+see `published.toml`.
 """
 
 import csv

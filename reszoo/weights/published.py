@@ -1,43 +1,16 @@
 """The table of published weights."""
 
+import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from reszoo.weights.figures import ROWS, Result, Row
 
-
-class _Family(NamedTuple):
-    """What weights of one origin have in common."""
-
-    licence: str
-    interpolation: Literal["bilinear", "bicubic"]
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-
-_TIMM = _Family("apache-2.0", "bicubic")
-_BSD = _Family("bsd-3-clause", "bilinear")
-_HALF = (0.5, 0.5, 0.5)
-# By the first word of timm's tags, whose others are `_TIMM`, or the publisher.
-_FAMILIES = {
-    "torchvision": _BSD,
-    "tv": _BSD,
-    "tv2": _BSD,
-    "fb": _Family("cc-by-nc-4.0", "bilinear"),
-    # The ra4 recipe scales pixels to -1..1 instead of by ImageNet's statistics.
-    "ra4": _Family("apache-2.0", "bicubic", _HALF, _HALF),
-    # V2 models, ported from fb.resnet.torch (documentation of keras-applications).
-    "keras": _Family("bsd-3-clause", "bilinear", _HALF, _HALF),
-}
-_ADDRESSES = {
-    "torchvision": "https://download.pytorch.org/models/{model}-{checksum}.pth",
-    "timm": "hf://timm/{model}.{tag}",
-    "keras": "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
-    "{model}_weights_tf_dim_ordering_tf_kernels{part}.h5",
-}
+_FILES = files("reszoo.weights")
+_TABLES = tomllib.loads(_FILES.joinpath("published.toml").read_text("utf-8"))
 _NONCOMMERCIAL = "cc-by-nc"
 # What `weights="imagenet"` means: the publisher's default, of several torchvision's.
 DEFAULTS: dict[str, str] = {}
@@ -125,23 +98,27 @@ def imagenet_labels() -> tuple[str, ...]:
     keras.applications share. Source: torchvision 0.28.0, `models/_meta.py`. Where
     two classes share a name, parentheses tell them apart: "crane (bird)".
     """
-    text = files("reszoo.weights").joinpath("imagenet_classes.txt").read_text("utf-8")
+    text = _FILES.joinpath("imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
 
 
 def _described(row: Row) -> PublishedWeights:
     publisher, tag = row.weights.split("/")
     first = tag.split("_")[0] if publisher == "timm" else publisher
-    family = _FAMILIES.get(first, _TIMM)
+    families = _TABLES["families"]
+    family = families.get(first, families["timm"])
     part = tag.removeprefix("imagenet")
-    address = _ADDRESSES[publisher].format(tag=tag, part=part, **row._asdict())
+    address = _TABLES["addresses"][publisher]
+    address = address.format(tag=tag, part=part, **row._asdict())
     size, crop_pct, *_ = row.results[0]
     return PublishedWeights(
         variant=row.model, name=row.weights, address=address, checksum=row.checksum,
-        licence=family.licence, results=row.results,
+        licence=family["licence"], results=row.results,
         preprocessing=Preprocessing(
             train_size=row.train_size, eval_size=size, crop_pct=crop_pct,
-            interpolation=family.interpolation, mean=family.mean, std=family.std,
+            interpolation=family["interpolation"],
+            mean=tuple(family.get("mean", IMAGENET_MEAN)),
+            std=tuple(family.get("std", IMAGENET_STD)),
         ),
     )  # fmt: skip
 
