@@ -285,13 +285,9 @@ def _prepared(final: Path, place: Path | None = None) -> Path:
     return place / f".{final.name}.{writer}{_TEMPORARY}"
 
 
-def _aside(final: Path, place: Path) -> Path:
-    return place / f".{final.name}{_OLD}"
-
-
 def _sweep(final: Path, place: Path) -> None:
     """Remove what killed processes of this machine left; restore what they moved."""
-    aside = _aside(final, place)
+    aside = place / f".{final.name}{_OLD}"
     if place == final and aside.exists():
         for entry in list(aside.iterdir()):
             if not os.path.lexists(final / entry.name):
@@ -330,7 +326,7 @@ def _swap(
         return
     check = check or (lambda folder: None)
     check(final)
-    aside = _aside(final, place)
+    aside = place / f".{final.name}{_OLD}"
     if place == final:
         aside.mkdir()
         old = [(each, aside / each.name) for each in _finished(final)]

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.architecture import FINAL_NORM, NORM_TENSORS, StrideIn
+from reszoo.architecture import FINAL_NORM, NORM_TENSORS
 from reszoo.archives import open_archive, read_member
 from reszoo.cards import AttachedCard, Card, Layers, describe_structure
 from reszoo.errors import CheckpointError, summarized
 from reszoo.files import JSON_BYTES, check_regular, parse_json
 from reszoo.preprocessing import Preprocessing
-from reszoo.weights.names import Tensors, to_float32, to_torch, torch_name
+from reszoo.weights.names import TORCH_NAMES, Tensors, to_float32, to_torch
 
 Weights = Mapping[str, NDArray[Any]]
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -182,11 +182,6 @@ def is_v2(layers: Iterable[str]) -> bool:
     return _LAST_NORM in layers
 
 
-def stride_in(layers: Layers) -> StrideIn:
-    """Return which convolution of a bottleneck has the stride."""
-    return "3x3" if is_v2(layers) else "1x1"
-
-
 def preprocessing(*, v2: bool = False) -> Preprocessing:
     """Return Caffe's preprocessing, or for V2 models pixels scaled to -1..1.
 
@@ -277,7 +272,7 @@ def is_ours(layers: Layers) -> bool:
 def own_tensors(layers: Layers) -> Tensors:
     """Return the weights of layers of reszoo under torchvision's names."""
     return {
-        f"{_with_head(layer, weights)}.{torch_name(kind)}": to_torch(value)
+        f"{_with_head(layer, weights)}.{TORCH_NAMES[kind]}": to_torch(value)
         for layer, weights in layers.items()
         for kind, value in weights.items()
     }

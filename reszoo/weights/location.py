@@ -114,11 +114,9 @@ def locate(
     if isinstance(weights, str) and text in BUNDLED:
         return _bundled(text, variant)
     address = parse_address(text)
-    if address.kind == "hub":
-        return _from_hub(address.where, address.revision, text)
-    if address.kind == "url":
-        return Found(path=download.fetch(text, None), source=public_origin(text))
-    return _local(Path(text), variant)
+    if address.kind == "path":
+        return _local(Path(text), variant)
+    return _remote(address, public_origin(text))
 
 
 def read_located(found: Found) -> Contents:
@@ -145,8 +143,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     """
     contents = _read(Path(path))
     tensors = contents.tensors.items()
-    wrong = [name for name, tensor in tensors if not np.isfinite(tensor).all()]
-    if wrong:
+    if wrong := [name for name, tensor in tensors if not np.isfinite(tensor).all()]:
         raise CheckpointError(
             f"Weights must be finite. {path} has NaN or infinity in "
             f"{', '.join(wrong[:5])}: the file is damaged, or its training diverged."
@@ -169,8 +166,8 @@ def _read(file: Path) -> Contents:
         return replace(read_state_dict(tensors, str(file)), card=card)
     raise CheckpointError(
         "A checkpoint is a safetensors file, a torch file or a file of Keras "
-        f"({', '.join(SUFFIXES)}). Received: {file}, which is of "
-        "another format or incomplete."
+        f"({', '.join(SUFFIXES)}). Received: {file}, which is of another format or "
+        "incomplete."
     )
 
 
@@ -186,10 +183,10 @@ def keras_applications_contents(
     if keras_h5.is_ours(layers):
         tensors = keras_h5.own_tensors(layers)
         return Contents(tensors=tensors, card=card, preprocessing=preprocessing)
+    v2 = keras_h5.is_v2(layers)
     return Contents(
         tensors=keras_h5.to_tensors(layers, source), labels=imagenet_labels(),
-        preprocessing=keras_h5.preprocessing(v2=keras_h5.is_v2(layers)),
-        stride_in=keras_h5.stride_in(layers),
+        preprocessing=keras_h5.preprocessing(v2=v2), stride_in="3x3" if v2 else "1x1",
     )  # fmt: skip
 
 
@@ -200,23 +197,21 @@ def _published(name: str, variant: str | None, consent: bool) -> Found:
             f'Choose the model: reszoo.build("resnet50", weights={name!r}).'
         )
     row = find_published(variant, name, allow_noncommercial=consent)
-    address = parse_address(row.address)
     source = f"{row.variant} {row.name}"
-    if address.kind == "hub":
-        path = _from_hub(address.where, address.revision, source).path
-    else:
-        path = download.fetch(row.address, row.checksum)
-    return Found(path=path, source=source, published=row)
+    found = _remote(parse_address(row.address), source, row.checksum)
+    return Found(path=found.path, source=source, published=row)
 
 
-def _from_hub(repo: str, revision: str | None, source: str) -> Found:
-    names = (*_FILES, safetensors.CONFIG_FILE)
-    files = download.fetch_hub(repo, names, revision)
+def _remote(address: Address, source: str, checksum: str | None = None) -> Found:
+    """Download a file, or those of a repository."""
+    repo, names = address.where, (*_FILES, safetensors.CONFIG_FILE)
+    if address.kind == "url":
+        return Found(path=download.fetch(repo, checksum), source=source)
+    files = download.fetch_hub(repo, names, address.revision)
     path = next((files[name] for name in _FILES if name in files), None)
     if path is None:
-        raise CheckpointError(
-            f"The repository {repo} has neither {' nor '.join(_FILES)}."
-        )
+        neither = " nor ".join(_FILES)
+        raise CheckpointError(f"The repository {repo} has neither {neither}.")
     config = files.get(safetensors.CONFIG_FILE)
     if config and is_of_transformers(config):
         commit = config.parent.name
@@ -226,20 +221,18 @@ def _from_hub(repo: str, revision: str | None, source: str) -> Found:
 
 def _local(path: Path, variant: str | None) -> Found:
     if path.is_dir():
-        inside = checkpoint_in(path)
-        if inside is None:
-            raise CheckpointError(
-                f"{path} holds no checkpoint: one of {', '.join(_IN_FOLDERS)} was "
-                "expected."
-            )
+        if (inside := checkpoint_in(path)) is None:
+            names = ", ".join(_IN_FOLDERS)
+            text = f"{path} holds no checkpoint: one of {names} was expected."
+            raise CheckpointError(text)
         return Found(path=inside, source=str(path), config=_config_beside(inside))
     if not path.exists() and path.suffix not in SUFFIXES:
         published = published_names(variant) if variant else ()
-        names = ("imagenet", *BUNDLED, *published)
-        raise UnknownNameError("file or published weights", str(path), names)
+        known = ("imagenet", *BUNDLED, *published)
+        raise UnknownNameError("file or published weights", str(path), known)
     config = _config_beside(path)
-    known = config and describes_model(config)
-    return Found(path=path, source=str(path), config=config if known else None)
+    config = config if config and describes_model(config) else None
+    return Found(path=path, source=str(path), config=config)
 
 
 def checkpoint_in(folder: Path) -> Path | None:

@@ -18,7 +18,8 @@ Tensors = dict[str, NDArray[Any]]
 HEAD = ("fc.weight", "fc.bias")
 # torch counts the batches seen; inference never reads it, strict loading asks for it.
 COUNTER = "num_batches_tracked"
-_TORCH_NAMES = {
+# Kind of weight in Keras -> its name in torch.
+TORCH_NAMES = {
     **dict.fromkeys(("kernel", "gamma", "scale"), "weight"),
     **dict.fromkeys(("bias", "beta", "shift"), "bias"),
     "moving_mean": "running_mean",
@@ -85,11 +86,6 @@ def to_torch(value: NDArray[Any]) -> NDArray[Any]:
     """Return a weight of Keras in torch's layout, in float32 or wider."""
     turned = value.transpose(_TO_TORCH.get(value.ndim))
     return np.ascontiguousarray(turned, np.promote_types(value.dtype, np.float32))
-
-
-def torch_name(kind: str) -> str:
-    """Return torch's name of a kind of weight, such as "weight" for "gamma"."""
-    return _TORCH_NAMES[kind]
 
 
 def _torch_shape(variable: Any) -> tuple[int, ...]:
@@ -172,13 +168,13 @@ def _slots(model: "keras.Model") -> Iterator[tuple[str, Any]]:
     for layer in model.layers:
         for variable in layer.weights:
             kind = variable.path.rsplit("/", 1)[-1]
-            if kind not in _TORCH_NAMES:
+            if kind not in TORCH_NAMES:
                 raise UsageError(
                     "A model of reszoo has convolutions, batch normalization and a "
                     f"Dense layer. Received: {model.name!r} with the weight "
                     f"{variable.path!r}; save it with Keras: model.save(path)."
                 )
-            yield f"{layer.name}.{_TORCH_NAMES[kind]}", variable
+            yield f"{layer.name}.{TORCH_NAMES[kind]}", variable
 
 
 def to_float32(tensor: NDArray[Any], name: str, source: str) -> NDArray[np.float32]:
