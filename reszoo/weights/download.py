@@ -194,6 +194,10 @@ class _Transfer:
         self.shown = public_origin(url)
         self.partial = final.with_name(f".{final.name}.part")
         self.tag = final.with_name(f".{final.name}.tag")
+        self.by_hand = (
+            f"download {self.shown} elsewhere and put it at {final}, or set "
+            "RESZOO_HOME to a cache folder that has it."
+        )
 
     def run(self) -> None:
         try:
@@ -222,7 +226,7 @@ class _Transfer:
                     raise CheckpointError(
                         f"The download of {self.shown} was interrupted "
                         f"{len(WAITS) + 1} times, at last because {cut}. Try again, or "
-                        f"{self._by_hand()}"
+                        f"{self.by_hand}"
                     ) from cut
                 time.sleep(wait)
             else:
@@ -263,7 +267,7 @@ class _Transfer:
                 raise _Interrupted(str(error.reason)) from error
             raise CheckpointError(
                 f"{self.shown} cannot be reached ({error.reason}) and is not in the "
-                f"cache. Check the network, or {self._by_hand()}"
+                f"cache. Check the network, or {self.by_hand}"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise _Interrupted(str(error) or type(error).__name__) from error
@@ -278,7 +282,7 @@ class _Transfer:
             return _Interrupted(answer)
         return CheckpointError(
             f"{self.shown} cannot be downloaded: {answer}. "
-            f"Check the address, or {self._by_hand()}"
+            f"Check the address, or {self.by_hand}"
         )
 
     def _begin(self, response: http.client.HTTPResponse) -> int | None:
@@ -303,7 +307,7 @@ class _Transfer:
         if response.length is None and not response.chunked and self.checksum is None:
             raise CheckpointError(
                 f"The server does not tell the length of {self.shown}, so a truncated "
-                f"file could not be recognised. Give its sha256, or {self._by_hand()}"
+                f"file could not be recognised. Give its sha256, or {self.by_hand}"
             )
         if version:
             write_text(self.tag, version)
@@ -336,12 +340,6 @@ class _Transfer:
         self.partial.unlink(missing_ok=True)
         self.tag.unlink(missing_ok=True)
 
-    def _by_hand(self) -> str:
-        return (
-            f"download {self.shown} elsewhere and put it at {self.final}, or set "
-            "RESZOO_HOME to a cache folder that has it."
-        )
-
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
@@ -358,19 +356,24 @@ def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
     is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
     if is_commit and _cached(repo, file, revision) is hub._CACHED_NO_EXIST:
         return None
+    folder = _hub_folder()
     try:
-        path = hub.hf_hub_download(
-            repo, file, revision=revision, cache_dir=_hub_folder()
-        )
-    except LocalEntryNotFoundError as error:
-        if _cached(repo, file, revision) is hub._CACHED_NO_EXIST:
-            return None
-        raise _hub_error(repo, revision, error) from error
-    except EntryNotFoundError:
-        return None
+        path = hub.hf_hub_download(repo, file, revision=revision, cache_dir=folder)
     # Its releases use different HTTP libraries, whose errors have no common base.
     except Exception as error:
-        raise _hub_error(repo, revision, error) from error
+        missing = isinstance(error, EntryNotFoundError)
+        if isinstance(error, LocalEntryNotFoundError):
+            missing = _cached(repo, file, revision) is hub._CACHED_NO_EXIST
+        if missing:
+            return None
+        address = f"hf://{repo}@{revision}" if revision else f"hf://{repo}"
+        reason = public_origin(" ".join(str(error).split()).rstrip("."))
+        copy = folder / f"models--{repo.replace('/', '--')}"
+        raise CheckpointError(
+            f"{address} cannot be downloaded: {reason}. Without a network, copy {copy} "
+            "from a machine that has it, or set RESZOO_HOME to a cache folder that has "
+            "it."
+        ) from error
     link, blob = Path(path), Path(path).resolve()
     # The hub names large files by their SHA-256; its client compares only lengths.
     if re.fullmatch("[0-9a-f]{64}", blob.name):
@@ -386,16 +389,4 @@ def _hub_folder() -> Path:
 def _cached(repo: str, file: str, revision: str | None) -> object:
     from huggingface_hub import try_to_load_from_cache
 
-    return try_to_load_from_cache(
-        repo, file, cache_dir=_hub_folder(), revision=revision
-    )
-
-
-def _hub_error(repo: str, revision: str | None, error: Exception) -> CheckpointError:
-    address = f"hf://{repo}@{revision}" if revision else f"hf://{repo}"
-    reason = public_origin(" ".join(str(error).split()).rstrip("."))
-    folder = _hub_folder() / f"models--{repo.replace('/', '--')}"
-    return CheckpointError(
-        f"{address} cannot be downloaded: {reason}. Without a network, copy {folder} "
-        "from a machine that has it, or set RESZOO_HOME to a cache folder that has it."
-    )
+    return try_to_load_from_cache(repo, file, _hub_folder(), revision)
