@@ -14,28 +14,12 @@ from typing import Any, BinaryIO
 from unicodedata import normalize
 
 from reszoo.data.image_files import SUFFIXES, image_kind
+from reszoo.data.splits import WORDS
 from reszoo.errors import DataError, UsageError
 from reszoo.files import open_regular
 
-# What Macs put into zip files, and network drives and systems beside images.
-_OF_SYSTEMS = (
-    *("__macosx", "@eadir", "$recycle.bin", "system volume information"),
-    *("lost+found", "__pycache__"),
-)
 _REMEDY = 'Expected one path a line, or a column called "path".'
-# Column -> its usual names, without spaces and underscores; the first that is there.
-_USUAL = {
-    "path": (
-        *("path", "filepath", "imagepath", "imgpath", "filename", "file", "imagefile"),
-        *("imagename", "image", "img", "photo", "picture", "imageid", "id"),
-    ),
-    "label": (
-        *("label", "labels", "class", "classname", "labelname", "category", "target"),
-        *("species", "breed", "diagnosis"),
-    ),
-    "split": ("split", "subset", "partition", "set", "usage", "phase"),
-}
-COLUMNS = tuple(_USUAL)
+COLUMNS = tuple(WORDS["columns"])
 FORM = "A line is path,label or path,label,split."
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Bytes that the encoding and the delimiter are told by.
@@ -130,7 +114,7 @@ def walk_images(folder: str) -> Iterator[str]:
 
 def is_visible(name: str) -> bool:
     """Return whether a file or folder counts: hidden ones and a system's own do not."""
-    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
+    return not name.startswith(".") and name.casefold() not in WORDS["ignored"]
 
 
 def walk(folder: str, real: str = "", crossed: tuple[str, ...] = ()) -> Iterator[str]:
@@ -310,10 +294,9 @@ def _form(
     columns: dict[str, int] = {}
     if not is_image:
         plain = [re.sub(r"[\W_]", "", name).casefold() for name in names]
-        usual = [(column, word) for column in _USUAL for word in _USUAL[column]]
-        for column, word in usual:
-            if word in plain and column not in given:
-                columns.setdefault(column, plain.index(word))
+        for column, words in WORDS["columns"].items():
+            found = [word for word in words if word in plain and column not in given]
+            columns |= {column: plain.index(word) for word in found[:1]}
         columns |= {k: names.index(v) for k, v in given.items() if v in names}
     rest = set(range(len(names))) - set(columns.values())
     if "path" in columns and "label" not in columns and len(rest) == 1:

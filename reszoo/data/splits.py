@@ -1,7 +1,9 @@
 """Names of splits, and the draw of a held-out split from data without one."""
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +13,8 @@ from reszoo.errors import DataError
 Indices = NDArray[np.int64]
 
 SPLITS = ("train", "validation", "test")
-# Usual name of a split -> its name in reszoo. Food-11 calls its test "evaluation".
-_SPLIT_OF = {
-    "train": "train", "val": "validation", "valid": "validation",
-    "validation": "validation", "validate": "validation", "test": "test",
-    "training": "train", "dev": "validation", "development": "validation",
-    "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
+WORDS = tomllib.loads(files("reszoo.data").joinpath("words.toml").read_text("utf-8"))
+_SPLIT_OF: dict[str, str] = WORDS["splits"]
 SPLIT_NAMES = tuple(_SPLIT_OF)
 # As in train_set, training-data and test images.
 _SUFFIX = re.compile(r"[\W_]*(sets?|data|images|split|folder)$")
