@@ -295,8 +295,9 @@ def _form(
     if not is_image:
         plain = [re.sub(r"[\W_]", "", name).casefold() for name in names]
         for column, words in WORDS["columns"].items():
-            found = [word for word in words if word in plain and column not in given]
-            columns |= {column: plain.index(word) for word in found[:1]}
+            usual = next((word for word in words if word in plain), None)
+            if usual is not None and column not in given:
+                columns[column] = plain.index(usual)
         columns |= {k: names.index(v) for k, v in given.items() if v in names}
     rest = set(range(len(names))) - set(columns.values())
     if "path" in columns and "label" not in columns and len(rest) == 1:
