@@ -52,7 +52,7 @@ _STARTS = (
 # the indices of a palette BMP as grey, gives a transparent GIF another background,
 # and refuses WebP with alpha or several frames.
 _ALIKE = ("JPEG", "MPO", "PNG")
-_JPEGS = ("JPEG", "MPO")  # which is several JPEGs
+_JPEGS = ("JPEG", "MPO")  # an MPO is several JPEGs
 # What Pillow's decoders raise on damaged files; AVIF's and DDS' a RuntimeError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError)
 # Filters of warnings belong to the whole process, images are opened in threads.
