@@ -9,26 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo import defaults
+from reszoo import defaults, metrics
 from reszoo.cards import Confidence
-from reszoo.data.sources import (
-    Data,
-    Source,
-    content_digest,
-    match_classes,
-    open_source,
-    recorded_share,
-)
+from reszoo.data import sources
 from reszoo.data.splits import calibration_halves
 from reszoo.errors import DataError, UsageError
-from reszoo.metrics import (
-    Targets,
-    calibration_bins,
-    calibration_error,
-    inference_function,
-    prepared_batches,
-    softmax,
-)
 from reszoo.zoo import get_card, load, save, set_card
 
 if TYPE_CHECKING:
@@ -44,7 +29,7 @@ _INVERSES, _STEPS, _LEAST = (0.05, 20.0), 100, 1e-12
 
 def calibrate(
     model: "keras.Model | str | os.PathLike[str]",
-    data: Data,
+    data: sources.Data,
     *,
     keep: float = defaults.KEEP,
     output: str | os.PathLike[str] | None = None,
@@ -82,17 +67,17 @@ def calibrate(
             f"{target}; give output=NAME.safetensors (--output)."
         )
     card = get_card(loaded)
-    share = recorded_share(card.provenance)
-    source = open_source(data, bad_images=bad_images, validation_share=share)
-    source = match_classes(source, card.labels, card.architecture.classes)
+    share = sources.recorded_share(card.provenance)
+    source = sources.open_source(data, bad_images=bad_images, validation_share=share)
+    source = sources.match_classes(source, card.labels, card.architecture.classes)
     if "validation" not in source.splits:
         raise DataError(
             "Calibration needs a validation split, for test images are kept for "
             f"evaluation. Received: {source.name} with {', '.join(source.splits)}."
         )
     examples = source.examples("validation")
-    run = inference_function(loaded, card.preprocessing)
-    batches = prepared_batches(examples, card.preprocessing, 64)
+    run = metrics.inference_function(loaded, card.preprocessing)
+    batches = metrics.prepared_batches(examples, card.preprocessing, 64)
     logits = np.concatenate([np.asarray(run(batch)["logits"]) for batch in batches])
     found = measure(logits, source, keep)
     if found is None:
@@ -107,7 +92,7 @@ def calibrate(
 
 
 def measure(
-    logits: Logits, source: Source, keep: float = defaults.KEEP
+    logits: Logits, source: sources.Source, keep: float = defaults.KEEP
 ) -> Confidence | None:
     """Measure on a model's own logits for the validation split, `(n, classes)`.
 
@@ -119,17 +104,19 @@ def measure(
         return None
     temperature = fit_temperature(logits[fitted], targets[fitted])
     calibrated = logits / np.float32(temperature)
+    shares = metrics.softmax(calibrated[fitted])
     return Confidence(
         temperature=temperature, keep=keep,
         min_logit=keeping_threshold(calibrated[fitted].max(axis=1), keep),
-        min_probability=keeping_threshold(softmax(calibrated[fitted]).max(1), keep),
+        min_probability=keeping_threshold(shares.max(axis=1), keep),
         error_before=_error(logits[others], targets[others]),
         error_after=_error(calibrated[others], targets[others]), images=len(fitted),
-        data=f"{source.name} (half of validation)", data_sha256=content_digest(source),
+        data=f"{source.name} (half of validation)",
+        data_sha256=sources.content_digest(source),
     )  # fmt: skip
 
 
-def fit_temperature(logits: NDArray[np.float32], targets: Targets) -> float:
+def fit_temperature(logits: NDArray[np.float32], targets: metrics.Targets) -> float:
     """Return the temperature that logits are divided by for the least cross-entropy.
 
     Guo et al. 2017 (arXiv:1706.04599, section 4.2). The cross-entropy is convex in the
@@ -162,5 +149,6 @@ def keeping_threshold(scores: NDArray[np.float32], share: float) -> float:
     return float(np.sort(scores)[len(scores) - max(1, count)])
 
 
-def _error(logits: Logits, targets: Targets) -> float:
-    return calibration_error(calibration_bins(targets, softmax(logits)))
+def _error(logits: Logits, targets: metrics.Targets) -> float:
+    bins = metrics.calibration_bins(targets, metrics.softmax(logits))
+    return metrics.calibration_error(bins)

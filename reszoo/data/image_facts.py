@@ -15,17 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from reszoo.console import quiet, say
+from reszoo.data import image_files as files
 from reszoo.data.examples import Records
-from reszoo.data.image_files import (
-    MEMORY,
-    Header,
-    in_threads,
-    is_jpeg,
-    opened,
-    read_header,
-    reason_of,
-    upright_parts,
-)
 from reszoo.data.listing import Unreadable
 from reszoo.errors import DataError, ReszooError
 from reszoo.files import atomic_file, cache_folder, read_regular
@@ -250,7 +241,7 @@ def examine(images: Sequence[str] | Records, *, progress: bool = True) -> FactTa
         return inspect_file(names[index])
 
     try:
-        found = in_threads(inspect, new, "Examining images", progress=progress)
+        found = files.in_threads(inspect, new, "Examining images", progress=progress)
         with quiet():
             for index, facts in zip(new, found, strict=True):
                 table.fill(index, facts)
@@ -268,7 +259,7 @@ def inspect_file(path: str) -> Facts:
     """
     try:
         status = Path(path).stat()
-        found = inspect_image(read_regular(path, MEMORY), path)
+        found = inspect_image(read_regular(path, files.MEMORY), path)
     except OSError as error:
         return {"problem": error.strerror or str(error)}
     return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, **found}
@@ -281,15 +272,15 @@ def inspect_image(content: bytes, path: str) -> Facts:
     """
     found: Facts = {}
     try:
-        with opened(content, path) as image:
+        with files.opened(content, path) as image:
             found |= _metadata(image, path)
-        header = read_header(content, path)
+        header = files.read_header(content, path)
         found |= header._asdict()
         if header.orientation > 4:
             found |= {"width": found["height"], "height": found["width"]}
         if header.by_pillow:
-            with opened(content, path) as image:
-                (width, height), part = upright_parts(image)
+            with files.opened(content, path) as image:
+                (width, height), part = files.upright_parts(image)
                 rows = max(1, _BAND // width)
                 tops = range(0, height, rows)
                 boxes = ((0, top, width, min(top + rows, height)) for top in tops)
@@ -321,7 +312,7 @@ def _metadata(image: Image.Image, path: str) -> Facts:
     }  # fmt: skip
 
 
-def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
+def _decoded_by_tensorflow(content: bytes, header: files.Header, kind: str) -> Facts:
     """Return the digest of the image, or the problem of one that is damaged."""
     # Cached facts need no TensorFlow.
     import tensorflow as tf
@@ -335,7 +326,7 @@ def _decoded_by_tensorflow(content: bytes, header: Header, kind: str) -> Facts:
             pixels = decode(content, held)
             return _digest(tuple(pixels.shape), [pixels])
         except tf.errors.InvalidArgumentError:
-            if is_jpeg(content):
+            if files.is_jpeg(content):
                 decode(content, recover=True)
                 return {"problem": "truncated", "recoverable": True}
         except tf.errors.OpError as error:
@@ -365,5 +356,5 @@ def _reason(cause: BaseException, content: bytes) -> str:
     is_text = " ".join(start.split()).isprintable() and "\ufffd" not in start
     if isinstance(cause, UnidentifiedImageError) and is_text:
         return "text, not an image"
-    reason = reason_of(cause)
+    reason = files.reason_of(cause)
     return "truncated" if "truncated" in reason.lower() else reason

@@ -16,20 +16,9 @@ import numpy as np
 from PIL import Image
 
 from reszoo import defaults
+from reszoo.data import image_files as files
 from reszoo.data.checks import check_policy, refuse_first
 from reszoo.data.examples import Examples
-from reszoo.data.image_files import (
-    JPEG_END,
-    JPEG_SUFFIXES,
-    PNG_END,
-    in_threads,
-    open_image,
-    opened,
-    orientation_of,
-    read_file,
-    reason_of,
-    upright_rgb,
-)
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError, UsageError
@@ -45,10 +34,13 @@ _MEASURED, _WORTHWHILE = 8, 1.5
 # Split -> the usual name of its folder.
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 _LOSSLESS = ("PNG", "BMP", "GIF", "TIFF")
-_SUFFIXES = {"JPEG": JPEG_SUFFIXES, "PNG": (".png",)}
+_SUFFIXES = {"JPEG": files.JPEG_SUFFIXES, "PNG": (".png",)}
 # Files that any library reads as the same RGB: the modes of a format, and how a
 # complete file ends.
-_COPIED = {"JPEG": (("RGB", "L"), JPEG_END), "PNG": (("RGB", "L", "P", "1"), PNG_END)}
+_COPIED = {
+    "JPEG": (("RGB", "L"), files.JPEG_END),
+    "PNG": (("RGB", "L", "P", "1"), files.PNG_END),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +126,7 @@ def resize_images(
         folder, lambda content: free_folder(folder, content=content)
     ) as unfinished:
         taken: set[str] = set()
-        encoded = in_threads(encode, listing.paths, "Resizing images")
+        encoded = files.in_threads(encode, listing.paths, "Resizing images")
         named = zip(_names(listing), encoded, strict=True)
         for index, (name, image) in enumerate(named):
             if isinstance(image, Unreadable):
@@ -172,9 +164,9 @@ def resizing_gain(examples: Examples, data: str) -> str:
         small = _encode(path, defaults.RESIZE_SIDE, defaults.JPEG_QUALITY, "recover")
         if isinstance(small, Unreadable):
             continue
-        for n, content in enumerate((read_file(path), small.content)):
+        for n, content in enumerate((files.read_file(path), small.content)):
             # The first time is longer.
-            decode = partial(open_image, content, path, recover=True)
+            decode = partial(files.open_image, content, path, recover=True)
             seconds[n] += min(timeit.repeat(decode, repeat=2, number=1))
             sizes[n] += len(content)
     before, after = 1000 * seconds / len(paths)
@@ -202,15 +194,15 @@ def _encode(
     path: str, side: int, quality: int, bad_images: str
 ) -> _Encoded | Unreadable:
     try:
-        content = read_file(path)
-        with opened(content, path, recover=bad_images == "recover") as image:
+        content = files.read_file(path)
+        with files.opened(content, path, recover=bad_images == "recover") as image:
             kind = str(image.format)
             if _is_copied(image, content, side):
                 image.load()
                 return _Encoded(content, kind, True, len(content))
             resized = _resized(image, side)
     except DataError as error:
-        return Unreadable(path, reason_of(error.__cause__ or error))
+        return Unreadable(path, files.reason_of(error.__cause__ or error))
     kind = "PNG" if kind in _LOSSLESS else "JPEG"
     buffer = BytesIO()
     resized.save(buffer, kind, **({"quality": quality} if kind == "JPEG" else {}))
@@ -225,7 +217,7 @@ def _is_copied(image: Image.Image, content: bytes, side: int) -> bool:
         and image.mode in modes
         and ";16" not in str(getattr(image, "tile", ""))
         and not image.has_transparency_data
-        and orientation_of(image) == 1
+        and files.orientation_of(image) == 1
         and content.endswith(end)
     )
 
@@ -233,13 +225,13 @@ def _is_copied(image: Image.Image, content: bytes, side: int) -> bool:
 def _resized(image: Image.Image, side: int) -> Image.Image:
     grey, short = image.mode == "L", min(image.size)
     if short <= side:
-        resized = upright_rgb(image)
+        resized = files.upright_rgb(image)
     else:
         sides = (image.height, image.width, (side, side))
         height, width = scaled_sides(*sides, covering=True)
-        swapped = orientation_of(image) > 4
+        swapped = files.orientation_of(image) > 4
         image.draft(None, (int(_REDUCING_GAP * width), int(_REDUCING_GAP * height)))
-        resized = upright_rgb(image).resize(
+        resized = files.upright_rgb(image).resize(
             (height, width) if swapped else (width, height),
             Image.Resampling.BICUBIC,
             reducing_gap=_REDUCING_GAP,

@@ -7,17 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo import files
 from reszoo.architecture import convolutions
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError, UsageError
-from reszoo.files import (
-    JSON_BYTES,
-    atomic_file,
-    check_regular,
-    open_regular,
-    parse_json,
-    write_json,
-)
 from reszoo.specs import SPECS
 from reszoo.weights.configs import CROP_MODES
 from reszoo.weights.names import Tensors
@@ -43,7 +36,7 @@ def write(
     from safetensors.numpy import save
 
     metadata = None if card is None else {_KEY: card.to_text()}
-    with atomic_file(path) as temporary:
+    with files.atomic_file(path) as temporary:
         # save_file would report a full disk as an error of the format.
         temporary.write_bytes(save(tensors, metadata=metadata))
 
@@ -85,7 +78,7 @@ def check_checkpoint(file: Path) -> None:
     A CheckpointError if it is no regular file.
     """
     try:
-        check_regular(file)
+        files.check_regular(file)
     except OSError as error:
         missing = not os.path.lexists(file)
         raise CheckpointError(
@@ -98,16 +91,16 @@ def check_checkpoint(file: Path) -> None:
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
     """Return the header of a file and where its data begins."""
-    with open_regular(file) as opened:
+    with files.open_regular(file) as opened:
         length = int.from_bytes(opened.read(8), "little")
         if 8 + length > os.fstat(opened.fileno()).st_size:
             raise CheckpointError(
                 f"{file} is not a complete safetensors file (its header is longer than "
                 "the file). Copy it again."
             )
-        if length > JSON_BYTES:
-            raise ValueError(f"of {length:,} bytes, more than {JSON_BYTES:,}")
-        header = parse_json(opened.read(length))
+        if length > files.JSON_BYTES:
+            raise ValueError(f"of {length:,} bytes, more than {files.JSON_BYTES:,}")
+        header = files.parse_json(opened.read(length))
     if not isinstance(header, dict):
         raise ValueError("it is no JSON object")
     return header, 8 + length
@@ -144,7 +137,7 @@ def write_timm_folder(folder: Path, tensors: Tensors, card: Card) -> None:
             f"{built.output_stride!r}. Save to a .safetensors file instead."
         )
     write(folder / WEIGHTS_FILE, tensors, card)
-    write_json(folder / CONFIG_FILE, _config(card, tensors))
+    files.write_json(folder / CONFIG_FILE, _config(card, tensors))
 
 
 def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
