@@ -157,38 +157,29 @@ class Unpickler:
             raise RefusalError(f"has a pickle that never stored memo entry {index}.")
         self._push(self._memo[index])
 
-    def _append(self, items: list[Any]) -> None:
-        if (container := self._container(list)) is not None:
-            container.extend(items)
-
-    def _set_items(self, items: list[Any]) -> None:
-        container = self._container(dict)
-        if container is None:
+    def _fill(self, kind: type, items: list[Any]) -> None:
+        container = self._peek()
+        if isinstance(container, Unread):
             return
-        if len(items) % 2:
-            raise RefusalError("has a pickle with a key but no value.")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            container[checked_key(key)] = value
-
-    def _add_items(self, items: list[Any]) -> None:
-        if (container := self._container(set)) is not None:
-            container.update(map(checked_key, items))
-
-    def _container(self, kind: type) -> Any:
-        item = self._peek()
-        if isinstance(item, Unread):
-            return None
-        if type(item) is not kind:
+        if type(container) is not kind:
             raise RefusalError(
-                f"has a pickle that fills a {type(item).__name__} like a "
+                f"has a pickle that fills a {type(container).__name__} like a "
                 f"{kind.__name__}."
             )
-        return item
+        if isinstance(container, list):
+            container.extend(items)
+        elif isinstance(container, set):
+            container.update(map(checked_key, items))
+        elif len(items) % 2:
+            raise RefusalError("has a pickle with a key but no value.")
+        else:
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                container[checked_key(key)] = value
 
     def _dict(self) -> None:
         items = self._pop_mark()
         self._push({})
-        self._set_items(items)
+        self._fill(dict, items)
 
     def _global(self, module: object, name: object) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
@@ -259,11 +250,11 @@ _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
     "TUPLE3": lambda u, _: u._push(tuple(u._pop(3))),
     "LIST": lambda u, _: u._push(u._pop_mark()),
     "DICT": lambda u, _: u._dict(),
-    "APPEND": lambda u, _: u._append(u._pop(1)),
-    "APPENDS": lambda u, _: u._append(u._pop_mark()),
-    "SETITEM": lambda u, _: u._set_items(u._pop(2)),
-    "SETITEMS": lambda u, _: u._set_items(u._pop_mark()),
-    "ADDITEMS": lambda u, _: u._add_items(u._pop_mark()),
+    "APPEND": lambda u, _: u._fill(list, u._pop(1)),
+    "APPENDS": lambda u, _: u._fill(list, u._pop_mark()),
+    "SETITEM": lambda u, _: u._fill(dict, u._pop(2)),
+    "SETITEMS": lambda u, _: u._fill(dict, u._pop_mark()),
+    "ADDITEMS": lambda u, _: u._fill(set, u._pop_mark()),
     "GLOBAL": lambda u, name: u._global(*name.split(" ", 1)),
     "STACK_GLOBAL": lambda u, _: u._global(*u._pop(2)),
     "INST": Unpickler._inst,
