@@ -161,10 +161,10 @@ class Unpickler:
         container = self._peek()
         if isinstance(container, Unread):
             return
-        if type(container) is not kind:
+        found = type(container)
+        if found is not kind:
             raise RefusalError(
-                f"has a pickle that fills a {type(container).__name__} like a "
-                f"{kind.__name__}."
+                f"has a pickle that fills a {found.__name__} like a {kind.__name__}."
             )
         if isinstance(container, list):
             container.extend(items)
