@@ -130,14 +130,12 @@ def _timm(content: Mapping[str, Any], path: Path) -> Config:
     found = _ALIAS.fullmatch(name.partition(".")[0]) if name else None
     pooling = arguments.get("global_pool", content.get("global_pool"))
     return Config(
-        architecture=name,
-        spec=SPECS.get(found[1]) if found else None,
+        architecture=name, spec=SPECS.get(found[1]) if found else None,
         output_stride=_count(arguments.get("output_stride")) or _stride(config, path),
         pooling="avg" if pooling in _AVERAGE else str(pooling),
-        preprocessing=preprocessing,
+        preprocessing=preprocessing, licence=_text(config.get("license")),
         labels=_labels(content.get("label_names") or config.get("label_names") or []),
-        licence=_text(config.get("license")),
-    )
+    )  # fmt: skip
 
 
 def _stride(config: Mapping[str, Any], path: Path) -> int | None:
@@ -162,13 +160,12 @@ def _transformers(content: Mapping[str, Any], path: Path) -> Config:
     whole = not any(size % shrink for size in sizes)
     _expect(whole, path, "hidden_sizes", sizes, "multiples of 4")
     described = ResNetSpec(
-        name="resnet-transformers",
-        block=kind,
+        name="resnet-transformers", block=kind,
         depths=(*content.get("depths", [3, 4, 6, 3]),),
         widths=tuple(size // shrink for size in sizes),
         stem_widths=(content.get("embedding_size", 64),),
         source="the config.json of Hugging Face Transformers",
-    )
+    )  # fmt: skip
     early = kind == "bottleneck" and content.get("downsample_in_bottleneck", False)
     names = content.get("id2label") or {}
     listed = [names[key] for key in sorted(names, key=int)]
@@ -177,13 +174,10 @@ def _transformers(content: Mapping[str, Any], path: Path) -> Config:
     beside = path.with_name(PREPROCESSOR_FILE)
     record = _processor(read_json(beside), beside) if beside.exists() else None
     return Config(
-        architecture="resnet",
-        spec=_row_like(described),
+        architecture="resnet", spec=_row_like(described), preprocessing=record,
         stride_in="1x1" if early else "3x3" if kind == "bottleneck" else None,
-        preprocessing=record,
-        labels=_labels(listed),
-        licence=_text(content.get("license")),
-    )
+        labels=_labels(listed), licence=_text(content.get("license")),
+    )  # fmt: skip
 
 
 def _row_like(described: ResNetSpec) -> ResNetSpec:

@@ -356,13 +356,10 @@ def _changed_card(
     # What was measured is of these weights, at this size.
     measured = not fresh and described.include_top and record == saved.preprocessing
     return replace(
-        saved,
-        architecture=described,
-        labels=labels or kept,
-        preprocessing=record,
+        saved, architecture=described, labels=labels or kept, preprocessing=record,
         metrics=() if fresh or record != saved.preprocessing else saved.metrics,
         confidence=saved.confidence if measured else None,
-    )
+    )  # fmt: skip
 
 
 def _for_channels(record: Preprocessing, channels: int) -> Preprocessing:

@@ -139,6 +139,7 @@ def assign_tensors(
     if fresh_head:
         slots = {name: slot for name, slot in slots.items() if name not in HEAD}
         given -= set(HEAD)
+    shapes = {name: _torch_shape(variable) for name, variable in slots.items()}
     report = LoadReport(
         source=source,
         loaded=tuple(name for name in slots if name in given),
@@ -146,9 +147,7 @@ def assign_tensors(
         unexpected=tuple(sorted(given - set(slots))),
         wrong_shape=tuple(
             f"{name} is {tensors[name].shape}, not {shape}"
-            for name, shape in zip(
-                slots, map(_torch_shape, slots.values()), strict=True
-            )
+            for name, shape in shapes.items()
             if name in given and tensors[name].shape != shape
         ),
         head=head,

@@ -144,26 +144,22 @@ def _config(card: Card, tensors: Tensors) -> dict[str, Any]:
     preprocessing, built = card.preprocessing, card.resnet
     listed, reduction = convolutions(built), built.reduction
     sides = preprocessing.eval_sides
+    classes = len(tensors.get("fc.bias", ()))
     content: dict[str, Any] = {
-        "architecture": built.name,
-        "num_classes": len(tensors.get("fc.bias", ())),
-        "num_features": listed[-1].filters,
-        "global_pool": "avg",
+        "architecture": built.name, "num_classes": classes,
+        "num_features": listed[-1].filters, "global_pool": "avg",
         "pretrained_cfg": {
-            "input_size": [listed[0].in_channels, *sides],
-            "fixed_input_size": False,
+            "input_size": [listed[0].in_channels, *sides], "fixed_input_size": False,
             "interpolation": preprocessing.interpolation,
             "crop_pct": preprocessing.crop_pct,
             "crop_mode": CROP_MODES[preprocessing.resize],
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "num_classes": len(tensors.get("fc.bias", ())),
+            "mean": list(preprocessing.mean), "std": list(preprocessing.std),
+            "num_classes": classes,
             "pool_size": [-(-side // reduction) for side in sides],
-            "first_conv": listed[0].name,
-            "classifier": "fc",
+            "first_conv": listed[0].name, "classifier": "fc",
             "license": card.provenance.get("licence"),
         },
-    }
+    }  # fmt: skip
     if card.labels:
         content["label_names"] = list(card.labels)
     return content
