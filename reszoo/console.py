@@ -56,6 +56,14 @@ def quiet(*, show: bool = True) -> Iterator[None]:
         yield
 
 
+def end_quietly() -> None:
+    """On our own command line, drop what C++ writes to the error stream, for good."""
+    if _own_process and _terminal:
+        sys.stderr.flush()
+        sys.stderr = _terminal
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 @contextmanager
 def _held_stderr(show: bool) -> Iterator[None]:
     sys.stderr.flush()

@@ -22,9 +22,11 @@ from reszoo.weights.names import to_tensors
 WORKER = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]
 
 
-def images() -> dict[str, Any]:
+def images(uneven: bool = False) -> dict[str, Any]:
     """Noise, darker or lighter by class; 128 to learn from, 64 to judge by."""
     labels = np.arange(192) % 4
+    if uneven:
+        labels[:96] = 0
     noise = np.random.default_rng(0).integers(0, 100, (192, 16, 16, 3))
     pixels = (noise + 40 * labels[:, None, None, None]).astype(np.uint8)
     return {"train": (pixels[:128], labels[:128]), "val": (pixels[128:], labels[128:])}
@@ -44,6 +46,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
         options["output"] = folder / options["output"]
     if "seeds" in options:
         options["seed"] = options.pop("seeds")[WORKER["index"]]
+    data = images(options.pop("uneven", False))
     signalled = job.get("signal") or {}
     losses: list[float] = []
     spread: list[float] = []
@@ -63,7 +66,7 @@ def train(job: dict[str, Any], folder: Path) -> None:
     found: dict[str, Any] = {}
     PhaseTrainer.train = watched  # type: ignore[method-assign,assignment]
     try:
-        run = reszoo.train("resnet8", images(), strategy=job["strategy"], **options)
+        run = reszoo.train("resnet8", data, strategy=job["strategy"], **options)
         history = [(row.loss, row.validation_loss) for row in run.history]
         found = {**to_tensors(run.model), "history": np.array(history)}
     except (reszoo.ReszooError, KeyboardInterrupt) as error:

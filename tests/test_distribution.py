@@ -23,6 +23,7 @@ PROGRAM = Path(__file__).with_name("distributed.py")
 # Seconds; a survivor has to notice much sooner, which is measured by itself.
 LIMIT = 240
 KEPT = {"ema": 0.9}
+UNEVEN = {"uneven": True, "sampling": "balanced", "class_weight": {"1": 2.0}}
 
 
 def free_port() -> int:
@@ -74,6 +75,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job("synced", "mirrored", sync_bn=True),
         job("apart", "mirrored", accumulate=2, mixup=0.2, **KEPT),
         job("odd", "mirrored", batch_size=15),
+        job("uneven", None, **UNEVEN),
+        job("even", "mirrored", sync_bn=True, **UNEVEN),
     ]
     carry_out(folder, jobs, workers=1)
     return folder
@@ -125,6 +128,13 @@ def test_two_devices_with_shared_statistics_do_what_one_does(machine: Path) -> N
     synced = read(machine, "synced")
     assert_same_training(read(machine, "one"), synced)
     assert synced["losses"][-4:].mean() < 0.75 * synced["losses"][:2].mean()
+
+
+@pytest.mark.slow
+def test_two_devices_sample_as_one_does(machine: Path) -> None:
+    assert_same_training(read(machine, "uneven"), read(machine, "even"))
+    plain, sampled = read(machine, "one"), read(machine, "uneven")
+    assert np.abs(plain["losses"] - sampled["losses"]).max() > 0.05
 
 
 @pytest.mark.slow

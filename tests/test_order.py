@@ -14,6 +14,7 @@ import reszoo
 from reszoo.architecture import convolutions
 from reszoo.cli import main
 from reszoo.specs import ResNetSpec
+from reszoo.training import trainer
 from reszoo.weights.loading import infer_architecture
 from reszoo.weights.names import to_tensors
 
@@ -167,3 +168,31 @@ def test_the_command_line_converts_by_order(
         main()
     assert "part000 -> conv1" in capsys.readouterr().err
     assert close(reszoo.load(output), tensors)
+
+
+def test_training_begins_with_the_weights_that_order_assigns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, file = tensors_of("resnet8"), tmp_path / "x.safetensors"
+    order = [name for name in modules(tensors) if name != "fc"]
+    save_file(in_order(tensors, order), file)
+    data = np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 2
+    begun: list[Any] = []
+
+    class Begun(Exception):  # noqa: N818
+        pass
+
+    def stop(config: Any) -> Any:
+        begun.append(config)
+        raise Begun
+
+    monkeypatch.setattr(trainer, "Run", stop)
+    with pytest.raises(reszoo.CheckpointError, match=r"no ResNet as torchvision"):
+        reszoo.train("resnet8", data, weights=file, batch_size=4)
+    with pytest.raises(Begun):
+        reszoo.train("resnet8", data, weights=file, match="order", batch_size=4)
+    found = to_tensors(begun[0].model)
+    assert begun[0].recipe.name == "finetune"
+    assert "part000 -> conv1" in capsys.readouterr().err
+    for name in (name for name in tensors if not name.startswith("fc.")):
+        np.testing.assert_array_equal(found[name], tensors[name], err_msg=name)

@@ -235,6 +235,31 @@ def detectron2_resnet(stride_in_1x1: bool) -> Any:
     return lively(Net())
 
 
+@pytest.mark.parametrize("channels", ["BGR", "RGB"])
+def test_the_statistics_in_a_file_of_detectron2_are_honoured(
+    channels: str, tmp_path: Path
+) -> None:
+    import_torchvision()
+    import torch
+
+    step = -1 if channels == "BGR" else 1
+    mean = np.array([123.675, 116.28, 103.53], np.float32)[::step].copy()
+    std = np.array([58.395, 57.12, 57.375], np.float32)[::step].copy()
+    net = detectron2_resnet(stride_in_1x1=True)
+    file = {f"backbone.{k}": v for k, v in net.state_dict().items() if "num_" not in k}
+    statistics = {"pixel_mean": mean, "pixel_std": std}
+    file |= {k: torch.tensor(v)[:, None, None] for k, v in statistics.items()}
+    torch.save({"model": file}, tmp_path / "d2.pth")
+    model = reszoo.build("resnet50", include_top=False, weights=tmp_path / "d2.pth")
+    told = str(reszoo.load_report(model))
+    assert f"are the file's; {channels} is told" in told
+    assert "PIXEL_STD 1" not in told
+    pixels = np.random.default_rng(2).integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
+    shown = ((pixels[..., ::step] - mean) / std).astype(np.float32)
+    record = reszoo.card(model).preprocessing
+    assert far(model(record.normalise(pixels)), answer(net, shown)) <= 1e-5
+
+
 @pytest.mark.parametrize("stride_in_1x1", [True, False])
 def test_detectron2s_bgr_and_stride_are_honoured(
     stride_in_1x1: bool, tmp_path: Path

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import randomise
 from made_card import made_card
 from PIL import Image
 from test_snippets import record_of, written_snippets
@@ -190,6 +191,25 @@ def test_all_nine_files_of_it_are_verified_and_answer_alike(
     answer = served.signatures["serving_bytes"](image_bytes=files)["probabilities"]
     # TensorFlow and Pillow may round a resized pixel to neighbouring grey levels.
     np.testing.assert_allclose(answer, expected, atol=0.01)
+
+
+def test_options_of_export_keep_the_answers_of_a_grey_rectangle(tmp_path: Path) -> None:
+    model = randomise(reszoo.build(RESNET8, input_shape=(24, 40, 1), classes=3))
+    images = np.random.default_rng(0).integers(0, 256, (130, 24, 40), np.uint8)
+    expected = reszoo.Predictor(model).predict([*images[:5]])
+    options: Any = {"layout": "nchw", "input_dtype": "float32"}
+    folder = tmp_path / "float"
+    (file,) = reszoo.export(model, folder, formats="onnx", **options).files
+    assert file.inputs[0]["shape"][1:] == [1, 24, 40]
+    assert file.inputs[0]["dtype"] == "float32"
+    shown = reszoo.Predictor(folder / file.file).predict([*images[:5]])
+    np.testing.assert_allclose(shown, expected, atol=1e-5)
+    data = images, np.arange(130) % 3
+    folder = tmp_path / "integers"
+    options = {"calibration": data, "integer_io": "uint8"}
+    (file,) = reszoo.export(model, folder, formats="tflite-int8", **options).files
+    shown = reszoo.Predictor(folder / file.file).predict([*images[:5]])
+    np.testing.assert_allclose(shown, expected, atol=0.05)
 
 
 _READ = """

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from reszoo.console import say
+from reszoo.console import end_quietly, quiet, say
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
 from reszoo.training.state import Stopped
 
@@ -299,6 +299,9 @@ class Devices:
         # A worker that has passed may exit at once, before the others have heard of it.
         with suppress(*_UNREACHABLE):
             self.any_worker(False)
+        # TensorFlow's coordination reports a worker that leaves before another.
+        if self.workers > 1:
+            end_quietly()
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -378,7 +381,8 @@ def _connected(cluster: Cluster, timeout: float) -> tf.distribute.Strategy:
     )
     wait_for_workers(cluster, timeout)
     try:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        with quiet():
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except RuntimeError as error:
         raise UsageError(
             "Workers must be connected before TensorFlow is first used. Give "

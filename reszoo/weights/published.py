@@ -66,9 +66,10 @@ def find_published(
     if not found.commercial and not allow_noncommercial:
         raise UsageError(
             f"{variant} {name} has the licence {found.licence}, which forbids "
-            "commercial use. Received: allow_noncommercial=False; pass "
-            "allow_noncommercial=True if your use is not commercial, or choose other "
-            f"weights, such as {DEFAULTS[variant]!r}."
+            "commercial use. Received: allow_noncommercial=False; give reszoo.build "
+            "allow_noncommercial=True if your use is not commercial (reszoo.save makes "
+            "a checkpoint of the model, to train or export), or choose other weights, "
+            f"such as {DEFAULTS[variant]!r}."
         )
     return found
 

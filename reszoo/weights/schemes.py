@@ -144,7 +144,7 @@ def read_state_dict(tree: Any, source: str) -> Contents:
     others = [x for x in found if x not in ours and x.split(".")[-1] not in counters]
     keys = (*tree, *place, prefix, *others)
     scheme = next(each for each in SCHEMES if each.fits(names, keys))
-    scheme, labels = _of_openmmlab(scheme, tree)
+    scheme, labels = _of_openmmlab(_of_detectron2(scheme, found), tree)
     head = {} if scheme.projects else _classifier(found, others, ours, prefix)
     left = [name for name in others if name not in head]
     # What is neither behind the prefix nor known to follow a backbone would change
@@ -164,6 +164,24 @@ def read_state_dict(tree: Any, source: str) -> Contents:
     return Contents(
         tensors=tensors, scheme=scheme, skipped=skipped, dilates=dilates,
         notes=(*notes,), labels=labels,
+    )  # fmt: skip
+
+
+def _of_detectron2(scheme: Scheme, found: Tensors) -> Scheme:
+    """Return a scheme with the statistics that detectron2 saved until 2020."""
+    last = {name.rpartition(".")[2]: each for name, each in found.items()}
+    pair = [last[each] for each in ("pixel_mean", "pixel_std") if each in last]
+    if scheme.library != "detectron2" or [each.size for each in pair] != [3, 3]:
+        return scheme
+    levels = [each.ravel().tolist() for each in pair]
+    # Of photos, as in both defaults, blue has the lowest mean.
+    bgr = levels[0][0] <= levels[0][-1]
+    levels = [each[:: -1 if bgr else 1] for each in levels]
+    return replace(
+        scheme, bgr=bgr, levels=levels,
+        note=f"PIXEL_MEAN and PIXEL_STD are the file's; {('RGB', 'BGR')[bgr]} is told "
+        "by their order, and of bottlenecks STRIDE_IN_1X1 True is assumed; "
+        'reszoo.build(name, weights=..., stride_in="3x3") is for False',
     )  # fmt: skip
 
 
