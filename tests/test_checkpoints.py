@@ -21,7 +21,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return reszoo.save(model, tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "plain20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet20",
+        "resnet18",
+        pytest.param("resnet50", marks=pytest.mark.slow),
+        "plain20",
+    ],
+)
 def test_a_round_trip_is_bit_equal(name: str, tmp_path: Path) -> None:
     model = randomise(reszoo.build(name, classes=4, input_shape=(32, 32, 3)))
     again = reszoo.load(reszoo.save(model, tmp_path / "model.safetensors"))

@@ -115,7 +115,12 @@ def test_nothing_is_said_of_the_file_before_it_is_spoilt(
         ("resnet20", {}, "onnx"),
         ("plain20", {"classes": 3}, "onnx"),
         ("resnet32", {"shortcut": "projection-all"}, "onnx-fp16"),
-        ("resnet18", {"input_shape": (64, 64, 3), "classes": 1000}, "onnx"),
+        pytest.param(
+            "resnet18",
+            {"input_shape": (64, 64, 3), "classes": 1000},
+            "onnx",
+            marks=pytest.mark.slow,
+        ),
         ("resnet20", {"classes": 2}, "tflite-dynamic"),
     ],
 )

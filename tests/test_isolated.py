@@ -21,7 +21,14 @@ from reszoo_export.runtimes import open_runtime
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 40, 36, 3), np.uint8)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.tflite", "saved_model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.onnx",
+        "model.tflite",
+        pytest.param("saved_model", marks=pytest.mark.slow),
+    ],
+)
 def test_answers_are_those_of_this_process(name: str) -> None:
     with reszoo.Predictor(BUNDLED / name, isolated=True) as apart:
         here = reszoo.Predictor(BUNDLED / name)

@@ -344,7 +344,9 @@ console.log(label(await predict({{ Tensor }}, {{ run }}, [1, 2, 3]), ["cat", "do
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiles C++ with g++")
 @pytest.mark.parametrize("least", _LEASTS)
-@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+@pytest.mark.parametrize(
+    "runtime", [pytest.param("onnx", marks=pytest.mark.slow), "tflite"]
+)
 def test_c_plus_plus_answers_unknown_below_the_threshold(
     tmp_path: Path, runtime: str, least: float
 ) -> None:

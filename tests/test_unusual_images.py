@@ -229,7 +229,11 @@ def test_javascript_shows_the_model_what_predictor_does(
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiles C++ with g++")
 @pytest.mark.parametrize(
-    ("runtime", "dtype"), [("onnx", "uint8"), ("tflite", "float32")]
+    ("runtime", "dtype"),
+    [
+        ("onnx", "uint8"),
+        pytest.param("tflite", "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_c_plus_plus_shows_the_model_what_predictor_does(
     decoded: Path, prepared: Any, tmp_path: Path, runtime: str, dtype: str
