@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo import environment
 from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
-from reszoo.environment import (
-    allowed_cores,
-    check_backend,
-    check_tensorflow_usable,
-    usable_cores,
-)
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
@@ -229,7 +224,7 @@ def open_keras(model: "keras.Model") -> Runtime:
 
     from reszoo.zoo import get_card
 
-    check_backend("Predicting and measuring with a model")
+    environment.check_backend("Predicting and measuring with a model")
     card = get_card(model)
     session = _KerasSession(model, card)
     shape = [None, *card.architecture.input_shape]
@@ -280,7 +275,7 @@ def tensorflow_threads() -> int:
     import tensorflow as tf
 
     threads: int = tf.config.threading.get_intra_op_parallelism_threads()
-    return threads or usable_cores()
+    return threads or environment.usable_cores()
 
 
 def limit_tensorflow(threads: int | None) -> None:
@@ -291,14 +286,16 @@ def limit_tensorflow(threads: int | None) -> None:
     """
     import tensorflow as tf
 
-    check_tensorflow_usable()
+    environment.check_tensorflow_usable()
     chosen = tf.config.threading.get_intra_op_parallelism_threads()
     if threads is None:
         # By itself it follows the CPU affinity, but not the quota of a container. Once
         # it has started, it keeps its threads.
-        if not chosen and usable_cores() < allowed_cores():
+        if not chosen and environment.usable_cores() < environment.allowed_cores():
             with suppress(RuntimeError):
-                tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
+                tf.config.threading.set_intra_op_parallelism_threads(
+                    environment.usable_cores()
+                )
         return
     if threads == chosen:
         return

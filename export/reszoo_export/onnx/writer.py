@@ -155,8 +155,7 @@ def _write_erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
 def write_model(model: Any, serving: Serving, path: Path) -> None:
     """Check a model, as `convert` makes it, and write it with its card."""
     if serving.options.outputs == CAM:
-        layers = (serving.model.get_layer(name) for name in ("avgpool", "fc"))
-        pool, head = layers
+        pool, head = map(serving.model.get_layer, ("avgpool", "fc"))
         sides = (serving.batch(ONNX.batch) or _BATCH, *pool.input.shape[1:3])
         add_maps(model.graph, head.kernel.shape, sides)
     for opset in [entry for entry in model.opset_import if entry.domain]:
@@ -257,17 +256,14 @@ def quantized(model: Any, spans: Ranges, kinds: Iterable[str] | None) -> Any:
     are not of `kinds` (None: all that can be quantized).
     """
     with quiet():
-        from onnxruntime.quantization import CalibrationMethod, QuantType
+        from onnxruntime.quantization import CalibrationMethod, QuantType, quant_utils
         from onnxruntime.quantization.calibrate import TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.quant_utils import (
-            save_and_reload_model_with_shape_infer,
-        )
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
         ends = {name: tuple(map(np.float32, span)) for name, span in spans.items()}
         quantizer = QDQQuantizer(
-            save_and_reload_model_with_shape_infer(model),
+            quant_utils.save_and_reload_model_with_shape_infer(model),
             per_channel=True, reduce_range=True,
             weight_qType=QuantType.QInt8, activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, ends),
