@@ -39,10 +39,9 @@ class FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
 
     def __init__(self, span: tuple[float, float], **options: object) -> None:
         super().__init__(trainable=False, **options)
-        self.low, self.high = (
-            self.add_weight((), keras.initializers.Constant(end), name=name)
-            for name, end in zip(("low", "high"), span, strict=True)
-        )
+        low, high = map(keras.initializers.Constant, span)
+        self.low = self.add_weight((), low, name="low")
+        self.high = self.add_weight((), high, name="high")
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Return the inputs, rounded."""

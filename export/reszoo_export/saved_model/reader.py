@@ -79,11 +79,8 @@ def _tensor_info(spec: Any, name: str) -> TensorInfo:
 
 def newest_version(path: Path) -> Path:
     """Return the folder with `saved_model.pb`: itself, or the highest version in it."""
-    versions = [
-        folder
-        for folder in path.iterdir()
-        if folder.name.isdecimal() and (folder / MODEL_FILE).is_file()
-    ]
+    numbered = (folder for folder in path.iterdir() if folder.name.isdecimal())
+    versions = [folder for folder in numbered if (folder / MODEL_FILE).is_file()]
     if (path / MODEL_FILE).exists() or not versions:
         return path
     return max(versions, key=lambda folder: int(folder.name))

@@ -158,10 +158,6 @@ def find_problems(saved: Any) -> list[str]:
 def _operator_problems(graph: Any, functions: Functions) -> Iterator[str]:
     save, restore = _saver(graph, functions)
     bodies = {"": graph.graph_def.node, **functions}
-    arguments = {
-        each.signature.name: each.signature.input_arg
-        for each in graph.graph_def.library.function
-    }
     for name, nodes in bodies.items():
         extra = IN_GRAPH if not name else frozenset()
         extra |= IN_SAVE if name == save else frozenset()
@@ -170,7 +166,9 @@ def _operator_problems(graph: Any, functions: Functions) -> Iterator[str]:
         others = {node.op for node in nodes} - COMPUTING - extra
         yield from (f"operator {shown_name(op)} in {place}" for op in sorted(others))
         if name == restore:
-            first = arguments[name][0].name if arguments[name] else None
+            library = graph.graph_def.library.function
+            (signature,) = (x.signature for x in library if x.signature.name == name)
+            first = signature.input_arg[0].name if signature.input_arg else None
             reads = [node for node in nodes if node.op == "RestoreV2"]
             if any(not node.input or node.input[0] != first for node in reads):
                 yield f"operator RestoreV2 with a file name of its own in {place}"
@@ -214,11 +212,8 @@ def _object_problems(graph: Any) -> Iterator[str]:
     kinds = {node.WhichOneof("kind") or "none" for node in objects}
     yield from (f"object of kind {kind}" for kind in sorted(kinds - _KINDS))
     named = {node.user_object.identifier for node in objects}
-    named |= {
-        name
-        for node in objects
-        for name in (node.registered_name, node.registered_saver)
-    }
+    for node in objects:
+        named |= {node.registered_name, node.registered_saver}
     others = named - _OBJECTS - {""}
     yield from (f"object {shown_name(name)}" for name in sorted(others))
 

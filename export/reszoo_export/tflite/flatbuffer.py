@@ -261,11 +261,7 @@ def read_texts(model: Model) -> dict[str, str]:
         return {}
     root = Table(data, int.from_bytes(data[:4], "little"))
     places = {word: root.Offset(4 + 2 * field) for word, field in _TEXTS.items()}
-    return {
-        word: text(root.String(root.Pos + place))
-        for word, place in places.items()
-        if place
-    }
+    return {word: text(root.String(root.Pos + at)) for word, at in places.items() if at}
 
 
 def _image(tensor: TensorDescription) -> dict[int, Any]:
