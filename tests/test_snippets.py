@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from made_card import made_card
 from PIL import Image
 
 import reszoo
 from reszoo.cards import Card, Confidence
 from reszoo_export.manifest import FileRecord, Manifest
-from reszoo_export.snippets import fill, write_snippets
+from reszoo_export.snippets import _TEMPLATES, write_snippets
 
 # Snippets are only written of files that passed; how well does not matter.
 _UNREAD: Any = None
@@ -194,11 +195,14 @@ def test_no_template_keeps_a_word_or_asks_for_an_unknown_fact(tmp_path: Path) ->
             assert "@" not in text, name
             assert ("labels" in text) <= (not number), name
         compile(texts["server.py"], "server.py", "exec")
-    with pytest.raises(KeyError, match="WORD"):
-        fill("@WORD@", {}, [])
-    nested = "@if a@\n@if !b@\nx\n@end@\n@if b@\ny\n@end@\n@end@\n"
-    assert [fill(nested, {}, facts) for facts in ("a", "ab", "b")] == ["x\n", "y\n", ""]
-    assert fill("@if a@\nx\n@end@\n@if !a@\ny\n@end@\n", {}, ["a"]) == "x\n"
+    with pytest.raises(UndefinedError, match="word"):
+        _TEMPLATES.from_string("@{ word }@").render()
+    either = _TEMPLATES.from_string("@% if a %@\nx\n@% else %@\ny\n@% endif %@\n")
+    assert either.render(a=True) == "x\n"
+    nested = "@% if a %@\n@% if b %@\ny\n@% else %@\nx\n@% endif %@\n@% endif %@\n"
+    both = _TEMPLATES.from_string(nested)
+    facts = ({"a": 1, "b": 0}, {"a": 1, "b": 1}, {"a": 0, "b": 1})
+    assert [both.render(each) for each in facts] == ["x\n", "y\n", ""]
 
 
 def test_the_server_answers_like_the_predictor(exported: Any, tmp_path: Path) -> None:
