@@ -2,12 +2,12 @@
 
 import contextlib
 import importlib
-import math
 import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,7 @@ from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError
 from reszoo.preprocessing import Pixels
-from reszoo_export.isolation import (
-    SubprocessError,
-    limits_for,
-    run_in_subprocess,
-    set_limits,
-)
+from reszoo_export.isolation import SubprocessError, open_limited, run_in_subprocess
 from reszoo_export.manifest import Latency, size_and_hash
 from reszoo_export.runtimes import Runtime, find_runtime, open_runtime
 
@@ -201,18 +196,14 @@ def time_file(request: Request) -> Timing:
     path = Path(request.file)
     row = find_runtime(path)
     importlib.import_module(row.library if row else "reszoo.zoo")
-    if request.isolated:
-        set_limits(limits_for(path), final=False)
     base = _resident_mb("VmRSS")
+    limited = partial(open_limited, images=max(request.batch_sizes))
+    open_file = limited if request.isolated else open_runtime
     started = time.perf_counter()
-    runtime = open_runtime(
+    runtime = open_file(
         path, request.threads, trust_saved_model=request.trust_saved_model
     )
     load = 1000 * (time.perf_counter() - started)
-    if request.isolated:
-        pixels = math.prod(runtime.card.preprocessing.eval_sides)
-        most = max(request.batch_sizes)
-        set_limits(limits_for(path, pixels=pixels, images=most))
     first = _time_call(runtime, _noise(runtime, 1))
     times, peaks = [], []
     for batch in request.batch_sizes:

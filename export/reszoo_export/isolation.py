@@ -1,8 +1,7 @@
 """Run a function or a model file in a subprocess: its crash ends no other.
 
-`run_in_subprocess` passes arguments and result through a folder. `open_isolated` is
-`Predictor(path, isolated=True)`: requests and replies are a header of JSON and an
-array's bytes. Nothing is unpickled.
+Requests and replies are a header of JSON and an array's bytes; nothing is unpickled.
+`open_isolated` is `Predictor(path, isolated=True)`.
 """
 
 import json
@@ -19,6 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -28,19 +28,21 @@ from reszoo import errors
 from reszoo.cards import Card
 from reszoo.console import enable_quiet_cli
 from reszoo.errors import CheckpointError, ReszooError
-from reszoo.files import JSON_BYTES, parse_json, read_json
+from reszoo.files import JSON_BYTES, parse_json
 from reszoo_export.runtimes import Runtime, find_runtime, open_runtime
 from reszoo_export.sessions import Sessions
 
-_ARGUMENTS, _RESULT, _OUTPUT = "arguments.json", "result.json", "output.txt"
-_LINES = 5
+_OUTPUT, _LINES = "output.txt", 5
 _GIB = 2**30
 # Of a runtime's libraries and of its threads; and times the size of the file: what it
 # is converted to, optimized and loaded again by.
 _BASE, _PER_THREAD, _PER_FILE = 3 * _GIB, 32 * 2**20, 8
 # Activations of a batch: ResNet-50 has some 500 bytes per pixel of an image.
 _PER_PIXEL = 512
-_SECONDS = 120.0
+_SECONDS, _CALL_SECONDS = 120.0, 600.0
+# Lengths of a header and of what follows it.
+_LENGTHS = struct.Struct("<QQ")
+_Message = tuple[dict[str, Any], bytes]
 
 
 class SubprocessError(ReszooError):
@@ -86,7 +88,7 @@ def run_in_subprocess(
 
     Args:
         function: "module:name" of a function that takes a folder and the arguments.
-        folder: Its first argument, for arrays. Arguments and result are stored there.
+        folder: Its first argument, for arrays. What is printed is written there.
         arguments: Its keyword arguments, JSON values as the result.
         seconds: Timeout; None for none.
         limits: Of time, memory and files; for a function that opens a file of others.
@@ -97,136 +99,13 @@ def run_in_subprocess(
         ReszooError: As raised by the function.
         SubprocessError: It crashed or took too long; with its last lines of output.
     """
-    if limits:
-        seconds = limits.seconds
-    stored = {"arguments": dict(arguments), "limits": limits and asdict(limits)}
-    (folder / _ARGUMENTS).write_text(json.dumps(stored), encoding="utf-8")
-    with (folder / _OUTPUT).open("wb") as output:
-        process = _start(function, str(folder), hide_gpus=hide_gpus, stdout=output)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise SubprocessError(_late(seconds or 0)) from None
-        finally:
-            _end(process)
-    return _result(folder, process.returncode)
-
-
-def _start(
-    *arguments: str,
-    hide_gpus: bool = True,
-    stdout: Any,
-    stderr: int = subprocess.STDOUT,
-) -> "subprocess.Popen[bytes]":
-    """Run this module in a subprocess that imports what this process does."""
-    # A notebook may have changed sys.path.
-    path = os.pathsep.join(filter(None, sys.path))
-    hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if hide_gpus else {}
-    environment = {**os.environ, "PYTHONPATH": path, **hidden}
-    # -P: modules in the current folder are not ours.
-    command = [sys.executable, "-P", "-m", __name__, *arguments]
-    pipes = {"stdin": subprocess.PIPE, "stdout": stdout, "stderr": stderr}
-    return subprocess.Popen(command, env=environment, **pipes)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.kill()
-    process.wait()
-    for pipe in filter(None, (process.stdin, process.stdout)):
-        pipe.close()
-
-
-def _result(folder: Path, code: int) -> Any:
-    if code:
-        text = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        tail = [f"    {line}" for line in lines[-_LINES:]]
-        raise SubprocessError(_crashed(code), *tail)
+    seconds = limits.seconds if limits else seconds
+    process = _Subprocess(seconds, folder / _OUTPUT, hide_gpus=hide_gpus)
+    header = {"folder": str(folder), "limits": limits and asdict(limits)}
     try:
-        result = read_json(folder / _RESULT)
-    except (OSError, ValueError) as error:
-        raise SubprocessError(f"it left no result ({error})") from error
-    return _checked(result)["value"]
-
-
-def _checked(reply: dict[str, Any]) -> dict[str, Any]:
-    """Return what a subprocess replied; raise the error that it had."""
-    if "error" in reply:
-        raise errors.named(str(reply["error"]), str(reply["message"]))
-    return reply
-
-
-def _failure(error: ReszooError | MemoryError, memory: str) -> dict[str, str]:
-    """Return the reply for an error; one of memory says that it takes too much."""
-    if isinstance(error, MemoryError):
-        error = CheckpointError(f"It takes more {memory}.")
-    return {"error": type(error).__name__, "message": str(error)}
-
-
-def _late(seconds: float) -> str:
-    return f"it did not finish within {seconds:g} seconds"
-
-
-def _crashed(code: int) -> str:
-    """Tell how a subprocess ended, by its exit code or the signal that ended it."""
-    status = f"exit {code}" if code > 0 else signal.Signals(-code).name
-    # The kernel sends it when memory runs out.
-    often = ", often because memory ran out" if status == "SIGKILL" else ""
-    return f"its runtime crashed ({status}{often})"
-
-
-def call_stored(function: str, folder: Path) -> None:
-    """Call a function with what is stored in a folder, and store its result there."""
-    enable_quiet_cli()
-
-    def end_with_parent() -> None:
-        os.read(sys.stdin.fileno(), 1)
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    stored = json.loads((folder / _ARGUMENTS).read_text(encoding="utf-8"))
-    limits = stored["limits"] and Limits(**stored["limits"])
-    called = pkgutil.resolve_name(function)
-    if limits:
-        set_limits(limits)
-    try:
-        result = {"value": called(folder, **stored["arguments"])}
-    except (ReszooError, MemoryError) as error:
-        if isinstance(error, MemoryError) and not limits:
-            raise
-        most = limits.memory / _GIB if limits else 0
-        result = _failure(error, f"than {most:.1f} GiB of memory")
-    (folder / _RESULT).write_text(json.dumps(result), encoding="utf-8")
-    # Some runtimes crash at exit, after all work is done.
-    os._exit(0)
-
-
-def set_limits(limits: Limits, *, final: bool = True) -> None:
-    """Limit what this process may take from now on (but time), where the system can.
-
-    Unless they are final, they can be raised again.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has none.
-        return
-    # The address space is no measure: runtimes reserve far more than they use.
-    wanted = {
-        resource.RLIMIT_DATA: limits.memory,
-        resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_FSIZE: limits.written,
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, most in wanted.items():
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most if final else hard))
-
-
-# Lengths of a header and of what follows it.
-_LENGTHS = struct.Struct("<QQ")
-_CALL_SECONDS = 600.0
-_Message = tuple[dict[str, Any], bytes]
+        return process.call(function, arguments, **header)
+    finally:
+        process.end()
 
 
 def open_isolated(
@@ -237,41 +116,66 @@ def open_isolated(
     Arguments and errors are those of `open_runtime`; SubprocessError for a crash.
     """
     find_runtime(path)  # Refuses other paths, without a process.
-    request = {
-        "path": str(path.absolute()),
-        "threads": threads,
-        "trust_saved_model": trust_saved_model,
-    }
-    sessions = Sessions(lambda: _Worker(request, _CALL_SECONDS), path, most=1)
-    with sessions.borrow() as worker:
-        facts = {**worker.facts, "card": Card.from_text(worker.facts["card"])}
+    options = {"threads": threads, "trust_saved_model": trust_saved_model}
+
+    def open_session() -> _Subprocess:
+        process = _Subprocess(_CALL_SECONDS)
+        request = {"path": str(path.absolute()), **options}
+        process.facts = process.call(f"{__name__}:open_stored", request)
+        return process
+
+    def run(process: _Subprocess, pixels: NDArray[Any], output: str) -> Any:
+        return process.call(f"{__name__}:run_stored", {"output": output}, pixels)
 
     def operators() -> Counter[str]:
-        with sessions.borrow() as worker:
-            return Counter(worker.ask({"operators": True})[0]["operators"])
+        with sessions.borrow() as process:
+            return Counter(process.call(f"{__name__}:count_stored"))
 
-    return Runtime(
-        path=path, sessions=sessions, compute=_Worker.run, count=operators, **facts
-    )
+    sessions = Sessions(open_session, path, most=1)
+    with sessions.borrow() as process:
+        facts = {**process.facts, "card": Card.from_text(process.facts["card"])}
+    return Runtime(path=path, sessions=sessions, compute=run, count=operators, **facts)
 
 
-class _Worker:
-    """A subprocess that has opened a file, tells its `facts`, and runs it if asked."""
+class _Subprocess:
+    """A subprocess that calls functions; what it prints is in a file."""
 
-    def __init__(self, request: dict[str, Any], seconds: float) -> None:
-        self._seconds = seconds
-        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-        self._process = _start(stdout=pipe, stderr=nothing)
-        # Not at exit: then the pipe ends, and a fork must not end its parent's.
-        weakref.finalize(self, _end, self._process).atexit = False
-        self.facts = self.ask(request)[0]
+    facts: dict[str, Any]  # of the file that it has opened
 
-    def run(self, pixels: NDArray[Any], output: str) -> NDArray[Any]:
-        header, content = self.ask({"output": output, **_described(pixels)}, pixels)
-        return _array(header, content)
+    def __init__(
+        self,
+        seconds: float | None,
+        output: Path = Path(os.devnull),
+        *,
+        hide_gpus: bool = True,
+    ) -> None:
+        self._seconds, self._output = seconds or threading.TIMEOUT_MAX, output
+        # A notebook may have changed sys.path.
+        path = os.pathsep.join(filter(None, sys.path))
+        hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if hide_gpus else {}
+        # -P: modules in the current folder are not ours.
+        code = f"from {__name__} import serve; serve()"
+        with output.open("wb") as printed:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                env={**os.environ, "PYTHONPATH": path, **hidden},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed,
+            )  # fmt: skip
+        self.end = weakref.finalize(self, _end, self._process)
+        # Then the pipe ends, and a fork must not end its parent's.
+        self.end.atexit = False
 
-    def ask(self, header: dict[str, Any], body: Any = b"") -> _Message:
-        """Send a request and return the reply, or raise the subprocess's error."""
+    def call(
+        self,
+        function: str,
+        arguments: Mapping[str, Any] | None = None,
+        *array: NDArray[Any],
+        **header: Any,
+    ) -> Any:
+        """Return what a function returns, an array or a JSON value.
+
+        Its arguments and errors are those of `run_in_subprocess`, and an array.
+        """
         process, stopped = self._process, threading.Event()
 
         def stop() -> None:
@@ -281,33 +185,46 @@ class _Worker:
         timer = threading.Timer(self._seconds, stop)
         timer.start()
         try:
-            _send(process.stdin, header, body)
+            header |= {"function": function, "arguments": dict(arguments or {})}
+            _send(process.stdin, header, *array)
             reply, content = _receive(process.stdout)
         except (OSError, EOFError, ValueError) as error:
             process.kill()
             status = process.wait()
             if stopped.is_set():
-                raise SubprocessError(_late(self._seconds)) from error
-            raise SubprocessError(_crashed(status)) from error
+                late = f"it did not finish within {self._seconds:g} seconds"
+                raise SubprocessError(late) from error
+            text = self._output.read_text(encoding="utf-8", errors="replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            tail = [f"    {line}" for line in lines[-_LINES:]]
+            raise SubprocessError(_crashed(status), *tail) from error
         finally:
             timer.cancel()
-        return _checked(reply), content
+        if "error" in reply:
+            raise errors.named(str(reply["error"]), str(reply["message"]))
+        return _array(reply, content) if "dtype" in reply else reply["value"]
 
 
-def _described(array: NDArray[Any]) -> dict[str, Any]:
-    return {"dtype": array.dtype.str, "shape": list(array.shape)}
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    for pipe in filter(None, (process.stdin, process.stdout)):
+        pipe.close()
 
 
-def _array(header: dict[str, Any], content: bytes) -> NDArray[Any]:
-    dtype = np.dtype(str(header["dtype"]))
-    shape = tuple(int(side) for side in header["shape"])
-    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize != len(content):
-        raise SubprocessError(f"it returned no array of {dtype} {shape}")
-    return np.frombuffer(content, dtype).reshape(shape)
+def _crashed(code: int) -> str:
+    """Tell how a subprocess ended, by its exit code or the signal that ended it."""
+    status = signal.Signals(-code).name if code < 0 else f"exit {code}"
+    # The kernel sends it when memory runs out.
+    often = ", often because memory ran out" if status == "SIGKILL" else ""
+    return f"its runtime crashed ({status}{often})"
 
 
-def _send(file: Any, header: dict[str, Any], body: Any = b"") -> None:
-    content = body.tobytes() if isinstance(body, np.ndarray) else body
+def _send(file: Any, header: dict[str, Any], *array: NDArray[Any]) -> None:
+    content = b""
+    for each in array:
+        header |= {"dtype": each.dtype.str, "shape": list(each.shape)}
+        content = each.tobytes()
     head = json.dumps(header).encode()
     file.write(_LENGTHS.pack(len(head), len(content)) + head + content)
     file.flush()
@@ -330,38 +247,111 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
     return content
 
 
+def _array(header: dict[str, Any], content: bytes) -> NDArray[Any]:
+    dtype = np.dtype(str(header["dtype"]))
+    shape = tuple(int(side) for side in header["shape"])
+    if dtype.kind not in "fiu" or math.prod(shape) * dtype.itemsize != len(content):
+        raise SubprocessError(f"it returned no array of {dtype} {shape}")
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+# Of the process that serves: its limits, and the file that it has opened.
+_LIMITS: list[Limits] = []
+_OPENED: list[Runtime] = []
+
+
 def serve() -> None:
-    """Open a file and answer requests, until the parent ends."""
-    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    """Call functions as the parent asks, until it ends."""
+    # Open until the process has ended, which then is known how.
+    requests, replies = (
+        os.fdopen(os.dup(number), mode, closefd=False)
+        for number, mode in enumerate(("rb", "wb"))
+    )
     # What runtimes print is no reply.
     os.dup2(2, 1)
     enable_quiet_cli()
-    runtime = None
+    pending: SimpleQueue[_Message] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            while True:
+                pending.put(_receive(requests))
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
     while True:
+        header, content = pending.get()
+        called = pkgutil.resolve_name(header["function"])
+        given: list[Any] = [Path(header["folder"])] if "folder" in header else []
+        given += [_array(header, content)] if "dtype" in header else []
+        if header.get("limits"):
+            set_limits(Limits(**header["limits"]))
         try:
-            header, content = _receive(requests)
-        except EOFError:
-            os._exit(0)
-        try:
-            if runtime is None:
-                path = Path(header.pop("path"))
-                set_limits(limits_for(path, _CALL_SECONDS), final=False)
-                runtime = open_runtime(path, **header)
-                pixels = math.prod(runtime.card.preprocessing.eval_sides)
-                set_limits(limits_for(path, _CALL_SECONDS, pixels=pixels))
-                names = ("name", "threads", "inputs", "outputs")
-                facts = {name: getattr(runtime, name) for name in names}
-                _send(replies, facts | {"card": runtime.card.to_text()})
-            elif "operators" in header:
-                _send(replies, {"operators": dict(runtime.operators)})
-            else:
-                found = runtime.call(_array(header, content), str(header["output"]))
-                _send(replies, _described(found), np.ascontiguousarray(found))
-        except (ReszooError, MemoryError) as error:
-            _send(replies, _failure(error, "memory than a file of its size may"))
+            found = called(*given, **header["arguments"])
+        except ReszooError as error:
+            _send(replies, {"error": type(error).__name__, "message": str(error)})
+        except MemoryError:
+            if not _LIMITS:
+                raise
+            told = f"It takes more than {_LIMITS[-1].memory / _GIB:.1f} GiB of memory."
+            _send(replies, {"error": CheckpointError.__name__, "message": told})
+        else:
+            array = [found] if isinstance(found, np.ndarray) else []
+            _send(replies, {} if array else {"value": found}, *array)
 
 
-if __name__ == "__main__":
-    if sys.argv[1:]:
-        call_stored(sys.argv[1], Path(sys.argv[2]))
-    serve()
+def open_stored(path: str, **options: Any) -> dict[str, Any]:
+    """Open a file in the subprocess of `open_isolated`; return what it tells."""
+    runtime = open_limited(Path(path), **options)
+    _OPENED.append(runtime)
+    names = ("name", "threads", "inputs", "outputs")
+    facts = {name: getattr(runtime, name) for name in names}
+    return facts | {"card": runtime.card.to_text()}
+
+
+def count_stored() -> dict[str, int]:
+    """Return how often each operator occurs in the opened file."""
+    return dict(_OPENED[0].operators)
+
+
+def run_stored(pixels: NDArray[Any], output: str) -> NDArray[Any]:
+    """Run the opened file."""
+    return _OPENED[0].call(pixels, output)
+
+
+def open_limited(
+    path: Path, threads: int | None, *, images: int = 32, **options: bool
+) -> Runtime:
+    """Open a file in this process, which may then take only so much (`limits_for`).
+
+    Otherwise as `open_runtime`; `images` are run at a time.
+    """
+    set_limits(limits_for(path), final=False)
+    runtime = open_runtime(path, threads, **options)
+    pixels = math.prod(runtime.card.preprocessing.eval_sides)
+    set_limits(limits_for(path, pixels=pixels, images=images))
+    return runtime
+
+
+def set_limits(limits: Limits, *, final: bool = True) -> None:
+    """Limit what this process may take from now on (but time), where the system can.
+
+    Unless they are final, they can be raised again.
+    """
+    _LIMITS.append(limits)
+    try:
+        import resource
+    except ImportError:  # Windows has none.
+        return
+    # The address space is no measure: runtimes reserve far more than they use.
+    wanted = {
+        resource.RLIMIT_DATA: limits.memory,
+        resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: limits.written,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in wanted.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most if final else hard))
