@@ -188,7 +188,10 @@ class _Subprocess:
             header |= {"function": function, "arguments": dict(arguments or {})}
             _send(process.stdin, header, *array)
             reply, content = _receive(process.stdout)
-        except (OSError, EOFError, ValueError) as error:
+        except ValueError as error:
+            self.end()
+            raise SubprocessError(f"it left no result ({error})") from error
+        except (OSError, EOFError) as error:
             process.kill()
             status = process.wait()
             if stopped.is_set():
