@@ -1,8 +1,10 @@
 """The report of an export: its files, how good they are, and which to use for what."""
 
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +48,15 @@ class Use:
     """A purpose, and the formats that suit it, best first.
 
     `why` tells what it requires. If `here`, the file runs on machines like the one that
-    measured, so that a file which is slower here is not recommended.
+    measured, so that a file which is slower here is not recommended. If `integers`, it
+    must be of integers alone.
     """
 
     name: str
-    formats: tuple[str, ...]
+    formats: Sequence[str]
     why: str
     here: bool = False
+    integers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,41 +68,9 @@ class Advice:
     reason: str
 
 
-USES = (
-    Use(
-        name="Phone with a GPU", formats=("tflite-fp16", "tflite"),
-        why="Mobile GPUs compute in float16, and their delegates take float32 pixels.",
-    ),
-    Use(
-        name="Phone CPU",
-        formats=("tflite-int8", "tflite-dynamic", "tflite-fp16", "tflite"),
-        why="ARM CPUs compute several times faster in int8 than in float32.",
-    ),
-    Use(
-        name="Server", formats=("onnx-int8", "onnx"), here=True,
-        why="ONNX Runtime runs on CPUs and GPUs without TensorFlow.",
-    ),
-    Use(
-        name="TensorFlow Serving", formats=("saved_model",),
-        why="It serves the versioned folder as it is.",
-    ),
-    Use(
-        name="Browser with WebGPU", formats=("onnx-fp16", "onnx"),
-        why="Small files download faster, and GPUs compute in float16.",
-    ),
-    Use(
-        name="Browser without WebGPU", formats=("onnx-int8", "onnx"),
-        why="Small files download faster; WebAssembly then runs them on the CPU.",
-    ),
-)  # fmt: skip
-
-
-# Where the files are of integers alone.
-INTEGER_USE = Use(
-    name="Microcontroller or NPU", formats=("tflite-int8",),
-    why="It needs no floating point; docs/exporting.md shows what TFLite Micro, Vela "
-    "and the GPU delegate make of such files (benchmarks/targets.py).",
-)  # fmt: skip
+_TABLE = resources.files("reszoo_export") / "uses.toml"
+_ROWS = tomllib.loads(_TABLE.read_text(encoding="utf-8"))["use"]
+USES = tuple(Use(**row) for row in _ROWS)
 
 
 def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:
@@ -117,7 +89,7 @@ def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None
 def advise(manifest: Manifest) -> list[Advice]:
     """Return one piece of advice per use; only verified files are recommended."""
     records = {record.format: record for record in manifest.files}
-    uses = [*USES, *([INTEGER_USE] if manifest.options.integer_io else [])]
+    uses = (each for each in USES if manifest.options.integer_io or not each.integers)
     return [_advice(use, records) for use in uses]
 
 
@@ -255,25 +227,23 @@ def _speed(record: FileRecord, base: FileRecord | None) -> float | None:
     return base.latency.median_ms / record.latency.median_ms
 
 
+# Column -> field of a `Verification`, and how it is written.
+_ANSWERS = {
+    "accuracy": ("accuracy", ".2%"), "top-1 agreement": ("agreement", ".2%"),
+    "top-5 agreement": ("top5_agreement", ".2%"),
+    "largest difference": ("max_difference", ".1e"),
+    "mean difference": ("mean_difference", ".1e"),
+    "confidence change": ("drift", "+.1e"),
+}  # fmt: skip
+
+
 def _answer_table(files: Sequence[FileRecord]) -> Table:
-    columns = (
-        "file", "status", "accuracy", "top-1 agreement", "top-5 agreement",
-        "largest difference", "mean difference", "confidence change",
-    )  # fmt: skip
-    rows = [
-        [
-            record.file,
-            "FAILED" if found.problems else "verified",
-            number(found.accuracy, ".2%"),
-            number(found.agreement, ".2%"),
-            number(found.top5_agreement, ".2%"),
-            f"{found.max_difference:.1e}",
-            f"{found.mean_difference:.1e}",
-            number(found.drift, "+.1e"),
-        ]
-        for record in files
-        for found in [record.verification]
-    ]
+    rows = []
+    for each in files:
+        found = each.verification
+        cells = [number(getattr(found, name), spec) for name, spec in _ANSWERS.values()]
+        rows.append([each.file, "FAILED" if found.problems else "verified", *cells])
+    columns = ("file", "status", *_ANSWERS)
     return Table("Each file compared with the model", columns, rows, (0, 1))
 
 
