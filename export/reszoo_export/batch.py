@@ -8,9 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -29,7 +27,7 @@ from reszoo.environment import usable_cores
 from reszoo.errors import DataError, ReszooError, UnknownNameError, UsageError
 from reszoo.files import disk_errors, flush
 from reszoo_export.manifest import size_and_hash
-from reszoo_export.predictor import UNKNOWN, Predictor
+from reszoo_export.predictor import Predictor, map_ahead
 from reszoo_export.runtimes import ModelOutput, find_runtime
 
 # One image's values by column.
@@ -434,7 +432,7 @@ class FileClassifier:
         self._predictor = Predictor(model, 1 if own_threads else threads, **options)
         # Refuses a file that gives features.
         self._predictor.predict([])
-        self._unknown = unknown and bool(self._predictor.scored_output)
+        self._unknown = unknown and bool(self._predictor.threshold)
         self.labels = self._predictor.labels
         self._threads = threads or usable_cores()
         places = ["", *(f"_{n}" for n in range(2, min(top, len(self.labels)) + 1))]
@@ -444,8 +442,9 @@ class FileClassifier:
 
     def __call__(self, paths: Sequence[str]) -> list[Row]:
         """Return a row for each image, an unreadable one's with the reason."""
-        scores = self._predictor.scores if self._unknown else self._predictor.stream
-        answers = scores(paths, batch_size=GROUP, errors="return")
+        answers = self._predictor.scores(
+            paths, unknown=self._unknown, batch_size=GROUP, errors="return"
+        )
         return list(map(self._row, paths, answers))
 
     def _row(self, path: str, answer: ModelOutput | DataError) -> Row:
@@ -455,34 +454,23 @@ class FileClassifier:
             return row | {"error": _reason(answer)}
         if not np.isfinite(answer).all():
             return row | {"error": "the model's probabilities are not finite"}
-        if self._unknown:
-            known, answer = self._predictor.judged(answer)
-            if not known:
-                return row | {"label": UNKNOWN, "probability": float(answer.max())}
-        best = np.argsort(-answer, kind="stable")
-        for (label, probability), index in zip(self._answers, best, strict=False):
-            row[label], row[probability] = self.labels[index], float(answer[index])
+        most = len(self._answers)
+        ranked = self._predictor.ranked(answer, most, unknown=self._unknown)
+        for columns, values in zip(self._answers, ranked, strict=False):
+            row.update(zip(columns, values, strict=True))
         return row
 
     def groups(self, paths: Iterable[str]) -> Iterator[list[Row]]:
-        """Yield the rows of many images, in order, a group at a time.
+        """Return the rows of many images, in order, a group at a time.
 
         Paths are taken, and images opened, only a little ahead of the rows.
         """
         # Threads must not be the first to load Pillow's formats, each on its own.
         Image.preinit()
         Image.init()
-        remaining, waiting = iter(paths), deque[Future[list[Row]]]()
-        pool = ThreadPoolExecutor(self._threads)
-        try:
-            while group := list(islice(remaining, GROUP)):
-                waiting.append(pool.submit(self, group))
-                if len(waiting) > 2 * self._threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        remaining = iter(paths)
+        groups = iter(lambda: list(islice(remaining, GROUP)), [])
+        return map_ahead(self, groups, self._threads, 2 * self._threads)
 
 
 def _reason(error: DataError) -> str:

@@ -3,11 +3,11 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,11 @@ class Tensor(Protocol):
 
 # What Predictor takes as one image; the bytes are those of an image file.
 ImageLike = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | Pixels | Tensor
+# An image with what messages call it.
+_Named = tuple[str, ImageLike]
+OnError = Literal["raise", "return"]
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 # The answer to an image that is none of the classes.
 UNKNOWN = "unknown"
 # Kind of output -> what to do where another kind is needed.
@@ -222,7 +227,7 @@ class Predictor:
         *,
         batch_size: int = defaults.PREDICTION_BATCH_SIZE,
         prefetch: int = 0,
-        errors: Literal["raise", "return"] = "raise",
+        errors: OnError = "raise",
     ) -> Iterator[ModelOutput | DataError]:
         """Yield the answer to each image of an iterable, in order, in constant memory.
 
@@ -247,42 +252,44 @@ class Predictor:
                 "prefetch must be at least 0, and errors 'raise' or 'return'. "
                 f"Received: prefetch={prefetch}, errors={errors!r}."
             )
-        batches = _batches(images, batch_size)
-        return self._answers(batches, prefetch, errors == "return")
+        return self._answers(_named(images, batch_size), batch_size, errors, prefetch)
 
     def scores(
         self,
         images: Iterable[ImageLike],
         *,
+        unknown: bool,
         batch_size: int,
-        errors: Literal["raise", "return"],
+        errors: OnError,
     ) -> Iterator[ModelOutput | DataError]:
-        """Yield `scored_output` for each image, otherwise as `stream`."""
-        batches, name = _batches(images, batch_size), self.scored_output
-        return self._answers(batches, 0, errors == "return", name)
-
-    def _compute(self, images: Pixels, output: str | None) -> ModelOutput:
-        read = self._runtime.read
-        return self._runtime.run(images) if output is None else read(images, output)
+        """Yield what `ranked` takes of each image, otherwise as `stream`."""
+        output = self.threshold[0] if unknown else None
+        named = _named(images, batch_size)
+        return self._answers(named, batch_size, errors, output=output)
 
     def _answers(
         self,
-        batches: "Iterator[_Batch]",
-        prefetch: int,
-        returns_errors: bool,
+        images: Iterator[_Named],
+        batch_size: int,
+        errors: OnError = "raise",
+        prefetch: int = 0,
         output: str | None = None,
     ) -> Iterator[ModelOutput | DataError]:
-        def prepare(item: tuple[str, ImageLike]) -> Pixels | DataError:
+        def prepare(item: _Named) -> Pixels | DataError:
             try:
                 return self._prepare(*item)
             except DataError as error:
-                if returns_errors:
+                if errors == "return":
                     return error
                 raise
 
-        for batch in _each_prepared(batches, prepare, prefetch):
+        prepared = map(prepare, images)
+        if prefetch:
+            ahead = prefetch * batch_size
+            prepared = map_ahead(prepare, images, usable_cores(), ahead)
+        while batch := list(islice(prepared, batch_size)):
             readable = [each for each in batch if not isinstance(each, DataError)]
-            answers = iter(self._compute(self._stacked(readable), output))
+            answers = iter(self._compute(readable, output))
             for each in batch:
                 yield each if isinstance(each, DataError) else next(answers)
 
@@ -294,19 +301,18 @@ class Predictor:
         output: str | None = None,
     ) -> ModelOutput:
         self._check_kind(kind)
-        outputs = [self._compute(self._stacked([]), output)]
-        for batch in _batches(images, batch_size):
-            prepared = [self._prepare(name, image) for name, image in batch]
-            outputs.append(self._compute(self._stacked(prepared), output))
-        return np.concatenate(outputs)
+        named, empty = _named(images, batch_size), self._compute([], output)
+        answers: list[Any] = [*self._answers(named, batch_size, output=output)]
+        return np.array(answers, empty.dtype).reshape(-1, *empty.shape[1:])
+
+    def _compute(self, images: list[Pixels], output: str | None) -> ModelOutput:
+        shape, runtime = self.card.preprocessing.input_shape, self._runtime
+        pixels = np.array(images, np.uint8).reshape(-1, *shape)
+        return runtime.read(pixels, output) if output else runtime.run(pixels)
 
     def _prepare(self, name: str, image: ImageLike) -> Pixels:
         record = self.card.preprocessing
         return record.prepare(load_image(image, name, record.channels))
-
-    def _stacked(self, images: list[Pixels]) -> Pixels:
-        shape = self.card.preprocessing.input_shape
-        return np.array(images, np.uint8).reshape(-1, *shape)
 
     def predict_prepared(self, images: Pixels) -> ModelOutput:
         """Classify uint8 `(n, height, width, channels)`, already resized and cropped.
@@ -358,47 +364,43 @@ class Predictor:
         """
         if k < 1:
             raise UsageError(f"k must be at least 1. Received: k={k}.")
-        name = self.scored_output if unknown else None
+        output = self.threshold[0] if unknown else None
         size = defaults.PREDICTION_BATCH_SIZE
-        answer = self._run(image, size, "probabilities", name)
+        answer = self._run(image, size, "probabilities", output)
         if len(answer) != 1:
             raise UsageError(f"top takes one image. Received: {len(answer)}.")
-        known, (probabilities,) = True, answer
-        if unknown:
-            known, probabilities = self.judged(answer[0])
-        if not known:
+        return self.ranked(answer[0], k, unknown=unknown)
+
+    def ranked(
+        self, scores: ModelOutput, k: int, *, unknown: bool
+    ) -> list[tuple[str, float]]:
+        """Return what `top` returns for an image with these `scores`."""
+        name, least = self.threshold if unknown else ("probabilities", 0.0)
+        probabilities = softmax(scores) if name == "logits" else scores
+        # `not >=` because of NaN.
+        if unknown and not scores.max() >= least:
             return [(UNKNOWN, float(probabilities.max()))]
         best = np.argsort(-probabilities, kind="stable")[:k]
         return [(self.labels[index], float(probabilities[index])) for index in best]
 
-    @property
-    def scored_output(self) -> str:
-        """The output that tells whether an image is known: "logits" if there are any.
+    @cached_property
+    def threshold(self) -> tuple[str, float]:
+        """The output that tells whether an image is known, and its least maximum.
 
-        A UsageError if the card has no thresholds.
+        That is of "logits" if there are any. A UsageError if the card has no
+        thresholds.
         """
         self._check_kind("probabilities")
-        if self.card.confidence is None:
+        if (found := self.card.confidence) is None:
             raise UsageError(
                 'Answering with "unknown" needs thresholds in the card, which '
                 "reszoo.train measures where half of the validation split has enough "
                 "images. Received: a card without; run reszoo calibrate on the "
                 "checkpoint, and export it again."
             )
-        names = {each["name"] for each in self._runtime.outputs}
-        return "logits" if "logits" in names else "probabilities"
-
-    def judged(self, scores: ModelOutput) -> tuple[bool, ModelOutput]:
-        """Return whether an image is known, and its probabilities `(classes,)`.
-
-        The scores are of `scored_output`.
-        """
-        found = self.card.confidence
-        if found is None:
-            return True, scores
-        if self.scored_output == "logits":
-            return bool(scores.max() >= found.min_logit), softmax(scores)
-        return bool(scores.max() >= found.min_probability), scores
+        if "logits" in {each["name"] for each in self._runtime.outputs}:
+            return "logits", found.min_logit
+        return "probabilities", found.min_probability
 
     def _check_kind(self, needed: OutputKind) -> None:
         if self.output_kind != needed:
@@ -408,23 +410,19 @@ class Predictor:
             )
 
 
-# An image with what messages call it.
-_Batch = list[tuple[str, ImageLike]]
-
-
-def _batches(
+def _named(
     images: ImageLike | Iterable[ImageLike], batch_size: int
-) -> Iterator[_Batch]:
-    """Yield the images of an iterable, so many at a time, as they are needed."""
+) -> Iterator[_Named]:
+    """Yield the images of an iterable, with what messages call them."""
     if batch_size < 1:
         raise UsageError(
             f"batch_size must be at least 1. Received: batch_size={batch_size}."
         )
     several = _several(images)
-    named: Iterator[tuple[str, Any]] = iter([("the image", images)])
-    if several is not None:
-        named = ((f"images[{at}]", image) for at, image in enumerate(several))
-    return iter(lambda: list(islice(named, batch_size)), [])
+    if several is None:
+        single: Any = images
+        return iter([("the image", single)])
+    return ((f"images[{at}]", image) for at, image in enumerate(several))
 
 
 def _several(images: Any) -> Iterable[ImageLike] | None:
@@ -440,23 +438,18 @@ def _several(images: Any) -> Iterable[ImageLike] | None:
     return images if isinstance(images, Iterable) else None
 
 
-def _each_prepared(
-    batches: Iterator[_Batch],
-    prepare: Callable[[tuple[str, ImageLike]], Pixels | DataError],
-    prefetch: int,
-) -> Iterator[list[Pixels | DataError]]:
-    if not prefetch:
-        yield from ([prepare(each) for each in batch] for batch in batches)
-        return
-    pool = ThreadPoolExecutor(usable_cores())
+def map_ahead(
+    function: Callable[[Item], Found], items: Iterable[Item], threads: int, ahead: int
+) -> Iterator[Found]:
+    """Yield a function's results in order; threads compute so many items ahead."""
+    pool, waiting = ThreadPoolExecutor(threads), deque[Future[Found]]()
     try:
-        waiting: deque[list[Any]] = deque()
-        for batch in batches:
-            waiting.append([pool.submit(prepare, each) for each in batch])
-            if len(waiting) > prefetch:
-                yield [each.result() for each in waiting.popleft()]
-        for futures in waiting:
-            yield [each.result() for each in futures]
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 
