@@ -45,6 +45,8 @@ from reszoo_export.batch import PredictResult as PredictResult
 from reszoo_export.batch import predict_files as predict_files
 from reszoo_export.benchmark import Measurement as Measurement
 from reszoo_export.benchmark import benchmark as benchmark
+from reszoo_export.evaluation import CheckedWeights as CheckedWeights
+from reszoo_export.evaluation import check_weights as check_weights
 from reszoo_export.evaluation import evaluate as evaluate
 from reszoo_export.explanations import Explanation as Explanation
 from reszoo_export.explanations import Features as Features
@@ -57,8 +59,6 @@ from reszoo_export.inspection import FileDescription as FileDescription
 from reszoo_export.inspection import inspect as inspect
 from reszoo_export.manifest import Manifest as Manifest
 from reszoo_export.predictor import Predictor as Predictor
-from reszoo_export.published_check import CheckedWeights as CheckedWeights
-from reszoo_export.published_check import check_weights as check_weights
 from reszoo_export.site import write_site as write_site
 from reszoo_export.verification.verify import verify as verify
 

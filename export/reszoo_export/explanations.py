@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reszoo import defaults
-from reszoo.console import Progress
 from reszoo.data.sources import Data, match_classes, open_source, recorded_share
 from reszoo.errors import UnknownNameError
-from reszoo.metrics import prepared_batches, softmax
+from reszoo.metrics import softmax
 from reszoo.report.heatmap import overlay
+from reszoo_export.evaluation import predict_examples
 from reszoo_export.formats import CAM
-from reszoo_export.predictor import ImageLike, Predictor, load_image
+from reszoo_export.predictor import ImageLike, Predictor
 
 if TYPE_CHECKING:
     import keras
@@ -87,19 +87,18 @@ def explain(
         DataError: The image is unreadable.
     """
     options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
-    runtime = Predictor(model, threads, **options)._runtime
-    record, card = runtime.card.preprocessing, runtime.card
-    prepared = record.prepare(load_image(image, channels=record.channels))
-    pixels = prepared.reshape(1, *record.input_shape)
-    maps, logits = (runtime.read(pixels, name)[0] for name in (CAM, "logits"))
-    index = int(logits.argmax())
+    predictor = Predictor(model, threads, **options)
+    pixels = predictor.prepare("the image", image)[None]
+    maps, logits = (
+        predictor.predict_prepared(pixels, name)[0] for name in (CAM, "logits")
+    )
+    labels, index = predictor.labels, int(logits.argmax())
     if label is not None:
-        names = [card.label(each) for each in range(len(logits))]
-        if label not in names:
-            raise UnknownNameError("label", label, names)
-        index = names.index(label)
+        if label not in labels:
+            raise UnknownNameError("label", label, labels)
+        index = labels.index(label)
     return Explanation(
-        label=card.label(index),
+        label=labels[index],
         probability=float(softmax(logits[None])[0, index]),
         map=maps[..., index],
         overlay=overlay(pixels[0], maps[..., index]),
@@ -135,23 +134,16 @@ def features(
         UsageError: The file gives no features.
     """
     options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
-    runtime = Predictor(model, threads, **options)._runtime
-    card = runtime.card
-    share = recorded_share(card.provenance)
+    predictor = Predictor(model, threads, **options)
+    share = recorded_share(predictor.card.provenance)
     source = open_source(data, bad_images=bad_images, validation_share=share)
     source = match_classes(source, None, None)
     whole = ["all"] if "all" in source.splits else [*source.splits]
     parts = [source.examples(name) for name in ([split] if split else whole)]
     values = [
-        runtime.read(
-            np.zeros((0, *card.preprocessing.input_shape), np.uint8), "features"
-        )
+        predict_examples(predictor, part, batch_size, "features", "features")
+        for part in parts
     ]
-    with Progress("features", sum(map(len, parts))) as progress:
-        for part in parts:
-            for batch in prepared_batches(part, card.preprocessing, batch_size):
-                values.append(runtime.read(batch, "features"))
-                progress.advance(len(batch))
     return Features(
         values=np.concatenate(values),
         targets=np.concatenate([part.targets for part in parts]),

@@ -277,13 +277,13 @@ class Predictor:
     ) -> Iterator[ModelOutput | DataError]:
         def prepare(item: _Named) -> Pixels | DataError:
             try:
-                return self._prepare(*item)
+                return self.prepare(*item)
             except DataError as error:
                 if errors == "return":
                     return error
                 raise
 
-        prepared = map(prepare, images)
+        prepared: Iterator[Pixels | DataError] = map(prepare, images)
         if prefetch:
             ahead = prefetch * batch_size
             prepared = map_ahead(prepare, images, usable_cores(), ahead)
@@ -305,21 +305,31 @@ class Predictor:
         answers: list[Any] = [*self._answers(named, batch_size, output=output)]
         return np.array(answers, empty.dtype).reshape(-1, *empty.shape[1:])
 
-    def _compute(self, images: list[Pixels], output: str | None) -> ModelOutput:
+    def _compute(
+        self, images: Pixels | list[Pixels], output: str | None
+    ) -> ModelOutput:
         shape, runtime = self.card.preprocessing.input_shape, self._runtime
-        pixels = np.array(images, np.uint8).reshape(-1, *shape)
+        pixels = np.asarray(images, np.uint8).reshape(-1, *shape)
         return runtime.read(pixels, output) if output else runtime.run(pixels)
 
-    def _prepare(self, name: str, image: ImageLike) -> Pixels:
+    def prepare(self, name: str, image: ImageLike) -> Pixels:
+        """Return what the model sees of an image, uint8 `(height, width, channels)`.
+
+        Messages call it `name` if it has no path; errors are those of `predict`.
+        """
         record = self.card.preprocessing
         return record.prepare(load_image(image, name, record.channels))
 
-    def predict_prepared(self, images: Pixels) -> ModelOutput:
+    def predict_prepared(
+        self, images: Pixels, output: str | None = None
+    ) -> ModelOutput:
         """Classify uint8 `(n, height, width, channels)`, already resized and cropped.
 
-        A UsageError for another dtype or shape, or if the file gives features.
+        Or return another output of the file by its name, such as "cam". A UsageError
+        for another dtype or shape, or if the file has no such output or probabilities.
         """
-        self._check_kind("probabilities")
+        if output is None:
+            self._check_kind("probabilities")
         shape = self.card.preprocessing.input_shape
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             sides = ", ".join(map(str, shape))
@@ -327,7 +337,7 @@ class Predictor:
                 f"Prepared images must be uint8 of shape (n, {sides}). "
                 f"Received: {images.dtype} {images.shape}; predict takes any size."
             )
-        return in_batches(self._runtime.run, images)
+        return in_batches(lambda few: self._compute(few, output), images)
 
     def logits(
         self,
