@@ -5,7 +5,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from reszoo.weights import safetensors
 from reszoo.weights.location import checkpoint_in, read
 from reszoo_export.formats import FORMATS
 from reszoo_export.isolation import SubprocessError, limits_for, run_in_subprocess
-from reszoo_export.manifest import size_and_hash
+from reszoo_export.manifest import size_and_hash, typed
 from reszoo_export.metadata import licence
 from reszoo_export.runtimes import find_runtime, reader_errors
 
@@ -50,10 +50,6 @@ class TensorDescription:
             return "NHWC"
         return "NCHW" if self.shape[1] in _CHANNELS else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return {**asdict(self), "shape": list(self.shape), "layout": self.layout}
-
     def text(self) -> str:
         """Return a line for people."""
         sides = ", ".join(map(str, self.shape)) + "," * (len(self.shape) == 1)
@@ -73,29 +69,6 @@ class Contents:
     note: str  # why there is no card; "" where there is one
     # what only this kind of file has, such as ONNX's opset
     details: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return {
-            **vars(self),
-            "inputs": [each.to_json() for each in self.inputs],
-            "outputs": [each.to_json() for each in self.outputs],
-            "operators": dict(self.operators),
-            "card": self.card and self.card.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Contents":
-        """Return what `to_json` wrote."""
-        tensors = {
-            kind: tuple(
-                TensorDescription(each["name"], each["dtype"], tuple(each["shape"]))
-                for each in content[kind]
-            )
-            for kind in ("inputs", "outputs")
-        }
-        card = content["card"] and Card.from_json(content["card"])
-        return cls(**{**content, **tensors, "card": card})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +120,18 @@ class FileDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
+        found = self.contents
+        tensors = {
+            kind: [
+                {**asdict(each), "shape": list(each.shape), "layout": each.layout}
+                for each in getattr(found, kind)
+            ]
+            for kind in ("inputs", "outputs")
+        }
         own = {k: v for k, v in vars(self).items() if k != "contents"}
-        operators = dict(sorted(self.contents.operators.items()))
-        return own | self.contents.to_json() | {"operators": operators}
+        operators = dict(sorted(found.operators.items()))
+        card = self.card and self.card.to_json()
+        return own | vars(found) | tensors | {"operators": operators, "card": card}
 
 
 def _tensor_rows(
@@ -217,37 +199,36 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
     find_runtime(file)  # Refuses other paths, without a process.
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
         try:
+            function, arguments = f"{__name__}:describe_stored", {"path": str(file)}
             found = run_in_subprocess(
-                f"{__name__}:describe_stored",
-                Path(place),
-                {"path": str(file.absolute())},
-                limits=limits_for(file),
+                function, Path(place), arguments, limits=limits_for(file)
             )
         except SubprocessError as error:
             first, *others = str(error).split("\n")
             raise CheckpointError(
                 f"{file} could not be described: {first}", *others
             ) from error
-    contents = Contents.from_json(found.pop("contents"))
-    return FileDescription(**{**found, "path": str(file), "contents": contents})
+    return typed(FileDescription, found)
 
 
 def describe_stored(folder: Path, *, path: str) -> dict[str, Any]:
     """Describe a file in the subprocess of `inspect`; return plain JSON values."""
     found = describe_file(Path(path))
-    return {**vars(found), "contents": found.contents.to_json()}
+    plain = asdict(replace(found, contents=replace(found.contents, card=None)))
+    plain["contents"]["card"] = found.card and found.card.to_json()
+    return plain
 
 
 def describe_file(file: Path) -> FileDescription:
     """Do the work of `inspect` in this process (see there)."""
     row = find_runtime(file)
-    file = file if row else checkpoint_in(file) or file
-    with reader_errors(file):
+    content = file if row else checkpoint_in(file) or file
+    with reader_errors(content):
         if row:
             # What a SavedModel would execute is described, not refused.
             row.reader.check_file(file, trusted=True)
-        contents = row.reader.describe(file) if row else _describe_checkpoint(file)
-    size, digest = size_and_hash(file)
+        contents = row.reader.describe(file) if row else _describe_checkpoint(content)
+    size, digest = size_and_hash(content)
     formats = [
         each.name
         for each in FORMATS.values()
@@ -255,7 +236,7 @@ def describe_file(file: Path) -> FileDescription:
     ]
     return FileDescription(
         path=str(file), kind=row.name if row else "checkpoint",
-        format=(formats or [row.name if row else file.suffix[1:]])[0],
+        format=(formats or [row.name if row else content.suffix[1:]])[0],
         bytes=size, sha256=digest, contents=contents,
     )  # fmt: skip
 
