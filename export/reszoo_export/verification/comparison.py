@@ -15,6 +15,7 @@ from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
 from reszoo.metrics import (
+    Targets,
     calibration_bins,
     calibration_error,
     class_rows,
@@ -228,7 +229,7 @@ def _probability_statistics(
 
 
 def _reliability(
-    outputs: ModelOutput, targets: "Targets", temperature: float
+    outputs: ModelOutput, targets: Targets, temperature: float
 ) -> Reliability:
     raw = calibration_bins(targets, tempered(outputs, 1 / temperature))
     own = calibration_bins(targets, outputs)
@@ -241,13 +242,13 @@ def _reliability(
     )
 
 
-Targets = NDArray[np.int64]
 # Probabilities below are equal: runtimes flush such numbers to zero differently.
 _MIN_PROBABILITY = 1e-20
 # Lengths below are 0.
 _MIN_LENGTH = 1e-12
 # How far files may be beyond rounding, and limits beyond the usual ones.
 _SUMS, _ROUNDINGS, _MOST_WIDENED = 4.0, 2.0, 20.0
+_WIDENED = ("max_difference", "max_log_difference", "max_batch_difference", "margin")
 _TOP = 5
 _MAX_SHOWN = 5
 # A file that gives one class to more of the images than the first, where the model
@@ -273,14 +274,9 @@ def limits_of(row: Format, card: Card) -> Tolerance:
     is_float32 = row.precision == "float32"
     allowed = _SUMS * of_float32 if is_float32 else _ROUNDINGS * of_float16
     factor = min(max(1.0, allowed / limits.max_difference), _MOST_WIDENED)
-    relative = limits.max_log_difference
-    return replace(
-        limits,
-        max_difference=factor * limits.max_difference,
-        max_log_difference=None if relative is None else factor * relative,
-        max_batch_difference=factor * limits.max_batch_difference,
-        margin=factor * limits.margin,
-    )
+    usual = {name: getattr(limits, name) for name in _WIDENED}
+    widened = {name: value and factor * value for name, value in usual.items()}
+    return replace(limits, **widened)
 
 
 def probability_problems(
@@ -288,32 +284,27 @@ def probability_problems(
 ) -> list[str]:
     """Compare probabilities `(n, classes)` with the model's; return what is wrong."""
     expected, compared = reference.outputs, reference.compared
-    real, synthetic = np.split(np.arange(len(outputs)), [len(reference.targets)])
+    count = len(reference.targets)
+    real, synthetic = slice(count), slice(count, None)
+    distances = [
+        total_variation(outputs[images], expected[images])
+        for images in (real, synthetic)
+    ]
+    variation = "the total variation distance to the model's output is {:.2%}"
+    relative = "the total variation distance is {:.0%} of the model's own variation"
     problems = _beyond(
-        "a probability differs from the model's by {:.2g}",
-        float(np.abs(outputs - expected).max()),
-        limits.max_difference,
-    )
-    problems += _beyond(
-        "a log probability differs from the model's by {:.2g}",
-        log_difference(outputs, expected),
-        limits.max_log_difference,
-    )
-    for images, limit, where in (
-        (real, limits.max_variation, ""),
-        (synthetic, limits.max_variation_synthetic, " on the synthetic images"),
-    ):
-        if len(images):
-            distance = total_variation(outputs[images], expected[images])
-            problem = "the total variation distance to the model's output is {:.2%}"
-            problems += _beyond(problem + where, distance, limit)
-    problems += _beyond(
-        "the total variation distance is {:.0%} of the model's own variation between "
-        "images",
-        relative_variation(outputs[compared], expected[compared]),
-        limits.max_relative_variation,
-    )
-    if len(real):
+        ("a probability differs from the model's by {:.2g}",
+         np.abs(outputs - expected).max(), limits.max_difference),
+        ("a log probability differs from the model's by {:.2g}",
+         log_difference(outputs, expected), limits.max_log_difference),
+        (variation, distances[0], limits.max_variation),
+        (f"{variation} on the synthetic images",
+         distances[1], limits.max_variation_synthetic),
+        (f"{relative} between images",
+         relative_variation(outputs[compared], expected[compared]),
+         limits.max_relative_variation),
+    )  # fmt: skip
+    if count:
         targets = reference.targets
         problems += _real_problems(limits, outputs[real], expected[real], targets)
     return problems
@@ -324,28 +315,24 @@ def feature_problems(
 ) -> list[str]:
     """Compare features `(n, width)` with the model's; return what is wrong."""
     expected, compared = reference.outputs, reference.compared
-    return _beyond(
-        "a feature differs from the model's by {:.2g} of the largest one",
-        float(relative_differences(outputs, expected).max()),
-        limits.max_feature_difference,
-    ) + _beyond(
-        "the mean cosine of the features and the model's is {:.4f}",
-        float(cosines(outputs[compared], expected[compared]).mean()),
-        least=limits.min_cosine,
-    )
+    most = relative_differences(outputs, expected).max()
+    alike = cosines(outputs[compared], expected[compared]).mean()
+    differs = "a feature differs from the model's by {:.2g} of the largest one"
+    cosine = "the mean cosine of the features and the model's is {:.4f}"
+    problems = _beyond((differs, most, limits.max_feature_difference))
+    return problems + _beyond((cosine, alike, limits.min_cosine), least=True)
 
 
-def _beyond(
-    problem: str, value: float, most: float | None = None, least: float | None = None
-) -> list[str]:
-    """Return a problem, with its value and limit, if the value is beyond the limit."""
-    if (most is None or value <= most) and (least is None or value >= least):
-        return []
-    limit = f"{most or least or 0:{'.2%' if '%' in problem else 'g'}}"
-    rule = f"at most {limit} is allowed"
-    if least is not None:
-        rule = f"at least {limit} is required"
-    return [f"{problem.format(value)}; {rule}"]
+def _beyond(*checks: tuple[str, Any, float | None], least: bool = False) -> list[str]:
+    """Return the problems whose value is beyond its limit, with the two of them."""
+    problems = []
+    for problem, value, limit in checks:
+        if limit is None or (value >= limit if least else value <= limit):
+            continue
+        rule = "at least {} is required" if least else "at most {} is allowed"
+        shown = rule.format(f"{limit:{'.2%' if '%' in problem else 'g'}}")
+        problems.append(f"{problem.format(value)}; {shown}")
+    return problems
 
 
 def _real_problems(
@@ -357,10 +344,13 @@ def _real_problems(
     accuracy, of_model = (top1_accuracy(each, targets) for each in (outputs, expected))
     top1 = (outputs.argmax(-1) == expected.argmax(-1)).mean()
     confidence = f"the mean confidence changed by {change:+.2%}"
-    problems = _beyond(confidence, abs(change), limits.max_confidence_change)
     agrees = "the top-1 agreement with the model is {:.2%}, ties "
-    problems += _beyond(agrees + "included", agreement, least=limits.min_agreement)
-    problems += _beyond(agrees + "not included", top1, least=limits.min_top1)
+    problems = _beyond((confidence, abs(change), limits.max_confidence_change))
+    problems += _beyond(
+        (f"{agrees}included", agreement, limits.min_agreement),
+        (f"{agrees}not included", top1, limits.min_top1),
+        least=True,
+    )
     most, most_of_model = (
         float(np.bincount(each.argmax(-1)).max() / len(each))
         for each in (outputs, expected)
@@ -399,8 +389,9 @@ def log_difference(outputs: ModelOutput, expected: ModelOutput) -> float:
 
 
 def total_variation(outputs: ModelOutput, expected: ModelOutput) -> float:
-    """Return the total variation distance, in 0..1, mean over the images."""
-    return float(np.abs(outputs - expected).sum(axis=-1).mean() / 2)
+    """Return the total variation distance, in 0..1, mean over any images."""
+    distances = np.abs(outputs - expected).sum(axis=-1) / 2
+    return float(distances.mean()) if len(distances) else 0.0
 
 
 def relative_variation(outputs: ModelOutput, expected: ModelOutput) -> float:
