@@ -25,7 +25,8 @@ from reszoo.data.sources import (
 )
 from reszoo.errors import DataError, ReszooError, UnknownNameError
 from reszoo.metrics import Metrics, prepared_batches, score
-from reszoo.weights.published import PUBLISHED, PublishedWeights
+from reszoo.weights import published
+from reszoo.weights.published import PublishedWeights
 from reszoo_export.predictor import Predictor
 from reszoo_export.runtimes import ModelOutput
 
@@ -162,9 +163,9 @@ def check_weights(
         UnknownNameError: The pattern selects no published weights.
         DataError: The folder is not ImageNet's validation set.
     """
-    rows = [row for row in PUBLISHED.values() if _selected(row, pattern)]
+    rows = [row for row in published.PUBLISHED.values() if _selected(row, pattern)]
     if not rows:
-        names = dict.fromkeys(row.variant for row in PUBLISHED.values())
+        names = dict.fromkeys(row.variant for row in published.PUBLISHED.values())
         raise UnknownNameError("model with published weights", pattern, [*names])
     usable = [row for row in rows if row.commercial or allow_noncommercial]
     if len(usable) < len(rows):
@@ -192,10 +193,10 @@ def _checked(row: PublishedWeights, source: Source, batch_size: int) -> CheckedW
 
     from reszoo.zoo import build
 
-    published = row.results[0]
+    result = row.results[0]
     known = CheckedWeights(
         model=row.variant, weights=row.name,
-        published_top1=published.top1, published_top5=published.top5,
+        published_top1=result.top1, published_top5=result.top5,
     )  # fmt: skip
     # Hundreds of models in a row would fill the memory.
     keras.backend.clear_session()
