@@ -12,6 +12,7 @@ from test_report import HOSTILE, Page
 from reszoo.architecture import Architecture
 from reszoo.cards import Card, Metric
 from reszoo.preprocessing import Preprocessing
+from reszoo.report.page import Outside
 from reszoo.specs import SPECS
 from reszoo.training.recipe_table import find_recipe
 from reszoo_export.formats import FORMATS, ExportOptions
@@ -22,7 +23,7 @@ from reszoo_export.manifest import (
     Manifest,
     Verification,
 )
-from reszoo_export.report import Advice, Outside, advise, escape_markdown, write_report
+from reszoo_export.report import Advice, advise, escape_markdown, write_report
 from reszoo_export.verification.reference import Reference
 
 LABELS = ("ant", "bee", "cat", "dog", "emu", "fox")

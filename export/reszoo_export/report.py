@@ -16,11 +16,11 @@ from reszoo.files import write_text
 from reszoo.metrics import class_rows, confusion_matrix
 from reszoo.preprocessing import to_image
 from reszoo.report import page
-from reszoo.report.page import Table, code_span, number
+from reszoo.report.page import Outside, Picture, Table, code_span, number
 from reszoo.training.report import recipe_defaults, reliability_diagram
 from reszoo_export.benchmark import latency_cells
 from reszoo_export.formats import FORMATS
-from reszoo_export.manifest import Disagreement, FileRecord, Manifest
+from reszoo_export.manifest import FileRecord, Manifest
 from reszoo_export.metadata import licence
 from reszoo_export.verification.reference import Reference
 
@@ -35,12 +35,6 @@ _ROUNDING = 0.01
 _CLASSES = 30
 # Underscores inside words are no emphasis in GitHub's Markdown.
 _MARKUP = r"[\\`*<>\[\]|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
-
-
-class Outside(str):
-    """Text that others chose, such as a label or a path: a code span in Markdown."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +116,6 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
     return {
         "features": features,
         "title": f"Export of {card.architecture.name}",
-        "spec": Outside(card.architecture.name),
         "verified": len(verified),
         "files": files,
         # What MediaPipe's ImageClassifier opens.
@@ -132,7 +125,7 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
             for each in files
         ),
         "found": next((each for each in found if each.compared), found[0]),
-        "problems": list(map(Outside, manifest.problems)),
+        "problems": manifest.problems,
         "answers": _answer_table(files),
         "recalls": _class_table(files, card, reference),
         "reliability": _reliability(files),
@@ -141,14 +134,13 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
         "latency": next((each.latency for each in files if each.latency), None),
         "advice": advise(manifest),
         "card": card,
-        "data": Outside(card.confidence.data) if card.confidence else "",
         "tensors": _tensor_table(files),
         "differences": [_difference(each, card, reference) for each in files],
         "commands": [
             (purpose, page.shell_command(["reszoo", *arguments]))
             for purpose, arguments in _commands(verified, features=features)
         ],
-        "licences": [Outside(each) for each in [licence(card)] if each],
+        "known": licence(card),
         "origin": _origin_table(card),
     }
 
@@ -329,23 +321,15 @@ def _difference(record: FileRecord, card: Card, reference: Reference) -> dict[st
         "file": record.file,
         "largest": largest,
         "rounding": largest is None or (same and largest < _ROUNDING),
-        "images": [_compared_image(each, card, reference) for each in worst],
+        "images": [(each, *_shown(each.image, card, reference)) for each in worst],
     }
 
 
-def _compared_image(
-    each: Disagreement, card: Card, reference: Reference
-) -> dict[str, Any]:
-    real = each.image < len(reference.targets)
-    truth = card.label(int(reference.targets[each.image])) if real else None
-    return {
-        "index": each.image,
-        "truth": truth and Outside(truth),
-        "picture": page.thumbnail(to_image(reference.images[each.image])),
-        "model": (Outside(each.model_label), each.model_probability),
-        "file": (Outside(each.file_label), each.file_probability),
-        "difference": each.difference,
-    }
+def _shown(image: int, card: Card, reference: Reference) -> tuple[str | None, Picture]:
+    """Return the true label of an image, unless it is synthetic, and its picture."""
+    is_real = image < len(reference.targets)
+    truth = card.label(int(reference.targets[image])) if is_real else None
+    return truth, page.thumbnail(to_image(reference.images[image]))
 
 
 def _commands(

@@ -41,6 +41,12 @@ _SVG_STYLE: dict[str, Any] = {
 }
 
 
+class Outside(str):
+    """Text that others chose, such as a label or a path: a code span in Markdown."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a report."""
@@ -76,7 +82,7 @@ def environment(escape: Callable[[object], Markup]) -> Environment:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # fmt: skip
-    made.filters |= {"number": number, "code": code_span}
+    made.filters |= {"number": number, "code": code_span, "outside": Outside}
     return made
 
 
