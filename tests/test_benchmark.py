@@ -211,8 +211,8 @@ def test_only_the_library_of_the_file_is_loaded(file: Path, tmp_path: Path) -> N
 def test_a_process_that_dies_is_reported_with_the_file(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def dies(function: str, folder: Path, arguments: Any, **_: Any) -> Any:
-        return run_in_subprocess("test_isolation:crash", folder, {})
+    def dies(function: str, folder: Path, arguments: Any, **options: Any) -> Any:
+        return run_in_subprocess("test_isolation:crash", folder, {}, **options)
 
     monkeypatch.setattr(benchmark, "run_in_subprocess", dies)
     told = r"model\.onnx could not be timed: its runtime crashed \(SIGSEGV\)\n    one"

@@ -15,9 +15,9 @@ import numpy as np
 
 from reszoo import defaults
 from reszoo.console import Progress
-from reszoo.errors import ReszooError, UsageError
+from reszoo.errors import UsageError
 from reszoo.preprocessing import Pixels
-from reszoo_export.isolation import SubprocessError, open_limited, run_in_subprocess
+from reszoo_export.isolation import open_limited, run_in_subprocess
 from reszoo_export.manifest import Latency, size_and_hash
 from reszoo_export.runtimes import Runtime, find_runtime, open_runtime
 
@@ -174,15 +174,10 @@ def _interleaved(requests: Sequence[Request], rounds: int) -> list[list[Timing]]
 def _time_in_subprocess(request: Request) -> Timing:
     seconds, code = _SECONDS if request.isolated else None, f"{__name__}:time_stored"
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        try:
-            found = run_in_subprocess(
-                code, Path(place), asdict(request), seconds=seconds, hide_gpus=False
-            )
-        except SubprocessError as error:
-            first, *others = str(error).split("\n")
-            raise ReszooError(
-                f"{request.file} could not be timed: {first}", *others
-            ) from error
+        found = run_in_subprocess(
+            code, Path(place), asdict(request), seconds=seconds, hide_gpus=False,
+            problem=f"{request.file} could not be timed",
+        )  # fmt: skip
     return Timing(**found)
 
 

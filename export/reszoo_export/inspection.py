@@ -17,7 +17,7 @@ from reszoo.errors import CheckpointError
 from reszoo.weights import safetensors
 from reszoo.weights.location import checkpoint_in, read
 from reszoo_export.formats import FORMATS
-from reszoo_export.isolation import SubprocessError, limits_for, run_in_subprocess
+from reszoo_export.isolation import limits_for, run_in_subprocess
 from reszoo_export.manifest import size_and_hash, typed
 from reszoo_export.metadata import licence
 from reszoo_export.runtimes import find_runtime, reader_errors
@@ -198,16 +198,10 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
     file = Path(path)
     find_runtime(file)  # Refuses other paths, without a process.
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        try:
-            function, arguments = f"{__name__}:describe_stored", {"path": str(file)}
-            found = run_in_subprocess(
-                function, Path(place), arguments, limits=limits_for(file)
-            )
-        except SubprocessError as error:
-            first, *others = str(error).split("\n")
-            raise CheckpointError(
-                f"{file} could not be described: {first}", *others
-            ) from error
+        found = run_in_subprocess(
+            f"{__name__}:describe_stored", Path(place), {"path": str(file)},
+            limits=limits_for(file), problem=f"{file} could not be described",
+        )  # fmt: skip
     return typed(FileDescription, found)
 
 

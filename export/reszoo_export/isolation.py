@@ -45,8 +45,8 @@ _LENGTHS = struct.Struct("<QQ")
 _Message = tuple[dict[str, Any], bytes]
 
 
-class SubprocessError(ReszooError):
-    """A subprocess that crashed or took too long."""
+class SubprocessError(CheckpointError):
+    """A subprocess that crashed or took too long, mostly because of a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ def run_in_subprocess(
     seconds: float | None = None,
     limits: Limits | None = None,
     hide_gpus: bool = True,
+    problem: str = "",
 ) -> Any:
     """Call a function in a new process and return its result.
 
@@ -94,13 +95,14 @@ def run_in_subprocess(
         limits: Of time, memory and files; for a function that opens a file of others.
         hide_gpus: Whether it sees no GPU: results computed there are not exactly
             reproducible, and this process may have allocated all of the memory.
+        problem: What a SubprocessError begins with.
 
     Raises:
         ReszooError: As raised by the function.
         SubprocessError: It crashed or took too long; with its last lines of output.
     """
     seconds = limits.seconds if limits else seconds
-    process = _Subprocess(seconds, folder / _OUTPUT, hide_gpus=hide_gpus)
+    process = _Subprocess(seconds, folder / _OUTPUT, problem, hide_gpus=hide_gpus)
     header = {"folder": str(folder), "limits": limits and asdict(limits)}
     try:
         return process.call(function, arguments, **header)
@@ -146,10 +148,12 @@ class _Subprocess:
         self,
         seconds: float | None,
         output: Path = Path(os.devnull),
+        problem: str = "",
         *,
         hide_gpus: bool = True,
     ) -> None:
         self._seconds, self._output = seconds or threading.TIMEOUT_MAX, output
+        self._problem = problem and f"{problem}: "
         # A notebook may have changed sys.path.
         path = os.pathsep.join(filter(None, sys.path))
         hidden = {"CUDA_VISIBLE_DEVICES": "-1"} if hide_gpus else {}
@@ -188,19 +192,18 @@ class _Subprocess:
             header |= {"function": function, "arguments": dict(arguments or {})}
             _send(process.stdin, header, *array)
             reply, content = _receive(process.stdout)
-        except ValueError as error:
-            self.end()
-            raise SubprocessError(f"it left no result ({error})") from error
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, ValueError) as error:
             process.kill()
-            status = process.wait()
+            told, lines = _crashed(process.wait()), []
             if stopped.is_set():
-                late = f"it did not finish within {self._seconds:g} seconds"
-                raise SubprocessError(late) from error
-            text = self._output.read_text(encoding="utf-8", errors="replace")
-            lines = [line.strip() for line in text.splitlines() if line.strip()]
+                told = f"it did not finish within {self._seconds:g} seconds"
+            elif isinstance(error, ValueError):
+                told = f"it left no result ({error})"
+            else:
+                text = self._output.read_text(encoding="utf-8", errors="replace")
+                lines = [line.strip() for line in text.splitlines() if line.strip()]
             tail = [f"    {line}" for line in lines[-_LINES:]]
-            raise SubprocessError(_crashed(status), *tail) from error
+            raise SubprocessError(self._problem + told, *tail) from error
         finally:
             timer.cancel()
         if "error" in reply:
