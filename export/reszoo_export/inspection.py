@@ -208,7 +208,10 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
 def describe_stored(folder: Path, *, path: str) -> dict[str, Any]:
     """Describe a file in the subprocess of `inspect`; return plain JSON values."""
     found = describe_file(Path(path))
-    plain = asdict(replace(found, contents=replace(found.contents, card=None)))
+    # `asdict` changes a Counter.
+    operators = dict(found.contents.operators)
+    contents = replace(found.contents, card=None, operators=operators)
+    plain = asdict(replace(found, contents=contents))
     plain["contents"]["card"] = found.card and found.card.to_json()
     return plain
 
