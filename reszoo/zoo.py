@@ -14,14 +14,8 @@ from reszoo.console import say
 from reszoo.errors import UsageError, summarized
 from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec, one_of
-from reszoo.weights import safetensors
+from reszoo.weights import location, safetensors
 from reszoo.weights.loading import load_weights
-from reszoo.weights.location import (
-    Found,
-    keras_applications_contents,
-    locate,
-    read_located,
-)
 from reszoo.weights.names import COUNTER, LoadReport, Tensors, layers_of, to_tensors
 from reszoo.weights.order import Match, match_by_order
 from reszoo.weights.schemes import Contents
@@ -132,7 +126,7 @@ def build(
             f"zero_init_residual=True with weights={str(weights)!r}."
         )
     known, spec = (described.name, described.spec) if described else (None, None)
-    found = locate(weights, known, allow_noncommercial=allow_noncommercial)
+    found = location.locate(weights, known, allow_noncommercial=allow_noncommercial)
     contents = _read(found, spec, match)
     return _loaded(contents, found, spec, options, labels, seed=seed, name=name)
 
@@ -163,12 +157,14 @@ def load(
         CheckpointError: The file is missing, damaged, or of an unknown model.
     """
     spec = None if variant is None else find_spec(variant)
-    found = locate(path, None if spec is None else spec.name)
+    found = location.locate(path, None if spec is None else spec.name)
     return _loaded(_read(found, spec, match), found, spec, {})
 
 
-def _read(found: Found, spec: ResNetSpec | None, match: str | None) -> Contents:
-    contents = read_located(found)
+def _read(
+    found: location.Found, spec: ResNetSpec | None, match: str | None
+) -> Contents:
+    contents = location.read_located(found)
     if match is None:
         return contents
     one_of("match", match, Match)
@@ -223,10 +219,10 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
         CheckpointError: Another kind of model.
     """
     name, config = model.name, model.get_config()
-    contents = keras_applications_contents(layers_of(model), name, config)
+    contents = location.keras_applications_contents(layers_of(model), name, config)
     height, width, channels = model.input_shape[1:]
     shape = {"input_shape": (height, width, channels or 3)}
-    found = Found(path=Path(name), source=name)
+    found = location.Found(path=Path(name), source=name)
     return _loaded(contents, found, None, shape)
 
 

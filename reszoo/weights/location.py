@@ -11,12 +11,7 @@ import numpy as np
 from reszoo.cards import Layers, public_origin
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
 from reszoo.files import cache_folder, open_regular
-from reszoo.weights import download, keras_h5, safetensors, torch_file
-from reszoo.weights.configs import (
-    PREPROCESSOR_FILE,
-    describes_model,
-    is_of_transformers,
-)
+from reszoo.weights import configs, download, keras_h5, safetensors, torch_file
 from reszoo.weights.published import (
     PublishedWeights,
     find_published,
@@ -213,9 +208,9 @@ def _remote(address: Address, source: str, checksum: str | None = None) -> Found
         neither = " nor ".join(_FILES)
         raise CheckpointError(f"The repository {repo} has neither {neither}.")
     config = files.get(safetensors.CONFIG_FILE)
-    if config and is_of_transformers(config):
+    if config and configs.is_of_transformers(config):
         commit = config.parent.name
-        download.fetch_hub(repo, (*names, PREPROCESSOR_FILE), commit)
+        download.fetch_hub(repo, (*names, configs.PREPROCESSOR_FILE), commit)
     return Found(path=path, source=source, config=config)
 
 
@@ -231,7 +226,7 @@ def _local(path: Path, variant: str | None) -> Found:
         known = ("imagenet", *BUNDLED, *published)
         raise UnknownNameError("file or published weights", str(path), known)
     config = _config_beside(path)
-    config = config if config and describes_model(config) else None
+    config = config if config and configs.describes_model(config) else None
     return Found(path=path, source=str(path), config=config)
 
 
