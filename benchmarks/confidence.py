@@ -1,6 +1,7 @@
 """Calibration, "unknown" and class activation maps of the bundled CIFAR-10 models.
 
     python benchmarks/confidence.py DATA
+    python benchmarks/confidence.py DATA --picture    # only draws docs/confidence.png
 
 DATA has `train` and `test` folders of CIFAR-10 as JPEGs. A temperature is fitted on one
 half of the test images and measured on the other half, in the model and in int8 files;
@@ -30,12 +31,14 @@ from reszoo.metrics import (
     softmax,
     tempered,
 )
+from reszoo.report.page import BLUE, INK, VERMILLION, png
 from reszoo.zoo import set_card
 from reszoo_export.formats import FORMATS
 from reszoo_export.quantization.ranges import draw_calibration
 from reszoo_export.runtimes import in_batches, open_runtime
 from reszoo_export.serving import make_serving
 
+PICTURE = Path(__file__).parents[1] / "docs/confidence.png"
 MODELS = ("resnet20", "resnet32")
 GRIDS = 200
 
@@ -65,6 +68,41 @@ def unknown_images() -> dict[str, Any]:
 def error(probabilities: Any, targets: Any) -> float:
     """Return the expected calibration error."""
     return calibration_error(calibration_bins(targets, probabilities))
+
+
+def draw_reliability(data: str) -> bytes:
+    """Return a PNG: accuracy by predicted probability, before and after."""
+    examples = open_source(data).examples("test")
+    fitted, rest = np.split(np.random.default_rng(0).permutation(len(examples)), 2)
+    targets, panels = examples.targets, {}
+    for name in MODELS:
+        model = reszoo.build(name, weights="cifar10")
+        record, runtime = reszoo.card(model).preprocessing, open_runtime(model)
+        pixels = np.concatenate([*prepared_batches(examples, record, 100)])
+        logits = in_batches(lambda part, r=runtime: r.read(part, "logits"), pixels)
+        temperature = fit_temperature(logits[fitted], targets[fitted])
+        panels[name] = [
+            calibration_bins(targets[rest], softmax(logits[rest] / divisor))
+            for divisor in (1, temperature)
+        ]
+
+    def draw(figure: Any) -> None:
+        for axes, (name, pair) in zip(
+            figure.subplots(1, 2), panels.items(), strict=True
+        ):
+            axes.plot([0, 100], [0, 100], ":", color=INK)
+            for bins, word, colour in zip(
+                pair, ("before", "after"), (VERMILLION, BLUE), strict=True
+            ):
+                filled = [each for each in bins if each.images]
+                points = [(100 * b.confidence, 100 * b.accuracy) for b in filled]
+                label = f"{word}: ECE {calibration_error(bins):.2%}"
+                axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+            axes.set(title=name, xlabel="mean predicted probability (%)")
+            axes.set(ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 105))
+            axes.legend()
+
+    return png(draw, 9, 4)
 
 
 def main(data: str) -> None:
@@ -172,4 +210,7 @@ def located(model: Any, pixels: Any, own: Any, targets: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[2:] == ["--picture"]:
+        PICTURE.write_bytes(draw_reliability(sys.argv[1]))
+    else:
+        main(sys.argv[1])

@@ -15,11 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser, browser, hosted
+from conftest import randomise
 from PIL import Image, ImageCms
 from scripts import ROOT
+from tiny import RESNET8
 
 import reszoo
+from reszoo.cards import Confidence
 from reszoo.data.image_files import open_image
+from reszoo.zoo import set_card
 from reszoo_export import site as sites
 from reszoo_export.manifest import read_manifest
 from reszoo_export.site import write_site
@@ -44,7 +48,7 @@ for (let number = 0; number < COUNT; number++) {
   const photo = await (await fetch(`photos/${number}`)).blob();
   const { data, width, height } = await decode(photo);
   const pixels = prepare(data, width, height);
-  answers.push([[...pixels], await model.run(pixels)]);
+  answers.push([[...pixels], (await model.run(pixels)).probabilities]);
 }
 await model.close();
 return answers;
@@ -153,6 +157,83 @@ def _answers(page: Browser, file: int, backend: str, count: int) -> list[Any]:
     answers = page.run(script)
     pixels = np.array([pixels for pixels, _ in answers], np.uint8)
     return [pixels.reshape(-1, 32, 32, 3), np.array([each for _, each in answers])]
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with maps; half of the images it knows have a probability above 0.2."""
+    model = randomise(reszoo.build(RESNET8, classes=["a", "b", "c"], seed=0))
+    confidence = Confidence(
+        temperature=1.0, keep=0.5, min_logit=0.0, min_probability=0.2, error_before=0.1,
+        error_after=0.1, images=100, data="photos", data_sha256="0",
+    )  # fmt: skip
+    set_card(model, replace(reszoo.card(model), confidence=confidence))
+    folder = tmp_path_factory.mktemp("mapped") / "export"
+    reszoo.export(model, folder, formats="tflite,onnx", outputs="cam")
+    return folder
+
+
+_SHOWN = """
+const canvas = document.getElementById("input");
+const context = canvas.getContext("2d");
+const texts = [...document.querySelectorAll("#answer li")].map((li) => li.textContent);
+return [texts, [...context.getImageData(0, 0, canvas.width, canvas.height).data]];
+"""
+
+
+@needs_chromium
+def test_maps_and_unknown_images_are_shown(
+    mapped: Path, folder: Path, tmp_path: Path
+) -> None:
+    site = write_site(mapped, tmp_path / "site")
+    shutil.copytree(folder / "photos", site / "photos")
+    content = json.loads((site / "site.json").read_text())
+    assert content["unknownBelow"] == 0.2
+    photo, shown = folder / "photos/3", {}
+    with hosted(site) as url, browser(tmp_path / "profile") as opened:
+        for number, file in enumerate(["model.tflite", "model.onnx"]):
+            opened.open(f"{url}/index.html")
+            _wait(opened, _TEXT.replace("NAME", "message"), "Ready.")
+            choose = "const list = document.getElementById('model'); "
+            choose += f"list.selectedIndex = {number}; "
+            opened.run(f"{choose} list.dispatchEvent(new Event('change'));")
+            opened.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
+            _wait(opened, _TEXT.replace("NAME", "timing"), "model")
+            _wait(
+                opened, "return document.getElementById('model').selectedIndex", number
+            )
+            time.sleep(1)
+            labels, pixels = opened.run(_SHOWN)
+            opened.run("document.getElementById('heat').click();")
+            time.sleep(1)
+            _, plain = opened.run(_SHOWN)
+            expected = reszoo.Predictor(mapped / file).top(photo, unknown=True)
+            assert [text[0] for text in labels] == [label for label, _ in expected]
+            difference = np.subtract(pixels, plain, dtype=float).reshape(32, 32, 4)
+            shown[file] = np.abs(difference).sum(-1)
+            assert shown[file].max() > 50
+            # Strongest where Predictor's map is.
+            strength = np.maximum(reszoo.explain(mapped / file, photo).map, 0)
+            rows, columns = strength.shape
+            cells = shown[file].reshape(rows, 32 // rows, columns, 32 // columns)
+            coarse = cells.mean((1, 3)).ravel()
+            assert np.corrcoef(coarse, strength.ravel())[0, 1] > 0.7
+            assert opened.complaints() == []
+        content["unknownBelow"] = 1
+        (site / "site.json").write_text(json.dumps(content))
+        opened.open(f"{url}/index.html")
+        _wait(opened, _TEXT.replace("NAME", "message"), "Ready.")
+        opened.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
+        _wait(opened, _TEXT.replace("NAME", "answer"), "unknown")
+        labels, _ = opened.run(_SHOWN)
+        assert len(labels) == 1
+
+
+def test_the_page_stays_small() -> None:
+    files = (ROOT / "export/reszoo_export/web").iterdir()
+    code = [each for each in files if each.suffix in (".js", ".css", ".j2")]
+    assert len(code) == 4
+    assert sum(len(each.read_text().splitlines()) for each in code) <= 500
 
 
 @needs_chromium

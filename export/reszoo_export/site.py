@@ -27,7 +27,7 @@ from reszoo.files import (
     write_text,
 )
 from reszoo.report.page import environment, escape_html
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import CAM, FORMATS
 from reszoo_export.manifest import FileRecord, Manifest, read_manifest
 from reszoo_export.metadata import licence, summary
 from reszoo_export.snippets import classifying_output, preprocess_js
@@ -201,8 +201,10 @@ def _write(
             imports |= dict.fromkeys(names, url)
             assets[names[0] if names else Path(file).name] = asset
     write_text(site / "index.html", _page(manifest, imports, assets, vendor))
+    confidence = manifest.card.confidence
     content = {
         "labels": manifest.card.labels,
+        "unknownBelow": confidence and confidence.min_probability,
         "files": [_described(record) for record in records],
         "assets": assets,
         "contents": sorted({*folder_entries(site), SITE_FILE}),
@@ -214,6 +216,8 @@ def _described(record: FileRecord) -> dict[str, Any]:
     row = FORMATS[record.format]
     package = _PACKAGES[row.runtime.name][0]
     sha256 = b64encode(bytes.fromhex(record.sha256)).decode()
+    output = classifying_output(record)
+    maps = [each for each in record.outputs if each["name"] == CAM]
     return {
         "file": record.file,
         "name": f"{record.file} ({row.precision}, {record.bytes / 1e6:.1f} MB)",
@@ -221,7 +225,9 @@ def _described(record: FileRecord) -> dict[str, Any]:
         "library": f"{package.name} {package.version}",
         "integrity": f"sha256-{sha256}",
         "input": record.inputs[0],
-        "output": classifying_output(record),
+        "output": output,
+        "outputs": [each["name"] for each in (output, *maps)],
+        "maps": maps[0]["shape"][1:] if maps else None,
     }
 
 

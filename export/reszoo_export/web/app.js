@@ -24,6 +24,7 @@ async function open() {
   const gpu = record.runtime === "onnx" && (await navigator.gpu?.requestAdapter().catch(() => null));
   $("backends").hidden = !gpu;
   const backend = gpu ? $("backend").value : "wasm";
+  $("maps").hidden = !record.maps;
   const old = model;
   model = undefined;
   await old?.close();
@@ -46,9 +47,10 @@ async function classify({ data, width, height }) {
   const began = performance.now();
   const pixels = prepare(data, width, height);
   const prepared = performance.now();
-  const probabilities = await model.run(pixels);
+  const { probabilities, maps } = await model.run(pixels);
   const ended = performance.now();
   showInput(pixels);
+  if (maps && $("heat").checked) showMap(probabilities, maps);
   showAnswer(probabilities);
   frames = [...frames, ended].filter((time) => time > ended - 1000);
   const rate = stream && frames.length > 1
@@ -68,11 +70,26 @@ function showInput(pixels) {
   $("seen").hidden = false;
 }
 
+// Colour the input where the map of the most probable class is positive.
+function showMap(probabilities, maps) {
+  const [rows, columns, classes] = site.files[$("model").selectedIndex].maps;
+  const best = probabilities.indexOf(Math.max(...probabilities));
+  const map = maps.filter((_, at) => at % classes === best);
+  const largest = Math.max(...map, 1e-12);
+  const image = new ImageData(columns, rows);
+  map.forEach((value, at) => image.data.set([255, 70, 0, Math.max(0, (200 * value) / largest)], 4 * at));
+  const small = new OffscreenCanvas(columns, rows);
+  small.getContext("2d").putImageData(image, 0, 0);
+  $("input").getContext("2d").drawImage(small, 0, 0, WIDTH, HEIGHT);
+}
+
 function showAnswer(probabilities) {
   const best = probabilities
     .map((probability, index) => [probability, site.labels?.[index] ?? `class ${index}`])
     .sort((a, b) => b[0] - a[0])
     .slice(0, TOP);
+  if (best[0][0] < site.unknownBelow) best.splice(0, TOP, [best[0][0], "unknown"]);
+  while ($("answer").children.length > best.length) $("answer").lastChild.remove();
   const rows = best.map(([probability, label], index) => {
     const row = $("answer").children[index] ?? $("answer").appendChild(document.createElement("li"));
     if (!row.children.length) row.append(...["i", "span", "span"].map((tag) => document.createElement(tag)));
@@ -170,15 +187,11 @@ $("file").onchange = () => {
 $("model").onchange = $("backend").onchange = () => then(open);
 document.onpaste = (event) => classifyPhoto(event.clipboardData.files[0]);
 document.onkeydown = (event) => event.key === "Escape" && stopCamera();
-document.ondragover = (event) => {
+$("heat").onchange = () => then(() => shown && !stream && classify(shown));
+document.ondragover = document.ondragleave = document.ondrop = (event) => {
   event.preventDefault();
-  $("stage").classList.add("over");
-};
-document.ondragleave = () => $("stage").classList.remove("over");
-document.ondrop = (event) => {
-  event.preventDefault();
-  $("stage").classList.remove("over");
-  classifyPhoto(event.dataTransfer.files[0]);
+  $("stage").classList.toggle("over", event.type === "dragover");
+  if (event.type === "drop") classifyPhoto(event.dataTransfer.files[0]);
 };
 
 for (const record of site.files) $("model").append(new Option(record.name));

@@ -24,13 +24,13 @@ async function openOnnx(site, record, content, backend) {
   const ort = await import(`onnxruntime-web/${backend}`);
   ort.env.wasm.wasmBinary ??= await asset(site, WASM[backend]);
   const session = await ort.InferenceSession.create(content, { executionProviders: [backend] });
-  const { input, output } = record;
+  const { input, outputs } = record;
   return {
     close: () => session.release(),
     async run(data, shape) {
       const image = new ort.Tensor(input.dtype, data, shape);
-      const answer = await session.run({ [input.name]: image }, [output.name]);
-      return answer[output.name].data;
+      const answers = await session.run({ [input.name]: image }, outputs);
+      return outputs.map((name) => answers[name].data);
     },
   };
 }
@@ -57,15 +57,15 @@ async function openTflite(site, record, content) {
     async run(data, shape) {
       const image = new litert.Tensor(data, shape);
       const answers = await model.run({ [record.input.name]: image });
-      const answer = await answers[record.output.name].data();
+      const found = await Promise.all(record.outputs.map((name) => answers[name].data()));
       for (const tensor of [image, ...Object.values(answers)]) tensor.delete();
-      return answer;
+      return found;
     },
   };
 }
 
 // Open a file of the export. The answer's `run` takes what `prepare` returns and gives
-// the probabilities; `backend` is "webgpu" or "wasm".
+// probabilities, and class activation maps if there are any; `backend` is "webgpu" or "wasm".
 export async function openModel(site, record, backend) {
   const content = new Uint8Array(await fetched(record.file, record.integrity));
   const open = record.runtime === "onnx" ? openOnnx : openTflite;
@@ -81,11 +81,11 @@ export async function openModel(site, record, backend) {
       const pixel = planes ? place % (HEIGHT * WIDTH) : Math.floor(place / CHANNELS);
       data[at] = pixels[pixel * CHANNELS + channel];
     }
-    const values = await model.run(data, [batch, ...input.shape.slice(1)]);
-    const first = Array.from(values.slice(0, values.length / batch));
-    if (output.name === "logits") return softmax(first);
+    const found = await model.run(data, [batch, ...input.shape.slice(1)]);
+    const [values, maps] = found.map((each) => Array.from(each.slice(0, each.length / batch)));
     const { scale = 1, zero_point = 0 } = output;
-    return first.map((value) => (value - zero_point) * scale);
+    const numbers = values.map((value) => (value - zero_point) * scale);
+    return { probabilities: output.name === "logits" ? softmax(numbers) : numbers, maps };
   }
   await run(new Uint8Array(HEIGHT * WIDTH * CHANNELS)); // Compiles, and takes memory.
   return { run, close: model.close };
