@@ -110,6 +110,26 @@ def test_an_export_with_maps_is_verified_again(tmp_path: Path) -> None:
         reszoo.verify(made.folder)
 
 
+@pytest.mark.slow
+def test_exports_with_maps_repeat_byte_for_byte(tmp_path: Path) -> None:
+    formats, found = "saved_model,tflite-int8,onnx-int8", []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        reszoo.export(
+            tiny(), folder, formats=formats, outputs="cam", calibration="digits"
+        )
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        parts = [path for path in files if path.suffix in (".tflite", ".onnx")]
+        parts += [path for path in files if "saved_model" in path.parts]
+        found.append(
+            {str(each.relative_to(folder)): each.read_bytes() for each in parts}
+        )
+    one, other = found
+    assert len(one) >= 5
+    assert set(one) == set(other)
+    assert [name for name in one if one[name] != other[name]] == []
+
+
 def test_maps_need_a_file_that_gives_them(tmp_path: Path) -> None:
     model = tiny()
     FORMATS["onnx"].write(make_serving(model), tmp_path / "model.onnx", None)

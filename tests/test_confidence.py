@@ -66,6 +66,39 @@ def test_the_temperature_is_netcals() -> None:
     assert own == pytest.approx(1 / float(np.squeeze(theirs.temperature)), rel=0.01)
 
 
+def test_scores_and_figures_of_unknown_images_are_those_of_pytorch_ood() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    try:
+        from pytorch_ood.detector import EnergyBased, MaxLogit
+        from pytorch_ood.metrics import OODMetrics
+    except Exception as error:  # A torchvision of another torch is a RuntimeError.
+        pytest.skip(f"pytorch-ood cannot be imported ({type(error).__name__})")
+    area = pytest.importorskip("sklearn.metrics").roc_auc_score
+    draw = np.random.default_rng(0)
+    known = draw.normal(0, 2, (3000, 10)).astype(np.float32)
+    known[:, 0] += 4
+    others = draw.normal(0, 2, (2000, 10)).astype(np.float32)
+    for detector, score in (
+        (MaxLogit, lambda logits: logits.max(axis=1)),
+        (EnergyBased, lambda logits: np.logaddexp.reduce(logits, axis=1)),
+    ):
+        ours = [score(each) for each in (known, others)]
+        theirs = [
+            -detector.score(torch.tensor(each)).numpy() for each in (known, others)
+        ]
+        for own, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-5)
+        # Known images are what is to be detected: their positive class.
+        scores, labels = np.concatenate(ours), np.repeat([-1, 1], [3000, 2000])
+        figures = OODMetrics()
+        figures.update(torch.tensor(scores), torch.tensor(labels))
+        found = figures.compute()
+        assert found["AUROC"] == pytest.approx(area(labels < 0, scores), abs=1e-6)
+        passed = (ours[1] >= keeping_threshold(ours[0], 0.95)).mean()
+        assert found["FPR95TPR"] == pytest.approx(passed, abs=1e-3)
+        assert 0.1 < passed < 0.9
+
+
 def test_without_a_mistake_there_is_no_temperature_to_find() -> None:
     logits = np.eye(4, dtype=np.float32)[[0, 1, 2, 3]]
     assert fit_temperature(logits, np.arange(4)) == 1.0

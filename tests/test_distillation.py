@@ -96,6 +96,12 @@ def test_an_interrupted_run_with_a_teacher_resumes_exactly(
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
     assert [row.loss for row in whole.history] == [row.loss for row in again.history]
+    # Of the test images, as the teacher's file sees them.
+    theirs = reszoo.Predictor(teacher).predict(data["test"][0])
+    named = np.array(["c", "a", "b"])[theirs.argmax(1)]
+    share = (named == data["test"][1]).mean()
+    report = (tmp_path / "whole/report.html").read_text()
+    assert f"<td>{share:.2%}</td>" in report.partition("<h2>Distillation</h2>")[2]
     # Another teacher is another run.
     other = reszoo.build(RESNET8, classes=["a", "b", "c"], input_shape=(32, 32, 3))
     kept = teacher.read_bytes()

@@ -21,6 +21,7 @@ from sklearn.metrics import (
 
 import reszoo
 from reszoo import metrics
+from reszoo.metrics import predictions
 from reszoo.report.page import escape_html, shell_command, thumbnail
 from reszoo.training.history import Epoch
 from reszoo.training.report import Evaluation, RunReport, write_report
@@ -322,6 +323,28 @@ def test_many_classes_are_folded_and_their_confusions_listed(
     listed = shown.tables["The most frequent confusions"]
     assert len(listed) == 31
     assert listed[1] == [names[truth], names[called], str(count), share]
+
+
+def test_a_teacher_is_compared_with_its_student(page: Callable[..., Page]) -> None:
+    recipe = {
+        "teacher": "runs/<large>/best.safetensors", "distillation_temperature": 4.0,
+        "distillation_weight": 0.9,
+    }  # fmt: skip
+    found = evaluation()
+    student = predictions(found.probabilities)
+    theirs = np.where(np.arange(90) % 3 == 0, student, found.targets)
+    shown = page(evaluation=replace(found, teacher=theirs), recipe=recipe, defaults={})
+    assert "teacher, runs/<large>/best.safetensors, besides" in shown.text
+    assert "temperature 4, weight 0.9 of the loss" in shown.text
+    assert "that takes a run without it" in shown.text
+    table = shown.tables["Teacher and student on the validation images"]
+    wrong = theirs != found.targets
+    shares = [
+        1 - wrong.mean(), (student == found.targets).mean(),
+        (student == theirs).mean(), (student == theirs)[wrong].mean(),
+    ]  # fmt: skip
+    assert [row[1] for row in table[1:]] == [f"{share:.2%}" for share in shares]
+    assert "Distillation" not in page().text
 
 
 def test_without_validation_the_page_says_so(page: Callable[..., Page]) -> None:

@@ -173,6 +173,7 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_CHOSEN = "return document.getElementById('model').selectedIndex"
 _SHOWN = """
 const canvas = document.getElementById("input");
 const context = canvas.getContext("2d");
@@ -199,9 +200,7 @@ def test_maps_and_unknown_images_are_shown(
             opened.run(f"{choose} list.dispatchEvent(new Event('change'));")
             opened.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
             _wait(opened, _TEXT.replace("NAME", "timing"), "model")
-            _wait(
-                opened, "return document.getElementById('model').selectedIndex", number
-            )
+            _wait(opened, _CHOSEN, str(number))
             time.sleep(1)
             labels, pixels = opened.run(_SHOWN)
             opened.run("document.getElementById('heat').click();")

@@ -50,6 +50,7 @@ class Evaluation:
     head_top1: float | None = None
     heatmap: Callable[[int], Image.Image] | None = None  # of an index's prediction
     confidence: Confidence | None = None  # of the best weights
+    teacher: Targets | None = None  # its predictions, if the model had one
     # Images that the temperature was not measured on: all of another split.
     unused: Targets | slice = field(default_factory=lambda: slice(None))
 
@@ -186,6 +187,7 @@ def _evaluation(run: "Run") -> Evaluation | None:
 
     return Evaluation(
         split=split, targets=examples.targets, probabilities=probabilities,
+        teacher=run.config.teacher and run.config.teacher.predictions(examples),
         heatmap=heatmap, picture=examples.open, file_name=examples.name,
         head_top1=run.head_top1, confidence=confidence,
         unused=calibration_halves(examples.targets)[1] if half else unused,
@@ -226,6 +228,7 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
             }
             for index in metrics.worst_mistakes(*answers, _PICTURES)
         ],
+        "teacher": None if found.teacher is None else _taught(found, predicted),
         "measured": len(targets),
         "right": float((predicted[found.unused] == targets).mean()),
         "confidence": float(own.max(axis=1).mean()),
@@ -234,6 +237,14 @@ def _evaluated(found: Evaluation, labels: Sequence[str]) -> dict[str, Any]:
         "calibrated_error": calibrated and metrics.calibration_error(calibrated),
         "reliability": reliability_diagram(bins, calibrated),
     }  # fmt: skip
+
+
+def _taught(found: Evaluation, student: Targets) -> dict[str, float]:
+    """Return shares of images: how often a teacher is right, and the student agrees."""
+    wrong, agreed = found.teacher != found.targets, student == found.teacher
+    shared = (agreed & wrong).sum() / max(1, np.sum(wrong))
+    rates = {"accuracy": 1 - np.mean(wrong), "agreement": agreed.mean()}
+    return {name: float(rate) for name, rate in {**rates, "shared": shared}.items()}
 
 
 def write_curves(path: Path, title: str, history: "Sequence[Epoch]") -> None:
