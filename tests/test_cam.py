@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import descend
+from conftest import descend, photos
 from PIL import Image
-from test_confidence import CONFIDENCE, arrays, own_logits, tiny
+from test_confidence import CONFIDENCE, own_logits, tiny
 
 import reszoo
 from reszoo.report.heatmap import overlay
@@ -112,7 +112,7 @@ def test_an_export_with_maps_is_verified_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_exports_with_maps_repeat_byte_for_byte(tmp_path: Path) -> None:
-    data = arrays(each=6)
+    data = photos(tmp_path / "photos", ("a", "b", "c"))
     formats, found = "saved_model,tflite-int8,onnx-int8", []
     for name in ("first", "second"):
         folder = tmp_path / name

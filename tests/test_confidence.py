@@ -78,10 +78,11 @@ def test_scores_and_figures_of_unknown_images_are_those_of_pytorch_ood() -> None
     known = draw.normal(0, 2, (3000, 10)).astype(np.float32)
     known[:, 0] += 4
     others = draw.normal(0, 2, (2000, 10)).astype(np.float32)
-    for detector, score in (
+    pairs: Any = (
         (MaxLogit, lambda logits: logits.max(axis=1)),
         (EnergyBased, lambda logits: np.logaddexp.reduce(logits, axis=1)),
-    ):
+    )
+    for detector, score in pairs:
         ours = [score(each) for each in (known, others)]
         theirs = [
             -detector.score(torch.tensor(each)).numpy() for each in (known, others)
@@ -90,7 +91,7 @@ def test_scores_and_figures_of_unknown_images_are_those_of_pytorch_ood() -> None
             np.testing.assert_allclose(own, other, rtol=1e-5)
         # Known images are what is to be detected: their positive class.
         scores, labels = np.concatenate(ours), np.repeat([-1, 1], [3000, 2000])
-        figures = OODMetrics()
+        figures: Any = OODMetrics()
         figures.update(torch.tensor(scores), torch.tensor(labels))
         found = figures.compute()
         assert found["AUROC"] == pytest.approx(area(labels < 0, scores), abs=1e-6)

@@ -97,8 +97,8 @@ def test_an_interrupted_run_with_a_teacher_resumes_exactly(
         np.testing.assert_array_equal(value, theirs[name], err_msg=name)
     assert [row.loss for row in whole.history] == [row.loss for row in again.history]
     # Of the test images, as the teacher's file sees them.
-    theirs = reszoo.Predictor(teacher).predict(data["test"][0])
-    named = np.array(["c", "a", "b"])[theirs.argmax(1)]
+    answers = reszoo.Predictor(teacher).predict(data["test"][0])
+    named = np.array(["c", "a", "b"])[answers.argmax(1)]
     share = (named == data["test"][1]).mean()
     report = (tmp_path / "whole/report.html").read_text()
     assert f"<td>{share:.2%}</td>" in report.partition("<h2>Distillation</h2>")[2]

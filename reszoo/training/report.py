@@ -176,7 +176,7 @@ def _evaluation(run: "Run") -> Evaluation | None:
     run.evaluator.load_tensors(run.history.best_tensors)
     confidence, unused = run.history.best_card.confidence, slice(None)
     half = confidence and split == "validation"
-    record = run.config.card.preprocessing
+    record, teacher = run.config.card.preprocessing, run.config.teacher
     probabilities = run.evaluator.outputs(examples)
     explain = metrics.explaining_function(run.evaluator.model, run.config.card)
 
@@ -187,7 +187,7 @@ def _evaluation(run: "Run") -> Evaluation | None:
 
     return Evaluation(
         split=split, targets=examples.targets, probabilities=probabilities,
-        teacher=run.config.teacher and run.config.teacher.predictions(examples),
+        teacher=None if teacher is None else teacher.predictions(examples),
         heatmap=heatmap, picture=examples.open, file_name=examples.name,
         head_top1=run.head_top1, confidence=confidence,
         unused=calibration_halves(examples.targets)[1] if half else unused,
