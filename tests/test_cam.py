@@ -112,7 +112,7 @@ def test_an_export_with_maps_is_verified_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_exports_with_maps_repeat_byte_for_byte(tmp_path: Path) -> None:
-    data = photos(tmp_path / "photos", ("a", "b", "c"))
+    data = photos(tmp_path / "photos", ("a", "b", "c"), 50)
     formats, found = "saved_model,tflite-int8,onnx-int8", []
     for name in ("first", "second"):
         folder = tmp_path / name

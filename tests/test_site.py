@@ -226,6 +226,7 @@ def test_maps_and_unknown_images_are_shown(
         _wait(opened, _TEXT.replace("NAME", "answer"), "unknown")
         labels, _ = opened.run(_SHOWN)
         assert len(labels) == 1
+        assert labels[0].startswith("unknownat most ")
 
 
 def test_the_page_stays_small() -> None:

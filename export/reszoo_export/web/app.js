@@ -77,7 +77,7 @@ function showMap(probabilities, maps) {
   const map = maps.filter((_, at) => at % classes === best);
   const largest = Math.max(...map, 1e-12);
   const image = new ImageData(columns, rows);
-  map.forEach((value, at) => image.data.set([255, 70, 0, Math.max(0, (200 * value) / largest)], 4 * at));
+  map.forEach((value, at) => image.data.set([255, 0, 220, Math.max(0, (200 * value) / largest)], 4 * at));
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(image, 0, 0);
   $("input").getContext("2d").drawImage(small, 0, 0, WIDTH, HEIGHT);
@@ -88,7 +88,7 @@ function showAnswer(probabilities) {
     .map((probability, index) => [probability, site.labels?.[index] ?? `class ${index}`])
     .sort((a, b) => b[0] - a[0])
     .slice(0, TOP);
-  if (best[0][0] < site.unknownBelow) best.splice(0, TOP, [best[0][0], "unknown"]);
+  const unknown = best[0][0] < site.unknownBelow && best.splice(0, TOP, [best[0][0], "unknown"]);
   while ($("answer").children.length > best.length) $("answer").lastChild.remove();
   const rows = best.map(([probability, label], index) => {
     const row = $("answer").children[index] ?? $("answer").appendChild(document.createElement("li"));
@@ -96,7 +96,7 @@ function showAnswer(probabilities) {
     const [bar, name, share] = row.children;
     bar.style.width = `${100 * probability}%`;
     name.textContent = label; // Never as HTML: labels may be anybody's.
-    share.textContent = `${(100 * probability).toFixed(1)} %`;
+    share.textContent = `${unknown ? "at most " : ""}${(100 * probability).toFixed(1)} %`;
     return `${label}, ${share.textContent}`;
   });
   // A screen reader hears every photo, and of a camera each new answer that stays.
