@@ -13,6 +13,7 @@ from conftest import randomise
 
 import reszoo
 from reszoo.cards import Metric
+from reszoo.training.compile import RecipeLoss
 from reszoo.training.model import training_copy
 from reszoo.training.phases import phases
 from reszoo.training.recipe_table import find_recipe
@@ -240,3 +241,28 @@ def test_one_hot_targets_are_refused_in_words() -> None:
     targets = np.eye(3, dtype=np.float32)[np.arange(len(IMAGES)) % 3]
     with pytest.raises(reszoo.UsageError, match=r"0 to 2, one an.*3\); use argmax"):
         model.fit(IMAGES.astype(np.float32), targets, batch_size=4, verbose=0)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_computes_and_is_not_what_weights_are_of(kind: str) -> None:
+    try:
+        keras.config.set_dtype_policy(kind)
+        with pytest.raises(reszoo.UsageError, match=f"float32 w.*: {kind}; build"):
+            reszoo.compile(small(), steps_per_epoch=3, epochs=2)
+        keras.config.set_dtype_policy(f"mixed_{kind}")
+        model = small()
+        reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2)
+        assert np.isfinite(fit(model).history["loss"][0])
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_targets_of_many_classes_are_exact_in_half_precision() -> None:
+    before = keras.config.floatx()
+    keras.config.set_floatx("float16")
+    try:
+        loss = RecipeLoss("softmax", 0.0)
+    finally:
+        keras.config.set_floatx(before)
+    logits = 50 * np.eye(3000, dtype=np.float32)[[2049]]
+    assert float(loss(np.array([2049]), logits)) == pytest.approx(0, abs=1e-4)

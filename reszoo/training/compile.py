@@ -144,7 +144,8 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
     """
 
     def __init__(self, loss: str, label_smoothing: float, **options: Any) -> None:
-        super().__init__(**{"name": f"{loss}_loss", **options})
+        # Keras casts targets to it; in half precision 2049 would be 2048.
+        super().__init__(**{"name": f"{loss}_loss", "dtype": "float32", **options})
         self._loss, self._label_smoothing = loss, label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -256,6 +257,11 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
             f"compile does not support {', '.join(unsupported)}; reszoo.train does."
             f"{batches * ('batch_size' in unsupported)} Leave them out, or call "
             "reszoo.train(model, data, ...)."
+        )
+    if others := {each.dtype for each in model.weights} - {"float32"}:
+        raise UsageError(
+            f"compile trains float32 weights. Received: {', '.join(sorted(others))}; "
+            'build the model under the policy "mixed_float16" or "mixed_bfloat16".'
         )
     built = own_card(model).card.resnet
     if not built.include_top or built.classifier_activation is not None:
