@@ -540,44 +540,35 @@ def _not_an_image(image: object, name: str) -> UsageError:
 
 def _wrong_array(array: NDArray[Any]) -> UsageError:
     numeric = bool(array.size) and array.dtype.kind in "iuf"
-    span = f" in {array.min():g}..{array.max():g}" if numeric else ""
-    remedy = _shape_remedy(array) or _range_remedy(array, numeric)
+    low, high = (array.min(), array.max()) if numeric else (0, 0)
+    span = f" in {low:g}..{high:g}" if numeric else ""
     return UsageError(
         "An image array must be uint8 RGB in 0..255 of shape (height, width, 3). "
-        f"Received: {array.dtype} {array.shape}{span}; {remedy}."
+        f"Received: {array.dtype} {array.shape}{span}; "
+        f"{_remedy(array, low, high, numeric)}."
     )
 
 
-def _shape_remedy(array: NDArray[Any]) -> str:
-    shape = array.shape
-    if 0 in shape:
-        return "it has no pixels"
-    if array.ndim == 2 or (array.ndim == 3 and shape[-1] == 1):
-        return (
-            "convert grey images to RGB: "
-            "PIL.Image.fromarray(array.squeeze()).convert('RGB')"
-        )
-    if array.ndim == 3 and shape[0] == 3 and shape[-1] != 3:
-        return "channels must be last: array.transpose(1, 2, 0)"
-    if array.ndim == 3 and shape[-1] == 4:
-        return "drop the transparency: array[..., :3]"
-    return "" if array.ndim == 3 and shape[-1] == 3 else "it is not an image"
-
-
-def _range_remedy(array: NDArray[Any], numeric: bool) -> str:
-    if not numeric or not np.isfinite(array).all():
-        return "the model normalises integers itself"
-    low, high = array.min(), array.max()
-    if low < 0:
-        return (
-            "it seems to be normalised; the model normalises images itself, so pass it "
-            "as it was before"
-        )
-    if high <= 1:
-        return (
-            "it seems to be scaled to 0..1; the model scales images itself, so pass "
-            "(255 * array).round().astype(np.uint8)"
-        )
-    if high <= 255:
-        return "the model normalises integers: pass array.round().astype(np.uint8)"
-    return "values above 255 have no known range: scale it to 0..255 first"
+def _remedy(array: NDArray[Any], low: Any, high: Any, numeric: bool) -> str:
+    """Return what helps, the first that does."""
+    sides, channels = array.shape[:2], array.shape[2:]
+    grey, colours = channels in [(), (1,)], channels == (3,)
+    remedies = {
+        "it has no pixels": 0 in array.shape,
+        "convert grey images to RGB: "
+        "PIL.Image.fromarray(array.squeeze()).convert('RGB')": grey and len(sides) == 2,
+        "channels must be last: array.transpose(1, 2, 0)": sides[:1] == (3,)
+        and len(channels) == 1 and not colours,
+        "drop the transparency: array[..., :3]": channels == (4,),
+        "it is not an image": not colours,
+        "the model normalises integers itself": not numeric
+        or not np.isfinite((low, high)).all(),
+        "it seems to be normalised; the model normalises images itself, so pass it as "
+        "it was before": low < 0,
+        "it seems to be scaled to 0..1; the model scales images itself, so pass "
+        "(255 * array).round().astype(np.uint8)": high <= 1,
+        "the model normalises integers: pass array.round().astype(np.uint8)":
+            high <= 255,
+        "values above 255 have no known range: scale it to 0..255 first": True,
+    }  # fmt: skip
+    return next(remedy for remedy, helps in remedies.items() if helps)
