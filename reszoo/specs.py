@@ -3,13 +3,13 @@
 import fnmatch
 import re
 import tomllib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
+from reszoo.fields import check_fields
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7", "3x3", "deep"]
@@ -24,11 +24,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # all of ImageNet 21,843 classes.
 _MOST_BLOCKS = 1000
 MOST_CLASSES = 1_000_000
-_NUMBERS = ("expansion", "groups", "width_per_group", "classes", "image_size")
-_CHOICES = {
-    "block": Block, "stem": Stem, "shortcut": Shortcut, "downsampling": Downsampling,
-    "activation_order": ActivationOrder, "stride_block": StrideBlock,
-}  # fmt: skip
 
 
 def one_of(argument: str, value: str, literal: Any) -> str:
@@ -107,51 +102,27 @@ class ResNetSpec:
     """
 
     name: str
-    depths: tuple[int, ...]
-    widths: tuple[int, ...]
+    depths: Annotated[tuple[int, ...], "[1, inf)"]
+    widths: Annotated[tuple[int, ...], "[1, inf)"]
     block: Block = "basic"
-    expansion: int | None = None
-    groups: int = 1
-    width_per_group: int = 64
+    expansion: Annotated[int | None, "[1, inf)"] = None
+    groups: Annotated[int, "[1, inf)"] = 1
+    width_per_group: Annotated[int, "[1, inf)"] = 64
     stem: Stem = "7x7"
-    stem_widths: tuple[int, ...] | None = None
+    stem_widths: Annotated[tuple[int, ...] | None, "[1, inf)"] = None
     shortcut: Shortcut = "projection"
     downsampling: Downsampling = "conv"
     activation_order: ActivationOrder = "post"
     stride_block: StrideBlock = "first"
     bias: bool = False
-    epsilon: float = 1e-5
-    classes: int = 1000
-    image_size: int = 224
+    epsilon: Annotated[float, "(0, 1]"] = 1e-5
+    classes: Annotated[int, "[1, inf)"] = 1000
+    image_size: Annotated[int, "[1, inf)"] = 224
     source: str = "custom"
 
     def __post_init__(self) -> None:
-        texts = isinstance(self.name, str) and isinstance(self.source, str)
-        if not texts or not _NAME.fullmatch(self.name):
-            raise UsageError(
-                "The name of a spec must consist of letters, digits, '.', '_' and '-'. "
-                f"Received: name={self.name!r}."
-            )
-        fields = ("depths", "widths", *["stem_widths"] * (self.stem_widths is not None))
-        for field in fields:
-            value = getattr(self, field)
-            if not isinstance(value, Sequence) or not all(map(is_count, value or [0])):
-                raise UsageError(
-                    f"{field} must be a tuple of whole numbers of at least 1. "
-                    f"Received: {field}={value!r}."
-                )
-            object.__setattr__(self, field, tuple(map(int, value)))
-        for field in _NUMBERS:
-            value = getattr(self, field)
-            if not is_count(value) and (field, value) != ("expansion", None):
-                raise UsageError(
-                    f"{field} must be a whole number of at least 1. "
-                    f"Received: {field}={value!r}."
-                )
-        for field, literal in _CHOICES.items():
-            one_of(field, getattr(self, field), literal)
+        check_fields(self)
         check_rules(self, _RULES)
-        object.__setattr__(self, "epsilon", float(self.epsilon))
 
     @property
     def stem_stride(self) -> int:
@@ -170,25 +141,24 @@ class ResNetSpec:
 
 
 _RULES: Rules = {
-    "epsilon must be a number above 0 and at most 1. Received: {epsilon}.": lambda s: (
-        is_number(s.epsilon) and 0 < s.epsilon <= 1
-    ),
-    'bias must be true or false, and needs activation_order="pre": otherwise a '
-    "normalization follows every convolution and undoes it. "
+    "The name of a spec must consist of letters, digits, '.', '_' and '-'. "
+    "Received: {name}.": lambda s: _NAME.fullmatch(s.name),
+    'bias needs activation_order="pre": otherwise a normalization follows every '
+    "convolution and undoes it. "
     "Received: {bias} with {activation_order}.": lambda s: (
-        s.bias is False or (s.bias is True and s.activation_order == "pre")
+        not s.bias or s.activation_order == "pre"
     ),
     "depths and widths must have one number per stage, and at most "
     f"{_MOST_BLOCKS} blocks in all. Received: {{depths}}, {{widths}}.": lambda s: (
-        len(s.depths) == len(s.widths) and sum(s.depths) <= _MOST_BLOCKS
+        0 < len(s.depths) == len(s.widths) and sum(s.depths) <= _MOST_BLOCKS
     ),
     "stem_widths must have 1 number(s) for {stem}. "
     "Received: {stem_widths}.": lambda s: (
-        s.stem == "deep" or not s.stem_widths or len(s.stem_widths) == 1
+        s.stem == "deep" or s.stem_widths is None or len(s.stem_widths) == 1
     ),
     "stem_widths must have 3 number(s) for {stem}. "
     "Received: {stem_widths}.": lambda s: (
-        s.stem != "deep" or not s.stem_widths or len(s.stem_widths) == 3
+        s.stem != "deep" or s.stem_widths is None or len(s.stem_widths) == 3
     ),
     'groups and width_per_group need block="bottleneck". '
     "Received: {groups}, {width_per_group} with {block}.": lambda s: (

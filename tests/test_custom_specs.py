@@ -162,7 +162,7 @@ def test_tensors_without_a_card_need_the_spec(tmp_path: Path) -> None:
         ),
         ({"depths": [10**9] * 3}, "at most 1000 blocks"),
         ({"colour": "red"}, "card cannot be read.*colour"),
-        ({"depths": "many"}, "depths must be a tuple"),
+        ({"depths": "many"}, "depths must be whole numbers"),
     ],
 )
 def test_a_spec_in_a_file_of_a_stranger_is_checked(

@@ -18,7 +18,7 @@ HEAVY = ("tensorflow", "keras", "numpy", "PIL", "onnx", "onnxruntime", "matplotl
 # everywhere; only the command line may use such a name of a row below its own.
 LAYERS = (
     ("reszoo.errors", "reszoo.defaults"),
-    ("reszoo.environment",),
+    ("reszoo.environment", "reszoo.fields"),
     ("reszoo.files", "reszoo.console"),
     ("reszoo.report", "reszoo.diagnosis"),
     ("reszoo.specs", "reszoo.archives"),

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args
 
 from reszoo import defaults
 from reszoo.errors import ExportError, UnknownNameError, UsageError
-from reszoo.training.recipes import coerce, options_of
+from reszoo.fields import check_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -269,14 +269,14 @@ CAM = "cam"
 class ExportOptions:
     """Input and output of the exported function; `reszoo.export` explains each."""
 
-    batch: int | Literal["dynamic"] | None = None
-    input_size: int | tuple[int, int] | None = None
+    batch: Annotated[int | Literal["dynamic"] | None, "[1, inf)"] = None
+    input_size: Annotated[int | tuple[int, int] | None, "[1, inf)"] = None
     layout: Literal["nhwc", "nchw"] = "nhwc"
     input_dtype: Literal["uint8", "float32"] | None = None
-    opset: int | None = None
+    opset: Annotated[int | None, "[1, inf)"] = None
     integer_io: IntegerIO | None = None
     outputs: Outputs | None = None
-    version: int = defaults.SAVED_MODEL_VERSION
+    version: Annotated[int, "[1, inf)"] = defaults.SAVED_MODEL_VERSION
 
     def names(self, runtime: RuntimeSpec) -> tuple[str, ...]:
         """Return the names of the outputs of a runtime's files."""
@@ -285,13 +285,7 @@ class ExportOptions:
         return (self.outputs,) if self.outputs else runtime.outputs
 
     def __post_init__(self) -> None:
-        for name in [*vars(self)]:
-            options = options_of(name, ExportOptions)
-            value = coerce(name, getattr(self, name), options)
-            object.__setattr__(self, name, value)
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, int) and number < 1:
-                    raise UsageError(f"{name} must be at least 1. Received: {number}.")
+        check_fields(self)
 
 
 def check_options(rows: Sequence[Format], options: ExportOptions) -> None:

@@ -13,7 +13,8 @@ from typing import Any, get_origin
 
 from reszoo import defaults
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe, coerce, options_of
+from reszoo.fields import coerce, options_of
+from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe
 
 _ADAM = ("adam", "adamw")
 FIELDS = tuple(name for name in DEFAULTS if name != "name")
@@ -85,7 +86,7 @@ def parse_field(text: str) -> tuple[str, Any]:
         raise UsageError(f"A field is set as NAME=VALUE. Received: {text!r}.")
     if name not in FIELDS:
         raise UnknownNameError("recipe field", name, FIELDS)
-    options = options_of(name)
+    options = options_of(Recipe, name)
     return name, coerce(name, _parsed(value.strip(), options), options)
 
 
@@ -115,8 +116,8 @@ def _table() -> dict[str, Recipe]:
     for name, own in tomllib.loads(text).items():
         inherited = rows[own.pop("like")].to_json() if "like" in own else {}
         fields = {
-            field: _parsed(value, options_of(field)) if value == "none" else value
-            for field, value in own.items()
+            k: _parsed(v, options_of(Recipe, k)) if v == "none" else v
+            for k, v in own.items()
         }
         rows[name] = Recipe(**{**inherited, **fields, "name": name})
     return rows

@@ -1,95 +1,16 @@
 """Recipes: every option of a training run except the model and the data."""
 
-import math
 import re
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from functools import cache
 from itertools import pairwise
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-from unicodedata import normalize
+from typing import Annotated, Any, Literal
 
 from reszoo.data.augment import strength_of
-from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
+from reszoo.errors import Rules, UsageError, check_rules
+from reszoo.fields import check_fields
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
-
-_TYPE_NAMES = {
-    bool: "True or False", int: "a whole number", float: "a number", str: "a string",
-}  # fmt: skip
-
-
-def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
-    """Return a value as plain Python of a field's type; `field` is for the errors.
-
-    NumPy's numbers become Python's, whole numbers become floats where the field is a
-    float, and lists and arrays become tuples. Options are types in the order of
-    preference, and `NoneType` where the field may be None: bool, int, float (finite),
-    str, a tuple of numbers, a dict from text to positive floats, or a `Literal` of
-    names (an UnknownNameError for others).
-    """
-    if value is None and NoneType in options:
-        return None
-    kinds = [kind for kind in options if kind is not NoneType]
-    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
-        if value not in get_args(kinds[0]):
-            raise UnknownNameError(field, value, get_args(kinds[0]))
-        return value
-    for kind in kinds:
-        with suppress(TypeError, OverflowError):
-            return _plain(value, kind)
-    optional = " (or None)" if NoneType in options else ""
-    raise UsageError(
-        f"{field} must be {' or '.join(map(_type_name, kinds))}{optional}. "
-        f"Received: {field}={value!r}."
-    )
-
-
-def _plain(value: Any, kind: Any) -> Any:
-    if get_origin(kind) is dict and isinstance(value, Mapping):
-        # Labels are in NFC everywhere.
-        given = {normalize("NFC", str(key)): each for key, each in value.items()}
-        numbers = {key: _plain(each, float) for key, each in given.items()}
-        if not all(number > 0 for number in numbers.values()):
-            raise TypeError
-        return numbers
-    if get_origin(kind) is Literal and value in get_args(kind):
-        return value
-    # A scalar or array of NumPy, whose import would be half the time of `--help`.
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if get_origin(kind) in (dict, Literal):
-        raise TypeError
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        fits = Ellipsis in kinds or len(value) == len(kinds)
-        if not isinstance(value, (list, tuple)) or not fits:
-            raise TypeError
-        return tuple(_plain(part, kinds[0]) for part in value)
-    # True is an int in Python, but not a number of epochs.
-    if kind is float and type(value) is int:
-        value = float(value)
-    if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
-        raise TypeError
-    if kind is float and not math.isfinite(value):
-        raise TypeError
-    return value
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is dict:
-        return 'positive numbers by label such as {"cat": 2.5}'
-    if get_origin(kind) is Literal:
-        return f'"{get_args(kind)[0]}"'
-    if get_origin(kind) is not tuple:
-        return _TYPE_NAMES[kind]
-    parts = get_args(kind)
-    kind = "whole numbers" if parts[0] is int else "numbers"
-    return kind if Ellipsis in parts else f"{len(parts)} {kind}"
-
 
 NEEDS = {
     "pad": ("crop", "pad"), "scale": ("crop", "resized"), "ratio": ("crop", "resized"),
@@ -319,19 +240,9 @@ class Recipe:
     seed: Annotated[int, "[0, inf)"] = 0
 
     def __post_init__(self) -> None:
-        for name in _types(Recipe):
-            value = coerce(name, getattr(self, name), options_of(name))
-            object.__setattr__(self, name, value)
+        check_fields(self)
         if self.policy is not None:
             strength_of(self.policy)
-        for field, interval in _intervals().items():
-            value = getattr(self, field)
-            numbers = value if isinstance(value, tuple) else (value,)
-            known = [x for x in numbers if isinstance(x, int | float)]
-            if not all(_is_in(x, interval) for x in known):
-                raise UsageError(
-                    f"{field} must be in {interval}. Received: {field}={value}."
-                )
         check_rules(self, _RULES)
         for field, (other, *values) in NEEDS.items():
             received, chosen = getattr(self, field), getattr(self, other)
@@ -366,29 +277,6 @@ class Recipe:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
-
-
-def _is_in(value: float, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    return above and (value <= high if interval[-1] == "]" else value < high)
-
-
-def options_of(field: str, owner: type | None = None) -> tuple[Any, ...]:
-    """Return the types that a field of a recipe or another dataclass may have."""
-    kind = _types(owner or Recipe)[field]
-    return get_args(kind) if get_origin(kind) in (UnionType, Union) else (kind,)
-
-
-@cache
-def _types(owner: type) -> dict[str, Any]:
-    return get_type_hints(owner)
-
-
-@cache
-def _intervals() -> dict[str, str]:
-    hints = get_type_hints(Recipe, include_extras=True).items()
-    return {n: k.__metadata__[0] for n, k in hints if get_origin(k) is Annotated}
 
 
 DEFAULTS = {field.name: field.default for field in fields(Recipe)}
