@@ -208,12 +208,12 @@ class Table:
         if not (name := fields[place].strip() if place < len(fields) else ""):
             return ""
         path = name if name.startswith(os.sep) else self._folder + name
-        if "\\" in name and not os.path.lexists(path):
-            # Lists made on Windows.
-            path = self._folder + name.replace("\\", "/")
-        if not name.isascii() and "\0" not in name and not os.path.lexists(path):
-            # A Mac's file may be named in another form of Unicode than in the list.
-            forms = (normalize(form, path) for form in ("NFC", "NFD"))
+        odd = "\\" in name or not name.isascii()
+        if odd and "\0" not in name and not os.path.lexists(path):
+            # The list may be made on Windows, and a Mac's file be named in another form
+            # of Unicode than in the list.
+            ways = (path, path.replace("\\", "/"))
+            forms = (normalize(f, way) for way in ways for f in ("NFC", "NFD"))
             path = next(filter(os.path.lexists, forms), path)
         return path
 
