@@ -53,6 +53,9 @@ docs: $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 	@echo "site/index.html: $$(find site -name '*.html' | wc -l) pages"
 
+# Else each of the processes that tests start would compile the sources anew.
+test test-slow test-all: export PYTHONDONTWRITEBYTECODE =
+
 test: lint
 	$(PYTEST) -m "not slow"
 

@@ -164,6 +164,7 @@ def test_classes_are_a_number_or_names() -> None:
     assert reszoo.build("resnet20", classes=count).output_shape == (None, 4)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(checkpoint: Path) -> None:
     before = checkpoint.read_bytes()
     script = (

@@ -132,9 +132,8 @@ def test_one_step_moves_every_tensor_as_in_keras(
             assert np.abs(moved[key]).max() <= 1e-12, key
 
 
-@pytest.mark.parametrize(
-    "include_top", [True, pytest.param(False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("include_top", [True, False])
 def test_files_of_keras_applications_are_read(
     include_top: bool, tmp_path: Path
 ) -> None:

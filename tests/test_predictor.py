@@ -419,9 +419,8 @@ def test_files_for_devices_keep_to_the_threads_given(
     assert given == [1, 3]
 
 
-@pytest.mark.parametrize(
-    "file", ["checkpoint", pytest.param("saved_model", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["checkpoint", "saved_model"])
 def test_tensorflow_keeps_to_the_threads_given(
     run: Any, exported: Any, file: str
 ) -> None:

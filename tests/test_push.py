@@ -111,6 +111,7 @@ def test_timm_opens_what_was_pushed(site: Site, tmp_path: Path) -> None:
             np.testing.assert_array_equal(found[name], tensor, name)
 
 
+@pytest.mark.slow
 def test_a_dry_run_sends_nothing_and_shows_the_model_card(
     site: Site, tmp_path: Path
 ) -> None:

@@ -252,7 +252,7 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ("resize", "size", "channels"),
     [
         pytest.param("crop", (24, 40), 3, marks=pytest.mark.slow),
-        ("squash", 32, 1),
+        pytest.param("squash", 32, 1, marks=pytest.mark.slow),
         ("pad", (33, 20), 1),
         pytest.param("crop", (40, 24), 1, marks=pytest.mark.slow),
         pytest.param("squash", (40, 24), 3, marks=pytest.mark.slow),
