@@ -7,6 +7,7 @@ timm's config, the reader of Keras models) goes by `convolutions`.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
@@ -177,6 +178,7 @@ class Convolution:
         return tuple(filter(None, (self.norm_before, self.norm)))
 
 
+@lru_cache(maxsize=1024)  # several times the table, which bare tensors are held against
 def convolutions(architecture: Architecture) -> tuple[Convolution, ...]:
     """List the convolutions of an architecture, from the image to the classifier.
 
@@ -185,9 +187,8 @@ def convolutions(architecture: Architecture) -> tuple[Convolution, ...]:
     (`replace_stride_with_dilation`) and timm (`output_stride`).
     """
     spec = architecture.spec
-    found = list(_stem(architecture))
+    found, reached, dilation = list(_stem(architecture)), spec.stem_stride, 1
     channels = found[-1].filters
-    reached, dilation = spec.stem_stride, 1
     stages = zip(spec.depths, spec.widths, strict=True)
     for stage, (depth, width) in enumerate(stages, start=1):
         first = spec.stride_block == "first"
@@ -233,8 +234,7 @@ def tensor_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for norm, width in widths.items():
         if norm is not None:
             shapes |= {f"{norm}.{kind}": (width,) for kind in NORM_TENSORS}
-    if architecture.classes is not None:
-        classes = architecture.classes
+    if (classes := architecture.classes) is not None:
         shapes |= {"fc.weight": (classes, features), "fc.bias": (classes,)}
     return shapes
 
