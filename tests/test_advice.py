@@ -188,3 +188,10 @@ def test_a_study_gets_the_split_it_asks_for(tmp_path: Path) -> None:
     for split in found.groups():
         photos(tmp_path / "q" / split, each=4)
     assert {*found.groups()} < {*open_source(tmp_path / "q").splits}
+
+
+def test_data_that_is_only_measured_may_lack_classes_as_told() -> None:
+    model, labels = build(classes=3), np.array([0, 2] * 6)
+    text = told(r"a test split: (\{.+?\})", reszoo.evaluate, model, (PIXELS, labels))
+    splits = eval(text, {"images": PIXELS, "labels": labels})
+    assert reszoo.evaluate(model, splits).images == 12

@@ -135,4 +135,6 @@ def check_counts(
         raise DataError(
             f"Every class needs at least {('one image', 'two images')[least - 1]}. Too "
             f"few in {where}: {', '.join(few)}."
+            + ' What is only measured is a test split: {"test": (images, labels)}, or '
+            "a folder test/." * (least > 1)
         )
