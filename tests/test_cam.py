@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import descend, photos
+from conftest import descend
 from PIL import Image
 from test_confidence import CONFIDENCE, own_logits, tiny
 
@@ -111,12 +111,13 @@ def test_an_export_with_maps_is_verified_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_exports_with_maps_repeat_byte_for_byte(tmp_path: Path) -> None:
-    data = photos(tmp_path / "photos", ("a", "b", "c"), 50)
+def test_exports_with_maps_repeat_byte_for_byte(run: Any, tmp_path: Path) -> None:
     formats, found = "saved_model,tflite-int8,onnx-int8", []
     for name in ("first", "second"):
         folder = tmp_path / name
-        reszoo.export(tiny(), folder, formats=formats, outputs="cam", calibration=data)
+        reszoo.export(
+            run.best, folder, formats=formats, outputs="cam", calibration="digits"
+        )
         files = [path for path in folder.rglob("*") if path.is_file()]
         parts = [path for path in files if path.suffix in (".tflite", ".onnx")]
         parts += [path for path in files if "saved_model" in path.parts]
