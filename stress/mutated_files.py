@@ -154,7 +154,7 @@ def readers() -> dict[str, Callable[[Path], object]]:
     from reszoo.data.image_files import prepare_image
     from reszoo.data.listing import list_images
     from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-    from reszoo.weights import configs, loading, reading
+    from reszoo.weights import configs, loading, location
     from reszoo_export.inspection import describe_file
     from reszoo_export.manifest import read_manifest
     from reszoo_export.saved_model.screening import check_folder
@@ -167,7 +167,7 @@ def readers() -> dict[str, Callable[[Path], object]]:
     genuine = Card.from_json(json.loads((SAMPLES / "card.json").read_text()))
 
     def weights(path: Path) -> None:
-        contents = reading.read(path)
+        contents = location.read(path)
         if contents.card is None:
             loading.infer_architecture(contents.tensors, str(path))
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import keras
 import numpy as np
-import onnx
 import pytest
 import tensorflow as tf
 from conftest import FORMATS as EXPORTED
 from PIL import Image
 
 import reszoo
+from reszoo import files
 from reszoo.data.sources import open_source
 from reszoo.metrics import softmax
 from reszoo.weights.names import to_tensors
 from reszoo.zoo import set_card
 from reszoo_export.formats import FORMATS, ExportOptions, find_formats
+from reszoo_export.onnx import reader as onnx_reader
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving
 
@@ -380,13 +381,13 @@ def test_predicting_reads_an_onnx_file_once(
     exported: Any, digit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Any] = []
-    load = onnx.load
+    read = files.read_regular
 
-    def counted(path: Path, **options: Any) -> Any:
+    def counted(path: Path, most: int) -> bytes:
         reads.append(path)
-        return load(path, **options)
+        return read(path, most)
 
-    monkeypatch.setattr(onnx, "load", counted)
+    monkeypatch.setattr(onnx_reader, "read_regular", counted)
     runtime = open_runtime(exported.folder / "model.onnx")
     assert not reads
     assert runtime.operators["Conv"] == 7
