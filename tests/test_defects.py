@@ -305,18 +305,18 @@ def test_activations_that_float16_cannot_hold_are_seen(tmp_path: Path) -> None:
     assert "exceed 65504, the largest number in float16" in found
 
 
-def write(serving: Serving, path: Path, prepare: Any = None) -> None:
-    tflite_writer.write_model(tflite_writer.convert(serving, prepare), serving, path)
+def write(serving: Serving, path: Path, *kinds: Any, **options: Any) -> None:
+    content = tflite_writer.convert(serving, *kinds, **options)
+    tflite_writer.write_model(content, serving, path)
 
 
 def without_calibration(serving: Serving, path: Path) -> None:
-    def prepare(converter: Any) -> None:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: iter(())
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        converter.inference_input_type = tf.uint8
-
-    write(serving, path, prepare)
+    write(
+        serving, path, (tf.lite.OpsSet.TFLITE_BUILTINS_INT8,),
+        optimizations=[tf.lite.Optimize.DEFAULT],
+        representative_dataset=lambda: iter(()),
+        inference_input_type=tf.uint8,
+    )  # fmt: skip
 
 
 def red_for_blue(serving: Serving, path: Path) -> None:
@@ -324,8 +324,7 @@ def red_for_blue(serving: Serving, path: Path) -> None:
     record = serving.card.preprocessing
     turned = replace(record, mean=record.mean[::-1], std=record.std[::-1])
     other = replace(serving.card, preprocessing=turned)
-    content = tflite_writer.convert(replace(serving, card=other))
-    tflite_writer.write_model(content, serving, path)
+    write(replace(serving, card=other), path)
 
 
 def labels_turned(serving: Serving, path: Path) -> None:

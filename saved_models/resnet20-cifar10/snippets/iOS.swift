@@ -143,7 +143,8 @@ func predictMediaPipe(_ image: CGImage) throws -> [(String, Float)] {
     provider: CGDataProvider(data: Data(bytes) as CFData)!,
     decode: nil, shouldInterpolate: false, intent: .defaultIntent)!
   let result = try classifier.classify(image: MPImage(uiImage: UIImage(cgImage: prepared)))
-  return result.classificationResult.classifications[0].categories.map {
+  let found = result.classificationResult.classifications[0].categories.map {
     ($0.categoryName ?? String($0.index), $0.score)
   }
+  return found
 }
