@@ -149,13 +149,7 @@ def train(
         devices.check_batch_size(chosen.batch_size, chosen.accumulate)
         if not isinstance(model, keras.Model):
             find_spec(model)
-        share = chosen.validation_share
-        source = open_source(data, bad_images=bad_images, validation_share=share)
-        if share is not None and source.name == "digits":
-            raise UsageError(
-                '"digits" has splits of its own. Received: validation_share='
-                f"{share}; leave it out."
-            )
+        source = _open_data(data, bad_images, chosen.validation_share)
         _check_outside_data(folder, data)
         if "batch_size" not in fields and not isinstance(recipe, Recipe):
             unit = devices.count * chosen.accumulate
@@ -189,6 +183,16 @@ def train(
         result = _result(run, command(chosen, weights, folder, match=match))
         devices.barrier()
         return result
+
+
+def _open_data(data: Any, bad_images: str, share: float | None) -> Source:
+    source = open_source(data, bad_images=bad_images, validation_share=share)
+    if share is not None and source.name == "digits":
+        raise UsageError(
+            '"digits" has splits of its own. Received: validation_share='
+            f"{share}; leave it out."
+        )
+    return source
 
 
 _OF_FIT = {
