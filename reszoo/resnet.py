@@ -26,6 +26,7 @@ from reszoo.layers import (
     StochasticDepth,
     classifier,
     layer_seed,
+    subsample_first,
 )
 
 Tensor = Any
@@ -215,12 +216,15 @@ class _Builder:
         layer: Any = keras.layers.Conv2D
         if each.groups > 1:
             layer = partial(Conv2D, groups=each.groups, differentiable=not self.folded)
-        x = layer(
+        layer = layer(
             each.filters, each.kernel_size, each.stride, padding=padding,
             use_bias=self.folded or (self.spec.bias and each.norm is None),
             dilation_rate=each.dilation, kernel_initializer=kernel, name=each.name,
             **_NHWC,
-        )(x)  # fmt: skip
+        )  # fmt: skip
+        if each.kernel_size == 1 < each.stride and each.in_channels < 16:
+            subsample_first(layer)
+        x = layer(x)
         if each.norm is None or self.folded:
             return x
         return self.norm(x, each.norm, starts_at_zero=starts_at_zero)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import reszoo
 from reszoo.layers import BatchNormalization, Conv2D, IdentityShortcut
 
 
@@ -52,6 +53,27 @@ def test_a_grouped_convolution_equals_one_of_each_group(
         one, other = (np.asarray(tf.cast(each, tf.float32)) for each in (one, other))
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+def test_strided_convolutions_of_few_channels_subsample_first() -> None:
+    """Otherwise TensorFlow 2.21 ends the process: `corrupted size vs. prev_size`."""
+    spec = reszoo.ResNetSpec(name="narrow", depths=(1, 1), widths=(8, 16), stem="3x3")
+    model = reszoo.build(spec, classes=2, input_shape=(32, 32, 3))
+    layer = model.get_layer("layer2.0.downsample.0")
+    assert type(layer) is keras.layers.Conv2D
+    draw = np.random.default_rng(0)
+    for shape, equal in (((4, 31, 32, 8), True), ((5, 32, 32, 8), False)):
+        x = tf.constant(draw.normal(size=shape).astype(np.float32))
+        found = []
+        for convolve in (layer, type(layer).convolution_op)[: 1 + equal]:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                kernel = layer.kernel.value
+                answer = layer(x) if convolve is layer else convolve(layer, x, kernel)
+                loss = tf.reduce_sum(answer**2)
+            found.append([answer, *tape.gradient(loss, [x, kernel])])
+        for one, other in zip(found[0], found[-1], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.slow

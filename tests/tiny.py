@@ -5,7 +5,7 @@ from reszoo.specs import SPECS, ResNetSpec
 # Every kind of layer.
 RESNET8 = SPECS["resnet8"]
 # Two blocks, the second with a projection: two thirds of ResNet-8 to trace. For tests
-# of what happens around a step. Of 8 channels, oneDNN corrupts memory (TF 2.21).
+# of what happens around a step.
 TWO_BLOCKS = ResNetSpec(
     name="two-blocks",
     depths=(1, 1),
