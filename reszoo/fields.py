@@ -96,13 +96,21 @@ def check_fields(holder: Any) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         known = [x for x in numbers if isinstance(x, int | float)]
         if interval and not all(_is_in(x, interval) for x in known):
-            raise UsageError(f"{name} must be in {interval}. Received: {name}={value}.")
+            wanted = _in_words(interval)
+            raise UsageError(f"{name} must be {wanted}. Received: {name}={value}.")
 
 
 def _is_in(value: float, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     return above and (value <= high if interval[-1] == "]" else value < high)
+
+
+def _in_words(interval: str) -> str:
+    low, high = interval[1:-1].split(", ")
+    if high != "inf":
+        return f"in {interval}"
+    return f"at least {low}" if interval[0] == "[" else f"more than {low}"
 
 
 @cache

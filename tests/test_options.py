@@ -11,14 +11,14 @@ from reszoo_export.formats import ExportOptions, check_options, find_formats
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, r"batch must be in \[1, inf\). Received: batch=0"),
+        ({"batch": 0}, r"batch must be at least 1. Received: batch=0"),
         ({"batch": "open"}, r"batch must be a whole number or \"dynamic\".*'open'"),
         ({"batch": 1.5}, r"batch must be a whole number or \"dynamic\".*1\.5"),
         ({"batch": True}, r"batch must be a whole number or \"dynamic\".*True"),
-        ({"input_size": -3}, r"input_size must be in \[1, inf\). .*: input_size=-3"),
+        ({"input_size": -3}, r"input_size must be at least 1. .*: input_size=-3"),
         ({"input_size": "3"}, r"input_size must be a whole number.*'3'"),
         ({"input_size": (3, 4, 3)}, r"a whole number or 2 whole numbers.*\(3, 4, 3\)"),
-        ({"version": 0}, r"version must be in \[1, inf\). Received: version=0"),
+        ({"version": 0}, r"version must be at least 1. Received: version=0"),
         ({"version": None}, r"version must be a whole number.*None"),
         (
             {"layout": "NCHW"},

@@ -119,7 +119,7 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
     [
         ({"epoch": 3}, "Unknown recipe field 'epoch'. Did you mean 'epochs'"),
         ({"name": "mine"}, "Unknown recipe field 'name'"),
-        ({"epochs": 0}, r"epochs must be in \[1, inf\). Received: epochs=0"),
+        ({"epochs": 0}, r"epochs must be at least 1. Received: epochs=0"),
         (
             {"epochs": 10.0},
             r"epochs must be a whole number \(or None\).*: epochs=10\.0",
@@ -143,8 +143,8 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"milestones": 0.5}, r"milestones must be numbers. .*: milestones=0\.5"),
         ({"epochs": 2, "steps": 5}, "epochs or steps, not both"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
-        ({"learning_rate": -1}, r"learning_rate must be in \(0, inf\)"),
-        ({"seed": -1}, r"seed must be in \[0, inf\)"),
+        ({"learning_rate": -1}, r"learning_rate must be more than 0"),
+        ({"seed": -1}, r"seed must be at least 0"),
         (
             {"optimizer": "adagrad"},
             "Unknown optimizer 'adagrad'. Known: sgd, caffe-sgd, adam, adamw, lamb",
@@ -156,7 +156,7 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"freeze": "stage:2"}, 'freeze must be "backbone", "stages:N"'),
         ({"scale": (0.5, 0.2)}, r"scale must be two numbers in \(0, 1\], the smaller"),
         ({"erase": 1.5}, r"erase must be in \[0, 1\]"),
-        ({"mixup": -0.1}, r"mixup must be in \[0, inf\)"),
+        ({"mixup": -0.1}, r"mixup must be at least 0"),
         ({"accumulate": 3}, "accumulate must divide batch_size"),
         ({"milestones": (0.5,)}, 'milestones has an effect with schedule="steps" only'),
         ({"schedule": "steps"}, 'schedule="steps" needs milestones'),
@@ -179,10 +179,10 @@ def test_devices_share_a_batch_when_batch_norm_is_decided() -> None:
         ({"schedule": "cosin"}, "Unknown schedule 'cosin'. Did you mean 'cosine'"),
         ({"schedule_per": "batch"}, "Unknown schedule_per 'batch'"),
         ({"decay_on": "kernel"}, "Unknown decay_on 'kernel'. Did you mean 'kernels'"),
-        ({"warmup_epochs": -1}, r"must be in \[0, inf\).*: warmup_epochs=-1"),
+        ({"warmup_epochs": -1}, r"must be at least 0.*: warmup_epochs=-1"),
         ({"floor": 1.5}, r"floor must be in \[0, 1\]"),
         ({"layer_decay": 0}, r"layer_decay must be in \(0, 1\]. .*: layer_decay=0"),
-        ({"patience": 0}, r"patience must be in \[1, inf\)"),
+        ({"patience": 0}, r"patience must be at least 1"),
     ],
 )
 def test_impossible_recipes_are_refused(changes: dict[str, Any], text: str) -> None:

@@ -110,10 +110,10 @@ SPEC: dict[str, Any] = {"name": "mine", "depths": (1, 2), "widths": (8, 16)}
         ({"depths": ()}, r"one number per stage.*Received: depths=\(\)"),
         (
             {"widths": (8, 0)},
-            r"widths must be in \[1, inf\). .*: widths=\(8, 0\)",
+            r"widths must be at least 1. .*: widths=\(8, 0\)",
         ),
         ({"widths": "ab"}, "widths must be whole numbers. Received: widths='ab'"),
-        ({"classes": 0}, r"classes must be in \[1, inf\). Received: classes=0"),
+        ({"classes": 0}, r"classes must be at least 1. Received: classes=0"),
         ({"groups": True}, "groups must be a whole number"),
         ({"groups": None}, "groups must be a whole number"),
         ({"stem_widths": (8, 8)}, r"must have 1 number\(s\) for stem='7x7'"),
