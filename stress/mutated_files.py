@@ -119,9 +119,15 @@ READERS: dict[str, Reader] = {
         "exported",
         header=(0, 64),
     ),
-    "onnx": Reader(("model.onnx",), mutations.protobuf, "a.onnx", "exported"),
+    "onnx": Reader(
+        ("model.onnx",), mutations.protobuf, "a.onnx", "exported", (), (0, 1)
+    ),
     "saved_model": Reader(
-        ("saved_model.pb",), mutations.protobuf, "saved_model.pb", "saved_model"
+        ("saved_model.pb",),
+        mutations.protobuf,
+        "saved_model.pb",
+        "saved_model",
+        header=(0, 1),
     ),
     "csv": Reader(
         ("list.csv",), mutations.table, "list.csv", "listing", header=(0, 11)
@@ -246,17 +252,23 @@ def make_samples(folder: Path) -> None:
         "manifest.json", "saved_model/1/saved_model.pb",
     ):  # fmt: skip
         shutil.copy(BUNDLED / name, folder)
+    np.savez(
+        folder / "reference.npz",
+        images=np.zeros((8, 32, 32, 3), np.uint8),
+        answers=np.full((8, 5), 0.2, np.float32),
+        labels=np.zeros(6, np.int64),
+        synthetic=2,
+    )
     rows = [
-        f"image{number % 4}.png,{'cat' if number % 3 else 'dog'}"
-        for number in range(24)
+        f"image{number}.png,{'cat' if number % 3 else 'dog'}" for number in range(12)
     ]
     (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
     pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
     picture = Image.fromarray(np.kron(pixels, np.ones((4, 4, 1), np.uint8)))
     exif = Image.Exif()
     exif[274] = 6
-    for number in range(4):
-        picture.rotate(90 * number).save(folder / f"image{number}.png")
+    for number in range(12):
+        picture.rotate(30 * number).save(folder / f"image{number}.png")
     picture.save(folder / "image.png", exif=exif)
     picture.save(folder / "image.jpg", exif=exif)
     picture.save(folder / "progressive.jpg", progressive=True)
@@ -287,7 +299,7 @@ def work(name: str, seed: int, first: int, last: int) -> None:
         for target, source in reader.beside:
             shutil.copy(SAMPLES / source, target)
         if reader.read == "listing":
-            for number in range(4):
+            for number in range(12):
                 shutil.copy(SAMPLES / f"image{number}.png", place)
         shutil.copy(SAMPLES / reader.samples[0], path)
         function(path)

@@ -13,6 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -392,8 +393,10 @@ def png(data: bytes, draw: Draw) -> bytes:
             names = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf", b"zTXt", b"acTL")
             chunks[index] = names[draw.integers(len(names))], content
         elif kind == 3 and name == b"IDAT":
-            pixels = edited(zlib.decompress(content), draw)
-            chunks[index] = name, zlib.compress(pixels, 1)
+            # Not if an earlier edit was of this chunk.
+            with suppress(zlib.error):
+                pixels = edited(zlib.decompress(content), draw)
+                chunks[index] = name, zlib.compress(pixels, 1)
         else:
             chunks[index] = name, edited(content, draw)
         name, content = chunks[min(index, len(chunks) - 1)]
