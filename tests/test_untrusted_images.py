@@ -299,3 +299,19 @@ def test_the_scan_names_what_exceeds_the_limits(tmp_path: Path) -> None:
     (found,) = report.unreadable
     assert found.path.endswith("huge.png")
     assert "12000 x 12000 pixels take 549 MiB, more than 512" in found.reason
+
+
+@pytest.mark.parametrize("profile", [b"", b"name\0"])
+def test_a_damaged_colour_profile_behind_the_pixels_is_one_sentence(
+    profile: bytes, tmp_path: Path
+) -> None:
+    """Pillow reads that chunk after the pixels, and raises an IndexError."""
+    content, path = BytesIO(), tmp_path / "image.png"
+    Image.new("RGB", (40, 40)).save(content, "PNG")
+    chunk = b"iCCP" + profile
+    check = zlib.crc32(chunk).to_bytes(4, "big")
+    end = content.getvalue()[-12:]
+    damaged = len(profile).to_bytes(4, "big") + chunk + check
+    path.write_bytes(content.getvalue()[:-12] + damaged + end)
+    with pytest.raises(reszoo.DataError, match="is not a readable image"):
+        prepare_image(path, USUAL)

@@ -53,8 +53,12 @@ _STARTS = (
 # and refuses WebP with alpha or several frames.
 _ALIKE = ("JPEG", "MPO", "PNG")
 _JPEGS = ("JPEG", "MPO")  # an MPO is several JPEGs
-# What Pillow's decoders raise on damaged files; AVIF's and DDS' a RuntimeError.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError)
+# What Pillow's decoders raise on damaged files; AVIF's and DDS' a RuntimeError, that of
+# PNG's colour profiles an IndexError.
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError,
+    LookupError, ArithmeticError, TypeError, AttributeError,
+)  # fmt: skip
 # Filters of warnings belong to the whole process, images are opened in threads.
 _FILTERS = threading.Lock()
 # A large image takes up to half a gigabyte, so one is decoded at a time.
