@@ -1,9 +1,12 @@
-"""What the fields of dataclasses that users fill in may hold."""
+"""What the fields of dataclasses may hold, and the tables that they are read from."""
 
 import math
+import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cache
+from importlib.resources import files
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from unicodedata import normalize
@@ -13,6 +16,27 @@ from reszoo.errors import UnknownNameError, UsageError
 _TYPE_NAMES = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string",
 }  # fmt: skip
+
+
+def read_tables(package: str, name: str) -> dict[str, Any]:
+    """Read a TOML file of a package."""
+    return tomllib.loads(files(package).joinpath(name).read_text("utf-8"))
+
+
+def inherited(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return rows with the fields that they leave to the earlier row they are like."""
+    made: dict[str, dict[str, Any]] = {}
+    for name, row in rows.items():
+        own = dict(row)
+        base = made[own.pop("like")] if "like" in own else {}
+        made[name] = {**base, **own}
+    return made
+
+
+def plain_values(holder: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass as plain JSON values."""
+    content = asdict(holder)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
 
 
 def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:

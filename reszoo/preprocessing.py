@@ -9,7 +9,7 @@ timm's, where the whole image is shown ("squash" and "pad", which timm calls "bo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reszoo.errors import UnknownNameError, UsageError
+from reszoo.fields import plain_values
 from reszoo.specs import ResNetSpec, is_count, is_number
 
 Pixels = NDArray[np.uint8]
@@ -335,8 +336,8 @@ class Preprocessing:
         """Return the fields as plain JSON values; `resize` where it is no crop."""
         # Earlier releases, which know nothing else, read cards without "crop".
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
+            name: value
+            for name, value in plain_values(self).items()
             if (name, value) != ("resize", "crop")
         }
 

@@ -2,14 +2,12 @@
 
 import fnmatch
 import re
-import tomllib
-from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, get_args
 
 from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
-from reszoo.fields import check_fields
+from reszoo.fields import check_fields, inherited, plain_values, read_tables
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7", "3x3", "deep"]
@@ -136,8 +134,7 @@ class ResNetSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        content = asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
+        return plain_values(self)
 
 
 _RULES: Rules = {
@@ -175,11 +172,8 @@ _RULES: Rules = {
 
 def _table() -> dict[str, ResNetSpec]:
     """Read the rows of `specs.toml`; add the paper's models without shortcuts."""
-    rows: dict[str, ResNetSpec] = {}
-    text = files("reszoo").joinpath("specs.toml").read_text("utf-8")
-    for name, own in tomllib.loads(text).items():
-        inherited = rows[own.pop("like")].to_json() if "like" in own else {}
-        rows[name] = ResNetSpec(**{**inherited, **own, "name": name})
+    listed = inherited(read_tables("reszoo", "specs.toml"))
+    rows = {name: ResNetSpec(name=name, **row) for name, row in listed.items()}
     for like in filter(re.compile(r"resnet\d+").fullmatch, list(rows)):
         name, spec = like.replace("resnet", "plain"), rows[like]
         source = f"{spec.source.split(';')[0]}; {like} without its shortcuts"

@@ -5,16 +5,14 @@ formats; nothing else knows a runtime by name.
 """
 
 import importlib
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args
 
 from reszoo import defaults
 from reszoo.errors import ExportError, UnknownNameError, UsageError
-from reszoo.fields import check_fields
+from reszoo.fields import check_fields, inherited, read_tables
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,8 +197,7 @@ class Format:
         getattr(module, self.writer)(serving, path, *images)
 
 
-_FILE = resources.files("reszoo_export") / "formats.toml"
-_TABLES: dict[str, dict[str, Any]] = tomllib.loads(_FILE.read_text("utf-8"))
+_TABLES = read_tables("reszoo_export", "formats.toml")
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,16 +206,6 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     lists = {name: each for name, each in row.items() if isinstance(each, list)}
     made = {name: ordered.get(name, frozenset)(each) for name, each in lists.items()}
     return {**row, **made}
-
-
-def _tolerances(rows: Mapping[str, dict[str, Any]]) -> dict[str, Tolerance]:
-    """Return tolerances by precision; those "like" another state what differs."""
-    made: dict[str, Tolerance] = {}
-    for name, row in rows.items():
-        like = vars(made[row["like"]]) if "like" in row else {}
-        own = {field: limit for field, limit in row.items() if field != "like"}
-        made[name] = Tolerance(**{**like, **own})
-    return made
 
 
 def _format(name: str, row: dict[str, Any]) -> Format:
@@ -233,7 +220,9 @@ RUNTIMES = {
 }
 SAVED_MODEL, TFLITE = RUNTIMES["saved_model"], RUNTIMES["tflite"]
 ONNX = RUNTIMES["onnx"]
-TOLERANCES = _tolerances(_TABLES["tolerances"])
+TOLERANCES = {
+    name: Tolerance(**row) for name, row in inherited(_TABLES["tolerances"]).items()
+}
 FORMATS = {name: _format(name, row) for name, row in _TABLES["formats"].items()}
 GROUPS = ("all", "mobile", "server", "web")
 

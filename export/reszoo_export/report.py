@@ -1,10 +1,8 @@
 """The report of an export: its files, how good they are, and which to use for what."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from markupsafe import Markup
 
 from reszoo.cards import Card
 from reszoo.console import printable
+from reszoo.fields import read_tables
 from reszoo.files import write_text
 from reszoo.metrics import class_rows, confusion_matrix
 from reszoo.preprocessing import to_image
@@ -62,9 +61,7 @@ class Advice:
     reason: str
 
 
-_TABLE = resources.files("reszoo_export") / "uses.toml"
-_ROWS = tomllib.loads(_TABLE.read_text(encoding="utf-8"))["use"]
-USES = tuple(Use(**row) for row in _ROWS)
+USES = tuple(Use(**row) for row in read_tables("reszoo_export", "uses.toml")["use"])
 
 
 def write_report(folder: Path, manifest: Manifest, reference: Reference) -> None:

@@ -1,19 +1,18 @@
 """Names of splits, and the draw of a held-out split from data without one."""
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.errors import DataError
+from reszoo.fields import read_tables
 
 Indices = NDArray[np.int64]
 
 SPLITS = ("train", "validation", "test")
-WORDS = tomllib.loads(files("reszoo.data").joinpath("words.toml").read_text("utf-8"))
+WORDS = read_tables("reszoo.data", "words.toml")
 _SPLIT_OF: dict[str, str] = WORDS["splits"]
 SPLIT_NAMES = tuple(_SPLIT_OF)
 # As in train_set, training-data and test images.

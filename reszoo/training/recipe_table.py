@@ -2,10 +2,8 @@
 
 import json
 import os
-import tomllib
 from contextlib import suppress
 from dataclasses import replace
-from importlib.resources import files
 from numbers import Real
 from pathlib import Path
 from types import NoneType
@@ -13,7 +11,7 @@ from typing import Any, get_origin
 
 from reszoo import defaults
 from reszoo.errors import UnknownNameError, UsageError
-from reszoo.fields import coerce, options_of
+from reszoo.fields import coerce, inherited, options_of, read_tables
 from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe
 
 _ADAM = ("adam", "adamw")
@@ -94,7 +92,7 @@ _WORDS = {"yes": True, "true": True, "no": False, "false": False}
 
 
 def _parsed(text: str, options: tuple[Any, ...]) -> Any:
-    """Return the value that text stands for; whether it fits is for `coerce`."""
+    """Parse the text of a value, which `coerce` checks afterwards."""
     if text.lower() == "none" and NoneType in options:
         return None
     if str in options:
@@ -112,14 +110,13 @@ def _parsed(text: str, options: tuple[Any, ...]) -> Any:
 def _table() -> dict[str, Recipe]:
     """Return the recipes of `recipes.toml` by name."""
     rows: dict[str, Recipe] = {}
-    text = files("reszoo.training").joinpath("recipes.toml").read_text("utf-8")
-    for name, own in tomllib.loads(text).items():
-        inherited = rows[own.pop("like")].to_json() if "like" in own else {}
+    listed = inherited(read_tables("reszoo.training", "recipes.toml"))
+    for name, row in listed.items():
         fields = {
             k: _parsed(v, options_of(Recipe, k)) if v == "none" else v
-            for k, v in own.items()
+            for k, v in row.items()
         }
-        rows[name] = Recipe(**{**inherited, **fields, "name": name})
+        rows[name] = Recipe(name=name, **fields)
     return rows
 
 

@@ -1,13 +1,13 @@
 """Recipes: every option of a training run except the model and the data."""
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from reszoo.data.augment import strength_of
 from reszoo.errors import Rules, UsageError, check_rules
-from reszoo.fields import check_fields
+from reszoo.fields import check_fields, plain_values
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
@@ -273,10 +273,7 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        return plain_values(self)
 
 
 DEFAULTS = {field.name: field.default for field in fields(Recipe)}

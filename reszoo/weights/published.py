@@ -1,16 +1,15 @@
 """The table of published weights."""
 
-import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from reszoo.errors import UnknownNameError, UsageError
+from reszoo.fields import read_tables
 from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from reszoo.weights.figures import ROWS, Result, Row
 
-_FILES = files("reszoo.weights")
-_TABLES = tomllib.loads(_FILES.joinpath("published.toml").read_text("utf-8"))
+_TABLES = read_tables("reszoo.weights", "published.toml")
 _NONCOMMERCIAL = "cc-by-nc"
 # What `weights="imagenet"` means: the publisher's default, of several torchvision's.
 DEFAULTS: dict[str, str] = {}
@@ -99,7 +98,7 @@ def imagenet_labels() -> tuple[str, ...]:
     keras.applications share. Source: torchvision 0.28.0, `models/_meta.py`. Where
     two classes share a name, parentheses tell them apart: "crane (bird)".
     """
-    text = _FILES.joinpath("imagenet_classes.txt").read_text("utf-8")
+    text = files("reszoo.weights").joinpath("imagenet_classes.txt").read_text("utf-8")
     return tuple(text.splitlines())
 
 

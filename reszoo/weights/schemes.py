@@ -5,10 +5,8 @@ any prefix (`module.`, `backbone.`, `encoder.`, ...), and by what else the file 
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from itertools import zip_longest
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 from reszoo.architecture import StrideIn
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError, summarized
+from reszoo.fields import read_tables
 from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import COUNTER, HEAD, Tensors, to_float32
 
@@ -67,9 +66,7 @@ class Scheme:
         return names in self.names and (not self.mark or any(marked))
 
 
-_TABLES = tomllib.loads(
-    files("reszoo.weights").joinpath("schemes.toml").read_text("utf-8")
-)
+_TABLES = read_tables("reszoo.weights", "schemes.toml")
 _NAMES = {name: _Names(**row) for name, row in _TABLES["names"].items()}
 SCHEMES = tuple(Scheme(**row) for row in _TABLES["schemes"])
 # Where training scripts keep the weights, in timm's order: averaged ones first, and of
