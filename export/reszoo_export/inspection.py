@@ -4,16 +4,15 @@ import os
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.errors import CheckpointError
+from reszoo.report import page
 from reszoo.weights import safetensors
 from reszoo.weights.location import checkpoint_in, read
 from reszoo_export.formats import FORMATS
@@ -96,24 +95,18 @@ class FileDescription:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the description as pairs of a name and a line."""
-        found = self.contents
-        counts = Counter(found.operators).most_common()
-        operators = [f"{count} {name}" for name, count in counts]
-        return [
-            ("format", f"{self.format} ({found.precision})"),
-            ("size", f"{self.bytes:,} bytes"),
-            ("sha256", self.sha256),
-            *_tensor_rows("input", found.inputs),
-            *_tensor_rows("output", found.outputs),
-            ("parameters", f"{found.parameters:,}"),
-            *([("operators", _some(operators))] if operators else []),
-            *islice(found.details.items(), _MAX_ROWS),
-            *(_card_rows(self.card) if self.card else [("card", found.note)]),
-        ]
+        template = page.environment(page.escape_text).get_template("inspect_text.j2")
+        text = template.render(
+            file=self, found=self.contents, card=self.card, most=_MAX_SHOWN,
+            operators=Counter(self.contents.operators).most_common(),
+            most_rows=_MAX_ROWS, licence=self.card and licence(self.card),
+        )  # fmt: skip
+        pairs = (line.partition("\t") for line in text.splitlines())
+        return [(name, line) for name, _, line in pairs]
 
     def text(self) -> str:
         """Return the rows as text with aligned columns."""
-        rows = [tuple(map(printable, row)) for row in self.rows()]
+        rows = self.rows()
         width = max(len(word) for word, _ in rows)
         lines = [f"{word:<{width}}  {line}" for word, line in rows]
         return "\n".join([printable(self.title), *lines])
@@ -132,50 +125,6 @@ class FileDescription:
         operators = dict(sorted(found.operators.items()))
         card = self.card and self.card.to_json()
         return own | vars(found) | tensors | {"operators": operators, "card": card}
-
-
-def _tensor_rows(
-    kind: str, tensors: Sequence[TensorDescription]
-) -> Iterator[tuple[str, str]]:
-    yield from ((f"{kind} {each.name}", each.text()) for each in tensors[:_MAX_ROWS])
-    if hidden := len(tensors[_MAX_ROWS:]):
-        yield f"{kind}s", f"and {hidden:,} more"
-
-
-def _card_rows(card: Card) -> Iterator[tuple[str, str]]:
-    preprocessing, architecture = card.preprocessing, card.architecture
-    sides = ("?" if side is None else str(side) for side in architecture.input_shape)
-    kind = "a Keras model that reszoo did not build"
-    if not isinstance(architecture, KerasArchitecture):
-        kind = f"shortcut {architecture.shortcut}"
-    yield "model", f"{architecture.name}, {kind}, input {'x'.join(sides)}"
-    if card.labels:
-        yield "labels", f"{len(card.labels)}: {_some(card.labels)}"
-    elif architecture.classes:
-        yield "labels", f"not recorded; {architecture.classes} classes"
-    mean, std = (
-        "/".join(f"{value:g}" for value in values)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    steps = f"{', '.join(preprocessing.steps())}, {preprocessing.colours} 0-255"
-    yield "preprocessing", f"{steps}; normalised inside: mean {mean}, std {std}"
-    yield "licence", licence(card) or "not recorded"
-    for key, value in card.provenance.items():
-        if key != "licence" and value is not None:
-            brief = value
-            if isinstance(value, Mapping):
-                named = value.get("name") or value.get("source")
-                brief = named or f"{len(value)} fields"
-            yield key, str(brief)
-    for metric in card.metrics:
-        yield metric.name, f"{metric.value:.4g} on {metric.data}"
-    yield "versions", ", ".join(f"{k} {v}" for k, v in card.versions.items())
-
-
-def _some(texts: Sequence[str]) -> str:
-    hidden = len(texts) - _MAX_SHOWN
-    more = [f"and {hidden} more"] if hidden > 0 else []
-    return ", ".join([*texts[:_MAX_SHOWN], *more])
 
 
 def inspect(path: str | os.PathLike[str]) -> FileDescription:
