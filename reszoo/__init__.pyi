@@ -46,12 +46,12 @@ from reszoo_export.batch import predict_files as predict_files
 from reszoo_export.benchmark import Measurement as Measurement
 from reszoo_export.benchmark import benchmark as benchmark
 from reszoo_export.evaluation import CheckedWeights as CheckedWeights
+from reszoo_export.evaluation import Explanation as Explanation
+from reszoo_export.evaluation import Features as Features
 from reszoo_export.evaluation import check_weights as check_weights
 from reszoo_export.evaluation import evaluate as evaluate
-from reszoo_export.explanations import Explanation as Explanation
-from reszoo_export.explanations import Features as Features
-from reszoo_export.explanations import explain as explain
-from reszoo_export.explanations import features as features
+from reszoo_export.evaluation import explain as explain
+from reszoo_export.evaluation import features as features
 from reszoo_export.export import export as export
 from reszoo_export.hub import PushResult as PushResult
 from reszoo_export.hub import push as push
