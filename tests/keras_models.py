@@ -10,9 +10,8 @@ from conftest import randomise
 import reszoo
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.keras_models.graph import all_layers
-from reszoo_export.keras_models.source import source_answers
 from reszoo_export.quantization.ranges import Calibration
-from reszoo_export.serving import Serving, make_serving
+from reszoo_export.serving import Serving, make_serving, source_answers
 from reszoo_export.verification.reference import make_reference
 from reszoo_export.verification.verify import verify_in_process
 

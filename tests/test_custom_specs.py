@@ -18,8 +18,7 @@ from reszoo import specs
 from reszoo.architecture import standalone_norms
 from reszoo.weights.names import to_tensors
 from reszoo_export.formats import FORMATS
-from reszoo_export.keras_models.source import source_answers
-from reszoo_export.serving import make_serving
+from reszoo_export.serving import make_serving, source_answers
 
 X = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
 # Runs where nothing of this process is known.

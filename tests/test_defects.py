@@ -44,11 +44,10 @@ import reszoo
 from reszoo.weights.names import assign_tensors, to_tensors
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.keras_models.resnet import fold
-from reszoo_export.keras_models.source import source_answers
 from reszoo_export.onnx.reader import CARD_KEY
 from reszoo_export.saved_model import writer
 from reszoo_export.saved_model.writer import prepare_encoded
-from reszoo_export.serving import Serving, make_serving
+from reszoo_export.serving import Serving, make_serving, source_answers
 from reszoo_export.tflite import writer as tflite_writer
 from reszoo_export.verification.reference import Reference, make_reference
 from reszoo_export.verification.verify import verify_in_process

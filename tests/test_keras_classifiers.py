@@ -23,8 +23,7 @@ from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.inspection import inspect
-from reszoo_export.keras_models.source import source_answers
-from reszoo_export.serving import make_serving
+from reszoo_export.serving import make_serving, source_answers
 from reszoo_export.verification.comparison import limits_of
 from reszoo_export.verification.reference import synthetic_images
 

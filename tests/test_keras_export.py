@@ -11,8 +11,7 @@ from keras_models import RECORD, check, head_on, pixels, small, stir
 
 import reszoo
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.source import source_answers
-from reszoo_export.serving import make_serving
+from reszoo_export.serving import make_serving, source_answers
 
 layers = keras.layers
 

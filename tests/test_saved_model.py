@@ -15,12 +15,11 @@ from PIL import Image
 
 import reszoo
 from reszoo_export.formats import ExportOptions
-from reszoo_export.keras_models.source import source_answers
 from reszoo_export.metadata import CARD_FILE
 from reszoo_export.saved_model import writer
 from reszoo_export.saved_model.reader import EXTRA_FOLDER
 from reszoo_export.saved_model.writer import WARMUP_FILE, orientation
-from reszoo_export.serving import Serving, make_serving
+from reszoo_export.serving import Serving, make_serving, source_answers
 
 
 def made() -> Any:

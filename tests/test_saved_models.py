@@ -18,13 +18,12 @@ from ai_edge_litert.interpreter import Interpreter
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo_export.formats import FORMATS
-from reszoo_export.keras_models.source import source_answers
 from reszoo_export.manifest import read_manifest, size_and_hash
 from reszoo_export.quantization.grids import full_steps, on_grid
 from reszoo_export.quantization.integer_model import byte_weights
 from reszoo_export.quantization.ranges import draw_calibration
 from reszoo_export.report import write_report
-from reszoo_export.serving import Serving, make_serving
+from reszoo_export.serving import Serving, make_serving, source_answers
 from reszoo_export.snippets import write_snippets
 from reszoo_export.verification.reference import make_reference
 

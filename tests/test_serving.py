@@ -11,8 +11,7 @@ from conftest import randomise
 import reszoo
 from reszoo.weights.names import to_tensors
 from reszoo_export.formats import ONNX, TFLITE, ExportOptions
-from reszoo_export.keras_models.source import source_answers
-from reszoo_export.serving import Serving, float32_twin, make_serving
+from reszoo_export.serving import Serving, float32_twin, make_serving, source_answers
 
 
 def small(**options: Any) -> Any:

@@ -14,10 +14,9 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import probabilities
 from reszoo_export.formats import FORMATS
-from reszoo_export.keras_models.source import source_answers
 from reszoo_export.manifest import read_manifest, size_and_hash
 from reszoo_export.runtimes import open_runtime
-from reszoo_export.serving import make_serving
+from reszoo_export.serving import make_serving, source_answers
 from reszoo_export.verification import verify
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.reference import (

@@ -31,7 +31,6 @@ from reszoo_export.formats import (
     check_options,
     find_formats,
 )
-from reszoo_export.keras_models.source import source_answers
 from reszoo_export.manifest import (
     REFERENCE_FILE,
     FileRecord,
@@ -44,7 +43,7 @@ from reszoo_export.manifest import (
 from reszoo_export.metadata import LABELS_FILE, card_files
 from reszoo_export.quantization.ranges import Calibration, draw_calibration
 from reszoo_export.report import write_report
-from reszoo_export.serving import Serving, make_serving
+from reszoo_export.serving import Serving, make_serving, source_answers
 from reszoo_export.snippets import write_snippets
 from reszoo_export.verification.divergence import first_divergence
 from reszoo_export.verification.reference import Reference, make_reference

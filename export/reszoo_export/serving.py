@@ -3,10 +3,11 @@
 Exported files hold this function: normalisation inside, batch normalisation folded
 into the convolutions, float32 throughout, traced for inference by us. (Keras' own
 exporters can trace a training graph; onnx export of such a model is wrong without
-an error.)
+an error.) They are compared with the source model's own answers, which come from that
+model itself, in its own way of taking images, not from what export made of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,19 +19,27 @@ from reszoo.architecture import Architecture, KerasArchitecture
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.errors import UsageError
-from reszoo.metrics import class_activation_maps, with_feature_map
-from reszoo.preprocessing import Preprocessing, as_sides, as_size, shown_size
+from reszoo.metrics import (
+    class_activation_maps,
+    probabilities,
+    softmax,
+    with_feature_map,
+)
+from reszoo.preprocessing import Pixels, Preprocessing, as_sides, as_size, shown_size
 from reszoo.resnet import build_resnet
 from reszoo.training.model import precision_policy
 from reszoo.weights.names import HEAD, Tensors, assign_tensors, to_tensors
 from reszoo.zoo import get_card, own_card
 from reszoo_export.formats import CAM, ExportOptions
 from reszoo_export.keras_models import classifier, resnet
-from reszoo_export.keras_models.resnet import fold
+from reszoo_export.keras_models.graph import all_layers
+from reszoo_export.runtimes import ModelOutput, in_batches
 from reszoo_export.verification.reference import synthetic_images
 
 INPUT = "image"
 FEATURES = "features"
+Answering = Callable[[Pixels], ModelOutput]
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ def make_serving(
     if not known and not resnet.is_resnet(model):
         return _traced(model, options, labels, preprocessing)
     if known:
-        card, tensors, is_bgr = get_card(model), fold(model), False
+        card, tensors, is_bgr = get_card(model), resnet.fold(model), False
         card = replace(card, preprocessing=preprocessing or card.preprocessing)
     else:
         card, tensors, is_bgr = resnet.read_keras_model(model, preprocessing)
@@ -183,20 +192,6 @@ def _check_logits(serving: Serving, name: str) -> None:
             f"recognises, or be logits. Received: {name!r}, whose scores add up to 1 "
             "and do not end in one; end it in logits or in layers.Softmax()."
         )
-
-
-def float32_twin(model: keras.Model, card: Card) -> keras.Model:
-    """Return a model from reszoo as a serving card describes it, in float32.
-
-    What is exported is held against float32: the answers of a model built under mixed
-    precision differ from that by rounding which no file repeats. It is the model itself
-    where it is like that, or a twin with its weights; batch normalisation stays as it
-    is.
-    """
-    exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
-    if exact and own_card(model).card.architecture == card.architecture:
-        return model
-    return _float32_model(card.resnet, to_tensors(model), name=model.name)
 
 
 def _labelled(card: Card, labels: Sequence[str] | None) -> Card:
@@ -278,3 +273,88 @@ def _float32_model(
         tensors = {name: value for name, value in tensors.items() if name not in HEAD}
     assign_tensors(built, tensors, f"the tensors of {built.name}")
     return built
+
+
+def source_answers(model: keras.Model, serving: Serving) -> Answering:
+    """Return a function from images to what the files of an export must answer.
+
+    A model that computes in half precision is asked through a float32 copy of it; the
+    model, of which `serving` was made, is not touched. It is from uint8 `(n, eval_size,
+    eval_size, 3)` to float32 probabilities `(n, classes)`, or features `(n, width)`
+    where those are exported.
+    """
+    record, has_top = serving.card.preprocessing, serving.card.architecture.include_top
+
+    def prepare(images: Pixels) -> Any:
+        pixels = images.astype(np.float32)
+        if serving.bgr:
+            # Keras' own, so that ours is held against it.
+            return keras.applications.resnet.preprocess_input(pixels)
+        return record.normalise(pixels)
+
+    if resnet.is_from_reszoo(model):
+        twin = float32_twin(model, serving.card)
+        if has_top:
+            return lambda images: probabilities(
+                twin, record, images, temperature=serving.card.temperature
+            )
+        return _in_batches(twin, prepare)
+    exact = _exact(model)
+    if not has_top:
+        return _in_batches(_up_to_features(exact), prepare)
+    answer, scores = _in_batches(exact, prepare), classifier.read_scores(exact)
+    return lambda images: _probabilities(answer(images), scores)
+
+
+def _probabilities(answer: ModelOutput, scores: classifier.Scores) -> ModelOutput:
+    if scores.activation is None:
+        return softmax(answer)
+    return np.concatenate([1 - answer, answer], 1) if scores.units == 1 else answer
+
+
+def _in_batches(model: keras.Model, prepare: Callable[[Pixels], Any]) -> Answering:
+    ask = tf.function(lambda pixels: model(pixels, training=False))
+    return lambda images: in_batches(lambda few: ask(prepare(few)), images, _AT_ONCE)
+
+
+def _exact(model: keras.Model) -> keras.Model:
+    if {layer.compute_dtype for layer in all_layers(model)} == {"float32"}:
+        return model
+
+    # Layers of a copy compute in what their configuration says, whatever the policy.
+    def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    copy = keras.models.clone_model(model, clone_function=in_float32, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _up_to_features(model: keras.Model) -> keras.Model:
+    """Return a model that shares the layers and ends in what the classifier sees."""
+    head = resnet.read_resnet(model).head
+    if head.pooling is None:
+        pool = keras.layers.GlobalAveragePooling2D()
+        return keras.Sequential([model, pool])
+    if head.classifier is None:
+        return model
+    if head.classifier not in model.layers:
+        raise UsageError(
+            "The features of a model can be exported if its classifier is not inside "
+            f"of another model. Received: {model.name!r}; export the model inside."
+        )
+    return keras.Model(model.inputs, head.features)
+
+
+def float32_twin(model: keras.Model, card: Card) -> keras.Model:
+    """Return a model from reszoo as a serving card describes it, in float32.
+
+    What is exported is held against float32: the answers of a model built under mixed
+    precision differ from that by rounding which no file repeats. It is the model itself
+    where it is like that, or a twin with its weights; batch normalisation stays as it
+    is.
+    """
+    exact = {layer.compute_dtype for layer in model.layers} == {"float32"}
+    if exact and own_card(model).card.architecture == card.architecture:
+        return model
+    return _float32_model(card.resnet, to_tensors(model), name=model.name)
