@@ -163,6 +163,7 @@ def readers() -> dict[str, Callable[[Path], object]]:
     from reszoo.weights import configs, loading, location
     from reszoo_export.inspection import describe_file
     from reszoo_export.manifest import read_manifest
+    from reszoo_export.runtimes import reader_errors
     from reszoo_export.saved_model.screening import check_folder
     from reszoo_export.verification.reference import read_reference
 
@@ -179,7 +180,8 @@ def readers() -> dict[str, Callable[[Path], object]]:
 
     def saved_model(path: Path) -> None:
         describe_file(path.parent)
-        check_folder(path.parent)
+        with reader_errors(path):
+            check_folder(path.parent)
 
     def listing(path: Path) -> None:
         check(list_images(path), None)

@@ -141,11 +141,11 @@ def folder(tmp_path: Path) -> Path:
     return photos(tmp_path / "photos")
 
 
-def call_here(function: str, folder: Path, arguments: Any, **_: Any) -> Any:
+def call_here(function: str, arguments: Any, arrays: Any, **_: Any) -> Any:
     """Do what `run_in_subprocess` does, in this process."""
     module, name = function.split(":")
     called = getattr(importlib.import_module(module), name)
-    result = called(folder, **json.loads(json.dumps(arguments)))
+    result = called(arrays, **json.loads(json.dumps(arguments)))
     return json.loads(json.dumps(result))
 
 
@@ -162,7 +162,7 @@ def one_process() -> Iterator[None]:
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "run_in_subprocess", call_here)
-        patch.setattr(benchmark, "_time_in_subprocess", lambda _: timing)
+        patch.setattr(benchmark, "_time_in_subprocess", lambda _, **__: timing)
         yield
 
 

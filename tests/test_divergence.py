@@ -53,8 +53,8 @@ def test_the_layer_that_was_changed_is_named(
 def test_a_layer_of_a_saved_model_is_named(
     serving: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def here(function: str, folder: Path, arguments: Any, *, seconds: float) -> Any:
-        return divergence.find_stored(folder, **arguments)
+    def here(function: str, arguments: Any, arrays: Any, *, seconds: float) -> Any:
+        return divergence.find_stored(arrays, **arguments)
 
     # TensorFlow is loaded here, and takes long to load again.
     monkeypatch.setattr(divergence, "run_in_subprocess", here)

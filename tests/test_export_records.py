@@ -22,11 +22,11 @@ def names(folder: Path) -> set[str]:
 def test_a_file_that_brings_its_runtime_down_is_kept_as_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crashing(function: str, folder: Path, arguments: Any, **options: Any) -> Any:
+    def crashing(function: str, arguments: Any, arrays: Any, **options: Any) -> Any:
         """Let the process that opens the TFLite file die of a segmentation fault."""
         if arguments["format_name"] == "tflite":
-            return run_in_subprocess("test_isolation:crash", folder, {})
-        return run_in_subprocess(function, folder, arguments, **options)
+            return run_in_subprocess("test_isolation:crash", {})
+        return run_in_subprocess(function, arguments, arrays, **options)
 
     monkeypatch.setattr(verify, "run_in_subprocess", crashing)
     told = (

@@ -357,34 +357,33 @@ def test_a_foreign_card_in_an_onnx_file_is_bounded(tmp_path: Path) -> None:
     assert describe_file(tmp_path / "model.onnx").card is None
 
 
-def fill_memory(folder: Path, size: int) -> int:
+def fill_memory(size: int) -> int:
     return int(np.ones(size, np.uint8).sum())
 
 
-def open_many(folder: Path) -> None:
+def open_many(folder: str) -> None:
     with ExitStack() as opened:
         for number in range(2000):
-            opened.enter_context((folder / str(number)).open("w"))
+            opened.enter_context(Path(folder, str(number)).open("w"))
 
 
-def write_much(folder: Path) -> None:
-    (folder / "much").write_bytes(bytes(200 * MB))
+def write_much(folder: str) -> None:
+    Path(folder, "much").write_bytes(bytes(200 * MB))
 
 
 @pytest.mark.slow
 def test_a_subprocess_has_limits(tmp_path: Path) -> None:
     limits = Limits(seconds=100, memory=1500 * MB)
     arguments = {"size": 100 * MB}
-    found = run_in_subprocess(f"{HERE}:fill_memory", tmp_path, arguments, limits=limits)
+    found = run_in_subprocess(f"{HERE}:fill_memory", arguments, limits=limits)
     assert found == 100 * MB
     with pytest.raises(reszoo.CheckpointError, match=r"more than 1\.5 GiB of memory"):
-        run_in_subprocess(
-            f"{HERE}:fill_memory", tmp_path, {"size": 4000 * MB}, limits=limits
-        )
+        run_in_subprocess(f"{HERE}:fill_memory", {"size": 4000 * MB}, limits=limits)
+    folder = {"folder": str(tmp_path)}
     with pytest.raises(SubprocessError, match="Too many open files"):
-        run_in_subprocess(f"{HERE}:open_many", tmp_path, {}, limits=limits)
+        run_in_subprocess(f"{HERE}:open_many", folder, limits=limits)
     with pytest.raises(SubprocessError, match="File too large"):
-        run_in_subprocess(f"{HERE}:write_much", tmp_path, {}, limits=limits)
+        run_in_subprocess(f"{HERE}:write_much", folder, limits=limits)
 
 
 def test_limits_grow_with_the_file(tmp_path: Path) -> None:

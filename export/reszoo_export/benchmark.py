@@ -3,10 +3,9 @@
 import contextlib
 import importlib
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,21 +94,19 @@ def benchmark(
         )
     for name in names:
         find_runtime(Path(name))
-    request = Request(
-        file="", threads=threads, batch_sizes=sizes, seconds=seconds,
-        trust_saved_model=trust_saved_model, isolated=isolated,
-    )  # fmt: skip
-    requests = [replace(request, file=name) for name in names]
-    timings = _interleaved(requests, rounds)
+    options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
+    timings = _interleaved(
+        names, rounds, threads=threads, batch_sizes=sizes, seconds=seconds, **options
+    )
     return [
         Measurement(
-            file=request.file,
+            file=name,
             runtime=found[0].runtime,
-            bytes=size_and_hash(Path(request.file))[0],
+            bytes=size_and_hash(Path(name))[0],
             latency=_latency(found, size, place),
             medians_ms=tuple(float(np.median(each.times_ms[place])) for each in found),
         )
-        for request, found in zip(requests, timings, strict=True)
+        for name, found in zip(names, timings, strict=True)
         for place, size in enumerate(sizes)
     ]
 
@@ -121,27 +118,12 @@ def measure_files(
 
     For the manifest of an export; use `benchmark` to compare files.
     """
-    latencies = {}
-    for path in paths:
-        request = Request(
-            file=str(path), threads=threads, batch_sizes=(1,), seconds=seconds,
-            max_runs=_EXPORT_RUNS,
-        )  # fmt: skip
-        latencies[path] = _latency([_time_in_subprocess(request)], batch=1, place=0)
-    return latencies
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What one process measures."""
-
-    file: str
-    threads: int | None  # None for the runtime's default
-    batch_sizes: Sequence[int]  # one after the other
-    seconds: float  # of the calls for each batch size, without warming up
-    max_runs: int = _MAX_RUNS  # for each batch size
-    trust_saved_model: bool = False
-    isolated: bool = False
+    request = {"threads": threads, "seconds": seconds, "max_runs": _EXPORT_RUNS}
+    timings = {
+        path: [_time_in_subprocess(str(path), batch_sizes=(1,), **request)]
+        for path in paths
+    }
+    return {path: _latency(each, batch=1, place=0) for path, each in timings.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,55 +141,64 @@ class Timing:
     times_ms: Sequence[Sequence[float]]  # of each call, for each batch size
 
 
-def _interleaved(requests: Sequence[Request], rounds: int) -> list[list[Timing]]:
-    timings: list[list[Timing]] = [[] for _ in requests]
-    with Progress("benchmarking", rounds * len(requests)) as progress:
+def _interleaved(
+    files: Sequence[str], rounds: int, **request: Any
+) -> list[list[Timing]]:
+    timings: list[list[Timing]] = [[] for _ in files]
+    with Progress("benchmarking", rounds * len(files)) as progress:
         for number in range(rounds):
-            order = range(len(requests))
+            order = range(len(files))
             for index in order if number % 2 == 0 else order[::-1]:
-                progress.advance(0, requests[index].file)
-                timings[index].append(_time_in_subprocess(requests[index]))
+                progress.advance(0, files[index])
+                timings[index].append(_time_in_subprocess(files[index], **request))
                 progress.advance()
     return timings
 
 
-def _time_in_subprocess(request: Request) -> Timing:
-    seconds, code = _SECONDS if request.isolated else None, f"{__name__}:time_stored"
-    with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        found = run_in_subprocess(
-            code, Path(place), asdict(request), seconds=seconds, hide_gpus=False,
-            problem=f"{request.file} could not be timed",
-        )  # fmt: skip
+def _time_in_subprocess(file: str, **request: Any) -> Timing:
+    found = run_in_subprocess(
+        f"{__name__}:time_file", {"file": file, **request}, hide_gpus=False,
+        seconds=_SECONDS if request.get("isolated") else None,
+        problem=f"{file} could not be timed",
+    )  # fmt: skip
     return Timing(**found)
 
 
-def time_stored(folder: Path, **request: Any) -> dict[str, Any]:
-    """Time a file in the subprocess of `benchmark`; return plain JSON values."""
-    return asdict(time_file(Request(**request)))
+def time_file(
+    file: str,
+    *,
+    threads: int | None,
+    batch_sizes: Sequence[int],
+    seconds: float,
+    max_runs: int = _MAX_RUNS,
+    isolated: bool = False,
+    **options: bool,
+) -> dict[str, Any]:
+    """Open a file and time it, in the subprocess of `benchmark`.
 
-
-def time_file(request: Request) -> Timing:
-    """Open a file and time it; accurate only in a process that loaded nothing else."""
-    path = Path(request.file)
+    Accurate only in a process that loaded nothing else. Times calls for so many seconds
+    for each batch size, without warming up; returns a `Timing` as plain JSON values.
+    """
+    path = Path(file)
     row = find_runtime(path)
     importlib.import_module(row.library if row else "reszoo.zoo")
     base = _resident_mb("VmRSS")
-    limited = partial(open_limited, images=max(request.batch_sizes))
-    open_file = limited if request.isolated else open_runtime
+    limited = partial(open_limited, images=max(batch_sizes))
+    open_file = limited if isolated else open_runtime
     started = time.perf_counter()
-    runtime = open_file(
-        path, request.threads, trust_saved_model=request.trust_saved_model
-    )
+    runtime = open_file(path, threads, **options)
     load = 1000 * (time.perf_counter() - started)
     first = _time_call(runtime, _noise(runtime, 1))
     times, peaks = [], []
-    for batch in request.batch_sizes:
-        times.append(_time_calls(runtime, _noise(runtime, batch), request))
+    for batch in batch_sizes:
+        images = _noise(runtime, batch)
+        times.append(_time_calls(runtime, images, seconds, max_runs))
         peaks.append(_resident_mb("VmHWM"))
-    return Timing(
+    timing = Timing(
         runtime=runtime.name, threads=runtime.threads, load_ms=load, first_ms=first,
         base_mb=base, peak_mb=peaks, times_ms=times,
     )  # fmt: skip
+    return asdict(timing)
 
 
 def _noise(runtime: Runtime, batch: int) -> Pixels:
@@ -215,14 +206,14 @@ def _noise(runtime: Runtime, batch: int) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _time_calls(runtime: Runtime, images: Pixels, request: Request) -> list[float]:
+def _time_calls(
+    runtime: Runtime, images: Pixels, seconds: float, most: int
+) -> list[float]:
     """Return the milliseconds of each call, after warming up."""
     for _ in range(_WARM_UP):
         runtime.run(images)
     times: list[float] = []
-    while len(times) < request.max_runs and (
-        len(times) < _MIN_RUNS or sum(times) < 1000 * request.seconds
-    ):
+    while len(times) < most and (len(times) < _MIN_RUNS or sum(times) < 1000 * seconds):
         times.append(_time_call(runtime, images))
     return times
 

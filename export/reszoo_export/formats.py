@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class Reader(Protocol):
-    """What the module `reader` of a runtime's package offers."""
+    """What the module `reader` of a runtime's package offers.
+
+    Of a damaged file its functions raise what the libraries raise, which
+    `runtimes.reader_errors` makes a CheckpointError.
+    """
 
     def check_file(self, path: Path, *, trusted: bool = False) -> None:
         """Refuse a file that could fill the memory or do more than compute.
@@ -35,10 +39,10 @@ class Reader(Protocol):
         """
 
     def open_file(self, path: Path, threads: int | None) -> "Runtime":
-        """Open a file in its runtime; CheckpointError if damaged or without a card."""
+        """Open a file in its runtime; CheckpointError if it has no card."""
 
     def describe(self, path: Path) -> "Contents":
-        """Describe anybody's file without running it; CheckpointError if damaged."""
+        """Describe anybody's file without running it."""
 
     def stored_labels(self, path: Path) -> Sequence[str] | None:
         """Return the labels stored for other programs, beside the card."""

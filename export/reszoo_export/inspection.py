@@ -1,7 +1,6 @@
 """`reszoo inspect`: describe a model file without running it."""
 
 import os
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -146,15 +145,16 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
     """
     file = Path(path)
     find_runtime(file)  # Refuses other paths, without a process.
-    with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        found = run_in_subprocess(
-            f"{__name__}:describe_stored", Path(place), {"path": str(file)},
-            limits=limits_for(file), problem=f"{file} could not be described",
-        )  # fmt: skip
+    found = run_in_subprocess(
+        f"{__name__}:describe_stored",
+        {"path": str(file)},
+        limits=limits_for(file),
+        problem=f"{file} could not be described",
+    )
     return typed(FileDescription, found)
 
 
-def describe_stored(folder: Path, *, path: str) -> dict[str, Any]:
+def describe_stored(path: str) -> dict[str, Any]:
     """Describe a file in the subprocess of `inspect`; return plain JSON values."""
     found = describe_file(Path(path))
     # `asdict` changes a Counter.

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 from collections import Counter
@@ -42,6 +43,8 @@ _PER_PIXEL = 512
 _SECONDS, _CALL_SECONDS = 120.0, 600.0
 # Lengths of a header and of what follows it.
 _LENGTHS = struct.Struct("<QQ")
+# Bytes of a file of an array that is mapped, which keeps it open, and not read.
+_MAPPED = 64 * 2**20
 _Message = tuple[dict[str, Any], bytes]
 
 
@@ -75,8 +78,8 @@ def limits_for(
 
 def run_in_subprocess(
     function: str,
-    folder: Path,
     arguments: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]] | None = None,
     *,
     seconds: float | None = None,
     limits: Limits | None = None,
@@ -88,9 +91,9 @@ def run_in_subprocess(
     The process ends with this one, also when this one is killed.
 
     Args:
-        function: "module:name" of a function that takes a folder and the arguments.
-        folder: Its first argument, for arrays. What is printed is written there.
+        function: "module:name" of a function.
         arguments: Its keyword arguments, JSON values as the result.
+        arrays: Its first argument, if there are any; large ones are memory-mapped.
         seconds: Timeout; None for none.
         limits: Of time, memory and files; for a function that opens a file of others.
         hide_gpus: Whether it sees no GPU: results computed there are not exactly
@@ -102,12 +105,18 @@ def run_in_subprocess(
         SubprocessError: It crashed or took too long; with its last lines of output.
     """
     seconds = limits.seconds if limits else seconds
-    process = _Subprocess(seconds, folder / _OUTPUT, problem, hide_gpus=hide_gpus)
-    header = {"folder": str(folder), "limits": limits and asdict(limits)}
-    try:
-        return process.call(function, arguments, **header)
-    finally:
-        process.end()
+    with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
+        folder = Path(place)
+        files: dict[str, str] = {}
+        for name, array in (arrays or {}).items():
+            files[name] = str(folder / f"{len(files)}.npy")
+            np.save(files[name], array)
+        process = _Subprocess(seconds, folder / _OUTPUT, problem, hide_gpus=hide_gpus)
+        header = {"files": files, "limits": limits and asdict(limits)}
+        try:
+            return process.call(function, arguments, **header)
+        finally:
+            process.end()
 
 
 def open_isolated(
@@ -261,6 +270,10 @@ def _array(header: dict[str, Any], content: bytes) -> NDArray[Any]:
     return np.frombuffer(content, dtype).reshape(shape)
 
 
+def _loaded(file: Path) -> Any:
+    return np.load(file, "r" if file.stat().st_size > _MAPPED else None)
+
+
 # Of the process that serves: its limits, and the file that it has opened.
 _LIMITS: list[Limits] = []
 _OPENED: list[Runtime] = []
@@ -289,8 +302,9 @@ def serve() -> None:
     while True:
         header, content = pending.get()
         called = pkgutil.resolve_name(header["function"])
-        given: list[Any] = [Path(header["folder"])] if "folder" in header else []
-        given += [_array(header, content)] if "dtype" in header else []
+        given: list[Any] = [_array(header, content)] if "dtype" in header else []
+        if files := header.get("files"):
+            given.append({name: _loaded(Path(file)) for name, file in files.items()})
         if header.get("limits"):
             set_limits(Limits(**header["limits"]))
         try:

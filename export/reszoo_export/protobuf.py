@@ -28,8 +28,8 @@ def check_fields(path: Path, load_class: Callable[[], Any]) -> None:
     """Count the fields of a message and of all messages in it, without parsing it.
 
     `load_class` returns its generated class; it is called for large files only. A
-    CheckpointError if there are more than `MAX_FIELDS`, or it is damaged or too large;
-    an OSError if it is no regular file.
+    CheckpointError if it is too large, a ValueError or IndexError if there are more
+    than `MAX_FIELDS`, or it is damaged; an OSError if it is no regular file.
     """
     size = check_regular(path).st_size
     if size > MAX_BYTES:
@@ -38,20 +38,14 @@ def check_fields(path: Path, load_class: Callable[[], Any]) -> None:
         )
     if size < 2 * MAX_FIELDS:  # A field has a byte beside its tag.
         return
-    root = load_class().DESCRIPTOR
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        waiting, left = [(0, len(content), root)], MAX_FIELDS
-        try:
-            while waiting:
-                start, end, descriptor = waiting.pop()
-                left -= _count(content, start, end, _inner(descriptor), waiting, left)
-        except (IndexError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} is not a whole {root.name} ({error})."
-            ) from error
+        waiting, left = [(0, len(content), load_class().DESCRIPTOR)], MAX_FIELDS
+        while waiting:
+            start, end, descriptor = waiting.pop()
+            left -= _count(content, start, end, _inner(descriptor), waiting, left)
 
 
 @lru_cache(maxsize=256)

@@ -346,7 +346,8 @@ def reader_errors(path: Path) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise UsageError(f"{path} needs {error.name} to be installed.") from error
     except Exception as error:
-        problem = f"is damaged ({type(error).__name__}: {error})"
+        reason = f"{type(error).__name__}: {error}"
+        problem = f"is damaged, or of another kind than its name says ({reason})"
         if isinstance(error, OSError):
             problem = f"cannot be read ({error.strerror or error})"
         raise CheckpointError(f"{path} {problem}.") from error

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from numpy.typing import NDArray
 
@@ -85,14 +84,10 @@ def open_file(path: Path, threads: int | None) -> Runtime:
     options.intra_op_num_threads = threads or usable_cores()
     options.log_severity_level = _ERRORS_ONLY
 
-    def open_session() -> Any:
-        try:
-            return onnxruntime.InferenceSession(path, options, providers=_PROVIDERS)
-        except Exception as error:
-            raise CheckpointError(f"{path} is not an ONNX file ({error}).") from error
-
     # A session may run in many threads at once.
-    sessions = Sessions(open_session, path)
+    sessions = Sessions(
+        lambda: onnxruntime.InferenceSession(path, options, providers=_PROVIDERS), path
+    )
     with sessions.borrow() as session:
         properties = session.get_modelmeta().custom_metadata_map
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -173,10 +168,7 @@ _MAX_SHOWN = 200
 
 def describe(path: Path) -> inspection.Contents:
     """See `Reader.describe`."""
-    try:
-        model = _load(path)
-    except (DecodeError, OSError) as error:
-        raise CheckpointError(f"{path} is not a whole ONNX file ({error}).") from error
+    model = _load(path)
     graph, properties = model.graph, _properties(model)
     if not graph.node:
         raise CheckpointError(f"{path} is not an ONNX file: it has no operators.")

@@ -40,13 +40,8 @@ def open_file(path: Path, threads: int | None) -> runtimes.Runtime:
     path = newest_version(path)
     runtimes.limit_tensorflow(threads)
     card = read_card(path)
-    try:
-        model = tf.saved_model.load(str(path))
-        signature = model.signatures["serving_default"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} is not a whole SavedModel ({type(error).__name__}: {error})."
-        ) from error
+    model = tf.saved_model.load(str(path))
+    signature = model.signatures["serving_default"]
     specs = signature.structured_input_signature[1].values()
     outputs = sorted(signature.structured_outputs.items())
 

@@ -23,8 +23,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from reszoo.errors import CheckpointError
 from reszoo.files import read_regular
 from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
@@ -73,7 +71,7 @@ def check_folder(folder: Path) -> None:
     """Refuse a SavedModel that could do more than compute, without loading it.
 
     A CheckpointError tells of operators, objects or files that are not allowed, and of
-    a file that is damaged or too large.
+    a file that is too large.
     """
     if problems := [*layout_problems(folder), *find_problems(read_model(folder))]:
         more = len(problems) - _MAX_SHOWN
@@ -86,7 +84,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_model(folder: Path) -> Any:
-    """Return the parsed protocol buffer of a SavedModel; CheckpointError if damaged."""
+    """Return the parsed protocol buffer of a SavedModel."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
     path = folder / MODEL_FILE
@@ -95,12 +93,7 @@ def read_model(folder: Path) -> Any:
             f"{folder} is not a whole SavedModel (it has no {MODEL_FILE})."
         )
     check_fields(path, lambda: SavedModel)
-    try:
-        saved = SavedModel.FromString(read_regular(path, MAX_BYTES))
-    except DecodeError as error:
-        raise CheckpointError(
-            f"{folder} is not a whole SavedModel ({error})."
-        ) from error
+    saved = SavedModel.FromString(read_regular(path, MAX_BYTES))
     if not saved.meta_graphs:
         raise CheckpointError(f"{folder} is not a whole SavedModel (it has no graph).")
     return saved

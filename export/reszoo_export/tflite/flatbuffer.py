@@ -2,7 +2,6 @@
 
 import io
 import math
-import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -303,31 +302,27 @@ _STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
 def describe_file(path: Path, read: Callable[[], Card]) -> Contents:
     """Describe a file (see `Reader.describe`); `read` returns the card in it.
 
-    A CheckpointError if it is no TFLite file, damaged, or its lists are too long.
+    A CheckpointError if it is no TFLite file, a ValueError if its lists are too long;
+    of a damaged one, any error.
     """
     content = read_regular(path, MAX_BYTES)
     if content[4:8] != FILE_IDENTIFIER:
         raise CheckpointError(
             f"{path} is not a TFLite file: it has no {FILE_IDENTIFIER!r}."
         )
-    try:
-        model = read_model(content)
-        graphs = subgraphs(model)
-        inputs, outputs = read_tensors(model)
-        card, note = card_or_note(read)
-        counts = [_count(model, graph) for graph in graphs]
-        sizes = sum((each for _, each, _ in counts), Counter[str]())
-        return Contents(
-            precision=sizes.most_common(1)[0][0] if sizes else "float32",
-            inputs=inputs, outputs=outputs, card=card, note=note,
-            operators=sum((each for each, _, _ in counts), Counter[str]()),
-            parameters=sum(each for _, _, each in counts),
-            details={} if card else read_texts(model),
-        )  # fmt: skip
-    except (struct.error, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is not a whole TFLite file ({type(error).__name__}: {error})."
-        ) from error
+    model = read_model(content)
+    graphs = subgraphs(model)
+    inputs, outputs = read_tensors(model)
+    card, note = card_or_note(read)
+    counts = [_count(model, graph) for graph in graphs]
+    sizes = sum((each for _, each, _ in counts), Counter[str]())
+    return Contents(
+        precision=sizes.most_common(1)[0][0] if sizes else "float32",
+        inputs=inputs, outputs=outputs, card=card, note=note,
+        operators=sum((each for each, _, _ in counts), Counter[str]()),
+        parameters=sum(each for _, _, each in counts),
+        details={} if card else read_texts(model),
+    )  # fmt: skip
 
 
 def _count(model: Any, graph: Any) -> tuple[Counter[str], Counter[str], int]:

@@ -13,7 +13,6 @@ from reszoo.archives import open_archive, read_member
 from reszoo.cards import Card
 from reszoo.console import quiet
 from reszoo.environment import usable_cores
-from reszoo.errors import CheckpointError
 from reszoo.files import JSON_BYTES, check_regular
 from reszoo.preprocessing import Pixels
 from reszoo_export import runtimes
@@ -57,15 +56,9 @@ class _Session:
         with quiet():
             from ai_edge_litert.interpreter import Interpreter
 
-            try:
-                self.interpreter = Interpreter(
-                    str(path), num_threads=threads, **options
-                )
-                self.interpreter.allocate_tensors()
-                run = self.interpreter.get_signature_runner("serving_default")
-            except (ValueError, RuntimeError) as error:
-                text = f"{path} is not a TFLite file ({error})."
-                raise CheckpointError(text) from error
+            self.interpreter = Interpreter(str(path), num_threads=threads, **options)
+            self.interpreter.allocate_tensors()
+            run = self.interpreter.get_signature_runner("serving_default")
         self.inputs, self.outputs = run.get_input_details(), run.get_output_details()
         # Without an image `Runtime` refuses the file.
         image = self.inputs.get("image", {"index": -1, "shape": ()})

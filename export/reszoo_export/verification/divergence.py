@@ -1,10 +1,9 @@
 """Find the first layer at which a file and its model differ."""
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 # Activations of a deep model fill the memory; two images tell a fault from chance.
 _IMAGES = 2
 _SECONDS = 600.0
-_IMAGES_FILE, _LAYERS_FILE = "images.npy", "layers.npz"
 # Rounding adds up with depth; a fault multiplies the difference at one layer.
 _JUMP = 2.5
 # Unrelated tensors differ by 1.4.
@@ -52,31 +50,20 @@ def first_divergence(
         the block. None if every layer matches, or the file does not run.
     """
     images = images[:_IMAGES]
-    expected = layer_outputs(serving, images)
-    with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        folder = Path(place)
-        np.save(folder / _IMAGES_FILE, images)
-        np.savez(folder / _LAYERS_FILE, *expected.values())
-        arguments = {
-            "format_name": row.name,
-            "path": str(path.absolute()),
-            "layers": list(expected),
-        }
-        function, layer = f"{__name__}:find_stored", None
-        with suppress(ReszooError):
-            layer = run_in_subprocess(function, folder, arguments, seconds=_SECONDS)
+    arrays = {"images": images, **layer_outputs(serving, images)}
+    arguments = {"format_name": row.name, "path": str(path.absolute())}
+    function, layer = f"{__name__}:find_stored", None
+    with suppress(ReszooError):
+        layer = run_in_subprocess(function, arguments, arrays, seconds=_SECONDS)
     return layer
 
 
 def find_stored(
-    folder: Path, *, format_name: str, path: str, layers: list[str]
+    arrays: Mapping[str, NDArray[Any]], *, format_name: str, path: str
 ) -> str | None:
     """Compare the layers in the subprocess of `first_divergence`."""
-    row = FORMATS[format_name]
-    with np.load(folder / _LAYERS_FILE, allow_pickle=False) as arrays:
-        # savez numbers unnamed arrays.
-        expected = {name: arrays[f"arr_{i}"] for i, name in enumerate(layers)}
-    images = np.load(folder / _IMAGES_FILE)
+    row, expected = FORMATS[format_name], dict(arrays)
+    images = expected.pop("images")
     found = compute_activations(Path(path), row.runtime, images)
     return first_difference(expected, found, row.tolerance.max_activation_difference)
 

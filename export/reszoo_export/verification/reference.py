@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.archives import read_arrays as read_archive
+from reszoo.archives import read_arrays
 from reszoo.cards import Card
 from reszoo.errors import ExportError
 from reszoo.files import atomic_file
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # Size of the images stored with an export, before compression: 111 of 224 pixels.
 _MAX_STORED_BYTES = 16 * 2**20
-_ARRAYS = ("images", "outputs", "targets", "bias")
 # Names in the file.
 _STORED = ("images", "answers", "labels", "synthetic")
 # Outputs for them: 5,461 images of 32 pixels and 12,000 classes.
@@ -82,19 +81,9 @@ class Reference:
         with atomic_file(folder / REFERENCE_FILE) as path, path.open("wb") as file:
             np.savez_compressed(file, **content)
 
-    def write_arrays(self, folder: Path) -> None:
-        """Write uncompressed arrays for `read_arrays` in another process."""
-        for name in _ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name))
-
-
-def read_arrays(folder: Path) -> Reference:
-    """Return what `Reference.write_arrays` wrote, memory-mapped."""
-    images, outputs, targets, bias = (
-        np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in _ARRAYS
-    )
-    return Reference(images, outputs, targets, len(images) - len(targets), bias)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the fields that are arrays; they tell the number of synthetic ones."""
+        return {name: each for name, each in vars(self).items() if name != "synthetic"}
 
 
 def make_reference(
@@ -142,7 +131,7 @@ def read_reference(
     try:
         most = max(_MAX_STORED_BYTES, least) + _MAX_OUTPUT_BYTES
         names = (*_STORED, "bias") if cam else _STORED
-        content = read_archive(path, names, most)
+        content = read_arrays(path, names, most)
         images, outputs, targets, synthetic = (content[name] for name in _STORED)
         reference = Reference(images, outputs, targets, int(synthetic))
         if cam:

@@ -1,7 +1,6 @@
 """`reszoo.verify`: compare exported files with their model, each in a subprocess."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from reszoo_export.manifest import (
 )
 from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
-from reszoo_export.verification.reference import Reference, read_arrays, read_reference
+from reszoo_export.verification.reference import Reference, read_reference
 
 _DEFAULTS = ExportOptions()
 # ResNet-152 on one slow core takes a second for an image.
@@ -165,13 +164,11 @@ def verify_file(
         "card": card and card.to_text(),
     }
     limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
-    with tempfile.TemporaryDirectory(prefix="reszoo-") as place:
-        folder, function = Path(place), f"{__name__}:verify_stored"
-        reference.write_arrays(folder)
-        try:
-            found = run_in_subprocess(function, folder, arguments, limits=limits)
-        except ReszooError as error:
-            raise VerificationError(*str(error).split("\n")) from error
+    function, arrays = f"{__name__}:verify_stored", reference.arrays()
+    try:
+        found = run_in_subprocess(function, arguments, arrays, limits=limits)
+    except ReszooError as error:
+        raise VerificationError(*str(error).split("\n")) from error
     verification = typed(Verification, found["verification"])
     worst = [replace(w, image=int(indices[w.image])) for w in verification.worst]
     found["verification"] = replace(verification, worst=tuple(worst))
@@ -179,10 +176,11 @@ def verify_file(
 
 
 def verify_stored(
-    folder: Path, format_name: str, path: str, options: Any, card: str | None
+    arrays: Any, format_name: str, path: str, options: Any, card: str | None
 ) -> dict[str, Any]:
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
-    row, reference = FORMATS[format_name], read_arrays(folder)
+    synthetic = len(arrays["images"]) - len(arrays["targets"])
+    row, reference = FORMATS[format_name], Reference(**arrays, synthetic=synthetic)
     model_card = Card.from_text(card) if card else None
     asked = ExportOptions(**options)
     return asdict(verify_in_process(row, Path(path), reference, asked, model_card))
