@@ -57,21 +57,21 @@ def test_a_file_tells_everything_by_itself(written: Any) -> None:
     row, path, card = written
     found = inspect(path)
     size, digest = size_and_hash(path)
-    assert (found.format, found.contents.precision) == (row.name, "float32")
+    assert (found.format, found.precision) == (row.name, "float32")
     assert (found.bytes, found.sha256) == (size, digest)
     assert found.card == card
-    assert found.contents.parameters == _FOLDED
-    (image,) = found.contents.inputs
+    assert found.parameters == _FOLDED
+    (image,) = found.inputs
     batch, dtype = (1, "float32") if row.name == "tflite" else ("batch", "uint8")
     assert (image.name, image.dtype, image.layout) == ("image", dtype, "NHWC")
     assert image.shape == (batch, 32, 32, 3)
-    names = [each.name for each in found.contents.outputs]
+    names = [each.name for each in found.outputs]
     assert "probabilities" in names
-    operators = {name.upper().replace("_", "") for name in found.contents.operators}
+    operators = {name.upper().replace("_", "") for name in found.operators}
     assert "CONV2D" in operators or "CONV" in operators
     convolutions = {"saved_model": "Conv2D", "tflite": "CONV_2D", "onnx": "Conv"}
-    assert found.contents.operators[convolutions[row.name]] == 19
-    assert set(found.contents.operators) <= row.operators
+    assert found.operators[convolutions[row.name]] == 19
+    assert set(found.operators) <= row.operators
 
 
 def test_it_is_told_in_words_and_as_json(written: Any) -> None:
@@ -156,8 +156,8 @@ def test_an_onnx_file_with_rounded_activations_is_int8(tmp_path: Path) -> None:
     )
     onnx.save(model, tmp_path / "net.onnx")
     found = inspect(tmp_path / "net.onnx")
-    assert (found.format, found.contents.precision) == ("onnx-int8", "int8")
-    assert found.contents.parameters == 16
+    assert (found.format, found.precision) == ("onnx-int8", "int8")
+    assert found.parameters == 16
 
 
 def test_files_of_others_are_described_as_far_as_they_tell(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_files_of_others_are_described_as_far_as_they_tell(tmp_path: Path) -> No
     onnx.save(_onnx_net(kind=TensorProto.FLOAT16), path)
     found = inspect(path)
     assert found.card is None
-    assert (found.format, found.contents.precision) == ("onnx-fp16", "float16")
+    assert (found.format, found.precision) == ("onnx-fp16", "float16")
     rows = dict(found.rows())
     assert rows["card"].startswith("none: not written by reszoo")
     assert rows["producer"] == "somebody"
@@ -175,8 +175,8 @@ def test_files_of_others_are_described_as_far_as_they_tell(tmp_path: Path) -> No
     assert rows["input x"] == "float16 (n, 3)"
     save_file({"w": np.ones((2, 3), np.float16)}, tmp_path / "theirs.safetensors")
     checkpoint = inspect(tmp_path / "theirs.safetensors")
-    assert checkpoint.contents.precision == "float16"
-    assert checkpoint.contents.parameters == 6
+    assert checkpoint.precision == "float16"
+    assert checkpoint.parameters == 6
     assert dict(checkpoint.rows())["card"].startswith("none")
 
 
@@ -184,7 +184,7 @@ def test_statistics_of_a_checkpoint_are_no_parameters(tmp_path: Path) -> None:
     net = reszoo.build("resnet20")
     reszoo.save(net, tmp_path / "net.safetensors")
     found = inspect(tmp_path / "net.safetensors")
-    assert found.contents.parameters == sum(
+    assert found.parameters == sum(
         int(np.prod(weight.shape)) for weight in net.trainable_weights
     )
     assert found.format == "safetensors"
@@ -197,7 +197,7 @@ def test_a_damaged_card_is_no_missing_one(tmp_path: Path) -> None:
         if entry.key == "reszoo_card":
             entry.value = entry.value[:40]
     onnx.save(model, tmp_path / "net.onnx")
-    assert inspect(tmp_path / "net.onnx").contents.note.startswith("damaged: The card")
+    assert inspect(tmp_path / "net.onnx").note.startswith("damaged: The card")
 
 
 @pytest.mark.parametrize("name", ["net.tflite", "net.onnx", "net.safetensors"])

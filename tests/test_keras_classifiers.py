@@ -406,7 +406,7 @@ def test_int8_of_any_structure_is_what_diverges_least(tmp_path: Path) -> None:
         assert len(tried) >= 3
         assert attempts.best.divergence == min(tried) < 0.01
         assert (attempts.images, attempts.tried_on) == (200, 100)
-        assert inspect(tmp_path / file).contents.precision == "int8"
+        assert inspect(tmp_path / file).precision == "int8"
         # What was kept is what was tried, on images that set no range.
         images = drawn.trial
         answers = reszoo.Predictor(tmp_path / file).predict(images)

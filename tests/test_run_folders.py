@@ -33,7 +33,7 @@ def test_it_is_predicted_with_evaluated_and_described(folder: Path, run: Any) ->
     assert found[0] == found[1]
     described = reszoo.inspect(folder)
     assert described.kind == "checkpoint"
-    assert described.contents.card == reszoo.inspect(run.best).contents.card
+    assert described.card == reszoo.inspect(run.best).card
     assert described.sha256 == reszoo.inspect(run.best).sha256
     measured = [reszoo.evaluate(path, "digits").top1 for path in (folder, run.best)]
     assert measured[0] == measured[1]

@@ -79,8 +79,8 @@ def test_describing_an_onnx_file_visits_nodes_and_not_paths(tmp_path: Path) -> N
     chain.append(helper.make_node("Identity", ["w"], ["t400"]))
     onnx.save(graph_of([*users, *chain, *ring]), path)
     found = describe_file(path)
-    assert found.contents.parameters == 12
-    assert found.contents.operators["Identity"] == 403
+    assert found.parameters == 12
+    assert found.operators["Identity"] == 403
 
 
 def test_nodes_without_inputs_and_unknown_dtypes_are_described(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_nodes_without_inputs_and_unknown_dtypes_are_described(tmp_path: Path) -
     model.graph.initializer[0].data_type = 99
     onnx.save(model, tmp_path / "model.onnx")
     found = describe_file(tmp_path / "model.onnx")
-    assert found.contents.inputs[0].dtype == "type 99"
+    assert found.inputs[0].dtype == "type 99"
     for path in (tmp_path / "model.onnx", tmp_path / "model.onnx"):
         with pytest.raises(reszoo.CheckpointError):
             reszoo.Predictor(path)
@@ -120,7 +120,7 @@ def test_a_deflated_card_is_read_within_bounds(tmp_path: Path) -> None:
     def read() -> None:
         with pytest.raises(reszoo.CheckpointError, match="no reszoo card inside"):
             reszoo.Predictor(path)
-        assert describe_file(path).contents.note.startswith("damaged: ")
+        assert describe_file(path).note.startswith("damaged: ")
 
     assert peak(read) < 60 * MB
 

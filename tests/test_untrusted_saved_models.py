@@ -112,11 +112,11 @@ def test_inspect_names_what_is_not_allowed(export: Any) -> None:
     found = reszoo.inspect(export[0] / "saved_model")
     assert re.fullmatch(
         r"operator WriteFile in function __inference_serve_bytes_\d",
-        found.contents.details["not allowed"],
+        found.details["not allowed"],
     )
     assert "not allowed" in dict(found.rows())
     clean = describe_file(BUNDLED / "saved_model")
-    assert "not allowed" not in clean.contents.details
+    assert "not allowed" not in clean.details
 
 
 @pytest.mark.timeout(60)
@@ -124,8 +124,8 @@ def test_inspect_names_what_is_not_allowed(export: Any) -> None:
 def test_describing_visits_nodes_and_not_paths(name: str, tmp_path: Path) -> None:
     path = hostile(tmp_path / "model", CHANGES[name], tmp_path / "canary")
     found = describe_file(path)
-    assert found.contents.details["not allowed"]
-    assert found.contents.parameters == 269_034 if name != "recursion" else True
+    assert found.details["not allowed"]
+    assert found.parameters == 269_034 if name != "recursion" else True
 
 
 @pytest.mark.parametrize(

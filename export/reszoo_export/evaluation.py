@@ -299,7 +299,12 @@ def check_weights(
         UnknownNameError: The pattern selects no published weights.
         DataError: The folder is not ImageNet's validation set.
     """
-    rows = [row for row in published.PUBLISHED.values() if _selected(row, pattern)]
+    rows = [
+        row
+        for row in published.PUBLISHED.values()
+        if fnmatchcase(row.variant, pattern)
+        or fnmatchcase(f"{row.variant}/{row.name}", pattern)
+    ]
     if not rows:
         names = dict.fromkeys(row.variant for row in published.PUBLISHED.values())
         raise UnknownNameError("model with published weights", pattern, [*names])
@@ -317,11 +322,6 @@ def check_weights(
             f"as n01440764. Received: {len(source.labels):,} classes in {images}."
         )
     return (_checked(row, source, batch_size) for row in usable)
-
-
-def _selected(row: PublishedWeights, pattern: str) -> bool:
-    names = (row.variant, f"{row.variant}/{row.name}")
-    return any(fnmatchcase(name, pattern) for name in names)
 
 
 def _checked(row: PublishedWeights, source: Source, batch_size: int) -> CheckedWeights:

@@ -70,7 +70,7 @@ class Contents:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileDescription:
+class FileDescription(Contents):
     """The description of a model file, from the file alone."""
 
     path: str  # as given to `inspect`
@@ -80,12 +80,6 @@ class FileDescription:
     format: str
     bytes: int  # of a folder, that of all files in it
     sha256: str  # as in manifests
-    contents: Contents
-
-    @property
-    def card(self) -> Card | None:
-        """The card inside, if there is one."""
-        return self.contents.card
 
     @property
     def title(self) -> str:
@@ -96,9 +90,9 @@ class FileDescription:
         """Return the description as pairs of a name and a line."""
         template = page.environment(page.escape_text).get_template("inspect_text.j2")
         text = template.render(
-            file=self, found=self.contents, card=self.card, most=_MAX_SHOWN,
-            operators=Counter(self.contents.operators).most_common(),
-            most_rows=_MAX_ROWS, licence=self.card and licence(self.card),
+            file=self, card=self.card, licence=self.card and licence(self.card),
+            operators=Counter(self.operators).most_common(),
+            most=_MAX_SHOWN, most_rows=_MAX_ROWS,
         )  # fmt: skip
         pairs = (line.partition("\t") for line in text.splitlines())
         return [(name, line) for name, _, line in pairs]
@@ -112,18 +106,18 @@ class FileDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        found = self.contents
         tensors = {
             kind: [
                 {**asdict(each), "shape": list(each.shape), "layout": each.layout}
-                for each in getattr(found, kind)
+                for each in getattr(self, kind)
             ]
             for kind in ("inputs", "outputs")
         }
-        own = {k: v for k, v in vars(self).items() if k != "contents"}
-        operators = dict(sorted(found.operators.items()))
-        card = self.card and self.card.to_json()
-        return own | vars(found) | tensors | {"operators": operators, "card": card}
+        operators = dict(sorted(self.operators.items()))
+        changed = {**tensors, "operators": operators}
+        changed["card"] = self.card and self.card.to_json()
+        # What tells files apart comes first.
+        return dict.fromkeys(FileDescription.__annotations__) | vars(self) | changed
 
 
 def inspect(path: str | os.PathLike[str]) -> FileDescription:
@@ -158,11 +152,8 @@ def describe_stored(path: str) -> dict[str, Any]:
     """Describe a file in the subprocess of `inspect`; return plain JSON values."""
     found = describe_file(Path(path))
     # `asdict` changes a Counter.
-    operators = dict(found.contents.operators)
-    contents = replace(found.contents, card=None, operators=operators)
-    plain = asdict(replace(found, contents=contents))
-    plain["contents"]["card"] = found.card and found.card.to_json()
-    return plain
+    plain = asdict(replace(found, card=None, operators=dict(found.operators)))
+    return {**plain, "card": found.card and found.card.to_json()}
 
 
 def describe_file(file: Path) -> FileDescription:
@@ -183,7 +174,7 @@ def describe_file(file: Path) -> FileDescription:
     return FileDescription(
         path=str(file), kind=row.name if row else "checkpoint",
         format=(formats or [row.name if row else content.suffix[1:]])[0],
-        bytes=size, sha256=digest, contents=contents,
+        bytes=size, sha256=digest, **vars(contents),
     )  # fmt: skip
 
 

@@ -33,7 +33,12 @@ from reszoo.training.model import precision_policy
 from reszoo.weights import keras_h5
 from reszoo.zoo import attached_card
 from reszoo_export.keras_models import graph
-from reszoo_export.keras_models.resnet import CAFFE, keras_card, sized
+from reszoo_export.keras_models.resnet import (
+    CAFFE,
+    keras_card,
+    sized,
+    unknown_preprocessing,
+)
 from reszoo_export.runtimes import ModelOutput
 from reszoo_export.verification.reference import synthetic_images
 
@@ -374,18 +379,7 @@ def _implied(
                 return f"of keras.applications' {inside.name}", _record(
                     statistics, shape
                 )
-    size, halves = as_size(shape[:2]), (0.5,) * shape[2]
-    example = (
-        f"reszoo.Preprocessing(train_size={size}, eval_size={size}, crop_pct=1.0, "
-        f'interpolation="bilinear", mean={halves}, std={halves})'
-    )
-    raise UsageError(
-        "Nothing tells how images were shown to a Keras model that neither reszoo nor "
-        "keras.applications built and that does not begin with a Rescaling layer. "
-        f"Received: {model.name!r}; pass preprocessing=, whose mean and std belong to "
-        f"RGB in 0..1, for example {example} for inputs in -1..1, mean 0 and std 1 for "
-        "inputs in 0..1, or mean 0 and std 1/255 for inputs in 0..255."
-    )
+    raise unknown_preprocessing(model.name, shape)
 
 
 def _record(statistics: Any, shape: tuple[int, int, int]) -> Preprocessing:

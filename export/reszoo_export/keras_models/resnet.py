@@ -353,10 +353,23 @@ def _implied(
         is_v2 = FINAL_NORM in resnet.layers
         kind = f"of keras.applications' {spec.name}" if is_v2 else CAFFE
         return kind, keras_h5.preprocessing(v2=is_v2)
-    raise UsageError(
-        "Nothing tells how pictures were shown to a Keras model that neither reszoo "
-        f"nor keras.applications built. Received: {model.name!r}; pass "
-        "preprocessing=reszoo.Preprocessing(...)."
+    raise unknown_preprocessing(model.name, resnet.architecture.input_shape)
+
+
+def unknown_preprocessing(name: str, shape: InputShape) -> UsageError:
+    """Return the error for a model of which nothing tells how it was shown images."""
+    *sides, channels = shape
+    size, halves = as_size(sides), (0.5,) * channels
+    example = (
+        f"reszoo.Preprocessing(train_size={size}, eval_size={size}, crop_pct=1.0, "
+        f'interpolation="bilinear", mean={halves}, std={halves})'
+    )
+    return UsageError(
+        "Nothing tells how images were shown to a Keras model that neither reszoo nor "
+        "keras.applications built and that does not begin with a Rescaling layer. "
+        f"Received: {name!r}; pass preprocessing=, whose mean and std belong to RGB in "
+        f"0..1, for example {example} for inputs in -1..1, mean 0 and std 1 for inputs "
+        "in 0..1, or mean 0 and std 1/255 for inputs in 0..255."
     )
 
 

@@ -115,16 +115,14 @@ def structure_problems(
     row: Format, runtime: Runtime, options: ExportOptions, card: Card
 ) -> list[str]:
     """Check a file's signature, operators and card; return what is wrong."""
-    (*sides, channels), inputs = card.preprocessing.input_shape, runtime.inputs
+    (*sides, channels), (image,) = card.preprocessing.input_shape, runtime.inputs
     nchw = options.layout == "nchw"
     sides = [channels, *sides] if nchw else [*sides, channels]
     shape, problems = [_batch(row, options), *sides], []
-    if [tensor["name"] for tensor in inputs] != ["image"]:
-        problems.append(f"the only input must be 'image', not {_shown(*inputs)}")
-    elif inputs[0]["dtype"] != (dtype := row.dtypes(options)[0]):
-        problems.append(f"image must be {dtype}, not {inputs[0]['dtype']}")
-    if inputs and inputs[0]["shape"] != shape:
-        problems.append(f"image must be of shape {shape}, not {inputs[0]['shape']}")
+    if image["dtype"] != (dtype := row.dtypes(options)[0]):
+        problems.append(f"image must be {dtype}, not {image['dtype']}")
+    if image["shape"] != shape:
+        problems.append(f"image must be of shape {shape}, not {image['shape']}")
     problems += _output_problems(row, options, card, runtime.outputs)
     others = set(runtime.operators) - row.operators
     if isinstance(card.architecture, KerasArchitecture):
@@ -209,7 +207,7 @@ def _probability_statistics(
     """Return what a `Verification` tells of probabilities, but not of features."""
     compared, targets = reference.compared, reference.targets
     ours, theirs = outputs[compared], reference.outputs[compared]
-    changes = confidence_changes(ours, theirs)
+    changes = ours.max(axis=-1) - theirs.max(axis=-1)
     statistics: dict[str, Any] = {
         "agreement": float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
         "top5_agreement": top5_agreement(ours, theirs),
@@ -339,7 +337,7 @@ def _real_problems(
     limits: Tolerance, outputs: ModelOutput, expected: ModelOutput, targets: Targets
 ) -> list[str]:
     """Compare the top-1 on real images, and the accuracy, with the model's."""
-    change = confidence_changes(outputs, expected).mean()
+    change = (outputs.max(axis=-1) - expected.max(axis=-1)).mean()
     agreement = agreeing_images(outputs, expected, limits.margin, limits.tie).mean()
     accuracy, of_model = (top1_accuracy(each, targets) for each in (outputs, expected))
     top1 = (outputs.argmax(-1) == expected.argmax(-1)).mean()
@@ -403,14 +401,6 @@ def relative_variation(outputs: ModelOutput, expected: ModelOutput) -> float:
     mean = np.broadcast_to(expected.mean(axis=0, keepdims=True), expected.shape)
     own = total_variation(expected, mean)
     return total_variation(outputs, expected) / max(own, _MIN_LENGTH)
-
-
-def confidence_changes(
-    outputs: ModelOutput, expected: ModelOutput
-) -> NDArray[np.float32]:
-    """Return the file's top-1 probabilities less the model's, `(n,)`."""
-    changes: NDArray[np.float32] = outputs.max(axis=-1) - expected.max(axis=-1)
-    return changes
 
 
 def agreeing_images(

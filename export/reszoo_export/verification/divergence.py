@@ -50,7 +50,7 @@ def first_divergence(
         the block. None if every layer matches, or the file does not run.
     """
     images = images[:_IMAGES]
-    arrays = {"images": images, **layer_outputs(serving, images)}
+    arrays: Activations = {"images": images, **layer_outputs(serving, images)}
     arguments = {"format_name": row.name, "path": str(path.absolute())}
     function, layer = f"{__name__}:find_stored", None
     with suppress(ReszooError):

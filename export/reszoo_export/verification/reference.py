@@ -170,7 +170,7 @@ def _check_shapes(
         )
 
 
-_COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+_COLOURS = np.diag([255, 255, 255])[:, None, None]
 _COARSE = 4
 
 
@@ -185,9 +185,6 @@ def synthetic_images(size: Size, channels: int = 3) -> Pixels:
     centre, and one in a corner.
     """
     sides = height, width = as_sides(size)
-    levels = [np.full(sides, level) for level in (0, 128, 255)]
-    flat = [_grey(level) for level in levels]
-    colours = [np.broadcast_to(colour, (*sides, 3)) for colour in _COLOURS]
     rows, columns = np.mgrid[:height, :width]
     boards = [255 * ((rows // n + columns // n) % 2) for n in (1, _COARSE)]
     ramps = [
@@ -196,14 +193,11 @@ def synthetic_images(size: Size, channels: int = 3) -> Pixels:
     ]
     falling = [255 - ramp for ramp in ramps]
     turning = np.stack([*ramps, falling[0]], axis=-1)
-    busy = [_grey(plane) for plane in (*boards, *ramps, *falling)]
-    draw = np.random.default_rng(0)
-    noise = draw.integers(0, 256, (*sides, 3))
+    noise = np.random.default_rng(0).integers(0, 256, (*sides, 3))
     points = np.zeros((2, *sides, 3), np.int64)
     points[0, height // 2, width // 2] = points[1, 0, 0] = 255
-    made = [*flat, *colours, *busy, turning, noise, 255 * (noise % 2), *points]
-    return np.stack(made)[..., :channels].astype(np.uint8)
-
-
-def _grey(plane: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.repeat(plane[..., None], 3, axis=-1)
+    # Colours fill an image, and a plane has the same value in each channel.
+    made = [0, 128, 255, *_COLOURS, *boards, *ramps, *falling]
+    made += [turning, noise, 255 * (noise % 2), *points]
+    full = [np.broadcast_to(np.atleast_3d(each), (*sides, 3)) for each in made]
+    return np.stack(full)[..., :channels].astype(np.uint8)

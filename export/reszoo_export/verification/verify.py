@@ -221,7 +221,7 @@ def verify_in_process(
 def content_problems(row: Format, path: Path, card: Card) -> list[str]:
     """Compare a file's precision and the labels stored in it; return what is wrong."""
     problems = []
-    if (precision := describe_file(path).contents.precision) != row.precision:
+    if (precision := describe_file(path).precision) != row.precision:
         problems.append(f"it computes in {precision}, not in {row.precision}")
     labels = row.runtime.reader.stored_labels(path)
     if labels is not None and tuple(labels) != card.labels:
