@@ -106,15 +106,14 @@ class FileDescription(Contents):
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
-        tensors = {
+        changed: dict[str, Any] = {
             kind: [
                 {**asdict(each), "shape": list(each.shape), "layout": each.layout}
                 for each in getattr(self, kind)
             ]
             for kind in ("inputs", "outputs")
         }
-        operators = dict(sorted(self.operators.items()))
-        changed = {**tensors, "operators": operators}
+        changed["operators"] = dict(sorted(self.operators.items()))
         changed["card"] = self.card and self.card.to_json()
         # What tells files apart comes first.
         return dict.fromkeys(FileDescription.__annotations__) | vars(self) | changed

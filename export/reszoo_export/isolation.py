@@ -45,6 +45,7 @@ _SECONDS, _CALL_SECONDS = 120.0, 600.0
 _LENGTHS = struct.Struct("<QQ")
 # Bytes of a file of an array that is mapped, which keeps it open, and not read.
 _MAPPED = 64 * 2**20
+Arrays = Mapping[str, NDArray[Any]]
 _Message = tuple[dict[str, Any], bytes]
 
 
@@ -79,7 +80,7 @@ def limits_for(
 def run_in_subprocess(
     function: str,
     arguments: Mapping[str, Any],
-    arrays: Mapping[str, NDArray[Any]] | None = None,
+    arrays: Arrays | None = None,
     *,
     seconds: float | None = None,
     limits: Limits | None = None,

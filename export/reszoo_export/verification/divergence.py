@@ -1,9 +1,9 @@
 """Find the first layer at which a file and its model differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from reszoo.errors import ReszooError
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import FORMATS, Format
-from reszoo_export.isolation import run_in_subprocess
+from reszoo_export.isolation import Arrays, run_in_subprocess
 from reszoo_export.runtimes import Activations, compute_activations
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def first_divergence(
         the block. None if every layer matches, or the file does not run.
     """
     images = images[:_IMAGES]
-    arrays: Activations = {"images": images, **layer_outputs(serving, images)}
+    arrays: Arrays = {"images": images, **layer_outputs(serving, images)}
     arguments = {"format_name": row.name, "path": str(path.absolute())}
     function, layer = f"{__name__}:find_stored", None
     with suppress(ReszooError):
@@ -58,9 +58,7 @@ def first_divergence(
     return layer
 
 
-def find_stored(
-    arrays: Mapping[str, NDArray[Any]], *, format_name: str, path: str
-) -> str | None:
+def find_stored(arrays: Arrays, *, format_name: str, path: str) -> str | None:
     """Compare the layers in the subprocess of `first_divergence`."""
     row, expected = FORMATS[format_name], dict(arrays)
     images = expected.pop("images")
