@@ -14,12 +14,16 @@ import reszoo
 from reszoo.data.sources import open_source
 from reszoo.report.heatmap import overlay
 from reszoo.zoo import set_card
-from reszoo_export.formats import FORMATS, TOLERANCES, ExportOptions
-from reszoo_export.quantization.ranges import draw_calibration
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.quantization.ranges import Calibration, draw_calibration
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving
 from reszoo_export.verification.comparison import cam_difference
-from reszoo_export.verification.reference import Reference, read_reference
+from reszoo_export.verification.reference import (
+    Reference,
+    read_reference,
+    synthetic_images,
+)
 
 
 def images(count: int = 5) -> Any:
@@ -88,9 +92,51 @@ def test_files_give_maps_besides_the_usual_outputs(name: str, tmp_path: Path) ->
         assert again.read_bytes() == (tmp_path / row.file).read_bytes()
 
 
-def test_int8_files_have_a_tolerance_of_their_own() -> None:
-    limits = [TOLERANCES[name].max_cam_difference for name in ("float32", "int8")]
-    assert limits == [1e-5, 0.05]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("tflite-dynamic", "tflite-int16x8")
+]
+
+
+@pytest.fixture(scope="module", params=["tflite-int8", "onnx-int8", *SLOW])
+def quantized(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A format, an opened file calibrated on images of little contrast; a reference."""
+    row, folder = FORMATS[request.param], tmp_path_factory.mktemp("quantized")
+    serving = make_serving(tiny(), ExportOptions(outputs="cam"))
+    draw = np.random.default_rng(0)
+    shown = draw.integers(100, 150, (100, 32, 32, 3), np.uint8)
+    row.write(serving, folder / row.file, Calibration(shown))
+    pixels = np.concatenate([shown[:4], synthetic_images(32, 3)])
+    nothing = np.zeros((len(pixels), 3), np.float32)
+    bias = serving.model.get_layer("fc").bias.numpy()
+    reference = Reference(pixels, nothing, np.zeros(4, np.int64), 23, bias)
+    return row, open_runtime(folder / row.file), reference
+
+
+def test_means_of_maps_are_logits_beyond_the_calibrated_ranges(quantized: Any) -> None:
+    row, runtime, reference = quantized
+    limit = row.tolerance.max_cam_difference
+    assert limit == (5e-3 if row.name == "tflite-int16x8" else 1e-5)
+    assert cam_difference(runtime, reference) <= limit
+    assert set(runtime.operators) <= row.operators
+
+
+@pytest.mark.parametrize("wrong", ["scale", "classes", "place", "bias", "nan"])
+def test_wrong_maps_of_integers_are_found(wrong: str, quantized: Any) -> None:
+    row, runtime, reference = quantized
+    if wrong == "bias":
+        reference = replace(reference, bias=reference.bias + 0.1)
+
+    def damaged(session: Any, pixels: Any, output: str) -> Any:
+        value = np.array(runtime.compute(session, pixels, output))
+        if output == "cam" and wrong == "place":
+            value[:, 0, 0] = 0
+        defects = {"scale": value * 1.02, "classes": value[..., ::-1]}
+        defects["nan"] = value * np.nan
+        return defects.get(wrong, value) if output == "cam" else value
+
+    found = cam_difference(replace(runtime, compute=damaged), reference)
+    assert not found <= row.tolerance.max_cam_difference
 
 
 def test_an_export_with_maps_is_verified_again(tmp_path: Path) -> None:

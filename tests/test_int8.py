@@ -53,7 +53,7 @@ def digits(run: Any) -> Any:
 @pytest.fixture(scope="module")
 def chosen(digits: Any) -> Any:
     serving, calibration, *_ = digits
-    return ranges.choose(serving.model, serving.card.preprocessing, calibration)
+    return ranges.choose(serving, calibration)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_the_ranges_of_least_divergence_are_taken(chosen: Any) -> None:
 
 def test_a_choice_is_made_once_for_all_formats(digits: Any, chosen: Any) -> None:
     serving, calibration, *_ = digits
-    again = ranges.choose(serving.model, serving.card.preprocessing, calibration)
+    again = ranges.choose(serving, calibration)
     assert again is chosen
 
 

@@ -84,20 +84,28 @@ class Serving:
         return tf.TensorSpec(shape, dtype, INPUT)
 
     def function(
-        self, *outputs: str, batch: int | None = None, dtype: tf.DType = tf.uint8
-    ) -> Any:
+        self, *outputs: str, batch: int | None = None, dtype: tf.DType = tf.uint8,
+        by_maps: bool = False,
+    ) -> Any:  # fmt: skip
         """Return a `tf.function` from pixels in 0..255 to the outputs named.
 
         These are "logits", "probabilities" and "cam", the classifier as a 1x1
         convolution of the last feature map (Zhou et al. 2016, arXiv:1512.04150), whose
         mean plus the bias is the logit; "features" for a model without a classifier. A
-        batch of None leaves its size open.
+        batch of None leaves its size open. With `by_maps` logits are computed as means
+        of the maps, for arithmetic that rounds or clips a mean of features otherwise.
         """
         model = with_feature_map(self.model) if CAM in outputs else self.model
 
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = self.card.preprocessing.normalise(tf.cast(image, tf.float32))
-            answer, *maps = tf.nest.flatten(model(pixels, training=False))
+            answer, *features = tf.nest.flatten(model(pixels, training=False))
+            maps = [class_activation_maps(self.model, each) for each in features]
+            if by_maps and maps:
+                # In TFLite average pooling has the range of its input.
+                shifted = maps[0] + self.model.get_layer("fc").bias.value
+                means = tf.nn.avg_pool2d(shifted, shifted.shape[1:3], 1, "VALID")
+                answer = tf.reshape(means, tf.shape(answer))
             if not self.card.architecture.include_top:
                 return {FEATURES: tf.identity(answer, FEATURES)}
             activation = tf.nn.sigmoid if self.has_sigmoid else tf.nn.softmax
@@ -105,8 +113,7 @@ class Serving:
                 "logits": tf.identity(answer, "logits"),
                 "probabilities": activation(answer, name="probabilities"),
             }
-            if maps:
-                answers[CAM] = class_activation_maps(self.model, maps[0])
+            answers.update(zip([CAM], maps, strict=False))
             return {name: answers[name] for name in outputs}
 
         return tf.function(serve, input_signature=[self.spec(batch, dtype)])

@@ -294,7 +294,7 @@ class _Quantizer:
 
     def add_node(self, node: Any) -> None:
         source, output = node.input[0], node.output[0]
-        if node.op_type in _OUTPUT_AXIS and source not in self.scales:
+        if node.op_type == "Conv" and source not in self.scales:
             self.dequantize(source, source, self.pixels)
         span = self.ranges.get(_POOL_LAYER if node.op_type == _POOL else output)
         if node.op_type == "Relu" and span:
@@ -305,7 +305,7 @@ class _Quantizer:
         kernel = node.input[1] if node.op_type in _OUTPUT_AXIS else None
         node.input[:] = [self.replaced.get(name, name) for name in node.input]
         if kernel:
-            self.quantize_weights(node, kernel, self.scales[source][0])
+            self.quantize_weights(node, kernel, self.scales.get(source))
         passed = self.scales.get(source) if node.op_type in _PASSING else None
         if passed is None and span:
             passed = self.make_scale(output, span)
@@ -332,8 +332,10 @@ class _Quantizer:
         self.replaced[output], self.scales[output] = f"{output}.rounded", scale
         self.add("DequantizeLinear", source, self.replaced[output], scale[1])
 
-    def quantize_weights(self, node: Any, kernel: str, input_step: float) -> None:
-        """Replace a node's kernel and bias by integers.
+    def quantize_weights(
+        self, node: Any, kernel: str, scale: tuple[float, str] | None
+    ) -> None:
+        """Replace a node's kernel by integers, and its bias if the input has a scale.
 
         Kernels without steps are the zeros and ones of a selection of channels.
         """
@@ -342,8 +344,8 @@ class _Quantizer:
         steps = self.steps.get(_layer_of(kernel))
         if steps is None:
             steps = np.full(value.shape[axis], 1 / MAX_INT8, np.float32)
-        bias = np.zeros(0)
-        if len(node.input) > 2:
+        bias, input_step = np.zeros(0), scale[0] if scale else 0.0
+        if scale and len(node.input) > 2:
             bias = numpy_helper.to_array(self.known[node.input[2]]).astype(np.float64)
             # The bias of a kernel of nearly zeros must fit 32 bits.
             least = (np.abs(bias) / (_MAX_BIAS * input_step)).astype(np.float32)

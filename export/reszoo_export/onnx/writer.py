@@ -49,7 +49,7 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     if serving.is_traced:
         ranges.write_best(serving, calibration, path, _quantized(serving, calibration))
         return
-    choice = ranges.choose(serving.model, serving.card.preprocessing, calibration)
+    choice = ranges.choose(serving, calibration)
     takes_bytes = integer_model.build_integer_model(
         serving.model, choice.narrow_weights, {}
     )

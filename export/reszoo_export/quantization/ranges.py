@@ -16,7 +16,8 @@ from reszoo.data.examples import Examples
 from reszoo.data.sources import Source, match_classes
 from reszoo.errors import DataError, ExportError
 from reszoo.metrics import prepared_batches
-from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.preprocessing import Pixels
+from reszoo_export.formats import CAM
 from reszoo_export.quantization import integer_model
 from reszoo_export.quantization.grids import Steps, full_steps, narrow_steps, on_grid
 from reszoo_export.quantization.integer_model import LEVELS, Ranges, Weights
@@ -198,25 +199,32 @@ class Choice(Trials):
         return dict(list(self.ranges.items())[:-1])
 
 
-def choose(
-    model: keras.Model, preprocessing: Preprocessing, calibration: Calibration
-) -> Choice:
+def choose(serving: Serving, calibration: Calibration) -> Choice:
     """Choose the ranges that change a model's outputs least; cached in the calibration.
 
-    The model takes normalised pixels, gives logits or features, and has no batch
-    normalisation.
+    The model gives logits or features. Beside class activation maps the mean of the
+    feature map has no range, which would clip it for images unlike those of
+    calibration, and the classifier's bias is not corrected: logits are the means of
+    maps plus the model's bias.
     """
+    model = serving.model
     if model in calibration.choices:
         return calibration.choices[model]
-    weights = integer_model.byte_weights(model, preprocessing)
+    kept = ("avgpool", "fc") if serving.options.outputs == CAM else ()
+    weights = integer_model.byte_weights(model, serving.card.preprocessing)
     exact = integer_model.build_integer_model(model, weights, {})
     layers = [*integer_model.quantized_layers(model), model.layers[-1].name]
+    layers = [name for name in layers if name not in kept[:1]]
     extremes, inputs = observe(exact, layers, calibration.images)
     full, narrow = (
         {name: steps_of(kernel) for name, (kernel, _) in weights.items()}
         for steps_of in (full_steps, narrow_steps)
     )
-    rounded = rounded_weights(exact, weights, full, inputs)
+    rounded, narrow_rounded = (
+        rounded_weights(exact, weights, steps, inputs)
+        | {name: weights[name] for name in kept[1:]}
+        for steps in (full, narrow)
+    )
     candidates = {share: ranges_of(extremes, share) for share in SHARES}
     inner = {name: candidates[1.0][name] for name in layers[:-1]}
     integers = integer_model.build_integer_model(model, rounded, inner)
@@ -232,8 +240,8 @@ def choose(
         trials.append(_trial(expected, outputs, apart, share=share))
     tried = _tried(calibration, trials)
     calibration.choices[model] = Choice(
-        weights=rounded, narrow_weights=rounded_weights(exact, weights, narrow, inputs),
-        narrow_steps=narrow, ranges=candidates[tried.best.share or 1.0], **vars(tried),
+        weights=rounded, narrow_weights=narrow_rounded, narrow_steps=narrow,
+        ranges=candidates[tried.best.share or 1.0], **vars(tried),
     )  # fmt: skip
     return calibration.choices[model]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from reszoo.console import quiet
 from reszoo.preprocessing import Pixels
-from reszoo_export.formats import TFLITE
+from reszoo_export.formats import CAM, TFLITE
 from reszoo_export.quantization import ranges
 from reszoo_export.quantization.grids import round_kernel
 from reszoo_export.quantization.integer_model import as_bytes, build_integer_model
@@ -72,7 +72,7 @@ def write_int8(serving: Serving, path: Path, calibration: Calibration) -> None:
     if serving.is_traced:
         ranges.write_best(serving, calibration, path, _quantized(serving, calibration))
         return
-    choice = ranges.choose(serving.model, serving.card.preprocessing, calibration)
+    choice = ranges.choose(serving, calibration)
     spans = choice.ranges if serving.options.integer_io else choice.inner_ranges
     integers = build_integer_model(serving.model, choice.weights, spans)
     content = convert(as_bytes(serving, integers), **_QUANTIZED, **_dtypes(serving))
@@ -104,20 +104,23 @@ def write_int16x8(serving: Serving, path: Path, calibration: Calibration) -> Non
     it is meant for accelerators and signal processors.
     """
     kind = _OPS.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-    options = _QUANTIZED | {"representative_dataset": partial(_samples16, calibration)}
+    shown = partial(_samples16, calibration, serving.options.outputs == CAM)
+    options = _QUANTIZED | {"representative_dataset": shown}
     write_model(convert(serving, [kind], **options), serving, path)
 
 
-def _samples16(calibration: Calibration) -> Iterator[dict[str, Pixels]]:
+def _samples16(calibration: Calibration, wide: bool) -> Iterator[dict[str, Pixels]]:
     """Yield images, some of them once more at a high contrast.
 
     Ranges of int16 may be many times too wide before rounding shows, but activations
-    outside of them are clipped. More images would only take time.
+    outside of them are clipped. More images would only take time. If `wide`, contrast
+    goes beyond black and white.
     """
+    ends = (-np.inf, np.inf) if wide else (0, 255)
     for index, image in enumerate(islice(calibration.batches(), ranges.MIN_IMAGES)):
         yield {"image": image}
         if index % _EVERY == 0:
-            yield {"image": np.clip(128 + _CONTRAST * (image - 128), 0, 255)}
+            yield {"image": np.clip(128 + _CONTRAST * (image - 128), *ends)}
 
 
 def _dtypes(serving: Serving) -> dict[str, tf.DType]:
@@ -141,6 +144,7 @@ def convert(
         *serving.options.names(TFLITE),
         batch=serving.batch(TFLITE.batch),
         dtype=tf.float32,
+        by_maps=bool(options),
     )
     # By way of a SavedModel: the converter makes one itself where it is given a
     # function, and loses the signature where that fails.
