@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
+from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from unicodedata import normalize
@@ -42,8 +43,8 @@ def plain_values(holder: Any) -> dict[str, Any]:
 def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
     """Return a value as plain Python of a field's type; `field` is for the errors.
 
-    NumPy's numbers become Python's, whole numbers become floats where the field is a
-    float, and lists and arrays become tuples. Options are types in the order of
+    NumPy's numbers become Python's, paths text, whole numbers floats where the field is
+    a float, and lists and arrays tuples. Options are types in the order of
     preference, and `NoneType` where the field may be None: bool, int, float (finite),
     str, a tuple of numbers, a dict from text to positive floats, or a `Literal` of
     names (an UnknownNameError for others).
@@ -86,6 +87,8 @@ def _plain(value: Any, kind: Any) -> Any:
         if not isinstance(value, (list, tuple)) or not fits:
             raise TypeError
         return tuple(_plain(part, kinds[0]) for part in value)
+    if kind is str and isinstance(value, PathLike):
+        value = fspath(value)
     # True is an int in Python, but not a number of epochs.
     if kind is float and type(value) is int:
         value = float(value)

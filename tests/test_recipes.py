@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
@@ -206,6 +207,12 @@ def test_numbers_of_numpy_and_lists_become_plain_ones() -> None:
     kinds = [type(value) for value in values]
     assert kinds == [int, float, float, bool, str, tuple, tuple]
     assert {type(part) for part in (*recipe.scale, *recipe.ratio)} == {float}
+
+
+def test_a_path_is_text_in_a_field() -> None:
+    assert find_recipe("cifar", teacher=Path("runs") / "best").teacher == "runs/best"
+    with pytest.raises(reszoo.UsageError, match="seed must be a whole number"):
+        find_recipe("cifar", seed=Path("1"))
 
 
 def test_policies_have_the_names_of_timm() -> None:
