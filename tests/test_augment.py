@@ -138,14 +138,8 @@ def in_pipeline(function: Callable[[Any], Any], count: int) -> Any:
 
 
 def windows(height: int, width: int, count: int, scale: Any, ratio: Any) -> Any:
-    return in_pipeline(
-        lambda key: tf.stack(
-            geometry.random_window(
-                tf.constant(height), tf.constant(width), key, scale, ratio
-            )
-        ),
-        count,
-    )
+    sides = np.full((count, 2), (height, width), np.int32)
+    return geometry.random_windows(sides, np.random.default_rng(0), scale, ratio)
 
 
 def test_windows_have_the_shares_and_shapes_that_torchvision_draws() -> None:
@@ -209,10 +203,9 @@ def test_half_of_a_batch_is_mirrored() -> None:
 
 
 def test_boxes_are_erased_in_the_mean_colour() -> None:
-    image = tf.zeros((40, 60, 3), tf.uint8)
-    erased = in_pipeline(
-        lambda key: geometry.erase(image, key, 0.25, canvas().fill), 800
-    )
+    image, draw = tf.zeros((40, 60, 3), tf.uint8), np.random.default_rng(0)
+    boxes = geometry.random_boxes((40, 60), 800, draw, 0.25)
+    erased = np.stack([geometry.erase(image, box, canvas().fill) for box in boxes])
     painted = (erased == FILL).all(-1)
     assert ((erased == 0).all(-1) | painted).all()
     touched = painted.any((1, 2))

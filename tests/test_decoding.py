@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,26 @@ def test_examples_keep_their_headers_in_any_order(tmp_path: Path) -> None:
     assert taken.headers is not None
     assert list(taken.headers["orientation"]) == [1, 6, 1, 8]
     assert list(taken.headers["by_pillow"]) == [True, False, False, False]
+    np.testing.assert_array_equal(
+        taken.sides(), [[45, 67], [67, 45], [45, 67], [67, 45]]
+    )
     decoder = Decoder(taken)
     for index in range(4):
         shown = decoder.image(tf.constant(index, tf.int64))
         np.testing.assert_array_equal(shown, np.asarray(taken.open(index)))
 
 
-def parts_of(examples: Examples, windows: list[tuple[int, int, int, int]]) -> Any:
+def parts_of(
+    examples: Examples,
+    windows: list[tuple[int, int, int, int]],
+    sides: tuple[int, int] = (100, 100),
+) -> Any:
     """Parts of the first picture, decoded inside one pipeline."""
-    decoder, first = Decoder(examples), tf.constant(0, tf.int64)
-    parts = tf.data.Dataset.from_tensor_slices(windows).map(
-        lambda window: decoder.image(first, lambda *sides: tuple(tf.unstack(window)))
+    decoder, first = Decoder(examples, sides), tf.constant(0, tf.int64)
+    indices = np.zeros(len(windows), np.int64)
+    stored = decoder.stored(indices, np.array(windows, np.int32))
+    parts = tf.data.Dataset.from_tensor_slices(stored).map(
+        partial(decoder.image, first)
     )
     return [part.numpy().astype(int) for part in parts]
 
@@ -168,18 +178,46 @@ def test_a_part_is_a_part_of_the_upright_picture(
     examples = files_of([path], [0])
     upright = np.asarray(examples.open(0)).astype(int)
     assert upright.shape == ((45, 67, 3) if orientation < 5 else (67, 45, 3))
-    sides = []
-
-    def choose(height: Any, width: Any) -> Any:
-        sides.append(tf.stack([height, width]))
-        return tuple(tf.constant(number) for number in PARTS[1])
-
-    Decoder(examples).image(tf.constant(0, tf.int64), choose)
-    np.testing.assert_array_equal(sides[0], upright.shape[:2])
+    np.testing.assert_array_equal(examples.sides(), [upright.shape[:2]])
     for part, shown in zip(PARTS, parts_of(examples, PARTS), strict=True):
         top, left, height, width = part
         expected = upright[top : top + height, left : left + width]
         np.testing.assert_array_equal(shown, expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_large_parts_of_jpegs_are_decoded_at_a_fraction(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"held.{suffix}"
+    big = WIDE.resize((403, 301), Image.Resampling.BICUBIC)
+    big.save(path, exif=exif, quality=95, subsampling=0)
+    examples = files_of([path], [0])
+    (height, width), sides = examples.sides()[0], (20, 24)
+    # Twice as many pixels as shown: whole, at a quarter, a half, and not reduced.
+    windows = [(0, 0, height, width), (33, 21, 200, 192), (101, 53, 170, 96)]
+    windows += [(9, 5, 70, 190), (height - 81, width - 97, 81, 97)]
+    decoder = Decoder(examples, sides)
+    stored = decoder.stored(np.zeros(5, np.int64), np.array(windows, np.int32))
+    assert list(stored[:, 4]) == [4, 4, 2, 1, 2]
+    whole = np.asarray(examples.open(0)).astype(float)
+    parts = parts_of(examples, windows, sides)
+    for (top, left, tall, wide), part, factor in zip(
+        windows, parts, stored[:, 4], strict=True
+    ):
+        cut = whole[top : top + tall, left : left + wide]
+        reduced = 1 if suffix == "png" else factor
+        assert np.abs(np.multiply(part.shape[:2], reduced) - cut.shape[:2]).max() <= 8
+        size = (12, 10)
+        shown, expected = (
+            np.asarray(Image.fromarray(each.astype(np.uint8)).resize(size), float)
+            for each in (part, cut)
+        )
+        # A window moves by 3 pixels at most; a reflected one would be 70 levels off.
+        assert np.abs(shown - expected).mean() < 10
 
 
 @pytest.mark.parametrize(("mode", "subsampling"), [("L", 0), ("CMYK", 0), ("RGB", 2)])

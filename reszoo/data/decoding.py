@@ -1,24 +1,23 @@
 """Decode examples inside `tf.data` pipelines."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from reszoo.data import image_files as files
-from reszoo.data.augment.geometry import Window
 from reszoo.data.examples import Examples
 from reszoo.data.image_files import ACROSS, DOWN, JPEG_END, reduction
 from reszoo.preprocessing import Pixels, Preprocessing
 
-# From the height and width of an upright image to a part of it.
-Chooser = Callable[[tf.Tensor, tf.Tensor], Window]
-
 # What Pillow uses; TensorFlow's default differs by a level or two.
 _DCT = "INTEGER_ACCURATE"
+# A window is decoded with at least so many times as many rows and columns as are shown.
+_FINER = 2
 # A JPEG of more bytes could take long for its many scans; segments before the first.
 _LONG_FILE, _STEPS = 1 << 20, 1000
 _REFUSAL = (
@@ -31,11 +30,13 @@ class Decoder:
     """Decodes examples, by TensorFlow where it gives Pillow's pixels.
 
     Targets and paths are copied into tensors once, here; arrays stay where they are.
-    All indices are int64 `()`.
+    All indices are int64 `()`. Parts of images are shown at `sides`, height and width:
+    a JPEG's part that is several times as large is decoded at 1/2, 1/4 or 1/8.
     """
 
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
+    def __init__(self, examples: Examples, sides: tuple[int, int] = (1, 1)) -> None:
+        self._examples, self._sides = examples, sides
+        self._factors: tuple[int, ...] = (1,)
         # Where there is a GPU, tensors would be copied there and back.
         with tf.device("CPU:0"):
             self._targets = tf.constant(examples.targets)
@@ -48,6 +49,8 @@ class Decoder:
             # decoded in the time of a few such branches.
             self._some_rotated = bool(np.any(headers["orientation"] != 1))
             self._some_by_pillow = bool(np.any(headers["by_pillow"]))
+            most = int(self._reductions(examples.sides()).max(initial=1))
+            self._factors = tuple(each for each in (1, 2, 4, 8) if each <= most)
             if examples.paths is not None:
                 self._paths = tf.constant([os.fsencode(p) for p in examples.paths])
 
@@ -55,41 +58,81 @@ class Decoder:
         """Return the target of one example: int64 `()`."""
         return tf.gather(self._targets, index)
 
-    def image(self, index: tf.Tensor, choose: Chooser | None = None) -> tf.Tensor:
+    def _reductions(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return by how much parts of these heights and widths are reduced."""
+        enlarged = (lengths / np.multiply(_FINER, self._sides)).min(1)
+        return np.exp2(np.clip(np.floor(np.log2(enlarged)), 0, 3)).astype(np.int32)
+
+    def stored(
+        self, indices: NDArray[np.int64], windows: NDArray[np.int32]
+    ) -> NDArray[np.int32]:
+        """Find windows of upright images in the stored ones, for `image`.
+
+        Takes indices of examples `(n,)`, and of each top, left, height and width,
+        int32 `(n, 4)`. Returns `(n, 5)`: where a JPEG is reduced, as the last column
+        tells, the others count its pixels after that.
+        """
+        if self._examples.images is not None:
+            return np.pad(windows, ((0, 0), (0, 1)), constant_values=1)
+        headers = np.asarray(self._examples.headers)[indices]
+        factors = self._reductions(windows[:, 2:])
+        factors[headers["by_pillow"]] = 1
+        whole = np.stack([headers["height"], headers["width"]], 1)
+        windows, whole = windows // factors[:, None], -(-whole // factors[:, None])
+        starts, lengths = windows[:, :2], windows[:, 2:]
+        # Pillow turns images upright itself.
+        held = np.where(headers["by_pillow"], 1, headers["orientation"])
+        reverse = np.stack([np.array(DOWN)[held], np.array(ACROSS)[held]], 1)
+        starts = np.where(reverse, whole - starts - lengths, starts)
+        swapped = (held > 4)[:, None]
+        found = [np.where(swapped, part[:, ::-1], part) for part in (starts, lengths)]
+        return np.concatenate([*found, factors[:, None]], 1)
+
+    def image(self, index: tf.Tensor, window: tf.Tensor | None = None) -> tf.Tensor:
         """Return one image or a part of it, upright; of a JPEG only that is decoded.
 
         Where a JPEG has fewer colour samples than pixels, the colours of the outermost
         two columns of a part may differ from those of the whole image, since they are
-        interpolated from what lies outside. All else is equal. `choose` takes the
-        height and width of the upright image, int32 `()`, and returns top, left, height
-        and width of the part, as well. Returns uint8 `(height, width, 3)`.
+        interpolated from what lies outside. All else is equal. The window is a row of
+        what `stored` returns. Returns uint8 `(height, width, 3)`.
         """
 
-        def by_pillow(number: int) -> Pixels:
-            return np.asarray(self._examples.open(number, reduced=True))
+        def by_pillow(number: int, *part: int) -> Pixels:
+            image = self._examples.open(number, reduced=True)
+            if not part:
+                return np.asarray(image)
+            header = np.asarray(self._examples.headers)[number]
+            # Of large images the part is one of the image before it was reduced.
+            scale = np.divide(image.size, (header["width"], header["height"]))[::-1]
+            starts = np.floor(np.multiply(part[:2], scale)).astype(int)
+            lengths = np.maximum(1, np.multiply(part[2:4], scale)).astype(int)
+            (top, left), (bottom, right) = starts, starts + lengths
+            return np.asarray(image.crop((left, top, right, bottom)))
 
         images = self._examples.images
         if images is not None:
             # As a tensor it would be copied once for every epoch's graph.
-            return _cut(_called(lambda i: images[i], index, images.shape[1:]), choose)
+            image = _called(lambda i: images[i], (index,), images.shape[1:])
+            return image if window is None else _cut(image, window)
         if not self._some_by_pillow:
-            return self._decode(index, choose)
+            return self._decode(index, window)
+        arguments = (index, *(() if window is None else tf.unstack(window)))
         return tf.cond(
             tf.gather(self._by_pillow, index),
-            lambda: _cut(_called(by_pillow, index, (None, None, 3)), choose),
-            lambda: self._decode(index, choose),
+            lambda: _called(by_pillow, arguments, (None, None, 3)),
+            lambda: self._decode(index, window),
         )
 
     def prepared(self, index: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
         """Return one image, resized and cropped: uint8 of `input_shape`."""
 
         def by_tensorflow() -> tf.Tensor:
-            image = self.image(index) if arrays else self._decode(index, None)
+            image = self.image(index) if arrays else self._decode(index)
             return preprocessing.prepare_tensor(image)
 
         def by_pillow() -> tf.Tensor:
             prepared = partial(self._examples.prepared, preprocessing=preprocessing)
-            return _called(prepared, index, preprocessing.input_shape)
+            return _called(prepared, (index,), preprocessing.input_shape)
 
         arrays = self._examples.images is not None
         if arrays or not self._some_by_pillow:
@@ -100,52 +143,61 @@ class Decoder:
         records = self._examples.records
         if records is None:
             return tf.io.read_file(tf.gather(self._paths, index))
-        return _called(records.read, index, (), tf.string)
+        return _called(records.read, (index,), (), tf.string)
 
-    def _decode(self, index: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
+    def _decode(self, index: tf.Tensor, window: tf.Tensor | None = None) -> tf.Tensor:
         rotated = self._some_rotated
         orientation = tf.gather(self._orientations, index) if rotated else None
-        recover = self._examples.recover
-        return decode(self._content(index), orientation, choose, recover=recover)
+        content, recover = self._content(index), self._examples.recover
+        return decode(content, orientation, window, self._factors, recover=recover)
 
 
 def _called(
-    function: Callable[[int], Any], index: tf.Tensor, shape: Any, kind: Any = tf.uint8
+    function: Callable[..., Any], numbers: Any, shape: Any, kind: Any = tf.uint8
 ) -> tf.Tensor:
-    """Return what a Python function gives for an index, once the graph is run."""
-    found = tf.numpy_function(lambda number: function(int(number)), [index], kind)
+    """Return what a Python function gives for whole numbers, once the graph is run."""
+    found = tf.numpy_function(lambda *given: function(*map(int, given)), numbers, kind)
     return tf.ensure_shape(found, shape)
 
 
 def decode(
     content: tf.Tensor | bytes,
     orientation: tf.Tensor | int | None = None,
-    choose: Chooser | None = None,
+    window: tf.Tensor | None = None,
+    factors: Sequence[int] = (1,),
     *,
     recover: bool = False,
 ) -> tf.Tensor:
     """Decode a JPEG or PNG that needs no Pillow, eagerly or in a pipeline.
 
-    The orientation is how the camera was held (EXIF), 1 to 8; None for upright.
-    `choose` chooses a part of the upright image, `recover` decodes a truncated JPEG as
-    far as it goes. Returns uint8 RGB `(height, width, 3)`.
+    The orientation is how the camera was held (EXIF), 1 to 8; None for upright. The
+    window is a row of `Decoder.stored`, whose reductions are among the factors;
+    `recover` decodes a truncated JPEG as far as it goes. Returns uint8 RGB `(height,
+    width, 3)`.
     """
     # A decoder takes this JPEG as complete, as `open_image` does. With
     # try_recover_truncated instead, rows around the break differ from Pillow's.
     jpeg = content + JPEG_END if recover else content
 
     def of_jpeg() -> tf.Tensor:
-        if choose is None:
-            return upright(tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT), orientation)
-        window = _as_stored(choose, tf.io.extract_jpeg_shape(content)[:2], orientation)
-        decode_part = tf.image.decode_and_crop_jpeg
-        part = decode_part(jpeg, tf.stack(window), 3, dct_method=_DCT)
-        return upright(part, orientation)
+        if window is None:
+            return tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT)
+        if len(factors) == 1:
+            return at_scale(*factors)
+        place = tf.reduce_sum(tf.cast(window[4] > factors[:-1], tf.int32))
+        return tf.switch_case(place, [partial(at_scale, each) for each in factors])
+
+    def at_scale(factor: int) -> tf.Tensor:
+        return tf.raw_ops.DecodeAndCropJpeg(
+            contents=jpeg, crop_window=window[:4], channels=3, ratio=factor,
+            dct_method=_DCT,
+        )  # fmt: skip
 
     def of_png() -> tf.Tensor:
-        return _cut(upright(tf.io.decode_png(content, 3), orientation), choose)
+        image = tf.io.decode_png(content, 3)
+        return image if window is None else _cut(image, window * window[4])
 
-    return tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png)
+    return upright(tf.cond(tf.io.is_jpeg(content), of_jpeg, of_png), orientation)
 
 
 def decode_bounded(content: tf.Tensor) -> tf.Tensor:
@@ -223,10 +275,8 @@ def _scans(content: tf.Tensor) -> tf.Tensor:
     return tf.cond(buffered != 0, count, lambda: tf.constant(0, tf.int64))
 
 
-def _cut(image: tf.Tensor, choose: Chooser | None) -> tf.Tensor:
-    if choose is None:
-        return image
-    top, left, height, width = choose(*tf.unstack(tf.shape(image)[:2]))
+def _cut(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    top, left, height, width = tf.unstack(window[:4])
     return image[top : top + height, left : left + width]
 
 
@@ -240,22 +290,3 @@ def upright(image: tf.Tensor, orientation: tf.Tensor | int | None) -> tf.Tensor:
     across, down = tf.gather(ACROSS, orientation), tf.gather(DOWN, orientation)
     turned = tf.cond(across, lambda: tf.reverse(turned, [1]), lambda: turned)
     return tf.cond(down, lambda: tf.reverse(turned, [0]), lambda: turned)
-
-
-def _as_stored(
-    choose: Chooser, sides: tf.Tensor, orientation: tf.Tensor | int | None
-) -> Window:
-    """Choose a part of the upright image and find it in the stored one."""
-    if orientation is None:
-        return choose(sides[0], sides[1])
-    swapped = orientation > 4
-    upright = tf.where(swapped, sides[::-1], sides)
-    top, left, tall, wide = choose(upright[0], upright[1])
-    top = tf.where(tf.gather(DOWN, orientation), upright[0] - top - tall, top)
-    left = tf.where(tf.gather(ACROSS, orientation), upright[1] - left - wide, left)
-    return (
-        tf.where(swapped, left, top),
-        tf.where(swapped, top, left),
-        tf.where(swapped, wide, tall),
-        tf.where(swapped, tall, wide),
-    )

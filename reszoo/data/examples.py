@@ -11,8 +11,15 @@ from reszoo.data.image_files import open_image, opened, prepare_image, read_head
 from reszoo.data.splits import Indices
 from reszoo.preprocessing import Pixels, Preprocessing, to_rgb
 
-# A `Header`, in five bytes an image instead of a hundred.
-HEADER = np.dtype([("orientation", np.int32), ("by_pillow", np.bool_)])
+# A `Header`, in 13 bytes an image instead of hundreds.
+HEADER = np.dtype(
+    [
+        ("orientation", np.int32),
+        ("by_pillow", np.bool_),
+        ("height", np.int32),
+        ("width", np.int32),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,14 @@ class Examples:
         if self.paths is not None:
             return self.paths[index]
         return self.records.name(index) if self.records else f"image {index}"
+
+    def sides(self) -> NDArray[np.int32]:
+        """Return height and width of each image once it is upright: `(n, 2)`."""
+        if self.images is not None:
+            sides = np.array(self.images.shape[1:3], np.int32)
+            return np.broadcast_to(sides, (len(self), 2))
+        headers = np.asarray(self.headers)
+        return np.stack([headers["height"], headers["width"]], 1)
 
     def median_side(self, most: int = 25) -> int:
         """Return the median of the short sides of some images, in pixels."""

@@ -276,8 +276,6 @@ def inspect_image(content: bytes, path: str) -> Facts:
             found |= _metadata(image, path)
         header = files.read_header(content, path)
         found |= header._asdict()
-        if header.orientation > 4:
-            found |= {"width": found["height"], "height": found["width"]}
         if header.by_pillow:
             with files.opened(content, path) as image:
                 (width, height), part = files.upright_parts(image)

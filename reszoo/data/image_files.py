@@ -113,6 +113,8 @@ class Header(NamedTuple):
 
     orientation: int  # 1 (upright) to 8; EXIF 2.3, 4.6.4 A
     by_pillow: bool  # only Pillow decodes it right, or in bounded memory
+    height: int  # of the upright image, in pixels
+    width: int
 
 
 def open_image(
@@ -166,7 +168,9 @@ def read_header(source: str | bytes, name: str) -> Header:
     """
     with opened(source, name) as image:
         by_pillow = image.format not in _ALIKE or is_large(image)
-        return Header(orientation_of(image), by_pillow)
+        held = orientation_of(image)
+        width, height = image.size[::-1] if held > 4 else image.size
+        return Header(held, by_pillow, height, width)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -18,6 +18,8 @@ from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing, to_grey
 
 Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor]
+# Images whose windows are drawn at a time.
+_DRAWN = 1 << 16
 # Batches made ahead. Left to itself tf.data may keep ever more of them.
 _AHEAD = 2
 
@@ -115,19 +117,21 @@ def training_batches(
     part = batch_size // workers
     # Nothing in them is for AutoGraph, which takes longer than all of the tracing.
     plain = tf.autograph.experimental.do_not_convert
-    load = plain(_loader(Decoder(examples), preprocessing, augmentation))
+    decoder = Decoder(examples, preprocessing.train_sides)
+    load = plain(_loader(decoder, preprocessing, augmentation))
     finish = plain(_finisher(preprocessing, augmentation))
+    boxes = partial(_draw_boxes, examples, decoder, preprocessing, augmentation)
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
         seeds = (seed, int(number))
-        slots = _epoch_slots(examples.targets, batch_size, seeds, augmentation)
+        slots = _epoch_slots(examples.targets, batch_size, seeds, augmentation, boxes)
         mine = np.s_[first:, worker * part : (worker + 1) * part]
         # One row for each place, without the axis of steps.
         return [each[mine].reshape(-1, *each.shape[2:]) for each in slots]
 
     def sliced(*which: tf.Tensor) -> tf.data.Dataset:
-        kinds = (tf.int64, tf.int64, tf.int64, tf.float32)
-        shapes = ((None,), (None, 2), (None,), (None, 5))
+        kinds = (tf.int64, tf.int64, tf.int64, tf.float32, tf.int32)
+        shapes = ((None,), (None, 2), (None,), (None, 5), (None, 9))
         slots = tf.numpy_function(slots_of, which, kinds)
         return tf.data.Dataset.from_tensor_slices(
             tuple(map(tf.ensure_shape, slots, shapes))
@@ -137,8 +141,13 @@ def training_batches(
     starts = np.where(numbers == epoch, start, 0)
     images = tf.data.Dataset.from_tensor_slices((numbers, starts))
     images = images.flat_map(sliced).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Images are decoded side by side: to split one among threads costs more than it
+    # saves.
+    options.threading.max_intra_op_parallelism = 1
     # A fixed batch size keeps the shape static: one trace of the training step.
-    return images.batch(part, drop_remainder=True).map(finish).prefetch(_AHEAD)
+    batches = images.batch(part, drop_remainder=True).map(finish).prefetch(_AHEAD)
+    return batches.with_options(options)
 
 
 def _epoch_slots(
@@ -146,6 +155,7 @@ def _epoch_slots(
     batch_size: int,
     seeds: tuple[int, int],
     augmentation: Augmentation,
+    draw_boxes: Callable[..., NDArray[np.int32]],
 ) -> tuple[NDArray[Any], ...]:
     """Draw the content of every place in the batches of one epoch.
 
@@ -153,12 +163,13 @@ def _epoch_slots(
     1901.09335), so the same number of batches shows a part of the images, as
     torchvision's RASampler does over all of its devices. Equal indices are as far apart
     as can be, so that devices and mixup's neighbours have different images. The seeds
-    are those of the training and of the epoch.
+    are those of the training and of the epoch. `draw_boxes` takes indices of examples
+    and a generator, and draws what belongs to each: int32 `(n, ...)`.
 
     Returns arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys
-    for the variations, int64 targets, and five float32 numbers from [0, 1) for what is
-    done to whole batches. Keys and numbers belong to an image and its repetition, not
-    to the place.
+    for the variations, int64 targets, five float32 numbers from [0, 1) for what is
+    done to whole batches, and boxes. All but indices and targets belong to an image and
+    its repetition, not to the place.
     """
     count, repeats = len(targets), augmentation.repeats
     steps, distinct = count // batch_size, -(-batch_size // repeats)
@@ -181,8 +192,39 @@ def _epoch_slots(
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)
     generator = np.random.default_rng((key, 1))
     draws = [generator.random((count * repeats, n), np.float32) for n in (3, 2)]
+    numbers = np.concatenate(draws, 1)[variants]
+    generator = np.random.default_rng((key, 2))
+    varied = np.repeat(drawn, repeats)
+    # In parts, for all tries of a million windows at once take a gigabyte.
+    parts = np.split(varied, range(_DRAWN, len(varied), _DRAWN))
+    boxes = np.concatenate([draw_boxes(part, generator) for part in parts])
     indices = drawn[entries]
-    return indices, keys, targets[indices], np.concatenate(draws, 1)[variants]
+    return indices, keys, targets[indices], numbers, boxes[variants]
+
+
+def _draw_boxes(
+    examples: Examples,
+    decoder: Decoder,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    indices: NDArray[np.int64],
+    generator: np.random.Generator,
+) -> NDArray[np.int32]:
+    """Draw the window that is shown of each image, and the box erased from it.
+
+    Returns int32 `(n, 9)`: a row of `Decoder.stored` and one of `random_boxes`, each
+    zeros where it is not used.
+    """
+    shown, count = preprocessing.train_sides, len(indices)
+    windows, boxes = np.zeros((count, 5), np.int32), np.zeros((count, 4), np.int32)
+    if augmentation.crop == "resized":
+        aspect = None if preprocessing.resize == "squash" else shown[1] / shown[0]
+        shape = augmentation.scale, augmentation.ratio, aspect
+        drawn = geometry.random_windows(examples.sides()[indices], generator, *shape)
+        windows = decoder.stored(indices, drawn)
+    if augmentation.erase:
+        boxes = geometry.random_boxes(shown, count, generator, augmentation.erase)
+    return np.concatenate([windows, boxes], 1)
 
 
 def class_shares(
@@ -251,10 +293,7 @@ def _loader(
     """Return a function that makes a training image from what `_epoch_slots` draws."""
     shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
-    scale, ratio = augmentation.scale, augmentation.ratio
     sides, grey = preprocessing.train_sides, preprocessing.channels == 1
-    aspect = None if preprocessing.resize == "squash" else sides[1] / sides[0]
-    choose = partial(geometry.random_window, scale=scale, ratio=ratio, aspect=aspect)
     fill = tf.constant(preprocessing.mean_colour)
     # torchvision's TrivialAugmentWide leaves black where nothing is, timm the mean.
     outside = tf.zeros_like(fill) if augmentation.policy == "trivial" else fill
@@ -265,12 +304,16 @@ def _loader(
     )
 
     def load(
-        index: tf.Tensor, key: tf.Tensor, target: tf.Tensor, draw: tf.Tensor
+        index: tf.Tensor,
+        key: tf.Tensor,
+        target: tf.Tensor,
+        draw: tf.Tensor,
+        boxes: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # Each use has a random stream of its own.
         if augmentation.crop == "resized":
             flipped = (draw[2] < 0.5) & augmentation.flip
-            part = decoder.image(index, partial(choose, key=key))
+            part = decoder.image(index, boxes[:5])
             part = to_grey(part) if grey else part
             image = geometry.resize(part, sides, shown.interpolation, flipped)
         else:
@@ -284,8 +327,7 @@ def _loader(
                 rgb = policy(rgb, tf.random.fold_in(key, 1), canvas)
             image = rgb[..., :1] if grey else rgb
         if augmentation.erase:
-            own = tf.random.fold_in(key, 2)
-            image = geometry.erase(image, own, augmentation.erase, fill)
+            image = geometry.erase(image, boxes[5:], fill)
         return image, target, draw
 
     return load

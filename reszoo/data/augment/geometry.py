@@ -1,56 +1,96 @@
 """Random crops, shifts, horizontal flips and erased boxes."""
 
-from collections.abc import Sequence
-from math import log
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from reszoo.preprocessing import Size, as_sides
-
-# Top, left, height and width of a part of an image: int32 `()`.
-Window = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
 
 # Both from torchvision 0.28: draws before RandomResizedCrop and RandomErasing give
 # up, and the sizes of what the latter erases.
 _TRIES = 10
 _ERASED_SCALE, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
+# TensorFlow's names, as `tf.image.resize` chooses them.
+_KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
 
-def random_window(
-    height: tf.Tensor,
-    width: tf.Tensor,
-    key: tf.Tensor,
+def random_windows(
+    sides: NDArray[np.int32],
+    generator: np.random.Generator,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    aspect: Any = 1.0,
-) -> Window:
-    """Draw a window of random area, shape and place in an image.
+    aspect: float | None = 1.0,
+) -> NDArray[np.int32]:
+    """Draw a window of random area, shape and place in each of many images.
 
     Szegedy et al. 2014 (arXiv 1409.4842, section 6), as torchvision's RandomResizedCrop
-    draws it: up to ten tries, then the largest central window within the ratios. The
-    key is int64 `(2,)`; scale is the least and greatest share of the area, in (0, 1],
-    ratio of width over height, drawn on a log scale and multiplied by `aspect` (None:
-    width over height of the image, so that they tell how much a window's shape differs
-    from it). Returns top, left, height and width: int32 `()`.
+    draws it: up to ten tries, then the largest central window within the ratios. Here
+    all windows of an epoch are drawn at once: inside of a pipeline, the many small
+    operations that this takes would cost more than decoding and resizing.
+
+    Args:
+        sides: Height and width of each image, `(n, 2)`.
+        generator: The source of the draws.
+        scale: Least and greatest share of the area, in (0, 1].
+        ratio: Least and greatest width over height, drawn on a log scale.
+        aspect: By which the ratio is multiplied; None for the width over height of
+            each image, so that ratios tell how much a window's shape differs from it.
+
+    Returns top, left, height and width: int32 `(n, 4)`.
     """
-    keys = tf.unstack(tf.random.split(key, 2))
-    if aspect is None:
-        aspect = as_float(width) / as_float(height)
-    widths, heights = _drawn_sides((height, width), keys[0], scale, ratio, aspect)
-    fits = (widths > 0) & (widths <= as_float(width))
-    fits &= (heights > 0) & (heights <= as_float(height))
-    first = tf.argmax(tf.cast(fits, tf.int32))
+    high, wide = sides.T.astype(np.float64)
+    shapes = wide / high if aspect is None else np.full(len(sides), aspect)
+    boxes, fit = _boxes(sides, generator, scale, ratio, shapes)
+    least, most = ratio[0] * shapes, ratio[1] * shapes
+    heights = np.where(wide < least * high, np.rint(wide / least), high)
+    widths = np.where(wide > most * high, np.rint(high * most), wide)
+    central = np.stack([heights, widths], 1).astype(np.int32)
+    central = np.concatenate([(sides - central) // 2, central], 1)
+    return np.where(fit[:, None], boxes, central)
 
-    def drawn() -> Window:
-        tall, wide = _int(heights[first]), _int(widths[first])
-        return *_place(height - tall, width - wide, keys[1]), tall, wide
 
-    def central() -> Window:
-        return _central(height, width, [each * aspect for each in ratio])
+def random_boxes(
+    sides: tuple[int, int], count: int, generator: np.random.Generator, share: float
+) -> NDArray[np.int32]:
+    """Draw a box to erase in a share of `count` images of the same sides.
 
-    window: Window = tf.cond(tf.reduce_any(fits), drawn, central)
-    return window
+    Zhong et al. 2017 (arXiv 1708.04896) with torchvision's geometry: 2 to 33 % of the
+    area, 0.3 to 3.3 times as high as wide. Returns top, left, height and width, the
+    latter 0 where nothing is erased: int32 `(count, 4)`.
+    """
+    all_sides = np.broadcast_to(np.array(sides, np.int32), (count, 2))
+    # The ratio is that of height over width, which is as likely as its inverse.
+    boxes, fit = _boxes(
+        all_sides, generator, _ERASED_SCALE, _ERASED_RATIO, np.ones(count), margin=1
+    )
+    chosen = fit & (generator.random(count) < share)
+    return np.where(chosen[:, None], boxes, 0).astype(np.int32)
+
+
+def _boxes(
+    sides: NDArray[np.int32],
+    generator: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    aspect: NDArray[np.float64],
+    margin: int = 0,
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Draw a box in each image, and whether one of the tries fits into it."""
+    tries = (len(sides), _TRIES)
+    shares, logs = (
+        generator.uniform(*bounds, tries) for bounds in (scale, np.log(ratio))
+    )
+    areas = shares * sides.prod(1, dtype=np.float64)[:, None]
+    shapes = np.exp(logs) * aspect[:, None]
+    drawn = np.rint(np.sqrt(np.stack([areas / shapes, areas * shapes], -1)))
+    fits = ((drawn > 0) & (drawn <= sides[:, None] - margin)).all(-1)
+    first = fits.argmax(1)
+    chosen = drawn[np.arange(len(sides)), first].astype(np.int32)
+    room = sides - chosen + 1
+    places = np.floor(generator.random(room.shape) * room).astype(np.int32)
+    return np.concatenate([places, chosen], 1), fits.any(1)
 
 
 def resize(
@@ -68,19 +108,26 @@ def resize(
     turned = _resize_down(tf.transpose(low, (1, 0, 2)), width, interpolation)
     columns = tf.range(width)
     turned = tf.gather(turned, tf.where(flipped, columns[::-1], columns))
-    pixels = tf.transpose(turned, (1, 0, 2))
-    return tf.cast(tf.clip_by_value(pixels, 0, 255) + 0.5, tf.uint8)
+    # Of linear interpolation no value lies outside of the pixels' range.
+    if interpolation != "bilinear":
+        turned = tf.clip_by_value(turned, 0, 255)
+    return tf.transpose(tf.cast(turned + 0.5, tf.uint8), (1, 0, 2))
 
 
 def _resize_down(image: tf.Tensor, side: int, interpolation: str) -> tf.Tensor:
     """Resize the height alone; float32."""
-    # TensorFlow's kernel (ScaleAndTranslate) mixes all channels of a pixel at once, but
-    # pixels one by one. So each row becomes the channels of a single pixel: both
-    # directions together then take a quarter of the time.
+    # TensorFlow's kernel mixes all channels of a pixel at once, but pixels one by one.
+    # So each row becomes the channels of a single pixel: both directions together then
+    # take a quarter of the time. `tf.image.resize` adds a dozen small operations.
     height, width = tf.unstack(tf.shape(image)[:2])
     channels = image.shape[-1]
-    rows = tf.reshape(image, (height, 1, width * channels))
-    mixed = tf.image.resize(rows, (side, 1), interpolation, antialias=True)
+    mixed = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, (1, height, 1, width * channels)),
+        size=(side, 1),
+        scale=tf.stack([side / as_float(height), 1.0]),
+        translation=(0.0, 0.0),
+        kernel_type=_KERNELS[interpolation],
+    )
     return tf.reshape(mixed, (side, width, channels))
 
 
@@ -109,58 +156,17 @@ def flip(images: tf.Tensor, draws: tf.Tensor, axis: int = 2) -> tf.Tensor:
     return tf.where(chosen, tf.reverse(images, axis=[axis]), images)
 
 
-def erase(
-    image: tf.Tensor, key: tf.Tensor, probability: float, fill: tf.Tensor
-) -> tf.Tensor:
-    """Paint a random box over a share of the images, uint8 `(height, width, 3)`.
+def erase(image: tf.Tensor, box: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
+    """Paint a box of `random_boxes`, int32 `(4,)`, over an image.
 
-    Zhong et al. 2017 (arXiv 1708.04896) with torchvision's geometry: 2 to 33 % of the
-    area, 0.3 to 3.3 times as high as wide. Its box is zero after normalising, so here
-    it has the mean's colour, `fill`.
+    The image is uint8 `(height, width, channels)`. In the papers a box is zero after
+    normalising, so here it has the mean's colour, `fill`.
     """
-    height, width = tf.unstack(tf.shape(image)[:2])
-    keys = tf.unstack(tf.random.split(key, 3))
-    sides = (height, width)
-    heights, widths = _drawn_sides(sides, keys[0], _ERASED_SCALE, _ERASED_RATIO)
-    fits = (heights < as_float(height)) & (widths < as_float(width))
-    first = tf.argmax(tf.cast(fits, tf.int32))
-    chosen = tf.random.stateless_uniform((), keys[1]) < probability
-
-    def erased() -> tf.Tensor:
-        tall, wide = _int(heights[first]), _int(widths[first])
-        top, left = _place(height - tall, width - wide, keys[2])
-        rows, columns = tf.range(height) - top, tf.range(width) - left
-        across = (columns >= 0) & (columns < wide)
-        inside = ((rows >= 0) & (rows < tall))[:, None] & across
-        return tf.where(inside[..., None], fill, image)
-
-    return tf.cond(tf.reduce_any(fits) & chosen, erased, lambda: image)
-
-
-def _drawn_sides(
-    sides: tuple[Any, Any], key: tf.Tensor, scale: Any, ratio: Any, aspect: Any = 1.0
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return whole numbers `(tries,)` whose ratio, first to second, is in `ratio`."""
-    draws = tf.random.stateless_uniform((2, _TRIES), key)
-    share = scale[0] + draws[0] * (scale[1] - scale[0])
-    shape = tf.exp(log(ratio[0]) + draws[1] * (log(ratio[1]) - log(ratio[0]))) * aspect
-    area = share * as_float(sides[0]) * as_float(sides[1])
-    return tf.round(tf.sqrt(area * shape)), tf.round(tf.sqrt(area / shape))
-
-
-def _place(down: tf.Tensor, across: tf.Tensor, key: tf.Tensor) -> Any:
-    room = tf.stack([down, across]) + 1
-    # stateless_uniform has one bound for all; 2**31 draws make its modulo even enough.
-    draws = tf.random.stateless_uniform((2,), key, 0, tf.int32.max, tf.int32)
-    return tf.unstack(draws % room)
-
-
-def _central(height: tf.Tensor, width: tf.Tensor, ratio: Sequence[Any]) -> Window:
-    down, across = as_float(height), as_float(width)
-    shape = across / down
-    tall = tf.where(shape < ratio[0], _int(tf.round(across / ratio[0])), height)
-    wide = tf.where(shape > ratio[1], _int(tf.round(down * ratio[1])), width)
-    return (height - tall) // 2, (width - wide) // 2, tall, wide
+    inside = []
+    for axis in range(2):
+        places = tf.range(tf.shape(image)[axis]) - box[axis]
+        inside.append((places >= 0) & (places < box[2 + axis]))
+    return tf.where((inside[0][:, None] & inside[1])[..., None], fill, image)
 
 
 def as_float(value: Any) -> tf.Tensor:
