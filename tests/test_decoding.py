@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import reszoo
 from reszoo.data.checks import find_unreadable
 from reszoo.data.decoding import Decoder
 from reszoo.data.examples import Examples, Records
@@ -255,6 +256,20 @@ def test_a_jpeg_that_is_cut_short_is_decoded_as_far_as_by_pillow(
     np.testing.assert_array_equal(Decoder(recovered).image(tf.constant(0)), whole)
     (part,) = parts_of(recovered, PARTS[-1:])
     np.testing.assert_array_equal(part, whole[:, :45])
+
+
+def test_an_image_that_changed_its_size_meanwhile_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    WIDE.save(path)
+    examples = files_of([path], [0])
+    assert find_unreadable(examples) is None
+    WIDE.crop((0, 0, 30, 40)).save(path)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        parts_of(examples, PARTS[-1:])
+    with pytest.raises(
+        reszoo.DataError, match=r"image.jpg no longer has 67 x 45 pixels"
+    ):
+        raise find_unreadable(examples) or AssertionError
 
 
 def test_records_and_arrays_are_decoded_as_files_are(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def check(
 
 
 def find_unreadable(examples: Examples) -> DataError | None:
-    """Return an error that names the first image that cannot be decoded, if any.
+    """Return an error that names the first image that cannot be decoded or changed.
 
     TensorFlow's own message gives the reason but not the file.
     """
@@ -99,6 +99,15 @@ def find_unreadable(examples: Examples) -> DataError | None:
         return DataError(
             f"{name} is not a readable image ({reason}). "
             "Replace the file or remove it from the data."
+        )
+    if examples.headers is None:
+        return None
+    before, now = examples.headers[["width", "height"]], table.rows[["width", "height"]]
+    for index in np.flatnonzero(before != now.astype(before.dtype)):
+        width, height = before[index]
+        return DataError(
+            f"{examples.name(int(index))} no longer has {width} x {height} pixels. "
+            "Images must not change while they are in use. Start again or resume."
         )
     return None
 

@@ -61,7 +61,10 @@ class Decoder:
     def _reductions(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return by how much parts of these heights and widths are reduced."""
         enlarged = (lengths / np.multiply(_FINER, self._sides)).min(1)
-        return np.exp2(np.clip(np.floor(np.log2(enlarged)), 0, 3)).astype(np.int32)
+        powers: NDArray[np.float64] = np.exp2(
+            np.clip(np.floor(np.log2(enlarged)), 0, 3)
+        )
+        return powers.astype(np.int32)
 
     def stored(
         self, indices: NDArray[np.int64], windows: NDArray[np.int32]
@@ -182,16 +185,12 @@ def decode(
     def of_jpeg() -> tf.Tensor:
         if window is None:
             return tf.io.decode_jpeg(jpeg, 3, dct_method=_DCT)
+        crop = partial(tf.raw_ops.DecodeAndCropJpeg, channels=3, dct_method=_DCT)
+        crop = partial(crop, contents=jpeg, crop_window=window[:4])
         if len(factors) == 1:
-            return at_scale(*factors)
+            return crop(ratio=factors[0])
         place = tf.reduce_sum(tf.cast(window[4] > factors[:-1], tf.int32))
-        return tf.switch_case(place, [partial(at_scale, each) for each in factors])
-
-    def at_scale(factor: int) -> tf.Tensor:
-        return tf.raw_ops.DecodeAndCropJpeg(
-            contents=jpeg, crop_window=window[:4], channels=3, ratio=factor,
-            dct_method=_DCT,
-        )  # fmt: skip
+        return tf.switch_case(place, [partial(crop, ratio=each) for each in factors])
 
     def of_png() -> tf.Tensor:
         image = tf.io.decode_png(content, 3)

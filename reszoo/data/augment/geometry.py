@@ -1,5 +1,6 @@
 """Random crops, shifts, horizontal flips and erased boxes."""
 
+from math import log
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,8 @@ def _boxes(
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Draw a box in each image, and whether one of the tries fits into it."""
     tries = (len(sides), _TRIES)
-    shares, logs = (
-        generator.uniform(*bounds, tries) for bounds in (scale, np.log(ratio))
-    )
+    shares = generator.uniform(*scale, tries)
+    logs = generator.uniform(log(ratio[0]), log(ratio[1]), tries)
     areas = shares * sides.prod(1, dtype=np.float64)[:, None]
     shapes = np.exp(logs) * aspect[:, None]
     drawn = np.rint(np.sqrt(np.stack([areas / shapes, areas * shapes], -1)))
