@@ -164,6 +164,7 @@ def photos() -> dict[str, Any]:
     return {"train": (pixels, labels), "validation": (pixels[6:], labels[6:])}
 
 
+@pytest.mark.slow
 def test_a_killed_run_with_sampling_and_weights_ends_bit_equal(tmp_path: Path) -> None:
     fields: Any = {
         "epochs": 2,

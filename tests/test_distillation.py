@@ -74,6 +74,7 @@ def test_a_step_learns_from_targets_and_teacher(teacher: Path) -> None:
     assert loss == pytest.approx(expected.mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_a_teacher_resumes_exactly(
     teacher: Path, tmp_path: Path
 ) -> None:

@@ -276,6 +276,7 @@ def test_the_error_names_the_command_that_trains_on(
     )
 
 
+@pytest.mark.slow
 def test_a_run_without_patience_left_stops_also_when_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

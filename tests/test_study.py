@@ -56,6 +56,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
     return reszoo.study("dense", output=tmp_path_factory.mktemp("study"), **SMALL)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(
     found: StudyResult, tmp_path: Path
 ) -> None:
