@@ -11,8 +11,8 @@ PEERS_STAMP := $(PEERS)/.installed
 DOCS := .docs
 DOCS_STAMP := $(DOCS)/.installed
 
-.PHONY: help demo browser dist test-dist docs test test-slow test-all lint format bench bench-all bench-quick saved-models \
-  clean
+.PHONY: help demo browser dist test-dist docs test test-slow test-all lint format bench bench-all bench-quick stress \
+  saved-models clean
 
 help:
 	@echo "make demo        fine-tune, export and verify a ResNet on real images"
@@ -26,6 +26,8 @@ help:
 	@echo "make format      format the code"
 	@echo "make bench       compare with other libraries: half an hour"
 	@echo "make bench-quick the same in a few minutes; bench-all measures more"
+	@echo "make stress MINUTES=30 ONLY=\"kills faults mutations\""
+	@echo "                 kill, let calls fail and damage files; runs add up: benchmarks/results/"
 	@echo "make saved-models DATA=CIFAR10"
 	@echo "                 export saved_models/resnet20-cifar10 again"
 	@echo "make clean       remove the environments and caches"
@@ -84,6 +86,9 @@ bench-all: $(STAMP) $(PEERS_STAMP)
 
 bench-quick: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python benchmarks/bench.py --quick --peers $(PEERS)/bin/python
+
+stress: $(STAMP)
+	$(BIN)/python stress/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY))
 
 # DATA is CIFAR-10 as JPEG files, a folder with train/ and test/.
 saved-models: $(STAMP)

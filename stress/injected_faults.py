@@ -1,28 +1,24 @@
 """Let every call of the operating system fail in turn: nothing is lost, one sentence.
 
-    python stress/injected_faults.py [--commands train export] [--results FILE]
-        [--most 300]
-
-Each command runs in this process on small files below one folder, with a library
+Each command runs in forked processes on small files below one folder, with a library
 preloaded (`faults.c`) that makes the n-th read, write, sync, close, rename or open
-there fail once: ENOSPC, EIO, EINTR or half of the bytes. n runs over all calls that the
-command makes, or over `--most` of them, evenly spaced and moved by the seed. Then the
-command either succeeds with the usual result, or prints one line and exits with 1 or 2
-and leaves what was there before; and a second call gives the usual result. Counts are
-added up in FILE. Exits with 1 if anything else happened.
+there fail once: ENOSPC, EIO, EINTR or half of the bytes. Then the command either
+succeeds with the usual result, or prints one line and exits with 1 or 2 and leaves what
+was there before; and a second call gives the usual result.
+
+Calls of one kind on files whose names differ in digits alone are of one place. A pass
+fails the first call of every place with every error, then a second one, and so on; each
+pass has other inputs. The number of a fault tells its pass and its place in it.
 """
 
-import argparse
 import contextlib
-import ctypes
 import errno
-import hashlib
 import io
+import itertools
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,11 +27,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from forks import Fork, load_modules, note_modules, say, watched
+from killed_commands import save_model, tree
+from preloaded import SHORT, Faults
+from results import Outcome
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
-KINDS = ("read", "write", "sync", "close", "rename", "open")
-SHORT = -1
+# Faults of each command, 10,000 in all. Training and exporting take seconds each.
+TARGETS = {
+    "train": 600, "export": 500, "export_saved_model": 100, "resize": 4400,
+    "predict": 4400,
+}  # fmt: skip
+# Faults with the same inputs, at most.
+PASS = 400
+# Faults in one process: what libraries leak does not add up.
+_PER_PROCESS = 25
+_PATIENCE = 300.0
 _UNREADABLE = re.compile(r"\d+ of \d+ images are unreadable\.")
 ERRORS: dict[str, tuple[int, ...]] = {
     "read": (errno.EIO, errno.EINTR, SHORT),
@@ -45,6 +51,8 @@ ERRORS: dict[str, tuple[int, ...]] = {
     "rename": (errno.EIO, errno.ENOSPC),
     "open": (errno.ENOSPC, errno.EIO, errno.EINTR),
 }
+# Kind, number and error of a call that fails.
+Fault = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,72 +61,54 @@ class Command:
 
     Attributes:
         words: The command line, in the folder of one trial.
-        again: What is added to repeat it after a fault.
         output: What it makes there.
+        again: What is added to repeat it after a fault.
         earlier: Whether an earlier result is there, which must survive.
     """
 
     words: tuple[str, ...]
-    again: tuple[str, ...]
     output: str
-    earlier: bool = True
+    again: tuple[str, ...] = ()
+    earlier: bool = False
 
 
-COMMANDS = {
-    "train": Command(
-        ("train", "photos", "--model", "resnet8", "--epochs", "2", "--batch-size", "8",
-         "--output", "run", "--precision", "float32"),
-        ("--resume",), "run", earlier=False,
+def _export(formats: str) -> Command:
+    words = ("export", "model.safetensors", "--formats", formats, "--output", "out")
+    return Command((*words, "--overwrite"), "out", earlier=True)
+
+
+def _predict(model: str, output: str) -> Command:
+    words = ("predict", model, "photos", "--output", output, "--overwrite")
+    return Command(words, output, earlier=True)
+
+
+# The passes take turns.
+COMMANDS: dict[str, tuple[Command, ...]] = {
+    "train": (
+        Command(
+            ("train", "photos", "--model", "resnet8", "--epochs", "2", "--size", "16",
+             "--batch-size", "6", "--output", "run", "--set", "precision=float32",
+             "--save-every", "0"),
+            "run", ("--resume",),
+        ),
     ),
-    "export": Command(
-        ("export", "model.safetensors", "--formats", "tflite,onnx", "--output", "out",
-         "--overwrite"), (), "out",
+    "export": (_export("tflite,onnx"),),
+    "export_saved_model": (_export("saved_model"),),
+    "resize": (
+        Command(("resize", "photos", "--side", "24", "--output", "small"), "small"),
+        Command(("resize", "list.csv", "--side", "41", "--output", "small"), "small"),
     ),
-    "export_saved_model": Command(
-        ("export", "model.safetensors", "--formats", "saved_model", "--output", "out",
-         "--overwrite"), (), "out",
-    ),
-    "resize": Command(
-        ("resize", "photos", "--side", "24", "--output", "small"), (), "small",
-        earlier=False,
-    ),
-    "predict": Command(
-        ("predict", "model.onnx", "photos", "--output", "rows.csv", "--overwrite"),
-        (), "rows.csv",
+    "predict": (
+        _predict("model.onnx", "rows.csv"),
+        _predict("model.tflite", "rows.jsonl"),
+        _predict("model.onnx", "rows.parquet"),
     ),
 }  # fmt: skip
 
 
-class Faults:
-    """The preloaded library."""
-
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(None)
-        self._library.faults_arm.argtypes = [
-            ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int,
-        ]  # fmt: skip
-        self._library.faults_seen.restype = ctypes.c_long
-
-    @contextlib.contextmanager
-    def armed(
-        self, folder: Path, kind: str = "read", number: int = 0, error: int = 0
-    ) -> Iterator[None]:
-        """Let a call on files below a folder fail; 0 only counts."""
-        index = KINDS.index(kind)
-        self._library.faults_arm(f"{folder}/".encode(), index, number, error)
-        try:
-            yield
-        finally:
-            self._library.faults_disarm()
-
-    def seen(self, kind: str) -> int:
-        """Return the number of calls since the last arming."""
-        return int(self._library.faults_seen(KINDS.index(kind)))
-
-
 def call(words: tuple[str, ...]) -> tuple[int, str]:
     """Run a command here; return its exit code and what it wrote to stderr."""
-    from reszoo.cli import app
+    from reszoo.cli.options import app
     from reszoo.console import print_text
     from reszoo.errors import ReszooError
 
@@ -134,28 +124,60 @@ def call(words: tuple[str, ...]) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def tree(path: Path) -> dict[str, str]:
-    """Return the digests of the files below a path, or of the file itself."""
-    files = [each for each in [path, *path.rglob("*")] if each.is_file()]
-    return {
-        str(each.relative_to(path)): hashlib.sha256(each.read_bytes()).hexdigest()
-        for each in sorted(files)
-    }
-
-
 class Trials:
     """Runs one command again and again, each time with another fault."""
 
-    def __init__(self, name: str, base: Path, faults: Faults) -> None:
-        self.command, self._faults = COMMANDS[name], faults
+    def __init__(self, command: Command, seed: int, base: Path) -> None:
+        self.command, self._faults, self._base = command, Faults(), base
         self._inputs, self._place = base / "inputs", base / "trial"
-        make_inputs(self._inputs, self.command)
-        self.usual = self._after_success()
+        self._inputs.mkdir()
+        for function in (self._make_inputs, self._learn):
+            fork = Fork(lambda f=function: f(seed), self._inputs, base / "log")  # type: ignore[misc]
+            if code := fork.wait(_PATIENCE):
+                raise RuntimeError(f"{command.words[0]}: {code}, {fork.printed()}")
+        load_modules(base / "modules")
+        learnt = json.loads((base / "learnt").read_text())
+        self.usual, self._varying, self._names, self.faults = learnt
+
+    def _make_inputs(self, seed: int) -> None:
+        """Write what the commands read, and an earlier result."""
+        from conftest import photos
+
+        draw = np.random.default_rng(seed)
+        photos(Path("photos"), each=int(draw.integers(6, 14)))
+        rows = (
+            f"{each},{each.parent.name}\n" for each in Path("photos").rglob("*.png")
+        )
+        Path("list.csv").write_text("path,label\n" + "".join(sorted(rows)))
+        save_model(Path("model.safetensors"), 0)
+        if self.command.words[0] == "predict":
+            import reszoo
+
+            reszoo.export("model.safetensors", "once", formats=["onnx", "tflite"])
+            for name in ("model.onnx", "model.tflite"):
+                shutil.move(f"once/{name}", name)
+            shutil.rmtree("once")
+        if self.command.earlier:
+            code, said = call(self.command.words)
+            if code:
+                raise RuntimeError(said)
+            # Another result than the one that replaces it.
+            save_model(Path("model.safetensors"), 1)
+            if Path(self.command.output).is_file():
+                Path(self.command.output).write_text("an earlier file\n")
+
+    def _learn(self, seed: int) -> None:
+        """Learn what the usual result is, and where calls come from."""
+        usual = self._after_success()
         again = self._after_success()
         # Times, latencies and logs differ from run to run.
-        self._varying = {key for key in again if again[key] != self.usual.get(key)}
-        if set(again) != set(self.usual):
-            raise RuntimeError(f"{name}: {set(again) ^ set(self.usual)}")
+        varying = [key for key in again if again[key] != usual.get(key)]
+        if set(again) != set(usual):
+            raise RuntimeError(f"{set(again) ^ set(usual)}")
+        names = [each.name for each in self._place.iterdir()]
+        faults = [*ordered(self._faults.sites(), np.random.default_rng(seed))]
+        note_modules(self._base / "modules")
+        (self._base / "learnt").write_text(json.dumps([usual, varying, names, faults]))
 
     def _after_success(self) -> dict[str, str]:
         self._reset()
@@ -163,8 +185,6 @@ class Trials:
             code, said = call(self.command.words)
         if code:
             raise RuntimeError(f"Without a fault the command fails: {said}")
-        self.calls = {kind: self._faults.seen(kind) for kind in KINDS}
-        self._names = {each.name for each in self._place.iterdir()}
         return tree(self._place / self.command.output)
 
     def _reset(self) -> None:
@@ -178,8 +198,34 @@ class Trials:
             found[key] == self.usual[key] for key in found if key not in self._varying
         )
 
-    def trial(self, kind: str, number: int, error: int) -> str:
-        """Let one call fail; return what came of it, "FAILED: ..." if that is wrong."""
+    def results(self, first: int, faults: list[Fault]) -> Iterator[tuple[int, str]]:
+        """Let calls fail, one after the other; yield what came of each.
+
+        "FAILED: ..." where that is wrong. They run in one process while all goes well.
+        """
+
+        def trials() -> None:
+            for number, fault in enumerate(faults[first : first + _PER_PROCESS], first):
+                say("trying", number)
+                say("done", number, self._trial(*fault))
+
+        while first < len(faults):
+            trying = None
+            for kind, *words in watched(
+                trials, self._inputs, self._base / "log", _PATIENCE
+            ):
+                if kind == "trying":
+                    (trying,) = words
+                elif kind == "done":
+                    trying, first = None, words[0] + 1
+                    yield words[0], words[1]
+                elif trying is not None:
+                    yield trying, f"FAILED: the process {kind} {words}"
+                    first = trying + 1
+                elif kind == "hung" or words[0]:
+                    raise RuntimeError(f"No process starts: {words}")
+
+    def _trial(self, kind: str, number: int, error: int) -> str:
         self._reset()
         output = self._place / self.command.output
         before = tree(output)
@@ -212,102 +258,53 @@ class Trials:
         code, said = call((*self.command.words, *again))
         if code or not self._same(tree(self._place / self.command.output)):
             return f"FAILED: the second call exits {code}: {said[-300:]!r}"
-        left = {each.name for each in self._place.iterdir()} - self._names
+        left = {each.name for each in self._place.iterdir()} - {*self._names}
         return f"FAILED: left behind: {left}" if left else result
 
 
-def make_inputs(folder: Path, command: Command) -> None:
-    """Write what the commands read, and an earlier result."""
-    from conftest import photos, randomise
-
-    import reszoo
-
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    photos(folder / "photos", each=8)
-    model = randomise(reszoo.build("resnet8", classes=2), seed=0)
-    os.chdir(folder)
-    reszoo.save(model, "model.safetensors")
-    if "model.onnx" in command.words:
-        reszoo.export(model, "once", formats=["onnx"])
-        shutil.move("once/model.onnx", "model.onnx")
-        shutil.rmtree("once")
-    if command.earlier:
-        code, said = call(command.words)
-        if code:
-            raise RuntimeError(said)
-        # Another result than the one that replaces it.
-        later = randomise(reszoo.build("resnet8", classes=2), seed=1)
-        reszoo.save(later, "model.safetensors")
-        if command.output.endswith(".csv"):
-            Path(command.output).write_text("path\nan earlier file\n")
-
-
-def numbers(calls: int, most: int, draw: np.random.Generator) -> list[int]:
-    """Return the calls that fail in turn: all, or evenly spaced ones."""
-    if calls <= most:
-        return [*range(1, calls + 1)]
-    spaced = np.arange(most) * calls / most + draw.random() * calls / most
-    return [int(each) + 1 for each in spaced]
-
-
-def run(name: str, most: int, seed: int, faults: Faults) -> dict[str, object]:
-    """Try the faults of one command; return counts and what went wrong."""
-    draw = np.random.default_rng([seed, [*COMMANDS].index(name)])
-    started, results, failures = time.monotonic(), {}, {}
-    with tempfile.TemporaryDirectory() as base:
-        os.environ["RESZOO_HOME"] = f"{base}/cache"
-        trials = Trials(name, Path(base), faults)
-        for kind, errors in ERRORS.items():
-            for error in errors:
-                called = errno.errorcode.get(error, "half")
-                for number in numbers(trials.calls[kind], most, draw):
-                    found = trials.trial(kind, number, error)
-                    key = "FAILED" if found.startswith("FAILED") else found
-                    results[key] = results.get(key, 0) + 1
-                    if key == "FAILED":
-                        failures[f"{kind} {number} {called}"] = found
-                        print(f"    {name}, {kind} {number}, {called}: {found}")
-        os.chdir(HERE)
-    return {
-        "calls": trials.calls,
-        "faults": sum(results.values()),
-        "results": results,
-        "failures": failures,
-        "seconds": round(time.monotonic() - started, 1),
+def ordered(
+    sites: dict[tuple[str, str], list[int]], draw: np.random.Generator
+) -> Iterator[Fault]:
+    """Yield all faults: one of every place, with every error, then another of each."""
+    shuffled = {
+        (*site, error): draw.permutation(numbers).tolist()
+        for site, numbers in sorted(sites.items())
+        for error in ERRORS[site[0]]
     }
+    for turn in itertools.zip_longest(*shuffled.values()):
+        for (kind, _, error), number in zip(shuffled, turn, strict=True):
+            if number is not None:
+                yield kind, number, error
 
 
-def preloaded() -> None:
-    """Start this program again with the library, once."""
-    library = Path(tempfile.gettempdir()) / f"reszoo-faults-{os.getuid()}.so"
-    words = ["-shared", "-fPIC", "-O1", str(HERE / "faults.c"), "-o", str(library)]
-    subprocess.run(["cc", *words, "-ldl"], check=True)
-    os.environ |= {"LD_PRELOAD": str(library), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    os.execv(sys.executable, [sys.executable, __file__, *sys.argv[1:]])
+def work(name: str, first: int, until: float) -> Iterator[Outcome]:
+    """Yield what came of each fault; its number is the seed."""
+    variants = COMMANDS[name]
+    for turn in itertools.count(first // PASS):
+        command, started = variants[turn % len(variants)], time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="faults-") as base:
+            os.environ["RESZOO_HOME"] = f"{base}/cache"
+            trials = Trials(command, turn, Path(base))
+            faults = trials.faults[:PASS]
+            for index, found in trials.results(max(0, first - turn * PASS), faults):
+                number = turn * PASS + index
+                outcome = _outcome(faults[index], number, found)
+                if index + 1 == len(faults):
+                    # The rest of a pass with fewer calls stays empty.
+                    outcome.last = (turn + 1) * PASS
+                now = time.monotonic()
+                outcome.seconds, started = now - started, now
+                yield outcome
+                if now > until:
+                    return
 
 
-def main() -> None:
-    """Run what is asked for and print what came of it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=[*COMMANDS])
-    parser.add_argument("--most", type=int, default=300, help="of each kind and error")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("injected-faults.json"))
-    given = parser.parse_args()
-    if "faults" not in os.environ.get("LD_PRELOAD", ""):
-        preloaded()
-    faults, path = Faults(), given.results.absolute()
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    for name in given.commands:
-        found = run(name, given.most, given.seed, faults)
-        kept[f"{name} / {given.seed} / {given.most}"] = found
-        path.write_text(json.dumps(kept, indent=1))
-        print(f"{name}: {found['faults']} faults, {found['results']}", flush=True)
-    sys.exit(any(each["failures"] for each in kept.values()))
-
-
-if __name__ == "__main__":
-    main()
+def _outcome(fault: Fault, number: int, found: str) -> Outcome:
+    kind, call_number, error = fault
+    outcome = Outcome(number, number + 1, done=1)
+    failed = found.startswith("FAILED")
+    called = errno.errorcode.get(error, "half")
+    outcome.count(f"{kind}, {called}: {'FAILED' if failed else found}")
+    if failed:
+        outcome.failures[f"{number}: {kind} {call_number}, {called}"] = found
+    return outcome

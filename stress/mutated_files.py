@@ -1,43 +1,40 @@
 """Feed mutated files to every reader: no crash, no hang, no flood, no code executed.
 
-    python stress/mutated_files.py [--readers torch_zip tflite] [--minutes 10]
-        [--results FILE] [--count 20000]
-
-Valid files of each kind are damaged by structure (`mutations.py`) and read in worker
-processes, which go on from file to file. A watchdog ends a worker that stays with one
-file for more than 10 s. A reader may return or raise an error of reszoo; anything else
-is a failure, as are 2 GB beyond what the worker held before and a canary file. The
-file with number n of a reader is the same in every run with the same seed; the numbers
-done are kept in FILE, so several runs add up. Damaged files that failed are kept in
-the folder beside FILE. Exits with 1 if there is one.
+Valid files of each kind (`samples.py`) are damaged by structure (`mutations.py`) and
+read in forked processes, which go on from file to file. A watchdog ends one that stays
+with a file for more than 10 s. A reader may return or raise an error of reszoo;
+anything else is a failure, as are 2 GB beyond what the process held before and a canary
+file. The number of a file is its seed. Those that failed are kept in the folder
+`reszoo-stress-failures` for temporary files.
 """
 
-import argparse
 import json
-import os
+import mmap
 import resource
-import select
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import mutations
 import numpy as np
+from forks import Fork, load_modules, note_modules, say, watched
 from mutations import edited, either, zipped
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+from results import Outcome
+from samples import SAMPLES, make_samples
 
 SECONDS, BYTES = 10.0, 2e9
-# A worker is replaced after so many files: leaks of libraries do not add up.
-PER_WORKER = 5000
+# A process is replaced after so many files: leaks of libraries do not add up.
+PER_PROCESS = 20_000
+# Seconds between two reports of a process, and how long it may be late on a busy
+# machine; until the first it loads libraries.
+_REPORT, _LATE, _START = 0.5, 10.0, 120.0
+_FAILURES = Path(tempfile.gettempdir()) / "reszoo-stress-failures"
+_PLACES = Path("/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
 
 
 @dataclass(frozen=True)
@@ -203,268 +200,182 @@ def readers() -> dict[str, Callable[[Path], object]]:
     }
 
 
-BUNDLED = ROOT / "saved_models" / "resnet20-cifar10"
-SAMPLES = Path(tempfile.gettempdir()) / f"reszoo-stress-samples-{os.getuid()}"
+# Files of each reader, 1,000,000 in all: those that take a tenth of the time are five
+# times as many.
+_LONG = ("torch_zip", "torch_legacy", "hdf5", "keras", "manifest", "tflite", "onnx",
+         "saved_model", "jpeg")  # fmt: skip
+TARGETS = {name: 20_000 if name in _LONG else 92_000 for name in READERS}
 
 
-def make_samples(folder: Path) -> None:
-    """Write the valid files that are damaged."""
-    from checkpoint_layouts import transformers, write
-    from conftest import randomise
-    from PIL import Image
-    from safetensors.numpy import save_file
-
-    import reszoo
-    from reszoo.weights.names import to_tensors
-    from reszoo.weights.safetensors import write_timm_folder
-
-    folder.mkdir(parents=True)
-    model = randomise(reszoo.build("resnet8", classes=5, shortcut="projection"), seed=3)
-    tensors, card = to_tensors(model), reszoo.card(model)
-    write(folder / "zip.pth", tensors)
-    write(folder / "nested.pth", {"epoch": 3, "model": transformers(tensors)})
-    write(folder / "legacy.pth", tensors, "legacy")
-    reszoo.save(model, folder / "reszoo.safetensors")
-    save_file(tensors, folder / "plain.safetensors")
-    other = reszoo.build("resnet10t", classes=2)
-    write_timm_folder(folder / "timm", to_tensors(other), reszoo.card(other))
-    (folder / "timm" / "config.json").rename(folder / "timm.json")
-    shutil.rmtree(folder / "timm")
-    for name in ("model.keras", "model.h5"):
-        model.save(folder / name)
-    (folder / "card.json").write_text(card.to_text())
-    described = {
-        "model_type": "resnet", "architectures": ["ResNetForImageClassification"],
-        "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048],
-        "embedding_size": 64, "layer_type": "bottleneck", "hidden_act": "relu",
-        "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
-        "num_channels": 3, "id2label": {"0": "cat", "1": "dog"},
-        "label2id": {"cat": 0, "dog": 1},
-    }  # fmt: skip
-    processor = {
-        "image_processor_type": "ConvNextImageProcessor", "crop_pct": 0.875,
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3,
-        "rescale_factor": 1 / 255, "size": {"shortest_edge": 224},
-        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
-    }  # fmt: skip
-    (folder / "transformers.json").write_text(json.dumps(described))
-    (folder / "preprocessor.json").write_text(json.dumps(processor))
-    for name in (
-        "model.tflite", "model-int8.tflite", "model.onnx",
-        "manifest.json", "saved_model/1/saved_model.pb",
-    ):  # fmt: skip
-        shutil.copy(BUNDLED / name, folder)
-    np.savez(
-        folder / "reference.npz",
-        images=np.zeros((8, 32, 32, 3), np.uint8),
-        answers=np.full((8, 5), 0.2, np.float32),
-        labels=np.zeros(6, np.int64),
-        synthetic=2,
-    )
-    rows = [
-        f"image{number}.png,{'cat' if number % 3 else 'dog'}" for number in range(12)
-    ]
-    (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
-    picture = Image.fromarray(np.kron(pixels, np.ones((4, 4, 1), np.uint8)))
-    exif = Image.Exif()
-    exif[274] = 6
-    for number in range(12):
-        picture.rotate(30 * number).save(folder / f"image{number}.png")
-    picture.save(folder / "image.png", exif=exif)
-    picture.save(folder / "image.jpg", exif=exif)
-    picture.save(folder / "progressive.jpg", progressive=True)
-    for suffix in ("gif", "bmp", "webp", "tiff"):
-        picture.save(folder / f"image.{suffix}")
+@cache
+def _sample(name: str) -> bytes:
+    return (SAMPLES / name).read_bytes()
 
 
-def mutated(name: str, seed: int, number: int) -> tuple[bytes, bool]:
+def mutated(name: str, number: int) -> tuple[bytes, bool]:
     """Return a damaged file, and whether its first difference is behind the header."""
     reader = READERS[name]
-    draw = np.random.default_rng([seed, [*READERS].index(name), number])
-    sample = reader.samples[draw.integers(len(reader.samples))]
-    before = (SAMPLES / sample).read_bytes()
+    draw = np.random.Generator(np.random.SFC64([*name.encode(), number]))
+    before = _sample(reader.samples[draw.integers(len(reader.samples))])
     after = reader.mutation(before, draw)
     head = slice(*reader.header)
     return after, after[head] == before[head]
 
 
-def work(name: str, seed: int, first: int, last: int) -> None:
-    """Read files in this process; print a line before and after each."""
-    warnings.simplefilter("ignore")
-    import reszoo
+class Worker:
+    """Reads damaged files in this process and says what came of them.
 
-    function, reader = readers()[READERS[name].read], READERS[name]
-    with tempfile.TemporaryDirectory() as place:
-        os.chdir(place)
-        path = Path(place) / reader.file
-        for target, source in reader.beside:
+    Args:
+        name: The reader.
+        reading: Where the number of the file is that is being read, for the watchdog.
+    """
+
+    def __init__(self, name: str, reading: mmap.mmap) -> None:
+        self._name, self._reading, self._reader = name, reading, READERS[name]
+        self._function = readers()[self._reader.read]
+        self._path = Path(self._reader.file)
+        for target, source in self._reader.beside:
             shutil.copy(SAMPLES / source, target)
-        if reader.read == "listing":
+        if self._reader.read == "listing":
             for number in range(12):
-                shutil.copy(SAMPLES / f"image{number}.png", place)
-        shutil.copy(SAMPLES / reader.samples[0], path)
-        function(path)
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                shutil.copy(SAMPLES / f"image{number}.png", ".")
+        shutil.copy(SAMPLES / self._reader.samples[0], self._path)
+        self._function(self._path)
+        self._base = _peak()
+
+    def run(self, first: int, last: int) -> None:
+        """Read files; say an outcome twice a second."""
+        outcome, said = Outcome(first, first), time.perf_counter()
         for number in range(first, last):
-            content, behind = mutated(name, seed, number)
-            path.write_bytes(content)
-            say("reading", number)
-            started = time.perf_counter()
-            try:
-                function(path)
-                result = "read"
-            except reszoo.ReszooError as error:
-                result = type(error).__name__
-                if "\n" in str(error).strip() or not str(error).isprintable():
-                    result = f"FAILED: not one printable line: {str(error)!r}"[:300]
-            except BaseException as error:
-                result = f"FAILED: {type(error).__name__}: {error!r}"[:300]
-            seconds = time.perf_counter() - started
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
-            if Path(mutations.CANARY).exists():
-                result = "FAILED: the canary is there"
-            elif peak * 1024 > BYTES:
-                result = f"FAILED: {peak // 1024} MB"
-            say("done", number, behind, round(seconds, 4), peak // 1024, result)
-            if result.startswith("FAILED: the") or peak * 1024 > BYTES:
+            self._reading[:8] = number.to_bytes(8, "little")
+            going = self._read(number, outcome)
+            now = time.perf_counter()
+            if now - said > _REPORT or number == last - 1 or not going:
+                outcome.seconds, said = now - said, now
+                say("outcome", asdict(outcome))
+                outcome = Outcome(number + 1, number + 1)
+            if not going:
                 return
 
-
-def say(*words: object) -> None:
-    """Write a line of JSON for the watchdog at once."""
-    os.write(1, json.dumps(words).encode() + b"\n")
-
-
-@dataclass
-class Tally:
-    """What came of the files of one reader."""
-
-    done: int = 0
-    behind_header: int = 0
-    seconds: float = 0.0
-    slowest: float = 0.0
-    peak_mb: int = 0
-    results: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-    def add(
-        self, number: int, behind: bool, seconds: float, peak: int, result: str
-    ) -> None:
-        """Count a file."""
-        self.done = number + 1
-        self.behind_header += behind
-        self.slowest = max(self.slowest, seconds)
-        self.peak_mb = max(self.peak_mb, peak)
-        kind = "FAILED" if result.startswith("FAILED") else result
-        self.results[kind] = self.results.get(kind, 0) + 1
-        if kind == "FAILED":
-            self.failures[str(number)] = result
-
-
-def watched(command: list[str]) -> Iterator[list[Any]]:
-    """Yield the lines of a worker; "hung" or "ended" with its last words when it is."""
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process,
-    ):
-        assert process.stdout is not None  # noqa: S101
-        # The first file waits for the libraries.
-        waiting, rest = 120.0, b""
-        while True:
-            if not select.select([process.stdout], [], [], waiting)[0]:
-                process.kill()
-                yield ["hung"]
-                return
-            data = os.read(process.stdout.fileno(), 2**16)
-            if not data:
-                break
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
-            waiting = SECONDS
-        code = process.wait()
-        errors.seek(0)
-        yield ["ended", code, errors.read()[-300:].decode(errors="replace")]
-
-
-def run(name: str, seed: int, tally: Tally, count: int, until: float) -> None:
-    """Feed files to one reader until a number is done or the time has come."""
-    started = time.monotonic()
-    while tally.done < count and time.monotonic() < until:
-        last = min(count, tally.done + PER_WORKER)
-        command = [sys.executable, __file__, "--work", name, str(seed)]
-        lines = watched([*command, str(tally.done), str(last)])
-        reading = None
-        for kind, *words in lines:
-            if kind == "reading":
-                (reading,) = words
-            elif kind == "done":
-                tally.add(*words)
-                reading = None
-                if time.monotonic() > until:
-                    break
-            elif reading is not None:
-                why = (
-                    f"FAILED: no answer in {SECONDS:.0f} s" if kind == "hung" else None
-                )
-                why = why or f"FAILED: the process ended: {words}"
-                tally.add(reading, True, 0.0, 0, why)
-            elif kind == "hung" or words[0]:
-                raise RuntimeError(f"The worker of {name} does not start: {words}")
-        lines.close()
-    tally.seconds += time.monotonic() - started
-
-
-def keep(folder: Path, name: str, seed: int, tally: Tally) -> None:
-    """Write the files that failed."""
-    for number in tally.failures:
-        path = folder / f"{name}-{seed}-{number}-{READERS[name].file}"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(mutated(name, seed, int(number))[0])
-
-
-def main() -> None:
-    """Run what is asked for and print what came of it."""
-    if sys.argv[1:2] == ["--work"]:
-        name, *numbers = sys.argv[2:]
-        work(name, *map(int, numbers))
-        return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--readers", nargs="+", choices=READERS, default=[*READERS])
-    parser.add_argument("--count", type=int, default=60_000, help="files of a reader")
-    parser.add_argument("--minutes", type=float, default=1e9, help="of all readers")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("mutated-files.json"))
-    given = parser.parse_args()
-    if not SAMPLES.exists():
-        unfinished = SAMPLES.with_suffix(".new")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        make_samples(unfinished)
-        unfinished.rename(SAMPLES)
-    kept = json.loads(given.results.read_text()) if given.results.exists() else {}
-    tallies = {}
-    share = given.minutes * 60 / len(given.readers)
-    for name in given.readers:
-        tally = tallies[name] = Tally(**kept.get(f"{name} / {given.seed}", {}))
-        run(name, given.seed, tally, given.count, time.monotonic() + share)
-        kept[f"{name} / {given.seed}"] = asdict(tally)
-        given.results.write_text(json.dumps(kept, indent=1))
-        keep(given.results.with_suffix(""), name, given.seed, tally)
-        behind = tally.behind_header / max(1, tally.done)
-        print(
-            f"{name:20} {tally.done:8,} files, {behind:4.0%} damaged behind the "
-            f"header, slowest {tally.slowest:.2f} s, {tally.peak_mb} MB, "
-            f"{tally.results}",
-            flush=True,
+    def _read(self, number: int, outcome: Outcome) -> bool:
+        """Read one file; return whether the process is still fit for others."""
+        content, behind = mutated(self._name, number)
+        self._path.write_bytes(content)
+        started = time.perf_counter()
+        result = self._result()
+        seconds, peak = time.perf_counter() - started, _peak() - self._base
+        canary = Path(mutations.CANARY).exists()
+        if canary:
+            result = "FAILED: the canary is there"
+        elif peak > BYTES:
+            result = f"FAILED: {peak / 1e6:.0f} MB"
+        elif seconds > SECONDS:
+            result = f"FAILED: {seconds:.1f} s"
+        outcome.last, outcome.done = number + 1, outcome.done + 1
+        outcome.sums["behind the header"] = (
+            outcome.sums.get("behind the header", 0) + behind
         )
-        for number, why in [*tally.failures.items()][:5]:
-            print(f"    {number}: {why[:200]}")
-    sys.exit(any(tally.failures for tally in tallies.values()))
+        highest = outcome.highest
+        highest["seconds"] = round(max(highest.get("seconds", 0), seconds), 3)
+        highest["MB"] = round(max(highest.get("MB", 0), peak / 1e6))
+        if result.startswith("FAILED"):
+            outcome.failures[str(number)] = result
+            result = "FAILED"
+        outcome.count(result)
+        return not canary and peak <= BYTES
+
+    def _result(self) -> str:
+        from reszoo.errors import ReszooError
+
+        try:
+            self._function(self._path)
+            return "read"
+        except ReszooError as error:
+            if "\n" in str(error).strip() or not str(error).isprintable():
+                return f"FAILED: not one printable line: {str(error)!r}"[:300]
+            return type(error).__name__
+        except BaseException as error:
+            return f"FAILED: {type(error).__name__}: {error!r}"[:300]
 
 
-if __name__ == "__main__":
-    main()
+def _peak() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def work(name: str, first: int, until: float) -> Iterator[Outcome]:
+    """Yield what came of the files from a number on."""
+    with tempfile.TemporaryDirectory(prefix="mutated-", dir=_PLACES) as base:
+        if not SAMPLES.exists():
+            _make_samples(Path(base))
+        _load(name, Path(base))
+        place = Path(base) / "place"
+        while time.monotonic() < until:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            for outcome in _process(name, first, place):
+                first = outcome.last
+                for number in outcome.failures:
+                    _keep(name, int(number))
+                yield outcome
+                if time.monotonic() > until:
+                    return
+
+
+def _process(name: str, first: int, place: Path) -> Iterator[Outcome]:
+    """Yield the outcomes of one process; that of a file which ended it is a failure."""
+    reading = mmap.mmap(-1, 8)
+    reading[:8] = (2**64 - 1).to_bytes(8, "little")
+
+    def read() -> None:
+        warnings.simplefilter("ignore")
+        Worker(name, reading).run(first, first + PER_PROCESS)
+
+    log, begun = place.with_name("log"), time.monotonic()
+    later = SECONDS + _REPORT + _LATE
+    for kind, *words in watched(read, place, log, _START, later):
+        if kind == "outcome":
+            outcome = Outcome(**words[0])
+            first, begun = outcome.last, time.monotonic()
+            yield outcome
+        elif kind == "hung" or words[0]:
+            number = int.from_bytes(reading[:8], "little")
+            if number == 2**64 - 1:
+                raise RuntimeError(f"The process of {name} does not start: {words}")
+            why = f"FAILED: no answer in {SECONDS:.0f} s"
+            why = why if kind == "hung" else f"FAILED: the process ended: {words}"
+            done = number + 1 - first
+            failed = Outcome(first, number + 1, done, failures={str(number): why})
+            failed.seconds = time.monotonic() - begun
+            failed.results = {"read before the process ended": done - 1, "FAILED": 1}
+            yield failed
+
+
+def _make_samples(base: Path) -> None:
+    unfinished = SAMPLES.with_suffix(".new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    fork = Fork(lambda: make_samples(unfinished), base, base / "log")
+    if code := fork.wait(10 * _START):
+        raise RuntimeError(f"The samples could not be made: {code}, {fork.printed()}")
+    unfinished.rename(SAMPLES)
+
+
+def _load(name: str, base: Path) -> None:
+    """Load what the reader needs, as a first process does."""
+
+    def once() -> None:
+        Worker(name, mmap.mmap(-1, 8))
+        note_modules(base / "modules")
+
+    (base / "once").mkdir()
+    fork = Fork(once, base / "once", base / "log")
+    if code := fork.wait(_START):
+        raise RuntimeError(f"{name}: {code}, {fork.printed()}")
+    load_modules(base / "modules")
+
+
+def _keep(name: str, number: int) -> None:
+    """Keep a file that failed."""
+    _FAILURES.mkdir(exist_ok=True)
+    path = _FAILURES / f"{name}-{number}-{READERS[name].file}"
+    path.write_bytes(mutated(name, number)[0])
