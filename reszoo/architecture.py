@@ -12,18 +12,8 @@ from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
+from reszoo import specs
 from reszoo.errors import Rules, UsageError, check_rules
-from reszoo.specs import (
-    MOST_CLASSES,
-    SPECS,
-    ResNetSpec,
-    Shortcut,
-    Stem,
-    find_spec,
-    is_count,
-    is_number,
-    one_of,
-)
 
 StrideIn = Literal["1x1", "3x3"]
 Pooling = Literal["avg", "max"]
@@ -31,7 +21,7 @@ Features = Literal["pyramid"]
 ClassifierActivation = Literal["softmax"]
 InputShape = tuple[int | None, int | None, int]
 _CHOICES = {
-    "shortcut": Shortcut, "stride_in": StrideIn, "pooling": Pooling,
+    "shortcut": specs.Shortcut, "stride_in": StrideIn, "pooling": Pooling,
     "classifier_activation": ClassifierActivation, "features": Features,
 }  # fmt: skip
 
@@ -47,8 +37,8 @@ NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 class Architecture:
     """A spec and the options of one `build` call, complete and checked."""
 
-    spec: ResNetSpec
-    shortcut: Shortcut
+    spec: specs.ResNetSpec
+    shortcut: specs.Shortcut
     stride_in: StrideIn
     input_shape: InputShape
     include_top: bool
@@ -75,7 +65,7 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; a row of the table as its name."""
-        known = SPECS.get(self.name) == self.spec
+        known = specs.SPECS.get(self.name) == self.spec
         # Cards, and with them files, of models without these options stay as they were.
         added: dict[str, Any] = {"output_stride": None, "dropout": 0.0}
         options = self.options().items()
@@ -111,7 +101,7 @@ class KerasArchitecture:
 
     def __post_init__(self) -> None:
         check_rules(self, _RULES)
-        one_of("activation", self.activation, ScoreActivation)
+        specs.one_of("activation", self.activation, ScoreActivation)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -269,7 +259,7 @@ def count_multiply_adds(architecture: Architecture) -> int:
 
 
 # Names of convolution and normalization, kernel size and stride.
-_STEMS: dict[Stem, tuple[tuple[str, str, int, int], ...]] = {
+_STEMS: dict[specs.Stem, tuple[tuple[str, str, int, int], ...]] = {
     "7x7": (("conv1", "bn1", 7, 2),),
     "3x3": (("conv1", "bn1", 3, 1),),
     "deep": (
@@ -280,14 +270,14 @@ _STEMS: dict[Stem, tuple[tuple[str, str, int, int], ...]] = {
 }
 
 
-def _stem_widths(spec: ResNetSpec) -> tuple[int, ...]:
+def _stem_widths(spec: specs.ResNetSpec) -> tuple[int, ...]:
     width = spec.widths[0]
     half = max(1, width // 2)
     usual = (half, half, width) if spec.stem == "deep" else (width,)
     return spec.stem_widths or usual
 
 
-def _expansion(spec: ResNetSpec) -> int:
+def _expansion(spec: specs.ResNetSpec) -> int:
     return spec.expansion or (1 if spec.block == "basic" else 4)
 
 
@@ -340,7 +330,7 @@ def _path(
 
 
 def _projection(
-    spec: ResNetSpec,
+    spec: specs.ResNetSpec,
     channels: int,
     filters: int,
     strides: tuple[int, int],
@@ -358,7 +348,7 @@ def _projection(
     )  # fmt: skip
 
 
-def architecture(spec: str | ResNetSpec, **options: Any) -> Architecture:
+def architecture(spec: str | specs.ResNetSpec, **options: Any) -> Architecture:
     """Check the options of a `build` call and fill in the spec's defaults.
 
     They are the arguments of `reszoo.build` that `OPTIONS` lists. An UnknownNameError
@@ -367,14 +357,14 @@ def architecture(spec: str | ResNetSpec, **options: Any) -> Architecture:
     """
     if unknown := options.keys() - {*OPTIONS}:
         raise TypeError(f"architecture has no option {', '.join(sorted(unknown))}")
-    row = find_spec(spec)
+    row = specs.find_spec(spec)
     given = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
     asked = SimpleNamespace(**given, own=2**row.halvings, spec=row)
     asked.shortcut = asked.shortcut or row.shortcut
     asked.stride_in = asked.stride_in or "3x3"
     for argument, literal in _CHOICES.items():
         if getattr(asked, argument) is not None:
-            one_of(argument, getattr(asked, argument), literal)
+            specs.one_of(argument, getattr(asked, argument), literal)
     _check_shortcut(row, asked.shortcut)
     _check_head(asked)
     check_rules(asked, _OPTION_RULES)
@@ -391,9 +381,10 @@ def architecture(spec: str | ResNetSpec, **options: Any) -> Architecture:
 
 
 _OPTION_RULES: Rules = {
-    f"classes must be at least 1 and at most {MOST_CLASSES:,}. "
+    f"classes must be at least 1 and at most {specs.MOST_CLASSES:,}. "
     "Received: {classes}.": lambda o: (
-        o.classes is None or (is_count(o.classes) and o.classes <= MOST_CLASSES)
+        o.classes is None
+        or (specs.is_count(o.classes) and o.classes <= specs.MOST_CLASSES)
     ),
     'stride_in="1x1" needs bottleneck blocks. {self.spec.name} has basic blocks, whose '
     "first convolution is 3x3; leave stride_in out.": lambda o: (
@@ -405,7 +396,7 @@ _OPTION_RULES: Rules = {
     ),
     "dropout must be a probability of at least 0 and below 1. "
     "Received: {dropout}.": lambda o: (
-        o.dropout is None or (is_number(o.dropout) and 0 <= o.dropout < 1)
+        o.dropout is None or (specs.is_number(o.dropout) and 0 <= o.dropout < 1)
     ),
     f"output_stride must be one of {_OUTPUT_STRIDES}. "
     "Received: {output_stride}.": lambda o: o.output_stride in (None, *_OUTPUT_STRIDES),
@@ -430,14 +421,14 @@ def architecture_from_json(content: dict[str, Any]) -> Architecture | KerasArchi
     spec = options.pop("spec")
     if not isinstance(options.get("include_top"), bool):
         raise TypeError("include_top must be true or false")
-    row = ResNetSpec(**spec) if isinstance(spec, dict) else spec
+    row = specs.ResNetSpec(**spec) if isinstance(spec, dict) else spec
     return architecture(row, **options)
 
 
-def _check_shortcut(row: ResNetSpec, shortcut: str) -> None:
+def _check_shortcut(row: specs.ResNetSpec, shortcut: str) -> None:
     if row.shortcut == "none" and shortcut != "none":
         twin = row.name.replace("plain", "resnet")
-        other = f" Build {twin!r} for one that has them." if twin in SPECS else ""
+        other = f" Build {twin!r} for one that has them." if twin in specs.SPECS else ""
         raise UsageError(
             f"{row.name} is a model without shortcuts. Received: "
             f"shortcut={shortcut!r}.{other}"
@@ -465,14 +456,14 @@ def _check_head(asked: SimpleNamespace) -> None:
 
 
 def _input_shape(
-    shape: Sequence[int | None] | None, row: ResNetSpec, include_top: bool
+    shape: Sequence[int | None] | None, row: specs.ResNetSpec, include_top: bool
 ) -> InputShape:
     if shape is None:
         side = row.image_size if include_top else None
         return (side, side, 3)
     height, width, channels = shape if len(shape) == 3 else (0, 0, 0)
-    sides_ok = all(side is None or is_count(side) for side in (height, width))
-    if not sides_ok or channels is None or not is_count(channels):
+    sides_ok = all(side is None or specs.is_count(side) for side in (height, width))
+    if not sides_ok or channels is None or not specs.is_count(channels):
         raise UsageError(
             "input_shape must be (height, width, channels) of positive numbers; height "
             f"and width may be None. Received: input_shape={tuple(shape)}."

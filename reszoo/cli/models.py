@@ -5,14 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import reszoo
-from reszoo.architecture import (
-    architecture,
-    convolutions,
-    count_multiply_adds,
-    count_parameters,
-    standalone_norms,
-    tensor_shapes,
-)
+from reszoo import architecture
 from reszoo.cli.options import command
 from reszoo.console import print_json, print_table, print_text, printable, say
 from reszoo.errors import UnknownNameError, UsageError
@@ -138,7 +131,7 @@ def _print_weights(names: list[str], as_json: bool) -> None:
 
 
 def _described(name: str) -> dict[str, Any]:
-    spec, built = SPECS[name], architecture(name)
+    spec, built = SPECS[name], architecture.architecture(name)
     return {
         "name": name,
         "family": family_of(spec),
@@ -147,8 +140,8 @@ def _described(name: str) -> dict[str, Any]:
         "shortcut": spec.shortcut,
         "image": spec.image_size,
         "classes": spec.classes,
-        "parameters": count_parameters(built),
-        "multiply_adds": count_multiply_adds(built),
+        "parameters": architecture.count_parameters(built),
+        "multiply_adds": architecture.count_multiply_adds(built),
         "top1": best_top1(name),
         "int8_bytes": int8_bytes(name),
     }
@@ -170,9 +163,10 @@ def family_of(spec: ResNetSpec) -> str:
 
 def int8_bytes(name: str) -> int:
     """Estimate the size of a model's int8 TFLite file from its spec."""
-    built = architecture(name)
-    listed = convolutions(built)
-    norms, shapes = standalone_norms(built), tensor_shapes(built)
+    built = architecture.architecture(name)
+    listed = architecture.convolutions(built)
+    norms = architecture.standalone_norms(built)
+    shapes = architecture.tensor_shapes(built)
     scaled = [shapes[f"{norm}.weight"][0] for norm in norms]
     channels = sum(each.filters for each in listed)
     kernels = sum(math.prod(each.shape) for each in listed)

@@ -112,9 +112,12 @@ def walk_images(folder: str) -> Iterator[str]:
     yield from filter(image_kind, walk(folder))
 
 
-def is_visible(name: str) -> bool:
-    """Return whether a file or folder counts: hidden ones and a system's own do not."""
-    return not name.startswith(".") and name.casefold() not in WORDS["ignored"]
+def visible(folder: str | os.PathLike[str]) -> list["os.DirEntry[str]"]:
+    """Return what is in a folder by name, but hidden entries and a system's own."""
+    with os.scandir(folder) as entries:
+        named = sorted(entries, key=lambda entry: entry.name)
+    ignored = WORDS["ignored"]
+    return [e for e in named if e.name[0] != "." and e.name.casefold() not in ignored]
 
 
 def walk(folder: str, real: str = "", crossed: tuple[str, ...] = ()) -> Iterator[str]:
@@ -125,9 +128,7 @@ def walk(folder: str, real: str = "", crossed: tuple[str, ...] = ()) -> Iterator
     DataError names a link to a folder that contains it.
     """
     real = real or os.path.realpath(folder)
-    with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if is_visible(entry.name)]
-    for entry in sorted(visible, key=lambda entry: entry.name):
+    for entry in visible(folder):
         if entry.is_dir(follow_symlinks=False):
             inner = f"{real.rstrip(os.sep)}{os.sep}{entry.name}"
             yield from walk(entry.path, inner, crossed)

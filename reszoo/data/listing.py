@@ -14,19 +14,9 @@ from unicodedata import normalize
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo.data import image_paths
 from reszoo.data.examples import Examples, Records
 from reszoo.data.image_files import SUFFIXES, image_kind
-from reszoo.data.image_paths import (
-    COLUMNS,
-    FORM,
-    Table,
-    is_table,
-    is_visible,
-    names_image,
-    open_table,
-    walk,
-    walk_images,
-)  # fmt: skip
 from reszoo.data.splits import SPLIT_NAMES, SPLITS, Indices, complete, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
 
@@ -96,8 +86,8 @@ def list_images(
     root = Path(data)
     if root.is_dir():
         return _read_folder(root, validation_share)
-    if is_table(str(root)) and (root.exists() or ":" in root.name):
-        return _read_csv(open_table(str(root)), validation_share)
+    if image_paths.is_table(str(root)) and (root.exists() or ":" in root.name):
+        return _read_csv(image_paths.open_table(str(root)), validation_share)
     if not root.exists():
         raise UnknownNameError("folder, .csv file or data set", str(root), BUILT_IN)
     raise DataError(
@@ -125,7 +115,7 @@ def _read_folder(root: Path, validation_share: float | None) -> Listing:
     for split, found in classes.items():
         start = len(paths)
         for target, label in enumerate(labels):
-            for path in walk(str(found[label])) if label in found else ():
+            for path in image_paths.walk(str(found[label])) if label in found else ():
                 kind = image_kind(path)
                 if kind == "unsupported":
                     ending = Path(path).suffix.lower() or "HEIC and AVIF"
@@ -179,7 +169,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     # A class may be called "train", "val" or "test" too.
     if "train" in found:
         are_splits = len(found) > 1 or any(
-            _folders(folder) or next(walk_images(str(folder)), None) is None
+            _folders(folder) or next(image_paths.walk_images(str(folder)), None) is None
             for folder in found["train"]
         )
     else:
@@ -206,7 +196,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         f"used. Known are {', '.join(SPLIT_NAMES)}"
         for folder in folders
         if folder not in splits.values()
-        and (images := sum(1 for _ in walk_images(str(folder))))
+        and (images := sum(1 for _ in image_paths.walk_images(str(folder))))
     ]
 
 
@@ -228,10 +218,9 @@ def _refuse_hidden_splits(root: Path, folders: list[Path]) -> None:
 def _folders(folder: Path) -> list[Path]:
     """Return the visible folders in a folder, in order."""
     # Archives often hold a folder within one of the same name, which is passed through.
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if is_visible(e.name) and _is_folder(e)]
+    names = [e.name for e in image_paths.visible(folder) if _is_folder(e)]
     inner = _folders(folder / folder.name) if names == [folder.name] else []
-    return inner or [folder / name for name in sorted(names)]
+    return inner or [folder / name for name in names]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -256,8 +245,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 def _loose_images(folder: Path) -> str:
     """Return a note about images that lie beside class folders, or ""."""
-    with os.scandir(folder) as entries:
-        files = [e.path for e in entries if is_visible(e.name) and not _is_folder(e)]
+    files = [e.path for e in image_paths.visible(folder) if not _is_folder(e)]
     if not (loose := [*filter(image_kind, files)]):
         return ""
     where = f"directly in {folder} are in no class folder and not used"
@@ -284,7 +272,7 @@ def _common_labels(
     return tuple(sorted(everything))
 
 
-def _read_csv(table: Table, validation_share: float | None) -> Listing:
+def _read_csv(table: image_paths.Table, validation_share: float | None) -> Listing:
     """List the images of a CSV file, sorted as those of folders are."""
     lines, numbers, parts, known = _rows(table)
     labels = sorted(known)
@@ -292,7 +280,7 @@ def _read_csv(table: Table, validation_share: float | None) -> Listing:
         found = f"the one class {labels[0]!r}" if labels else "no images"
         raise DataError(
             f"{table.file} lists {found}. A classifier needs at least two classes. "
-            f"{FORM}"
+            f"{image_paths.FORM}"
         )
     paths = [*lines]
     order = np.asarray(sorted(range(len(paths)), key=paths.__getitem__))
@@ -310,15 +298,16 @@ def _read_csv(table: Table, validation_share: float | None) -> Listing:
 
 
 _NO_IMAGE = (
-    f"names no image ({{}}); as names of columns, {', '.join(COLUMNS)} and usual words "
-    "for them are known, others are named behind the file: :path=COLUMN:label=COLUMN"
+    f"names no image ({{}}); as names of columns, {', '.join(image_paths.COLUMNS)} and "
+    "usual words for them are known, others are named behind the file: "
+    ":path=COLUMN:label=COLUMN"
 )
 _MIXED = "differs from those above: all lines name a split, or none"
 _PARTS = ("all", *sorted(SPLITS))
 
 
 def _rows(
-    table: Table,
+    table: image_paths.Table,
 ) -> tuple[dict[str, int], "array[int]", "array[int]", dict[str, int]]:
     """Read and check the rows.
 
@@ -330,7 +319,7 @@ def _rows(
     numbers, parts = array("q"), array("b")
     labels: dict[str, int] = {}
     known: dict[tuple[str, str], tuple[int, int]] = {}
-    width = len(table.names) or len(COLUMNS)
+    width = len(table.names) or len(image_paths.COLUMNS)
     label_at, split_at = (table.columns.get(c, width) for c in ("label", "split"))
     for line, fields in table.rows():
         path, count = table.path(fields), len(fields)
@@ -345,7 +334,7 @@ def _rows(
             if earlier != line:
                 problem = problem or f"repeats {path} of line {earlier}"
             # The name of a column must not become an image.
-            if not known and not table.names and not names_image(path):
+            if not known and not table.names and not image_paths.names_image(path):
                 problem = problem or _NO_IMAGE.format(path)
             elif known and bool(split) != bool(next(iter(known))[1]):
                 problem = problem or _MIXED

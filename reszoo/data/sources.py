@@ -13,18 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reszoo.cards import Card
+from reszoo.data import splits as splitting
 from reszoo.data import tfds
 from reszoo.data.checks import check, check_policy
 from reszoo.data.examples import Examples
 from reszoo.data.image_facts import ANOMALIES, DARK
 from reszoo.data.listing import Unreadable, list_images
-from reszoo.data.splits import (
-    SPLIT_NAMES,
-    calibration_halves,
-    complete,
-    hold_out_test,
-    split_name,
-)
 from reszoo.errors import DataError, UnknownNameError, UsageError
 from reszoo.preprocessing import Pixels
 
@@ -74,7 +68,7 @@ class Source:
         """
         name = self.judging_split
         if split and (name := split) not in self.splits:
-            name = split_name(split) or split
+            name = splitting.split_name(split) or split
         if name == "train" and name not in self.splits:
             raise DataError(
                 f"{self.name} has no train split to learn from, only "
@@ -194,7 +188,7 @@ def _read_digits() -> Source:
     grey = np.round(scans.images * (255 / _DARKEST)).astype(np.uint8)
     images = np.repeat(grey[..., None], 3, axis=-1)
     everything = Examples(np.asarray(scans.target, np.int64), images=images)
-    splits = everything.split(hold_out_test(everything.targets))
+    splits = everything.split(splitting.hold_out_test(everything.targets))
     return Source("digits", _DIGITS, splits, flip_safe=False)
 
 
@@ -227,7 +221,7 @@ def _read_arrays(data: Any, validation_share: float | None) -> Source:
     }
     first = "all" if "all" in splits else "train"
     where = "the arrays" if first == "all" else "the train split"
-    drawn, notes = complete(places, targets, labels, where, validation_share)
+    drawn, notes = splitting.complete(places, targets, labels, where, validation_share)
     found = {}
     for split, part in drawn.items():
         name = split if split in places else first
@@ -253,10 +247,12 @@ def _read_arrays(data: Any, validation_share: float | None) -> Source:
 def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for word, pair in data.items():
-        if (split := split_name(word)) is None:
-            raise UnknownNameError("split", word, SPLIT_NAMES)
+        if (split := splitting.split_name(word)) is None:
+            raise UnknownNameError("split", word, splitting.SPLIT_NAMES)
         if split in found:
-            same = ", ".join(name for name in data if split_name(name) == split)
+            same = ", ".join(
+                name for name in data if splitting.split_name(name) == split
+            )
             raise UsageError(f"The arrays have two {split} splits: {same}. Keep one.")
         found[split] = pair
     if not found:
@@ -430,7 +426,7 @@ def unused_by_calibration(
     if content_digest(source) != found.data_sha256:
         return None
     whole = source.examples("validation")
-    half = whole.take(calibration_halves(whole.targets)[1])
+    half = whole.take(splitting.calibration_halves(whole.targets)[1])
     reason = (
         f"The model was calibrated on half of the validation split of {source.name}: "
         f"measured are the other {len(half):,} images."

@@ -6,15 +6,10 @@ from dataclasses import replace
 import numpy as np
 import tensorflow as tf
 
+from reszoo import metrics
 from reszoo.cards import Card, checksum
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
-from reszoo.metrics import (
-    Targets,
-    inference_function,
-    predictions,
-    prepared_batches,
-)
 from reszoo.training.model import evaluation_copy
 from reszoo.weights.names import assign_tensors, layers_of, to_tensors
 from reszoo.zoo import get_card, load
@@ -66,7 +61,7 @@ class Teacher:
         self.weights = checksum(layers_of(model))
         # As it was trained, for the report.
         self._record = own.preprocessing
-        self._classify = inference_function(model, own.preprocessing)
+        self._classify = metrics.inference_function(model, own.preprocessing)
         shown = replace(student, eval_size=student.train_size)
         self._model = evaluation_copy(model, shown)
         assign_tensors(self._model, to_tensors(model), str(path))
@@ -78,11 +73,11 @@ class Teacher:
         names = own.labels or card.labels or ()
         self._order = [names.index(label) for label in card.labels or ()]
 
-    def predictions(self, examples: Examples) -> Targets:
+    def predictions(self, examples: Examples) -> metrics.Targets:
         """Return its answer to each image, prepared by its card, in student's order."""
-        batches = prepared_batches(examples, self._record, _AT_ONCE)
+        batches = metrics.prepared_batches(examples, self._record, _AT_ONCE)
         found = [self._classify(tf.constant(each))["logits"] for each in batches]
-        return predictions(np.concatenate(found)[:, self._order])
+        return metrics.predictions(np.concatenate(found)[:, self._order])
 
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
         """Return logits for the student's input, in the order of the student's."""
