@@ -6,7 +6,7 @@ timm's config, the reader of Keras models) goes by `convolutions`.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from reszoo import specs
 from reszoo.errors import Rules, UsageError, check_rules
+from reszoo.fields import plain_values, typed
 
 StrideIn = Literal["1x1", "3x3"]
 Pooling = Literal["avg", "max"]
@@ -80,8 +81,6 @@ OPTIONS = tuple(field.name for field in fields(Architecture) if field.name != "s
 """Arguments of `reszoo.build` that change the architecture."""
 ScoreActivation = Literal["softmax", "sigmoid"]
 _KERAS_KIND = "keras"
-# Tuples, which are lists in JSON.
-_LISTS = ("input_shape", "rounding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +104,7 @@ class KerasArchitecture:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        lists = {name: list(getattr(self, name)) for name in _LISTS}
-        return {"kind": _KERAS_KIND, **asdict(self), **lists}
+        return {"kind": _KERAS_KIND, **plain_values(self)}
 
 
 def _takes_images(model: KerasArchitecture) -> bool:
@@ -416,8 +414,7 @@ def architecture_from_json(content: dict[str, Any]) -> Architecture | KerasArchi
     options = dict(content)
     if options.get("kind") == _KERAS_KIND:
         del options["kind"]
-        options |= {name: tuple(options[name]) for name in _LISTS}
-        return KerasArchitecture(**options)
+        return typed(KerasArchitecture, options)
     spec = options.pop("spec")
     if not isinstance(options.get("include_top"), bool):
         raise TypeError("include_top must be true or false")

@@ -1,14 +1,13 @@
 """The card: what travels with weights wherever they go."""
 
 import json
-import math
 import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Annotated, Any
 from unicodedata import normalize
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from reszoo.architecture import Architecture, KerasArchitecture, architecture_from_json
 from reszoo.errors import CheckpointError, UsageError, summarized
+from reszoo.fields import check_fields, typed
 from reszoo.files import parse_json
 from reszoo.preprocessing import (
     Preprocessing,
@@ -82,7 +82,7 @@ class Confidence:
         data_sha256: See `content_digest`.
     """
 
-    temperature: float
+    temperature: Annotated[float, "(0, inf)"]
     keep: float
     min_logit: float
     min_probability: float
@@ -93,12 +93,7 @@ class Confidence:
     data_sha256: str
 
     def __post_init__(self) -> None:
-        _checked(self)
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0: {self.temperature}")
-
-
-_Record = TypeVar("_Record", Metric, Confidence)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,16 +244,10 @@ class Card:
                     f"This reszoo reads card version {CARD_VERSION}. Received: version "
                     f"{version}; use the release that wrote the file, or a newer one."
                 )
-            found = content.get("confidence")
-            return cls(
-                architecture=architecture_from_json(content["architecture"]),
-                labels=_labels(content["labels"]),
-                preprocessing=Preprocessing.from_json(content["preprocessing"]),
-                provenance=_mapping("provenance", content["provenance"]),
-                metrics=tuple(_checked(Metric(**x)) for x in content["metrics"]),
-                versions=_mapping("versions", content["versions"], str),
-                confidence=None if found is None else Confidence(**found),
-            )
+            # What a later release adds is ignored.
+            found = {name: content[name] for name in _FIELDS}
+            found["architecture"] = architecture_from_json(found["architecture"])
+            return typed(cls, {**found, "confidence": content.get("confidence")})
         except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
             reason = f"{type(e).__name__}: {e}"[:_REASON]
             raise CheckpointError(f"The card cannot be read ({reason}).") from e
@@ -273,6 +262,8 @@ class Card:
         return cls.from_json(content)
 
 
+# Fields that every card has.
+_FIELDS = {field.name for field in fields(Card)} - {"confidence"}
 # Layer -> kind of weight ("kernel", "gamma", ...) -> array.
 Layers = Mapping[str, Mapping[str, NDArray[Any]]]
 
@@ -326,31 +317,6 @@ def checksum(layers: Layers) -> int:
         for kind, values in sorted(weights.items()):
             found = zlib.crc32(f"{layer}/{kind}".encode(), found)
             found = zlib.crc32(np.ascontiguousarray(values, np.float32).data, found)
-    return found
-
-
-def _labels(content: Any) -> tuple[str, ...] | None:
-    if isinstance(content, list) and all(isinstance(each, str) for each in content):
-        return tuple(content)
-    if content is not None:
-        raise TypeError("labels must be a list of texts")
-    return None
-
-
-def _mapping(name: str, content: Any, kind: type = object) -> dict[str, Any]:
-    is_mapping = isinstance(content, dict)
-    if not is_mapping or not all(isinstance(x, kind) for x in content.values()):
-        raise TypeError(f"{name} must be an object with values of type {kind.__name__}")
-    return dict(content)
-
-
-def _checked(found: _Record) -> _Record:
-    """Refuse fields that are no text or finite number, as their type asks."""
-    for each in fields(found):
-        value = getattr(found, each.name)
-        number = isinstance(value, int | float) and math.isfinite(value)
-        if not (isinstance(value, str) if each.type is str else number):
-            raise TypeError(f"{each.name} must be a text or number: {value!r:.80}")
     return found
 
 

@@ -2,14 +2,15 @@
 
 import math
 import tomllib
+import typing
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from importlib.resources import files
 from os import PathLike, fspath
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from unicodedata import normalize
 
 from reszoo.errors import UnknownNameError, UsageError
@@ -17,6 +18,9 @@ from reszoo.errors import UnknownNameError, UsageError
 _TYPE_NAMES = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string",
 }  # fmt: skip
+# Larger whole numbers do not fit where they are used.
+_MOST = 2**63
+T = TypeVar("T")
 
 
 def read_tables(package: str, name: str) -> dict[str, Any]:
@@ -43,22 +47,15 @@ def plain_values(holder: Any) -> dict[str, Any]:
 def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
     """Return a value as plain Python of a field's type; `field` is for the errors.
 
-    NumPy's numbers become Python's, paths text, whole numbers floats where the field is
-    a float, and lists and arrays tuples. Options are types in the order of
-    preference, and `NoneType` where the field may be None: bool, int, float (finite),
-    str, a tuple of numbers, a dict from text to positive floats, or a `Literal` of
-    names (an UnknownNameError for others).
+    Options are types in the order of preference (see `converted`). An UnknownNameError
+    for a value that is none of a `Literal`, where no other type is allowed.
     """
-    if value is None and NoneType in options:
-        return None
-    kinds = [kind for kind in options if kind is not NoneType]
-    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
-        if value not in get_args(kinds[0]):
-            raise UnknownNameError(field, value, get_args(kinds[0]))
-        return value
-    for kind in kinds:
-        with suppress(TypeError, OverflowError):
-            return _plain(value, kind)
+    try:
+        return converted(value, *options)
+    except (TypeError, OverflowError):
+        kinds = [kind for kind in options if kind is not NoneType]
+    if get_origin(kinds[0]) is Literal and len(kinds) == 1:
+        raise UnknownNameError(field, value, get_args(kinds[0]))
     optional = " (or None)" if NoneType in options else ""
     raise UsageError(
         f"{field} must be {' or '.join(map(_type_name, kinds))}{optional}. "
@@ -66,37 +63,78 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
     )
 
 
-def _plain(value: Any, kind: Any) -> Any:
-    if get_origin(kind) is dict and isinstance(value, Mapping):
-        # Labels are in NFC everywhere.
-        given = {normalize("NFC", str(key)): each for key, each in value.items()}
-        numbers = {key: _plain(each, float) for key, each in given.items()}
-        if not all(number > 0 for number in numbers.values()):
-            raise TypeError
-        return numbers
-    if get_origin(kind) is Literal and value in get_args(kind):
+def typed(kind: type[T], content: Mapping[str, Any]) -> T:
+    """Make a dataclass, and those in it, of what a file of JSON has for its fields.
+
+    A TypeError if one is missing, unknown, or of another type than declared.
+    """
+    hints, made = typing.get_type_hints(kind), {}
+    for name, value in content.items():
+        hint = hints.get(name, Any)
+        try:
+            made[name] = converted(value, hint)
+        except TypeError as error:
+            # That of a dataclass within this one names the field already.
+            wanted = f"{name} of {kind.__name__} must be {hint}"
+            told = f"{wanted}. Received: {value!r:.80}"
+            raise error if error.args else TypeError(told) from None
+    return kind(**made)
+
+
+def converted(value: Any, *kinds: Any) -> Any:
+    """Return a value as plain Python of the first of some types that it fits.
+
+    NumPy's numbers and arrays become Python's, paths text, whole numbers floats where a
+    float is declared, lists tuples, and objects of JSON dataclasses. A TypeError if it
+    fits none: floats must be finite, and whole numbers have 64 bits.
+    """
+    if value is None and NoneType in kinds:
+        return None
+    *others, last = (kind for kind in kinds if kind is not NoneType)
+    for kind in others:
+        with suppress(TypeError, OverflowError):
+            return _converted(value, kind)
+    return _converted(value, last)
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
         return value
+    if origin in (Union, UnionType):
+        return converted(value, *inner)
     # A scalar or array of NumPy, whose import would be half the time of `--help`.
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if get_origin(kind) in (dict, Literal):
-        raise TypeError
-    if get_origin(kind) is tuple:
-        kinds = get_args(kind)
-        fits = Ellipsis in kinds or len(value) == len(kinds)
-        if not isinstance(value, (list, tuple)) or not fits:
-            raise TypeError
-        return tuple(_plain(part, kinds[0]) for part in value)
     if kind is str and isinstance(value, PathLike):
         value = fspath(value)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        if origin is list or Ellipsis in inner:
+            return origin(_converted(each, inner[0]) for each in value)
+        if len(value) == len(inner):
+            return tuple(map(_converted, value, inner))
+    elif origin in (dict, Mapping) and isinstance(value, Mapping):
+        # Labels are in NFC everywhere.
+        named = {normalize("NFC", str(key)): each for key, each in value.items()}
+        return {key: _converted(each, inner[1]) for key, each in named.items()}
+    elif origin is Literal and isinstance(value, str) and value in inner:
+        return value
+    elif is_dataclass(kind) and isinstance(value, Mapping):
+        owner: Any = kind
+        own = hasattr(owner, "from_json")
+        return owner.from_json(value) if own else typed(owner, value)
+    elif origin is None and _fits(value, kind):
+        return kind(value) if kind is float else value
+    raise TypeError
+
+
+def _fits(value: Any, kind: type) -> bool:
     # True is an int in Python, but not a number of epochs.
-    if kind is float and type(value) is int:
-        value = float(value)
-    if not isinstance(value, kind) or (type(value) is bool) != (kind is bool):
-        raise TypeError
-    if kind is float and not math.isfinite(value):
-        raise TypeError
-    return value
+    if kind not in (int, float) or isinstance(value, bool):
+        return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    if isinstance(value, float):
+        return kind is float and math.isfinite(value)
+    return isinstance(value, int) and abs(value) < _MOST
 
 
 def _type_name(kind: Any) -> str:
@@ -120,7 +158,8 @@ def check_fields(holder: Any) -> None:
     for name, (options, interval) in _fields(holder.__class__).items():
         value = coerce(name, getattr(holder, name), options)
         object.__setattr__(holder, name, value)
-        numbers = value if isinstance(value, tuple) else (value,)
+        parts = value.values() if isinstance(value, dict) else value
+        numbers = parts if isinstance(value, tuple | dict) else [value]
         known = [x for x in numbers if isinstance(x, int | float)]
         if interval and not all(_is_in(x, interval) for x in known):
             wanted = _in_words(interval)
@@ -144,7 +183,7 @@ def _in_words(interval: str) -> str:
 def _fields(owner: type) -> dict[str, tuple[tuple[Any, ...], str]]:
     """Return the types that each field may have, and the interval of its numbers."""
     found = {}
-    for name, hint in get_type_hints(owner, include_extras=True).items():
+    for name, hint in typing.get_type_hints(owner, include_extras=True).items():
         kind, *intervals = get_args(hint) if get_origin(hint) is Annotated else [hint]
         unions = get_origin(kind) in (UnionType, Union)
         found[name] = (get_args(kind) if unions else (kind,), "".join(intervals))

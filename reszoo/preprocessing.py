@@ -9,17 +9,16 @@ timm's, where the whole image is shown ("squash" and "pad", which timm calls "bo
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from itertools import chain
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reszoo.errors import UnknownNameError, UsageError
-from reszoo.fields import plain_values
-from reszoo.specs import ResNetSpec, is_count, is_number
+from reszoo.errors import UsageError
+from reszoo.fields import check_fields, plain_values
+from reszoo.specs import ResNetSpec
 
 Pixels = NDArray[np.uint8]
 # From the torchvision and timm sources; they belong to RGB in 0..1.
@@ -30,7 +29,6 @@ _SIXTEEN_BITS = ("I", "I;16", "I;16B")
 Sides = tuple[int, int]
 Size = int | Sides
 Resize = Literal["crop", "squash", "pad"]
-RESIZES: tuple[Resize, ...] = get_args(Resize)
 # Weights of red, green and blue in grey, times 2**16: ITU-R BT.601, as Pillow's "L".
 _GREY = ((19595,), (38470,), (7471,))
 # Side of images that are too small to lose their border, in pixels.
@@ -38,11 +36,7 @@ _SMALL = 64
 _PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # Names of the same filters in TensorFlow, which widens them by `antialias`.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
-# Cards come from files of strangers: the sides in pixels decide how much memory an
-# image takes, and the rest must leave finite numbers in float32.
 MOST_SIDE = 4096
-_LEAST_CROP = 0.1
-_LEAST_STD, _MOST_STATISTIC = 1e-4, 1e3
 # Pixels that are converted at a time, 4 bytes each: so an image that is decoded
 # already takes hardly more memory.
 _BAND = 1 << 22
@@ -52,7 +46,6 @@ _BAND = 1 << 22
 LARGE = 1 << 24
 # Of the long side to the short one: beyond this float32 coordinates are inexact.
 _LONG = 8
-_SIZES = ("train_size", "eval_size")
 # Left, top, right and bottom of a part of an image, in pixels.
 Box = tuple[int, int, int, int]
 
@@ -97,36 +90,24 @@ class Preprocessing:
             it, with the mean colour around it.
     """
 
-    train_size: Size
-    eval_size: Size
-    crop_pct: float
+    # Cards come from files of strangers: the sides in pixels decide how much memory an
+    # image takes, and the rest must leave finite numbers in float32.
+    train_size: Annotated[Size, f"[1, {MOST_SIDE}]"]
+    eval_size: Annotated[Size, f"[1, {MOST_SIDE}]"]
+    crop_pct: Annotated[float, "[0.1, 1]"]
     interpolation: Literal["bilinear", "bicubic"]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Annotated[tuple[float, ...], "[-1000, 1000]"]
+    std: Annotated[tuple[float, ...], "[0.0001, 1000]"]
     resize: Resize = "crop"
 
     def __post_init__(self) -> None:
-        for name, known in (("interpolation", (*_PILLOW,)), ("resize", RESIZES)):
-            if getattr(self, name) not in known:
-                raise UnknownNameError(name, getattr(self, name), known)
-        for name in _SIZES:
+        check_fields(self)
+        for name in ("train_size", "eval_size"):
             object.__setattr__(self, name, as_size(getattr(self, name)))
-        sizes = [as_sides(getattr(self, name)) for name in _SIZES]
-        crops = is_number(self.crop_pct) and _LEAST_CROP <= self.crop_pct <= 1
-        sides = all(is_count(x) and x <= MOST_SIDE for x in chain(*sizes))
-        if not (crops and sides and all(len(each) == 2 for each in sizes)):
+        if not len(self.mean) == len(self.std) >= 1:
             raise UsageError(
-                f"crop_pct must lie in {_LEAST_CROP} to 1 and sizes in 1 to "
-                f"{MOST_SIDE} pixels. Received: crop_pct={self.crop_pct}, "
-                f"train_size={self.train_size}, eval_size={self.eval_size}."
-            )
-        both = (*self.mean, *self.std)
-        numbers = all(is_number(x) and abs(x) <= _MOST_STATISTIC for x in both)
-        fits = len(self.mean) == len(self.std) >= 1
-        if not (fits and numbers and min(self.std) >= _LEAST_STD):
-            raise UsageError(
-                "mean and std must have one entry per channel, finite, std of at least "
-                f"{_LEAST_STD}. Received: mean={self.mean}, std={self.std}."
+                "mean and std must have one entry per channel. Received: "
+                f"mean={self.mean}, std={self.std}."
             )
 
     @property
@@ -340,17 +321,6 @@ class Preprocessing:
             for name, value in plain_values(self).items()
             if (name, value) != ("resize", "crop")
         }
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Preprocessing":
-        """Return what `to_json` wrote; unknown or missing fields are a TypeError."""
-        known = {field.name for field in fields(cls)}
-        if not isinstance(content, dict) or {*content, "resize"} != known:
-            raise TypeError(f"expected the fields {sorted(known)}")
-        mean, std = content["mean"], content["std"]
-        if not (isinstance(mean, list) and isinstance(std, list)):
-            raise TypeError("mean and std must be lists")
-        return cls(**{**content, "mean": tuple(mean), "std": tuple(std)})
 
 
 def default_preprocessing(

@@ -183,7 +183,7 @@ def test_a_killed_run_with_sampling_and_weights_ends_bit_equal(tmp_path: Path) -
     [
         ({"class_weight": {"c": 2}}, "Unknown label in class_weight 'c'.* Known: a, b"),
         ({"class_weight": "balance"}, '"balanced" or positive numbers by label'),
-        ({"class_weight": {"a": 0}}, "positive numbers by label"),
+        ({"class_weight": {"a": 0}}, "class_weight must be more than 0.*'a': 0.0"),
         ({"sampling": "sqrt"}, r'"balanced" or a number \(or None\).*\'sqrt\''),
         ({"sampling": 1.5}, r"sampling must be in \[0, 1\]. Received: sampling=1.5"),
     ],

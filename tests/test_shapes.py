@@ -108,12 +108,14 @@ def test_cards_of_square_crops_are_what_they_were() -> None:
     for resize in RESIZES:
         same = record(resize, (32, 48), 1)
         assert same.to_json()["eval_size"] == [32, 48]
-        assert Preprocessing.from_json(same.to_json()) == same
+        assert Preprocessing(**same.to_json()) == same
     for wrong in ([32], [32, 32, 32], [32, 0], [32, "x"], [True, True]):
-        with pytest.raises(reszoo.UsageError, match="sizes in 1 to 4096"):
-            Preprocessing.from_json({**content, "eval_size": wrong})
+        with pytest.raises(
+            reszoo.UsageError, match=r"eval_size must be (in \[1, 4096\]|a whole)"
+        ):
+            Preprocessing(**{**content, "eval_size": wrong})
     with pytest.raises(reszoo.UsageError, match="Did you mean 'squash'"):
-        Preprocessing.from_json({**content, "resize": "squish"})
+        Preprocessing(**{**content, "resize": "squish"})
 
 
 @pytest.fixture(scope="module", params=SHAPES)

@@ -129,7 +129,7 @@ def test_a_timm_config_is_read_or_refused(
         return
     record, labels = config.preprocessing, config.labels
     assert record is not None
-    assert Preprocessing.from_json(record.to_json()) == record
+    assert Preprocessing(**record.to_json()) == record
     assert labels is None or all(isinstance(label, str) for label in labels)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.errors import CheckpointError
+from reszoo.fields import typed
 from reszoo.report import page
 from reszoo.weights import safetensors
 from reszoo.weights.location import checkpoint_in, read
 from reszoo_export.formats import FORMATS
 from reszoo_export.isolation import limits_for, run_in_subprocess
-from reszoo_export.manifest import size_and_hash, typed
+from reszoo_export.manifest import size_and_hash
 from reszoo_export.metadata import licence
 from reszoo_export.runtimes import find_runtime, reader_errors
 

@@ -1,20 +1,19 @@
 """The manifest of an export: its files, and the measurements of each."""
 
 import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
 from reszoo.cards import Card
 from reszoo.environment import processor
 from reszoo.errors import CheckpointError, ExportError, ReszooError
+from reszoo.fields import typed
 from reszoo.files import check_regular, folder_entries, read_json, write_json
 from reszoo.metrics import Bin
 from reszoo_export.formats import FORMATS, ExportOptions
@@ -29,9 +28,6 @@ _BESIDE = {
 }  # fmt: skip
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 _BLOCK = 2**20
-# Larger numbers do not fit where they are used.
-_MAX_NUMBER = 2**63
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,50 +289,3 @@ def size_and_hash(path: Path) -> tuple[int, str]:
                 digest.update(block)
         size += length
     return size, digest.hexdigest()
-
-
-def typed(kind: type[T], content: Mapping[str, Any]) -> T:
-    """Make a dataclass, and those in it, of what a file of JSON has for its fields.
-
-    A TypeError if one is missing, unknown, or of another type than declared.
-    """
-    hints = get_type_hints(kind)
-    made = kind(**{k: _built(v, hints.get(k, Any)) for k, v in content.items()})
-    for name, hint in hints.items():
-        value = getattr(made, name)
-        if not _fits(value, hint):
-            raise TypeError(
-                f"{name} of {kind.__name__} must be {hint}. Received: {value!r:.80}"
-            )
-    return made
-
-
-def _built(value: Any, hint: Any) -> Any:
-    """Return a value with the dataclasses and tuples that its field declares."""
-    if get_origin(hint) in (Union, UnionType):
-        kinds = [each for each in get_args(hint) if is_dataclass(each)]
-        hint = kinds[0] if kinds else hint
-    if get_origin(hint) is tuple and isinstance(value, list):
-        return tuple(_built(each, get_args(hint)[0]) for each in value)
-    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
-        return Card.from_json(value) if hint is Card else typed(hint, value)
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in inner)
-    if origin is Literal:
-        return isinstance(value, str) and value in inner
-    if origin in (list, tuple):
-        of_kind = isinstance(value, list | tuple)
-        return of_kind and all(_fits(each, inner[0]) for each in value)
-    if origin in (dict, Mapping):
-        pairs = value.items() if isinstance(value, Mapping) else [(None, None)]
-        return all(isinstance(k, str) and _fits(each, inner[1]) for k, each in pairs)
-    if hint is float and isinstance(value, float):
-        return math.isfinite(value)
-    if hint in (int, float):
-        return type(value) is int and abs(value) < _MAX_NUMBER
-    return hint is Any or isinstance(value, hint)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from reszoo.architecture import architecture
 from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.fields import typed
 from reszoo.files import read_json, write_json
 from reszoo.specs import SPECS, Shortcut
 
@@ -247,10 +248,8 @@ class Snapshot:
     def from_json(cls, content: dict[str, Any]) -> "Snapshot":
         """Return what `asdict` made into JSON."""
         # Older files tell of the ReLUs of blocks of two layers.
-        ends = range(0, len(content["activations"]), 2)
-        lists = {"block_ends": ends, **content}
-        step = lists.pop("step")
-        return cls(step=step, **{name: tuple(x) for name, x in lists.items()})
+        ends = [*range(0, len(content["activations"]), 2)]
+        return typed(cls, {"block_ends": ends, **content})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,9 +372,6 @@ def read_results(folder: Path) -> StudyResult:
 
 
 def _run(content: dict[str, Any]) -> RunResult:
-    fields = dict(content)
-    # Called "net" in version 1.
-    fields["variant"] = Variant(**(fields.pop("net", None) or fields["variant"]))
-    fields["points"] = tuple(Point(**point) for point in fields["points"])
-    fields["snapshots"] = tuple(map(Snapshot.from_json, fields["snapshots"]))
-    return RunResult(**fields)
+    # A variant is called "net" in version 1.
+    names = {"variant" if name == "net" else name: x for name, x in content.items()}
+    return typed(RunResult, names)

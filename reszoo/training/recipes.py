@@ -197,7 +197,9 @@ class Recipe:
     warmup_prefix: bool = True
     loss: Literal["softmax", "binary"] = "softmax"
     label_smoothing: Annotated[float, "[0, 1)"] = 0.0
-    class_weight: Literal["balanced"] | dict[str, float] | None = None
+    class_weight: Annotated[
+        Literal["balanced"] | dict[str, float] | None, "(0, inf)"
+    ] = None
     sampling: Annotated[Literal["balanced"] | float | None, "[0, 1]"] = None
     best_by: Literal["accuracy", "balanced_accuracy", "loss"] = "accuracy"
     patience: Annotated[int | None, "[1, inf)"] = None

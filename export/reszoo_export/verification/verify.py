@@ -9,6 +9,7 @@ from typing import Any
 from reszoo.cards import Card
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError, VerificationError, printable
+from reszoo.fields import typed
 from reszoo_export.formats import CAM, FORMATS, ExportOptions, Format
 from reszoo_export.inspection import describe_file
 from reszoo_export.isolation import limits_for, run_in_subprocess
@@ -19,7 +20,6 @@ from reszoo_export.manifest import (
     is_export,
     read_manifest,
     size_and_hash,
-    typed,
 )
 from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
