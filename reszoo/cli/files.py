@@ -7,8 +7,8 @@ from typing import Any
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import TyperCommand, command, given, numbers
-from reszoo.console import print_json, print_table, print_text, printable, say
+from reszoo.cli.options import TyperCommand, as_json, command, numbers, show
+from reszoo.console import printable, say
 from reszoo.errors import UsageError
 
 _SHARES = {
@@ -50,7 +50,6 @@ def export(
     outputs: str | None = None,
     version: int = defaults.SAVED_MODEL_VERSION,
     overwrite: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Write SavedModel, TFLite and ONNX files and verify them.
 
@@ -83,14 +82,14 @@ def export(
             cam: class activation maps besides logits and probabilities.
         version: Version of the SavedModel, as TF Serving counts them.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     expected = {"batch": 'a number or "dynamic"', "input_size": "224 or 64,96"}
     for name, what in expected.items():
         text = arguments[name]
         if text is not None and (name, text) != ("batch", "dynamic"):
             found = numbers(text, f"{name} must be {what}")
             arguments[name] = found if found[1:] else found[0]
-    _print_manifest(reszoo.export(**arguments), as_json)
+    _show_manifest(reszoo.export(**arguments))
 
 
 @command()
@@ -101,7 +100,6 @@ def calibrate(
     keep: float = defaults.KEEP,
     output: Path | None = None,
     bad_images: str = defaults.BAD_IMAGES,
-    as_json: bool = False,
 ) -> None:
     """Measure the temperature of calibrated probabilities, and thresholds of "unknown".
 
@@ -115,25 +113,21 @@ def calibrate(
         keep: Share of known images, in 0 to 1, that are not answered with "unknown".
         output (default replace the given one): Checkpoint to write.
     """
-    found = reszoo.calibrate(**given(locals()))
-    if as_json:
-        print_json(asdict(found))
-        return
-    print_text(
+    found = reszoo.calibrate(**locals())
+    show(
+        asdict(found),
         f"Temperature {found.temperature:.3f}, from {found.images:,} images of "
         f"{printable(found.data)}. Expected calibration error on the other half: "
         f"{found.error_before:.2%} before, {found.error_after:.2%} after.\n"
         f"{found.keep:.0%} of the images have a largest calibrated logit of at least "
         f"{found.min_logit:.3f} and a probability of at least "
         f"{found.min_probability:.3f}; others are unknown on request.\n"
-        f"Written to {printable(str(output or model))}"
+        f"Written to {printable(str(output or model))}",
     )
 
 
 @command()
-def verify(
-    folder: Path, *, min_accuracy: float | None = None, as_json: bool = False
-) -> None:
+def verify(folder: Path, *, min_accuracy: float | None = None) -> None:
     """Verify an export again, from its folder alone.
 
     Example: reszoo verify export --min-accuracy 0.9
@@ -143,7 +137,7 @@ def verify(
     """
     _check_share(min_accuracy)
     manifest = reszoo.verify(folder)
-    _print_manifest(manifest, as_json)
+    _show_manifest(manifest)
     measured = {each.file: each.verification.accuracy for each in manifest.files}
     _require_accuracy(measured, min_accuracy)
 
@@ -175,7 +169,7 @@ def _require_accuracy(
 
 
 @command()
-def inspect(file: Path, *, as_json: bool = False) -> None:
+def inspect(file: Path) -> None:
     """Describe a model file.
 
     Shows its format, signature, labels, preprocessing and provenance.
@@ -187,10 +181,7 @@ def inspect(file: Path, *, as_json: bool = False) -> None:
             origin.
     """
     description = reszoo.inspect(file)
-    if as_json:
-        print_json(description.to_json())
-    else:
-        print_text(description.text())
+    show(description.to_json(), description.text())
 
 
 @command()
@@ -203,7 +194,6 @@ def benchmark(
     seconds: float = defaults.SECONDS,
     trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
-    as_json: bool = False,
 ) -> None:
     """Measure the latency of model files.
 
@@ -217,19 +207,16 @@ def benchmark(
         rounds: Number of processes that open each file.
         seconds: Seconds to measure each batch size in each process.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     found = reszoo.benchmark(batch_sizes=arguments.pop("batch"), **arguments)
-    if as_json:
-        print_json([each.to_json() for each in found])
-        return
     from reszoo_export.benchmark import benchmark_note, benchmark_table
 
-    print_table(*benchmark_table(found))
-    print_text(benchmark_note(found))
+    content = [each.to_json() for each in found]
+    show(content, benchmark_table(found), benchmark_note(found))
 
 
 @command()
-def demo(*, output: Path = Path("saved_models/demo"), as_json: bool = False) -> None:
+def demo(*, output: Path = Path("saved_models/demo")) -> None:
     """Fine-tune on handwritten digits, export and verify.
 
     Example: reszoo demo
@@ -239,9 +226,7 @@ def demo(*, output: Path = Path("saved_models/demo"), as_json: bool = False) -> 
     """
     from reszoo.cli.demo import run_demo
 
-    _print_manifest(run_demo(output), as_json)
-    if not as_json:
-        print_text(_NEXT.format(folder=printable(str(output))))
+    _show_manifest(run_demo(output), _NEXT.format(folder=printable(str(output))))
 
 
 _NEXT = """\
@@ -254,10 +239,7 @@ Next:
 """
 
 
-def _print_manifest(manifest: Any, as_json: bool) -> None:
-    if as_json:
-        print_json({"folder": str(manifest.folder), **manifest.to_json()})
-        return
+def _show_manifest(manifest: Any, *others: str) -> None:
     columns = ["file", "size", "accuracy", "agreement", "max difference", "latency"]
     rows = []
     for file in manifest.files:
@@ -266,7 +248,6 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
         cells = [accuracy, f"{found.agreement:.2%}", f"{found.max_difference:.1e}"]
         size, took = f"{file.bytes / 1000:,.0f} kB", latency and latency.median_ms
         rows.append([file.file, size, *cells, f"{took:.2f} ms" if latency else ""])
-    print_table(columns, rows)
     found, latency = manifest.files[0].verification, manifest.files[0].latency
     lines = f"Compared with the model on {found.synthetic} synthetic images"
     if found.images:
@@ -276,7 +257,9 @@ def _print_manifest(manifest: Any, as_json: bool) -> None:
     if latency:
         lines += f";\nlatency of one image with {latency.threads} threads"
         lines += f" on {latency.processor}"
-    print_text(f"{lines}. Folder: {manifest.folder}")
+    lines += f". Folder: {manifest.folder}"
+    content = {"folder": str(manifest.folder), **manifest.to_json()}
+    show(content, (columns, rows), lines, *others)
 
 
 @command()
@@ -290,7 +273,6 @@ def evaluate(
     trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
     min_accuracy: float | None = None,
-    as_json: bool = False,
 ) -> None:
     """Measure accuracy, balanced accuracy (mean recall), macro F1 and loss.
 
@@ -300,23 +282,20 @@ def evaluate(
         split (default test, else validation): Split to measure: train, validation, test
             or all.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     _check_share(arguments.pop("min_accuracy"))
     metrics = reszoo.evaluate(**arguments)
-    if as_json:
-        print_json(metrics.to_json())
-    else:
-        _print_metrics(metrics)
+    _show_metrics(metrics)
     _require_accuracy({str(model): metrics.top1}, min_accuracy)
 
 
-def _print_metrics(metrics: Any) -> None:
+def _show_metrics(metrics: Any) -> None:
     from reszoo.report.page import number
 
     shares = [getattr(metrics, name) for name in _SHARES]
     row = [metrics.data, f"{metrics.images:,}", *(f"{share:.2%}" for share in shares)]
     columns = ["data", "images", *_SHARES.values(), "loss"]
-    print_table(columns, [[*row, f"{metrics.loss:.4f}"]])
+    whole = (columns, [[*row, f"{metrics.loss:.4f}"]])
     columns = ["class", "images", "recall", "precision", "F1", "most often taken for"]
     rows = []
     for each in metrics.classes:
@@ -324,9 +303,9 @@ def _print_metrics(metrics: Any) -> None:
         other = each.confused_with
         taken = "" if other is None else f"{metrics.label(other)} ({each.confused:,})"
         rows.append([metrics.label(each.index), f"{each.images:,}", *shares, taken])
-    print_table(columns, rows[:_CLASSES])
-    if rows[_CLASSES:]:
-        print_text(f"The {_CLASSES} classes of lowest recall; --json has all.")
+    note = f"The {_CLASSES} classes of lowest recall; --json has all."
+    notes = [note] if rows[_CLASSES:] else []
+    show(metrics.to_json(), whole, (columns, rows[:_CLASSES]), *notes)
 
 
 @command()
@@ -342,7 +321,6 @@ def predict(
     threads: int | None = None,
     trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
-    as_json: bool = False,
 ) -> None:
     """Classify images.
 
@@ -360,21 +338,20 @@ def predict(
             `reszoo train` or `reszoo calibrate`.
         resume: Continue an unfinished output.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     if output is not None:
         written = reszoo.predict_files(**arguments)
-        if as_json:
-            print_json({**asdict(written), "output": str(written.output)})
-        else:
-            print_text(f"{written.images:,} rows in {written.output}")
+        content = {**asdict(written), "output": str(written.output)}
+        show(content, f"{written.images:,} rows in {written.output}")
         images, unreadable = written.images, written.unreadable
     elif resume or overwrite:
         raise UsageError("--resume and --overwrite need --output FILE.")
     else:
         from reszoo.cli.answers import print_answers
 
-        arguments = given(arguments, "output", "resume", "overwrite")
-        images, unreadable = print_answers(as_json=as_json, **arguments)
+        for name in ("output", "resume", "overwrite"):
+            del arguments[name]
+        images, unreadable = print_answers(as_json=as_json.get(), **arguments)
     if unreadable:
         say(f"{unreadable:,} of {images:,} images are unreadable.")
         raise SystemExit(1)
@@ -391,7 +368,6 @@ def explain(
     overwrite: bool = False,
     trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
-    as_json: bool = False,
 ) -> None:
     """Show where a model looked: a class activation map on each image.
 
@@ -403,9 +379,11 @@ def explain(
         inputs (IMAGE...): Image files, folders or globs.
         label (default the predicted one): Class to show.
     """
+    arguments = dict(locals())
+    for name in ("inputs", "output", "overwrite"):
+        del arguments[name]
     from reszoo.data.image_paths import iterate_paths
 
-    arguments = given(locals(), "inputs", "output", "overwrite", "iterate_paths")
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for path in iterate_paths(inputs):
@@ -418,10 +396,6 @@ def explain(
         found.overlay.save(target)
         answer = {"label": found.label, "probability": found.probability}
         rows.append({"image": path, **answer, "map": str(target)})
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        row["probability"] = f"{row['probability']:.2%}"
-    cells = [[*row.values()] for row in rows]
-    print_table(["image", "label", "probability", "map"], cells)
+    shown = [{**row, "probability": f"{row['probability']:.2%}"} for row in rows]
+    cells = [[*row.values()] for row in shown]
+    show(rows, (["image", "label", "probability", "map"], cells))

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import reszoo
 from reszoo import architecture
-from reszoo.cli.options import command
-from reszoo.console import print_json, print_table, print_text, printable, say
+from reszoo.cli.options import command, show
+from reszoo.console import printable, say
 from reszoo.errors import UnknownNameError, UsageError
 from reszoo.specs import SPECS, ResNetSpec, one_of
 from reszoo.weights.figures import best_top1
@@ -25,7 +25,6 @@ def list_(
     *,
     weights: bool = False,
     sort: str | None = None,
-    as_json: bool = False,
 ) -> None:
     """List the models by family, or their published weights.
 
@@ -40,7 +39,7 @@ def list_(
     if not (names := reszoo.list_models(pattern)):
         raise UnknownNameError("model", pattern, SPECS)
     if weights:
-        _print_weights(names, as_json)
+        _show_weights(names)
         return
     rows = [_described(name) for name in names]
     if sort:
@@ -53,9 +52,6 @@ def list_(
     else:
         families = list(dict.fromkeys(row["family"] for row in rows))
         rows.sort(key=lambda row: families.index(row["family"]))
-    if as_json:
-        print_json(rows)
-        return
     titles = "model|family|params (M)|multiply-adds (G)|image|top-1 (%)|int8 (MB)"
     shown, before = [], None
     for row in rows:
@@ -67,11 +63,11 @@ def list_(
             "-" if row["top1"] is None else f"{row['top1']:.2f}",
             f"{row['int8_bytes'] / 1e6:.2f}",
         ])  # fmt: skip
-    print_table(titles.split("|"), shown)
-    say(
-        "top-1: best published accuracy on ImageNet, of small models ours on CIFAR-10; "
-        "int8: size of the TFLite file, computed from the spec"
-    )
+    if show(rows, (titles.split("|"), shown)):
+        say(
+            "top-1: best published accuracy on ImageNet, of small models ours on "
+            "CIFAR-10; int8: size of the TFLite file, computed from the spec"
+        )
 
 
 @command()
@@ -82,7 +78,6 @@ def convert(
     model: str | None = None,
     match: str | None = None,
     overwrite: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Convert a checkpoint for reszoo, torchvision and timm.
 
@@ -100,20 +95,15 @@ def convert(
     built = reszoo.load(source, model, match=match)
     written, report = reszoo.save(built, output), reszoo.load_report(built)
     card = reszoo.card(built)
-    if as_json:
-        print_json({"output": str(written), "card": card.to_json()})
-        return
-    print_text(printable(f"{card.architecture.name}: {report}. Written to {written}"))
+    told = printable(f"{card.architecture.name}: {report}. Written to {written}")
+    show({"output": str(written), "card": card.to_json()}, told)
 
 
-def _print_weights(names: list[str], as_json: bool) -> None:
+def _show_weights(names: list[str]) -> None:
     from reszoo.weights.location import bundled_rows
     from reszoo.weights.published import table_rows
 
     rows = [row for row in bundled_rows() + table_rows() if row["model"] in names]
-    if as_json:
-        print_json(rows)
-        return
     columns = ["model", "weights", "top-1", "top-5", "at", "licence"]
     cells = [
         [
@@ -123,11 +113,11 @@ def _print_weights(names: list[str], as_json: bool) -> None:
         ]
         for row in rows
     ]  # fmt: skip
-    print_table(columns, cells)
-    print_text(
+    show(
+        rows, (columns, cells),
         '* selected by weights="imagenet". Accuracies are in percent, as published;\n'
-        '"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.'
-    )
+        '"cifar10" comes with reszoo, measured on CIFAR-10 as JPEGs.',
+    )  # fmt: skip
 
 
 def _described(name: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The application, and how functions become its commands."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import Parameter, cleandoc, signature
+from contextvars import ContextVar
+from inspect import Parameter, Signature, cleandoc, signature
 from typing import Annotated, Any, TypeVar
 
+from reszoo.console import print_json, print_table, print_text
 from reszoo.errors import UsageError, printable
 
 try:
@@ -47,6 +49,9 @@ _SHARED = """
         for files of known origin.
 """
 Function = TypeVar("Function", bound=Callable[..., None])
+# The option that all commands have.
+_JSON = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+as_json = ContextVar("whether --json was given", default=False)
 
 
 @contextmanager
@@ -81,9 +86,20 @@ app = Typer(
 )  # fmt: skip
 
 
-def given(values: Mapping[str, Any], *others: str) -> dict[str, Any]:
-    """Return a command's `locals()`, less some, for the function that it calls."""
-    return {k: v for k, v in values.items() if k not in ("as_json", *others)}
+def show(content: Any, *texts: str | tuple[Any, Any]) -> bool:
+    """Print an answer: with --json the content, otherwise texts and tables.
+
+    A table is its columns and rows. Returns whether a person reads the answer.
+    """
+    if as_json.get():
+        print_json(content)
+        return False
+    for each in texts:
+        if isinstance(each, str):
+            print_text(each)
+        else:
+            print_table(*each)
+    return True
 
 
 def numbers(text: str, expected: str) -> list[int]:
@@ -101,20 +117,32 @@ def command(
 
     Parameters before a `*` are arguments, those behind it are options. Each is
     described in the "Args:" of the docstring, which come last in it, or in `_SHARED`,
-    as `name (METAVAR, default TEXT): HELP`; the texts replace `{names}` there.
+    as `name (METAVAR, default TEXT): HELP`; the texts replace `{names}` there. The
+    function has not the option --json, which `show` heeds.
     """
 
     def add(function: Function) -> Function:
         doc = cleandoc(function.__doc__ or "").format(**texts)
         doc, _, own = doc.partition("\n\nArgs:\n")
         described = {**_described(_SHARED), **_described(own)}
-        for each in signature(function).parameters.values():
+        annotations: dict[str, Any] = {}
+        parameters = [*signature(function).parameters.values(), _JSON]
+        for each in parameters:
             shown, decls = described[each.name], (f"--{each.name.replace('_', '-')}",)
             kind: Any = Argument(**shown)
             if each.kind is Parameter.KEYWORD_ONLY:
                 kind = Option(*_NAMES.get(each.name, decls), **shown)
-            function.__annotations__[each.name] = Annotated[each.annotation, kind]
-        return app.command(name, cls=cls, help=doc)(function)
+            annotations[each.name] = Annotated[each.annotation, kind]
+
+        def run(**given: Any) -> None:
+            as_json.set(given.pop(_JSON.name))
+            function(**given)
+
+        run.__name__, run.__annotations__ = function.__name__, annotations
+        parameters = [p.replace(annotation=annotations[p.name]) for p in parameters]
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        app.command(name, cls=cls, help=doc)(run)
+        return function
 
     return add
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import reszoo
-from reszoo.cli.options import command, given
-from reszoo.console import print_json, print_table, print_text, printable
+from reszoo.cli.options import command, show
+from reszoo.console import printable
 
 
 @command()
@@ -16,7 +16,6 @@ def web(
     output: Path,
     vendor: bool | None = None,
     overwrite: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Write a static site that classifies camera images and photos in the browser.
 
@@ -27,14 +26,12 @@ def web(
         vendor (default where npm is available): Copy the runtimes into the
             site, from npm; or let browsers load them from jsDelivr.
     """
-    site = reszoo.write_site(**given(locals()))
-    if as_json:
-        print_json({"folder": str(site), "page": str(site / "index.html")})
-        return
+    site = reszoo.write_site(**locals())
     where = printable(str(site))
-    print_text(
+    show(
+        {"folder": str(site), "page": str(site / "index.html")},
         f"{where}/index.html is the page, for any static host over HTTPS. Try it: "
-        f"python -m http.server --directory {where}\nand open http://localhost:8000."
+        f"python -m http.server --directory {where}\nand open http://localhost:8000.",
     )
 
 
@@ -47,7 +44,6 @@ def push(
     sample: list[Path] = [],  # noqa: B006
     private: bool = False,
     dry_run: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Publish a checkpoint on the Hugging Face Hub, with a model card.
 
@@ -67,15 +63,12 @@ def push(
         private: Make a new repository private.
         dry_run: Print what would be uploaded, and send nothing.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     done = reszoo.push(samples=arguments.pop("sample"), **arguments)
-    if as_json:
-        print_json(asdict(done))
-        return
-    if dry_run:
-        print_text("\n".join(map(printable, done.model_card.split("\n"))))
-    print_table(["file", "bytes"], [[k, f"{v:,}"] for k, v in done.files.items()])
-    print_text(f"{done.url}, commit {done.commit}" if done.commit else "Nothing sent.")
+    files = [[name, f"{size:,}"] for name, size in done.files.items()]
+    told = f"{done.url}, commit {done.commit}" if done.commit else "Nothing sent."
+    model_card = [done.model_card] if dry_run else []
+    show(asdict(done), *model_card, (["file", "bytes"], files), told)
 
 
 @command("check-weights")
@@ -84,7 +77,6 @@ def check_weights(
     *,
     images: Path,
     allow_noncommercial: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Download published weights and measure their accuracy on ImageNet.
 
@@ -100,15 +92,11 @@ def check_weights(
             number, such as n01440764.
         allow_noncommercial: Check weights whose licence forbids commercial use, too.
     """
-    rows = [*reszoo.check_weights(**given(locals()))]
-    if as_json:
-        print_json([{**asdict(row), "passed": row.passed} for row in rows])
-    else:
-        columns = ["weights", "published", "measured", "top-5", "measured", ""]
-        print_table(columns, [_checked(row) for row in rows])
-        for row in rows:
-            if row.error:
-                print_text(printable(f"{row.model}/{row.weights}: {row.error}"))
+    rows = [*reszoo.check_weights(**locals())]
+    content = [{**asdict(row), "passed": row.passed} for row in rows]
+    columns = ["weights", "published", "measured", "top-5", "measured", ""]
+    told = [printable(f"{r.model}/{r.weights}: {r.error}") for r in rows if r.error]
+    show(content, (columns, [_checked(row) for row in rows]), *told)
     if not all(row.passed for row in rows):
         raise SystemExit(1)
 
@@ -121,7 +109,7 @@ def _checked(row: Any) -> list[str]:
 
 
 @command()
-def doctor(*, as_json: bool = False) -> None:
+def doctor() -> None:
     """Print what a bug report needs: versions, machine and settings.
 
     Loads no TensorFlow, so that it also works where that does not.
@@ -130,16 +118,13 @@ def doctor(*, as_json: bool = False) -> None:
     """
     from reszoo.diagnosis import describe_environment
 
-    found = describe_environment()
-    if as_json:
-        print_json(found)
-        return
+    found, lines = describe_environment(), []
     for name, value in found.items():
         entries = value if isinstance(value, dict) else {}
         if isinstance(value, list):
             value = ", ".join(value) or "none found"
-        lines = [f"{name}:" if entries else f"{name}: {value}"]
+        lines.append(f"{name}:" if entries else f"{name}: {value}")
         lines += [
             f"  {k}: {'not found' if v is None else v}" for k, v in entries.items()
         ]
-        print_text("\n".join(map(printable, lines)))
+    show(found, "\n".join(map(printable, lines)))

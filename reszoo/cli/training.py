@@ -6,8 +6,8 @@ from pathlib import Path
 
 import reszoo
 from reszoo import defaults
-from reszoo.cli.options import command, given, numbers
-from reszoo.console import print_json, print_table, print_text, say
+from reszoo.cli.options import command, numbers, show
+from reszoo.console import say
 from reszoo.studies.results import FAMILIES, find_family
 from reszoo.training.recipe_table import RECIPES, parse_field
 
@@ -15,7 +15,7 @@ _IMAGES = "Folder of class folders, or CSV of path and label."
 
 
 @command(images=_IMAGES)
-def scan(data: str, *, as_json: bool = False) -> None:
+def scan(data: str) -> None:
     """Find unreadable and unusual images, duplicates and leaks between splits.
 
     Exit 1 if an image is unreadable or in more than one split.
@@ -26,10 +26,7 @@ def scan(data: str, *, as_json: bool = False) -> None:
         data (DATA): {images}
     """
     report = reszoo.scan(data)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_text(str(report))
+    show(report.to_json(), str(report))
     if not report.ok:
         raise SystemExit(1)
 
@@ -52,16 +49,17 @@ def resize(
         side: Short side of larger images, in pixels.
         quality: Quality of written JPEGs, 1 to 95.
     """
-    result = reszoo.resize_images(**given(locals()))
+    result = reszoo.resize_images(**locals())
     for path, reason in result.unreadable:
         say(f"skipped {path}: {reason}")
-    print_text(
-        f"{sum(result.images.values()):,} images, {result.bytes_before / 1e6:,.1f} MB "
-        f"-> {result.bytes_after / 1e6:,.1f} MB ({result.copied:,} copied unchanged)"
-    )
     runs = f"runs/{output.name}"
     following = ["reszoo", "train", str(output), "--model", "resnet18"]
-    print_text(f"Next: {shlex.join([*following, '--output', runs])}")
+    show(
+        {**asdict(result), "folder": str(result.folder)},
+        f"{sum(result.images.values()):,} images, {result.bytes_before / 1e6:,.1f} MB "
+        f"-> {result.bytes_after / 1e6:,.1f} MB ({result.copied:,} copied unchanged)\n"
+        f"Next: {shlex.join([*following, '--output', runs])}",
+    )
 
 
 @command(recipes=", ".join(RECIPES))
@@ -84,7 +82,6 @@ def train(
     save_every: float = defaults.SAVE_EVERY,
     strategy: str | None = None,
     overwrite: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Train a model on your images.
 
@@ -112,24 +109,21 @@ def train(
             this machine; multiworker: over the processes in TF_CONFIG, each running
             this command.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     chosen = {name: value for name, value in arguments.items() if value is not None}
     changes = dict(map(parse_field, chosen.pop("fields", ())))
     if size is not None:
         chosen["size"] = parse_field(f"train_size={size}")[1]
     result = reszoo.train(**chosen | changes)
     card = reszoo.card(result.model)
-    if as_json:
-        print_json({"best": str(result.best), "card": card.to_json()})
-        return
-    if result.best is None:
-        # Of several workers only the first writes and reports.
-        return
-    print_text(
+    told = (
         f"Best checkpoint: {result.best} (epoch {card.provenance['epoch']})\n"
         f"Report: {result.report}\n"
         f"Next: {shlex.join(result.export_command)}"
     )
+    # Of several workers only the first writes and reports.
+    reported = [told] if result.best else []
+    show({"best": str(result.best), "card": card.to_json()}, *reported)
 
 
 @command(
@@ -153,7 +147,6 @@ def study(
     fields: list[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    as_json: bool = False,
 ) -> None:
     """Compare deep networks with and without shortcuts.
 
@@ -174,7 +167,7 @@ def study(
         size (default 8 for digits, else 32): Height and width of the images, in pixels.
         recipe: Training recipe of all models.
     """
-    arguments = given(locals())
+    arguments = dict(locals())
     names = [each.strip() for each in (shortcuts or "").split(",")]
     kinds = None if shortcuts is None else tuple(filter(None, names))
     expected = "--layers must be comma-separated numbers such as 20,56"
@@ -185,16 +178,14 @@ def study(
     result = reszoo.study(**arguments | {"layers": depths, "shortcuts": kinds})
     from reszoo.studies.report import COLUMNS, PAGE, rows
 
-    if as_json:
-        models = [
-            {
-                **asdict(variant),
-                "training_error": asdict(result.training_error(variant)),
-                "test_error": asdict(result.test_error(variant)),
-            }
-            for variant in result.variants
-        ]
-        print_json({"conclusion": result.conclusion, "models": models})
-        return
-    print_table(COLUMNS, rows(result))
-    print_text("\n".join([*result.conclusion, f"Report: {result.folder / PAGE}"]))
+    models = [
+        {
+            **asdict(variant),
+            "training_error": asdict(result.training_error(variant)),
+            "test_error": asdict(result.test_error(variant)),
+        }
+        for variant in result.variants
+    ]
+    told = "\n".join([*result.conclusion, f"Report: {result.folder / PAGE}"])
+    content = {"conclusion": result.conclusion, "models": models}
+    show(content, (COLUMNS, rows(result)), told)
