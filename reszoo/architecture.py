@@ -5,27 +5,19 @@ timm's config, the reader of Keras models) goes by `convolutions`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby
-from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from reszoo import specs
 from reszoo.errors import Rules, UsageError, check_rules
-from reszoo.fields import plain_values, typed
+from reszoo.fields import check_fields, converted, plain_values, typed
 
 StrideIn = Literal["1x1", "3x3"]
-Pooling = Literal["avg", "max"]
-Features = Literal["pyramid"]
-ClassifierActivation = Literal["softmax"]
 InputShape = tuple[int | None, int | None, int]
-_CHOICES = {
-    "shortcut": specs.Shortcut, "stride_in": StrideIn, "pooling": Pooling,
-    "classifier_activation": ClassifierActivation, "features": Features,
-}  # fmt: skip
-
 # Of the last stage, in pixels of the image, as timm has them.
 _OUTPUT_STRIDES = (8, 16, 32)
 # Batch normalization after the last block of a pre-activation model.
@@ -43,17 +35,22 @@ class Architecture:
     stride_in: StrideIn
     input_shape: InputShape
     include_top: bool
-    classes: int | None
-    pooling: Pooling | None
-    features: Features | None
-    classifier_activation: ClassifierActivation | None
+    classes: Annotated[int | None, specs.CLASSES]
+    pooling: Literal["avg", "max"] | None
+    features: Literal["pyramid"] | None
+    classifier_activation: Literal["softmax"] | None
     output_stride: int | None = None
-    dropout: float = 0.0
+    dropout: Annotated[float, "[0, 1)"] = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        _check_shortcut(self.spec, self.shortcut)
+        check_rules(self, _RULES)
 
     @property
     def reduction(self) -> int:
         """Output stride: size of the image over that of the last feature map."""
-        return self.output_stride or 2**self.spec.halvings
+        return self.output_stride or self.spec.reduction
 
     @property
     def name(self) -> str:
@@ -88,41 +85,27 @@ class KerasArchitecture:
     """An image classifier that reszoo did not build, known by its exported files."""
 
     name: str
-    input_shape: InputShape
-    classes: int  # number of scores
+    input_shape: Annotated[InputShape, "[1, inf)"]
+    classes: Annotated[int, "[2, inf)"]  # number of scores
     # What makes probabilities of logits: "sigmoid" where each class has a probability
     # of its own, so that they need not add up to 1.
     activation: ScoreActivation
     # The largest change of a probability by computing in float32, and by weights in
     # float16, where it is more than usual; otherwise 0.
-    rounding: tuple[float, float] = (0.0, 0.0)
+    rounding: Annotated[tuple[float, float], "[0, 1]"] = (0.0, 0.0)
     include_top: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_rules(self, _RULES)
-        specs.one_of("activation", self.activation, ScoreActivation)
+        check_fields(self)
+        if not self.name or not self.name.isprintable():
+            raise UsageError(
+                "The name of a model must be one line of printable text. Received: "
+                f"name={self.name!r}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return {"kind": _KERAS_KIND, **plain_values(self)}
-
-
-def _takes_images(model: KerasArchitecture) -> bool:
-    sides = [side for side in model.input_shape if side is not None]
-    numbers = all(type(each) is int and each > 0 for each in (*sides, model.classes))
-    return numbers and len(model.input_shape) == 3 and model.classes >= 2
-
-
-_RULES: Rules = {
-    "The name of a model must be one line of printable text. "
-    "Received: {name}.": lambda m: m.name and m.name.isprintable(),
-    "A classifier must take images (height, width, channels) and have at least 2 "
-    "classes. Received: {input_shape} and {classes}.": _takes_images,
-    "rounding must be two changes of a probability, in 0..1. "
-    "Received: {rounding}.": lambda m: (
-        len(m.rounding) == 2 and all(0 <= each <= 1 for each in m.rounding)
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,56 +339,35 @@ def architecture(spec: str | specs.ResNetSpec, **options: Any) -> Architecture:
     if unknown := options.keys() - {*OPTIONS}:
         raise TypeError(f"architecture has no option {', '.join(sorted(unknown))}")
     row = specs.find_spec(spec)
-    given = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
-    asked = SimpleNamespace(**given, own=2**row.halvings, spec=row)
-    asked.shortcut = asked.shortcut or row.shortcut
-    asked.stride_in = asked.stride_in or "3x3"
-    for argument, literal in _CHOICES.items():
-        if getattr(asked, argument) is not None:
-            specs.one_of(argument, getattr(asked, argument), literal)
-    _check_shortcut(row, asked.shortcut)
+    asked = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
     _check_head(asked)
-    check_rules(asked, _OPTION_RULES)
-    stride = asked.output_stride
-    return Architecture(
-        spec=row,
-        input_shape=_input_shape(asked.input_shape, row, asked.include_top),
-        include_top=asked.include_top,
-        classes=(asked.classes or row.classes) if asked.include_top else None,
-        output_stride=None if stride == asked.own else stride,
-        dropout=float(asked.dropout or 0.0),
-        **{argument: getattr(asked, argument) for argument in _CHOICES},
-    )
+    top, classes = asked["include_top"], asked["classes"]
+    stride = asked["output_stride"]
+    filled = {
+        "shortcut": asked["shortcut"] or row.shortcut,
+        "stride_in": asked["stride_in"] or "3x3",
+        "input_shape": _input_shape(asked["input_shape"], row, top),
+        "classes": row.classes if top and classes is None else classes,
+        "output_stride": None if stride == row.reduction else stride,
+        "dropout": 0.0 if asked["dropout"] is None else asked["dropout"],
+    }
+    return Architecture(spec=row, **{**asked, **filled})
 
 
-_OPTION_RULES: Rules = {
-    f"classes must be at least 1 and at most {specs.MOST_CLASSES:,}. "
-    "Received: {classes}.": lambda o: (
-        o.classes is None
-        or (specs.is_count(o.classes) and o.classes <= specs.MOST_CLASSES)
-    ),
+_RULES: Rules = {
     'stride_in="1x1" needs bottleneck blocks. {self.spec.name} has basic blocks, whose '
-    "first convolution is 3x3; leave stride_in out.": lambda o: (
-        o.stride_in != "1x1" or o.spec.block != "basic"
+    "first convolution is 3x3; leave stride_in out.": lambda a: (
+        a.stride_in != "1x1" or a.spec.block != "basic"
     ),
     'features="pyramid" gives the feature maps themselves. '
-    "Received: {pooling} as well; leave one of them out.": lambda o: (
-        not o.pooling or not o.features
-    ),
-    "dropout must be a probability of at least 0 and below 1. "
-    "Received: {dropout}.": lambda o: (
-        o.dropout is None or (specs.is_number(o.dropout) and 0 <= o.dropout < 1)
+    "Received: {pooling} as well; leave one of them out.": lambda a: (
+        not a.pooling or not a.features
     ),
     f"output_stride must be one of {_OUTPUT_STRIDES}. "
-    "Received: {output_stride}.": lambda o: o.output_stride in (None, *_OUTPUT_STRIDES),
-    "A pixel of the last stage of {self.spec.name} stands for only {self.own} pixels "
-    "of the image. Received: {output_stride}; leave it out.": lambda o: (
-        (o.output_stride or o.own) <= o.own
-    ),
-    "input_shape must be height, width and channels. Received: {input_shape}; write "
-    "input_shape=({self.input_shape}, {self.input_shape}, 3).": lambda o: (
-        not isinstance(o.input_shape, int)
-    ),
+    "Received: {output_stride}.": lambda a: a.output_stride in (None, *_OUTPUT_STRIDES),
+    "A pixel of the last stage of {self.spec.name} stands for only "
+    "{self.spec.reduction} pixels of the image. Received: {output_stride}; leave it "
+    "out.": lambda a: a.reduction <= a.spec.reduction,
 }
 
 
@@ -416,8 +378,6 @@ def architecture_from_json(content: dict[str, Any]) -> Architecture | KerasArchi
         del options["kind"]
         return typed(KerasArchitecture, options)
     spec = options.pop("spec")
-    if not isinstance(options.get("include_top"), bool):
-        raise TypeError("include_top must be true or false")
     row = specs.ResNetSpec(**spec) if isinstance(spec, dict) else spec
     return architecture(row, **options)
 
@@ -440,29 +400,27 @@ def _check_shortcut(row: specs.ResNetSpec, shortcut: str) -> None:
         )
 
 
-def _check_head(asked: SimpleNamespace) -> None:
+def _check_head(asked: dict[str, Any]) -> None:
     headless, headed = ("pooling", "features"), ("classes", "classifier_activation")
-    for argument in headless if asked.include_top else headed:
-        value = getattr(asked, argument)
-        if value is not None:
+    top = asked["include_top"]
+    for argument in headless if top else headed:
+        if (value := asked[argument]) is not None:
             raise UsageError(
-                f"{argument} has a meaning only with include_top="
-                f"{not asked.include_top}. Received: {argument}={value!r}, "
-                f"include_top={asked.include_top}."
+                f"{argument} has a meaning only with include_top={not top}. "
+                f"Received: {argument}={value!r}, include_top={top}."
             )
 
 
-def _input_shape(
-    shape: Sequence[int | None] | None, row: specs.ResNetSpec, include_top: bool
-) -> InputShape:
+def _input_shape(shape: Any, row: specs.ResNetSpec, include_top: bool) -> InputShape:
     if shape is None:
         side = row.image_size if include_top else None
         return (side, side, 3)
-    height, width, channels = shape if len(shape) == 3 else (0, 0, 0)
-    sides_ok = all(side is None or specs.is_count(side) for side in (height, width))
-    if not sides_ok or channels is None or not specs.is_count(channels):
-        raise UsageError(
-            "input_shape must be (height, width, channels) of positive numbers; height "
-            f"and width may be None. Received: input_shape={tuple(shape)}."
-        )
-    return (height, width, channels)
+    with suppress(TypeError):
+        found: InputShape = converted(tuple(shape), InputShape)
+        if all(side is None or side >= 1 for side in found):
+            return found
+    raise UsageError(
+        "input_shape must be (height, width, channels) of positive numbers, such as "
+        "(224, 224, 3); height and width may be None. "
+        f"Received: input_shape={shape}."
+    )

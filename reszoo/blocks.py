@@ -18,7 +18,7 @@ from typing import Any
 
 import keras
 
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.errors import UsageError, known
 from reszoo.layers import BatchNormalization, classifier, layer_seed
 from reszoo.specs import Shortcut
 
@@ -134,9 +134,7 @@ def mlp(
             "layers must be even and at least 4: one in front, two a block, and the "
             f"classifier. Received: layers={layers}."
         )
-    if shortcut not in _SHORTCUTS:
-        raise UnknownNameError("shortcut", shortcut, _SHORTCUTS)
-    is_plain = shortcut == "none"
+    is_plain = known("shortcut", shortcut, _SHORTCUTS) == "none"
     image = keras.Input(tuple(input_shape), name="image")
     x = keras.layers.Flatten(name="flatten")(image)
     x = _through([*_linear("", 1, width, seed), keras.layers.ReLU(name="relu")], x)

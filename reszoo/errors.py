@@ -11,7 +11,7 @@ ReszooError               exit 1: a file, the data or the machine is not as requ
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from itertools import takewhile
+from os.path import commonprefix
 from typing import Any
 
 
@@ -82,7 +82,7 @@ class UnknownNameError(UsageError):
         self.choices = tuple(choices)
         name = self.received
         near = difflib.get_close_matches(name.lower(), self.choices, n=3)
-        near.sort(key=lambda choice: -_common_start(name.lower(), choice))
+        near.sort(key=lambda choice: -len(commonprefix([name.lower(), choice])))  # noqa: RUF071
         hint = f"Did you mean {_either(near)}? " if near else ""
         super().__init__(
             f"Unknown {kind} {name!r}. {hint}Known: {', '.join(self.choices)}."
@@ -91,6 +91,13 @@ class UnknownNameError(UsageError):
     def __reduce__(self) -> tuple[Any, ...]:
         # An error that cannot be unpickled makes a pool of processes wait forever.
         return type(self), (self.kind, self.received, self.choices)
+
+
+def known(kind: str, name: Any, choices: Iterable[str]) -> Any:
+    """Return a name that is one of the choices, or raise UnknownNameError."""
+    if name not in choices:
+        raise UnknownNameError(kind, name, choices)
+    return name
 
 
 class DataError(ReszooError):
@@ -116,11 +123,6 @@ def named(kind: str, message: str) -> ReszooError:
         return ReszooError(*lines)
     # Subclasses of UsageError take other arguments than the message.
     return (UsageError if issubclass(found, UsageError) else found)(*lines)
-
-
-def _common_start(one: str, other: str) -> int:
-    pairs = zip(one, other, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _either(names: list[str]) -> str:

@@ -5,7 +5,7 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from os import PathLike, fspath
@@ -183,7 +183,8 @@ def _in_words(interval: str) -> str:
 def _fields(owner: type) -> dict[str, tuple[tuple[Any, ...], str]]:
     """Return the types that each field may have, and the interval of its numbers."""
     found = {}
-    for name, hint in typing.get_type_hints(owner, include_extras=True).items():
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for name, hint in ((each.name, hints[each.name]) for each in fields(owner)):
         kind, *intervals = get_args(hint) if get_origin(hint) is Annotated else [hint]
         unions = get_origin(kind) in (UnionType, Union)
         found[name] = (get_args(kind) if unions else (kind,), "".join(intervals))

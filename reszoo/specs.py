@@ -3,10 +3,9 @@
 import fnmatch
 import re
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from reszoo.errors import Rules, UnknownNameError, UsageError, check_rules
+from reszoo.errors import Rules, UsageError, check_rules, known
 from reszoo.fields import check_fields, inherited, plain_values, read_tables
 
 Block = Literal["basic", "bottleneck"]
@@ -21,28 +20,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 # Specs also come from files of strangers. The paper's deepest model has 600 blocks,
 # all of ImageNet 21,843 classes.
 _MOST_BLOCKS = 1000
-MOST_CLASSES = 1_000_000
-
-
-def one_of(argument: str, value: str, literal: Any) -> str:
-    """Return a value that is one of a `Literal`'s.
-
-    An UnknownNameError if it is none of them; the message lists them.
-    """
-    choices = get_args(literal)
-    if value not in choices:
-        raise UnknownNameError(argument, value, choices)
-    return value
-
-
-def is_count(value: Any) -> bool:
-    """Return whether a value is a whole number of at least 1."""
-    return isinstance(value, Integral) and is_number(value) and int(value) >= 1
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a real number."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+CLASSES = "[1, 1000000]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +92,7 @@ class ResNetSpec:
     stride_block: StrideBlock = "first"
     bias: bool = False
     epsilon: Annotated[float, "(0, 1]"] = 1e-5
-    classes: Annotated[int, "[1, inf)"] = 1000
+    classes: Annotated[int, CLASSES] = 1000
     image_size: Annotated[int, "[1, inf)"] = 224
     source: str = "custom"
 
@@ -128,9 +106,10 @@ class ResNetSpec:
         return 1 if self.stem == "3x3" else 4
 
     @property
-    def halvings(self) -> int:
-        """How often the sides of an image are halved up to the last stage."""
-        return len(self.depths) - 1 + (0 if self.stem == "3x3" else 2)
+    def reduction(self) -> int:
+        """Size of the image over that of the last feature map."""
+        reduction: int = self.stem_stride * 2 ** (len(self.depths) - 1)
+        return reduction
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -149,13 +128,9 @@ _RULES: Rules = {
     f"{_MOST_BLOCKS} blocks in all. Received: {{depths}}, {{widths}}.": lambda s: (
         0 < len(s.depths) == len(s.widths) and sum(s.depths) <= _MOST_BLOCKS
     ),
-    "stem_widths must have 1 number(s) for {stem}. "
-    "Received: {stem_widths}.": lambda s: (
-        s.stem == "deep" or s.stem_widths is None or len(s.stem_widths) == 1
-    ),
-    "stem_widths must have 3 number(s) for {stem}. "
-    "Received: {stem_widths}.": lambda s: (
-        s.stem != "deep" or s.stem_widths is None or len(s.stem_widths) == 3
+    'stem_widths must have 3 numbers for stem="deep", otherwise one. '
+    "Received: {stem_widths} for {stem}.": lambda s: (
+        s.stem_widths is None or len(s.stem_widths) == (3 if s.stem == "deep" else 1)
     ),
     'groups and width_per_group need block="bottleneck". '
     "Received: {groups}, {width_per_group} with {block}.": lambda s: (
@@ -165,8 +140,6 @@ _RULES: Rules = {
     "Received: {widths}, {width_per_group}.": lambda s: (
         min(s.widths) * s.width_per_group >= 64
     ),
-    f"A model may have at most {MOST_CLASSES:,} classes. "
-    "Received: {classes}.": lambda s: s.classes <= MOST_CLASSES,
 }
 
 
@@ -203,9 +176,7 @@ def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
     UsageError if a custom spec has the name of a row.
     """
     if isinstance(spec, str):
-        if spec not in SPECS:
-            raise UnknownNameError("model", spec, SPECS)
-        return SPECS[spec]
+        return SPECS[known("model", spec, SPECS)]
     if SPECS.get(spec.name, spec) != spec:
         raise UsageError(
             f"{spec.name!r} is a model of reszoo that differs from this spec. "

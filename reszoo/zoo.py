@@ -4,16 +4,16 @@ import os
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import keras
 
 from reszoo.architecture import OPTIONS, architecture, convolutions, tensor_shapes
 from reszoo.cards import AttachedCard, Card, checksum, describe_structure, new_card
 from reszoo.console import say
-from reszoo.errors import UsageError, summarized
+from reszoo.errors import UsageError, known, summarized
 from reszoo.resnet import build_resnet
-from reszoo.specs import ResNetSpec, find_spec, one_of
+from reszoo.specs import ResNetSpec, find_spec
 from reszoo.weights import location, safetensors
 from reszoo.weights.loading import load_weights
 from reszoo.weights.names import COUNTER, LoadReport, Tensors, layers_of, to_tensors
@@ -167,7 +167,7 @@ def _read(
     contents = location.read_located(found)
     if match is None:
         return contents
-    one_of("match", match, Match)
+    known("match", match, get_args(Match))
     return match_by_order(contents, spec, found.source)
 
 

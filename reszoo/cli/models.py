@@ -2,17 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import reszoo
 from reszoo import architecture
 from reszoo.cli.options import command, show
 from reszoo.console import printable, say
-from reszoo.errors import UnknownNameError, UsageError
-from reszoo.specs import SPECS, ResNetSpec, one_of
+from reszoo.errors import UnknownNameError, UsageError, known
+from reszoo.specs import SPECS, ResNetSpec
 from reszoo.weights.figures import best_top1
 
-_Column = Literal["name", "parameters", "multiply_adds", "image", "top1", "int8_bytes"]
+_COLUMNS = ("name", "parameters", "multiply_adds", "image", "top1", "int8_bytes")
 # Bytes of an int8 TFLite file: for each channel a bias, and scale and zero point of
 # kernel and bias; for each convolution its operators and tensors. The classifier
 # stays in float32.
@@ -43,7 +43,7 @@ def list_(
         return
     rows = [_described(name) for name in names]
     if sort:
-        column = one_of("sort", sort, _Column)
+        column = known("sort", sort, _COLUMNS)
         # Those without a value come last, and before them accuracies on CIFAR-10.
         small = {r["name"] for r in rows if column == "top1" and r["classes"] < 1000}
         rows.sort(key=lambda row: row[column] or 0)

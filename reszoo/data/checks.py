@@ -14,7 +14,7 @@ from reszoo.data.examples import HEADER, Examples
 from reszoo.data.image_facts import ANOMALIES, HARMLESS, FactTable, examine
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts
-from reszoo.errors import DataError, UnknownNameError
+from reszoo.errors import DataError, known
 from reszoo.report.page import environment, escape_text
 
 # What to do about unreadable images: see `reszoo.data.sources.open_source`.
@@ -25,8 +25,8 @@ _PATHS, _OCCURRENCES, _CLASSES = 10, 3, 6
 
 def check_policy(policy: str | None) -> None:
     """Refuse a policy that is none of `POLICIES`, nor None."""
-    if policy is not None and policy not in POLICIES:
-        raise UnknownNameError("policy for bad images", policy, POLICIES)
+    if policy is not None:
+        known("policy for bad images", policy, POLICIES)
 
 
 def refuse_first(unreadable: Sequence[Unreadable], policy: str) -> None:

@@ -19,7 +19,7 @@ from reszoo.data.checks import check, check_policy
 from reszoo.data.examples import Examples
 from reszoo.data.image_facts import ANOMALIES, DARK
 from reszoo.data.listing import Unreadable, list_images
-from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.errors import DataError, UnknownNameError, UsageError, known
 from reszoo.preprocessing import Pixels
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -75,9 +75,7 @@ class Source:
                 f"{', '.join(self.splits)}. Training needs one, as a folder train "
                 "beside those, or data without splits."
             )
-        if name not in self.splits:
-            raise UnknownNameError("split", name, self.splits)
-        return self.splits[name]
+        return self.splits[known("split", name, self.splits)]
 
     @property
     def judging_split(self) -> str:

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, get_args
 
 from reszoo.architecture import architecture
-from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.errors import DataError, UsageError, known
 from reszoo.fields import typed
 from reszoo.files import read_json, write_json
 from reszoo.specs import SPECS, Shortcut
@@ -86,8 +86,7 @@ class Family:
         layers = self.default_layers if layers is None else layers
         shortcuts = self.default_shortcuts if shortcuts is None else shortcuts
         for shortcut in shortcuts:
-            if shortcut not in self.shortcuts:
-                raise UnknownNameError("shortcut", shortcut, self.shortcuts)
+            known("shortcut", shortcut, self.shortcuts)
         for depth in layers:
             if self.layers is not None and depth not in self.layers:
                 raise UsageError(
@@ -203,9 +202,7 @@ def family_title(name: str) -> str:
 
 def find_family(name: str) -> Family:
     """Return a row by its name, or raise UnknownNameError."""
-    if name not in FAMILIES:
-        raise UnknownNameError("family", name, FAMILIES)
-    return FAMILIES[name]
+    return FAMILIES[known("family", name, FAMILIES)]
 
 
 RESULTS = "study.json"

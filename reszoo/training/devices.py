@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from reszoo.console import end_quietly, quiet, say
-from reszoo.errors import ReszooError, UnknownNameError, UsageError
+from reszoo.errors import ReszooError, UsageError, known
 from reszoo.training.state import Stopped
 
 _EXAMPLE = (
@@ -346,9 +346,7 @@ def open_devices(strategy: str | None, timeout: float = _START_TIMEOUT) -> Devic
     """
     if strategy is None:
         return Devices()
-    if strategy not in STRATEGIES:
-        raise UnknownNameError("strategy", strategy, STRATEGIES)
-    if strategy == "mirrored":
+    if known("strategy", strategy, STRATEGIES) == "mirrored":
         return Devices(_mirrored())
     cluster = read_cluster()
     workers = len(cluster.addresses)

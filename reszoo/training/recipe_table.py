@@ -10,7 +10,7 @@ from types import NoneType
 from typing import Any, get_origin
 
 from reszoo import defaults
-from reszoo.errors import UnknownNameError, UsageError
+from reszoo.errors import UsageError, known
 from reszoo.fields import coerce, inherited, options_of, read_tables
 from reszoo.training.recipes import DEFAULTS, NEEDS, Recipe
 
@@ -38,12 +38,9 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
         UsageError: A value is of another type, out of its range or without effect.
     """
     if isinstance(name, str):
-        if name not in RECIPES:
-            raise UnknownNameError("recipe", name, RECIPES)
-        name = RECIPES[name]
+        name = RECIPES[known("recipe", name, RECIPES)]
     for field in changes:
-        if field not in FIELDS:
-            raise UnknownNameError("recipe field", field, FIELDS)
+        known("recipe field", field, FIELDS)
     return replace(name, **{**_reset(name, changes), **changes})
 
 
@@ -82,8 +79,7 @@ def parse_field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"A field is set as NAME=VALUE. Received: {text!r}.")
-    if name not in FIELDS:
-        raise UnknownNameError("recipe field", name, FIELDS)
+    known("recipe field", name, FIELDS)
     options = options_of(Recipe, name)
     return name, coerce(name, _parsed(value.strip(), options), options)
 
