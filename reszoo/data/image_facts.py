@@ -1,19 +1,20 @@
 """Facts about image files, found by decoding each once, and their cache."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from reszoo.archives import read_arrays
 from reszoo.console import quiet, say
 from reszoo.data import image_files as files
 from reszoo.data.examples import Records
@@ -150,7 +151,7 @@ class FactTable:
 _RULES = 4
 # Pixels that are converted at a time.
 _BAND = 1 << 22
-_CHECKSUM = 32  # bytes of SHA-256
+_CACHE_BYTES = 1 << 34  # a hundred million rows
 
 
 def _cached_rows(cached: Rows, paths: Sequence[str]) -> Rows:
@@ -182,14 +183,10 @@ def _cache_file(paths: Sequence[str]) -> Path:
 
 def _load_cache(file: Path) -> tuple[Rows, list[str]]:
     """Return the rows and problems that `_save_cache` wrote; none of a damaged file."""
-    with contextlib.suppress(OSError):
-        content = memoryview(file.read_bytes())
-        if sha256(content[_CHECKSUM:]).digest() == content[:_CHECKSUM]:
-            start = _CHECKSUM + 8
-            rows_at = start + int.from_bytes(content[_CHECKSUM:start], "little")
-            header = json.loads(bytes(content[start:rows_at]))
-            if header["version"] == _version():
-                return np.frombuffer(content, ROW, offset=rows_at), header["problems"]
+    with contextlib.suppress(OSError, ValueError, KeyError, BadZipFile):
+        found = read_arrays(file, ("version", "rows", "problems"), _CACHE_BYTES)
+        if found["version"].item() == _version():
+            return found["rows"], found["problems"].tolist()
     return np.zeros(0, ROW), [""]
 
 
@@ -199,11 +196,10 @@ def _save_cache(file: Path, before: Rows, table: FactTable) -> None:
     # Of equal keys `unique` takes the first: the new one.
     together = np.concatenate([examined, before])
     _, firsts = np.unique(together["key"], return_index=True)
-    header = json.dumps({"version": _version(), "problems": table.problems}).encode()
-    body = len(header).to_bytes(8, "little") + header + together[firsts].tobytes()
+    arrays = {"version": _version(), "rows": together[firsts]}
     try:
-        with atomic_file(file) as temporary:
-            temporary.write_bytes(sha256(body).digest() + body)
+        with atomic_file(file) as temporary, temporary.open("wb") as content:
+            np.savez(content, problems=table.problems, **arrays)
     except ReszooError as error:
         say(f"The next run will examine every image again: {error}")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -23,6 +23,7 @@ from reszoo.errors import DataError, UnknownNameError, UsageError, known
 from reszoo.preprocessing import Pixels
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
+Reader: TypeAlias = Callable[[Any], Any]
 Data: TypeAlias = str | os.PathLike[str] | Pair | Mapping[str, Pair]
 _ACCEPTED = (
     "Data is a folder of class folders, a .csv list of images, "
@@ -148,7 +149,7 @@ def open_source(
     """
     check_policy(bad_images)
     if isinstance(data, Mapping | tuple):
-        return _read_arrays(data, validation_share)
+        return read_arrays(data, validation_share, _images)
     if not isinstance(data, str | os.PathLike):
         raise UsageError(
             f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set "
@@ -190,7 +191,7 @@ def _read_digits() -> Source:
     return Source("digits", _DIGITS, splits, flip_safe=False)
 
 
-def _read_arrays(data: Any, validation_share: float | None) -> Source:
+def read_arrays(data: Any, share: float | None, read: Reader) -> Source:
     """Check arrays and turn their labels into targets.
 
     Images are `(n, height, width, 3)`, or grey without the 3 or with 1, and hold 0 to
@@ -202,10 +203,11 @@ def _read_arrays(data: Any, validation_share: float | None) -> Source:
     be flipped where strings name the ten digits, nor where ten integer labels come with
     grey images, as those of MNIST do. Splits whose images are nearly black have a
     warning. A UsageError for other shapes, types or values, or an unknown split; a
-    DataError for fewer than two classes, or one without images to train on.
+    DataError for fewer than two classes, or one without images to train on. `read`
+    checks what may be in the place of images.
     """
     given = _by_split(data) if isinstance(data, Mapping) else {"all": data}
-    parts = {split: _part(pair, split) for split, pair in given.items()}
+    parts = {split: _part(pair, split, read) for split, pair in given.items()}
     labels, targets = _numbered([part for _, part in parts.values()])
     if len(labels) < 2:
         raise DataError(
@@ -219,7 +221,7 @@ def _read_arrays(data: Any, validation_share: float | None) -> Source:
     }
     first = "all" if "all" in splits else "train"
     where = "the arrays" if first == "all" else "the train split"
-    drawn, notes = splitting.complete(places, targets, labels, where, validation_share)
+    drawn, notes = splitting.complete(places, targets, labels, where, share)
     found = {}
     for split, part in drawn.items():
         name = split if split in places else first
@@ -258,13 +260,13 @@ def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _part(pair: Any, split: str) -> tuple[Pixels, NDArray[Any]]:
+def _part(pair: Any, split: str, read: Reader) -> tuple[Pixels, NDArray[Any]]:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise UsageError(
             f"Arrays come as a pair (images, labels). Received for {split}: "
             f"{type(pair).__name__}."
         )
-    images, labels = _images(pair[0]), _plain(np.asarray(pair[1]))
+    images, labels = read(pair[0]), _plain(np.asarray(pair[1]))
     if labels.dtype.kind not in "iuU" or labels.shape != images.shape[:1]:
         raise UsageError(
             "Labels must be integers or strings, one an image, not one-hot. "

@@ -15,9 +15,9 @@ from reszoo.architecture import architecture
 from reszoo.cards import new_card
 from reszoo.data.examples import Examples
 from reszoo.data.pipeline import Augmentation, quietly, training_batches
-from reszoo.data.sources import Data, Source, open_source
+from reszoo.data.sources import Data, Source, open_source, read_arrays
 from reszoo.errors import DataError, UsageError
-from reszoo.preprocessing import Pixels, Preprocessing
+from reszoo.preprocessing import Preprocessing
 from reszoo.studies.results import Family, Shape
 from reszoo.training.phases import Phase, phases
 from reszoo.training.recipes import Recipe
@@ -160,31 +160,17 @@ def _open_table(data: Any) -> Source:
     the rows: float32 `(n, features)`. A DataError if they differ in length, or a value
     is no finite number.
     """
-    by_split = data if isinstance(data, Mapping) else {"all": data}
-    tables = [_numbers(pair[0]) for pair in by_split.values()]
-    if len({table.shape[1] for table in tables}) > 1:
-        raise DataError("The splits of a table must have the same columns.")
-    rows = np.concatenate(tables)
-    # The rules for labels and splits are those of images, for which the row's number
-    # stands: four bytes of grey.
-    numbers = np.arange(len(rows), dtype="<u4").view(np.uint8).reshape(-1, 2, 2)
-    parts = np.split(numbers, np.cumsum([len(table) for table in tables])[:-1])
-    pairs = zip(by_split.items(), parts, strict=True)
-    numbered: dict[str, Any] = {name: (part, pair[1]) for (name, pair), part in pairs}
-    source = open_source(numbered if data is by_split else numbered["all"])
-    places = {
-        name: np.ascontiguousarray(part.images[..., 0]).reshape(-1).view("<u4")
-        for name, part in source.splits.items()
-        if part.images is not None
-    }
-    train = rows[places["train"]] if "train" in places else rows
-    spread = train.std(axis=0)
-    # A column that is constant says nothing.
-    standardised = (rows - train.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    source = read_arrays(data, None, _numbers)
     # Not pixels, but all that looks at them here is in this module.
-    images = cast(Pixels, standardised.astype(np.float32))
+    tables: dict[str, Any] = {n: part.images for n, part in source.splits.items()}
+    if len({table.shape[1] for table in tables.values()}) > 1:
+        raise DataError("The splits of a table must have the same columns.")
+    train: Any = source.examples("train").images
+    mean, spread = train.mean(axis=0), train.std(axis=0)
+    # A column that is constant says nothing.
+    scale = np.where(spread > 0, spread, 1)
     splits = {
-        name: replace(part, images=images[places[name]])
+        name: replace(part, images=((tables[name] - mean) / scale).astype(np.float32))
         for name, part in source.splits.items()
     }
     return replace(source, name="table", splits=splits, warnings=())

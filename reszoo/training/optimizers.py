@@ -159,7 +159,9 @@ class Lamb(Adam):
         change = self._direction(update)
         if update.decay:
             change += update.decay * variable
-            change *= _trust_ratio(variable, change)
+            length, step = tf.norm(variable), tf.norm(change)
+            ratio = tf.math.divide_no_nan(length, step)
+            change *= tf.where((length > 0) & (step > 0), ratio, 1.0)
         variable.assign_sub(update.rate * change)
 
 
@@ -167,12 +169,6 @@ def _bias_correction(beta: float, step: Any) -> Any:
     # In float32, 1 - 0.999 would be wrong in the fifth digit.
     power = tf.pow(tf.constant(beta, tf.float64), tf.cast(step, tf.float64))
     return tf.cast(1 - power, tf.float32)
-
-
-def _trust_ratio(variable: Any, change: Any) -> Any:
-    length, step = tf.norm(variable), tf.norm(change)
-    ratio = tf.math.divide_no_nan(length, step)
-    return tf.where((length > 0) & (step > 0), ratio, 1.0)
 
 
 class Optimizer:
@@ -205,8 +201,13 @@ class Optimizer:
         self._decays = tuple(map(float, decays))
         self._scales = scales or [1.0] * len(named)
         self._slots = [
-            [_zeros(f"{slot}/{name}", variable) for slot in rule.slots]
-            for name, variable in named.items()
+            [
+                tf.Variable(
+                    tf.zeros(each.shape), trainable=False, name=f"{slot}/{name}"
+                )
+                for slot in rule.slots
+            ]
+            for name, each in named.items()
         ]
 
     def apply(self, gradients: Sequence[Any], rate: Any) -> None:
@@ -325,7 +326,3 @@ def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
             )
         named[name] = raw
     return named
-
-
-def _zeros(name: str, like: Any) -> tf.Variable:
-    return tf.Variable(tf.zeros(like.shape, tf.float32), trainable=False, name=name)
