@@ -15,7 +15,7 @@ from typing import Any
 
 import reszoo
 from reszoo.cards import Metric
-from reszoo.training.recipe_table import repeat_command
+from reszoo.training.recipes import repeat_command
 from reszoo.weights.location import BUNDLED
 
 DATA = "CIFAR-10 (JPEG)"

@@ -103,7 +103,7 @@ def reszoo_step(
     from reszoo.training.devices import Devices
     from reszoo.training.model import training_copy
     from reszoo.training.phases import phases
-    from reszoo.training.recipe_table import find_recipe
+    from reszoo.training.recipes import find_recipe
     from reszoo.training.step import PhaseTrainer
 
     recipe = find_recipe(

@@ -30,7 +30,7 @@ from reszoo.studies.study import gradient_norms as gradient_norms
 from reszoo.studies.study import study as study
 from reszoo.training.compile import compile as compile
 from reszoo.training.previews import preview as preview
-from reszoo.training.recipe_table import RECIPES as RECIPES
+from reszoo.training.recipes import RECIPES as RECIPES
 from reszoo.training.recipes import Recipe as Recipe
 from reszoo.training.trainer import TrainResult as TrainResult
 from reszoo.training.trainer import train as train

@@ -16,7 +16,7 @@ import reszoo
 from reszoo.data.examples import Examples
 from reszoo.data.pipeline import Augmentation, _epoch_slots, class_shares
 from reszoo.training.model import training_copy
-from reszoo.training.recipe_table import find_recipe, parse_field, repeat_command
+from reszoo.training.recipes import find_recipe, parse_field, repeat_command
 from reszoo.training.run import RunConfig
 from reszoo.training.step import TrainingStep
 from reszoo.weights.names import to_tensors

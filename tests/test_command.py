@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import reszoo
-from reszoo.training.recipe_table import (
+from reszoo.training.recipes import (
     FIELDS,
     RECIPES,
     _written,

@@ -13,7 +13,7 @@ from tiny import RESNET8, TWO_BLOCKS
 
 import reszoo
 from reszoo.training.model import training_copy
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import find_recipe
 from reszoo.training.step import TrainingStep
 from reszoo.training.teacher import Teacher, distillation_loss
 from reszoo.weights.safetensors import read

@@ -11,7 +11,7 @@ from typer.main import get_command
 import reszoo
 from reszoo.cli import options
 from reszoo.specs import SPECS
-from reszoo.training.recipe_table import RECIPES
+from reszoo.training.recipes import RECIPES
 from reszoo_export.formats import FORMATS, Tolerance
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from torch_writer import Writer, mapping
 
 import reszoo
 from reszoo.cli import main
-from reszoo.training.recipe_table import RECIPES
+from reszoo.training.recipes import RECIPES
 from reszoo.weights.names import to_tensors
 
 ROOT = Path(__file__).parents[1]

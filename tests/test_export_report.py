@@ -14,7 +14,7 @@ from reszoo.cards import Card, Metric
 from reszoo.preprocessing import Preprocessing
 from reszoo.report.page import Outside
 from reszoo.specs import SPECS
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import find_recipe
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.manifest import (
     Disagreement,

@@ -16,7 +16,7 @@ from reszoo.cards import Metric
 from reszoo.training.compile import RecipeLoss
 from reszoo.training.model import training_copy
 from reszoo.training.phases import phases
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import find_recipe
 from reszoo.training.step import TrainingStep
 from reszoo.weights.names import to_tensors
 from reszoo.zoo import set_card

@@ -14,7 +14,7 @@ from reszoo.specs import find_spec
 from reszoo.training.devices import Devices
 from reszoo.training.model import freeze, frozen_layers, training_copy
 from reszoo.training.phases import phases
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import find_recipe
 from reszoo.training.step import PhaseTrainer
 from reszoo.weights.names import to_tensors
 

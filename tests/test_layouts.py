@@ -20,7 +20,7 @@ from reszoo.data.checks import scan
 from reszoo.data.listing import list_images
 from reszoo.data.resize import resizing_gain
 from reszoo.data.sources import Source, match_classes, open_source
-from reszoo.training.recipe_table import RECIPES
+from reszoo.training.recipes import RECIPES
 
 
 def sizes(source: Source) -> dict[str, int]:

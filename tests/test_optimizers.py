@@ -24,8 +24,7 @@ from reszoo.training.optimizers import (
     rate_scales,
 )
 from reszoo.training.phases import Phase, learning_rate, phases
-from reszoo.training.recipe_table import RECIPES, find_recipe
-from reszoo.training.recipes import Decayed
+from reszoo.training.recipes import RECIPES, Decayed, find_recipe
 from reszoo.weights.names import to_tensors
 
 STEPS, EPOCH = 50, 5

@@ -18,7 +18,7 @@ from scripts import ROOT
 import reszoo
 from reszoo.specs import SPECS
 from reszoo.studies.results import RunResult, StudyResult, Variant
-from reszoo.training.recipe_table import RECIPES
+from reszoo.training.recipes import RECIPES
 from reszoo.weights.names import LoadReport
 from reszoo_export.benchmark import Measurement
 from reszoo_export.manifest import Latency, read_manifest

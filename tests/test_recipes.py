@@ -14,8 +14,7 @@ import pytest
 import reszoo
 from reszoo.data.augment import strength_of
 from reszoo.training.phases import phases
-from reszoo.training.recipe_table import RECIPES, find_recipe
-from reszoo.training.recipes import DEFAULTS, NEEDS
+from reszoo.training.recipes import DEFAULTS, NEEDS, RECIPES, find_recipe
 from reszoo.training.run import RunConfig
 
 # From the papers and scripts named in the table: epochs, batch, rate, decay.
@@ -280,10 +279,7 @@ def test_a_warm_up_as_long_as_a_training_in_steps_is_refused() -> None:
 
 
 def test_recipes_need_no_tensorflow() -> None:
-    code = (
-        "import reszoo.training.recipe_table, sys\n"
-        "assert 'tensorflow' not in sys.modules"
-    )
+    code = "import reszoo.training.recipes, sys\nassert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -14,8 +14,7 @@ import reszoo
 from reszoo.training.devices import Devices
 from reszoo.training.model import resolve_precision, training_copy
 from reszoo.training.phases import phases
-from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import Recipe
+from reszoo.training.recipes import Recipe, find_recipe
 from reszoo.training.step import (
     PhaseTrainer,
     TrainingStep,

@@ -38,7 +38,7 @@ from reszoo.studies.study import StudyRun, VariantTrainer
 from reszoo.training import run
 from reszoo.training.devices import Devices
 from reszoo.training.phases import phases
-from reszoo.training.recipe_table import find_recipe
+from reszoo.training.recipes import find_recipe
 from reszoo.training.run import Evaluator
 from reszoo.training.state import STATE, Stopped
 

@@ -13,7 +13,7 @@ from made_card import made_card
 import reszoo
 from reszoo.cards import Metric, public_origin
 from reszoo.console import print_json, print_table, print_text, say
-from reszoo.training.recipe_table import find_recipe, repeat_command
+from reszoo.training.recipes import find_recipe, repeat_command
 from reszoo.weights.safetensors import read, write
 
 HOSTILE = "a\x1b[2J\x9b31m\nreszoo: all checks passed\r\u202egnp.\u2066\u2028\x7f\x00"

@@ -9,7 +9,7 @@ from reszoo import defaults
 from reszoo.cli.options import command, numbers, show
 from reszoo.console import say
 from reszoo.studies.results import FAMILIES, find_family
-from reszoo.training.recipe_table import RECIPES, parse_field
+from reszoo.training.recipes import RECIPES, parse_field
 
 _IMAGES = "Folder of class folders, or CSV of path and label."
 

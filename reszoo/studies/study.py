@@ -26,8 +26,7 @@ from reszoo.training import state
 from reszoo.training.devices import Devices
 from reszoo.training.model import precision_policy, resolve_precision, set_momentum
 from reszoo.training.phases import fitting_batch
-from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
+from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe, find_recipe
 from reszoo.training.run import StepLoop, Totals
 from reszoo.training.state import STATE, StopRequest
 from reszoo.training.step import LOSSES, TrainingStep

@@ -17,8 +17,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.training.model import freeze, set_momentum
 from reszoo.training.optimizers import Update
 from reszoo.training.phases import learning_rate, moving_momentum
-from reszoo.training.recipe_table import FIELDS, find_recipe
-from reszoo.training.recipes import DEFAULTS, LEARNING, Recipe
+from reszoo.training.recipes import DEFAULTS, FIELDS, LEARNING, Recipe, find_recipe
 from reszoo.training.step import LOSSES, update_rule, weight_decay_of
 from reszoo.zoo import get_card, own_card, set_card
 

@@ -16,8 +16,7 @@ from reszoo.data.sources import open_source
 from reszoo.errors import UsageError
 from reszoo.files import atomic_file
 from reszoo.preprocessing import Preprocessing
-from reszoo.training.recipe_table import find_recipe
-from reszoo.training.recipes import Recipe
+from reszoo.training.recipes import Recipe, find_recipe
 from reszoo.training.run import augmentation_of
 
 _ROWS, _COLUMNS = 6, 8

@@ -21,7 +21,7 @@ from reszoo.metrics import Bin, Probabilities, Targets
 from reszoo.report import page
 from reszoo.report.heatmap import overlay
 from reszoo.report.page import BLUE, INK, VERMILLION
-from reszoo.training.recipe_table import RECIPES
+from reszoo.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,8 +26,7 @@ from reszoo.training.devices import Devices, open_devices
 from reszoo.training.history import BEST, HISTORY, LAST, Epoch
 from reszoo.training.model import resolve_precision
 from reszoo.training.phases import fitting_batch, phases
-from reszoo.training.recipe_table import find_recipe, repeat_command
-from reszoo.training.recipes import DEFAULTS, Recipe
+from reszoo.training.recipes import DEFAULTS, Recipe, find_recipe, repeat_command
 from reszoo.training.report import write_curves, write_summary
 from reszoo.training.run import TENSORBOARD, Run, RunConfig
 from reszoo.training.state import (
