@@ -12,7 +12,7 @@ from test_confidence import CONFIDENCE, own_logits, tiny
 
 import reszoo
 from reszoo.data.sources import open_source
-from reszoo.report.heatmap import overlay
+from reszoo.report.page import overlay
 from reszoo.zoo import set_card
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.quantization.ranges import Calibration, draw_calibration

@@ -291,12 +291,12 @@ def test_what_is_typed_is_printed_escaped(call: Any, arguments: Any) -> None:
 def test_the_demo_does_it_all(
     call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import reszoo.cli.demo
+    import reszoo.cli.files
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(reszoo.cli.demo._CHANGES, "epochs", 1)
+    monkeypatch.setitem(reszoo.cli.files.DEMO_RECIPE, "epochs", 1)
     # The others cost time, and their tests are elsewhere.
-    monkeypatch.setattr(reszoo.cli.demo, "FORMATS", ("tflite-int8", "onnx"))
+    monkeypatch.setattr(reszoo.cli.files, "DEMO_FORMATS", ("tflite-int8", "onnx"))
     code, out, err = call("demo")
     assert code == 0
     tuned, scratch = (

@@ -27,7 +27,7 @@ from reszoo.data.sources import (
 )
 from reszoo.errors import DataError, ReszooError, UnknownNameError
 from reszoo.metrics import Metrics, prepared_batches, score, softmax
-from reszoo.report.heatmap import overlay
+from reszoo.report.page import overlay
 from reszoo.weights import published
 from reszoo.weights.published import PublishedWeights
 from reszoo_export.formats import CAM

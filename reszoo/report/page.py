@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from reszoo.console import printable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _THUMBNAIL = 128  # longest side of a picture, in pixels
+# Short side of a heat map at least, in pixels, and its opacity at the maximum.
+_SIDE, _OPACITY = 192, 0.7
 # Okabe and Ito's blue and vermillion, and an ink. The pages' style sheet defines the
 # variables, with lighter colours of the same set for dark screens.
 BLUE, VERMILLION, INK = "#0072b2", "#d55e00", "#123456"
@@ -127,6 +131,30 @@ def thumbnail(picture: Image.Image) -> Picture:
 def png_picture(content: bytes) -> Picture:
     """Return the content of a PNG file as a picture."""
     return Picture(_data_url("image/png", content))
+
+
+def overlay(pixels: NDArray[np.uint8], activation: NDArray[np.float32]) -> Image.Image:
+    """Colour what the model saw where a class activation map is positive.
+
+    The brightest place is the maximum of the map, whatever its value is; where it is
+    negative everywhere nothing is coloured.
+
+    Args:
+        pixels: uint8 `(height, width, channels)`, the model's input.
+        activation: The map of one class, `(rows, columns)`, enlarged bilinearly.
+    """
+    import matplotlib as mpl
+
+    image = Image.fromarray(pixels.squeeze()).convert("RGB")
+    factor = max(1, -(-_SIDE // min(image.size)))
+    image = image.resize((factor * image.width, factor * image.height), 0)
+    shares = np.maximum(activation, 0) / max(float(activation.max()), 1e-12)
+    enlarged = Image.fromarray(shares.astype(np.float32)).resize(image.size, 2)
+    strength = np.clip(np.asarray(enlarged), 0, 1)
+    colours = 255 * mpl.colormaps["inferno"](strength)[..., :3]
+    opacity = _OPACITY * strength[..., None]
+    mixed = (1 - opacity) * np.asarray(image, np.float64) + opacity * colours
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> Markup:

@@ -19,8 +19,7 @@ from reszoo.errors import UsageError
 from reszoo.files import atomic_file, write_text
 from reszoo.metrics import Bin, Probabilities, Targets
 from reszoo.report import page
-from reszoo.report.heatmap import overlay
-from reszoo.report.page import BLUE, INK, VERMILLION
+from reszoo.report.page import BLUE, INK, VERMILLION, overlay
 from reszoo.training.recipes import RECIPES
 
 if TYPE_CHECKING:
