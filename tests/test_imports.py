@@ -18,9 +18,9 @@ HEAVY = ("tensorflow", "keras", "numpy", "PIL", "onnx", "onnxruntime", "matplotl
 # everywhere; only the command line may use such a name of a row below its own.
 LAYERS = (
     ("reszoo.errors", "reszoo.defaults"),
-    ("reszoo.fields",),
+    ("reszoo.environment", "reszoo.fields"),
     ("reszoo.files", "reszoo.console"),
-    ("reszoo.report", "reszoo.environment"),
+    ("reszoo.report", "reszoo.diagnosis"),
     ("reszoo.specs", "reszoo.archives"),
     ("reszoo.architecture",),
     ("reszoo.layers", "reszoo.preprocessing"),

@@ -116,7 +116,7 @@ def doctor() -> None:
 
     Example: reszoo doctor
     """
-    from reszoo.environment import describe_environment
+    from reszoo.diagnosis import describe_environment
 
     found, lines = describe_environment(), []
     for name, value in found.items():

@@ -196,10 +196,10 @@ def _save_cache(file: Path, before: Rows, table: FactTable) -> None:
     # Of equal keys `unique` takes the first: the new one.
     together = np.concatenate([examined, before])
     _, firsts = np.unique(together["key"], return_index=True)
-    arrays = {"version": _version(), "rows": together[firsts]}
+    rows, problems = together[firsts], np.asarray(table.problems)
     try:
         with atomic_file(file) as temporary, temporary.open("wb") as content:
-            np.savez(content, problems=table.problems, **arrays)
+            np.savez(content, version=_version(), rows=rows, problems=problems)
     except ReszooError as error:
         say(f"The next run will examine every image again: {error}")
 

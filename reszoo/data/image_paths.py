@@ -19,7 +19,7 @@ from reszoo.errors import DataError, UsageError
 from reszoo.files import open_regular
 
 _REMEDY = 'Expected one path a line, or a column called "path".'
-COLUMNS = tuple(WORDS["columns"])
+COLUMNS: tuple[str, ...] = tuple(WORDS["columns"])
 FORM = "A line is path,label or path,label,split."
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 # Bytes that the encoding and the delimiter are told by.
