@@ -8,7 +8,7 @@ from typing import Any
 import reszoo
 from reszoo import defaults
 from reszoo.cli.options import TyperCommand, as_json, command, numbers, show
-from reszoo.console import printable, say
+from reszoo.console import say
 from reszoo.errors import UsageError
 from reszoo.files import free_folder
 
@@ -123,16 +123,8 @@ def calibrate(
         output (default replace the given one): Checkpoint to write.
     """
     found = reszoo.calibrate(**locals())
-    show(
-        asdict(found),
-        f"Temperature {found.temperature:.3f}, from {found.images:,} images of "
-        f"{printable(found.data)}. Expected calibration error on the other half: "
-        f"{found.error_before:.2%} before, {found.error_after:.2%} after.\n"
-        f"{found.keep:.0%} of the images have a largest calibrated logit of at least "
-        f"{found.min_logit:.3f} and a probability of at least "
-        f"{found.min_probability:.3f}; others are unknown on request.\n"
-        f"Written to {printable(str(output or model))}",
-    )
+    told = _rendered("calibrated_text.j2", found=found, path=output or model)
+    show(asdict(found), told)
 
 
 @command()
@@ -233,7 +225,8 @@ def demo(*, output: Path = Path("saved_models/demo")) -> None:
     Args:
         output: Folder for the exported files.
     """
-    _show_manifest(run_demo(output), _NEXT.format(folder=printable(str(output))))
+    manifest = run_demo(output)
+    _show_manifest(manifest, _rendered("demo_text.j2", folder=output))
 
 
 def run_demo(output: Path, run: Path = Path("runs/demo")) -> Any:
@@ -266,14 +259,11 @@ def run_demo(output: Path, run: Path = Path("runs/demo")) -> Any:
     )
 
 
-_NEXT = """\
-Next:
-  reszoo verify {folder}                         verify the files again
-  reszoo evaluate {folder}/model.onnx digits     measure one of them
-  reszoo predict {folder}/model.tflite IMAGE     classify an image
-  reszoo train FOLDER --model resnet20 --output runs/mine
-                                                         train on your own images\
-"""
+def _rendered(template: str, **values: Any) -> str:
+    # Commands that classify need no Jinja.
+    from reszoo.report import page
+
+    return page.render_text(template, **values)
 
 
 def _show_manifest(manifest: Any, *others: str) -> None:
@@ -285,18 +275,9 @@ def _show_manifest(manifest: Any, *others: str) -> None:
         cells = [accuracy, f"{found.agreement:.2%}", f"{found.max_difference:.1e}"]
         size, took = f"{file.bytes / 1000:,.0f} kB", latency and latency.median_ms
         rows.append([file.file, size, *cells, f"{took:.2f} ms" if latency else ""])
-    found, latency = manifest.files[0].verification, manifest.files[0].latency
-    lines = f"Compared with the model on {found.synthetic} synthetic images"
-    if found.images:
-        lines += f" and {found.images:,} held-out images"
-    if found.model_accuracy is not None:
-        lines += f" (accuracy of the model: {found.model_accuracy:.2%})"
-    if latency:
-        lines += f";\nlatency of one image with {latency.threads} threads"
-        lines += f" on {latency.processor}"
-    lines += f". Folder: {manifest.folder}"
+    told = _rendered("exported_text.j2", manifest=manifest)
     content = {"folder": str(manifest.folder), **manifest.to_json()}
-    show(content, (columns, rows), lines, *others)
+    show(content, (columns, rows), told, *others)
 
 
 @command()

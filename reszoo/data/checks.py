@@ -15,7 +15,7 @@ from reszoo.data.image_facts import ANOMALIES, HARMLESS, FactTable, examine
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts
 from reszoo.errors import DataError, known
-from reszoo.report.page import environment, escape_text
+from reszoo.report.page import render_text
 
 # What to do about unreadable images: see `reszoo.data.sources.open_source`.
 POLICIES = ("error", "skip", "recover")
@@ -257,11 +257,11 @@ class ScanReport:
 
     def lines(self) -> Iterator[str]:
         """Yield the report as text; lists are cut, and what to do comes last."""
-        template = environment(escape_text).get_template("scan_text.j2")
         repeated = [(title, getattr(self, kind)) for kind, title in _TITLES.items()]
-        yield from template.render(
-            report=self, repeated=repeated, anomalies=ANOMALIES, classes=self._classes,
-            relative=partial(relative, self.root), most=_PATHS, shown=_OCCURRENCES,
+        yield from render_text(
+            "scan_text.j2", report=self, repeated=repeated, anomalies=ANOMALIES,
+            classes=self._classes, relative=partial(relative, self.root), most=_PATHS,
+            shown=_OCCURRENCES,
         ).splitlines()  # fmt: skip
 
     def _classes(self, counts: tuple[int, ...]) -> str:

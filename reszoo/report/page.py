@@ -78,6 +78,12 @@ def render(template: str, **values: object) -> str:
     return environment(escape_html).get_template(template).render(values)
 
 
+def render_text(template: str, **values: object) -> str:
+    """Render a template of this package ("scan_text.j2") as text."""
+    made = environment(escape_text).get_template(template)
+    return made.render(values).removesuffix("\n")
+
+
 @functools.cache
 def environment(escape: Callable[[object], Markup]) -> Environment:
     """Return an environment in which `escape` is applied to every value."""
