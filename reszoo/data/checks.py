@@ -1,7 +1,7 @@
 """Dataset checks: images that cannot be used, duplicates, and the report of a scan."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -253,16 +253,12 @@ class ScanReport:
         return shown
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    def lines(self) -> Iterator[str]:
-        """Yield the report as text; lists are cut, and what to do comes last."""
         repeated = [(title, getattr(self, kind)) for kind, title in _TITLES.items()]
-        yield from render_text(
+        return render_text(
             "scan_text.j2", report=self, repeated=repeated, anomalies=ANOMALIES,
             classes=self._classes, relative=partial(relative, self.root), most=_PATHS,
             shown=_OCCURRENCES,
-        ).splitlines()  # fmt: skip
+        )  # fmt: skip
 
     def _classes(self, counts: tuple[int, ...]) -> str:
         labelled = zip(map(printable, self.labels), counts, strict=True)
