@@ -89,9 +89,9 @@ class FileDescription(Contents):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the description as pairs of a name and a line."""
-        template = page.environment(page.escape_text).get_template("inspect_text.j2")
-        text = template.render(
-            file=self, card=self.card, licence=self.card and licence(self.card),
+        text = page.render_text(
+            "inspect_text.j2", file=self, card=self.card,
+            licence=self.card and licence(self.card),
             operators=Counter(self.operators).most_common(),
             most=_MAX_SHOWN, most_rows=_MAX_ROWS,
         )  # fmt: skip
