@@ -69,30 +69,15 @@ class Scheme:
 _TABLES = read_tables("reszoo.weights", "schemes.toml")
 _NAMES = {name: _Names(**row) for name, row in _TABLES["names"].items()}
 SCHEMES = tuple(Scheme(**row) for row in _TABLES["schemes"])
-# Where training scripts keep the weights, in timm's order: averaged ones first, and of
-# two models that teach each other the one that is used afterwards.
-_WRAPPERS = (
-    *("state_dict_ema", "model_ema", "teacher", "online_network_state_dict"),
-    *("state_dict", "model_state_dict", "model", "module", "net", "student"),
-)
-# Copies that follow the model while it is trained, by their prefix.
-_COPY = re.compile(
-    r"(.*\.)?(encoder_k|momentum_\w+|\w+_momentum|target\w*|online_\w+_target)\."
-)
-# What may follow or surround a model whose names have no prefix.
-_BESIDE = re.compile(
-    r"(fc|linear|last_linear|head\w*|classifier\w*|proj\w*|pred\w*|prototypes|mlp|"
-    r"queue\w*|criterion|loss\w*|\w+_loss|\w+_acc|\w+_metrics?)\b.*"
+_WRAPPERS, _CLASSIFIERS = _TABLES["wrappers"], _TABLES["classifiers"]
+_COPY, _BESIDE, _PREFIXES = (
+    re.compile(_TABLES[name]) for name in ("copies", "beside", "modules")
 )
 # torch's AveragedModel counts its updates beside the weights.
 _BOOKKEEPING = "n_averaged"
 _MOST_LEVELS = 4
 # Characters: names are longer in no file, and searched with regular expressions.
 _LONG, _MOST_TEXT = 300, 200_000
-# Wrappers of modules, which nest.
-_PREFIXES = re.compile(r"^((module|model|_orig_mod)\.)*")
-# Names of classifiers; one dense layer of another name is one if it is the only one.
-_CLASSIFIERS = ("fc", "linear", "head", "classifier")
 
 
 @dataclass(frozen=True, kw_only=True)

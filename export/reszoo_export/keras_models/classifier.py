@@ -19,6 +19,7 @@ import tensorflow as tf
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import UsageError
+from reszoo.fields import read_tables
 from reszoo.layers import Conv2D
 from reszoo.metrics import softmax
 from reszoo.preprocessing import (
@@ -279,24 +280,13 @@ def _probabilities(model: keras.Model, pixels: object, scores: Scores) -> ModelO
 
 
 _BYTES = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
-_CENTRED = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-_TORCH = IMAGENET_MEAN, IMAGENET_STD
-# Models of keras.applications by their names and a layer of theirs, and the mean and
-# standard deviation of the `preprocess_input` beside them (keras 3.15,
-# `applications/imagenet_utils.py`); None means BGR less Caffe's means. Those that
-# normalise by themselves need no row.
-_APPLICATIONS: tuple[tuple[str, str, Any], ...] = (
-    (r"resnet(50|101|152)", "conv1_bn", None),
-    (r"vgg1[69]", "block1_conv1", None),
-    (r"resnet(50|101|152)v2", "conv1_conv", _CENTRED),
-    (r"mobilenet_[\d.]+_\d+", "conv_dw_1", _CENTRED),
-    (r"mobilenetv2_[\d.]+_\d+", "bn_Conv1", _CENTRED),
-    (r"xception", "block1_conv1", _CENTRED),
-    (r"inception_v3", "mixed0", _CENTRED),
-    (r"inception_resnet_v2", "mixed_5b", _CENTRED),
-    (r"NASNet", "stem_conv1", _CENTRED),
-    (r"densenet\d+", "conv1_conv", _TORCH),
-)
+# Mean and standard deviation by the names in the table; None means Caffe's.
+_STATISTICS = {
+    "caffe": None,
+    "centred": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+}
+_APPLICATIONS = read_tables("reszoo_export.keras_models", "applications.toml")
 # Pixels that a model divides by at least this were bytes before.
 _LARGE = 20
 # Side of images that are too small to lose their border, in pixels.
@@ -372,13 +362,12 @@ def _implied(
         if (found := attached_card(inside)) is not None:
             return "of the model inside", found.card.preprocessing
         layers = {layer.name for layer in inside.layers}
-        for name, layer, statistics in _APPLICATIONS:
-            if re.fullmatch(name, inside.name) and layer in layers:
-                if statistics is None:
+        for row in _APPLICATIONS["models"]:
+            if re.fullmatch(row["name"], inside.name) and row["layer"] in layers:
+                if (statistics := _STATISTICS[row["pixels"]]) is None:
                     return CAFFE, keras_h5.preprocessing()
-                return f"of keras.applications' {inside.name}", _record(
-                    statistics, shape
-                )
+                kind = f"of keras.applications' {inside.name}"
+                return kind, _record(statistics, shape)
     raise unknown_preprocessing(model.name, shape)
 
 

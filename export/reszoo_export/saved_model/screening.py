@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
-from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from reszoo.errors import CheckpointError
+from reszoo.fields import read_tables
 from reszoo.files import read_regular
 from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
 
@@ -32,17 +32,12 @@ CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 CALLING = CALLS | {
     "Case", "If", "StatelessCase", "StatelessIf", "StatelessWhile", "While",
 }  # fmt: skip
-# Exports of reszoo, and what `keras.Model.export` writes for image classifiers.
-_LIST = resources.files("reszoo_export.saved_model") / "operators.txt"
-_LINES = (line.split() for line in _LIST.read_text("ascii").splitlines())
-COMPUTING = CALLING.union(*(words for words in _LINES if words[0] != "#"))
-# Only outside of functions, where Python never runs them: in a function they would
-# reach the variables of other models by name.
-IN_GRAPH = frozenset({"AssignVariableOp", "VarHandleOp", "VarIsInitializedOp"})
-# Only in the two functions that save and restore the variables. TensorFlow's Python
-# runs neither of them; TF Serving runs the second with the folder's own file.
-IN_SAVE = frozenset({"DisableCopyOnRead", "MergeV2Checkpoints", "SaveV2"})
-IN_RESTORE = frozenset({"AssignVariableOp", "RestoreV2"})
+_ALLOWED = read_tables("reszoo_export.saved_model", "operators.toml")
+COMPUTING = CALLING.union(*_ALLOWED["computing"].values())
+IN_GRAPH, IN_SAVE, IN_RESTORE, _KINDS, _OBJECTS = (
+    frozenset(_ALLOWED[name])
+    for name in ("in_graph", "in_save", "in_restore", "kinds", "objects")
+)
 
 MODEL_FILE = "saved_model.pb"
 # What TensorFlow may read besides: nothing but these.
@@ -51,14 +46,6 @@ _MAX_INLINED = 2_000_000
 # A constant of equal numbers is stored as one of them.
 _MAX_CONSTANTS = 256 * 2**20
 _MAX_ENTRIES = 10_000
-_KINDS = {
-    "bare_concrete_function", "captured_tensor", "constant", "function", "user_object",
-    "variable",
-}  # fmt: skip
-_OBJECTS = {
-    "_generic_user_object", "signature_map", "tf.TrackableConstant",
-    "trackable_dict_wrapper", "trackable_list_wrapper", "trackable_tuple_wrapper",
-}  # fmt: skip
 _MAX_SHOWN, _MAX_NAME = 8, 80
 # Bytes of an element by DataType; complex128 is the largest (types.proto).
 _ITEM_BYTES = {1: 4, 3: 4, 4: 1, 6: 1, 10: 1, 14: 2, 19: 2}
