@@ -107,13 +107,14 @@ def run(
     return [values[id(each)] for each in model.outputs]
 
 
-def not_understood(value: Value, expected: str, how: str = "") -> UsageError:
-    """Return the error for a layer that does not fit a ResNet."""
-    return UsageError(
-        "Of Keras models only ResNets as reszoo and keras.applications build them, "
-        "with one Dense layer as the head, can be exported. Expected from output to "
-        f"input: {expected}. Received: {value}{how}."
-    )
+def expect(fits: object, value: Value, expected: str, how: str = "") -> None:
+    """Refuse a layer that does not fit a ResNet."""
+    if not fits:
+        raise UsageError(
+            "Of Keras models only ResNets as reszoo and keras.applications build them, "
+            "with one Dense layer as the head, can be exported. Expected from output "
+            f"to input: {expected}. Received: {value}{how}."
+        )
 
 
 def all_layers(model: keras.Model) -> list[Any]:
@@ -138,9 +139,8 @@ def _is_idle(layer: Any) -> bool:
 def read_norm(value: Value, name: str) -> keras.layers.BatchNormalization:
     """Return the batch normalization that gives a value; else a UsageError."""
     is_norm = isinstance(value.layer, keras.layers.BatchNormalization)
-    if not (is_norm and value.layer.axis in (-1, 3)):
-        expected = f"the batch normalization {name} over the last axis"
-        raise not_understood(value, expected)
+    fits = is_norm and value.layer.axis in (-1, 3)
+    expect(fits, value, f"the batch normalization {name} over the last axis")
     return value.layer
 
 
@@ -154,8 +154,7 @@ def read_convolution(value: Value, expected: Convolution) -> tuple[Pair, Value]:
         norm = read_norm(value, expected.norm)
         value = value.source
     name = f"the convolution {expected.name}"
-    if type(value.layer) not in (keras.layers.Conv2D, Conv2D):
-        raise not_understood(value, name)
+    expect(type(value.layer) in (keras.layers.Conv2D, Conv2D), value, name)
     layer, side = value.layer, expected.kernel_size
     plain = (
         layer.activation is keras.activations.linear
@@ -163,12 +162,8 @@ def read_convolution(value: Value, expected: Convolution) -> tuple[Pair, Value]:
         and layer.data_format == "channels_last"
         and getattr(layer, "quantization_mode", None) is None
     )
-    if not plain:
-        raise not_understood(
-            value,
-            "a convolution without activation, dilation or quantization, with channels "
-            "last",
-        )
+    usual = "a convolution without activation, dilation or quantization, with channels"
+    expect(plain, value, f"{usual} last")
     padding, image = _padding(value)
     made, wanted = (
         f" of {shape} weights in {groups} group(s), strides {strides}, padding {pad}"
@@ -177,8 +172,7 @@ def read_convolution(value: Value, expected: Convolution) -> tuple[Pair, Value]:
             (expected.keras_shape, expected.groups, (expected.stride,) * 2, side // 2),
         )
     )
-    if made != wanted:
-        raise not_understood(value, f"{name}{wanted}", made)
+    expect(made == wanted, value, f"{name}{wanted}", made)
     return (layer, norm), image
 
 
@@ -187,18 +181,16 @@ def _padding(value: Value) -> tuple[int, Value]:
     layer, pad = value.layer, value.source
     side = layer.kernel_size[0]
     if layer.padding == "same" and side > 1:
-        if layer.strides != (1, 1):
-            raise not_understood(
-                value,
-                "explicit padding at stride 2, because padding='same' shifts the image "
-                "depending on its size",
-            )
+        expect(
+            layer.strides == (1, 1), value,
+            "explicit padding at stride 2, because padding='same' shifts the image "
+            "depending on its size",
+        )  # fmt: skip
         return side // 2, pad
     if pad.kind != "ZeroPadding2D":
         return 0, pad
     (top, bottom), (left, right) = pad.layer.padding
-    if len({top, bottom, left, right}) > 1:
-        raise not_understood(pad, "the same padding on all sides")
+    expect(top == bottom == left == right, pad, "the same padding on all sides")
     return top, pad.source
 
 

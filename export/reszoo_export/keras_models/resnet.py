@@ -140,9 +140,8 @@ class _Walk:
             value = self.relu(value, name)
         if self.expected.shortcut == "none":
             return self.path(value, listed)[1]
-        if value.kind != "Add" or len(value.inputs) != 2:
-            expected = f"the sum of a path and its shortcut in {name}"
-            raise graph.not_understood(value, expected)
+        is_sum = value.kind == "Add" and len(value.inputs) == 2
+        graph.expect(is_sum, value, f"the sum of a path and its shortcut in {name}")
         start, errors = self.progress, []
         for main, shortcut in (value.inputs, value.inputs[::-1]):
             self.progress = start
@@ -177,9 +176,8 @@ class _Walk:
         if last.is_shortcut:
             value, image = self.convolution(value, last), given
             if last.pool > 1:
-                if not _pools(value, "AveragePooling2D", 2, last.pool, "same"):
-                    expected = f"2x2 average pooling before {last.name}"
-                    raise graph.not_understood(value, expected)
+                fits = _pools(value, "AveragePooling2D", 2, last.pool, "same")
+                graph.expect(fits, value, f"2x2 average pooling before {last.name}")
                 value = value.source
         elif stride > 1 or grows:
             layer = value.layer
@@ -188,37 +186,30 @@ class _Walk:
             )
             # Every second pixel, as keras.applications writes it.
             every = not grows and _pools(value, "MaxPooling2D", 1, stride, "valid")
-            if not fits and not every:
-                expected = f"a shortcut of stride {stride} and zero channels in "
-                raise graph.not_understood(value, expected + last.block)
+            expected = f"a shortcut of stride {stride} and zero channels in "
+            graph.expect(fits or every, value, expected + last.block)
             value = value.source
-        if value is not image:
-            raise graph.not_understood(value, f"the input of the block {last.block}")
+        graph.expect(value is image, value, f"the input of the block {last.block}")
 
     def stem(self, value: Value, listed: list[Convolution]) -> None:
         if self.expected.spec.stem != "3x3":
-            if not _pools(value, "MaxPooling2D", 3, 2, "valid"):
-                expected = "3x3 max-pooling at stride 2 without padding of its own"
-                raise graph.not_understood(value, expected)
-            value, pad = value.source, value.source.layer
-            if value.kind != "ZeroPadding2D" or pad.padding != ((1, 1), (1, 1)):
-                expected = "ZeroPadding2D by 1 before the pooling"
-                raise graph.not_understood(value, expected)
+            expected = "3x3 max-pooling at stride 2 without padding of its own"
+            graph.expect(_pools(value, "MaxPooling2D", 3, 2, "valid"), value, expected)
+            value = value.source
+            pad = value.kind == "ZeroPadding2D" and value.layer.padding
+            expected = "ZeroPadding2D by 1 before the pooling"
+            graph.expect(pad == ((1, 1), (1, 1)), value, expected)
             value = value.source
         for each in reversed(listed):
             if each is not listed[-1] or not self.is_pre:
                 value = self.relu(value, each.name)
             value = self.convolution(value, each)
-        if value.layer is not None:
-            raise graph.not_understood(
-                value,
-                "the input, because preprocessing must be outside the model: remove it "
-                "and pass preprocessing=reszoo.Preprocessing(...)",
-            )
+        expected = "the input, because preprocessing must be outside the model: remove"
+        told = f"{expected} it and pass preprocessing=reszoo.Preprocessing(...)"
+        graph.expect(value.layer is None, value, told)
 
     def relu(self, value: Value, name: str) -> Value:
-        if not is_relu(value):
-            raise graph.not_understood(value, f"the ReLU after {name}")
+        graph.expect(is_relu(value), value, f"the ReLU after {name}")
         self.progress += 1
         return value.source
 
@@ -239,23 +230,20 @@ def _read_head(value: Value) -> Head:
     if type(value.layer) is keras.layers.Dense:
         classifier, activation = value.layer, value.layer.activation
         known = activation in (keras.activations.linear, keras.activations.softmax)
-        if not known or classifier.quantization_mode is not None:
-            raise graph.not_understood(
-                value, "a classifier that ends in logits or softmax, after the pooling"
-            )
+        fits = known and classifier.quantization_mode is None
+        expected = "a classifier that ends in logits or softmax, after the pooling"
+        graph.expect(fits, value, expected)
         softmax = softmax or activation is keras.activations.softmax
         (features,), value = value.node.input_tensors, value.source
-    if softmax and classifier is None:
-        raise graph.not_understood(value, "a Dense layer before the softmax")
+    fits = classifier is not None or not softmax
+    graph.expect(fits, value, "a Dense layer before the softmax")
     if value.kind == "Flatten" and value.source.tensor.ndim == 2:
         value = value.source
     pooling = _POOLS.get(value.kind)
     if pooling and value.layer.keepdims:
         pooling = None
-    if classifier is not None and pooling != "avg":
-        raise graph.not_understood(
-            value, "GlobalAveragePooling2D before the classifier"
-        )
+    fits = classifier is None or pooling == "avg"
+    graph.expect(fits, value, "GlobalAveragePooling2D before the classifier")
     if pooling is None:
         return Head(value)
     return Head(value.source, pooling, classifier, features)
