@@ -23,11 +23,6 @@ from reszoo_export.manifest import FileRecord, Manifest
 from reszoo_export.metadata import licence
 from reszoo_export.verification.reference import Reference
 
-# A quantised file that loses more than this is not recommended.
-_MOST_LOST = 0.005
-_LEAST_AGREEMENT = 0.98
-# Ratios of latencies below this count as equally fast.
-_ALIKE = 1.1
 # Smaller differences are floating-point rounding: a sentence instead of pictures.
 _ROUNDING = 0.01
 # Classes that the table of classes shows.
@@ -143,63 +138,25 @@ def _content(manifest: Manifest, reference: Reference) -> dict[str, Any]:
 
 
 def _advice(use: Use, records: Mapping[str, FileRecord]) -> Advice:
+    environment = page.environment(page.escape_text)
+    sentences: Any = environment.get_template("advice_text.j2").module
     rejected: list[str] = []
     for record in (records[name] for name in use.formats if name in records):
+        row = FORMATS[record.format]
         # The verified float32 file of the same runtime, if it is another one.
-        base = records.get(FORMATS[record.format].runtime.name)
+        base = records.get(row.runtime.name)
         if base is record or (base and base.verification.problems):
             base = None
-        if not (doubt := _doubt(record, base, use)):
-            reason = " ".join([use.why, *_compared(record, base), *rejected])
+        lost, speed = _lost(record), _speed(record, base)
+        if not (doubt := sentences.doubt(record, base, lost, speed, row, use)):
+            compared = sentences.compared(record, base, lost, speed).splitlines()
+            reason = " ".join([use.why, *map(str, compared), *rejected])
             return Advice(use=use.name, file=record.file, reason=reason)
         rejected.append(f"{record.file} is not recommended: {doubt}.")
     if wanted := [name for name in use.formats if name not in records]:
         add = "Add" if rejected else "Not exported; add"
         rejected.append(f"{add} --formats {wanted[0]}.")
     return Advice(use=use.name, file=None, reason=" ".join(rejected))
-
-
-def _doubt(record: FileRecord, base: FileRecord | None, use: Use) -> str | None:
-    """Return why a file is not recommended, or None."""
-    if record.verification.problems:
-        return "its verification failed"
-    if FORMATS[record.format].precision in ("float32", "float16"):
-        return None
-    lost = _lost(record)
-    if lost is not None and lost > _MOST_LOST:
-        return f"it loses {100 * lost:.2f} points of accuracy"
-    agreement = record.verification.agreement
-    if lost is None and agreement < _LEAST_AGREEMENT:
-        return f"it agrees with the model on only {agreement:.2%} of the images"
-    speed = _speed(record, base)
-    if use.here and base and speed is not None and speed < 1:
-        return f"it is {1 / speed:.1f} times slower than {base.file} on this machine"
-    return None
-
-
-def _compared(record: FileRecord, base: FileRecord | None) -> list[str]:
-    """Return sentences on size, speed and accuracy."""
-    told = []
-    if base is not None:
-        words, speed = "", _speed(record, base)
-        if speed is not None and 1 / _ALIKE < speed < _ALIKE:
-            words = " and equally fast here"
-        elif speed is not None:
-            than = "faster" if speed > 1 else "slower"
-            words = f" and {max(speed, 1 / speed):.1f} times {than} here"
-        size = f"{base.bytes / record.bytes:.1f} times smaller than {base.file}"
-        told.append(f"It is {size}{words}.")
-    elif record.latency is not None:
-        told.append(f"One image takes {record.latency.median_ms:.2f} ms here.")
-    found = record.verification
-    if found.top5_agreement is None:
-        told.append(f"Its features' cosine with the model's is {found.agreement:.4f}.")
-    elif _lost(record) is None:
-        told.append(f"Its top-1 agreement with the model is {found.agreement:.2%}.")
-    else:
-        told.append(f"Its accuracy is {found.accuracy:.2%},")
-        told.append(f"the model's is {found.model_accuracy:.2%}.")
-    return told
 
 
 def _lost(record: FileRecord) -> float | None:
