@@ -15,7 +15,7 @@ import reszoo
 from reszoo.cards import Card, new_card
 from reszoo.metrics import softmax
 from reszoo_export.formats import FORMATS, ExportOptions
-from reszoo_export.runtimes import find_interface, open_runtime
+from reszoo_export.runtimes import find_output, open_runtime, run_file
 from reszoo_export.saved_model.reader import newest_version
 from reszoo_export.serving import Serving
 from reszoo_export.tflite import writer
@@ -82,9 +82,7 @@ def test_files_of_every_form_answer_alike(
     row = FORMATS[name]
     row.write(serving(**options), tmp_path / row.file, None)
     runtime = open_runtime(tmp_path / row.file)
-    assert runtime.interface.output_kind == (
-        "features" if features else "probabilities"
-    )
+    assert runtime.output_kind == ("features" if features else "probabilities")
     truth = expected(images, features)
     for count in (7, 1, 2, 7):
         answers = runtime.run(images[:count])
@@ -120,9 +118,7 @@ def test_bytes_are_answered_as_probabilities(tmp_path: Path, images: Any) -> Non
 def test_integers_count_from_their_zero_point() -> None:
     image = {"name": "image", "dtype": "float32", "shape": [2, 8, 8, 3]}
     steps = {"name": "features", "dtype": "int8", "shape": [2, 1]}
-    found = find_interface(
-        Path("f"), [image], [{**steps, "scale": 0.5, "zero_point": -3}]
-    )
+    output = {**steps, "scale": 0.5, "zero_point": -3}
 
     def call(pixels: Any) -> Any:
         assert pixels.dtype == np.float32
@@ -131,7 +127,8 @@ def test_integers_count_from_their_zero_point() -> None:
     images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 8, 8, 3), np.uint8
     )
-    np.testing.assert_array_equal(found.run(call, images), [[1.5], [2.0], [2.5]])
+    found = run_file(call, images, image, output)
+    np.testing.assert_array_equal(found, [[1.5], [2.0], [2.5]])
 
 
 def test_softmax_stands_any_logits() -> None:
@@ -172,6 +169,4 @@ def test_other_functions_are_refused(inputs: list[str], outputs: list[str]) -> N
         reszoo.CheckpointError,
         match=rf"takes one.*Received: \['{inputs[0]}'.*\['{outputs[0]}'\] out in f",
     ):
-        find_interface(
-            Path("f"), told(inputs, [1, 8, 8, 3]), told(outputs, ["batch", 5])
-        )
+        find_output(Path("f"), told(inputs, [1, 8, 8, 3]), told(outputs, ["batch", 5]))

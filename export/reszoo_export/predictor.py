@@ -135,7 +135,7 @@ class Predictor:
         self._options = {**options, "isolated": isolated}
         self.card = self._runtime.card
         self.card.check_input()
-        self.output_kind = self._runtime.interface.output_kind
+        self.output_kind = self._runtime.output_kind
         classes = self.card.architecture.classes or 0
         indices = range(classes if self.output_kind == "probabilities" else 0)
         self.labels = tuple(self.card.label(index) for index in indices)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,75 +34,59 @@ OutputKind = Literal["probabilities", "features"]
 Activations = Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interface:
-    """Input and output of a file, and how to run it on any number of images."""
+def run_file(
+    call: Callable[[NDArray[Any]], NDArray[Any]],
+    images: Pixels,
+    image: TensorInfo,
+    output: TensorInfo,
+) -> ModelOutput:
+    """Run a file on uint8 `(n, height, width, channels)`, whatever input it requires.
 
-    batch: int | None  # images in a call; None for any number
-    dtype: np.dtype[Any]  # of the pixels, which are 0..255 in any dtype but int8
-    zero_point: int = 0  # what is added to pixels: -128 for int8
-    channels_first: bool  # axes (batch, channels, height, width)
-    output: TensorInfo  # the output that is used, with its dtype and shape
-
-    @property
-    def output_kind(self) -> OutputKind:
-        """What `run` returns."""
-        return "features" if self.output["name"] == "features" else "probabilities"
-
-    def run(
-        self, call: Callable[[NDArray[Any]], NDArray[Any]], images: Pixels
-    ) -> ModelOutput:
-        """Run a file on uint8 `(n, height, width, 3)`, whatever input it requires.
-
-        `call` is from pixels as the file takes them to its output, which is returned
-        as float32.
-        """
-        if not len(images):
-            return np.zeros((0, *self.output["shape"][1:]), np.float32)
-        pixels: NDArray[Any] = images
-        if self.channels_first:
-            pixels = pixels.transpose(0, 3, 1, 2)
-        if self.zero_point:
-            pixels = pixels.astype(np.int16) + self.zero_point
-        pixels = np.ascontiguousarray(pixels, self.dtype)
-        step = self.batch or len(pixels)
-        if missing := -len(pixels) % step:
-            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
-        parts = [call(pixels[at : at + step]) for at in range(0, len(pixels), step)]
-        output = np.concatenate(parts)[: len(images)]
-        if "scale" in self.output:
-            steps = output.astype(np.float64) - self.output["zero_point"]
-            output = steps * self.output["scale"]
-        return output.astype(np.float32, copy=False)
+    `call` is from pixels as the input `image` takes them, 0..255 in any dtype but int8,
+    for which its zero point -128 is added, to `output`, which is returned as float32.
+    """
+    if not len(images):
+        return np.zeros((0, *output["shape"][1:]), np.float32)
+    pixels: NDArray[Any] = images
+    if image["shape"][-1] != images.shape[-1]:
+        # Axes are (batch, channels, height, width).
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if zero_point := image.get("zero_point", 0):
+        pixels = pixels.astype(np.int16) + zero_point
+    pixels = np.ascontiguousarray(pixels, image["dtype"])
+    step = fixed_batch(image) or len(pixels)
+    if missing := -len(pixels) % step:
+        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+    parts = [call(pixels[at : at + step]) for at in range(0, len(pixels), step)]
+    found = np.concatenate(parts)[: len(images)]
+    if "scale" in output:
+        found = (found.astype(np.float64) - output["zero_point"]) * output["scale"]
+    return found.astype(np.float32, copy=False)
 
 
-def find_interface(
-    path: Path,
-    inputs: Sequence[TensorInfo],
-    outputs: Sequence[TensorInfo],
-    channels: int = 3,
-) -> Interface:
-    """Return the interface of a file with these inputs and outputs.
+def fixed_batch(image: TensorInfo) -> int | None:
+    """Return how many images an input takes in a call; None for any number."""
+    first = image["shape"][0]
+    return first if isinstance(first, int) and first > 0 else None
+
+
+def find_output(
+    path: Path, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]
+) -> TensorInfo:
+    """Return the output that is used of a file with these inputs and outputs.
 
     A CheckpointError if the input is not `image`, or no output is known.
     """
-    images = [each for each in inputs if len(each["shape"]) == 4]
+    images = [each["name"] for each in inputs if len(each["shape"]) == 4]
     named = {output["name"]: output for output in outputs}
     known = [named[name] for name in OUTPUTS if name in named]
-    if [each["name"] for each in inputs] != ["image"] or not images or not known:
+    if len(inputs) != 1 or images != ["image"] or not known:
         raise CheckpointError(
             "An exported file takes one batch of images, `image`, and gives "
             f"{', '.join(OUTPUTS)} or several of these. Received: "
             f"{[tensor['name'] for tensor in inputs]} in, {list(named)} out in {path}."
         )
-    first, *_, last = images[0]["shape"]
-    return Interface(
-        batch=first if isinstance(first, int) and first > 0 else None,
-        dtype=np.dtype(images[0]["dtype"]),
-        zero_point=images[0].get("zero_point", 0),
-        channels_first=last != channels,
-        output=known[0],
-    )
+    return known[0]
 
 
 def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
@@ -118,7 +102,7 @@ class Runtime:
     """An opened file; a CheckpointError if its inputs and outputs are not an export's.
 
     Attributes:
-        interface: The input and output that `run` uses.
+        output: The one that `run` uses.
     """
 
     path: Path  # for errors
@@ -136,16 +120,20 @@ class Runtime:
     count: Callable[[], Mapping[str, int]] | None = None
 
     def __post_init__(self) -> None:
-        channels = self.card.preprocessing.channels
         classes = self.card.architecture.classes
-        self.interface = find_interface(self.path, self.inputs, self.outputs, channels)
-        width = self.interface.output["shape"][-1]
+        self.output = find_output(self.path, self.inputs, self.outputs)
+        width = self.output["shape"][-1]
         # Before a label is made for each.
-        if self.interface.output_kind == "probabilities" and width != classes:
+        if self.output_kind == "probabilities" and width != classes:
             raise CheckpointError(
                 f"The card must be of the {width} classes that the output has. "
                 f"Received: {classes} classes in {self.path}."
             )
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """What `run` returns."""
+        return "features" if self.output["name"] == "features" else "probabilities"
 
     @cached_property
     def operators(self) -> Mapping[str, int]:
@@ -164,7 +152,7 @@ class Runtime:
         Returns probabilities `(n, classes)`, also where the file gives logits or uint8,
         or features `(n, width)` where it gives these.
         """
-        name = self.interface.output["name"]
+        name = self.output["name"]
         outputs = self.read(images, name)
         return softmax(outputs) if name == "logits" else outputs
 
@@ -180,10 +168,10 @@ class Runtime:
                 f"{', '.join(sorted(named))}; export the checkpoint again with "
                 f"outputs={name!r} (--outputs {name}), or use the checkpoint."
             )
-        interface = replace(self.interface, output=named[name])
+        image, output = self.inputs[0], named[name]
         with self._borrow() as session:
-            return interface.run(
-                lambda pixels: self.compute(session, pixels, name), images
+            return run_file(
+                lambda few: self.compute(session, few, name), images, image, output
             )
 
     def call(self, pixels: NDArray[Any], output: str) -> NDArray[Any]:
@@ -390,7 +378,7 @@ def compute_activations(path: Path, row: RuntimeSpec, images: Pixels) -> Activat
     Images are uint8 `(n, height, width, 3)`; arrays have them along their first axis,
     and are in the order of computation.
     """
-    interface = open_runtime(path).interface
+    runtime = open_runtime(path)
     read = row.reader.activation_reader(path)
     calls: list[Activations] = []
 
@@ -398,7 +386,7 @@ def compute_activations(path: Path, row: RuntimeSpec, images: Pixels) -> Activat
         calls.append(read(pixels))
         return np.zeros((len(pixels), 1), np.float32)
 
-    interface.run(call, images)
+    run_file(call, images, runtime.inputs[0], runtime.output)
     return {
         name: np.concatenate([each[name] for each in calls])[: len(images)]
         for name in calls[0]

@@ -25,7 +25,13 @@ from reszoo.metrics import (
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import CAM, ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
-from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, in_batches
+from reszoo_export.runtimes import (
+    ModelOutput,
+    Runtime,
+    TensorInfo,
+    fixed_batch,
+    in_batches,
+)
 from reszoo_export.verification.reference import Reference
 
 _DEFAULTS = ExportOptions()
@@ -180,7 +186,7 @@ def batch_problems(
     """
     # Real and synthetic images, as many as the largest batch needs.
     chosen = np.linspace(0, len(images) - 1, max(_BATCH_SIZES)).astype(int)
-    fixed = runtime.interface.batch
+    fixed = fixed_batch(runtime.inputs[0])
     sizes = _BATCH_SIZES if fixed is None else (fixed,)
     repeated, other = 0.0, 0.0
     for size in sizes:
