@@ -539,36 +539,19 @@ def _not_an_image(image: object, name: str) -> UsageError:
 
 
 def _wrong_array(array: NDArray[Any]) -> UsageError:
+    # Of an error only, which needs no templates where there is none.
+    from reszoo.report import page
+
     numeric = bool(array.size) and array.dtype.kind in "iuf"
     low, high = (array.min(), array.max()) if numeric else (0, 0)
+    finite = numeric and bool(np.isfinite((low, high)).all())
+    template = page.environment(page.escape_text).get_template("array_text.j2")
+    remedy = template.render(
+        sides=array.shape[:2], channels=array.shape[2:], low=low, high=high,
+        finite=finite,
+    )  # fmt: skip
     span = f" in {low:g}..{high:g}" if numeric else ""
     return UsageError(
         "An image array must be uint8 RGB in 0..255 of shape (height, width, 3). "
-        f"Received: {array.dtype} {array.shape}{span}; "
-        f"{_remedy(array, low, high, numeric)}."
+        f"Received: {array.dtype} {array.shape}{span}; {remedy}."
     )
-
-
-def _remedy(array: NDArray[Any], low: Any, high: Any, numeric: bool) -> str:
-    """Return what helps, the first that does."""
-    sides, channels = array.shape[:2], array.shape[2:]
-    grey, colours = channels in [(), (1,)], channels == (3,)
-    remedies = {
-        "it has no pixels": 0 in array.shape,
-        "convert grey images to RGB: "
-        "PIL.Image.fromarray(array.squeeze()).convert('RGB')": grey and len(sides) == 2,
-        "channels must be last: array.transpose(1, 2, 0)": sides[:1] == (3,)
-        and len(channels) == 1 and not colours,
-        "drop the transparency: array[..., :3]": channels == (4,),
-        "it is not an image": not colours,
-        "the model normalises integers itself": not numeric
-        or not np.isfinite((low, high)).all(),
-        "it seems to be normalised; the model normalises images itself, so pass it as "
-        "it was before": low < 0,
-        "it seems to be scaled to 0..1; the model scales images itself, so pass "
-        "(255 * array).round().astype(np.uint8)": high <= 1,
-        "the model normalises integers: pass array.round().astype(np.uint8)":
-            high <= 255,
-        "values above 255 have no known range: scale it to 0..255 first": True,
-    }  # fmt: skip
-    return next(remedy for remedy, helps in remedies.items() if helps)
