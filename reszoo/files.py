@@ -180,12 +180,12 @@ def atomic_folder(
 
 def free_folder(
     path: str | os.PathLike[str],
+    content: Path | None = None,
     *,
     kind: str = "",
     named: Named | None = None,
     overwrite: bool = False,
     inputs: Iterable[str | os.PathLike[str]] = (),
-    content: Path | None = None,
 ) -> Path:
     """Return a folder that an output may create or replace, with `~` expanded.
 

@@ -16,15 +16,8 @@ from PIL import Image
 
 from reszoo import defaults
 from reszoo.console import Progress, say
+from reszoo.data import sources
 from reszoo.data.examples import Examples
-from reszoo.data.sources import (
-    Data,
-    Source,
-    match_classes,
-    open_source,
-    recorded_share,
-    unused_by_calibration,
-)
 from reszoo.errors import DataError, ReszooError, UnknownNameError
 from reszoo.metrics import Metrics, prepared_batches, score, softmax
 from reszoo.report.page import overlay
@@ -40,7 +33,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: "keras.Model | str | os.PathLike[str]",
-    data: Data,
+    data: sources.Data,
     *,
     split: str | None = None,
     batch_size: int = 64,
@@ -76,12 +69,12 @@ def evaluate(
         model, threads, trust_saved_model=trust_saved_model, isolated=isolated
     )
     card = predictor.card
-    share = recorded_share(card.provenance)
-    source = open_source(data, bad_images=bad_images, validation_share=share)
-    source = match_classes(source, card.labels, card.architecture.classes)
+    share = sources.recorded_share(card.provenance)
+    source = sources.open_source(data, bad_images=bad_images, validation_share=share)
+    source = sources.match_classes(source, card.labels, card.architecture.classes)
     chosen, reason = source.judged(card.provenance, split)
     examples = source.examples(chosen)
-    if not split and (unused := unused_by_calibration(source, card)):
+    if not split and (unused := sources.unused_by_calibration(source, card)):
         chosen, examples, reason = unused
     for line in (*source.warnings, *source.notes, reason):
         if line:
@@ -199,7 +192,7 @@ def explain(
 
 def features(
     model: "keras.Model | str | os.PathLike[str]",
-    data: Data,
+    data: sources.Data,
     *,
     split: str | None = None,
     bad_images: str = defaults.BAD_IMAGES,
@@ -227,9 +220,9 @@ def features(
     """
     options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
     predictor = Predictor(model, threads, **options)
-    share = recorded_share(predictor.card.provenance)
-    source = open_source(data, bad_images=bad_images, validation_share=share)
-    source = match_classes(source, None, None)
+    share = sources.recorded_share(predictor.card.provenance)
+    source = sources.open_source(data, bad_images=bad_images, validation_share=share)
+    source = sources.match_classes(source, None, None)
     whole = ["all"] if "all" in source.splits else [*source.splits]
     parts = [source.examples(name) for name in ([split] if split else whole)]
     values = [
@@ -315,7 +308,7 @@ def check_weights(
             "are left out; allow_noncommercial=True (--allow-noncommercial) checks "
             "them."
         )
-    source = open_source(images, validation_share=0)
+    source = sources.open_source(images, validation_share=0)
     if len(source.labels) != 1000 or not all(map(_WORDNET.fullmatch, source.labels)):
         raise DataError(
             "ImageNet's validation set has 1,000 folders named by WordNet number, such "
@@ -324,7 +317,9 @@ def check_weights(
     return (_checked(row, source, batch_size) for row in usable)
 
 
-def _checked(row: PublishedWeights, source: Source, batch_size: int) -> CheckedWeights:
+def _checked(
+    row: PublishedWeights, source: sources.Source, batch_size: int
+) -> CheckedWeights:
     import keras
 
     from reszoo.zoo import build

@@ -192,9 +192,7 @@ class _Export:
 
     def write(self, rows: list[Format]) -> Manifest:
         """Write and verify the files, then move the folder to its place."""
-        with atomic_folder(
-            self.folder, lambda content: self.replaceable(content=content)
-        ) as temporary:
+        with atomic_folder(self.folder, self.replaceable) as temporary:
             records = []
             with Progress("exporting", len(rows)) as progress:
                 for row in rows:

@@ -15,16 +15,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from reszoo import metrics
 from reszoo.architecture import Architecture, KerasArchitecture
 from reszoo.cards import Card
 from reszoo.console import say
 from reszoo.errors import UsageError
-from reszoo.metrics import (
-    class_activation_maps,
-    probabilities,
-    softmax,
-    with_feature_map,
-)
 from reszoo.preprocessing import Pixels, Preprocessing, as_sides, as_size, shown_size
 from reszoo.resnet import build_resnet
 from reszoo.training.model import precision_policy
@@ -95,12 +90,14 @@ class Serving:
         batch of None leaves its size open. With `by_maps` logits are computed as means
         of the maps, for arithmetic that rounds or clips a mean of features otherwise.
         """
-        model = with_feature_map(self.model) if CAM in outputs else self.model
+        model = metrics.with_feature_map(self.model) if CAM in outputs else self.model
 
         def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels = self.card.preprocessing.normalise(tf.cast(image, tf.float32))
             answer, *features = tf.nest.flatten(model(pixels, training=False))
-            maps = [class_activation_maps(self.model, each) for each in features]
+            maps = [
+                metrics.class_activation_maps(self.model, each) for each in features
+            ]
             if by_maps and maps:
                 # In TFLite average pooling has the range of its input.
                 shifted = maps[0] + self.model.get_layer("fc").bias.value
@@ -302,7 +299,7 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
     if resnet.is_from_reszoo(model):
         twin = float32_twin(model, serving.card)
         if has_top:
-            return lambda images: probabilities(
+            return lambda images: metrics.probabilities(
                 twin, record, images, temperature=serving.card.temperature
             )
         return _in_batches(twin, prepare)
@@ -315,7 +312,7 @@ def source_answers(model: keras.Model, serving: Serving) -> Answering:
 
 def _probabilities(answer: ModelOutput, scores: classifier.Scores) -> ModelOutput:
     if scores.activation is None:
-        return softmax(answer)
+        return metrics.softmax(answer)
     return np.concatenate([1 - answer, answer], 1) if scores.units == 1 else answer
 
 

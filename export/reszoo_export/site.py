@@ -15,17 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from reszoo import files
 from reszoo.console import say
 from reszoo.errors import ExportError, ReszooError, UsageError
-from reszoo.files import (
-    atomic_folder,
-    cache_folder,
-    folder_entries,
-    free_folder,
-    read_json,
-    write_json,
-    write_text,
-)
 from reszoo.report.page import environment, escape_html
 from reszoo_export.formats import CAM, FORMATS
 from reszoo_export.manifest import FileRecord, Manifest, read_manifest
@@ -49,7 +41,7 @@ class _Package:
 
     @property
     def cached(self) -> Path:
-        return cache_folder() / "npm" / self.name / self.version
+        return files.cache_folder() / "npm" / self.name / self.version
 
 
 # Runtime -> its packages, of which the first names it.
@@ -101,13 +93,9 @@ def write_site(
             "web,tflite."
         )
     replaceable = partial(
-        free_folder,
-        output,
-        kind="a site",
-        named=_named,
-        overwrite=overwrite,
+        files.free_folder, output, kind="a site", named=_named, overwrite=overwrite,
         inputs=[manifest.folder],
-    )
+    )  # fmt: skip
     target = replaceable()
     runtimes = dict.fromkeys(FORMATS[each.format].runtime.name for each in records)
     packages = [package for name in runtimes for package in _PACKAGES[name]]
@@ -115,7 +103,7 @@ def write_site(
     if vendor:
         for package in packages:
             _fetch(package)
-    with atomic_folder(target, lambda content: replaceable(content=content)) as site:
+    with files.atomic_folder(target, replaceable) as site:
         _write(site, manifest, records, packages, vendor)
     return target
 
@@ -130,7 +118,7 @@ def _runs(record: FileRecord) -> bool:
 def _named(folder: Path) -> list[str] | None:
     """Return the files of an earlier site; None if the folder is none."""
     try:
-        contents = read_json(folder / SITE_FILE)["contents"]
+        contents = files.read_json(folder / SITE_FILE)["contents"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return [each for each in contents if isinstance(each, str)]
@@ -160,7 +148,10 @@ def _fetch(package: _Package) -> None:
             reason = (done.stderr or done.stdout).strip()
             raise ReszooError(f"npm cannot download {spec}: {reason}")
         (archive,) = Path(folder).glob("*.tgz")
-        with tarfile.open(archive) as packed, atomic_folder(package.cached) as cache:
+        with (
+            tarfile.open(archive) as packed,
+            files.atomic_folder(package.cached) as cache,
+        ):
             for name, sha256 in package.files.items():
                 member = packed.extractfile(f"package/{name}")
                 content = member.read() if member else b""
@@ -181,8 +172,8 @@ def _write(
     vendor: bool,
 ) -> None:
     for name in _STATIC:
-        write_text(site / name, (_TEMPLATES / name).read_text(encoding="utf-8"))
-    write_text(site / "preprocess.js", preprocess_js(records[0], manifest))
+        files.write_text(site / name, (_TEMPLATES / name).read_text(encoding="utf-8"))
+    files.write_text(site / "preprocess.js", preprocess_js(records[0], manifest))
     for record in records:
         shutil.copyfile(manifest.folder / record.file, site / record.file)
     imports: dict[str, str] = {}
@@ -200,16 +191,16 @@ def _write(
             names = [name for name, each in package.imports.items() if each == file]
             imports |= dict.fromkeys(names, url)
             assets[names[0] if names else Path(file).name] = asset
-    write_text(site / "index.html", _page(manifest, imports, assets, vendor))
+    files.write_text(site / "index.html", _page(manifest, imports, assets, vendor))
     confidence = manifest.card.confidence
     content = {
         "labels": manifest.card.labels,
         "unknownBelow": confidence and confidence.min_probability,
         "files": [_described(record) for record in records],
         "assets": assets,
-        "contents": sorted({*folder_entries(site), SITE_FILE}),
+        "contents": sorted({*files.folder_entries(site), SITE_FILE}),
     }
-    write_json(site / SITE_FILE, content)
+    files.write_json(site / SITE_FILE, content)
 
 
 def _described(record: FileRecord) -> dict[str, Any]:

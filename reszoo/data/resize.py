@@ -123,7 +123,7 @@ def resize_images(
     totals = np.zeros(3, np.int64)
     encode = partial(_encode, side=side, quality=quality, bad_images=bad_images)
     with atomic_folder(
-        folder, lambda content: free_folder(folder, content=content)
+        folder, lambda content: free_folder(folder, content)
     ) as unfinished:
         taken: set[str] = set()
         encoded = files.in_threads(encode, listing.paths, "Resizing images")

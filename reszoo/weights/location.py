@@ -36,10 +36,10 @@ _IN_FOLDERS = ("best.safetensors", *_FILES)
 _FOLDER = Path(__file__).parents[1] / "bundled"
 # Name of the weights -> model -> file. Trained on CIFAR-10 as strongly compressed
 # JPEGs, so they answer differently on the original pixels than models trained on those.
-BUNDLED: dict[str, dict[str, Path]] = {
+BUNDLED = {
     "cifar10": {
-        "resnet20": _FOLDER / "resnet20-cifar10.safetensors",
-        "resnet32": _FOLDER / "resnet32-cifar10.safetensors",
+        variant: _FOLDER / f"{variant}-cifar10.safetensors"
+        for variant in ("resnet20", "resnet32")
     }
 }
 
@@ -136,7 +136,26 @@ def read(path: str | os.PathLike[str]) -> Contents:
     A CheckpointError for no such file, an unknown format, a damaged or malicious one,
     or weights that are NaN or infinite.
     """
-    contents = _read(Path(path))
+    file = Path(path)
+    safetensors.check_checkpoint(file)
+    with open_regular(file) as opened:
+        head = opened.read(9)
+    if keras_h5.is_keras(file):
+        layers, config = keras_h5.read_model(file)
+        contents = keras_applications_contents(layers, str(file), config)
+    elif torch_file.looks_like_torch(file):
+        found = read_state_dict(torch_file.read(file), str(file))
+        contents = replace(found, in_order=True)
+    # A safetensors file begins with the length of a JSON header.
+    elif file.suffix == safetensors.SUFFIX or head[8:9] == b"{":
+        arrays, card = safetensors.read(file)
+        contents = replace(read_state_dict(arrays, str(file)), card=card)
+    else:
+        raise CheckpointError(
+            "A checkpoint is a safetensors file, a torch file or a file of Keras "
+            f"({', '.join(SUFFIXES)}). Received: {file}, which is of another format or "
+            "incomplete."
+        )
     tensors = contents.tensors.items()
     if wrong := [name for name, tensor in tensors if not np.isfinite(tensor).all()]:
         raise CheckpointError(
@@ -144,26 +163,6 @@ def read(path: str | os.PathLike[str]) -> Contents:
             f"{', '.join(wrong[:5])}: the file is damaged, or its training diverged."
         )
     return contents
-
-
-def _read(file: Path) -> Contents:
-    safetensors.check_checkpoint(file)
-    with open_regular(file) as opened:
-        head = opened.read(9)
-    if keras_h5.is_keras(file):
-        layers, config = keras_h5.read_model(file)
-        return keras_applications_contents(layers, str(file), config)
-    if torch_file.looks_like_torch(file):
-        return replace(read_state_dict(torch_file.read(file), str(file)), in_order=True)
-    # A safetensors file begins with the length of a JSON header.
-    if file.suffix == safetensors.SUFFIX or head[8:9] == b"{":
-        tensors, card = safetensors.read(file)
-        return replace(read_state_dict(tensors, str(file)), card=card)
-    raise CheckpointError(
-        "A checkpoint is a safetensors file, a torch file or a file of Keras "
-        f"({', '.join(SUFFIXES)}). Received: {file}, which is of another format or "
-        "incomplete."
-    )
 
 
 def keras_applications_contents(

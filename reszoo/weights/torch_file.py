@@ -130,11 +130,6 @@ class StorageType:
     name: str
     stored: str
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element in the file."""
-        return np.dtype(self.stored).itemsize
-
 
 class Storage:
     """Elements that are still to be read, and the tensors that view them."""
@@ -394,7 +389,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
         if name not in archive.NameToInfo:
             raise RefusalError(f"lacks the data of storage {key!r}. Copy it again.")
         size = archive.getinfo(name).file_size
-        if size != count * kind.itemsize:
+        if size != count * np.dtype(kind.stored).itemsize:
             raise RefusalError(
                 f"has {size} bytes for the {count} elements of storage {key!r}, a "
                 f"{kind.name}."
@@ -440,7 +435,7 @@ def _read_legacy(stream: _BoundedReader) -> Any:
 
     def new(kind: StorageType, key: str, count: int) -> Storage:
         nonlocal claimed
-        claimed += max(count, 0) * kind.itemsize
+        claimed += max(count, 0) * np.dtype(kind.stored).itemsize
         if count < 0 or claimed > size:
             raise RefusalError(
                 f"claims {count} elements for storage {key!r}, more than its own "

@@ -33,13 +33,7 @@ from reszoo.preprocessing import (
 from reszoo.training.model import precision_policy
 from reszoo.weights import keras_h5
 from reszoo.zoo import attached_card
-from reszoo_export.keras_models import graph
-from reszoo_export.keras_models.resnet import (
-    CAFFE,
-    keras_card,
-    sized,
-    unknown_preprocessing,
-)
+from reszoo_export.keras_models import graph, resnet
 from reszoo_export.runtimes import ModelOutput
 from reszoo_export.verification.reference import synthetic_images
 
@@ -310,7 +304,7 @@ def read_classifier_card(
     shape, kind = _shape(model, preprocessing, input_size), "given"
     if preprocessing is None:
         kind, preprocessing = _implied(model, copy, shape)
-    record, is_bgr = sized(preprocessing, shape), kind == CAFFE
+    record, is_bgr = resnet.sized(preprocessing, shape), kind == resnet.CAFFE
     if is_bgr:
         turn_channels(copy)
     architecture = KerasArchitecture(
@@ -319,7 +313,7 @@ def read_classifier_card(
         rounding=measure_rounding(model, copy, scores, record, bgr=is_bgr),
     )  # fmt: skip
     ends_in = scores.activation or "logits"
-    return keras_card(architecture, record, kind, scores=ends_in), is_bgr
+    return resnet.keras_card(architecture, record, kind, scores=ends_in), is_bgr
 
 
 def _shape(
@@ -365,10 +359,10 @@ def _implied(
         for row in _APPLICATIONS["models"]:
             if re.fullmatch(row["name"], inside.name) and row["layer"] in layers:
                 if (statistics := _STATISTICS[row["pixels"]]) is None:
-                    return CAFFE, keras_h5.preprocessing()
+                    return resnet.CAFFE, keras_h5.preprocessing()
                 kind = f"of keras.applications' {inside.name}"
                 return kind, _record(statistics, shape)
-    raise unknown_preprocessing(model.name, shape)
+    raise resnet.unknown_preprocessing(model.name, shape)
 
 
 def _record(statistics: Any, shape: tuple[int, int, int]) -> Preprocessing:

@@ -11,17 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reszoo import metrics
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
-from reszoo.metrics import (
-    Targets,
-    calibration_bins,
-    calibration_error,
-    class_rows,
-    confusion_matrix,
-    tempered,
-)
+from reszoo.metrics import Targets
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import CAM, ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
@@ -224,7 +218,7 @@ def _probability_statistics(
     if len(targets):
         statistics["accuracy"] = top1_accuracy(ours, targets)
         statistics["model_accuracy"] = top1_accuracy(theirs, targets)
-        rows = class_rows(confusion_matrix(targets, ours))
+        rows = metrics.class_rows(metrics.confusion_matrix(targets, ours))
         recalls = {row.index: row.recall for row in rows}
         statistics["recalls"] = tuple(recalls[index] for index in sorted(recalls))
         if card.confidence:
@@ -235,12 +229,13 @@ def _probability_statistics(
 def _reliability(
     outputs: ModelOutput, targets: Targets, temperature: float
 ) -> Reliability:
-    raw = calibration_bins(targets, tempered(outputs, 1 / temperature))
-    own = calibration_bins(targets, outputs)
-    before, after = (tuple(b for b in bins if b.images) for bins in (raw, own))
+    before, after = (
+        tuple(b for b in metrics.calibration_bins(targets, each) if b.images)
+        for each in (metrics.tempered(outputs, 1 / temperature), outputs)
+    )
     return Reliability(
-        error_before=calibration_error(raw),
-        error_after=calibration_error(own),
+        error_before=metrics.calibration_error(before),
+        error_after=metrics.calibration_error(after),
         before=before,
         after=after,
     )
