@@ -147,30 +147,16 @@ def _advice(use: Use, records: Mapping[str, FileRecord]) -> Advice:
         base = records.get(row.runtime.name)
         if base is record or (base and base.verification.problems):
             base = None
-        lost, speed = _lost(record), _speed(record, base)
-        if not (doubt := sentences.doubt(record, base, lost, speed, row, use)):
-            compared = sentences.compared(record, base, lost, speed).splitlines()
-            reason = " ".join([use.why, *map(str, compared), *rejected])
+        found = str(sentences.advice(record, base, row, use))
+        doubt, *compared = found.splitlines()
+        if not doubt:
+            reason = " ".join([use.why, *compared, *rejected])
             return Advice(use=use.name, file=record.file, reason=reason)
         rejected.append(f"{record.file} is not recommended: {doubt}.")
     if wanted := [name for name in use.formats if name not in records]:
         add = "Add" if rejected else "Not exported; add"
         rejected.append(f"{add} --formats {wanted[0]}.")
     return Advice(use=use.name, file=None, reason=" ".join(rejected))
-
-
-def _lost(record: FileRecord) -> float | None:
-    found = record.verification
-    if found.accuracy is None or found.model_accuracy is None:
-        return None
-    # Rounded, for 0.97 - 0.965 is more than 0.005 in floating point.
-    return round(found.model_accuracy - found.accuracy, 9)
-
-
-def _speed(record: FileRecord, base: FileRecord | None) -> float | None:
-    if base is None or base.latency is None or record.latency is None:
-        return None
-    return base.latency.median_ms / record.latency.median_ms
 
 
 # Column -> field of a `Verification`, and how it is written.

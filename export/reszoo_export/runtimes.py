@@ -54,7 +54,8 @@ def run_file(
     if zero_point := image.get("zero_point", 0):
         pixels = pixels.astype(np.int16) + zero_point
     pixels = np.ascontiguousarray(pixels, image["dtype"])
-    step = fixed_batch(image) or len(pixels)
+    batch = image["shape"][0]
+    step = batch if isinstance(batch, int) and batch > 0 else len(pixels)
     if missing := -len(pixels) % step:
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
     parts = [call(pixels[at : at + step]) for at in range(0, len(pixels), step)]
@@ -62,12 +63,6 @@ def run_file(
     if "scale" in output:
         found = (found.astype(np.float64) - output["zero_point"]) * output["scale"]
     return found.astype(np.float32, copy=False)
-
-
-def fixed_batch(image: TensorInfo) -> int | None:
-    """Return how many images an input takes in a call; None for any number."""
-    first = image["shape"][0]
-    return first if isinstance(first, int) and first > 0 else None
 
 
 def find_output(

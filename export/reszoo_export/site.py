@@ -234,15 +234,10 @@ def _page(
     table = json.dumps({"imports": imports, "integrity": integrity})
     table = table.replace("<", "\\u003c")
     text = (_TEMPLATES / "index.html.j2").read_text(encoding="utf-8")
-    return (
-        environment(escape_html)
-        .from_string(text)
-        .render(
-            title=manifest.card.architecture.name,
-            summary=summary(manifest.card).partition(". ")[0] + ".",
-            licence=licence(manifest.card),
-            imports=table,
-            digest=b64encode(hashlib.sha256(table.encode()).digest()).decode(),
-            cdn="" if vendor else " " + _CDN.rpartition("/")[0],
-        )
-    )
+    return environment(escape_html).from_string(text).render(
+        title=manifest.card.architecture.name,
+        summary=summary(manifest.card).partition(". ")[0] + ".",
+        licence=licence(manifest.card), imports=table,
+        digest=b64encode(hashlib.sha256(table.encode()).digest()).decode(),
+        cdn="" if vendor else " " + _CDN.rpartition("/")[0],
+    )  # fmt: skip

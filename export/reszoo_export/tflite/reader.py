@@ -147,7 +147,13 @@ def find_problems(
     LiteRT computes float16 files in float32 on a CPU, but in float16 on a phone's GPU.
     """
     if options.integer_io:
-        return _float_tensors(path)
+        from ai_edge_litert.interpreter import Interpreter
+
+        # A processor without floating point cannot compute others.
+        details = Interpreter(str(path)).get_tensor_details()
+        others = [x["name"] for x in details if np.dtype(x["dtype"]).kind == "f"]
+        told = f"every tensor must be of integers; {', '.join(others[:3])} are not"
+        return [told] if others else []
     if row.precision != "float16":
         return []
     chosen = images[np.linspace(0, len(images) - 1, _IMAGES).astype(int)]
@@ -157,16 +163,6 @@ def find_problems(
             told = f"activations of {name!r} exceed {_LARGEST_FLOAT16:g}, the largest "
             return [told + "number in float16: they become infinite on a GPU"]
     return []
-
-
-def _float_tensors(path: Path) -> list[str]:
-    """Find tensors that a processor without floating point cannot compute."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    found = Interpreter(str(path)).get_tensor_details()
-    names = [each["name"] for each in found if np.dtype(each["dtype"]).kind == "f"]
-    problem = f"every tensor must be of integers; {', '.join(names[:3])} are not"
-    return [problem] if names else []
 
 
 def describe(path: Path) -> Contents:
