@@ -81,6 +81,10 @@ def test_a_file_needs_its_runtime_only(runtime: str, photo: str, hook: Path) -> 
     assert [each["label"] for each in json.loads(printed.stdout)[photo]] == [
         label for label, _ in expected[:2]
     ]
+    answers = Path(photo).with_name(f"{runtime}.csv")
+    asked = ("predict", file, str(Path(photo).parent), "--output", str(answers))
+    assert "1 rows in" in command(hook, runtime, *asked).stdout
+    assert expected[0][0] in answers.read_text(encoding="utf-8")
     lines = command(hook, runtime, "predict", file, photo).stdout.splitlines()
     assert len(lines) == 6
     assert lines[1].split() == [photo, expected[0][0], f"{expected[0][1]:.2%}"]
@@ -94,7 +98,9 @@ def test_a_file_is_described_as_with_all_packages(runtime: str, hook: Path) -> N
     assert described["parameters"] > 269_000
 
 
-def test_what_needs_another_package_says_which(photo: str, hook: Path) -> None:
+def test_what_needs_another_package_says_which(
+    photo: str, folder: Path, hook: Path
+) -> None:
     saved_model, other = str(EXPORT / "saved_model"), str(EXPORT / "model.tflite")
     for call, package in [
         (("predict", saved_model, photo), "tensorflow"),
@@ -104,6 +110,8 @@ def test_what_needs_another_package_says_which(photo: str, hook: Path) -> None:
             "safetensors",
         ),
         (("train", photo, "--model", "resnet20", "--output", "runs/x"), "keras"),
+        (("evaluate", str(EXPORT / "model.onnx"), str(folder)), "needs tensorflow,"),
+        (("scan", str(folder)), "needs tensorflow,"),
     ]:
         done = command(hook, "onnxruntime", *call)
         assert done.returncode in (1, 2), call

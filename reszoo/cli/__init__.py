@@ -29,7 +29,9 @@ def main() -> None:
         app(standalone_mode=True)
     except ModuleNotFoundError as error:
         # After `pip install --no-deps reszoo`.
-        print_text(f"reszoo: {error}; pip install reszoo brings it", sys.stderr)
+        package = (error.name or str(error)).partition(".")[0]
+        text = f"reszoo: this needs {package}, which pip install reszoo installs"
+        print_text(text, sys.stderr)
         sys.exit(2)
     except ReszooError as error:
         print_text(f"reszoo: {error}", sys.stderr)

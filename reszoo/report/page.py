@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from reszoo.console import printable
 
+# Exported files are used, and summaries printed, also where no page can be rendered.
 if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 _THUMBNAIL = 128  # longest side of a picture, in pixels
@@ -85,8 +86,10 @@ def render_text(template: str, **values: object) -> str:
 
 
 @functools.cache
-def environment(escape: Callable[[object], Markup]) -> Environment:
+def environment(escape: "Callable[[object], Markup]") -> "Environment":
     """Return an environment in which `escape` is applied to every value."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     made = Environment(
         loader=PackageLoader("reszoo.report"), autoescape=True, finalize=escape,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -96,16 +99,20 @@ def environment(escape: Callable[[object], Markup]) -> Environment:
     return made
 
 
-def escape_html(value: object) -> Markup:
+def escape_html(value: object) -> "Markup":
     """Escape a value for use between tags and in quoted attributes.
 
     Invisible characters are shown as escapes, see `printable`.
     """
+    from markupsafe import Markup
+
     return value if isinstance(value, Markup) else Markup.escape(printable(str(value)))
 
 
-def escape_text(value: object) -> Markup:
+def escape_text(value: object) -> "Markup":
     """Return a value as it is, but for invisible characters (see `printable`)."""
+    from markupsafe import Markup
+
     return value if isinstance(value, Markup) else Markup(printable(str(value)))
 
 
@@ -163,13 +170,15 @@ def overlay(pixels: NDArray[np.uint8], activation: NDArray[np.float32]) -> Image
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> Markup:
+def svg(name: str, label: str, draw: "Callable[[Figure], None]") -> "Markup":
     """Draw a figure as an `<svg>` element in the colours of the page.
 
     The name keeps its ids apart from those of other figures, the label says what it
     shows, for screen readers. Drawn on an empty figure, in `BLUE`, `VERMILLION` and
     `INK`.
     """
+    from markupsafe import Markup
+
     # Nothing that differs from one rendering to the next.
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     style = {**_SVG_STYLE, "svg.hashsalt": name}
