@@ -182,7 +182,8 @@ def inspect(file: Path) -> None:
             origin.
     """
     description = reszoo.inspect(file)
-    show(description.to_json(), description.text())
+    if show(description.to_json()):
+        show(None, description.text())
 
 
 @command()
