@@ -275,18 +275,32 @@ def inference_function(
     return _traced(logits_model(model), preprocessing, answers)
 
 
+def pooled_function(model: Any, preprocessing: Preprocessing) -> InferenceFunction:
+    """Return a function from pixels to "pooled", a classifier's float32 features."""
+    import tensorflow as tf
+
+    from reszoo.resnet import backbone_and_head
+
+    backbone, _ = backbone_and_head(model)
+    return _traced(backbone, preprocessing, lambda x: {"pooled": tf.cast(x, "float")})
+
+
 def _traced(
     model: "keras.Model", preprocessing: Preprocessing, answers: Callable[[Any], Any]
 ) -> InferenceFunction:
     """Return a function from pixels to what `answers` makes of a model's outputs."""
     import tensorflow as tf
 
+    # From the second input, a key, nothing is drawn in inference.
+    key = [tf.zeros(2, tf.int64)] * (len(model.inputs) - 1)
+
     def run(image: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = preprocessing.normalise(tf.cast(image, tf.float32))
-        found: dict[str, tf.Tensor] = answers(model(pixels, training=False))
+        inputs = [pixels, *key] if key else pixels
+        found: dict[str, tf.Tensor] = answers(model(inputs, training=False))
         return found
 
-    pixels = tf.TensorSpec(model.input_shape, tf.uint8)
+    pixels = tf.TensorSpec(model.inputs[0].shape, tf.uint8)
     traced: InferenceFunction = tf.function(run, input_signature=[pixels])
     return traced
 

@@ -269,5 +269,15 @@ def logits_model(model: keras.Model) -> keras.Model:
     return keras.Model(inputs, model.get_layer("fc").output, name=model.name)
 
 
+def backbone_and_head(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Divide a classifier at its pooled features; both parts share its layers.
+
+    A key for dropout is the second input of both.
+    """
+    (image, *key), features = model.inputs, model.get_layer("avgpool").output
+    backbone = keras.Model([image, *key] if key else image, features)
+    return backbone, keras.Model([features, *key] if key else features, model.output)
+
+
 def _relu(x: Tensor, name: str) -> Tensor:
     return keras.layers.ReLU(name=name)(x)

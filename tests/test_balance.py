@@ -14,7 +14,7 @@ from test_step import IMAGES, KEY, LABELS, recipe_of, small
 
 import reszoo
 from reszoo.data.examples import Examples
-from reszoo.data.pipeline import Augmentation, _epoch_slots, class_shares
+from reszoo.data.pipeline import Augmentation, class_shares, epoch_slots
 from reszoo.training.model import training_copy
 from reszoo.training.recipes import find_recipe, parse_field, repeat_command
 from reszoo.training.run import RunConfig
@@ -60,7 +60,7 @@ def test_a_power_is_between_and_exact_over_the_epochs() -> None:
     np.testing.assert_allclose(expected, np.sqrt(COUNTS) / np.sqrt(COUNTS).sum())
     seen = np.zeros(3)
     for epoch in range(40):
-        slots = _epoch_slots(
+        slots = epoch_slots(
             unequal().targets, 60, (0, epoch), sampled(0.5), lambda drawn, _: drawn
         )
         counts = np.bincount(slots[2][0], minlength=3)

@@ -57,6 +57,7 @@ OF_THE_COMMAND = {
     ("train", "batch_size"): "a field of the recipe",
     ("train", "learning_rate"): "a field of the recipe",
     ("train", "seed"): "a field of the recipe",
+    ("train", "cache_features"): "a field of the recipe",
     ("evaluate", "min_accuracy"): "an exit code; Metrics.top1 in Python",
     ("explain", "output"): "pictures in a folder; Explanation.overlay in Python",
     ("explain", "overwrite"): "the same",

@@ -76,6 +76,7 @@ def train(
     learning_rate: float | None = None,
     seed: int | None = None,
     size: str | None = None,
+    cache_features: int | None = None,
     fields: list[str] | None = None,
     bad_images: str = defaults.TRAINING_BAD_IMAGES,
     resume: bool = False,
@@ -104,6 +105,8 @@ def train(
             augmentation.
         size (PIXELS, default the model's): Height and width of the images, such as 224
             or 64,96.
+        cache_features (VARIANTS, default none): Compute a frozen backbone's features
+            once, of so many augmented variants of each image; 1 is without.
         save_every: Seconds between saved states within an epoch.
         strategy (default one device): Distribute each batch. mirrored: over the GPUs of
             this machine; multiworker: over the processes in TF_CONFIG, each running

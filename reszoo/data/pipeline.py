@@ -124,7 +124,7 @@ def training_batches(
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:
         seeds = (seed, int(number))
-        slots = _epoch_slots(examples.targets, batch_size, seeds, augmentation, boxes)
+        slots = epoch_slots(examples.targets, batch_size, seeds, augmentation, boxes)
         mine = np.s_[first:, worker * part : (worker + 1) * part]
         # One row for each place, without the axis of steps.
         return [each[mine].reshape(-1, *each.shape[2:]) for each in slots]
@@ -150,7 +150,7 @@ def training_batches(
     return batches.with_options(options)
 
 
-def _epoch_slots(
+def epoch_slots(
     targets: NDArray[np.int64],
     batch_size: int,
     seeds: tuple[int, int],
@@ -290,7 +290,7 @@ def quietly(batches: Iterable[Batch]) -> Iterator[Batch]:
 def _loader(
     decoder: Decoder, preprocessing: Preprocessing, augmentation: Augmentation
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """Return a function that makes a training image from what `_epoch_slots` draws."""
+    """Return a function that makes a training image from what `epoch_slots` draws."""
     shown = replace(preprocessing, eval_size=preprocessing.train_size)
     policy = augmentation.policy and find_policy(augmentation.policy)
     sides, grey = preprocessing.train_sides, preprocessing.channels == 1

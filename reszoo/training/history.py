@@ -15,7 +15,7 @@ import tensorflow as tf
 from reszoo.cards import Card, Confidence, Metric
 from reszoo.files import disk_errors, write_text
 from reszoo.metrics import SCALARS, Metrics
-from reszoo.weights.names import Tensors
+from reszoo.weights.names import Tensors, assign_tensors
 from reszoo.weights.safetensors import read, write
 
 # Files of a run folder.
@@ -150,10 +150,7 @@ class RunHistory:
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the weights, as plain JSON values."""
-        return {
-            "history": [asdict(row) for row in self.epochs],
-            "best": self.best,
-        }
+        return {"history": [asdict(row) for row in self.epochs], "best": self.best}
 
     def restore(self, content: Mapping[str, Any], folder: Path) -> None:
         """Restore what `to_json` returned, and the best weights in the run's folder."""
@@ -185,6 +182,10 @@ class RunHistory:
             for name in files:
                 write(self._folder / name, tensors, card)
             write_history(self._folder / HISTORY, self.epochs)
+
+    def load_best(self, model: Any) -> None:
+        """Assign the best weights to a model."""
+        assign_tensors(model, self.best_tensors, "the best epoch")
 
     def calibrate(self, confidence: Confidence) -> None:
         """Add to the card of the best weights, also on the disk."""

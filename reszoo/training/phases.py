@@ -7,7 +7,7 @@ from typing import Any
 
 from reszoo.console import say
 from reszoo.errors import UsageError
-from reszoo.training.recipes import Recipe
+from reszoo.training.recipes import STILL, Recipe
 
 # BiT's HyperRule (arXiv:1912.11370, section 3.3): training images -> steps. There a
 # step has 512 images; with our smaller ones large sets get ten epochs at least.
@@ -76,7 +76,8 @@ class Phase:
     """A part of a training with one set of trainable weights."""
 
     name: str  # "head" or "all"
-    recipe: Recipe  # with `freeze_bn` and `bn_momentum` resolved
+    # With `freeze_bn` and `bn_momentum` resolved; `cache_features` if this phase can.
+    recipe: Recipe
     first_epoch: int  # its number over all phases, from 0
     epochs: int  # how many it has
     steps_per_epoch: int  # in full epochs
@@ -127,7 +128,11 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
             "batch_size must be at most the number of training images. Received: "
             f"batch_size={recipe.batch_size} for {images} images."
         )
-    resolved = _resolved(recipe, per_epoch, devices)
+    still, share = recipe.freeze_bn, 1 if recipe.sync_bn else devices
+    if still is None:
+        still = recipe.batch_size // recipe.accumulate // share < _SMALL_BATCH
+    momentum = moving_momentum(recipe, per_epoch)
+    resolved = replace(recipe, freeze_bn=still, bn_momentum=momentum)
     steps, head, row = recipe.steps, recipe.head_epochs, 1
     if recipe.epochs is not None:
         steps = recipe.epochs * per_epoch
@@ -139,10 +144,14 @@ def phases(recipe: Recipe, images: int, devices: int = 1) -> tuple[Phase, ...]:
         head = max(head, math.ceil(steps / 10 / per_epoch)) if head else 0
     recipe.warmup(steps / per_epoch)
     epochs = math.ceil(steps / per_epoch)
-    everything = Phase("all", resolved, head, epochs, per_epoch, steps, row)
+    main = resolved
+    if not (still and recipe.freeze == "backbone"):
+        main = replace(resolved, cache_features=None)
+    everything = Phase("all", main, head, epochs, per_epoch, steps, row)
     if not head:
         return (everything,)
-    frozen = replace(resolved, freeze="backbone", freeze_bn=True)
+    shown = STILL if recipe.cache_features == 1 else {}
+    frozen = replace(resolved, freeze="backbone", freeze_bn=True, **shown)
     alone = replace(frozen, learning_rate=recipe.head_learning_rate, ema=None)
     first = Phase("head", alone, 0, head, per_epoch, head * per_epoch, row)
     return first, everything
@@ -165,16 +174,6 @@ def fitting_batch(recipe: Recipe, images: int, unit: int = 1) -> dict[str, Any]:
     )
     rates = ("learning_rate", "head_learning_rate")
     return {"batch_size": size, **{r: share * getattr(recipe, r) for r in rates}}
-
-
-def _resolved(recipe: Recipe, per_epoch: int, devices: int) -> Recipe:
-    """Replace `freeze_bn=None` and `bn_momentum=None` by what they stand for."""
-    frozen, share = recipe.freeze_bn, 1 if recipe.sync_bn else devices
-    if frozen is None:
-        seen = recipe.batch_size // recipe.accumulate // share
-        frozen = seen < _SMALL_BATCH
-    momentum = moving_momentum(recipe, per_epoch)
-    return replace(recipe, freeze_bn=frozen, bn_momentum=momentum)
 
 
 def moving_momentum(recipe: Recipe, steps_per_epoch: int) -> float:

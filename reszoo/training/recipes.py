@@ -37,6 +37,12 @@ NEEDS = {
     "nesterov": ("optimizer", "sgd", "caffe-sgd"),
 }  # fmt: skip
 """Field -> another field and its values, without which the field has no effect."""
+STILL: dict[str, Any] = {
+    "crop": "none", "pad": 0.0, "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3),
+    "flip": False, "vertical_flip": False, "rotation": 0.0, "policy": None,
+    "erase": 0.0, "repeats": 1,
+}  # fmt: skip
+"""The fields of augmentation, for images as in evaluation."""
 # Defaults of the temperature and weight of distillation.
 _TAUGHT = (4.0, 0.9)
 _RULES: Rules = {
@@ -65,6 +71,26 @@ _RULES: Rules = {
     ),
     "accumulate must divide batch_size. "
     "Received: {accumulate}, {batch_size}.": lambda r: r.batch_size % r.accumulate == 0,
+    'cache_features needs a phase with a frozen backbone: freeze="backbone" and '
+    "freeze_bn=True, as in linear-probe, or head_epochs, as in finetune. Received: "
+    "{cache_features}, {freeze}, {freeze_bn}, {head_epochs}.": lambda r: (
+        (r.freeze == "backbone" and r.freeze_bn)
+        or (r.head_epochs or not r.cache_features)
+    ),
+    "mixup, cutmix, teacher, stochastic_depth and block_dropout act on what precedes "
+    "cached features. Received: {cache_features}, {mixup}, {cutmix}, {teacher}, "
+    "{stochastic_depth}, {block_dropout}. Leave it or them out.": lambda r: (
+        not r.cache_features
+        or not any((r.mixup, r.cutmix, r.teacher, r.stochastic_depth, r.block_dropout))
+    ),
+    "cache_features=1 shows images as in evaluation, more are augmented variants. "
+    "Received: {cache_features}, {crop}, {flip}, {vertical_flip}, {rotation}, "
+    '{policy}, {erase}, {repeats}. Set cache_features=1 with crop="none", flip=False '
+    "and the others left out, or cache_features=4 with augmentation.": lambda r: (
+        not r.cache_features
+        or (r.cache_features == 1 and r.freeze != "backbone")
+        or (r.cache_features == 1) == all(getattr(r, n) == v for n, v in STILL.items())
+    ),
 }
 
 
@@ -170,6 +196,10 @@ class Recipe:
         head_epochs: Epochs before all others in which the head alone is trained, at
             a constant rate and with frozen batch normalisation.
         head_learning_rate: Learning rate of those.
+        cache_features: While the backbone is frozen, compute its features once: of each
+            image as in evaluation (1), or of N augmented variants, those of the first N
+            epochs, which are shown in turn. They take images x N x features x 4 bytes,
+            2 GiB at most. None computes them in each epoch.
         recompute: Whether gradients compute most activations a second time instead of
             keeping them: a third more time for a fraction of the memory
             (arXiv:1604.06174). The updates are the same.
@@ -247,6 +277,7 @@ class Recipe:
     sync_bn: bool = False
     head_epochs: Annotated[int, "[0, inf)"] = 0
     head_learning_rate: Annotated[float, "(0, inf)"] = 0.1
+    cache_features: Annotated[int | None, "[1, inf)"] = None
     recompute: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     train_size: Annotated[int | tuple[int, int] | None, "[1, inf)"] = None
@@ -313,7 +344,8 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields replaced.
 
     Fields that depend on the old value of a replaced field are reset, unless they are
-    given as well: `resize="squash"` or `"pad"` resets `crop_pct`, which is 1 then; a
+    given as well: `resize="squash"` or `"pad"` resets `crop_pct`, which is 1 then;
+    `cache_features=1` resets augmentation where the head alone is trained; a
     new number of `epochs` replaces `steps`, and the other way round; a
     fixed warm-up becomes a twentieth of a training that is no longer than it, or that
     has steps where the recipe had epochs; a new `crop` or `schedule` resets what only
@@ -342,6 +374,8 @@ def _reset(recipe: Recipe, changes: dict[str, Any]) -> dict[str, Any]:
         for field, (other, *values) in NEEDS.items()
         if other in changes and changes[other] not in values
     }
+    if changes.get("cache_features") == 1 and recipe.freeze == "backbone":
+        reset |= STILL
     if changes.get("resize") in ("squash", "pad"):
         reset["crop_pct"] = None
     if changes.get("optimizer") in _ADAM and recipe.optimizer not in _ADAM:
@@ -394,20 +428,14 @@ def _parsed(text: str, options: tuple[Any, ...]) -> Any:
     return text
 
 
-def _table() -> dict[str, Recipe]:
-    """Return the recipes of `recipes.toml` by name."""
-    rows: dict[str, Recipe] = {}
-    listed = inherited(read_tables("reszoo.training", "recipes.toml"))
-    for name, row in listed.items():
-        fields = {
-            k: _parsed(v, options_of(Recipe, k)) if v == "none" else v
-            for k, v in row.items()
-        }
-        rows[name] = Recipe(name=name, **fields)
-    return rows
-
-
-RECIPES = _table()
+# "none" is None where the field may be None.
+RECIPES = {
+    name: Recipe(name=name, **{
+        k: _parsed(v, options_of(Recipe, k)) if v == "none" else v
+        for k, v in row.items()
+    })
+    for name, row in inherited(read_tables("reszoo.training", "recipes.toml")).items()
+}  # fmt: skip
 
 
 def repeat_command(

@@ -172,7 +172,7 @@ def _evaluation(run: "Run") -> Evaluation | None:
     if split == "train":
         return None
     examples = run.config.source.examples(split)
-    run.evaluator.load_tensors(run.history.best_tensors)
+    run.history.load_best(run.evaluator.model)
     confidence, unused = run.history.best_card.confidence, slice(None)
     half = confidence and split == "validation"
     record, teacher = run.config.card.preprocessing, run.config.teacher

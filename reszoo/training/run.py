@@ -18,37 +18,26 @@ from numpy.typing import NDArray
 from reszoo.cards import Card, Confidence
 from reszoo.confidence import measure
 from reszoo.console import Progress, say
+from reszoo.data import pipeline
 from reszoo.data.examples import Examples
-from reszoo.data.pipeline import (
-    Augmentation,
-    class_shares,
-    evaluation_batches,
-    quietly,
-    training_batches,
-)
 from reszoo.data.resize import resizing_gain
 from reszoo.data.sources import Source, content_digest
 from reszoo.errors import ReszooError, UnknownNameError, UsageError
-from reszoo.metrics import SCALARS, Metrics, inference_function, score
+from reszoo.metrics import SCALARS, Metrics, inference_function, pooled_function, score
 from reszoo.preprocessing import Preprocessing, as_sides
+from reszoo.resnet import backbone_and_head
+from reszoo.training import state
 from reszoo.training.devices import Devices
+from reszoo.training.features import feature_batches
 from reszoo.training.history import Epoch, EventLog, RunHistory
 from reszoo.training.model import evaluation_copy, training_copy
 from reszoo.training.phases import Phase
-from reszoo.training.recipes import Recipe
-from reszoo.training.state import (
-    STATE,
-    State,
-    Stopped,
-    StopRequest,
-    restore,
-    write_state,
-)
+from reszoo.training.recipes import STILL, Recipe
 from reszoo.training.step import PhaseTrainer
 from reszoo.training.teacher import Teacher
-from reszoo.weights.names import Tensors, assign_tensors, to_tensors
+from reszoo.weights.names import Tensors, to_tensors
 
-Batches = Iterator[tuple[tf.Tensor, tf.Tensor]]
+Batches = Iterator[pipeline.Batch]
 TENSORBOARD = "tensorboard"
 # BiT's HyperRule (arXiv:1912.11370, section 3.3) separates small pictures from large
 # ones here too: a quarter of a small one, enlarged, shows little of it.
@@ -59,9 +48,6 @@ _EVALUATED_AT_ONCE = 64
 _CACHED_BYTES = 2**26
 # Share of the time spent waiting for images above which a hint is given.
 _MUCH_WAITING = 0.2
-_AUGMENTING = (
-    "scale", "ratio", "vertical_flip", "rotation", "policy", "erase", "repeats",
-)  # fmt: skip
 # Fields of `Metrics` that are fields of `Epoch`, as "validation_loss" for example.
 _VALIDATED = ("loss", "top1", "balanced_accuracy", "macro_f1")
 # What TensorBoard shows of an epoch: tag -> field.
@@ -74,12 +60,13 @@ _TAGS = {
 
 def augmentation_of(
     recipe: Recipe, preprocessing: Preprocessing, flip_safe: bool
-) -> Augmentation:
+) -> pipeline.Augmentation:
     """Return how a recipe augments images; see `Source.flip_safe`."""
     side = min(as_sides(preprocessing.train_size))
     kind: Literal["pad", "resized"] = "pad" if side < _SMALL else "resized"
-    same: dict[str, Any] = {name: getattr(recipe, name) for name in _AUGMENTING}
-    return Augmentation(
+    others = STILL.keys() - {"crop", "pad", "flip"}
+    same: dict[str, Any] = {name: getattr(recipe, name) for name in others}
+    return pipeline.Augmentation(
         crop=kind if recipe.crop == "auto" else recipe.crop,
         pad=round(recipe.pad * side),
         flip=flip_safe if recipe.flip is None else recipe.flip,
@@ -132,7 +119,7 @@ class RunConfig:
         return [phase for phase in self.phases if phase.first_epoch <= epoch][-1]
 
     @property
-    def augmentation(self) -> Augmentation:
+    def augmentation(self) -> pipeline.Augmentation:
         """How training images are augmented."""
         preprocessing = self.card.preprocessing
         return augmentation_of(self.recipe, preprocessing, self.source.flip_safe)
@@ -151,7 +138,7 @@ class RunConfig:
                     raise UnknownNameError("label in class_weight", label, labels)
             return np.array([given.get(label, 1.0) for label in labels], np.float32)
         targets = self.source.examples("train").targets
-        shares = class_shares(targets, len(labels), self.augmentation.sampling)
+        shares = pipeline.class_shares(targets, len(labels), self.augmentation.sampling)
         return (1 / (len(labels) * np.maximum(shares, 1e-12))).astype(np.float32)
 
 
@@ -159,7 +146,7 @@ class Evaluator:
     """Evaluate a model, from images at `eval_size` to logits, on splits of the data.
 
     Of the devices the chief evaluates for all workers, at most `batch_size` images at a
-    time.
+    time. While only the head changes, `features` of images are kept in a dict.
     """
 
     def __init__(
@@ -176,6 +163,7 @@ class Evaluator:
         self._predict = inference_function(model, preprocessing)
         # One data set for each split, since each is traced anew.
         self._batches: dict[int, tf.data.Dataset] = {}
+        self.features: dict[int, NDArray[np.float32]] | None = None
 
     def load_variables(self, values: Mapping[str, tf.Variable]) -> Tensors:
         """Assign weights by the path of each variable; return them."""
@@ -183,10 +171,6 @@ class Evaluator:
         for variable in self.model.variables:
             variable.assign(values[variable.path])
         return to_tensors(self.model)
-
-    def load_tensors(self, tensors: Tensors) -> None:
-        """Assign weights by torchvision's names."""
-        assign_tensors(self.model, tensors, "the best epoch")
 
     def evaluate(self, split: str) -> Metrics | None:
         """Evaluate on one split; return None if the data has no such split."""
@@ -209,6 +193,13 @@ class Evaluator:
                 examples, self._preprocessing, self._batch_size
             )
         batches = self._batches[id(examples)]
+        if (kept := self.features) is not None:
+            if id(examples) not in kept:
+                compute = pooled_function(self.model, self._preprocessing)
+                found = [compute(images)["pooled"] for images, _ in batches]
+                kept[id(examples)] = np.concatenate(found)
+            logits = backbone_and_head(self.model)[1](kept[id(examples)])
+            return np.asarray(logits if name == "logits" else tf.nn.softmax(logits))
         parts = [self._predict(images)[name] for images, _ in batches]
         return np.asarray(tf.concat(parts, axis=0))
 
@@ -219,7 +210,7 @@ def evaluated_batches(
     batch_size: int = _EVALUATED_AT_ONCE,
 ) -> tf.data.Dataset:
     """Return every example in order; few are kept prepared."""
-    batches = evaluation_batches(examples, preprocessing, batch_size)
+    batches = pipeline.evaluation_batches(examples, preprocessing, batch_size)
     size = len(examples) * math.prod(preprocessing.input_shape)
     return batches.cache() if size <= _CACHED_BYTES else batches
 
@@ -280,7 +271,7 @@ class StepLoop(ABC):
         totals: Totals,
         steps: int,
         progress: Progress,
-        stop: StopRequest,
+        stop: state.StopRequest,
     ) -> bool:
         """Take steps until `totals.steps` are `steps`; tell if the loss stays finite.
 
@@ -303,11 +294,11 @@ class StepLoop(ABC):
             self._save_or_stop(stop)
         return True
 
-    def _save_or_stop(self, stop: StopRequest) -> None:
+    def _save_or_stop(self, stop: state.StopRequest) -> None:
         if self._devices.any_worker(stop.received is not None):
             self.save()
             self._devices.barrier()
-            raise Stopped
+            raise state.Stopped
         if time.monotonic() - self._saved >= self._save_every:
             self.save()
 
@@ -358,15 +349,15 @@ class Run(StepLoop):
         """Epochs done, and steps done in the present one."""
         return self._epoch, self._totals.steps
 
-    def resume(self, state: State, folder: Path) -> None:
+    def resume(self, saved: state.State, folder: Path) -> None:
         """Restore the state of an interrupted run and the best weights it saved."""
-        tensors, content = state
+        tensors, content = saved
         self._epoch = content["epoch"]
         self._totals = Totals(**content["tally"])
         self.head_top1 = content["probe"]
         self.history.restore(content, folder)
         self.phase_trainer = self._new_phase_trainer()
-        restore(self.phase_trainer.variables(), tensors)
+        state.restore(self.phase_trainer.variables(), tensors)
 
     def check_agreement(self) -> None:
         """Refuse to start where another worker starts differently.
@@ -381,7 +372,7 @@ class Run(StepLoop):
         start = {"weights": digests, "epoch and step": list(self.position)}
         self._devices.check_agreement({**self.config.conditions, **start})
 
-    def train(self, stop: StopRequest) -> None:
+    def train(self, stop: state.StopRequest) -> None:
         """Train for the remaining epochs.
 
         A ReszooError if the loss is NaN or infinite; Stopped if a signal requested
@@ -404,13 +395,12 @@ class Run(StepLoop):
         examples, classes = source.examples("validation"), len(source.labels)
         logits = np.zeros((len(examples), classes), np.float32)
         if devices.is_chief:
-            self.evaluator.load_tensors(self.history.best_tensors)
+            self.history.load_best(self.evaluator.model)
             logits = self.evaluator.outputs(examples, "logits")
         if (found := measure(logits, source)) is None:
             return
-        names = [
-            name for name, kind in get_type_hints(Confidence).items() if kind is float
-        ]
+        hints = get_type_hints(Confidence)
+        names = [name for name in hints if hints[name] is float]
         numbers = devices.broadcast([getattr(found, name) for name in names])
         found = replace(found, **dict(zip(names, numbers, strict=True)))  # type: ignore[arg-type]
         self.history.calibrate(found)
@@ -432,12 +422,15 @@ class Run(StepLoop):
             "tally": asdict(self._totals), "probe": self.head_top1,
             **self.history.to_json(),
         }  # fmt: skip
-        write_state(self.config.folder / STATE, self.phase_trainer.variables(), content)
+        state.write_state(
+            self.config.folder / state.STATE, self.phase_trainer.variables(), content
+        )
 
     def _new_phase_trainer(self) -> PhaseTrainer:
         config, card = self.config, self.config.card
         of_model = self._model, card.resnet, card.preprocessing
         phase, weights = config.phase_of(self._epoch), config.class_weights()
+        self.evaluator.features = {} if phase.recipe.cache_features else None
         shared = self._devices, weights, config.teacher
         return PhaseTrainer(*of_model, phase, *shared)
 
@@ -451,19 +444,25 @@ class Run(StepLoop):
         before = (p.steps for p in self.config.phases if p.first_epoch < first)
         return sum(before) + self._steps_done_in_phase()
 
-    def _train_epoch(self, stop: StopRequest) -> None:
+    def _train_epoch(self, stop: state.StopRequest) -> None:
         totals, steps = self._totals, self.phase_trainer.phase.steps_of(self._epoch)
-        batches = self._batches = self._batches or quietly(self._remaining_batches())
+        if self._batches is None:
+            self._batches = pipeline.quietly(self._remaining_batches())
         with Progress(f"epoch {self._epoch + 1}", steps, totals.steps) as progress:
-            if not self.take_steps(batches, totals, steps, progress, stop):
+            if not self.take_steps(self._batches, totals, steps, progress, stop):
                 raise self._diverged()
 
-    def _remaining_batches(self) -> tf.data.Dataset:
-        recipe = self.phase_trainer.phase.recipe
-        return training_batches(
-            self.examples, self.config.card.preprocessing, self.config.augmentation,
-            batch_size=recipe.batch_size, seed=recipe.seed, epoch=self._epoch,
-            start=self._totals.steps, epochs=self.config.epochs - self._epoch,
+    def _remaining_batches(self) -> Any:
+        config, phase = self.config, self.phase_trainer.phase
+        recipe, record = phase.recipe, config.card.preprocessing
+        augmentation = augmentation_of(recipe, record, config.source.flip_safe)
+        shown, start = (self.examples, record, augmentation), self._totals.steps
+        if recipe.cache_features:
+            epochs = range(self._epoch, phase.first_epoch + phase.epochs)
+            return feature_batches(self._model, recipe, *shown, epochs, start)
+        return pipeline.training_batches(
+            *shown, batch_size=recipe.batch_size, seed=recipe.seed, epoch=self._epoch,
+            start=start, epochs=config.epochs - self._epoch,
             shard=(self._devices.worker, self._devices.workers),
         )  # fmt: skip
 
@@ -476,6 +475,7 @@ class Run(StepLoop):
         self._validate()
         self._epoch, self._totals = self._epoch + 1, Totals()
         if self.config.phase_of(self._epoch) is not phase:
+            self._batches = None if phase.recipe.cache_features else self._batches
             self._end_head_phase()
         self.save()
         if self.config.on_epoch_end and self._devices.is_chief:
@@ -502,7 +502,8 @@ class Run(StepLoop):
             raise self._diverged()
         row = self._row(metrics)
         say(f"epoch {row.epoch:3d}/{self.config.epochs}  {row}{self._time_left()}")
-        if row.data_wait > _MUCH_WAITING and not self._hinted:
+        cached = self.phase_trainer.phase.recipe.cache_features
+        if row.data_wait > _MUCH_WAITING and not self._hinted and not cached:
             gain = resizing_gain(self.examples, self.config.source.name)
             say(f"Waiting for images took {row.data_wait:.0%} of the epoch; {gain}")
             self._hinted = True

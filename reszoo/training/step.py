@@ -13,18 +13,10 @@ from reszoo.architecture import Architecture
 from reszoo.data.augment.mix import mix
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
+from reszoo.resnet import backbone_and_head
+from reszoo.training import optimizers
 from reszoo.training.devices import Devices
 from reszoo.training.model import BatchNormCount, freeze, recomputed, set_momentum
-from reszoo.training.optimizers import (
-    Adam,
-    Lamb,
-    MovingAverage,
-    Optimizer,
-    Sgd,
-    UpdateRule,
-    is_decayed,
-    rate_scales,
-)
 from reszoo.training.phases import Phase
 from reszoo.training.recipes import Recipe
 from reszoo.training.teacher import distillation_loss
@@ -67,7 +59,7 @@ class TrainingStep:
     The model is from images to logits, such as a `training_copy`. Create it and this
     step within the `scope()` of the devices that share each batch. Class weights in the
     loss are `(classes,)`; None is 1. A teacher is from the model's normalised pixels to
-    logits (see `Teacher`).
+    logits (see `Teacher`). With `cache_features`, images are the features instead.
     """
 
     def __init__(
@@ -84,13 +76,18 @@ class TrainingStep:
         self._model, self._recipe = model, recipe
         plain = partial(model, training=True)
         self._compute = recomputed(model) if recipe.recompute else plain
-        self._preprocessing, self._class_weights = preprocessing, class_weights
+        self._normalise: Callable[[Any], Any] = preprocessing.normalise
+        if recipe.cache_features:
+            self._compute = partial(backbone_and_head(model)[1], training=True)
+            self._normalise = tf.identity
+        self._class_weights = class_weights
         self._weights = model.trainable_variables
         decays = [weight_decay_of(weight, recipe) for weight in self._weights]
-        places = rate_scales([each.name for each in model.layers], recipe.layer_decay)
+        names = [each.name for each in model.layers]
+        places = optimizers.rate_scales(names, recipe.layer_decay)
         scales = [places.get(each.path.split("/")[0], 1.0) for each in self._weights]
         rule = update_rule(recipe)
-        self.optimizer = Optimizer(rule, self._weights, decays, scales)
+        self.optimizer = optimizers.Optimizer(rule, self._weights, decays, scales)
         self._whole = _compiled(devices.replicated(self._descend))
         self._part = _compiled(devices.replicated(self._gradients))
         self._apply = _compiled(self.optimizer.apply)
@@ -145,7 +142,7 @@ class TrainingStep:
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         recipe, devices = self._recipe, self._devices
         images, targets, key = devices.shard(images, targets, key)
-        pixels = self._preprocessing.normalise(tf.cast(images, tf.float32))
+        pixels = self._normalise(tf.cast(images, tf.float32))
         soft = tf.one_hot(targets, self._model.output_shape[-1], dtype=tf.float32)
         pixels, soft = mix(pixels, soft, key, recipe.mixup, recipe.cutmix)
         # A model with stochastic depth or dropout draws from the key.
@@ -173,18 +170,18 @@ class TrainingStep:
 
 def weight_decay_of(weight: keras.Variable, recipe: Recipe) -> float:
     """Return the weight decay of one weight under a recipe."""
-    decayed = is_decayed(weight.path, len(weight.shape), recipe.decay_on)
+    decayed = optimizers.is_decayed(weight.path, len(weight.shape), recipe.decay_on)
     return recipe.weight_decay if decayed else 0.0
 
 
-def update_rule(recipe: Recipe) -> UpdateRule:
+def update_rule(recipe: Recipe) -> optimizers.UpdateRule:
     """Return the update rule of a recipe's optimizer."""
     if recipe.optimizer == "lamb":
-        return Lamb()
+        return optimizers.Lamb()
     if recipe.optimizer.startswith("adam"):
-        return Adam(decoupled=recipe.optimizer == "adamw")
+        return optimizers.Adam(decoupled=recipe.optimizer == "adamw")
     inside = recipe.optimizer == "caffe-sgd"
-    return Sgd(momentum=recipe.momentum, nesterov=recipe.nesterov, rate_inside=inside)
+    return optimizers.Sgd(recipe.momentum, recipe.nesterov, rate_inside=inside)
 
 
 class PhaseTrainer:
@@ -221,7 +218,10 @@ class PhaseTrainer:
             self._step = TrainingStep(*shown, devices, class_weights, teacher)
             self._average = None
             if recipe.ema is not None:
-                self._average = MovingAverage(model.variables)
+                # The average of a frozen weight would differ from it by rounding.
+                layers = [each for each in model.layers if each.trainable]
+                moving = [weight for each in layers for weight in each.variables]
+                self._average = optimizers.MovingAverage(moving)
                 self._update_average = _compiled(self._average.update)
 
     def train(
@@ -249,5 +249,6 @@ class PhaseTrainer:
         """Return the values to evaluate and save, by path: the averages, if any."""
         variables = {each.path: each.value for each in self.model.variables}
         if self._average:
-            return dict(zip(variables, self._average.copies, strict=True))
+            averages = self._average.state().items()
+            variables |= {n.removeprefix("average/"): copy for n, copy in averages}
         return variables

@@ -22,30 +22,23 @@ from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
 from reszoo.preprocessing import as_sides, shown_size
 from reszoo.specs import ResNetSpec, find_spec
+from reszoo.training import state
 from reszoo.training.devices import Devices, open_devices
+from reszoo.training.features import cache_notes
 from reszoo.training.history import BEST, HISTORY, LAST, Epoch
 from reszoo.training.model import resolve_precision
 from reszoo.training.phases import fitting_batch, phases
 from reszoo.training.recipes import DEFAULTS, Recipe, find_recipe, repeat_command
 from reszoo.training.report import write_curves, write_summary
 from reszoo.training.run import TENSORBOARD, Run, RunConfig
-from reszoo.training.state import (
-    STATE,
-    State,
-    check_output,
-    check_same,
-    read_state,
-    stop_on_signals,
-)
 from reszoo.training.teacher import Teacher
-from reszoo.weights.names import assign_tensors
 from reszoo.zoo import build, get_card, set_card
 
 # Photos lose little of what they show at this size, and much at half of it.
 _COARSE = 128
 _CURVES, _RECIPE, _REPORT = "curves.png", "recipe.json", "report.html"
 _RESULTS = (BEST, LAST, HISTORY, _CURVES, _REPORT)
-_FILES = (*_RESULTS, _RECIPE, STATE)
+_FILES = (*_RESULTS, _RECIPE, state.STATE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,11 +166,11 @@ def train(
             told = shlex.join(command(recipe, weights, after))
             return told.replace("reszoo.train(model", loaded)
 
-        state = _saved_state(folder if resume else None, config, train_on)
+        saved = _saved_state(folder if resume else None, config, train_on)
         run = Run(config)
-        if folder and state:
-            run.resume(state, folder)
-        _start(run, resuming=state is not None)
+        if folder and saved:
+            run.resume(saved, folder)
+        _start(run, resuming=saved is not None)
         _train(run)
         result = _result(run, command(chosen, weights, folder, match=match))
         devices.barrier()
@@ -231,9 +224,9 @@ def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None
         )
     if folder is None:
         return
-    marks, options = (STATE, BEST, LAST, _RECIPE), (resume, overwrite)
-    found = check_output(folder, _FILES, marks, "run", *options)
-    if resume and found and STATE not in found:
+    marks, options = (state.STATE, BEST, LAST, _RECIPE), (resume, overwrite)
+    found = state.check_output(folder, _FILES, marks, "run", *options)
+    if resume and found and state.STATE not in found:
         raise UsageError(
             f"{folder} holds a run without a state ({', '.join(found)}), which cannot "
             "be resumed. Choose another folder, or overwrite=True to start again."
@@ -303,6 +296,9 @@ def _fitted(
         "precision": resolve_precision(recipe),
         "devices": devices.count,
     }
+    parts = phases(recipe, len(source.examples("train")), devices.count)
+    told = cache_notes(parts, source, model, devices.count)
+    source = replace(source, notes=(*source.notes, *told))
     teacher = None
     if recipe.teacher is not None:
         with devices.scope():
@@ -310,9 +306,7 @@ def _fitted(
         conditions["teacher's weights"] = teacher.weights
     return {
         "model": model, "card": card, "source": source, "recipe": recipe,
-        "phases": phases(recipe, len(source.examples("train")), devices.count),
-        "conditions": conditions,
-        "teacher": teacher,
+        "phases": parts, "conditions": conditions, "teacher": teacher,
     }  # fmt: skip
 
 
@@ -336,11 +330,11 @@ def _matched(card: Card, source: Source) -> tuple[Card, Source]:
 
 def _saved_state(
     folder: Path | None, config: RunConfig, train_on: Callable[[Recipe], str]
-) -> State | None:
+) -> state.State | None:
     """Return the state to resume from, if any; refuse that of another run."""
-    if folder is None or not (folder / STATE).exists():
+    if folder is None or not (folder / state.STATE).exists():
         return None
-    tensors, content = read_state(folder / STATE)
+    tensors, content = state.read_state(folder / state.STATE)
     then = content["conditions"]
     if "net" in then:  # What early states call the model.
         then["model"] = then.pop("net")
@@ -351,7 +345,7 @@ def _saved_state(
     # A model in memory has other weights once it is trained.
     if all(name.startswith(("recipe's ", "first weights")) for name in changed):
         advice = _advice(then, recipe, train_on) if changed else ""
-    check_same(then, now, folder, advice)
+    state.check_same(then, now, folder, advice)
     return tensors, content
 
 
@@ -429,7 +423,7 @@ def _title(config: RunConfig) -> str:
 
 def _train(run: Run) -> None:
     recipe = run.config.recipe
-    with stop_on_signals(run.config.folder) as stop:
+    with state.stop_on_signals(run.config.folder) as stop:
         try:
             with run.config.devices.failing_together():
                 run.train(stop)
@@ -453,7 +447,7 @@ def _result(run: Run, repeat: list[str]) -> TrainResult:
     if folder:
         write_curves(folder / _CURVES, _title(config), history.epochs)
         write_summary(run, folder / _REPORT, repeat=repeat, export=export)
-    assign_tensors(config.model, history.best_tensors, "the best epoch")
+    history.load_best(config.model)
     set_card(config.model, history.best_card)
     return TrainResult(
         model=config.model, recipe=config.recipe, history=tuple(history.epochs),
