@@ -4,12 +4,12 @@
     python benchmarks/features.py DATA --output runs/small --model resnet20 --size 32
         --weights reszoo/bundled/resnet20-cifar10.safetensors --seeds 3
 
-The head of a frozen model, drawn anew, is trained by the recipe "linear-probe": as it is,
-without augmentation, and with `cache_features` of one and four. DATA holds
-`train/CLASS/*.jpg` and `test/CLASS/*.jpg`; of the photos to train on, a fifth is held
-out. Times are of the whole call of `reszoo.train`, with all files written; runs take
-turns, so that other load on the machine meets all of them. Without --weights the
-weights are random: then the times count, and not the accuracies.
+The head of a frozen model, drawn anew, is trained by the recipe "linear-probe" as it
+is and on four cached variants of each image, and without augmentation in both ways.
+DATA holds `train/CLASS/*.jpg` and `test/CLASS/*.jpg`; of the photos to train on, a
+fifth is held out. Times are of the whole call of `reszoo.train`, with all files
+written; runs take turns, so that other load on the machine meets all of them. Without
+--weights the weights are random: then the times count, and not the accuracies.
 """
 
 import argparse
@@ -50,13 +50,8 @@ def measured(given: Any, row: str, seed: int) -> dict[str, float]:
     photos = given.output / "photos.csv"
     classes = [folder.name for folder in sorted((given.data / "train").iterdir())]
     shape = (given.size, given.size, 3)
-    model = reszoo.build(
-        given.model,
-        weights=given.weights,
-        classes=classes,
-        input_shape=shape,
-        seed=seed,
-    )
+    options: Any = {"classes": classes, "input_shape": shape, "seed": seed}
+    model = reszoo.build(given.model, weights=given.weights, **options)
     head = model.get_layer("fc")
     drawn = np.random.default_rng(seed).normal(0, 0.01, head.kernel.shape)
     head.set_weights([drawn, np.zeros(len(classes))])

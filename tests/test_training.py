@@ -11,9 +11,10 @@ from PIL import Image
 from tiny import TWO_BLOCKS
 
 import reszoo
+from reszoo.data import pipeline
 from reszoo.data.pipeline import training_batches
 from reszoo.data.sources import open_source
-from reszoo.training import phases, run
+from reszoo.training import phases
 from reszoo.weights.names import to_tensors
 
 FILES = {
@@ -132,7 +133,7 @@ def test_only_images_that_may_be_flipped_are(
         seen.append(arguments[2])
         return training_batches(*arguments, **options)
 
-    monkeypatch.setattr(run, "training_batches", look)
+    monkeypatch.setattr(pipeline, "training_batches", look)
     reszoo.train(
         TWO_BLOCKS,
         folder if data == "folder" else data,
