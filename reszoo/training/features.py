@@ -89,7 +89,7 @@ def feature_batches(
     def batches() -> Iterator[pipeline.Batch]:
         for number in epochs:
             drawn = recipe.batch_size, (recipe.seed, number), augmentation, no_boxes
-            indices, keys, targets, _ = pipeline.epoch_slots(examples.targets, *drawn)
+            indices, keys, targets, *_ = pipeline.epoch_slots(examples.targets, *drawn)
             shown = (number + keys[..., 1] - indices) % variants
             for step in range(start * (number == epochs[0]), len(indices)):
                 chosen = found[shown[step], indices[step]]
