@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import reszoo
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.verification.reference import (
     make_reference,
     read_reference,
@@ -64,13 +64,14 @@ def test_a_file_is_verified_in_a_subprocess(exported: Any) -> None:
     kept = read_reference(exported.folder, exported.card)
     (record,) = [each for each in exported.files if each.format == "onnx"]
     path = exported.folder / record.file
-    found = verify_file(FORMATS["onnx"], path, kept, card=exported.card)
+    asked = FORMATS["onnx"], path, kept, ExportOptions(), exported.card
+    found = verify_file(*asked)
     assert found.verification == record.verification
     assert (found.inputs, found.outputs) == (record.inputs, record.outputs)
     with pytest.raises(
         reszoo.VerificationError, match=r"did not finish within 0\.01 s"
     ):
-        verify_file(FORMATS["onnx"], path, kept, seconds=0.01)
+        verify_file(*asked, seconds=0.01)
 
 
 def test_tflite_and_onnx_are_verified_without_tensorflow() -> None:

@@ -13,7 +13,7 @@ import pytest
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import probabilities
-from reszoo_export.formats import FORMATS
+from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.manifest import read_manifest, size_and_hash
 from reszoo_export.runtimes import open_runtime
 from reszoo_export.serving import make_serving, source_answers
@@ -115,12 +115,17 @@ def test_the_kept_reference_is_the_models(run: Any, exported: Any) -> None:
     )
 
 
+def compared(runtime: Any, reference: Any, card: Any = None) -> Any:
+    row, options = FORMATS["onnx"], ExportOptions()
+    return compare(row, runtime, reference, options, card or runtime.card)
+
+
 def test_half_precision_does_not_pass_for_single(exported: Any) -> None:
     runtime: Any = open_runtime(exported.folder / "model.onnx")
     reference = read_reference(exported.folder, exported.card)
     exact = runtime.run
     runtime.run = lambda images: exact(images).astype(np.float16).astype(np.float32)
-    problems = str(compare(FORMATS["onnx"], runtime, reference).problems)
+    problems = str(compared(runtime, reference).problems)
     assert "a log probability differs from the model's by" in problems
 
 
@@ -128,7 +133,7 @@ def test_foreign_operators_are_problems(exported: Any) -> None:
     runtime: Any = open_runtime(exported.folder / "model.onnx")
     reference = read_reference(exported.folder, exported.card)
     runtime.operators = {**runtime.operators, "com.microsoft.FusedConv": 1}
-    problems = " ".join(compare(FORMATS["onnx"], runtime, reference).problems)
+    problems = " ".join(compared(runtime, reference).problems)
     assert "operators that are not allowed: com.microsoft.FusedConv" in problems
 
 
@@ -137,10 +142,7 @@ def test_answers_that_are_not_numbers_are_a_problem(exported: Any) -> None:
     reference = read_reference(exported.folder, exported.card)
     run = runtime.run
     runtime.run = lambda images: run(images) * np.float32("nan")
-    assert (
-        "some outputs are NaN or infinite"
-        in compare(FORMATS["onnx"], runtime, reference).problems
-    )
+    assert "some outputs are NaN or infinite" in compared(runtime, reference).problems
 
 
 def test_a_batch_that_mixes_its_images_is_a_problem(exported: Any) -> None:
@@ -148,7 +150,7 @@ def test_a_batch_that_mixes_its_images_is_a_problem(exported: Any) -> None:
     reference = read_reference(exported.folder, exported.card)
     run = runtime.run
     runtime.run = lambda images: run(images) + np.float32(5e-5 * (len(images) == 1))
-    problems = compare(FORMATS["onnx"], runtime, reference).problems
+    problems = compared(runtime, reference).problems
     assert "an output changes by 5e-05 with the other images of its batch" in problems
 
 
@@ -257,7 +259,7 @@ def test_a_file_that_does_not_run_is_an_error_of_ours(exported: Any) -> None:
     reference = read_reference(exported.folder, exported.card)
     small = replace(reference, images=reference.images[:, :30, :30])
     with pytest.raises(reszoo.VerificationError, match=r"cannot run it \(Invalid"):
-        compare(FORMATS["onnx"], runtime, small)
+        compared(runtime, small)
 
 
 def test_another_card_inside_is_a_problem(exported: Any) -> None:
@@ -266,7 +268,7 @@ def test_another_card_inside_is_a_problem(exported: Any) -> None:
     turned = replace(exported.card, labels=exported.card.labels[::-1])
     older = replace(exported.card, versions={}, metrics=())
     for card, told in ((turned, "other labels, or in"), (older, "metrics, versions")):
-        found = compare(FORMATS["onnx"], runtime, reference, card=card)
+        found = compared(runtime, reference, card=card)
         assert told in found.problems[-1]
 
 
@@ -282,7 +284,7 @@ def test_the_worst_images_are_told(exported: Any) -> None:
         return answers
 
     runtime.run = mistaken
-    found = compare(FORMATS["onnx"], runtime, reference)
+    found = compared(runtime, reference)
     first = found.worst[0]
     expected = reference.outputs[7]
     assert len(found.worst) == 5

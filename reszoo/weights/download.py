@@ -356,7 +356,7 @@ def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
     is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
     if is_commit and _cached(repo, file, revision) is hub._CACHED_NO_EXIST:
         return None
-    folder = _hub_folder()
+    folder = cache_folder() / "hub"
     try:
         path = hub.hf_hub_download(repo, file, revision=revision, cache_dir=folder)
     # Its releases use different HTTP libraries, whose errors have no common base.
@@ -382,11 +382,7 @@ def _hub_file(repo: str, file: str, revision: str | None) -> Path | None:
     return link
 
 
-def _hub_folder() -> Path:
-    return cache_folder() / "hub"
-
-
 def _cached(repo: str, file: str, revision: str | None) -> object:
     from huggingface_hub import try_to_load_from_cache
 
-    return try_to_load_from_cache(repo, file, _hub_folder(), revision)
+    return try_to_load_from_cache(repo, file, cache_folder() / "hub", revision)

@@ -171,13 +171,5 @@ def as_bytes(serving: Serving, model: keras.Model) -> Serving:
     )
 
 
-def set_ranges(model: keras.Model, ranges: Ranges) -> None:
-    """Give a model from `build_integer_model` other ranges."""
-    for name, (low, high) in ranges.items():
-        layer = model.get_layer(f"{name}.range")
-        layer.low.assign(low)
-        layer.high.assign(high)
-
-
 def _inputs(layer: keras.layers.Layer) -> list[keras.KerasTensor]:
     return layer.input if isinstance(layer.input, list) else [layer.input]

@@ -233,7 +233,9 @@ def choose(serving: Serving, calibration: Calibration) -> Choice:
     _check_finite(expected)
     trials = []
     for share, ranges in candidates.items():
-        integer_model.set_ranges(integers, {name: ranges[name] for name in inner})
+        for name in inner:
+            rounder = integers.get_layer(f"{name}.range")
+            rounder.set_weights(list(map(np.float32, ranges[name])))
         outputs = predict(images)
         near_scores, scores = _log_softmax(outputs), _log_softmax(expected)
         apart = float((np.exp(scores) * (scores - near_scores)).sum(1).mean())

@@ -22,7 +22,6 @@ from reszoo_export.manifest import Disagreement, Reliability, Verification
 from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, in_batches
 from reszoo_export.verification.reference import Reference
 
-_DEFAULTS = ExportOptions()
 _BATCH_SIZES = range(1, 9)
 _CAM_IMAGES = 16
 
@@ -31,16 +30,14 @@ def compare(
     row: Format,
     runtime: Runtime,
     reference: Reference,
-    options: ExportOptions = _DEFAULTS,
-    card: Card | None = None,
+    options: ExportOptions,
+    card: Card,
 ) -> Verification:
     """Run an opened file on the reference's images and compare.
 
-    The card is the model's; None takes the one in the file. A VerificationError if the
-    runtime cannot run the file on the images, or its outputs have another shape than
-    the model's.
+    The card is the model's. A VerificationError if the runtime cannot run the file on
+    the images, or its outputs have another shape than the model's.
     """
-    card = card or runtime.card
     limits = limits_of(row, card)
     problems = structure_problems(row, runtime, options, card)
     try:

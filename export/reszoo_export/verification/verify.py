@@ -25,7 +25,6 @@ from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.reference import Reference, read_reference
 
-_DEFAULTS = ExportOptions()
 # ResNet-152 on one slow core takes a second for an image.
 _SECONDS_TO_OPEN, _SECONDS_PER_IMAGE = 300.0, 10.0
 _CHANGED = "the file has changed since it was exported (sha256 differs)"
@@ -130,8 +129,8 @@ def verify_file(
     row: Format,
     path: Path,
     reference: Reference,
-    options: ExportOptions = _DEFAULTS,
-    card: Card | None = None,
+    options: ExportOptions,
+    card: Card,
     *,
     seconds: float | None = None,
 ) -> FileVerification:
@@ -143,7 +142,7 @@ def verify_file(
         reference: Images and the model's outputs; some of them are used for a format
             with a slow runtime.
         options: What the file was exported with.
-        card: Of the model; None takes the one in the file.
+        card: Of the model.
         seconds: Timeout; None is more than any model needs.
 
     Returns:
@@ -161,7 +160,7 @@ def verify_file(
         "format_name": row.name,
         "path": str(path.absolute()),
         "options": asdict(options),
-        "card": card and card.to_text(),
+        "card": card.to_text(),
     }
     limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
     function, arrays = f"{__name__}:verify_stored", reference.arrays()
@@ -176,13 +175,12 @@ def verify_file(
 
 
 def verify_stored(
-    arrays: Any, format_name: str, path: str, options: Any, card: str | None
+    arrays: Any, format_name: str, path: str, options: Any, card: str
 ) -> dict[str, Any]:
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
     synthetic = len(arrays["images"]) - len(arrays["targets"])
     row, reference = FORMATS[format_name], Reference(**arrays, synthetic=synthetic)
-    model_card = Card.from_text(card) if card else None
-    asked = ExportOptions(**options)
+    asked, model_card = ExportOptions(**options), Card.from_text(card)
     return asdict(verify_in_process(row, Path(path), reference, asked, model_card))
 
 
@@ -191,18 +189,18 @@ def verify_in_process(
     path: Path,
     reference: Reference,
     options: ExportOptions,
-    card: Card | None,
+    card: Card,
 ) -> FileVerification:
     """Do the work of `verify_file` in this process (see there)."""
     try:
         runtime = open_runtime(path)
-        problems = content_problems(row, path, card or runtime.card)
+        problems = content_problems(row, path, card)
     except ReszooError as error:
         raise VerificationError(str(error)) from error
     found = compare(row, runtime, reference, options, card)
     try:
         problems += row.runtime.reader.find_problems(
-            path, row, card or runtime.card, reference.images, options
+            path, row, card, reference.images, options
         )
     except Exception as error:
         raise VerificationError(
