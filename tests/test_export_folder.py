@@ -84,7 +84,7 @@ def test_only_a_failed_export_makes_room_for_the_next(
     def nothing(graph: Any) -> Any:
         return {**fold(graph), "fc.bias": np.full(3, 9, np.float32) * [0, 1, 2]}
 
-    monkeypatch.setattr("reszoo_export.serving.fold", nothing)
+    monkeypatch.setattr("reszoo_export.keras_models.resnet.fold", nothing)
     mine = tmp_path / "x.failed"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
