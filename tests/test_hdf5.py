@@ -134,6 +134,43 @@ def test_files_built_to_do_harm_are_refused(
         keras_h5.read_model(small)[0]
 
 
+# Bytes behind others, which make libhdf5 search forever or read beyond its memory.
+@pytest.mark.parametrize(
+    ("before", "distance", "new", "text"),
+    [
+        (b"\x19\x01", 1, b"\x07", "'model_config' is not a text"),
+        # No more texts, then a rest without a size.
+        (b"GCOL", 16, bytes(16), "a heap of texts is damaged"),
+        (b"GCOL", 5, b"\xff" * 3 + b"\0\x10" + bytes(22), "a heap of texts is damaged"),
+        (b"GCOL", 24, b"\xf0" + b"\xff" * 7, "a heap of texts is damaged"),
+    ],
+)  # fmt: skip
+def test_damaged_texts_are_not_read(
+    small: Path, before: bytes, distance: int, new: bytes, text: str
+) -> None:
+    with h5py.File(small, "a") as file:
+        file.attrs["model_config"] = "{}"
+    content = bytearray(small.read_bytes())
+    at = content.index(before) + distance
+    content[at : at + len(new)] = new
+    small.write_bytes(content)
+    with pytest.raises(reszoo.CheckpointError, match=text):
+        keras_h5.read_model(small)
+
+
+def test_a_weight_of_another_name_or_number_is_named(
+    small: Path, tmp_path: Path
+) -> None:
+    """Of a file whose names are damaged."""
+    with h5py.File(small, "a") as file:
+        file["conv1_conv/conv1_conv/0:0"] = np.zeros(3)
+        file["conv1_conv/conv1_conv/9:0"] = np.zeros(3)
+    with pytest.raises(reszoo.CheckpointError, match="not a complete HDF5 file"):
+        keras_h5.read_model(small)
+    layers = {"conv1": {"kernel": np.zeros((3, 3, 3, 8)), "gamna": np.zeros(8)}}
+    assert set(keras_h5.own_tensors(layers)) == {"conv1.weight", "conv1.gamna"}
+
+
 def test_truncated_files_are_refused(small: Path) -> None:
     content = small.read_bytes()
     for kept in (9, 100, len(content) // 2, len(content) - 1):

@@ -21,10 +21,7 @@ _CHANNEL, _LAYER, _FLOAT = 28, 800, 4
 
 @command("list")
 def list_(
-    pattern: str = "*",
-    *,
-    weights: bool = False,
-    sort: str | None = None,
+    pattern: str = "*", *, weights: bool = False, sort: str | None = None
 ) -> None:
     """List the models by family, or their published weights.
 

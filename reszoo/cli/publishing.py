@@ -11,11 +11,7 @@ from reszoo.console import printable
 
 @command()
 def web(
-    folder: Path,
-    *,
-    output: Path,
-    vendor: bool | None = None,
-    overwrite: bool = False,
+    folder: Path, *, output: Path, vendor: bool | None = None, overwrite: bool = False
 ) -> None:
     """Write a static site that classifies camera images and photos in the browser.
 
@@ -73,10 +69,7 @@ def push(
 
 @command("check-weights")
 def check_weights(
-    pattern: str = "*",
-    *,
-    images: Path,
-    allow_noncommercial: bool = False,
+    pattern: str = "*", *, images: Path, allow_noncommercial: bool = False
 ) -> None:
     """Download published weights and measure their accuracy on ImageNet.
 

@@ -28,11 +28,12 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 SUFFIX = ".keras"
 # Members of a `.keras` file.
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+# A collection of texts in an HDF5 file, with its size.
+_HEAP = re.compile(rb"GCOL\x01...(.{8})", re.DOTALL)
 # Deeper than any file that Keras writes.
 _MAX_DEPTH = 12
 # Batch norm epsilon of `keras.applications` and of reszoo.
-_KERAS_EPSILON = 1.001e-5
-_RESZOO_EPSILON = 1e-5
+_KERAS_EPSILON, _RESZOO_EPSILON = 1.001e-5, 1e-5
 # `preprocess_input(mode="caffe")`: BGR means, subtracted from 0..255; no scaling.
 _CAFFE_BGR = (103.939, 116.779, 123.68)
 _NAME = re.compile(r"conv([2-5])_block(\d+)_([0-3]|preact)_(conv|bn)")
@@ -50,7 +51,7 @@ _PASSIVE = (
     "ZeroPadding2D",
 )  # fmt: skip
 _DAMAGED = (
-    OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError,
+    OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError,
     zipfile.BadZipFile,
 )  # fmt: skip
 
@@ -88,18 +89,19 @@ def read_model(path: Path) -> tuple[Layers, Any]:
                     continue
                 layer, kind = names[-2], names[-1].split(":")[0]
                 if layer == "vars":
-                    layer = str(dataset.parent.attrs["name"])
+                    layer = _text(dataset.parent, "name")
                 kinds = layers.setdefault(layer, {})
                 if kind in kinds:
                     raise CheckpointError(f"{path} has two layers named {layer!r}.")
                 kinds[kind] = _stored(dataset, names, path)
+        numbered = {name: _with_kinds(weights) for name, weights in layers.items()}
     # h5py has no error of its own for damaged files.
     except _DAMAGED as error:
         text = f"{path} is not a complete HDF5 file ({error})."
         raise CheckpointError(text) from error
     if not layers:
         raise CheckpointError(f"{path} holds no weights of layers.")
-    return {name: _with_kinds(weights) for name, weights in layers.items()}, config
+    return numbered, config
 
 
 @contextmanager
@@ -108,15 +110,42 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     import h5py
 
     if _is_hdf5(path):
+        _check_heaps(np.memmap(path, np.uint8, "r"))
         with h5py.File(path, "r") as file:
-            text = file.attrs.get("model_config")
-            yield file, parse_json(text) if isinstance(text, str | bytes) else None
+            name = "model_config"
+            yield file, parse_json(_text(file, name)) if name in file.attrs else None
         return
     with open_archive(path) as archive:
         config = parse_json(read_member(archive, _CONFIG, JSON_BYTES))
         content = read_member(archive, _WEIGHTS, path.stat().st_size)
+    _check_heaps(content)
     with h5py.File(io.BytesIO(content), "r") as file:
         yield file, config
+
+
+def _check_heaps(content: Any) -> None:
+    """Refuse damaged heaps of texts, in which libhdf5 searches forever or crashes."""
+    for match in _HEAP.finditer(content):
+        at, end = match.end(), match.start() + int.from_bytes(match[1], "little")
+        while at + 16 <= end:
+            size = int.from_bytes(content[at + 8 : at + 16], "little")
+            # An object has a header and is padded; the free rest counts its own.
+            size += (16 - size % -8) * any(content[at : at + 2])
+            if not 16 <= size <= end - at:
+                raise ValueError("a heap of texts is damaged")
+            at += size
+
+
+def _text(place: Any, name: str) -> str:
+    """Return an attribute that is text: reading other types can crash libhdf5."""
+    import h5py
+
+    attribute, layout = place.attrs.get_id(name), place.file.id.get_create_plist()
+    is_text = isinstance(attribute.get_type(), h5py.h5t.TypeStringID)
+    if attribute.shape or not is_text or layout.get_sizes() != (8, 8):
+        raise ValueError(f"{name!r} is not a text")
+    text = place.attrs[name]
+    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def _is_hdf5(path: Path) -> bool:
@@ -174,7 +203,9 @@ def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
             f"{path} must contain {'/'.join(names)} itself, complete and uncompressed. "
             f"Received: {stored} bytes for shape {dataset.shape}. The file is refused."
         )
-    return to_float32(np.asarray(dataset[()]), "/".join(names), str(path))
+    # Values of other types, which are refused, are not read.
+    values = dataset[()] if dataset.dtype.kind == "f" else np.empty(0, dataset.dtype)
+    return to_float32(np.asarray(values), "/".join(names), str(path))
 
 
 def is_v2(layers: Iterable[str]) -> bool:
@@ -272,7 +303,7 @@ def is_ours(layers: Layers) -> bool:
 def own_tensors(layers: Layers) -> Tensors:
     """Return the weights of layers of reszoo under torchvision's names."""
     return {
-        f"{_with_head(layer, weights)}.{TORCH_NAMES[kind]}": to_torch(value)
+        f"{_with_head(layer, weights)}.{TORCH_NAMES.get(kind, kind)}": to_torch(value)
         for layer, weights in layers.items()
         for kind, value in weights.items()
     }

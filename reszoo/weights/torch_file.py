@@ -18,14 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.errors import CheckpointError
-from reszoo.weights.unpickler import (
-    MAX_BYTES,
-    Allowed,
-    Call,
-    RefusalError,
-    Unpickler,
-    checked_key,
-)
+from reszoo.weights import unpickler
+from reszoo.weights.unpickler import Call, RefusalError, Unpickler, checked_key
 
 Array = NDArray[Any]
 ByteOrder = Literal["<", ">"]
@@ -331,7 +325,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _latin1,
 }
 # Everything that a pickle may name.
-_ALLOWED: Allowed = {
+_ALLOWED: unpickler.Allowed = {
     **{name: Call(".".join(name), run) for name, run in _FUNCTIONS.items()},
     **{
         ("torch", f"{kind}Storage"): StorageType(f"{kind}Storage", stored)
@@ -347,7 +341,7 @@ New = Callable[[StorageType, str, int], Storage]
 
 
 def _load(
-    stream: IO[bytes], new: New, more: int, allowed: Allowed = _ALLOWED
+    stream: IO[bytes], new: New, more: int, allowed: unpickler.Allowed = _ALLOWED
 ) -> tuple[Any, dict[str, Storage]]:
     """Return what the next pickle holds, and the storages that it refers to."""
     # `more` are the fields of a reference after its count.
@@ -403,9 +397,9 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
 
 
 def _content(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > MAX_BYTES:
+    if archive.getinfo(name).file_size > unpickler.MAX_BYTES:
         file = name.rpartition("/")[2]
-        raise RefusalError(f"has a {file} of more than {MAX_BYTES:,} bytes.")
+        raise RefusalError(f"has a {file} of more than {unpickler.MAX_BYTES:,} bytes.")
     with archive.open(name) as member:
         return b"".join(iter(lambda: member.read(_CHUNK), b""))
 
