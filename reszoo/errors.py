@@ -33,10 +33,10 @@ def _escaped(character: str) -> str:
     return f"\\x{ord(character) - 0xDC00:02x}" if is_byte else ascii(character)[1:-1]
 
 
-def summarized(names: Sequence[str], most: int = 5) -> str:
+def summarized(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+    return f"{between.join(names[:most])}{more}"
 
 
 class ReszooError(Exception):

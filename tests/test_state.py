@@ -151,7 +151,7 @@ def test_the_difference_of_conditions_is_listed(tmp_path: Path) -> None:
     now = {name: value + 1 for name, value in then.items()} | {"new": "x" * 99}
     with pytest.raises(
         reszoo.UsageError,
-        match=r"recipe\. field 0 was 0, is 1; .*; and 3 more\. Use those",
+        match=r"recipe\. field 0 was 0, is 1; .* and 3 more\. Use those",
     ):
         check_same(then, now, tmp_path)
     with pytest.raises(reszoo.UsageError, match=r'new was null, is "x{56}\.\.\.\. Use'):

@@ -14,32 +14,15 @@ from reszoo.console import say
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.preprocessing import Preprocessing
+from reszoo.training import phases
 from reszoo.training.model import freeze, set_momentum
 from reszoo.training.optimizers import Update
-from reszoo.training.phases import learning_rate, moving_momentum
 from reszoo.training.recipes import DEFAULTS, FIELDS, LEARNING, Recipe, find_recipe
 from reszoo.training.step import LOSSES, update_rule, weight_decay_of
 from reszoo.zoo import get_card, own_card, set_card
 
 _registered = keras.saving.register_keras_serializable(package="reszoo")
 _STEP = "iteration"
-
-
-class _RecipeRates(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """The learning rate of each step of a recipe; constant after the last one."""
-
-    def __init__(self, recipe: Recipe, steps_per_epoch: int) -> None:
-        total = steps_per_epoch * (recipe.epochs or 0)
-        self._rates = [
-            learning_rate(recipe, step, steps_per_epoch, total)
-            for step in range(total + 1)
-        ]
-
-    def __call__(self, step: Any) -> Any:
-        """Return the rate of a step, counted from 0: a float32 scalar."""
-        last = len(self._rates) - 1
-        rates = tf.constant(self._rates, tf.float32)
-        return tf.gather(rates, tf.minimum(tf.cast(step, tf.int32), last))
 
 
 @_registered
@@ -49,10 +32,13 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def __init__(
         self, recipe: Recipe, steps_per_epoch: int, name: str | None = None
     ) -> None:
-        rates = _RecipeRates(recipe, steps_per_epoch)
-        super().__init__(learning_rate=rates, name=name or recipe.optimizer)
+        super().__init__(learning_rate=self._rate, name=name or recipe.optimizer)
         self._rule, self._recipe = update_rule(recipe), recipe
-        self._steps = steps_per_epoch
+        self._steps, total = steps_per_epoch, steps_per_epoch * (recipe.epochs or 0)
+        self._rates = [
+            phases.learning_rate(recipe, step, steps_per_epoch, total)
+            for step in range(total + 1)
+        ]
         self._slots: list[list[Any]] = []
         self._decays: list[float] = []
 
@@ -70,6 +56,12 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             "reszoo.compile(model, learning_rate=...), or compile the model with an "
             "optimizer of Keras."
         )
+
+    def _rate(self) -> Any:
+        """Return the rate of the current step; after the last one it is constant."""
+        rates = tf.constant(self._rates, tf.float32)
+        step = tf.minimum(tf.cast(self.iterations, tf.int32), len(self._rates) - 1)
+        return tf.gather(rates, step)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the rule's slots of each variable."""
@@ -231,7 +223,7 @@ def compile(
     _check_supported(model, [n for n in _REFUSED if getattr(chosen, n) != DEFAULTS[n]])
     freeze_bn = bool(chosen.freeze_bn)
     batch_norm = freeze(model, card.resnet, chosen.freeze, freeze_bn)
-    set_momentum(model, moving_momentum(chosen, steps_per_epoch))
+    set_momentum(model, phases.moving_momentum(chosen, steps_per_epoch))
     model.compile(
         optimizer=RuleOptimizer(chosen, steps_per_epoch),
         loss=RecipeLoss(chosen.loss, chosen.label_smoothing),

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from reszoo.console import say
-from reszoo.errors import CheckpointError, UsageError
+from reszoo.errors import CheckpointError, UsageError, summarized
 from reszoo.files import atomic_file, parse_json
 from reszoo.weights.safetensors import read
 
@@ -123,7 +123,7 @@ def restore(
     if unmatched:
         raise CheckpointError(
             "The state belongs to another model or optimizer. In only one of them: "
-            f"{', '.join(unmatched[:_SHOWN])}."
+            f"{summarized(unmatched, _SHOWN)}."
         )
     for name, variable in variables.items():
         variable.assign(tensors[name])
@@ -181,11 +181,10 @@ def check_same(
         if then.get(name) != now.get(name)
     ]
     if differences:
-        more = len(differences) - _SHOWN
-        listed = "; ".join(differences[:_SHOWN] + [f"and {more} more"] * (more > 0))
         raise UsageError(
             f"The run in {folder} can only be resumed with the same model, data and "
-            f"recipe. {listed}. Use those, or another output folder.{advice}"
+            f"recipe. {summarized(differences, _SHOWN, '; ')}. Use those, or another "
+            f"output folder.{advice}"
         )
 
 
