@@ -14,6 +14,7 @@ from reszoo.cards import Confidence
 from reszoo.data import sources
 from reszoo.data.splits import calibration_halves
 from reszoo.errors import DataError, UsageError
+from reszoo.fields import check_range
 from reszoo.zoo import get_card, load, save, set_card
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def calibrate(
             validation split, or half of it has too few images.
         UsageError: An argument is out of range.
     """
-    if not 0 < keep <= 1:
-        raise UsageError(f"keep must be in (0, 1]. Received: keep={keep}.")
+    check_range("keep", keep, "(0, 1]")
     path = model if isinstance(model, str | os.PathLike) else None
     loaded = load(path) if path is not None else model
     target = output or path

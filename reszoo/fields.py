@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from importlib.resources import files
+from numbers import Real
 from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -158,12 +159,17 @@ def check_fields(holder: Any) -> None:
     for name, (options, interval) in _fields(holder.__class__).items():
         value = coerce(name, getattr(holder, name), options)
         object.__setattr__(holder, name, value)
-        parts = value.values() if isinstance(value, dict) else value
-        numbers = parts if isinstance(value, tuple | dict) else [value]
-        known = [x for x in numbers if isinstance(x, int | float)]
-        if interval and not all(_is_in(x, interval) for x in known):
-            wanted = _in_words(interval)
-            raise UsageError(f"{name} must be {wanted}. Received: {name}={value}.")
+        if interval:
+            check_range(name, value, interval)
+
+
+def check_range(name: str, value: Any, interval: str) -> None:
+    """Raise UsageError where the numbers of a value are not all in "[0, 1)", say."""
+    parts = value.values() if isinstance(value, dict) else value
+    numbers = parts if isinstance(value, tuple | dict) else [value]
+    if not all(_is_in(x, interval) for x in numbers if isinstance(x, Real)):
+        wanted = _in_words(interval)
+        raise UsageError(f"{name} must be {wanted}. Received: {name}={value}.")
 
 
 def _is_in(value: float, interval: str) -> bool:

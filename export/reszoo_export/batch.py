@@ -25,6 +25,7 @@ from reszoo.data.image_files import reason_of
 from reszoo.data.image_paths import iterate_paths
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError, ReszooError, UnknownNameError, UsageError
+from reszoo.fields import check_range
 from reszoo.files import disk_errors, flush
 from reszoo_export.manifest import size_and_hash
 from reszoo_export.predictor import Predictor, map_ahead
@@ -418,12 +419,8 @@ class FileClassifier:
         unknown: bool = defaults.UNKNOWN,
         **options: bool,
     ) -> None:
-        if top < 1:
-            raise UsageError(f"top must be at least 1. Received: top={top}.")
-        if threads is not None and threads < 1:
-            raise UsageError(
-                f"threads must be at least 1. Received: threads={threads}."
-            )
+        check_range("top", top, "[1, inf)")
+        check_range("threads", threads, "[1, inf)")
         # Of the runtimes only TensorFlow cannot give every call a thread of its own.
         runtime = find_runtime(Path(model))
         # A subprocess serves one call at a time.

@@ -17,7 +17,8 @@ from reszoo import defaults
 from reszoo.cards import Card
 from reszoo.data.image_files import open_image
 from reszoo.environment import usable_cores
-from reszoo.errors import DataError, UsageError
+from reszoo.errors import DataError, UsageError, known
+from reszoo.fields import check_range
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.isolation import open_isolated
@@ -247,11 +248,8 @@ class Predictor:
             UsageError: As for `predict`, or an argument is out of range.
             DataError: A file is not a readable image, and errors is "raise".
         """
-        if prefetch < 0 or errors not in ("raise", "return"):
-            raise UsageError(
-                "prefetch must be at least 0, and errors 'raise' or 'return'. "
-                f"Received: prefetch={prefetch}, errors={errors!r}."
-            )
+        check_range("prefetch", prefetch, "[0, inf)")
+        known("errors", errors, ("raise", "return"))
         return self._answers(_named(images, batch_size), batch_size, errors, prefetch)
 
     def scores(
@@ -372,8 +370,7 @@ class Predictor:
             Pairs of label and probability. Of an unknown image it is one pair,
             "unknown" and the largest probability.
         """
-        if k < 1:
-            raise UsageError(f"k must be at least 1. Received: k={k}.")
+        check_range("k", k, "[1, inf)")
         output = self.threshold[0] if unknown else None
         size = defaults.PREDICTION_BATCH_SIZE
         answer = self._run(image, size, "probabilities", output)
@@ -424,10 +421,7 @@ def _named(
     images: ImageLike | Iterable[ImageLike], batch_size: int
 ) -> Iterator[_Named]:
     """Yield the images of an iterable, with what messages call them."""
-    if batch_size < 1:
-        raise UsageError(
-            f"batch_size must be at least 1. Received: batch_size={batch_size}."
-        )
+    check_range("batch_size", batch_size, "[1, inf)")
     several = _several(images)
     if several is None:
         single: Any = images

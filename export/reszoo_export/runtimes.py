@@ -15,6 +15,7 @@ from reszoo import environment
 from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
+from reszoo.fields import check_range
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo.weights.location import SUFFIXES as CHECKPOINTS
@@ -350,8 +351,7 @@ def open_runtime(
     is unknown, the folder is a whole export, threads are out of range, or the number of
     TensorFlow's threads is already set.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1. Received: threads={threads}.")
+    check_range("threads", threads, "[1, inf)")
     if not isinstance(model, str | os.PathLike):
         limit_tensorflow(threads)
         return open_keras(model)

@@ -10,6 +10,7 @@ from reszoo import defaults
 from reszoo.cli.options import TyperCommand, as_json, command, numbers, show
 from reszoo.console import say
 from reszoo.errors import UsageError
+from reszoo.fields import check_range
 from reszoo.files import free_folder
 
 _SHARES = {
@@ -136,19 +137,11 @@ def verify(folder: Path, *, min_accuracy: float | None = None) -> None:
     Args:
         folder (FOLDER): Folder that `reszoo export` wrote.
     """
-    _check_share(min_accuracy)
+    check_range("--min-accuracy", min_accuracy, "[0, 1]")
     manifest = reszoo.verify(folder)
     _show_manifest(manifest)
     measured = {each.file: each.verification.accuracy for each in manifest.files}
     _require_accuracy(measured, min_accuracy)
-
-
-def _check_share(min_accuracy: float | None) -> None:
-    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
-        raise UsageError(
-            "--min-accuracy must be in [0, 1], such as 0.9 for 90 %. Received: "
-            f"{min_accuracy:g}."
-        )
 
 
 def _require_accuracy(
@@ -302,7 +295,7 @@ def evaluate(
             or all.
     """
     arguments = dict(locals())
-    _check_share(arguments.pop("min_accuracy"))
+    check_range("--min-accuracy", arguments.pop("min_accuracy"), "[0, 1]")
     metrics = reszoo.evaluate(**arguments)
     _show_metrics(metrics)
     _require_accuracy({str(model): metrics.top1}, min_accuracy)

@@ -21,7 +21,8 @@ from reszoo.data.checks import check_policy, refuse_first
 from reszoo.data.examples import Examples
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
-from reszoo.errors import DataError, UsageError
+from reszoo.errors import DataError
+from reszoo.fields import check_range
 from reszoo.files import atomic_folder, free_folder
 from reszoo.preprocessing import scaled_sides
 
@@ -103,11 +104,8 @@ def resize_images(
     """
     check_policy(bad_images)
     # Above 95 JPEGs grow and gain nothing; Pillow's documentation of `quality`.
-    if side < 1 or not 1 <= quality <= 95:
-        raise UsageError(
-            "side must be positive and quality in 1..95. Received: "
-            f"side={side}, quality={quality}."
-        )
+    check_range("quality", quality, "[1, 95]")
+    check_range("side", side, "[1, inf)")
     folder = free_folder(output)
     listing = list_images(data)
     bad = [label for label in listing.labels if "/" in label or label.startswith(".")]

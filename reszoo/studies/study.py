@@ -17,6 +17,7 @@ from reszoo.console import Progress, say
 from reszoo.data.sources import Data, Source, fingerprint
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
+from reszoo.fields import check_range
 from reszoo.layers import reinitialize
 from reszoo.studies import results
 from reszoo.studies.plan import StudyPlan, is_table, open_data, study_plan
@@ -403,8 +404,7 @@ def study(
     own = results.own_family(models, depths) if models else None
     chosen = own or results.find_family(family)
     variants = chosen.variants(depths, kinds)
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1. Received: seeds={seeds}.")
+    check_range("seeds", seeds, "[1, inf)")
     source = open_data(data, chosen)
     settled = _study_recipe(chosen, source, recipe, fields)
     if "batch_size" not in fields and not isinstance(recipe, Recipe):
