@@ -172,10 +172,10 @@ def check_range(name: str, value: Any, interval: str) -> None:
         raise UsageError(f"{name} must be {wanted}. Received: {name}={value}.")
 
 
-def _is_in(value: float, interval: str) -> bool:
+def _is_in(value: Any, interval: str) -> bool:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
-    return above and (value <= high if interval[-1] == "]" else value < high)
+    return bool(above and (value <= high if interval[-1] == "]" else value < high))
 
 
 def _in_words(interval: str) -> str:

@@ -218,7 +218,7 @@ def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:
         assert f"top-1 {top1:.2%} is below --min-accuracy" in err
         code, _, err = call(*command, "--min-accuracy", 90)
         assert code == 2
-        assert "must be in [0, 1], such as 0.9 for 90 %. Received: 90." in err
+        assert "--min-accuracy must be in [0, 1]. Received: --min-accuracy=90" in err
     (output / "model.onnx").write_bytes(b"")
     code, out, err = call("verify", output)
     assert code == 1
