@@ -11,7 +11,7 @@ import typer
 import reszoo
 from reszoo.cli.files import run_demo
 from reszoo.cli.options import app
-from reszoo.diagnosis import describe_environment
+from reszoo.cli.publishing import describe_environment
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # Command -> what it calls.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import reszoo
-from reszoo.diagnosis import describe_environment
+from reszoo.cli.publishing import describe_environment
 
 _COMMAND = """
 import sys

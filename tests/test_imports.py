@@ -20,7 +20,7 @@ LAYERS = (
     ("reszoo.errors", "reszoo.defaults"),
     ("reszoo.environment", "reszoo.fields"),
     ("reszoo.files", "reszoo.console"),
-    ("reszoo.report", "reszoo.diagnosis"),
+    ("reszoo.report",),
     ("reszoo.specs", "reszoo.archives"),
     ("reszoo.architecture",),
     ("reszoo.layers", "reszoo.preprocessing"),
