@@ -179,9 +179,8 @@ def _model_card(
     # The hub has ids of single licences.
     is_id = re.fullmatch(r"[a-z][a-z0-9.-]+", known.lower())
     runtimes = [FORMATS[each.format].runtime.name for each in files]
-    template = page.environment(page.escape_text).get_template("hub.md.j2")
-    return template.render(
-        card=card, repo=repo, files=files, answers=answers, timm=timm, folder=_EXPORT,
+    return page.render(
+        "hub.md.j2", card=card, repo=repo, files=files, answers=answers, timm=timm,
         licence=known, licence_id=known.lower() if is_id else "other",
-        libraries=[*dict.fromkeys(runtimes)],
+        libraries=[*dict.fromkeys(runtimes)], folder=_EXPORT,
     )  # fmt: skip

@@ -89,7 +89,7 @@ class FileDescription(Contents):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the description as pairs of a name and a line."""
-        text = page.render_text(
+        text = page.render(
             "inspect_text.j2", file=self, card=self.card,
             licence=self.card and licence(self.card),
             operators=Counter(self.operators).most_common(),

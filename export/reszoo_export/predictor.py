@@ -539,10 +539,9 @@ def _wrong_array(array: NDArray[Any]) -> UsageError:
     numeric = bool(array.size) and array.dtype.kind in "iuf"
     low, high = (array.min(), array.max()) if numeric else (0, 0)
     finite = numeric and bool(np.isfinite((low, high)).all())
-    template = page.environment(page.escape_text).get_template("array_text.j2")
-    remedy = template.render(
-        sides=array.shape[:2], channels=array.shape[2:], low=low, high=high,
-        finite=finite,
+    remedy = page.render(
+        "array_text.j2", sides=array.shape[:2], channels=array.shape[2:], low=low,
+        high=high, finite=finite,
     )  # fmt: skip
     span = f" in {low:g}..{high:g}" if numeric else ""
     return UsageError(

@@ -257,7 +257,7 @@ def _rendered(template: str, **values: Any) -> str:
     # Commands that classify need no Jinja.
     from reszoo.report import page
 
-    return page.render_text(template, **values)
+    return page.render(template, **values).rstrip("\n")
 
 
 def _show_manifest(manifest: Any, *others: str) -> None:

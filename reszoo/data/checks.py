@@ -15,7 +15,7 @@ from reszoo.data.image_facts import ANOMALIES, HARMLESS, FactTable, examine
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts
 from reszoo.errors import DataError, known
-from reszoo.report.page import render_text
+from reszoo.report.page import render
 
 # What to do about unreadable images: see `reszoo.data.sources.open_source`.
 POLICIES = ("error", "skip", "recover")
@@ -254,11 +254,11 @@ class ScanReport:
 
     def __str__(self) -> str:
         repeated = [(title, getattr(self, kind)) for kind, title in _TITLES.items()]
-        return render_text(
+        return render(
             "scan_text.j2", report=self, repeated=repeated, anomalies=ANOMALIES,
             classes=self._classes, relative=partial(relative, self.root), most=_PATHS,
             shown=_OCCURRENCES,
-        )  # fmt: skip
+        ).rstrip("\n")  # fmt: skip
 
     def _classes(self, counts: tuple[int, ...]) -> str:
         labelled = zip(map(printable, self.labels), counts, strict=True)

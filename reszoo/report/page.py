@@ -71,18 +71,13 @@ class Picture:
 
 
 def render(template: str, **values: object) -> str:
-    """Render a template of this package ("run.html.j2") as HTML.
+    """Render a template of this package: "run.html.j2" as HTML, others as text.
 
     Every value is escaped; only `Markup` is inserted as it is. A missing variable is an
     error.
     """
-    return environment(escape_html).get_template(template).render(values)
-
-
-def render_text(template: str, **values: object) -> str:
-    """Render a template of this package ("scan_text.j2") as text."""
-    made = environment(escape_text).get_template(template)
-    return made.render(values).removesuffix("\n")
+    escape = escape_html if template.endswith(".html.j2") else escape_text
+    return environment(escape).get_template(template).render(values)
 
 
 @functools.cache

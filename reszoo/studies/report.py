@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reszoo.console import printable
 from reszoo.files import atomic_file, write_text
-from reszoo.report.page import Table, png, png_picture, render, render_text
+from reszoo.report.page import Table, png, png_picture, render
 from reszoo.studies.results import (
     OPTIONS,
     PRE,
@@ -96,7 +96,7 @@ def conclude(result: StudyResult) -> list[str]:
     both = [{v.layers: errors[v] for v in kinds.get(k, ())} for k in ("identity", PRE)]
     layers = max(both[0].keys() & both[1].keys(), default=0)
     ranked = sorted(errors.items(), key=lambda each: each[1].mean)
-    return render_text(
+    return render(
         "conclusion_text.j2",
         effects=effects, trend=trend, options=OPTIONS, chance=chance, layers=layers,
         orders=[each.get(layers) for each in both] if all(both) else (),
