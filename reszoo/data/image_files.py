@@ -29,6 +29,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, UnidentifiedImageError
 
 from reszoo.console import Progress
+from reszoo.data.splits import WORDS
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError
 from reszoo.files import open_regular, read_regular
@@ -38,11 +39,6 @@ from reszoo.preprocessing import Box, Pixels, Preprocessing, to_rgb
 # What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SUFFIXES = (*JPEG_SUFFIXES, ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
-# Images that not every Pillow decodes, or none.
-_UNSUPPORTED = (
-    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".exr"),
-    *(".ppm", ".pgm", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw"),
-)
 # First bytes of the formats of `SUFFIXES`, where dots stand for any byte.
 _STARTS = (
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*"
@@ -93,7 +89,7 @@ def image_kind(path: str) -> str:
     name = path.lower()
     if name.endswith(SUFFIXES):
         return "image"
-    if name.endswith(_UNSUPPORTED):
+    if name.endswith(tuple(WORDS["unsupported"])):
         return "unsupported"
     # Texts, annotations and archives need not be opened.
     if mimetypes.guess_type(name)[0]:

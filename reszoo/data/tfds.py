@@ -11,17 +11,12 @@ import numpy as np
 
 from reszoo.data.examples import Records
 from reszoo.data.listing import Listing
-from reszoo.data.splits import complete, split_name
+from reszoo.data.splits import WORDS, complete, split_name
 from reszoo.errors import DataError, UsageError
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d.]+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-# How names of data sets of characters begin; fashion_mnist is none of them.
-_OF_CHARACTERS = (
-    *("mnist", "emnist", "kmnist", "svhn", "cmaterdb", "omniglot"),
-    "binary_alpha_digits",
-)
 _PREPARE = (
     "python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
     "file_format='array_record').download_and_prepare()\""
@@ -30,7 +25,8 @@ _PREPARE = (
 
 def is_of_characters(data_set: str) -> bool:
     """Return whether a data set of TensorFlow Datasets shows digits or letters."""
-    return data_set.removeprefix(PREFIX).lower().startswith(_OF_CHARACTERS)
+    name = data_set.removeprefix(PREFIX).lower()
+    return name.startswith(tuple(WORDS["characters"]))
 
 
 def read(data: str, validation_share: float | None = None) -> Listing:

@@ -165,15 +165,20 @@ class RunHistory:
         """Add an epoch; write its weights and the history if the run has a folder."""
         self.epochs.append(row)
         provenance = {**self._provenance, "epoch": row.epoch}
-        card = self._card.after(provenance, _card_metrics(metrics))
-        score = (0.0, float(row.epoch))
+        measured, score = [], (0.0, float(row.epoch))
         if metrics:
+            data = f"{metrics.data}, {metrics.images} images"
+            measured = [
+                Metric(name=name, value=getattr(metrics, name), data=data)
+                for name in SCALARS
+            ]
             scores = {
                 "accuracy": (metrics.top1, -metrics.loss),
                 "balanced_accuracy": (metrics.balanced_accuracy, -metrics.loss),
                 "loss": (-metrics.loss, metrics.top1),
             }
             score = scores[self._best_by]
+        card = self._card.after(provenance, measured)
         files = [LAST]
         if self.best is None or score > self.best.score:
             self.best, self.best_tensors = Best(row.epoch, score), tensors
@@ -192,11 +197,3 @@ class RunHistory:
         self.best_card = replace(self.best_card, confidence=confidence)
         if self._folder:
             write(self._folder / BEST, self.best_tensors, self.best_card)
-
-
-def _card_metrics(metrics: Metrics | None) -> tuple[Metric, ...]:
-    if metrics is None:
-        return ()
-    data = f"{metrics.data}, {metrics.images} images"
-    values = ((name, getattr(metrics, name)) for name in SCALARS)
-    return tuple(Metric(name=name, value=value, data=data) for name, value in values)
