@@ -192,6 +192,27 @@ def second_input(graph: Graph) -> None:
     graph.input.append(helper.make_tensor_value_info("training", TensorProto.BOOL, []))
 
 
+def other_logits(graph: Graph) -> None:
+    """Give out logits without their bias, but the right probabilities."""
+    node(graph, "fc").output[0] = "scores"
+    node(graph, "Softmax").input[0] = "scores"
+    graph.node.append(helper.make_node("Sub", ["scores", "fc.bias"], ["logits"]))
+
+
+def weight_as_input(graph: Graph) -> None:
+    """Let a caller set a weight, as old converters do."""
+    (bias,) = [each for each in graph.initializer if each.name == "fc.bias"]
+    value = helper.make_tensor_value_info(bias.name, bias.data_type, list(bias.dims))
+    graph.input.append(value)
+
+
+def stored_twice(graph: Graph) -> None:
+    """Store a weight once more, with other numbers: runtimes take either."""
+    (bias,) = [each for each in graph.initializer if each.name == "fc.bias"]
+    array = -numpy_helper.to_array(bias)
+    graph.initializer.append(numpy_helper.from_array(array, bias.name))
+
+
 def rounded_activations(graph: Graph) -> None:
     """Quantise an activation to int8, where ONNX Runtime is fast with uint8 only."""
     after = node(graph, "layer1.0.conv1")

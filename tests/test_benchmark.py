@@ -22,7 +22,7 @@ from reszoo_export.benchmark import (
 )
 from reszoo_export.isolation import run_in_subprocess
 from reszoo_export.manifest import Latency
-from reszoo_export.onnx.writer import properties
+from reszoo_export.onnx.reader import properties
 
 pytestmark = pytest.mark.usefixtures("subprocesses")
 

@@ -1,6 +1,7 @@
 """Mistakes that exporters make, seeded one by one: verification sees each of them."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from defects import (
     float_pixels,
     frozen_batch,
     normalised_twice,
+    other_logits,
     other_name,
     other_size,
     rounded_activations,
@@ -34,11 +36,14 @@ from defects import (
     skip,
     sliced,
     spoilt,
+    stored_twice,
     training_mode,
+    weight_as_input,
     weights,
     zeroed,
 )
 from onnx import numpy_helper
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import reszoo
 from reszoo.weights.names import assign_tensors, to_tensors
@@ -203,6 +208,11 @@ DEFECTS: dict[str, tuple[Change, str]] = {
     ),
     "second input": (second_input, "takes one batch of images, `image`"),
     "int8 activations": (rounded_activations, "activations must be uint8, not int8"),
+    "other logits": (
+        other_logits, "its probabilities are not the softmax of its logits",
+    ),
+    "weight as input": (weight_as_input, "a weight is also an input, or has two valu"),
+    "weight stored twice": (stored_twice, "a weight is also an input, or has two valu"),
 }  # fmt: skip
 
 
@@ -260,6 +270,33 @@ def property_(key: str) -> Callable[[Any], None]:
     return change
 
 
+def text(key: str, old: str, new: str) -> Callable[[Any], None]:
+    """Change a property of the file for people and other programs."""
+
+    def change(model: Any) -> None:
+        (entry,) = [each for each in model.metadata_props if each.key == key]
+        assert old in entry.value
+        entry.value = entry.value.replace(old, new)
+
+    return change
+
+
+def without_labels(model: Any) -> None:
+    kept = [each for each in model.metadata_props if each.key != "labels"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+
+
+def labels_twice(model: Any) -> None:
+    (entry,) = [each for each in model.metadata_props if each.key == "labels"]
+    model.metadata_props.insert(0, entry)
+    model.metadata_props[0].value = '["a1", "a0"]'
+
+
+def other_graph(model: Any) -> None:
+    model.graph.name = "resnet32"
+
+
 def later_opset(model: Any) -> None:
     model.opset_import[0].version = 18
 
@@ -276,10 +313,25 @@ def later_ir(model: Any) -> None:
             property_("labels"),
             r"for other programs \(a1, a0, a2\.\.\.\) are not the ca",
         ),
+        (without_labels, r"the labels stored for other programs \(\.\.\.\) are not"),
+        (labels_twice, "properties are not the card's: twice"),
+        (text("input", "RGB", "BGR"), "properties are not the card's: input"),
+        (text("preprocessing", "32", "48"), "are not the card's: preprocessing"),
+        (other_graph, "properties are not the card's: graph"),
         (later_opset, "its operators must be ai.onnx 17, not ai.onnx 18"),
         (later_ir, "its IR version must be 8, not 10"),
     ],
-    ids=["labels of the card", "labels beside it", "opset", "IR"],
+    ids=[
+        "labels of the card",
+        "labels beside it",
+        "no labels",
+        "labels twice",
+        "input",
+        "preprocessing",
+        "name",
+        "opset",
+        "IR",
+    ],
 )
 def test_a_defect_around_the_graph_is_seen(
     case: Case, change: Callable[[Any], None], told: str, tmp_path: Path
@@ -331,6 +383,12 @@ def labels_turned(serving: Serving, path: Path) -> None:
     write(replace(serving, card=replace(serving.card, labels=labels)), path)
 
 
+def without_metadata(serving: Serving, path: Path) -> None:
+    """Lose what MediaPipe reads: normalisation, labels."""
+    write(serving, path)
+    path.write_bytes(path.read_bytes().replace(b"TFLITE_METADATA", b"TFLITE-METADATA"))
+
+
 def not_quantised(serving: Serving, path: Path) -> None:
     write(serving, path)
 
@@ -340,10 +398,15 @@ def not_quantised(serving: Serving, path: Path) -> None:
     [
         ("tflite", red_for_blue, DIFFERS),
         ("tflite", labels_turned, "not the model's: other labels, or in another order"),
+        (
+            "tflite",
+            without_metadata,
+            "metadata or signatures are not what the card sa",
+        ),
         ("tflite-int8", not_quantised, "it computes in float32, not in int8"),
         ("tflite-int8", without_calibration, "it computes in float32, not in int8"),
     ],
-    ids=["mean and std of BGR", "labels", "not quantised", "empty calibration"],
+    ids=["mean, std of BGR", "labels", "metadata", "not quantised", "no calibration"],
 )
 def test_a_defect_of_a_tflite_file_is_seen(
     case: Case,
@@ -370,6 +433,77 @@ class Training:
 
 def in_training_mode(case: Case) -> Serving:
     return replace(case.serving, model=Training(case.model))
+
+
+def spoil_graph(folder: Path, change: Callable[[Any], object]) -> None:
+    path = folder / "1" / "saved_model.pb"
+    saved = SavedModel.FromString(path.read_bytes())
+    change(saved.meta_graphs[0])
+    path.write_bytes(saved.SerializeToString())
+
+
+def logits_as_probabilities(graph: Any) -> None:
+    outputs = graph.signature_def["serving_default"].outputs
+    outputs["probabilities"].name = outputs["logits"].name
+
+
+def other_method(graph: Any) -> None:
+    graph.signature_def["serving_bytes"].method_name = "predict"
+
+
+def other_input(graph: Any) -> None:
+    graph.signature_def["serving_default"].inputs["image"].dtype = 1
+
+
+def other_python(graph: Any) -> None:
+    """Give logits out as probabilities in the function that only Python calls."""
+    called = graph.object_graph_def.nodes[2].function.concrete_functions[0]
+    (made,) = [
+        f for f in graph.graph_def.library.function if f.signature.name == called
+    ]
+    first, second = sorted(made.ret)
+    made.ret[first], made.ret[second] = made.ret[second], made.ret[first]
+
+
+@pytest.fixture(scope="module")
+def saved(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "saved_model"
+    writer.write(case.serving, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (logits_as_probabilities, "TF Serving has another serving_default"),
+        (other_method, "TF Serving has another serving_bytes"),
+        (other_input, "it declares inputs and outputs as"),
+        (other_python, "its function `serve` differs from serving_default"),
+    ],
+)
+def test_what_only_some_programs_read_of_a_saved_model_is_checked(
+    case: Case, saved: Path, change: Any, told: str, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "saved_model")
+    spoil_graph(tmp_path / "saved_model", change)
+    assert told in complaints(case, "saved_model", tmp_path / "saved_model")
+
+
+def test_versions_and_warmup_of_a_saved_model_are_checked(
+    case: Case, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "saved_model"
+    shutil.copytree(saved, path)
+    assert complaints(case, "saved_model", path) == ""
+    warmup = path / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    records = [*tf.data.TFRecordDataset(str(warmup)).as_numpy_iterator()]
+    with tf.io.TFRecordWriter(str(warmup)) as target:
+        for record in records:
+            target.write(record.replace(b"serving_bytes", b"serving_bites"))
+    shutil.copytree(path / "1", path / "2")
+    told = complaints(case, "saved_model", path)
+    assert "its only version must be 1" in told
+    assert "another serving_bytes, or no warm-up for it" in told
 
 
 def for_one_image(case: Case) -> Serving:

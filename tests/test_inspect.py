@@ -16,7 +16,7 @@ import reszoo
 from reszoo_export.formats import FORMATS
 from reszoo_export.inspection import inspect
 from reszoo_export.manifest import size_and_hash
-from reszoo_export.onnx.writer import properties
+from reszoo_export.onnx.reader import properties
 from reszoo_export.serving import make_serving
 
 # Those of ResNet-20 for 10 classes, with batch normalisation folded: 2 numbers fewer

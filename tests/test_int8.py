@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from conftest import randomise
 
@@ -26,12 +27,14 @@ from reszoo_export.onnx import graph, writer
 from reszoo_export.onnx.reader import activation_reader, find_problems
 from reszoo_export.onnx.writer import convert
 from reszoo_export.quantization import grids, integer_model, ranges
-from reszoo_export.quantization.ranges import draw_calibration
+from reszoo_export.quantization.ranges import draw_calibration, explained_variation
 from reszoo_export.serving import make_serving
+from reszoo_export.tflite import reader as tflite_reader
 from reszoo_export.tflite import writer as tflite_writer
 from reszoo_export.verification.reference import Reference, synthetic_images
 from reszoo_export.verification.verify import verify_in_process
 
+INT32 = schema.TensorType.INT32
 # Runs programs on a processor of another kind.
 QEMU = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
 
@@ -408,6 +411,54 @@ def test_weights_that_overflow_on_other_processors_are_seen(
     expected = r"its weights overflow on x86 processors without VNNI: two of [\w.]+ add"
     expected += r" up to 2\d\d, and at most 128 fit; export it again"
     assert re.fullmatch(expected, told), told
+
+
+def test_a_file_is_as_near_to_its_model_as_its_rounding_explains(
+    files: Any, digits: Any, tmp_path: Path
+) -> None:
+    """A layer 10 % too weak passes the limits of int8, but not what rounding does."""
+    serving, calibration, images, expected = digits
+    targets = expected.argmax(1).astype(np.int64)
+    reference, row = Reference(images, expected, targets, 0), FORMATS["onnx-int8"]
+    told = explained_variation(row, serving, calibration, reference)
+    assert told is not None
+    assert 1e-5 < told < 0.01
+    model, weak = onnx.load(files["a.onnx"]), tmp_path / "weak.onnx"
+    for scale in model.graph.initializer:
+        if re.fullmatch(r"layer3\.0\.conv1\.(weight|bias)\.scale", scale.name):
+            less = np.float32(0.9) * onnx.numpy_helper.to_array(scale)
+            scale.CopyFrom(onnx.numpy_helper.from_array(less, scale.name))
+    onnx.save(model, weak)
+
+    def problems(limits: Any, path: Path) -> str:
+        found = verify_in_process(
+            limits, path, reference, serving.options, serving.card
+        ).verification
+        return "; ".join(found.problems)
+
+    limited = row.explained_by(told)
+    assert problems(limited, files["a.onnx"]) == ""
+    assert problems(row, weak) == ""
+    assert re.match("the total variation distance to the mod", problems(limited, weak))
+
+
+def test_biases_in_other_steps_than_their_products_are_seen(
+    files: Any, digits: Any, tmp_path: Path
+) -> None:
+    serving = digits[0]
+    content = schema.ModelT.InitFromPackedBuf(files["a.tflite"].read_bytes())
+    rounded = [x.quantization for x in content.subgraphs[0].tensors if x.type == INT32]
+    bias = next(each for each in rounded if each.scale is not None)
+    bias.scale = 2 * bias.scale
+    path = tmp_path / "a.tflite"
+    path.write_bytes(tflite_writer._packed(content))
+    row = FORMATS["tflite-int8"]
+    found = [
+        tflite_reader.find_problems(each, row, serving.card, digits[2], serving.options)
+        for each in (files["a.tflite"], path)
+    ]
+    expected = ["scales of weights and of biases do not belong together"]
+    assert found == [[], expected]
 
 
 def test_int16_activations_answer_nearly_as_the_model(

@@ -13,7 +13,7 @@ from ai_edge_litert.interpreter import Interpreter
 from made_card import made_card
 
 from reszoo.console import quiet
-from reszoo_export.onnx.writer import properties
+from reszoo_export.onnx.reader import properties
 from reszoo_export.tflite.flatbuffer import (
     METADATA_NAME,
     read_data,

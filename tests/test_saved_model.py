@@ -18,7 +18,8 @@ from reszoo_export.formats import ExportOptions
 from reszoo_export.metadata import CARD_FILE
 from reszoo_export.saved_model import writer
 from reszoo_export.saved_model.reader import EXTRA_FOLDER
-from reszoo_export.saved_model.writer import WARMUP_FILE, orientation
+from reszoo_export.saved_model.screening import WARMUP_FILE
+from reszoo_export.saved_model.writer import orientation
 from reszoo_export.serving import Serving, make_serving, source_answers
 
 

@@ -28,7 +28,7 @@ from reszoo_export.isolation import (
     run_in_subprocess,
 )
 from reszoo_export.manifest import is_export, read_manifest
-from reszoo_export.onnx.writer import properties
+from reszoo_export.onnx.reader import properties
 from reszoo_export.verification.reference import Reference, read_reference
 
 pytestmark = pytest.mark.usefixtures("subprocesses")

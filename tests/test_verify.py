@@ -239,6 +239,40 @@ def test_a_reference_of_another_model_is_refused(exported: Any, copy: Path) -> N
             reszoo.verify(copy)
 
 
+def changed(folder: Path, change: Change) -> str:
+    """Change the manifest and return what verification then says."""
+    content = json.loads((folder / "manifest.json").read_text())
+    change(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(reszoo.VerificationError) as caught:
+        reszoo.verify(folder)
+    return str(caught.value)
+
+
+def test_labels_beside_the_files_are_the_cards_even_if_hashed_so(pair: Path) -> None:
+    path = pair / "labels.txt"
+    path.write_text("\n".join(reversed(path.read_text().split())) + "\n")
+    digest = size_and_hash(path)[1]
+    told = changed(pair, lambda content: content["beside"].update({path.name: digest}))
+    assert "labels.txt: the labels are not the card's" in told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["inputs"][0].update(dtype="int8"),
+        lambda record: record["outputs"][0].update(name="scores"),
+        lambda record: record.update(bytes=record["bytes"] + 1),
+    ],
+    ids=["inputs", "outputs", "size"],
+)
+def test_the_manifest_has_the_inputs_and_outputs_of_the_files(
+    pair: Path, change: Change
+) -> None:
+    told = changed(pair, lambda content: change(content["files"][0]))
+    assert "the manifest has other inputs, outputs or another size" in told
+
+
 def test_what_lies_beside_the_files_is_checked(exported: Any, pair: Path) -> None:
     labels = pair / "labels.txt"
     names = labels.read_text().split()

@@ -9,7 +9,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 import reszoo
 from reszoo_export.formats import FORMATS, ExportOptions
-from reszoo_export.saved_model.writer import WARMUP_FILE, write_warmup
+from reszoo_export.saved_model.screening import WARMUP_FILE
+from reszoo_export.saved_model.writer import write_warmup
 from reszoo_export.serving import Serving, make_serving
 
 _STRING, _MESSAGE = 9, 11

@@ -41,6 +41,7 @@ from reszoo_export.manifest import (
     size_and_hash,
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
+from reszoo_export.quantization import ranges
 from reszoo_export.quantization.ranges import Calibration, draw_calibration
 from reszoo_export.report import write_report
 from reszoo_export.serving import Serving, make_serving, source_answers
@@ -224,23 +225,26 @@ class _Export:
             ) from error
         size, digest = size_and_hash(path)
         card, options = self.serving.card, self.serving.options
+        given = self.serving, self.calibration, self.reference
+        told = ranges.explained_variation(row, *given)
+        limits = row.explained_by(told)
         try:
-            found = verify_file(row, path, self.reference, options, card)
+            found = verify_file(limits, path, self.reference, options, card)
         except VerificationError as error:
             # A runtime that crashes is a problem like any other.
             problem = f"{row.name} could not be verified: {error}"
             failed = Verification(runtime=row.runtime.name, problems=(problem,))
             found = FileVerification(inputs=[], outputs=[], verification=failed)
-        ranges = None
+        chosen = None
         if self.calibration is not None and row.precision == "int8":
             # How those of the activations were chosen.
             trials = self.calibration.attempts.get(row.file)
-            ranges = trials or self.calibration.choices[self.serving.model]
+            chosen = trials or self.calibration.choices[self.serving.model]
         return FileRecord(
             format=row.name, file=row.file, bytes=size, sha256=digest,
             inputs=found.inputs, outputs=found.outputs,
             verification=self._located(row, path, found.verification),
-            ranges=ranges.to_json() if ranges else None,
+            ranges=chosen.to_json() | {"variation": told} if chosen else None,
         )  # fmt: skip
 
     def _located(self, row: Format, path: Path, found: Verification) -> Verification:

@@ -6,7 +6,7 @@ formats; nothing else knows a runtime by name.
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args
 
@@ -188,6 +188,13 @@ class Format:
         if options.integer_io:
             return options.integer_io, options.integer_io
         return options.input_dtype or self.input_dtype, "float32"
+
+    def explained_by(self, variation: float | None) -> "Format":
+        """Return it with a limit by its rounding: thrice that, since files differ."""
+        most = self.tolerance.max_variation
+        if variation is not None and most is not None:
+            most = min(most, 3 * variation + 0.004)
+        return replace(self, tolerance=replace(self.tolerance, max_variation=most))
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
         """Write the file or folder, for calibrated formats with calibration images.

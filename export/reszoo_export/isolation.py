@@ -89,21 +89,15 @@ def run_in_subprocess(
 ) -> Any:
     """Call a function in a new process and return its result.
 
-    The process ends with this one, also when this one is killed.
+    `function` is "module:name", `arguments` are its keyword arguments, JSON values as
+    the result, and `arrays` its first argument, if there are any; large ones are
+    memory-mapped. `limits` are for a function that opens a file of others; `seconds` of
+    None are no timeout. It sees no GPU unless asked to: results computed there are not
+    exactly reproducible, and this process may have allocated all of the memory. The
+    process ends with this one, also when this one is killed.
 
-    Args:
-        function: "module:name" of a function.
-        arguments: Its keyword arguments, JSON values as the result.
-        arrays: Its first argument, if there are any; large ones are memory-mapped.
-        seconds: Timeout; None for none.
-        limits: Of time, memory and files; for a function that opens a file of others.
-        hide_gpus: Whether it sees no GPU: results computed there are not exactly
-            reproducible, and this process may have allocated all of the memory.
-        problem: What a SubprocessError begins with.
-
-    Raises:
-        ReszooError: As raised by the function.
-        SubprocessError: It crashed or took too long; with its last lines of output.
+    A ReszooError as raised by the function; a SubprocessError, which begins with
+    `problem`, if it crashed or took too long, with its last lines of output.
     """
     seconds = limits.seconds if limits else seconds
     with tempfile.TemporaryDirectory(prefix="reszoo-") as place:

@@ -1,6 +1,7 @@
 """Run ONNX files with ONNX Runtime, describe them, and check their contents."""
 
 import importlib
+import json
 import math
 import os
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from reszoo.cards import Card
 from reszoo.environment import usable_cores
 from reszoo.errors import CheckpointError
 from reszoo.files import parse_json, read_regular
-from reszoo.preprocessing import Pixels
+from reszoo.preprocessing import Pixels, shown_size
 from reszoo_export import inspection
 from reszoo_export.formats import ExportOptions, Format
-from reszoo_export.metadata import parse_card
+from reszoo_export.metadata import licence, parse_card, summary
 from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
 from reszoo_export.runtimes import Activations, Runtime, TensorInfo, float_activations
@@ -264,6 +266,25 @@ def _dtype(number: int) -> str:
     return _NUMPY_DTYPES.get(name, name)
 
 
+def properties(card: Card) -> dict[str, str]:
+    """Return the `metadata_props` of a file, in order.
+
+    The card is for reszoo, the others are for people and other programs.
+    """
+    record = card.preprocessing
+    size = shown_size(record.eval_sides)
+    found = {
+        CARD_KEY: card.to_text(),
+        "description": summary(card),
+        "input": f"image: {record.colours}, 0 to 255, {size} pixels",
+        "license": licence(card),
+        "preprocessing": ", ".join(record.steps()),
+    }
+    if card.labels:
+        found[LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)
+    return {key: found[key] for key in sorted(found) if found[key]}
+
+
 def ir_version(opset: int) -> int:
     """Return the IR version that came out with an opset, for runtimes of its time."""
     return 7 if opset < 15 else 8
@@ -285,20 +306,24 @@ def find_problems(
         problems.append(f"{expected}, not {model.ir_version}")
     if model.functions or model.training_info:
         problems.append("it defines functions or training of its own")
-    return problems + _int8_activations(model.graph) + _overflowing(model.graph)
+    told = dict(properties(card), graph=card.architecture.name)
+    found = dict(_properties(model), graph=model.graph.name)
+    other = [key for key in {**told, **found} if told.get(key) != found.get(key)]
+    if other or len(model.metadata_props) >= len(found):
+        problems.append(f"properties are not the card's: {', '.join(other) or 'twice'}")
+    graph = model.graph
+    names = [each.name for each in (*graph.input, *graph.initializer)]
+    if len({*names}) < len(names):
+        problems.append("a weight is also an input, or has two values")
+    return problems + _int8_activations(graph) + _overflowing(graph)
 
 
 def _int8_activations(graph: Any) -> list[str]:
     """Refuse int8 activations: ONNX Runtime computes them 3 to 4 times slower."""
     constants = _constants(graph)
-    quantizing = (node for node in graph.node if node.op_type == "QuantizeLinear")
-    zero_points = {
-        _dtype(constants[name].data_type)
-        for node in quantizing
-        for name in node.input[2:3]
-        if name in constants
-    }
-    others = sorted(zero_points - {"uint8"})
+    names = [x.input[2:3] for x in graph.node if x.op_type == "QuantizeLinear"]
+    points = [constants[x].data_type for x in chain(*names) if x in constants]
+    others = sorted({*map(_dtype, points)} - {"uint8"})
     return [f"activations must be uint8, not {', '.join(others)}"] if others else []
 
 

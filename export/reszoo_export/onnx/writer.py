@@ -1,6 +1,5 @@
 """Write ONNX files: float32, float16 weights, int8."""
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,11 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, checker, helper, numpy_helper
 
 from reszoo import __version__
-from reszoo.cards import Card
 from reszoo.console import quiet
-from reszoo.preprocessing import Pixels, shown_size
+from reszoo.preprocessing import Pixels
 from reszoo_export.formats import CAM, ONNX
-from reszoo_export.metadata import licence, summary
 from reszoo_export.onnx import reader
 from reszoo_export.onnx.graph import add_maps, assign_tensors, constants, quantize, tidy
 from reszoo_export.quantization import integer_model, ranges
@@ -165,29 +162,10 @@ def write_model(model: Any, serving: Serving, path: Path) -> None:
     model.graph.name = serving.card.architecture.name
     model.graph.ClearField("doc_string")  # Names a process-wide counter.
     del model.metadata_props[:]
-    for key, value in properties(serving.card).items():
+    for key, value in reader.properties(serving.card).items():
         model.metadata_props.add(key=key, value=value)
     checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def properties(card: Card) -> dict[str, str]:
-    """Return the `metadata_props` of a file, in order.
-
-    The card is for reszoo, the others are for people and other programs.
-    """
-    record = card.preprocessing
-    size = shown_size(record.eval_sides)
-    found = {
-        reader.CARD_KEY: card.to_text(),
-        "description": summary(card),
-        "input": f"image: {record.colours}, 0 to 255, {size} pixels",
-        "license": licence(card),
-        "preprocessing": ", ".join(record.steps()),
-    }
-    if card.labels:
-        found[reader.LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)
-    return {key: found[key] for key in sorted(found) if found[key]}
 
 
 def round_kernels(graph: Any) -> None:

@@ -17,12 +17,13 @@ from reszoo.data.sources import Source, match_classes
 from reszoo.errors import DataError, ExportError
 from reszoo.metrics import prepared_batches
 from reszoo.preprocessing import Pixels
-from reszoo_export.formats import CAM
+from reszoo_export.formats import CAM, ONNX, Format
 from reszoo_export.quantization import integer_model
 from reszoo_export.quantization.grids import Steps, full_steps, narrow_steps, on_grid
 from reszoo_export.quantization.integer_model import LEVELS, Ranges, Weights
 from reszoo_export.runtimes import ModelOutput, in_batches, open_runtime
 from reszoo_export.serving import Serving
+from reszoo_export.verification.reference import Reference
 
 Array = NDArray[Any]
 # The guides of TFLite and ONNX Runtime recommend 100 to 500 calibration images.
@@ -246,6 +247,28 @@ def choose(serving: Serving, calibration: Calibration) -> Choice:
         ranges=candidates[tried.best.share or 1.0], **vars(tried),
     )  # fmt: skip
     return calibration.choices[model]
+
+
+def explained_variation(
+    row: Format, serving: Serving, calibration: Calibration | None, reference: Reference
+) -> float | None:
+    """Return how far rounding takes an int8 file on real images; None if unknown."""
+    choice = calibration.choices.get(serving.model) if calibration else None
+    others = serving.options.integer_io or serving.options.outputs == "features"
+    if (
+        choice is None
+        or others
+        or row.precision != "int8"
+        or not reference.targets.size
+    ):
+        return None
+    some = reference.select(reference.evenly_spaced(100))
+    weights = choice.narrow_weights if row.runtime is ONNX else choice.weights
+    made = integer_model.build_integer_model(
+        serving.model, weights, choice.inner_ranges
+    )
+    rounded = np.exp(_log_softmax(_function(made)(some.images[some.compared])))
+    return float(np.abs(rounded - some.outputs[some.compared]).sum(axis=1).mean() / 2)
 
 
 def observe(

@@ -19,12 +19,17 @@ from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import Activations, TensorInfo
 from reszoo_export.saved_model import screening
-from reszoo_export.saved_model.screening import CALLS, MODEL_FILE, node_name
+from reszoo_export.saved_model.screening import (
+    CALLS,
+    MODEL_FILE,
+    WARMUP_FILE,
+    node_name,
+)
 from reszoo_export.sessions import Sessions
 
 EXTRA_FOLDER = "assets.extra"
 SIGNATURES = ("serving_default", "serving_bytes")
-ENCODED_INPUT = "image_bytes"
+ENCODED_INPUT, _PREDICT = "image_bytes", "tensorflow/serving/predict"
 
 
 def check_file(path: Path, *, trusted: bool = False) -> None:
@@ -262,11 +267,13 @@ def find_problems(
 ) -> list[str]:
     """Compare the signature for encoded images with the one for pixels.
 
-    Both get the same images; for the second Pillow resizes and crops them.
+    Both get the same images; for the second Pillow resizes and crops them. And compare
+    both with what TF Serving computes, which reads other parts of the file than Python.
     """
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(newest_version(path)))
+    folder = newest_version(path)
+    loaded = tf.saved_model.load(str(folder))
     missing = [name for name in SIGNATURES if name not in loaded.signatures]
     if missing:
         return [f"it has no signature {' and '.join(missing)}"]
@@ -278,8 +285,9 @@ def find_problems(
     originals = _large_images(card.preprocessing, count)
     files = tf.stack([tf.io.encode_png(image) for image in originals])
     prepared = np.stack([card.preprocessing.prepare(each) for each in originals])
-    expected = _most_exact(of_pixels(image=tf.constant(prepared)))
-    difference = np.abs(_most_exact(of_bytes(image_bytes=files)) - expected).max()
+    answers = [of_pixels(image=tf.constant(prepared)), of_bytes(image_bytes=files)]
+    expected, encoded = map(_most_exact, answers)
+    difference = np.abs(encoded - expected).max()
     draw, by_rounding = np.random.default_rng(1), []
     for _ in range(_DRAWS):
         change = draw.integers(-_LEVELS, _LEVELS, prepared.shape, endpoint=True)
@@ -291,7 +299,25 @@ def find_problems(
         "serving_bytes and serving_default differ on the same images by "
         f"{difference:.2g}; rounding by one grey level explains {allowed:.2g}"
     )
-    return [] if difference <= allowed else [problem]
+    problems = [] if difference <= allowed else [problem]
+    if [each.name for each in path.iterdir()] != [str(options.version)]:
+        problems.append(f"its only version must be {options.version}")
+    if not np.allclose(_most_exact(loaded.serve(prepared)), expected, 1e-3, 1e-4):
+        problems.append("its function `serve` differs from serving_default")
+    v1, warmup = tf.compat.v1, str(folder / EXTRA_FOLDER / WARMUP_FILE)
+    requests = b"".join(v1.io.tf_record_iterator(warmup))
+    inputs = {"image": prepared}, {ENCODED_INPUT: files.numpy()}
+    with tf.Graph().as_default(), v1.Session() as session:
+        graph = v1.saved_model.load(session, ["serve"], str(folder))
+        for name, given, answer in zip(SIGNATURES, inputs, answers, strict=True):
+            made = graph.signature_def[name]
+            feed = {made.inputs[key].name: value for key, value in given.items()}
+            found = session.run({k: x.name for k, x in made.outputs.items()}, feed)
+            alike = [np.allclose(found[x], answer[x], 1e-3, 1e-4) for x in answer]
+            known = made.method_name == _PREDICT and name.encode() in requests
+            if not known or not all(alike):
+                problems.append(f"TF Serving has another {name}, or no warm-up for it")
+    return problems
 
 
 def _large_images(preprocessing: Preprocessing, count: int) -> list[Pixels]:

@@ -39,7 +39,7 @@ IN_GRAPH, IN_SAVE, IN_RESTORE, _KINDS, _OBJECTS = (
     for name in ("in_graph", "in_save", "in_restore", "kinds", "objects")
 )
 
-MODEL_FILE = "saved_model.pb"
+MODEL_FILE, WARMUP_FILE = "saved_model.pb", "tf_serving_warmup_requests"
 # What TensorFlow may read besides: nothing but these.
 _DATA_FILE = re.compile(r"variables\.(index|data-\d{5}-of-\d{5})")
 _MAX_INLINED = 2_000_000

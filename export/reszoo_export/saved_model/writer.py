@@ -17,7 +17,7 @@ from reszoo.preprocessing import Preprocessing
 from reszoo_export.formats import SAVED_MODEL
 from reszoo_export.metadata import card_files
 from reszoo_export.saved_model.reader import ENCODED_INPUT, EXTRA_FOLDER, SIGNATURES
-from reszoo_export.saved_model.screening import MODEL_FILE, functions_in
+from reszoo_export.saved_model.screening import MODEL_FILE, WARMUP_FILE, functions_in
 from reszoo_export.serving import INPUT, Serving
 
 
@@ -231,7 +231,6 @@ def _rename_objects(objects: Any, names: dict[str, str]) -> None:
         objects.concrete_functions[name].ParseFromString(content)
 
 
-WARMUP_FILE = "tf_serving_warmup_requests"
 # Sizes of a batch that is not fixed: TensorFlow initialises each size separately.
 _BATCHES = (1, 8)
 _GREY = 128

@@ -24,6 +24,7 @@ from reszoo_export.sessions import Sessions
 
 _LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 _IMAGES = 4
+_WITH_BIAS = {"CONV_2D", "FULLY_CONNECTED"}
 
 
 def check_file(path: Path, *, trusted: bool = False) -> None:
@@ -145,24 +146,51 @@ def find_problems(
     """Find floating point where integers are asked for, or what float16 cannot hold.
 
     LiteRT computes float16 files in float32 on a CPU, but in float16 on a phone's GPU.
+    It reads neither metadata nor the scales of biases; others do.
     """
-    if options.integer_io:
-        from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter
 
-        # A processor without floating point cannot compute others.
-        details = Interpreter(str(path)).get_tensor_details()
-        others = [x["name"] for x in details if np.dtype(x["dtype"]).kind == "f"]
+    from reszoo_export.tflite import flatbuffer
+
+    model, interpreter = (
+        flatbuffer.read_model(path.read_bytes()),
+        Interpreter(str(path)),
+    )
+    metadata = flatbuffer.model_metadata(card, *flatbuffer.read_tensors(model))
+    found, problems = flatbuffer.read_data(model, flatbuffer.METADATA_NAME), []
+    if found != metadata or model.SignatureDefsLength() != 1:
+        problems.append("its metadata or signatures are not what the card says")
+    details = {each["index"]: each for each in interpreter.get_tensor_details()}
+    for operator in interpreter._get_ops_details():
+        used = [
+            details[i]["quantization_parameters"] for i in operator["inputs"] if i >= 0
+        ]
+        scales = [each["scales"] for each in used]
+        if operator["op_name"] in _WITH_BIAS and len(used) == 3 and len(scales[2]):
+            axes = {each["quantized_dimension"] for each in used[1:]}
+            if len(axes) > 1 or not np.allclose(
+                scales[0] * scales[1], scales[2], 1e-3, 0
+            ):
+                problems.append(
+                    "scales of weights and of biases do not belong together"
+                )
+    # A processor without floating point cannot compute others.
+    others = [x["name"] for x in details.values() if np.dtype(x["dtype"]).kind == "f"]
+    if options.integer_io and others:
         told = f"every tensor must be of integers; {', '.join(others[:3])} are not"
-        return [told] if others else []
+        problems.append(told)
     if row.precision != "float16":
-        return []
+        return problems
     chosen = images[np.linspace(0, len(images) - 1, _IMAGES).astype(int)]
     for name, array in runtimes.compute_activations(path, row.runtime, chosen).items():
         # NaN is not small either.
         if not np.abs(array).max() <= _LARGEST_FLOAT16:
             told = f"activations of {name!r} exceed {_LARGEST_FLOAT16:g}, the largest "
-            return [told + "number in float16: they become infinite on a GPU"]
-    return []
+            return [
+                *problems,
+                told + "number in float16: they become infinite on a GPU",
+            ]
+    return problems
 
 
 def describe(path: Path) -> Contents:

@@ -15,7 +15,7 @@ from reszoo import metrics
 from reszoo.architecture import KerasArchitecture
 from reszoo.cards import Card
 from reszoo.errors import VerificationError
-from reszoo.metrics import Targets
+from reszoo.metrics import Targets, softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import CAM, ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
@@ -59,6 +59,11 @@ def compare(
     if not np.isfinite(outputs).all():
         problems.insert(0, "some outputs are NaN or infinite")
         outputs = np.nan_to_num(outputs, nan=0.0, posinf=1.0, neginf=0.0)
+    names = {tensor["name"] for tensor in runtime.outputs} & {"logits", "probabilities"}
+    if len(names) == 2 and getattr(card.architecture, "activation", "") != "sigmoid":
+        scores, told = (runtime.read(reference.images[:8], x) for x in sorted(names))
+        if not _largest(softmax(scores) - told) <= limits.max_batch_difference:
+            problems.append("its probabilities are not the softmax of its logits")
     expected, compared = reference.outputs, reference.compared
     if options.outputs == "features":
         differences = relative_differences(outputs, expected)

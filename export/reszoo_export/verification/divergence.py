@@ -36,18 +36,11 @@ def first_divergence(
     """Find the first layer whose output in a file is not the model's.
 
     Converters rename, fuse and reorder tensors, so a layer's output is matched with the
-    tensors of the file by shape and content.
-
-    Args:
-        path: The file or folder.
-        row: Its format.
-        serving: What was written into it.
-        images: uint8 `(n, height, width, 3)`, of which the first two are used; best
-            those on which the outputs differ most.
-
-    Returns:
-        The layer's name, such as "layer2.0.conv1"; "layer2.0" is the sum at the end of
-        the block. None if every layer matches, or the file does not run.
+    tensors of the file by shape and content. `serving` is what was written into the
+    file; of the images, uint8 `(n, height, width, 3)`, the first two are used: best
+    those on which the outputs differ most. Returns a name such as "layer2.0.conv1"
+    ("layer2.0" is the sum at the end of the block); None if every layer matches, or the
+    file does not run.
     """
     images = images[:_IMAGES]
     arrays: Arrays = {"images": images, **layer_outputs(serving, images)}

@@ -21,7 +21,8 @@ from reszoo_export.manifest import (
     read_manifest,
     size_and_hash,
 )
-from reszoo_export.runtimes import OutputKind, TensorInfo, open_runtime
+from reszoo_export.metadata import LABELS_FILE, card_files
+from reszoo_export.runtimes import OutputKind, Runtime, TensorInfo, open_runtime
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.reference import Reference, read_reference
 
@@ -59,7 +60,8 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
         VerificationError: A file is missing, has changed, or differs from the model;
             the message lists every problem.
     """
-    manifest = read_manifest(_export_folder(Path(folder)))
+    folder = _export_folder(Path(folder))
+    manifest = read_manifest(folder)
     gives_features = manifest.options.outputs == "features"
     kind: OutputKind = "features" if gives_features else "probabilities"
     cam = manifest.options.outputs == CAM
@@ -75,6 +77,9 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
         for name, digest in manifest.beside.items()
         for problem in _changes(manifest.folder / name, digest)
     ]
+    labels = card_files(manifest.card).get(LABELS_FILE, "").encode()
+    if labels and not beside and (folder / LABELS_FILE).read_bytes() != labels:
+        beside = [f"{LABELS_FILE}: the labels are not the card's"]
     if problems := [*beside, *repeated.problems]:
         raise VerificationError(*problem_list(manifest.folder, problems))
     return repeated
@@ -98,8 +103,13 @@ def _verify_again(
     row, options = FORMATS[record.format], manifest.options
     if not problems:
         try:
+            row = row.explained_by((record.ranges or {}).get("variation"))
             found = verify_file(row, path, reference, options, manifest.card)
-            return replace(record, verification=found.verification)
+            facts = (found.inputs, found.outputs, size_and_hash(path)[0])
+            if facts == (record.inputs, record.outputs, record.bytes):
+                return replace(record, verification=found.verification)
+            told = "the manifest has other inputs, outputs or another size"
+            problems = [*found.verification.problems, told]
         except VerificationError as error:
             problems = [str(error)]
     before = replace(record.verification, problems=tuple(problems))
@@ -136,21 +146,11 @@ def verify_file(
 ) -> FileVerification:
     """Open a file in its own runtime, in a subprocess, and compare it with its model.
 
-    Args:
-        row: The file's format.
-        path: The file or folder.
-        reference: Images and the model's outputs; some of them are used for a format
-            with a slow runtime.
-        options: What the file was exported with.
-        card: Of the model.
-        seconds: Timeout; None is more than any model needs.
-
-    Returns:
-        The measurements; `verification.problems` lists what is wrong.
-
-    Raises:
-        VerificationError: The file cannot be opened or run, its outputs have another
-            shape, or its runtime crashed or took too long.
+    A format with a slow runtime is compared on some images of the reference. `options`
+    are the export's, `card` is the model's; `seconds` of None are more than any model
+    needs. A VerificationError if the file cannot be opened or run, its outputs have
+    another shape, or its runtime crashed or took too long; `verification.problems` of
+    the result lists what else is wrong.
     """
     indices = reference.evenly_spaced(row.max_images)
     reference = reference.select(indices)
@@ -161,6 +161,7 @@ def verify_file(
         "path": str(path.absolute()),
         "options": asdict(options),
         "card": card.to_text(),
+        "most": row.tolerance.max_variation,
     }
     limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
     function, arrays = f"{__name__}:verify_stored", reference.arrays()
@@ -175,11 +176,13 @@ def verify_file(
 
 
 def verify_stored(
-    arrays: Any, format_name: str, path: str, options: Any, card: str
-) -> dict[str, Any]:
+    arrays: Any, format_name: str, path: str, options: Any, card: str,
+    most: float | None,
+) -> dict[str, Any]:  # fmt: skip
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
     synthetic = len(arrays["images"]) - len(arrays["targets"])
     row, reference = FORMATS[format_name], Reference(**arrays, synthetic=synthetic)
+    row = replace(row, tolerance=replace(row.tolerance, max_variation=most))
     asked, model_card = ExportOptions(**options), Card.from_text(card)
     return asdict(verify_in_process(row, Path(path), reference, asked, model_card))
 
@@ -194,8 +197,8 @@ def verify_in_process(
     """Do the work of `verify_file` in this process (see there)."""
     try:
         runtime = open_runtime(path)
-        problems = content_problems(row, path, card)
-    except ReszooError as error:
+        problems = content_problems(row, runtime, card)
+    except (ReszooError, ValueError) as error:
         raise VerificationError(str(error)) from error
     found = compare(row, runtime, reference, options, card)
     try:
@@ -206,23 +209,24 @@ def verify_in_process(
         raise VerificationError(
             f"its contents cannot be checked ({type(error).__name__}: {error})"
         ) from error
-    return FileVerification(
-        inputs=runtime.inputs,
-        outputs=runtime.outputs,
-        # Names in them are the file's; a line break in one makes no line.
-        verification=replace(
-            found, problems=tuple(map(printable, (*found.problems, *problems)))
-        ),
-    )
+    # Names in them are the file's; a line break in one makes no line.
+    told = tuple(map(printable, (*found.problems, *problems)))
+    ins, outs, found = runtime.inputs, runtime.outputs, replace(found, problems=told)
+    return FileVerification(inputs=ins, outputs=outs, verification=found)
 
 
-def content_problems(row: Format, path: Path, card: Card) -> list[str]:
-    """Compare a file's precision and the labels stored in it; return what is wrong."""
-    problems = []
-    if (precision := describe_file(path).precision) != row.precision:
-        problems.append(f"it computes in {precision}, not in {row.precision}")
-    labels = row.runtime.reader.stored_labels(path)
-    if labels is not None and tuple(labels) != card.labels:
+def content_problems(row: Format, runtime: Runtime, card: Card) -> list[str]:
+    """Compare what a file says of itself with what it is; return what is wrong."""
+    told, problems = describe_file(runtime.path), []
+    if told.precision != row.precision:
+        problems.append(f"it computes in {told.precision}, not in {row.precision}")
+    tensors = [*runtime.inputs, *runtime.outputs]
+    found = [(each["name"], each["dtype"], *each["shape"]) for each in tensors]
+    said = [(each.name, each.dtype, *each.shape) for each in told.inputs + told.outputs]
+    if sorted(map(str, said)) != sorted(map(str, found)):
+        problems.append(f"it declares inputs and outputs as {said}, which are {found}")
+    labels = row.runtime.reader.stored_labels(runtime.path) or ()
+    if tuple(labels) != tuple(card.labels or ()):
         problems.append(
             f"the labels stored for other programs ({', '.join(labels[:3])}...) "
             "are not the card's"
