@@ -85,7 +85,7 @@ def alarms(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Write one good file and return what verification says of it."""
     import reszoo
     from reszoo_export.formats import FORMATS
-    from reszoo_export.quantization.ranges import Calibration
+    from reszoo_export.quantization.ranges import Calibration, explained_variation
     from reszoo_export.serving import make_serving, source_answers
     from reszoo_export.verification.reference import Reference, make_reference
     from reszoo_export.verification.verify import verify_file
