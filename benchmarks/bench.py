@@ -61,7 +61,7 @@ _INT8 = (
     "onnx-int8",
     "tflite-int8",
     "quantize_static, defaults",
-    "quantize_static, tuned",
+    "quantize_static, minmax",
 )
 BENCHMARKS = (
     Benchmark("tools", "tools", _TWICE, _TWICE),

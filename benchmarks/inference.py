@@ -167,8 +167,8 @@ _TARGETS = (
     ("tflite-int8", "tflite", 3.0),
     ("onnx-int8", "onnx", 3.0),
     ("onnx-int8", "quantize_static, defaults", 1.25),
-    ("onnx-int8", "quantize_static, tuned", 1.0),
-    ("tflite-int8", "quantize_static, tuned", 1.0),
+    ("onnx-int8", "quantize_static, minmax", 1.0),
+    ("tflite-int8", "quantize_static, minmax", 1.0),
     *(
         (ours, theirs, least)
         for ours in ("tflite-int8", "onnx-int8")

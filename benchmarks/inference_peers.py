@@ -17,7 +17,7 @@ SIDE, CLASSES = 224, 1000
 CHECKPOINT, KERAS_EXPORT = "model.safetensors", "keras_export"
 TORCH_ONNX, NCNN = "torch.onnx", "torch.ncnn"
 # The files of `quantize_static`, by the call in `int8.STATIC_CALLS` that wrote each.
-STATIC = {"defaults": "static.onnx", "tuned, min-max": "static-tuned.onnx"}
+STATIC = {"defaults": "static.onnx", "minmax": "static-minmax.onnx"}
 OURS = {
     "saved_model": "saved_model",
     "tflite": "model.tflite",
@@ -189,7 +189,7 @@ PEERS: dict[str, Peer] = {
         name: Peer(of_onnxruntime(STATIC[call]), ("onnxruntime",), STATIC[call], False)
         for name, call in (
             ("quantize_static, defaults", "defaults"),
-            ("quantize_static, tuned", "tuned, min-max"),
+            ("quantize_static, minmax", "minmax"),
         )
     },
     "torch eager": Peer(of_torch("eager"), ("torch", "torchvision")),

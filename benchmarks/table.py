@@ -81,7 +81,7 @@ _HEADLINE = {
         (
             "inference",
             "onnx-int8",
-            "quantize_static, tuned",
+            "quantize_static, minmax",
             "ONNX",
             f"{_STATIC}, tuned",
         ),
@@ -95,7 +95,7 @@ _HEADLINE = {
         (
             "inference",
             "tflite-int8",
-            "quantize_static, tuned",
+            "quantize_static, minmax",
             "TFLite",
             f"{_STATIC}, tuned",
         ),
