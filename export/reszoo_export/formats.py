@@ -89,6 +89,10 @@ class RuntimeSpec:
     layouts: frozenset[str] = frozenset({"nhwc"})  # of the axes
     input_dtypes: frozenset[str] = frozenset()  # other ones that may be asked for
     operators: frozenset[str]  # those that files of every format may use
+    # Of any file: those with weights behind the first input, and those that may be
+    # between a stored weight and its use.
+    weighted: frozenset[str]
+    passing: frozenset[str] = frozenset()
     # Pattern of the names of operators that the runtime has by itself; files of models
     # whose structure is not known may use all of them.
     builtin: str = r"\w+"

@@ -24,7 +24,7 @@ from reszoo.errors import CheckpointError
 from reszoo.files import parse_json, read_regular
 from reszoo.preprocessing import Pixels, shown_size
 from reszoo_export import inspection
-from reszoo_export.formats import ExportOptions, Format
+from reszoo_export.formats import ONNX, ExportOptions, Format
 from reszoo_export.metadata import licence, parse_card, summary
 from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
 from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
@@ -155,14 +155,6 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     return run
 
 
-# Operators with weights, and how many inputs come before them.
-_WEIGHTED = {
-    "BatchNormalization": 1, "Conv": 1, "ConvInteger": 1, "ConvTranspose": 1,
-    "Gemm": 1, "MatMul": 1, "MatMulInteger": 1, "PRelu": 1, "QLinearConv": 3,
-    "QLinearMatMul": 3,
-}  # fmt: skip
-# Operators between a stored weight and its use.
-_PASSING = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Transpose"}
 _PRECISIONS = {"int8": "int8", "uint8": "int8", "float16": "float16"}
 # Characters shown of a property of another program's.
 _MAX_SHOWN = 200
@@ -217,14 +209,15 @@ def _weights(graph: Any, constants: Mapping[str, Any]) -> set[str]:
     passed = {
         name: str(node.input[0])
         for name, node in made.items()
-        if node.op_type in _PASSING and node.input
+        if node.op_type in ONNX.passing and node.input
     }
     used = (name for node in graph.node for name in node.input)
     origins = inspection.find_origins(used, passed)
     names: list[str] = []
     for node in graph.node:
-        if node.op_type in _WEIGHTED:
-            names += node.input[_WEIGHTED[node.op_type] :]
+        if node.op_type in ONNX.weighted:
+            # QLinear operators have the scale and zero point of their input as well.
+            names += node.input[3 if node.op_type.startswith("QLinear") else 1 :]
         elif node.op_type == "Add":
             # The bias of a MatMul is an addition of its own.
             products = [made.get(origins[name] or "") for name in node.input]

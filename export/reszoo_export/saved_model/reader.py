@@ -15,7 +15,7 @@ from reszoo.errors import CheckpointError
 from reszoo.files import JSON_BYTES, read_regular
 from reszoo.preprocessing import Pixels, Preprocessing
 from reszoo_export import inspection, runtimes
-from reszoo_export.formats import ExportOptions, Format
+from reszoo_export.formats import SAVED_MODEL, ExportOptions, Format
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import Activations, TensorInfo
 from reszoo_export.saved_model import screening
@@ -130,9 +130,6 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     return run
 
 
-# Operators that have weights, and that only pass weights on.
-_WEIGHTED = {"BiasAdd", "Conv2D", "DepthwiseConv2dNative", "MatMul"}
-_PASSING = {"Cast", "Identity", "Reshape", "Squeeze"}
 # Nodes of the graph or of a function, and how often a call runs them.
 _Body = tuple[Sequence[Any], int]
 
@@ -215,9 +212,9 @@ def _weights(nodes: Sequence[Any]) -> list[Any]:
     passed = {
         node.name: node_name(node.input[0])
         for node in nodes
-        if node.op in _PASSING and node.input
+        if node.op in SAVED_MODEL.passing and node.input
     }
-    users = (node for node in nodes if node.op in _WEIGHTED)
+    users = (node for node in nodes if node.op in SAVED_MODEL.weighted)
     used = (node_name(name) for node in users for name in node.input[1:])
     origins = set(inspection.find_origins(used, passed).values())
     return [

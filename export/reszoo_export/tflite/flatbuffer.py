@@ -17,6 +17,7 @@ from flatbuffers.table import Table
 from reszoo.cards import Card
 from reszoo.errors import CheckpointError
 from reszoo.files import read_regular
+from reszoo_export.formats import TFLITE
 from reszoo_export.inspection import Contents, TensorDescription, card_or_note
 from reszoo_export.metadata import LABELS_FILE, card_files, licence, summary
 from reszoo_export.protobuf import MAX_BYTES
@@ -289,11 +290,6 @@ def _floats(*values: float) -> dict[int, Any]:
     return {field: np.array([value], np.float32) for field, value in enumerate(values)}
 
 
-# Operators with weights.
-_WEIGHTED = {
-    "BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED",
-    "PRELU", "TRANSPOSE_CONV",
-}  # fmt: skip
 # dtype of activations and of weights -> precision of the table of formats.
 _INTEGERS = {"int8": "int8", "uint8": "int8", "int16": "int16x8"}
 _STORED = {"int8": "dynamic", "int4": "dynamic", "float16": "float16"}
@@ -340,7 +336,7 @@ def _count(model: Any, graph: Any) -> tuple[Counter[str], Counter[str], int]:
         if name == "DEQUANTIZE" and operator.OutputsLength()
     }
     sizes, constants = Counter[str](), set[int]()
-    for operator in (each for name, each in named if name in _WEIGHTED):
+    for operator in (each for name, each in named if name in TFLITE.weighted):
         inputs = [operator.Inputs(place) for place in range(operator.InputsLength())]
         weights = [stored.get(index, index) for index in inputs[1:]]
         constants.update(weights)
