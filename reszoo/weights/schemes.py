@@ -250,7 +250,10 @@ def _classifier(
     features = max(sizes, default=0)
     modules: dict[str, list[str]] = {}
     for name in others:
-        modules.setdefault(_module(name, prefix), []).append(name)
+        # The first part that it does not share with the prefix.
+        pairs = zip_longest(name.split("."), prefix.split("."))
+        module = next((a for a, b in pairs if a != b), "") or ""
+        modules.setdefault(module, []).append(name)
     plain: dict[str, dict[str, str]] = {}
     for module, names in modules.items():
         layer = names[0].rpartition(".")[0]
@@ -266,12 +269,6 @@ def _classifier(
     if chosen is None and len(plain) == len(dense) == 1:
         (chosen,) = plain.values()
     return chosen or {}
-
-
-def _module(name: str, prefix: str) -> str:
-    """Return the first part of a name that it does not share with the prefix."""
-    parts, shared = name.split("."), prefix.split(".")
-    return next((a for a, b in zip_longest(parts, shared) if a != b), "") or ""
 
 
 def _renamed(found: Tensors, names: Mapping[str, str], source: str) -> Tensors:

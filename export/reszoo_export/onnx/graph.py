@@ -176,7 +176,7 @@ def _name(graph: Any, layers: Collection[str]) -> None:
     for place, node in reversed(list(enumerate(graph.node))):
         # The layer in the node's names, if there is one.
         parts = [_REPEATED.sub("", part) for part in node.output[0].split("/")]
-        parts = [*map(_layer_of, node.input), *parts]
+        parts = [*(name.removesuffix(".weight") for name in node.input), *parts]
         layer = next((part for part in parts if part in layers), None)
         free = layer is not None and layer not in taken
         node.name = layer if free else f"{node.op_type}_{place}"
@@ -190,10 +190,6 @@ def _name(graph: Any, layers: Collection[str]) -> None:
         node.output[:] = [names[name] for name in node.output]
     for initializer in graph.initializer:
         initializer.name = names[initializer.name]
-
-
-def _layer_of(kernel: str) -> str:
-    return kernel.removesuffix(".weight")
 
 
 def _uses(graph: Any) -> dict[str, None]:
@@ -309,7 +305,7 @@ class _Quantizer:
         passed = self.scales.get(source) if node.op_type in _PASSING else None
         if passed is None and span:
             passed = self.make_scale(output, span)
-        if kernel and _layer_of(kernel) not in self.steps:
+        if kernel and kernel.removesuffix(".weight") not in self.steps:
             passed = self.scales[source]
         self.nodes.append(node)
         if passed is not None:
@@ -341,7 +337,7 @@ class _Quantizer:
         """
         axis = _OUTPUT_AXIS[node.op_type]
         value = numpy_helper.to_array(self.known[kernel])
-        steps = self.steps.get(_layer_of(kernel))
+        steps = self.steps.get(kernel.removesuffix(".weight"))
         if steps is None:
             steps = np.full(value.shape[axis], 1 / MAX_INT8, np.float32)
         bias, input_step = np.zeros(0), scale[0] if scale else 0.0

@@ -64,14 +64,10 @@ def quantized_layers(model: keras.Model) -> list[str]:
     return [
         layer.name
         for layer in model.layers
-        if not _passes(layer)
+        if type(layer).__name__ not in _PASSING
         and layer.output is not model.output
         and users.get(id(layer.output)) != ["ReLU"]
     ]
-
-
-def _passes(layer: keras.layers.Layer) -> bool:
-    return type(layer).__name__ in _PASSING
 
 
 def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
@@ -122,7 +118,8 @@ def build_integer_model(
             # runtimes quantize the weights of convolutions, not the factors of MUL.
             twin = keras.layers.DepthwiseConv2D(1, name=layer.name, dtype="float32")
         value = twin(given if len(given) > 1 else given[0])
-        rounder = rounders[sources[0]] if _passes(layer) else None
+        passes = type(layer).__name__ in _PASSING
+        rounder = rounders[sources[0]] if passes else None
         if layer.name in ranges:
             rounder = FakeQuantize(ranges[layer.name], name=f"{layer.name}.range")
         is_computed = layer.name in ranges or isinstance(layer, IdentityShortcut)
