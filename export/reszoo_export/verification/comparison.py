@@ -182,15 +182,19 @@ def batch_problems(
     for size in sizes:
         places = np.roll(chosen, size)[:size]
         first = runtime.run(images[places])
-        other = max(other, float(np.abs(first - outputs[places]).max()))
+        other = max(other, _largest(first - outputs[places]))
         if size == sizes[-1]:
-            repeated = float(np.abs(first - runtime.run(images[places])).max())
+            repeated = _largest(first - runtime.run(images[places]))
     problems = {
         f"an output changes by {other:.2g} with the other images of its batch": other,
         f"an output changes by {repeated:.2g} when it is run again": repeated,
     }
     # `not <=` because of NaN.
     return [problem for problem, change in problems.items() if not change <= allowed]
+
+
+def _largest(change: ModelOutput) -> float:
+    return float(np.abs(change).max())
 
 
 def _probability_statistics(
