@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import reszoo
-from reszoo.cli import answers
+from reszoo.cli.files import _print_table
 from reszoo.data.image_paths import iterate_paths
 from reszoo_export import batch
 
@@ -464,7 +464,7 @@ def test_answers_are_printed_before_the_next_group(
         ]  # fmt: skip
         yield [row | {"path": "longer.jpg"}]
 
-    answers._print_table(groups(), ["cat"])
+    _print_table(groups(), ["cat"])
     assert capsys.readouterr().out == "longer.jpg  cat         50.00%\n"
 
 

@@ -18,7 +18,7 @@ from reszoo import defaults
 from reszoo.console import Progress, say
 from reszoo.data import sources
 from reszoo.data.examples import Examples
-from reszoo.errors import DataError, ReszooError, UnknownNameError
+from reszoo.errors import DataError, ReszooError, UnknownNameError, known
 from reszoo.metrics import Metrics, prepared_batches, score, softmax
 from reszoo.report.page import overlay
 from reszoo.weights import published
@@ -179,9 +179,7 @@ def explain(
     )
     labels, index = predictor.labels, int(logits.argmax())
     if label is not None:
-        if label not in labels:
-            raise UnknownNameError("label", label, labels)
-        index = labels.index(label)
+        index = labels.index(known("label", label, labels))
     return Explanation(
         label=labels[index],
         probability=float(softmax(logits[None])[0, index]),

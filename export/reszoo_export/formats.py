@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_args
 
 from reszoo import defaults
-from reszoo.errors import ExportError, UnknownNameError, UsageError
+from reszoo.errors import ExportError, UsageError, known
 from reszoo.fields import check_fields, inherited, read_tables
 
 if TYPE_CHECKING:
@@ -251,8 +251,7 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",") if name.strip()]
     for name in names:
-        if name not in FORMATS and name not in GROUPS:
-            raise UnknownNameError("format", name, [*FORMATS, *GROUPS])
+        known("format", name, [*FORMATS, *GROUPS])
     if not names or len(set(names)) != len(names):
         raise UsageError(
             "formats must name at least one format, each once. "

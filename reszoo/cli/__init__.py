@@ -8,10 +8,7 @@ import sys
 
 # isort: off
 # Each module adds its commands to the application, in the order of `--help`.
-from reszoo.cli import models  # noqa: F401
-from reszoo.cli import training  # noqa: F401
-from reszoo.cli import files  # noqa: F401
-from reszoo.cli import publishing  # noqa: F401
+from reszoo.cli import models, training, files, publishing  # noqa: F401
 from reszoo.cli.options import app
 
 # isort: on

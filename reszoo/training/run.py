@@ -22,7 +22,7 @@ from reszoo.data import pipeline
 from reszoo.data.examples import Examples
 from reszoo.data.resize import resizing_gain
 from reszoo.data.sources import Source, content_digest
-from reszoo.errors import ReszooError, UnknownNameError, UsageError
+from reszoo.errors import ReszooError, UsageError, known
 from reszoo.metrics import SCALARS, Metrics, inference_function, pooled_function, score
 from reszoo.preprocessing import Preprocessing, as_sides
 from reszoo.resnet import backbone_and_head
@@ -134,8 +134,7 @@ class RunConfig:
             return None
         if isinstance(given, dict):
             for label in given:
-                if label not in labels:
-                    raise UnknownNameError("label in class_weight", label, labels)
+                known("label in class_weight", label, labels)
             return np.array([given.get(label, 1.0) for label in labels], np.float32)
         targets = self.source.examples("train").targets
         shares = pipeline.class_shares(targets, len(labels), self.augmentation.sampling)
