@@ -139,6 +139,7 @@ def test_files_built_to_do_harm_are_refused(
     ("before", "distance", "new", "text"),
     [
         (b"\x19\x01", 1, b"\x07", "'model_config' is not a text"),
+        (b"model_config", 48, b"\xff" * 4, "a text is longer than the file"),
         # No more texts, then a rest without a size.
         (b"GCOL", 16, bytes(16), "a heap of texts is damaged"),
         (b"GCOL", 5, b"\xff" * 3 + b"\0\x10" + bytes(22), "a heap of texts is damaged"),

@@ -6,9 +6,11 @@ that `keras.applications` downloads hold the weights alone.
 
 import io
 import re
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from reszoo.preprocessing import Preprocessing
 from reszoo.weights.names import TORCH_NAMES, Tensors, to_float32, to_torch
 
 Weights = Mapping[str, NDArray[Any]]
+Described = list[tuple[str, str, Mapping[str, Any]]]
 MAGIC = b"\x89HDF\r\n\x1a\n"
 SUFFIX = ".keras"
 # Members of a `.keras` file.
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
-# A collection of texts in an HDF5 file, with its size.
+# In an HDF5 file: attributes that are read, and a collection of texts with its size.
+_TEXTS = re.compile(rb"model_config\0"), re.compile(rb"name\0")
 _HEAP = re.compile(rb"GCOL\x01...(.{8})", re.DOTALL)
 # Deeper than any file that Keras writes.
 _MAX_DEPTH = 12
@@ -52,19 +56,17 @@ _PASSIVE = (
 )  # fmt: skip
 _DAMAGED = (
     OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError,
-    zipfile.BadZipFile,
+    struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
 
 def is_keras(path: Path) -> bool:
     """Tell by its content whether a file is one of Keras."""
-    if _is_hdf5(path):
-        return True
-    try:
-        with open_archive(path) as archive:
+    if not _is_hdf5(path):
+        with suppress(*_DAMAGED), open_archive(path) as archive:
             return {_CONFIG, _WEIGHTS} <= set(archive.namelist())
-    except _DAMAGED:
         return False
+    return True
 
 
 def read_model(path: Path) -> tuple[Layers, Any]:
@@ -110,21 +112,33 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     import h5py
 
     if _is_hdf5(path):
-        _check_heaps(np.memmap(path, np.uint8, "r"))
+        _check_texts(np.memmap(path, np.uint8, "r"))
         with h5py.File(path, "r") as file:
-            name = "model_config"
-            yield file, parse_json(_text(file, name)) if name in file.attrs else None
+            known = "model_config" in file.attrs
+            yield file, parse_json(_text(file, "model_config")) if known else None
         return
     with open_archive(path) as archive:
         config = parse_json(read_member(archive, _CONFIG, JSON_BYTES))
         content = read_member(archive, _WEIGHTS, path.stat().st_size)
-    _check_heaps(content)
+    _check_texts(content)
     with h5py.File(io.BytesIO(content), "r") as file:
         yield file, config
 
 
-def _check_heaps(content: Any) -> None:
-    """Refuse damaged heaps of texts, in which libhdf5 searches forever or crashes."""
+def _check_texts(content: Any) -> None:
+    """Refuse damaged texts: libhdf5 allocates their length, and may search forever."""
+    for match in chain.from_iterable(each.finditer(content) for each in _TEXTS):
+        at = match.start()
+        for layout, versions in (("<BBHHH", (1, 2)), ("<BBHHHx", (3,))):
+            head = bytes(content[max(0, at - struct.calcsize(layout)) : at])
+            version, _, *sizes = struct.unpack(layout, head)
+            if version in versions and sizes[0] == len(match[0]):
+                sizes = [each + -each % 8 * (version == 1) for each in sizes]
+                kind, value = at + sizes[0], at + sum(sizes)
+                length = int.from_bytes(content[value : value + 4], "little")
+                # Of a variable length: the value is the length and the place.
+                if content[kind] & 15 == 9 and length > len(content):
+                    raise ValueError("a text is longer than the file")
     for match in _HEAP.finditer(content):
         at, end = match.end(), match.start() + int.from_bytes(match[1], "little")
         while at + 16 <= end:
@@ -195,9 +209,8 @@ def _datasets(file: Any, path: Path) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _stored(dataset: Any, names: tuple[str, ...], path: Path) -> NDArray[Any]:
-    size = dataset.size or 0
     stored = dataset.id.get_storage_size()
-    whole = stored == size * dataset.dtype.itemsize
+    whole = stored == (dataset.size or 0) * dataset.dtype.itemsize
     if dataset.is_virtual or dataset.external or not whole:
         raise CheckpointError(
             f"{path} must contain {'/'.join(names)} itself, complete and uncompressed. "
@@ -226,9 +239,6 @@ def preprocessing(*, v2: bool = False) -> Preprocessing:
     )  # fmt: skip
 
 
-Described = list[tuple[str, str, Mapping[str, Any]]]
-
-
 def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
     """Describe the layers of a model and of models inside by class, name and config.
 
@@ -249,8 +259,7 @@ def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
             listed.append((kind, name, inside))
             initializer = inside.get("bias_initializer") or {}
             value = (initializer.get("config") or {}).get("value")
-            found = AttachedCard.from_text(value)
-            if found is not None:
+            if (found := AttachedCard.from_text(value)) is not None:
                 structure = describe_structure(each[:2] for each in entries)
                 attached = found
                 is_own = structure == found.structure and model is waiting[0]
@@ -326,9 +335,8 @@ def to_tensors(layers: Layers, source: str) -> Tensors:
     for layer, weights in layers.items():
         name = _torch_name(_with_head(layer, weights), source, v2=v2)
         try:
-            shift = None
-            if "gamma" in weights and not v2:
-                shift = layers[layer.replace("_bn", "_conv")]["bias"]
+            before = layer.replace("_bn", "_conv")
+            shift = layers[before]["bias"] if "gamma" in weights and not v2 else None
             tensors |= _converted(name, weights, shift, v2=v2)
         except KeyError as error:
             raise CheckpointError(

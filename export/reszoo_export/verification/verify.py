@@ -188,11 +188,7 @@ def verify_stored(
 
 
 def verify_in_process(
-    row: Format,
-    path: Path,
-    reference: Reference,
-    options: ExportOptions,
-    card: Card,
+    row: Format, path: Path, reference: Reference, options: ExportOptions, card: Card
 ) -> FileVerification:
     """Do the work of `verify_file` in this process (see there)."""
     try:
