@@ -27,9 +27,8 @@ ACTIVATIONS = schema.ActivationFunctionType
 FLOAT, INT8, INTEGERS = "tflite", "tflite-int8", "tflite-int8 integers"
 # Places of convolutions from the end.
 LAST, ONE_BUT_LAST, PROJECTION, STRIDED, STEM = -1, -2, -3, -5, -10
-BLOCK = (
-    -8
-)  # the first one of the second block, of a kernel with as many inputs as outputs
+# The first one of the second block, of a kernel with as many inputs as outputs.
+BLOCK = -7
 METADATA = b"TFLITE_METADATA"
 DTYPES = {TYPES.FLOAT32: "<f4", TYPES.INT8: "i1", TYPES.INT32: "<i4", TYPES.UINT8: "u1"}
 
