@@ -10,10 +10,10 @@ about files changed after the export the hashes stay.
 
 A defect counts only if the file is really wrong: either a runtime of its own, without
 reszoo, refuses it or computes other outputs on noise, or, in the classes of DECLARED,
-what programs read in the files differs. `defects.json` holds the results of all kinds. Files are checked in a process that goes
+what programs read in the files differs. Files are checked in a process that goes
 through all kinds; if one crashes it, `reszoo verify` decides in a process of its own.
 Kinds that RESULTS has are not planted again. Exits with 1 if a kind was missed that
-`defects.toml` does not say is.
+`defects.toml` does not say is. `defects.json` has the results of all kinds.
 """
 
 import argparse
