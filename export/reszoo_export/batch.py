@@ -56,13 +56,9 @@ class RowFile:
     are on the disk. What stands behind these in the file of rows is dropped when it is
     continued.
 
-    Args:
-        output: The final name; its suffix is one of `SUFFIXES`. For Parquet pyarrow
-            must be installed.
-        columns: Column -> whether it holds text, not numbers. One is "error".
-
-    Attributes:
-        committed: What is on the disk.
+    `output` is the final name, with one of `SUFFIXES` (for Parquet pyarrow must be
+    installed), `columns` tells of each whether it holds text, not numbers, and one is
+    "error"; `committed` is what is on the disk.
     """
 
     def __init__(self, output: Path, columns: Mapping[str, bool]) -> None:

@@ -95,11 +95,7 @@ def name_open_sides(shape: Iterable[int]) -> tuple[int | str, ...]:
 
 @dataclass(kw_only=True)
 class Runtime:
-    """An opened file; a CheckpointError if its inputs and outputs are not an export's.
-
-    Attributes:
-        output: The one that `run` uses.
-    """
+    """An opened file; a CheckpointError if its signature is not that of an export."""
 
     path: Path  # for errors
     name: str  # with its version
@@ -117,6 +113,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         classes = self.card.architecture.classes
+        # That `run` uses.
         self.output = find_output(self.path, self.inputs, self.outputs)
         width = self.output["shape"][-1]
         # Before a label is made for each.

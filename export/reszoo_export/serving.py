@@ -64,11 +64,7 @@ class Serving:
         return isinstance(made, KerasArchitecture) and made.activation == "sigmoid"
 
     def batch(self, default: int | None) -> int | None:
-        """Return the number of images a call, None where it is open.
-
-        Args:
-            default: What the format has where nothing was asked for.
-        """
+        """Return the images in a call, by default the format's; None for any number."""
         if self.options.batch == "dynamic":
             return None
         return default if self.options.batch is None else self.options.batch

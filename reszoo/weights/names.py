@@ -111,8 +111,7 @@ def layers_of(model: "keras.Model") -> Layers:
 def to_tensors(model: "keras.Model") -> Tensors:
     """Return a model's weights under torchvision's names and in its layouts.
 
-    Raises:
-        UsageError: A layer has weights of a kind that no layer of reszoo has.
+    A UsageError if a layer has weights of a kind that no layer of reszoo has.
     """
     tensors: Tensors = {}
     for name, variable in _slots(model):

@@ -6,6 +6,7 @@ Its batch normalization is folded into the convolution before it.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, get_args
@@ -274,21 +275,17 @@ def _pools(value: Value, kind: str, size: int, stride: int, padding: str) -> boo
 
 def is_from_reszoo(model: keras.Model) -> bool:
     """Tell whether a model has a card, and layers named as torchvision's modules."""
-    try:
-        own_card(model)
-    except UsageError:
-        return False
-    return True
+    with suppress(UsageError):
+        return bool(own_card(model))
+    return False
 
 
 def is_resnet(model: keras.Model) -> bool:
     """Tell whether a plain Keras model is a ResNet whose structure is understood."""
     graph.answer_of(model)
-    try:
-        read_resnet(model)
-    except UsageError:
-        return False
-    return True
+    with suppress(UsageError):
+        return bool(read_resnet(model))
+    return False
 
 
 def read_keras_model(
