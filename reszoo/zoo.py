@@ -14,11 +14,8 @@ from reszoo.console import say
 from reszoo.errors import UsageError, known, summarized
 from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec
-from reszoo.weights import location, safetensors
-from reszoo.weights.loading import load_weights
+from reszoo.weights import loading, location, order, safetensors, schemes
 from reszoo.weights.names import COUNTER, LoadReport, Tensors, layers_of, to_tensors
-from reszoo.weights.order import Match, match_by_order
-from reszoo.weights.schemes import Contents
 
 _REPORT = "_reszoo_load_report"
 _COUNTERS = "_reszoo_counters"
@@ -163,12 +160,12 @@ def load(
 
 def _read(
     found: location.Found, spec: ResNetSpec | None, match: str | None
-) -> Contents:
+) -> schemes.Contents:
     contents = location.read_located(found)
     if match is None:
         return contents
-    known("match", match, get_args(Match))
-    return match_by_order(contents, spec, found.source)
+    known("match", match, get_args(order.Match))
+    return order.match_by_order(contents, spec, found.source)
 
 
 def save(
@@ -341,9 +338,9 @@ def _counted(
     return len(labels), labels
 
 
-def _loaded(contents: Contents, *request: Any, **of_model: Any) -> keras.Model:
+def _loaded(contents: schemes.Contents, *request: Any, **of_model: Any) -> keras.Model:
     """Build the model of a weight file (see `load_weights`) and attach its card."""
-    model, card, report = load_weights(contents, *request, **of_model)
+    model, card, report = loading.load_weights(contents, *request, **of_model)
     if report.head or report.notes or report.skipped:
         say(str(report))
     for theirs, ours in report.mapping:

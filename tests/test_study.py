@@ -25,6 +25,7 @@ from reszoo.specs import SPECS
 from reszoo.studies.plan import StudyPlan
 from reszoo.studies.report import PAGE, PLOT_SECTIONS, conclude, write_page
 from reszoo.studies.results import (
+    FAMILIES,
     RESULTS,
     Point,
     RunResult,
@@ -595,3 +596,10 @@ def test_the_picture_of_the_docs_is_drawn_from_the_results_in_the_docs() -> None
         "none", "identity", "pre-activation",
     }  # fmt: skip
     assert len(result["runs"]) == 27
+
+
+def test_the_depths_of_a_family_are_those_of_the_table() -> None:
+    small = [n for n, s in SPECS.items() if s.image_size == 32]
+    depths = [int(n.removeprefix("resnet")) for n in small if n.startswith("resnet")]
+    assert FAMILIES["cifar"].layers == tuple(depths)
+    assert FAMILIES["preact"].layers == tuple(sorted((*depths, 164, 1001)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from reszoo.architecture import architecture
 from reszoo.errors import DataError, UsageError, known
-from reszoo.fields import typed
+from reszoo.fields import inherited, read_tables, typed
 from reszoo.files import read_json, write_json
 from reszoo.specs import SPECS, Shortcut
 
@@ -65,13 +65,13 @@ class Family:
     """Networks that differ in depth and kind of blocks alone."""
 
     name: str  # the `family` argument of `reszoo.study`
-    layers: tuple[int, ...] | None  # available depths; None is any
     default_layers: tuple[int, ...]  # compared by default
     shortcuts: tuple[str, ...]  # available kinds
     digits_steps: int  # steps on digits until the deep ones converge
     # from variant, shape of an input and number of classes
     build: Callable[[Variant, Shape, int], "keras.Model"]
     title: str  # of its networks in plots
+    layers: tuple[int, ...] | None = None  # available depths; None is any
     default_shortcuts: tuple[str, ...] = ("none", "identity")  # compared by default
     tables: bool = False  # whether it takes tables of numbers
 
@@ -125,31 +125,19 @@ def _dense(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
     return mlp(variant.layers, input_shape=shape, seed=0, **options)
 
 
-_CIFAR_LAYERS = tuple(
-    int(name.removeprefix("resnet"))
-    for name, row in SPECS.items()
-    if name.startswith("resnet") and row.image_size == 32
-)
-_TABLE = (
-    Family(
-        name="cifar", layers=_CIFAR_LAYERS, default_layers=(20, 56, 110),
-        shortcuts=_KINDS[:-1], digits_steps=160, build=_convolutional,
-        title="convolutional networks of He et al. 2015, section 4.2",
-    ),
-    Family(
-        name="preact", layers=tuple(sorted((*_CIFAR_LAYERS, 164, 1001))),
-        default_layers=(20, 56, 110), shortcuts=("none", "identity", PRE),
-        default_shortcuts=("none", "identity", PRE), digits_steps=160,
-        build=_convolutional,
-        title="convolutional networks of He et al. 2015 and 2016",
-    ),
-    Family(
-        name="dense", layers=None, default_layers=(10, 20, 50, 100),
-        shortcuts=("none", "identity"), digits_steps=400, build=_dense,
-        title="multilayer perceptrons, 64 wide", tables=True,
-    ),
-)  # fmt: skip
-FAMILIES = {family.name: family for family in _TABLE}
+def _families() -> dict[str, Family]:
+    """Read the rows of `families.toml`; those that take tables have no convolutions."""
+    rows = {}
+    for name, row in inherited(read_tables("reszoo.studies", "families.toml")).items():
+        own: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in row.items()
+        }
+        build = _dense if row.get("tables") else _convolutional
+        rows[name] = Family(name=name, build=build, **own)
+    return rows
+
+
+FAMILIES = _families()
 # The name of models of one's own where a family's would stand.
 OWN = "own"
 
@@ -189,7 +177,7 @@ def own_family(models: Mapping[str, Builder], layers: tuple[int, ...] | None) ->
         return models[name](**{each: given[each] for each in taken[name]})
 
     return Family(
-        name=OWN, layers=None, default_layers=(0,), shortcuts=tuple(models),
+        name=OWN, default_layers=(0,), shortcuts=tuple(models),
         default_shortcuts=tuple(models), digits_steps=400, build=build,
         title=family_title(OWN), tables=True,
     )  # fmt: skip
