@@ -150,7 +150,7 @@ def newest(paths: Iterable[Path]) -> dict[str, Results]:
     """Return the newest result of each benchmark, by processor, the latest first."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(paths, key=lambda path: path.stem, reverse=True):
-        if "quick" not in path.name:
+        if not {"quick", "stress"} & {*path.stem.split("-")}:
             results = read(path)
             known = found.setdefault(_processor(results), {})
             found[_processor(results)] = {**results, **known}

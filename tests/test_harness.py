@@ -130,6 +130,7 @@ def results(harness: Any, tmp_path: Path) -> Path:
     other = {"processor": "Other x 2", "instructions": "avx2"}
     files = {
         "3-quick": {"inference": {**found, "contenders": slower}},
+        "3-stress": {"runs": []},
         "3-2": {"tools": {**found, "contenders": {}, "ratios": [], "notes": []}},
         "3": {"inference": {**found, "machine": other, "contenders": slower}},
         "2": {"inference": {**found, "ratios": old}},

@@ -23,6 +23,7 @@ import reszoo
 from reszoo.data import image_files
 from reszoo.data.decoding import decode_bounded
 from reszoo.data.examples import Examples
+from reszoo.data.image_facts import inspect_file
 from reszoo.data.image_files import open_image, prepare_image
 from reszoo.data.image_paths import iterate_paths
 from reszoo.data.pipeline import Augmentation, evaluation_batches, training_batches
@@ -315,3 +316,13 @@ def test_a_damaged_colour_profile_behind_the_pixels_is_one_sentence(
     path.write_bytes(content.getvalue()[:-12] + damaged + end)
     with pytest.raises(reszoo.DataError, match="is not a readable image"):
         prepare_image(path, USUAL)
+
+
+def test_an_image_without_its_palette_is_unreadable(tmp_path: Path) -> None:
+    content, path = BytesIO(), tmp_path / "image.png"
+    Image.new("P", (40, 40)).save(content, "PNG")
+    data = content.getvalue()
+    start = data.index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:])
+    assert inspect_file(str(path))["problem"]

@@ -50,10 +50,10 @@ _STARTS = (
 _ALIKE = ("JPEG", "MPO", "PNG")
 _JPEGS = ("JPEG", "MPO")  # an MPO is several JPEGs
 # What Pillow's decoders raise on damaged files; AVIF's and DDS' a RuntimeError, that of
-# PNG's colour profiles an IndexError.
+# PNG's colour profiles an IndexError, and it asserts that there is a palette.
 _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, RuntimeError,
-    LookupError, ArithmeticError, TypeError, AttributeError,
+    LookupError, ArithmeticError, TypeError, AttributeError, AssertionError,
 )  # fmt: skip
 # Filters of warnings belong to the whole process, images are opened in threads.
 _FILTERS = threading.Lock()
