@@ -419,8 +419,9 @@ def _input_shape(shape: Any, row: specs.ResNetSpec, include_top: bool) -> InputS
         found: InputShape = converted(tuple(shape), InputShape)
         if all(side is None or side >= 1 for side in found):
             return found
+    side = shape if isinstance(shape, int) else row.image_size
     raise UsageError(
         "input_shape must be (height, width, channels) of positive numbers, such as "
-        "(224, 224, 3); height and width may be None. "
+        f"input_shape=({side}, {side}, 3); height and width may be None. "
         f"Received: input_shape={shape}."
     )
