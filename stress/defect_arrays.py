@@ -148,6 +148,7 @@ def coarse(steps: int) -> Change:
 
     def change(array: Array) -> Array:
         step = np.abs(array).max() / steps
-        return (np.round(array / step) * step).astype(array.dtype)
+        rounded: Array = (np.round(array / step) * step).astype(array.dtype)
+        return rounded
 
     return change

@@ -51,7 +51,7 @@ def edited(data: bytes, draw: Draw) -> bytes:
             width = int(draw.choice([1, 2, 4, 8]))
             number = NUMBERS[draw.integers(len(NUMBERS))] % 256**width
             order = "little" if draw.random() < 0.7 else "big"
-            changed[at : at + width] = number.to_bytes(width, order)  # type: ignore[arg-type]
+            changed[at : at + width] = number.to_bytes(width, order)
         elif kind == 4:
             del changed[at : at + int(draw.integers(1, 64))]
         elif kind == 5:

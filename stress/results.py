@@ -98,7 +98,7 @@ class Results:
             if same:
                 return runs[-1]
         today = datetime.now(UTC).strftime("%Y-%m-%d")
-        run = {"part": part, "row": row, "date": today, **self._here}
+        run: dict[str, Any] = {"part": part, "row": row, "date": today, **self._here}
         run |= {"first": outcome.first, "last": outcome.first, "done": 0, "seconds": 0}
         run |= {"failed": 0, "results": {}, "sums": {}, "highest": {}, "failures": {}}
         self.runs.append(run)

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_files(folder: Path, formats: Sequence[str] = tuple(FORMATS)) -> Any:
     """
     model = tiny_model()
     reszoo.save(model, folder / "model.safetensors")
-    names = [LABELS[index % len(LABELS)] for index in range(IMAGES)]
+    names = np.array([LABELS[index % len(LABELS)] for index in range(IMAGES)])
     shown = np.repeat(images(), 24, axis=0)
     draw = np.random.default_rng(1)
     shown = np.clip(shown + draw.integers(-20, 20, shown.shape), 0, 255)
@@ -123,7 +124,8 @@ class Server:
     """The export's own `snippets/server.py`, in a process."""
 
     def __init__(self, export: Path, file: str) -> None:
-        command = [sys.executable, export / "snippets/server.py", "--serve", "0", file]
+        command = [sys.executable, str(export / "snippets/server.py")]
+        command += ["--serve", "0", file]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline() if self.process.stdout else ""
         self.address = line.strip().removeprefix("http://")
@@ -143,13 +145,20 @@ class Server:
             reply = connection.getresponse()
             return reply.status, json.loads(reply.read())
 
-    def probabilities(self, content: bytes, labels: Sequence[str]) -> Any:
-        """Return the probabilities of an image, in the order of the labels."""
-        status, answer = self.post(content)
+    def served(
+        self, encoded: Sequence[bytes], labels: Sequence[str], index: int
+    ) -> Any:
+        """Return the probabilities of one image, in the order of the labels."""
+        status, answer = self.post(encoded[index])
         if status != 200:
             raise RuntimeError(f"status {status}: {answer}")
         named = dict(answer)
         return np.array([named[label] for label in labels])
+
+
+def predicted(predictor: reszoo.Predictor, shown: Any, index: int) -> Any:
+    """Return what a file gives to one image."""
+    return predictor.predict(shown[index])[0]
 
 
 def png(pixels: Any) -> bytes:
@@ -195,7 +204,7 @@ def main() -> int:
             predictor = reszoo.Predictor(path, threads=threads)
             began = time.perf_counter()
             counts = ask(
-                lambda index, asked=predictor: asked.predict(shown[index])[0],
+                partial(predicted, predictor, shown),
                 expected,
                 given.clients,
                 given.calls,
@@ -206,9 +215,7 @@ def main() -> int:
                 with Server(Path(folder) / "export", path.name) as server:
                     began = time.perf_counter()
                     counts = ask(
-                        lambda index, at=server, labels=labels: at.probabilities(
-                            encoded[index], labels
-                        ),
+                        partial(server.served, encoded, labels),
                         expected,
                         given.clients,
                         given.calls,

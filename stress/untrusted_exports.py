@@ -189,7 +189,7 @@ def read(kind: str, reader: str, path: Path) -> dict[str, Any]:
     if kind == "saved_model":
         import tensorflow  # noqa: F401
         from tensorflow.core.protobuf import saved_model_pb2  # noqa: F401
-    functions = {
+    functions: dict[str, Callable[[], object]] = {
         "Predictor": lambda: reszoo.Predictor(path),
         "describe": lambda: describe_file(path),
         "read_manifest": lambda: read_manifest(path),

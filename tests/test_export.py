@@ -299,6 +299,16 @@ def test_too_few_calibration_images_are_refused(tmp_path: Path, folder: Path) ->
     assert not (tmp_path / "export").exists()
 
 
+def test_arrays_calibrate_as_folders_do(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    # Of 99 images a share is held out.
+    arrays = draw.integers(0, 256, (99, 32, 32, 3), np.uint8), np.arange(99) % 2
+    with pytest.raises(reszoo.DataError, match=r"at least 100 images.* Received: 79,"):
+        reszoo.export(
+            small(classes=2), tmp_path / "x", formats="onnx-int8", calibration=arrays
+        )
+
+
 def test_int8_wants_calibration(tmp_path: Path) -> None:
     with pytest.raises(reszoo.ExportError, match="needs calibration images"):
         FORMATS["tflite-int8"].write(

@@ -14,7 +14,7 @@ import keras
 
 from reszoo import defaults
 from reszoo.console import Progress
-from reszoo.data.sources import Source, open_source
+from reszoo.data.sources import Data, Source, open_source
 from reszoo.environment import check_backend
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, disk_error_of, free_folder, write_text
@@ -54,8 +54,6 @@ from reszoo_export.verification.verify import (
     verify_file,
 )
 
-Data = str | os.PathLike[str]
-
 
 def export(
     model: "keras.Model | str | os.PathLike[str]",
@@ -91,8 +89,8 @@ def export(
             probabilities of a softmax or sigmoid at the end.
         output: The folder to create.
         formats: Names of formats; `reszoo export --help` lists them.
-        calibration: Images for the int8 formats, a folder or a name such as "digits";
-            the training split is used.
+        calibration: Images for the int8 formats, as `train` takes data; the training
+            split is used.
         verify: Images to compare on; `calibration` if None. Without either, only
             synthetic images are compared.
         bad_images: "error" stops at the first unreadable image of the data, "skip"
