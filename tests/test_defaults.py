@@ -9,7 +9,7 @@ import pytest
 import typer
 
 import reszoo
-from reszoo.cli.files import run_demo
+from reszoo.cli.files import demo
 from reszoo.cli.options import app
 from reszoo.cli.publishing import describe_environment
 
@@ -31,7 +31,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "push": (reszoo.push,),
     "check-weights": (reszoo.check_weights,),
     "doctor": (describe_environment,),
-    "demo": (run_demo,),
+    "demo": (demo,),
     "evaluate": (reszoo.evaluate,),
     "predict": (reszoo.predict_files,),
     "explain": (reszoo.explain,),
@@ -67,7 +67,6 @@ OF_THE_COMMAND = {
 DIFFERENT = {
     ("train", "output"): "the process of a command ends, and its model with it",
     ("predict", "output"): "without it the command prints the answers",
-    ("demo", "output"): "a command without arguments, to start with",
 }
 OPTIONS = [
     (command, option.name)

@@ -23,9 +23,8 @@ from reszoo.data.sources import open_source
 from reszoo.preprocessing import default_preprocessing
 from reszoo.specs import SPECS
 from reszoo.studies.plan import StudyPlan
-from reszoo.studies.report import PAGE, PLOT_SECTIONS, conclude, write_page
+from reszoo.studies.report import PAGE, PLOTS, conclude, write_page
 from reszoo.studies.results import (
-    FAMILIES,
     RESULTS,
     Point,
     RunResult,
@@ -151,9 +150,7 @@ def test_a_study_that_was_stopped_is_resumed_exactly(
     assert len(read_results(tmp_path).runs) == 2
     resumed = reszoo.study("dense", output=tmp_path, resume=True, **SMALL)
     assert numbers(resumed) == numbers(found)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [PAGE, RESULTS, *PLOT_SECTIONS]
-    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([PAGE, RESULTS, *PLOTS])
 
 
 @pytest.mark.slow
@@ -525,11 +522,11 @@ def test_a_run_that_diverged_counts_as_wrong() -> None:
 
 def test_the_page_shows_plots_table_and_conclusion(found: StudyResult) -> None:
     page = (found.folder / PAGE).read_text()
-    assert page.count("<img") == len(PLOT_SECTIONS)
+    assert page.count("<img") == len(PLOTS)
     assert "<script" not in page
     for sentence in found.conclusion:
         assert sentence.replace("'", "&#39;") in page
-    for name in PLOT_SECTIONS:
+    for name in PLOTS:
         with Image.open(found.folder / name) as plot:
             assert min(plot.size) > 400
             assert len(plot.convert("RGB").getcolors(1 << 20) or ()) > 50
@@ -549,7 +546,7 @@ def test_a_study_page_is_safe_and_needs_no_snapshots(
 
 def test_plots_and_page_are_reproducible(found: StudyResult, tmp_path: Path) -> None:
     write_page(replace(found, folder=tmp_path))
-    for name in (PAGE, *PLOT_SECTIONS):
+    for name in (PAGE, *PLOTS):
         assert (tmp_path / name).read_bytes() == (found.folder / name).read_bytes()
 
 
@@ -596,10 +593,3 @@ def test_the_picture_of_the_docs_is_drawn_from_the_results_in_the_docs() -> None
         "none", "identity", "pre-activation",
     }  # fmt: skip
     assert len(result["runs"]) == 27
-
-
-def test_the_depths_of_a_family_are_those_of_the_table() -> None:
-    small = [n for n, s in SPECS.items() if s.image_size == 32]
-    depths = [int(n.removeprefix("resnet")) for n in small if n.startswith("resnet")]
-    assert FAMILIES["cifar"].layers == tuple(depths)
-    assert FAMILIES["preact"].layers == tuple(sorted((*depths, 164, 1001)))

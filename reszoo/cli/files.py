@@ -16,9 +16,7 @@ from reszoo.fields import check_range
 from reszoo.files import free_folder
 
 _SHARES = {
-    "top1": "top-1",
-    "top5": "top-5",
-    "balanced_accuracy": "balanced",
+    "top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced",
     "macro_f1": "macro F1",
 }  # fmt: skip
 DEMO_FORMATS = ("saved_model", "tflite", "tflite-int8", "onnx", "onnx-int8")
@@ -226,24 +224,13 @@ def demo(*, output: Path = Path("saved_models/demo")) -> None:
     Args:
         output: Folder for the exported files.
     """
-    manifest = run_demo(output)
-    _show_manifest(manifest, _rendered("demo_text.j2", folder=output))
-
-
-def run_demo(output: Path, run: Path = Path("runs/demo")) -> Any:
-    """Fine-tune the bundled ResNet-20 on handwritten digits and export the result.
-
-    The same model is also trained from scratch, with the same recipe and steps, to show
-    what the pretrained weights add. Earlier demos in the folders of the export and of
-    the run are replaced; a UsageError if `output` contains something other than an
-    export.
-    """
     from reszoo_export.manifest import named_entries
 
+    # Earlier demos are replaced, but nothing other than an export.
     free_folder(output, kind="an export", named=named_entries, overwrite=True)
     say("1/4  Fine-tune ResNet-20, pretrained on CIFAR-10, on handwritten digits.")
     model, data = "resnet20", "digits"
-    placed: dict[str, Any] = {"output": run, "overwrite": True, **DEMO_RECIPE}
+    placed: dict[str, Any] = {"output": "runs/demo", "overwrite": True, **DEMO_RECIPE}
     tuned = reszoo.train(model, data, weights="cifar10", **placed)
     say("2/4  Train the same model from scratch with the same recipe.")
     scratch = reszoo.train(model, data, **DEMO_RECIPE)
@@ -255,9 +242,10 @@ def run_demo(output: Path, run: Path = Path("runs/demo")) -> Any:
     gain = 100 * (after.top1 - without.top1)
     say(f"     the pretrained weights add {gain:+.2f} points")
     say("4/4  Export to SavedModel, TFLite and ONNX and verify each file.")
-    return reszoo.export(
+    manifest = reszoo.export(
         tuned.model, output, formats=DEMO_FORMATS, calibration=data, overwrite=True
     )
+    _show_manifest(manifest, _rendered("demo_text.j2", folder=output))
 
 
 def _rendered(template: str, **values: Any) -> str:
@@ -366,32 +354,27 @@ def predict(
     elif resume or overwrite:
         raise UsageError("--resume and --overwrite need --output FILE.")
     else:
-        for name in ("output", "resume", "overwrite"):
+        for name in ("inputs", "output", "resume", "overwrite"):
             del arguments[name]
-        images, unreadable = print_answers(as_json=as_json.get(), **arguments)
+        images, unreadable = _print_answers(inputs, **arguments)
     if unreadable:
         say(f"{unreadable:,} of {images:,} images are unreadable.")
         raise SystemExit(1)
 
 
-def print_answers(
-    model: Path, inputs: Sequence[str], *, as_json: bool, **options: Any
-) -> tuple[int, int]:
-    """Classify images (as `predict_files`) and print their answers group by group.
-
-    Returns the number of images, and of those that are unreadable.
-    """
+def _print_answers(inputs: Sequence[str], **options: Any) -> list[int]:
+    """Classify images group by group; return how many, and how many unreadable."""
     from reszoo.data.image_paths import check_inputs, iterate_paths
     from reszoo_export.batch import FileClassifier
 
-    classify = FileClassifier(model, **options)
+    classify = FileClassifier(**options)
     check_inputs(inputs)
     groups = _counted(classify.groups(iterate_paths(inputs)), counts := [0, 0])
-    if as_json:
+    if as_json.get():
         _print_json(chain.from_iterable(groups))
     else:
         _print_table(groups, classify.labels)
-    return counts[0], counts[1]
+    return counts
 
 
 def _counted(groups: Iterable[list[Row]], counts: list[int]) -> Iterator[list[Row]]:

@@ -187,12 +187,8 @@ def _depths(result: StudyResult, panels: _Panels, kinds: Sequence[str]) -> None:
             errors = [100 * run.training_error for run in result.of(variant)]
             at = [variant.layers] * len(errors)
             axes.plot(at, errors, marker, color=colour, alpha=0.6)
-    axes.set(
-        xlabel="layers",
-        ylabel="final training error (%)",
-        xticks=sorted({variant.layers for variant in result.variants}),
-        ylim=(0, None),
-    )
+    axes.set(xlabel="layers", ylabel="final training error (%)", ylim=(0, None))
+    axes.set_xticks(sorted({variant.layers for variant in result.variants}))
 
 
 def _per_kind(draw: _DrawRuns, ylabel: str, **settings: Any) -> _Draw:
@@ -227,7 +223,11 @@ def _by_layer(field: str, ylabel: str, xlabel: str) -> _Draw:
         runs = [run for run in runs if run.snapshots]
         middle = len(runs[0].snapshots) // 2 if runs else 0
         for place, width in ((0, 0.9), (middle, 2.2)) if runs else ():
-            values = _mean_snapshot(runs, place, field)
+            snapshots = [
+                run.snapshots[min(place, len(run.snapshots) - 1)] for run in runs
+            ]
+            each_layer = zip(*(getattr(s, field) for s in snapshots), strict=True)
+            values = [mean(of_seeds) for of_seeds in each_layer]
             at, shown = range(1, 1 + len(values)), label if width > 1 else None
             axes.plot(at, values, color=colour, linewidth=width, label=shown)
 
@@ -237,7 +237,7 @@ def _by_layer(field: str, ylabel: str, xlabel: str) -> _Draw:
 # File name -> what it shows; `study.html.j2` has the captions.
 PLOTS = {
     "depth.png": Plot(
-        "Training error by depth", _depths, "markers: single seeds", by_kind=False
+        "Training error by depth", _depths, "markers: single seeds", by_kind=False,
     ),
     "curves.png": Plot(
         "Error during training",
@@ -253,14 +253,12 @@ PLOTS = {
         "Activation scale by layer",
         # Those inside blocks have another scale, as nothing is added there.
         _by_layer(
-            "block_activations",
-            "standard deviation of the activation",
+            "block_activations", "standard deviation of the activation",
             "stem and blocks, from the input",
         ),
         "thin: first step\nthick: halfway",
     ),
-}
-PLOT_SECTIONS = tuple(PLOTS)
+}  # fmt: skip
 
 
 def _mean_curve(runs: Sequence[RunResult], field: str) -> tuple[list[int], list[float]]:
@@ -270,9 +268,3 @@ def _mean_curve(runs: Sequence[RunResult], field: str) -> tuple[list[int], list[
     measured = [row for row in rows if getattr(row[0], field) is not None]
     errors = [100 * mean(getattr(point, field) for point in row) for row in measured]
     return [row[0].step for row in measured], errors
-
-
-def _mean_snapshot(runs: Sequence[RunResult], place: int, field: str) -> list[Any]:
-    shown = (run.snapshots[min(place, len(run.snapshots) - 1)] for run in runs)
-    values = zip(*(getattr(each, field) for each in shown), strict=True)
-    return [mean(each) for each in values]

@@ -1,6 +1,7 @@
 """The variants that a study compares, its results, and the conclusion."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,13 +127,16 @@ def _dense(variant: Variant, shape: Shape, classes: int) -> "keras.Model":
 
 
 def _families() -> dict[str, Family]:
-    """Read the rows of `families.toml`; those that take tables have no convolutions."""
+    """Read the rows of `families.toml`; those with `models` have their depths."""
+    small = [name for name, spec in SPECS.items() if spec.image_size == 32]
     rows = {}
     for name, row in inherited(read_tables("reszoo.studies", "families.toml")).items():
-        own: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in row.items()
-        }
-        build = _dense if row.get("tables") else _convolutional
+        own: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        build = _dense
+        if models := own.pop("models", None):
+            found = [re.fullmatch(models, each) for each in small]
+            own["layers"] = tuple(sorted({int(each[1]) for each in found if each}))
+            build = _convolutional
         rows[name] = Family(name=name, build=build, **own)
     return rows
 

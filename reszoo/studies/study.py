@@ -21,7 +21,7 @@ from reszoo.fields import check_range
 from reszoo.layers import reinitialize
 from reszoo.studies import results
 from reszoo.studies.plan import StudyPlan, is_table, open_data, study_plan
-from reszoo.studies.report import PAGE, PLOT_SECTIONS, conclude, write_page
+from reszoo.studies.report import PAGE, PLOTS, conclude, write_page
 from reszoo.studies.results import Family, Point, RunResult, StudyResult, Variant
 from reszoo.training import state
 from reszoo.training.devices import Devices
@@ -32,8 +32,6 @@ from reszoo.training.run import StepLoop, Totals
 from reszoo.training.state import STATE, StopRequest
 from reszoo.training.step import LOSSES, TrainingStep
 
-_SUMS = (keras.layers.Add,)
-_ACTIVATIONS = (keras.layers.ReLU, keras.layers.Activation)
 # Significant digits of a norm that are kept: a plot shows fewer.
 _DIGITS = 4
 
@@ -189,7 +187,7 @@ def activations(model: keras.Model) -> tuple[list[Any], tuple[int, ...]]:
     in the activation of that name; without either, every activation counts.
     """
     functions = [each for each in model.layers if _activates(each)]
-    sums = [each for each in model.layers if isinstance(each, _SUMS)]
+    sums = [each for each in model.layers if isinstance(each, keras.layers.Add)]
     after = {each.name: _producer(each) for each in functions}
     followed = set(after.values())
     shown = [
@@ -210,7 +208,8 @@ def activations(model: keras.Model) -> tuple[list[Any], tuple[int, ...]]:
 def _activates(layer: keras.layers.Layer) -> bool:
     linear = (None, keras.activations.linear, keras.activations.softmax)
     function = getattr(layer, "activation", None)
-    return isinstance(layer, _ACTIVATIONS) or function not in linear
+    kinds = (keras.layers.ReLU, keras.layers.Activation)
+    return isinstance(layer, kinds) or function not in linear
 
 
 def _producer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -311,7 +310,7 @@ class StudyRun(StepLoop):
         self._snapshots = list(map(results.Snapshot.from_json, content["snapshots"]))
 
 
-_FILES = (results.RESULTS, PAGE, STATE, *PLOT_SECTIONS)
+_FILES = (results.RESULTS, PAGE, STATE, *PLOTS)
 # Changes of the paper's recipe for some 1,300 digits. Its learning rate of 0.1 is for
 # ten times as many steps.
 _DIGITS_FIELDS: dict[str, Any] = {
@@ -492,35 +491,29 @@ def _train_all(
     seeds: Iterable[int],
     stop: StopRequest,
 ) -> StudyResult:
+    recipe = plan.phase.recipe
     # From the start, so that a state in the folder always has its conditions.
     results.write_results(result)
     for variant in variants:
         done = {run.seed for run in result.of(variant)}
         trainer = None
         for seed in [seed for seed in seeds if seed not in done]:
+            if variant.is_own:
+                # Their initializers need not be repeatable: each seed has its model.
+                keras.utils.set_random_seed(seed)
             if trainer is None or variant.is_own:
-                trainer = _trainer(family, variant, plan, seed)
+                # The graph of the model before would stay for as long as the session.
+                keras.backend.clear_session()
+                with precision_policy(resolve_precision(recipe)):
+                    model = _built(family, variant, plan)
+                if recipe.bn_momentum is not None:
+                    set_momentum(model, recipe.bn_momentum)
+                trainer = VariantTrainer(model, plan)
             run = StudyRun(trainer, variant, seed, plan).train(stop)
             result = replace(result, runs=(*result.runs, run))
             results.write_results(result)
             say(_summary(run))
     return result
-
-
-def _trainer(
-    family: Family, variant: Variant, plan: StudyPlan, seed: int
-) -> VariantTrainer:
-    recipe = plan.phase.recipe
-    if variant.is_own:
-        # Their initializers need not be repeatable: they are built for every seed.
-        keras.utils.set_random_seed(seed)
-    # The graph of the model before would stay for as long as the session.
-    keras.backend.clear_session()
-    with precision_policy(resolve_precision(recipe)):
-        model = _built(family, variant, plan)
-    if recipe.bn_momentum is not None:
-        set_momentum(model, recipe.bn_momentum)
-    return VariantTrainer(model, plan)
 
 
 def _built(family: Family, variant: Variant, plan: StudyPlan) -> keras.Model:

@@ -290,16 +290,13 @@ class StepLoop(ABC):
             totals.waited += received - start
             totals.seconds += time.perf_counter() - start
             progress.advance(note=totals.progress(self._batch_size))
-            self._save_or_stop(stop)
+            if self._devices.any_worker(stop.received is not None):
+                self.save()
+                self._devices.barrier()
+                raise state.Stopped
+            if time.monotonic() - self._saved >= self._save_every:
+                self.save()
         return True
-
-    def _save_or_stop(self, stop: state.StopRequest) -> None:
-        if self._devices.any_worker(stop.received is not None):
-            self.save()
-            self._devices.barrier()
-            raise state.Stopped
-        if time.monotonic() - self._saved >= self._save_every:
-            self.save()
 
 
 class Run(StepLoop):
@@ -500,7 +497,10 @@ class Run(StepLoop):
         if metrics and not math.isfinite(metrics.loss):
             raise self._diverged()
         row = self._row(metrics)
-        say(f"epoch {row.epoch:3d}/{self.config.epochs}  {row}{self._time_left()}")
+        steps_left, done = self.config.steps - self._steps_done(), self._totals
+        minutes = steps_left * done.seconds / done.row_steps / 60
+        time_left = f"  {minutes:.0f} min left" if minutes >= 1 else ""
+        say(f"epoch {row.epoch:3d}/{self.config.epochs}  {row}{time_left}")
         cached = self.phase_trainer.phase.recipe.cache_features
         if row.data_wait > _MUCH_WAITING and not self._hinted and not cached:
             gain = resizing_gain(self.examples, self.config.source.name)
@@ -531,11 +531,6 @@ class Run(StepLoop):
             images_per_second=seen / totals.seconds, seconds=totals.seconds,
             data_wait=totals.waited / totals.seconds,
         )  # fmt: skip
-
-    def _time_left(self) -> str:
-        seconds_per_step = self._totals.seconds / self._totals.row_steps
-        left = (self.config.steps - self._steps_done()) * seconds_per_step
-        return f"  {left / 60:.0f} min left" if left >= 60 else ""
 
     def _diverged(self) -> ReszooError:
         folder, phase = self.config.folder, self.phase_trainer.phase

@@ -20,7 +20,8 @@ from reszoo.data.sources import Source, fingerprint, match_classes, open_source
 from reszoo.environment import check_backend
 from reszoo.errors import ReszooError, UsageError
 from reszoo.files import write_json
-from reszoo.preprocessing import as_sides, shown_size
+from reszoo.preprocessing import as_sides
+from reszoo.report.page import render
 from reszoo.specs import ResNetSpec, find_spec
 from reszoo.training import state
 from reszoo.training.devices import Devices, open_devices
@@ -135,14 +136,13 @@ def train(
     check_backend("train")
     chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
     folder = None if output is None else Path(output).expanduser()
-    _check_output(folder, resume=resume, overwrite=overwrite)
+    _check_output(folder, data, resume=resume, overwrite=overwrite)
     devices = open_devices(strategy)
     with devices.failing_together():
         devices.check_batch_size(chosen.batch_size, chosen.accumulate)
         if not isinstance(model, keras.Model):
             find_spec(model)
         source = _open_data(data, bad_images, chosen.validation_share)
-        _check_outside_data(folder, data)
         if "batch_size" not in fields and not isinstance(recipe, Recipe):
             unit = devices.count * chosen.accumulate
             changes = fitting_batch(chosen, len(source.examples("train")), unit)
@@ -217,31 +217,28 @@ def _default_recipe(
     return "cifar" if fresh else "finetune"
 
 
-def _check_output(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
-    if folder is None and resume:
-        raise UsageError(
-            "resume=True resumes the run in the output folder: give it as output=."
-        )
+def _check_output(
+    folder: Path | None, data: Any, *, resume: bool, overwrite: bool
+) -> None:
+    """Refuse an output that cannot be written, or that would become a class of data."""
     if folder is None:
+        if resume:
+            raise UsageError(
+                "resume=True resumes the run in the output folder: give it as output=."
+            )
         return
+    root = Path(data).resolve() if isinstance(data, str | os.PathLike) else None
+    if root and root.is_dir() and folder.resolve().is_relative_to(root):
+        raise UsageError(
+            "The output folder must not be inside the data, where it would be taken "
+            f"for a class. Received: {folder} inside {data}."
+        )
     marks, options = (state.STATE, BEST, LAST, _RECIPE), (resume, overwrite)
     found = state.check_output(folder, _FILES, marks, "run", *options)
     if resume and found and state.STATE not in found:
         raise UsageError(
             f"{folder} holds a run without a state ({', '.join(found)}), which cannot "
             "be resumed. Choose another folder, or overwrite=True to start again."
-        )
-
-
-def _check_outside_data(folder: Path | None, data: Any) -> None:
-    """Refuse an output that would become a class of the data."""
-    if folder is None or not isinstance(data, str | os.PathLike):
-        return
-    root = Path(data).resolve()
-    if root.is_dir() and folder.resolve().is_relative_to(root):
-        raise UsageError(
-            "The output folder must not be inside the data, where it would be taken "
-            f"for a class. Received: {folder} inside {data}."
         )
 
 
@@ -380,41 +377,15 @@ def _start(run: Run, *, resuming: bool) -> None:
 
 
 def _announce(run: Run) -> None:
-    config = run.config
-    flips = ", flipped at random" if config.augmentation.flip else ""
-    record = config.card.preprocessing
-    whole = {"crop": "", "squash": " (squashed)", "pad": " (padded)"}
-    size = shown_size(record.train_sides, " x ") + whole[record.resize]
-    head = config.phases[0].epochs if len(config.phases) > 1 else 0
-    first = f" (head only in the first{f' {head}' * (head > 1)})" if head else ""
-    for name in ("epochs", "steps") if head else ():
-        if given := getattr(config.recipe, name):
-            first += f"; {name}={given} counts the others"
-    say(
-        f"{_title(config)}: {len(run.examples):,} images at {size}{flips}, "
-        f"{_count(len(config.source.labels), 'class', 'classes')}, "
-        f"{_count(config.steps, 'step')} in {_count(config.epochs, 'epoch')}{first}, "
-        f"{resolve_precision(config.recipe)}; {run.phase_trainer.batch_norm}"
-    )
-    warnings = [*config.source.warnings]
-    side, most = run.examples.median_side(), max(record.train_sides)
-    if side >= 2 * most and most < _COARSE:
-        warnings.append(
-            f"the images are {side} pixels wide or high (median), the model "
-            f"sees {most}. --size (size=) sets another size."
-        )
-    for kind, told in (("Note", config.source.notes), ("Warning", warnings)):
-        for line in told:
-            say(f"{kind}: {line}")
-    if run.finished:
-        say("The run is already complete.")
-    elif any(run.position):
-        epoch, step = run.position
-        say(f"Resuming at epoch {epoch + 1}, step {step + 1}.")
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+    config, side = run.config, run.examples.median_side()
+    most = max(config.card.preprocessing.train_sides)
+    told = render(
+        "training_text.j2", run=run, config=config, title=_title(config),
+        precision=resolve_precision(config.recipe), side=side, most=most,
+        much_larger=side >= 2 * most and most < _COARSE,
+    )  # fmt: skip
+    for line in told.splitlines():
+        say(line)
 
 
 def _title(config: RunConfig) -> str:
