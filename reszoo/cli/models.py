@@ -157,13 +157,6 @@ def int8_bytes(name: str) -> int:
     scaled = [shapes[f"{norm}.weight"][0] for norm in norms]
     channels = sum(each.filters for each in listed)
     kernels = sum(math.prod(each.shape) for each in listed)
-    classifier = sum(
-        math.prod(shape) for name, shape in shapes.items() if name.startswith("fc.")
-    )
-    return (
-        kernels
-        + _CHANNEL * channels
-        + 2 * _FLOAT * sum(scaled)
-        + _FLOAT * classifier
-        + _LAYER * (len(listed) + len(norms))
-    )
+    classifier = [math.prod(s) for name, s in shapes.items() if name.startswith("fc.")]
+    size = kernels + _CHANNEL * channels + _LAYER * (len(listed) + len(norms))
+    return size + _FLOAT * (2 * sum(scaled) + sum(classifier))

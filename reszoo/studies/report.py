@@ -129,15 +129,13 @@ def write_page(result: StudyResult) -> None:
         with atomic_file(result.folder / name) as temporary:
             temporary.write_bytes(content)
     page = render(
-        "study.html.j2",
+        "study.html.j2", result=result, plots=PLOTS,
         title=f"Plain and residual networks by depth: {result.data}",
-        result=result,
         family=family_title(result.conditions["family"]),
         steps=max((c.points[-1].step for c in result.runs if c.points), default=0),
         results=Table("Mean ± standard deviation over seeds", COLUMNS, rows(result)),
-        plots=PLOTS,
         pictures={name: png_picture(content) for name, content in drawn.items()},
-    )
+    )  # fmt: skip
     write_text(result.folder / PAGE, page)
 
 

@@ -19,6 +19,7 @@ from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.fields import check_range
 from reszoo.layers import reinitialize
+from reszoo.report.page import render
 from reszoo.studies import results
 from reszoo.studies.plan import StudyPlan, is_table, open_data, study_plan
 from reszoo.studies.report import PAGE, PLOTS, conclude, write_page
@@ -189,12 +190,8 @@ def activations(model: keras.Model) -> tuple[list[Any], tuple[int, ...]]:
     functions = [each for each in model.layers if _activates(each)]
     sums = [each for each in model.layers if isinstance(each, keras.layers.Add)]
     after = {each.name: _producer(each) for each in functions}
-    followed = set(after.values())
-    shown = [
-        each
-        for each in model.layers
-        if each in functions or (each in sums and each not in followed)
-    ]
+    last_sums = set(sums).difference(after.values())
+    shown = [each for each in model.layers if each in (*functions, *last_sums)]
     # A model without any, such as a linear one.
     shown = shown or [model.layers[-1]]
     ends = [
@@ -422,7 +419,9 @@ def study(
         data=source.name, conditions=conditions, runs=done, folder=folder,
         chance=float(1 - counts.max() / counts.sum()),
     )  # fmt: skip
-    say(_announcement(plan, variants, seeds))
+    told = {"plan": plan, "takes_rows": is_table(source), "variants": variants}
+    told |= {"seeds": seeds, "precision": resolve_precision(settled)}
+    say(render("study_text.j2", **told).rstrip("\n"))
     numbers = range(seed, seed + seeds)
     with state.stop_on_signals(folder) as stop:
         result = _train_all(chosen, plan, result, variants, numbers, stop)
@@ -538,18 +537,6 @@ def _built(family: Family, variant: Variant, plan: StudyPlan) -> keras.Model:
             f"{model.output_shape[1:]}; the builder may take input_shape and classes."
         )
     return model
-
-
-def _announcement(plan: StudyPlan, variants: list[Variant], seeds: int) -> str:
-    labels, phase = ", ".join(each.label for each in variants), plan.phase
-    size, count = plan.inputs, f"{len(plan.source.examples('train')):,}"
-    rows, images = f"rows of {size}", f"images at {size} x {size}"
-    inputs = rows if is_table(plan.source) else images
-    return (
-        f"{labels} on {plan.source.name} ({count} {inputs}): "
-        f"{phase.steps:,} steps of {phase.recipe.batch_size} images, {seeds} "
-        f"seed{'s'[: seeds > 1]} each, {resolve_precision(phase.recipe)}"
-    )
 
 
 def _summary(run: RunResult) -> str:
