@@ -444,7 +444,9 @@ class FileClassifier:
         row: dict[str, Any] = dict.fromkeys(self.columns)
         row["path"] = path
         if isinstance(answer, DataError):
-            return row | {"error": _reason(answer)}
+            # In one line, without the path.
+            reason = " ".join(reason_of(answer.__cause__ or answer).split())
+            return row | {"error": reason}
         if not np.isfinite(answer).all():
             return row | {"error": "the model's probabilities are not finite"}
         most = len(self._answers)
@@ -464,10 +466,3 @@ class FileClassifier:
         remaining = iter(paths)
         groups = iter(lambda: list(islice(remaining, GROUP)), [])
         return map_ahead(self, groups, self._threads, 2 * self._threads)
-
-
-def _reason(error: DataError) -> str:
-    """Return why an image is unreadable, without its path, in one line."""
-    cause = error.__cause__ or error
-    system = isinstance(cause, OSError) and cause.strerror
-    return " ".join((system or reason_of(cause)).split())

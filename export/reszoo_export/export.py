@@ -274,7 +274,16 @@ def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:
             path = folder / record.file
             path.rename(path.with_name(path.name + ".failed"))
     manifest.write(folder)
-    failed = _failed_folder(manifest.folder)
+    output = manifest.folder.resolve()
+    # The first name that is free, or that of an earlier failed export.
+    for number in itertools.count(1):
+        failed = output.with_name(f"{output.name}.failed" + f"-{number}" * (number > 1))
+        with suppress(UsageError):
+            if not failed.is_symlink():
+                free_folder(
+                    failed, kind="an export", named=named_entries, overwrite=True
+                )
+                break
     if failed.exists():
         shutil.rmtree(failed)
     folder.rename(failed)
@@ -283,15 +292,3 @@ def _keep_failed(folder: Path, manifest: Manifest) -> NoReturn:
         f"Nothing was written to {manifest.folder}; the failed export is kept in "
         f"{failed}.",
     )
-
-
-def _failed_folder(folder: Path) -> Path:
-    """Return the first name that is free, or that of an earlier failed export."""
-    folder = folder.resolve()
-    for number in itertools.count(1):
-        path = folder.with_name(f"{folder.name}.failed" + f"-{number}" * (number > 1))
-        with suppress(UsageError):
-            if not path.is_symlink():
-                free_folder(path, kind="an export", named=named_entries, overwrite=True)
-                break
-    return path

@@ -417,29 +417,21 @@ class Predictor:
             )
 
 
-def _named(
-    images: ImageLike | Iterable[ImageLike], batch_size: int
-) -> Iterator[_Named]:
-    """Yield the images of an iterable, with what messages call them."""
+def _named(images: Any, batch_size: int) -> Iterator[_Named]:
+    """Yield one image, or those of an iterable, with what messages call them."""
     check_range("batch_size", batch_size, "[1, inf)")
-    several = _several(images)
-    if several is None:
-        single: Any = images
-        return iter([("the image", single)])
-    return ((f"images[{at}]", image) for at, image in enumerate(several))
-
-
-def _several(images: Any) -> Iterable[ImageLike] | None:
-    """Return the images in a batch or another iterable; None for a single image."""
+    single = str | bytes | bytearray | memoryview | Image.Image | os.PathLike | Mapping
     if hasattr(images, "__array__") and not isinstance(images, Image.Image):
-        array = _as_array(images, "the image")
+        images = _as_array(images, "the image")
         # A column of paths, for example.
-        listed = array.ndim == 1 and array.dtype.kind in "OSU"
-        return array if array.ndim == 4 or listed else None
-    single = str | bytes | bytearray | memoryview | Image.Image
-    if isinstance(images, single | os.PathLike | Mapping) or hasattr(images, "read"):
-        return None
-    return images if isinstance(images, Iterable) else None
+        listed = images.ndim == 1 and images.dtype.kind in "OSU"
+        several = images.ndim == 4 or listed
+    else:
+        one = isinstance(images, single) or hasattr(images, "read")
+        several = isinstance(images, Iterable) and not one
+    if several:
+        return ((f"images[{at}]", image) for at, image in enumerate(images))
+    return iter([("the image", images)])
 
 
 def map_ahead(

@@ -272,13 +272,11 @@ def limit_tensorflow(threads: int | None) -> None:
     if threads is None:
         # By itself it follows the CPU affinity, but not the quota of a container. Once
         # it has started, it keeps its threads.
-        if not chosen and environment.usable_cores() < environment.allowed_cores():
+        cores = environment.usable_cores()
+        if not chosen and cores < environment.allowed_cores():
             with suppress(RuntimeError):
-                tf.config.threading.set_intra_op_parallelism_threads(
-                    environment.usable_cores()
-                )
-        return
-    if threads == chosen:
+                tf.config.threading.set_intra_op_parallelism_threads(cores)
+    if threads in (None, chosen):
         return
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

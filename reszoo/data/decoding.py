@@ -61,10 +61,8 @@ class Decoder:
     def _reductions(self, lengths: NDArray[np.int32]) -> NDArray[np.int32]:
         """Return by how much parts of these heights and widths are reduced."""
         enlarged = (lengths / np.multiply(_FINER, self._sides)).min(1)
-        powers: NDArray[np.float64] = np.exp2(
-            np.clip(np.floor(np.log2(enlarged)), 0, 3)
-        )
-        return powers.astype(np.int32)
+        powers = np.clip(np.floor(np.log2(enlarged)), 0, 3)
+        return np.asarray(np.exp2(powers), np.int32)
 
     def stored(
         self, indices: NDArray[np.int64], windows: NDArray[np.int32]
@@ -218,13 +216,11 @@ def decode_bounded(content: tf.Tensor) -> tf.Tensor:
         )
         kept = files.COEFFICIENT * width * height * channels * tf.minimum(scans, 1)
         fits = (files.PIXEL * pixels + kept <= files.MEMORY) & (scans <= files.SCANS)
-
-        def at_scale(ratio: int) -> tf.Tensor:
-            return tf.io.decode_jpeg(content, 3, ratio=ratio, dct_method=_DCT)
-
+        at_scale = partial(tf.io.decode_jpeg, content, 3, dct_method=_DCT)
         with tf.control_dependencies([tf.debugging.Assert(fits, [_REFUSAL, sides])]):
             place = tf.reduce_sum(tf.cast(factor > [1, 2, 4], tf.int32))
-            return tf.switch_case(place, [partial(at_scale, r) for r in (1, 2, 4, 8)])
+            ratios = [partial(at_scale, ratio=ratio) for ratio in (1, 2, 4, 8)]
+            return tf.switch_case(place, ratios)
 
     def of_png() -> tf.Tensor:
         # W3C PNG, 11.2.2: IHDR comes first, its sides are big-endian.

@@ -13,12 +13,7 @@ from reszoo.preprocessing import Pixels, Preprocessing, to_rgb
 
 # A `Header`, in 13 bytes an image instead of hundreds.
 HEADER = np.dtype(
-    [
-        ("orientation", np.int32),
-        ("by_pillow", np.bool_),
-        ("height", np.int32),
-        ("width", np.int32),
-    ]
+    [("orientation", "i4"), ("by_pillow", "?"), ("height", "i4"), ("width", "i4")]
 )
 
 

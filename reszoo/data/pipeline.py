@@ -232,9 +232,8 @@ def class_shares(
 ) -> NDArray[np.float64]:
     """Return the share of each class in an epoch: float64 `(classes,)`."""
     counts = np.bincount(targets, minlength=classes)
-    weights = np.where(
-        counts > 0, counts ** np.float64(1 if sampling is None else sampling), 0
-    )
+    power = np.float64(1 if sampling is None else sampling)
+    weights = np.where(counts > 0, counts**power, 0)
     return np.asarray(weights / weights.sum())
 
 

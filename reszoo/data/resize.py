@@ -120,9 +120,7 @@ def resize_images(
     # Of the written images: unchanged ones, bytes before and after.
     totals = np.zeros(3, np.int64)
     encode = partial(_encode, side=side, quality=quality, bad_images=bad_images)
-    with atomic_folder(
-        folder, lambda content: free_folder(folder, content)
-    ) as unfinished:
+    with atomic_folder(folder, partial(free_folder, folder)) as unfinished:
         taken: set[str] = set()
         encoded = files.in_threads(encode, listing.paths, "Resizing images")
         named = zip(_names(listing), encoded, strict=True)

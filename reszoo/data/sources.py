@@ -250,10 +250,9 @@ def _by_split(data: Mapping[str, Any]) -> dict[str, Any]:
         if (split := splitting.split_name(word)) is None:
             raise UnknownNameError("split", word, splitting.SPLIT_NAMES)
         if split in found:
-            same = ", ".join(
-                name for name in data if splitting.split_name(name) == split
-            )
-            raise UsageError(f"The arrays have two {split} splits: {same}. Keep one.")
+            same = [name for name in data if splitting.split_name(name) == split]
+            names = ", ".join(same)
+            raise UsageError(f"The arrays have two {split} splits: {names}. Keep one.")
         found[split] = pair
     if not found:
         raise UsageError('No arrays were given. Give {"train": (images, labels)}.')

@@ -32,16 +32,6 @@ def split_name(word: str) -> str | None:
     return _SPLIT_OF.get(name) or _SPLIT_OF.get(_SUFFIX.sub("", name))
 
 
-def hold_out(targets: Indices, share: float | None = None) -> dict[str, Indices]:
-    """Draw a share of every class as the validation split; None is a fifth, 0 nothing.
-
-    Targets are int64 `(n,)`, of all images in a fixed order. Returns indices of "all",
-    "train" and "validation"; equal targets give equal splits.
-    """
-    everything = {"all": np.arange(len(targets))}
-    return everything | _drawn(targets, _VALIDATION if share is None else share)
-
-
 def complete(
     given: Mapping[str, Indices],
     targets: Indices,
@@ -56,7 +46,7 @@ def complete(
     indices by split, or of "all" for data without splits; targets are int64 `(n,)`,
     indices into `labels`, all classes; `where` names the data in messages. The share of
     each class becomes the validation split, if there is none: None is a fifth, or a
-    tenth where there is a test split; 0 draws nothing.
+    tenth where there is a test split; 0 draws nothing. Equal targets give equal splits.
 
     Returns indices by split, and a line for what was drawn or is missing. A DataError
     lists all classes with too few images.
@@ -69,7 +59,8 @@ def complete(
         elif absent := _with_fewer(1, targets[part], labels):
             notes.append(f"the {split} split has no images of: {', '.join(absent)}")
     if set(given) <= {"all", "train"}:
-        return hold_out(targets, share), tuple(notes)
+        drawn = _drawn(targets, _VALIDATION if share is None else share)
+        return {"all": np.arange(len(targets)), **drawn}, tuple(notes)
     if "train" in given and "validation" not in given and share != 0:
         train = given["train"]
         drawn = _drawn(targets[train], _OF_TRAIN if share is None else share)
@@ -83,7 +74,7 @@ def complete(
 
 
 def hold_out_test(targets: Indices) -> dict[str, Indices]:
-    """Draw a fifth of every class as test, a tenth as validation; see `hold_out`."""
+    """Draw a fifth of every class as test, a tenth as validation; see `complete`."""
     test, rest = _draw(targets, _BUILT_IN_TEST, _SEED)
     share = _BUILT_IN_VALIDATION / (1 - _BUILT_IN_TEST)
     validation, train = _draw(targets[rest], share, _SEED + 1)

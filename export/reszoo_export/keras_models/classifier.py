@@ -40,10 +40,7 @@ from reszoo_export.verification.reference import synthetic_images
 _FLOAT32 = "float32"
 # Classes of layers and operations, and functions, that make probabilities of logits.
 _ENDS = {"Softmax": "softmax", "Sigmoid": "sigmoid"}
-_FUNCTIONS = {
-    keras.activations.softmax: "softmax",
-    keras.activations.sigmoid: "sigmoid",
-}
+_FUNCTIONS = {getattr(keras.activations, name): name for name in _ENDS.values()}
 # They change the shape of scores only.
 _RESHAPING = ("Flatten", "Reshape")
 # Arguments of a call that are given anew, or that images do not have.

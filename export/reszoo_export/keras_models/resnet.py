@@ -393,38 +393,33 @@ def fold(model: keras.Model) -> Tensors:
 def fold_layers(layers: Mapping[str, Pair], classifier: Any) -> Tensors:
     """Return the tensors of a folded model; those of the `Dense` layer stay.
 
-    By torchvision's names, as the layers.
+    By torchvision's names, as the layers. A convolution gets weight and bias of one
+    that normalizes as well. In inference
+    `y = gamma * (w * x + b - mean) / sqrt(variance + epsilon) + beta`, which is a
+    convolution with other weights and a bias. Computed in float64. Without a
+    convolution, a scale and a shift remain.
     """
     tensors: Tensors = {}
     for name, (convolution, norm) in layers.items():
-        tensors |= _folded(name, convolution, norm)
+        weight: Any = np.float32(1)
+        bias: Any = np.float32(0)
+        if convolution is not None:
+            weight = graph.as_numpy(convolution.kernel).transpose(3, 2, 0, 1)
+            bias = np.zeros(len(weight), np.float32)
+            bias = graph.as_numpy(convolution.bias) if convolution.use_bias else bias
+        if norm is not None:
+            moments = norm.moving_mean, norm.moving_variance
+            mean, variance = (graph.as_numpy(x).astype(np.float64) for x in moments)
+            gamma = graph.as_numpy(norm.gamma) if norm.scale else 1
+            beta = graph.as_numpy(norm.beta) if norm.center else 0
+            scale = gamma / np.sqrt(variance + norm.epsilon)
+            bias = beta - (mean - bias) * scale
+            weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        tensors[f"{name}.weight"] = weight.astype(np.float32)
+        tensors[f"{name}.bias"] = bias.astype(np.float32)
     if classifier is not None:
         kernel = graph.as_numpy(classifier.kernel).T
-        bias = classifier.bias if classifier.use_bias else np.zeros(len(kernel))
+        offset = classifier.bias if classifier.use_bias else np.zeros(len(kernel))
         tensors["fc.weight"] = np.ascontiguousarray(kernel)
-        tensors["fc.bias"] = graph.as_numpy(bias).astype(np.float32)
+        tensors["fc.bias"] = graph.as_numpy(offset).astype(np.float32)
     return tensors
-
-
-def _folded(name: str, convolution: Any, norm: Any) -> Tensors:
-    """Return weight and bias of a convolution that normalizes as well.
-
-    In inference `y = gamma * (w * x + b - mean) / sqrt(variance + epsilon) + beta`,
-    which is a convolution with other weights and a bias. Computed in float64. Without
-    a convolution, a scale and a shift remain.
-    """
-    weight: Any = np.float32(1)
-    bias: Any = np.float32(0)
-    if convolution is not None:
-        weight = graph.as_numpy(convolution.kernel).transpose(3, 2, 0, 1)
-        bias = np.zeros(len(weight), np.float32)
-        bias = graph.as_numpy(convolution.bias) if convolution.use_bias else bias
-    if norm is not None:
-        mean, variance = map(graph.as_numpy, (norm.moving_mean, norm.moving_variance))
-        gamma = graph.as_numpy(norm.gamma) if norm.scale else 1
-        beta = graph.as_numpy(norm.beta) if norm.center else 0
-        scale = gamma / np.sqrt(variance.astype(np.float64) + norm.epsilon)
-        bias = beta - (mean.astype(np.float64) - bias) * scale
-        weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    pair = {f"{name}.weight": weight, f"{name}.bias": bias}
-    return {name: array.astype(np.float32) for name, array in pair.items()}

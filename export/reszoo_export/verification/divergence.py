@@ -1,6 +1,5 @@
 """Find the first layer at which a file and its model differ."""
 
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,6 @@ from reszoo_export.isolation import Arrays, run_in_subprocess
 from reszoo_export.runtimes import Activations, compute_activations
 
 if TYPE_CHECKING:
-    import keras
-
     from reszoo_export.serving import Serving
 
 # Activations of a deep model fill the memory; two images tell a fault from chance.
@@ -66,8 +63,20 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
     is the activation's. A sum has the name of its block.
     """
     import keras
+    from keras import layers
 
-    named = dict(_named_outputs(serving.model))
+    computing = (
+        layers.Add, layers.Conv2D, layers.Dense, layers.GlobalAveragePooling2D,
+        layers.MaxPooling2D,
+    )  # fmt: skip
+    named: dict[str, keras.KerasTensor] = {}
+    for layer in serving.model.layers:
+        if isinstance(layer, computing) and len(layer._inbound_nodes) == 1:
+            last, followers = layer, [node.operation for node in layer._outbound_nodes]
+            activations = (layers.Activation, layers.ReLU)
+            if len(followers) == 1 and isinstance(followers[0], activations):
+                (last,) = followers
+            named[layer.name.removesuffix(".add")] = last.output
     if serving.is_traced:
         named["scores"] = serving.model.output
     inner = keras.Model(serving.model.inputs[0], list(named.values()))
@@ -81,22 +90,6 @@ def layer_outputs(serving: "Serving", images: Pixels) -> dict[str, NDArray[np.fl
     if gives_probabilities and not serving.has_sigmoid:
         outputs["softmax"] = softmax(list(outputs.values())[-1])
     return outputs
-
-
-def _named_outputs(model: "keras.Model") -> Iterator[tuple[str, "keras.KerasTensor"]]:
-    from keras import layers
-
-    computing = (
-        layers.Add, layers.Conv2D, layers.Dense, layers.GlobalAveragePooling2D,
-        layers.MaxPooling2D,
-    )  # fmt: skip
-    for layer in model.layers:
-        if isinstance(layer, computing) and len(layer._inbound_nodes) == 1:
-            last, followers = layer, [node.operation for node in layer._outbound_nodes]
-            activations = (layers.Activation, layers.ReLU)
-            if len(followers) == 1 and isinstance(followers[0], activations):
-                (last,) = followers
-            yield layer.name.removesuffix(".add"), last.output
 
 
 def first_difference(

@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,14 +140,6 @@ def read_reference(
     except _UNREADABLE as error:
         raise ExportError(f"{path} cannot be read ({error}).") from error
     classes = card.architecture.classes if kind == "probabilities" else None
-    _check_shapes(reference, shape, classes, path)
-    return reference
-
-
-def _check_shapes(
-    reference: Reference, shape: Sequence[int], classes: int | None, path: Path
-) -> None:
-    images, outputs, targets = reference.images, reference.outputs, reference.targets
     real = len(images) - reference.synthetic if images.ndim else -1
     fits = (
         images.dtype == np.uint8
@@ -168,6 +160,7 @@ def _check_shapes(
             f"{outputs.dtype} {outputs.shape}, targets {targets.dtype} "
             f"{targets.shape}, {reference.synthetic} synthetic."
         )
+    return reference
 
 
 _COLOURS = np.diag([255, 255, 255])[:, None, None]

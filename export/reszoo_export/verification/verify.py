@@ -60,7 +60,15 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
         VerificationError: A file is missing, has changed, or differs from the model;
             the message lists every problem.
     """
-    folder = _export_folder(Path(folder))
+    folder = Path(folder)
+    inside = is_export(folder.parent)
+    if folder.is_file() or (inside and not is_export(folder)):
+        export = folder.parent if inside else "FOLDER"
+        raise UsageError(
+            f"verify takes the folder of an export. Received: {folder}; verify the "
+            f"whole folder (reszoo verify {export}) or describe the file (reszoo "
+            "inspect)."
+        )
     manifest = read_manifest(folder)
     gives_features = manifest.options.outputs == "features"
     kind: OutputKind = "features" if gives_features else "probabilities"
@@ -83,16 +91,6 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
     if problems := [*beside, *repeated.problems]:
         raise VerificationError(*problem_list(manifest.folder, problems))
     return repeated
-
-
-def _export_folder(path: Path) -> Path:
-    if not path.is_file() and (is_export(path) or not is_export(path.parent)):
-        return path
-    folder = path.parent if is_export(path.parent) else "FOLDER"
-    raise UsageError(
-        f"verify takes the folder of an export. Received: {path}; verify the whole "
-        f"folder (reszoo verify {folder}) or describe the file (reszoo inspect)."
-    )
 
 
 def _verify_again(
