@@ -420,7 +420,7 @@ class Predictor:
 def _named(images: Any, batch_size: int) -> Iterator[_Named]:
     """Yield one image, or those of an iterable, with what messages call them."""
     check_range("batch_size", batch_size, "[1, inf)")
-    single = str | bytes | bytearray | memoryview | Image.Image | os.PathLike | Mapping
+    single = (str, bytes, bytearray, memoryview, Image.Image, os.PathLike, Mapping)
     if hasattr(images, "__array__") and not isinstance(images, Image.Image):
         images = _as_array(images, "the image")
         # A column of paths, for example.

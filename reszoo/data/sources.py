@@ -446,8 +446,7 @@ def content_digest(source: Source) -> str:
     Of files the name below the data's folder and the size count, of arrays every byte.
     """
     parts = source.splits
-    parts = {"all": parts["all"]} if "all" in parts else parts
-    return _digest(parts.values(), source.root)
+    return _digest([parts["all"]] if "all" in parts else parts.values(), source.root)
 
 
 def fingerprint(source: Source) -> dict[str, Any]:
