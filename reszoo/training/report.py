@@ -151,9 +151,7 @@ def write_report(path: Path, report: RunReport) -> None:
     history, found = report.history, report.evaluation
     seconds = sum(row.seconds for row in history)
     rendered = page.render(
-        "run.html.j2",
-        title=f"{report.model} on {report.data}",
-        report=report,
+        "run.html.j2", report=report, title=f"{report.model} on {report.data}",
         augmented=report.augmented and page.png_picture(report.augmented),
         curves=[_curve(history, *each) for each in _curves(history).items()],
         speed=sum(row.images_per_second * row.seconds for row in history) / seconds,
@@ -163,7 +161,7 @@ def write_report(path: Path, report: RunReport) -> None:
         changed=[n for n, v in report.defaults.items() if report.recipe.get(n, v) != v],
         repeat=page.shell_command(report.repeat),
         export=page.shell_command(report.export),
-    )
+    )  # fmt: skip
     write_text(path, rendered)
 
 

@@ -140,8 +140,6 @@ def train(
     devices = open_devices(strategy)
     with devices.failing_together():
         devices.check_batch_size(chosen.batch_size, chosen.accumulate)
-        if not isinstance(model, keras.Model):
-            find_spec(model)
         source = _open_data(data, bad_images, chosen.validation_share)
         if "batch_size" not in fields and not isinstance(recipe, Recipe):
             unit = devices.count * chosen.accumulate
@@ -205,6 +203,8 @@ def _check_call(model: Any, fields: Mapping[str, Any]) -> None:
             'argument: reszoo.train("resnet18", (images, labels)). Received: '
             f"{type(model).__name__}."
         )
+    if not isinstance(model, keras.Model):
+        find_spec(model)
     for name in _OF_FIT.keys() & fields.keys():
         raise UsageError(f"reszoo.train has no {name}=: {_OF_FIT[name]}.")
 
