@@ -87,7 +87,7 @@ def test_arguments_of_fit_are_given_as_told() -> None:
 
 
 def test_shapes_and_labels_are_written_as_told() -> None:
-    advice = told(r"write (input_shape=.+)\.$", build, input_shape=96)
+    advice = told(r"such as (input_shape=.+\)); ", build, input_shape=96)
     assert build(**options_in(advice)).input_shape[1:] == (96, 96, 3)
     advice = told(r"write (\[.+\])\.$", build, classes="cat")
     labels = eval(advice.replace("...", "'dog'"))

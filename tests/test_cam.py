@@ -195,6 +195,7 @@ def test_maps_need_a_file_that_gives_them(tmp_path: Path) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_explain_finds_the_place_that_the_class_depends_on() -> None:
     """A model that learns where the bright square is has its peak there."""
     model = tiny(None)

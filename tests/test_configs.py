@@ -158,6 +158,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 def test_the_hub_has_both_configs_of_transformers(
     tensors: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

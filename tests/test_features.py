@@ -171,6 +171,7 @@ def test_epochs_show_the_variants_in_turn() -> None:
     assert len(np.unique(np.concatenate(rare), axis=0)) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_equal(tmp_path: Path) -> None:
     train(tmp_path / "whole", resume=False, save_every=1e9, **RICH)
     for step in (2, 5):

@@ -39,7 +39,7 @@ def test_answers_are_those_of_this_process(name: str) -> None:
 def test_the_runtime_describes_itself() -> None:
     path = BUNDLED / "model.onnx"
     apart, here = open_isolated(path, 1), open_runtime(path, 1)
-    for name in ("name", "threads", "inputs", "outputs", "operators", "interface"):
+    for name in ("name", "threads", "inputs", "outputs", "operators", "output"):
         assert getattr(apart, name) == getattr(here, name)
 
 

@@ -246,6 +246,7 @@ def test_best_is_what_the_recipe_says(
     assert "validation_balanced_accuracy,validation_macro_f1" in header
 
 
+@pytest.mark.slow
 def test_the_error_names_the_command_that_trains_on(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -414,6 +414,7 @@ def test_models_that_cannot_be_studied_are_refused(
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_builders_get_the_depths_of_the_study(tmp_path: Path) -> None:
     result = reszoo.study(
         models={"mlp": reszoo.mlp}, layers=(6, 4), seeds=1, steps=2, output=tmp_path

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_the_generated_server_answers_clients_at_once(
     encoded = [stress.png(image) for image in images]
     with stress.Server(_EXPORT, file) as server:
         found = stress.ask(
-            lambda index: server.probabilities(encoded[index], predictor.labels),
+            partial(server.served, encoded, predictor.labels),
             predictor.predict(images),
             _CLIENTS,
             _CALLS,
