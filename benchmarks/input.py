@@ -147,7 +147,7 @@ def contenders(root: Path, peers: str | None) -> list[Contender]:
 
 
 TARGETS = (
-    Target("reszoo, folder", "torch, folder", 3.5),
+    Target("reszoo, folder", "torch, folder", 2.5),
     Target("reszoo, resized folder", "reszoo, folder", 1.0),
     Target("reszoo, folder", "keras, folder (resize only)", 1.0),
 )
