@@ -146,14 +146,7 @@ def export(
             "(--calibration DATA), the data the model was trained on."
         )
     if not isinstance(model, keras.Model):
-        path = Path(model)
-        if is_export(path) or any(row.matches(path) for row in RUNTIMES.values()):
-            raise UsageError(
-                "export takes a checkpoint or a model from reszoo. Received: "
-                f"{path}, which is an exported file; pass the checkpoint that it was "
-                "made from."
-            )
-        model = load(path)
+        model = _load(Path(model))
     serving = make_serving(model, options, labels, preprocessing)
     source = _open(calibration, bad_images)
     same = verify is None or (isinstance(verify, str) and verify == calibration)
@@ -170,6 +163,15 @@ def export(
         avoid = reference.images[: len(reference.targets)]
         drawn = draw_calibration(source, serving.card, avoid)
     return _Export(folder, serving, reference, drawn, replaceable).write(rows)
+
+
+def _load(path: Path) -> "keras.Model":
+    if is_export(path) or any(row.matches(path) for row in RUNTIMES.values()):
+        raise UsageError(
+            f"export takes a checkpoint or a model from reszoo. Received: {path}, "
+            "which is an exported file; pass the checkpoint that it was made from."
+        )
+    return load(path)
 
 
 def _open(data: Data | None, bad_images: str) -> Source | None:
