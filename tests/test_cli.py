@@ -105,6 +105,7 @@ def test_list_sorts(call: Any) -> None:
     assert "multiply_adds" in err
 
 
+@pytest.mark.slow
 def test_study_prints_what_it_found(call: Any, tmp_path: Path) -> None:
     words: tuple[Any, ...] = (
         "study",
@@ -185,6 +186,7 @@ def test_convert_writes_what_it_read(call: Any, run: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("subprocesses")
+@pytest.mark.slow
 def test_the_whole_way(call: Any, run: Any, tmp_path: Path) -> None:
     output = tmp_path / "export"
     code, out, err = call(

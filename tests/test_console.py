@@ -25,6 +25,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_no_import_hook_is_installed() -> None:
     python(
         "import sys\n"

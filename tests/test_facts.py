@@ -284,6 +284,7 @@ def as_nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
+@pytest.mark.slow
 def test_decoders_keep_quiet(tmp_path: Path, home: Path) -> None:
     paths = [tmp_path / "photos" / name for name in ("a/cut.jpg", "b/exif.jpg")]
     for path in paths:

@@ -133,6 +133,7 @@ def test_every_image_passes_the_backbone_once(
     assert "cache_features" in result.report.read_text()
 
 
+@pytest.mark.slow
 def test_epochs_show_the_variants_in_turn() -> None:
     source = open_source(images(classes=3))
     examples = source.examples("train")

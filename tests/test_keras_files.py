@@ -47,6 +47,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_keras_alone_opens_a_file_of_reszoo(tmp_path: Path) -> None:
     model = measured(PROJECTED)
     model.save(tmp_path / "m.keras")

@@ -470,6 +470,7 @@ def test_targets_that_no_output_has_are_refused_in_fit() -> None:
         model.loss(tf.constant([[0, 0, 1]]), tf.zeros((1, 3)))
 
 
+@pytest.mark.slow
 def test_coarse_training_is_warned_of_and_size_sets_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

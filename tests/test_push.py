@@ -69,6 +69,7 @@ def _push(checkpoint: Path, repo: str, **options: Any) -> Any:
     return json.loads(lines.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_pushed_model_is_built_with_the_same_tensors(
     site: Site, tmp_path: Path
 ) -> None:

@@ -219,6 +219,7 @@ def test_card_labels_and_warm_up_lie_beside(folder: Path, serving: Serving) -> N
     assert len(records) == 4
 
 
+@pytest.mark.slow
 def test_it_loads_without_keras_and_without_a_word(folder: Path) -> None:
     script = (
         "import sys\n"

@@ -261,6 +261,7 @@ def unusual(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         pytest.param("pad", (24, 40), 3, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_every_snippet_shows_the_model_what_predictor_does(
     resize: Resize, size: Any, channels: int, unusual: list[Path], tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ return [texts, [...context.getImageData(0, 0, canvas.width, canvas.height).data]
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_maps_and_unknown_images_are_shown(
     mapped: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -433,6 +433,7 @@ def table() -> tuple[Any, Any]:
     return rows, np.where(labels, "ill", "well")
 
 
+@pytest.mark.slow
 def test_dense_networks_take_tables(tmp_path: Path) -> None:
     options: dict[str, Any] = {"layers": (4,), "seeds": 1, "steps": 40}
     result = reszoo.study("dense", table(), output=tmp_path / "study", **options)

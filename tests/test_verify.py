@@ -48,6 +48,7 @@ def pair(copy: Path) -> Path:
 
 
 @pytest.mark.usefixtures("subprocesses")
+@pytest.mark.slow
 def test_the_check_repeats_from_the_files_alone(exported: Any, copy: Path) -> None:
     again = reszoo.verify(copy)
     assert not again.problems
