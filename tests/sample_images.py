@@ -71,13 +71,18 @@ STORED = {
 }
 
 
-def held(picture: Image.Image, orientation: int, kind: str) -> bytes:
-    """Encode a picture as a camera does that is held so."""
+def orientation_exif(orientation: int) -> Image.Exif:
+    """What a camera writes that is held so; EXIF 2.3, 4.6.4 A."""
     exif = Image.Exif()
     exif[0x0112] = orientation
+    return exif
+
+
+def held(picture: Image.Image, orientation: int, kind: str) -> bytes:
+    """Encode a picture as a camera does that is held so."""
     turn = STORED[orientation]
     stored = picture if turn is None else picture.transpose(turn)
-    return encoded(stored, kind, exif=exif, lossless=True)
+    return encoded(stored, kind, exif=orientation_exif(orientation), lossless=True)
 
 
 def paths_in(root: Path) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from sample_images import orientation_exif
 
 import reszoo
 from reszoo.data.checks import find_unreadable
@@ -110,8 +111,7 @@ def test_a_cameras_rotation_is_undone_everywhere(
     folder: Path, orientation: int, suffix: str
 ) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif = orientation_exif(orientation)
     turned = folder / "cat" / f"turned.{suffix}"
     Image.fromarray(pixels).save(turned, exif=exif, lossless=True)
     examples = open_source(folder).examples("all")
@@ -127,8 +127,7 @@ def test_a_cameras_rotation_is_undone_everywhere(
 
 def test_examples_keep_their_headers_in_any_order(tmp_path: Path) -> None:
     for orientation in (1, 6, 8):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
+        exif = orientation_exif(orientation)
         WIDE.save(tmp_path / f"{orientation}.png", exif=exif)
     WIDE.save(tmp_path / "x.webp", lossless=True)
     examples = files_of(sorted(tmp_path.iterdir()), range(4))
@@ -169,8 +168,7 @@ PARTS = [(0, 0, 9, 30), (7, 5, 31, 21), (30, 17, 15, 28), (0, 0, 45, 45)]
 def test_a_part_is_a_part_of_the_upright_picture(
     tmp_path: Path, suffix: str, orientation: int
 ) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif = orientation_exif(orientation)
     path = tmp_path / f"held.{suffix}"
     # Chroma is not subsampled, which makes parts exact up to their edges.
     options: dict[str, Any] = {} if suffix == "png" else {"quality": 95}
@@ -191,8 +189,7 @@ def test_a_part_is_a_part_of_the_upright_picture(
 def test_large_parts_of_jpegs_are_decoded_at_a_fraction(
     tmp_path: Path, suffix: str, orientation: int
 ) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif = orientation_exif(orientation)
     path = tmp_path / f"held.{suffix}"
     big = WIDE.resize((403, 301), Image.Resampling.BICUBIC)
     big.save(path, exif=exif, quality=95, subsampling=0)

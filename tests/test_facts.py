@@ -26,6 +26,7 @@ from sample_images import (
     ZOO,
     encoded,
     held,
+    orientation_exif,
     paths_in,
 )
 
@@ -290,8 +291,7 @@ def test_decoders_keep_quiet(tmp_path: Path, home: Path) -> None:
     for path in paths:
         path.parent.mkdir(parents=True)
     paths[0].write_bytes(JPEG[:-10])
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    exif = orientation_exif(6)
     whole = encoded(PICTURE, "JPEG", exif=exif.tobytes()[:-9])
     paths[1].write_bytes(whole)
     with pytest.warns(UserWarning, match="EXIF"), Image.open(paths[1]) as image:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import photos
 from PIL import Image
+from sample_images import orientation_exif
 
 import reszoo
 from reszoo.data.image_files import open_image
@@ -42,8 +43,7 @@ def mixed(tmp_path: Path) -> Path:
     root = photos(tmp_path / "mixed")
     cat, dog = root / "cat", root / "dog"
     small = [Image.fromarray(noise(20, 30, seed)) for seed in range(8)]
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    exif = orientation_exif(6)
     small[0].save(cat / "small.jpg", quality=80)
     small[1].save(cat / "turned.jpg", exif=exif)
     small[2].convert("CMYK").save(cat / "cmyk.jpg")
@@ -192,8 +192,7 @@ def test_large_jpegs_are_reduced_by_the_decoder_without_visible_difference(
 ) -> None:
     root = photos(tmp_path / "p", each=2)
     smooth = Image.fromarray(noise(12, 16)).resize((800, 600), Image.Resampling.BICUBIC)
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    exif = orientation_exif(6)
     smooth.save(root / "cat" / "0.jpg", quality=95, exif=exif)
     turned = open_image(root / "cat" / "0.jpg")
     assert turned.size == (600, 800)

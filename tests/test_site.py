@@ -17,6 +17,7 @@ import pytest
 from browser import CHROMIUM, Browser, browser, hosted
 from conftest import randomise
 from PIL import Image, ImageCms
+from sample_images import orientation_exif
 from scripts import ROOT
 from tiny import RESNET8
 
@@ -88,8 +89,7 @@ def write_photos(folder: Path) -> list[Path]:
             for whole, side in zip(image.size, sides, strict=True)
         )
         image = image.crop((left, top, left + sides[0], top + sides[1]))
-        exif = Image.Exif()
-        exif[0x0112] = 1 + number % 8
+        exif = orientation_exif(1 + number % 8)
         options: dict[str, Any] = {"exif": exif}
         if number % 3 == 0:
             options["icc_profile"] = profile

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import photos
 from PIL import Image
+from sample_images import orientation_exif
 from tiny import TWO_BLOCKS
 
 import reszoo
@@ -214,8 +215,7 @@ def spoil(folder: Path) -> set[str]:
         folder / "dog" / "moving.gif", save_all=True, append_images=[image.rotate(90)]
     )
     for held in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = held
+        exif = orientation_exif(held)
         image.save(folder / "dog" / f"held{held}.jpg", exif=exif)
     return {str(folder / "dog" / name) for name in ("cut.jpg", "page.jpg", "empty.jpg")}
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from conftest import photos, within
 from made_card import made_card
 from PIL import Image
+from sample_images import orientation_exif
 from test_snippets import _ONNX, written_snippets
 
 import reszoo
@@ -176,8 +177,7 @@ def lower(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_large_picture_is_the_same_everywhere(
     kind: str, orientation: int, tmp_path: Path
 ) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif = orientation_exif(orientation)
     content = file_of(kind, 300, 210, exif=exif)
     path = tmp_path / f"large.{kind.lower()}"
     path.write_bytes(content)

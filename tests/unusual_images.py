@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from sample_images import orientation_exif
 
 _SIDE = (60, 44)
 
@@ -50,12 +51,6 @@ def _png16(path: Path, pixels: Any) -> None:
     )
 
 
-def _held(orientation: int) -> bytes:
-    data = Image.Exif()
-    data[0x0112] = orientation
-    return data.tobytes()
-
-
 def _saved(make: Callable[[], Image.Image], **options: Any) -> Callable[[Path], None]:
     return lambda path: make().save(path, **options)
 
@@ -88,9 +83,9 @@ _WRITERS: dict[str, Callable[[Path], Any]] = {
     "cmyk.jpg": _saved(lambda: _rgb().convert("CMYK")),
     "cmyk.tif": _saved(lambda: _rgb().convert("CMYK")),
     "progressive.jpg": _saved(_rgb, progressive=True),
-    **{f"held-{n}.jpg": _saved(_rgb, exif=_held(n)) for n in range(2, 9)},
-    "held-6.png": _saved(_rgb, exif=_held(6)),
-    "held-6.webp": _saved(_rgb, exif=_held(6), lossless=True),
+    **{f"held-{n}.jpg": _saved(_rgb, exif=orientation_exif(n)) for n in range(2, 9)},
+    "held-6.png": _saved(_rgb, exif=orientation_exif(6)),
+    "held-6.webp": _saved(_rgb, exif=orientation_exif(6), lossless=True),
     "animated.gif": _moving,
     "animated.png": _moving,
     "animated.webp": _moving,
