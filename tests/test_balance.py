@@ -60,9 +60,7 @@ def test_a_power_is_between_and_exact_over_the_epochs() -> None:
     np.testing.assert_allclose(expected, np.sqrt(COUNTS) / np.sqrt(COUNTS).sum())
     seen = np.zeros(3)
     for epoch in range(40):
-        slots = epoch_slots(
-            unequal().targets, 60, (0, epoch), sampled(0.5), lambda drawn, _: drawn
-        )
+        slots = epoch_slots(unequal().targets, 60, (0, epoch), sampled(0.5))
         counts = np.bincount(slots[2][0], minlength=3)
         assert (np.abs(counts - 60 * expected) < 1).all()
         seen += counts / 60 / 40

@@ -78,8 +78,8 @@ class Decoder:
         headers = np.asarray(self._examples.headers)[indices]
         factors = self._reductions(windows[:, 2:])
         factors[headers["by_pillow"]] = 1
-        whole = np.stack([headers["height"], headers["width"]], 1)
-        windows, whole = windows // factors[:, None], -(-whole // factors[:, None])
+        whole = -(-self._examples.sides(indices) // factors[:, None])
+        windows = windows // factors[:, None]
         starts, lengths = windows[:, :2], windows[:, 2:]
         # Pillow turns images upright itself.
         held = np.where(headers["by_pillow"], 1, headers["orientation"])

@@ -98,12 +98,12 @@ class Examples:
             return self.paths[index]
         return self.records.name(index) if self.records else f"image {index}"
 
-    def sides(self) -> NDArray[np.int32]:
-        """Return height and width of each image once it is upright: `(n, 2)`."""
+    def sides(self, indices: Indices | slice = np.s_[:]) -> NDArray[np.int32]:
+        """Return height and width of images once they are upright: `(n, 2)`."""
         if self.images is not None:
             sides = np.array(self.images.shape[1:3], np.int32)
-            return np.broadcast_to(sides, (len(self), 2))
-        headers = np.asarray(self.headers)
+            return np.broadcast_to(sides, (len(self.targets[indices]), 2))
+        headers = np.asarray(self.headers)[indices]
         return np.stack([headers["height"], headers["width"]], 1)
 
     def median_side(self, most: int = 25) -> int:

@@ -142,8 +142,7 @@ def training_batches(
     images = tf.data.Dataset.from_tensor_slices((numbers, starts))
     images = images.flat_map(sliced).map(load, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
-    # Images are decoded side by side: to split one among threads costs more than it
-    # saves.
+    # Images are prepared side by side, so that no operation on one needs threads.
     options.threading.max_intra_op_parallelism = 1
     # A fixed batch size keeps the shape static: one trace of the training step.
     batches = images.batch(part, drop_remainder=True).map(finish).prefetch(_AHEAD)
@@ -155,7 +154,7 @@ def epoch_slots(
     batch_size: int,
     seeds: tuple[int, int],
     augmentation: Augmentation,
-    draw_boxes: Callable[..., NDArray[np.int32]],
+    draw_boxes: Callable[..., NDArray[np.int32]] | None = None,
 ) -> tuple[NDArray[Any], ...]:
     """Draw the content of every place in the batches of one epoch.
 
@@ -164,12 +163,12 @@ def epoch_slots(
     torchvision's RASampler does over all of its devices. Equal indices are as far apart
     as can be, so that devices and mixup's neighbours have different images. The seeds
     are those of the training and of the epoch. `draw_boxes` takes indices of examples
-    and a generator, and draws what belongs to each: int32 `(n, ...)`.
+    and a generator, and draws the boxes of each: int32 `(n, ...)`.
 
     Returns arrays `(steps, batch_size, ...)`: int64 indices of examples, two int64 keys
     for the variations, int64 targets, five float32 numbers from [0, 1) for what is
-    done to whole batches, and boxes. All but indices and targets belong to an image and
-    its repetition, not to the place.
+    done to whole batches, and boxes if they are drawn. All but indices and targets
+    belong to an image and its repetition, not to the place.
     """
     count, repeats = len(targets), augmentation.repeats
     steps, distinct = count // batch_size, -(-batch_size // repeats)
@@ -192,14 +191,16 @@ def epoch_slots(
     keys = np.stack([np.full_like(variants, key), variants], axis=-1)
     generator = np.random.default_rng((key, 1))
     draws = [generator.random((count * repeats, n), np.float32) for n in (3, 2)]
-    numbers = np.concatenate(draws, 1)[variants]
+    indices = drawn[entries]
+    slots = (indices, keys, targets[indices], np.concatenate(draws, 1)[variants])
+    if draw_boxes is None:
+        return slots
     generator = np.random.default_rng((key, 2))
     varied = np.repeat(drawn, repeats)
     # In parts, for all tries of a million windows at once take a gigabyte.
     parts = np.split(varied, range(_DRAWN, len(varied), _DRAWN))
     boxes = np.concatenate([draw_boxes(part, generator) for part in parts])
-    indices = drawn[entries]
-    return indices, keys, targets[indices], numbers, boxes[variants]
+    return *slots, boxes[variants]
 
 
 def _draw_boxes(
@@ -220,7 +221,7 @@ def _draw_boxes(
     if augmentation.crop == "resized":
         aspect = None if preprocessing.resize == "squash" else shown[1] / shown[0]
         shape = augmentation.scale, augmentation.ratio, aspect
-        drawn = geometry.random_windows(examples.sides()[indices], generator, *shape)
+        drawn = geometry.random_windows(examples.sides(indices), generator, *shape)
         windows = decoder.stored(indices, drawn)
     if augmentation.erase:
         boxes = geometry.random_boxes(shown, count, generator, augmentation.erase)

@@ -83,13 +83,10 @@ def feature_batches(
             found[places, rows] = compute(pixels)["pooled"]
             progress.advance(len(rows))
 
-    # Of images that are not read again, no part is chosen.
-    no_boxes = lambda indices, _: indices  # noqa: E731
-
     def batches() -> Iterator[pipeline.Batch]:
         for number in epochs:
-            drawn = recipe.batch_size, (recipe.seed, number), augmentation, no_boxes
-            indices, keys, targets, *_ = pipeline.epoch_slots(examples.targets, *drawn)
+            drawn = recipe.batch_size, (recipe.seed, number), augmentation
+            indices, keys, targets, _ = pipeline.epoch_slots(examples.targets, *drawn)
             shown = (number + keys[..., 1] - indices) % variants
             for step in range(start * (number == epochs[0]), len(indices)):
                 chosen = found[shown[step], indices[step]]

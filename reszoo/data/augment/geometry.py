@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from reszoo.preprocessing import Size, as_sides
 
 # Both from torchvision 0.28: draws before RandomResizedCrop and RandomErasing give
-# up, and the sizes of what the latter erases.
+# up, and the sizes of what the latter erases, whose ratio there is height over width.
 _TRIES = 10
-_ERASED_SCALE, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)
+_ERASED_SCALE, _ERASED_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)
 # TensorFlow's names, as `tf.image.resize` chooses them.
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
@@ -27,9 +27,7 @@ def random_windows(
     """Draw a window of random area, shape and place in each of many images.
 
     Szegedy et al. 2014 (arXiv 1409.4842, section 6), as torchvision's RandomResizedCrop
-    draws it: up to ten tries, then the largest central window within the ratios. Here
-    all windows of an epoch are drawn at once: inside of a pipeline, the many small
-    operations that this takes would cost more than decoding and resizing.
+    draws it: up to ten tries, then the largest central window within the ratios.
 
     Args:
         sides: Height and width of each image, `(n, 2)`.
@@ -62,7 +60,6 @@ def random_boxes(
     latter 0 where nothing is erased: int32 `(count, 4)`.
     """
     all_sides = np.broadcast_to(np.array(sides, np.int32), (count, 2))
-    # The ratio is that of height over width, which is as likely as its inverse.
     boxes, fit = _boxes(
         all_sides, generator, _ERASED_SCALE, _ERASED_RATIO, np.ones(count), margin=1
     )
@@ -162,11 +159,16 @@ def erase(image: tf.Tensor, box: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
     The image is uint8 `(height, width, channels)`. In the papers a box is zero after
     normalising, so here it has the mean's colour, `fill`.
     """
-    inside = []
-    for axis in range(2):
-        places = tf.range(tf.shape(image)[axis]) - box[axis]
-        inside.append((places >= 0) & (places < box[2 + axis]))
-    return tf.where((inside[0][:, None] & inside[1])[..., None], fill, image)
+
+    def erased() -> tf.Tensor:
+        inside = []
+        for axis in range(2):
+            places = tf.range(tf.shape(image)[axis]) - box[axis]
+            inside.append((places >= 0) & (places < box[2 + axis]))
+        return tf.where((inside[0][:, None] & inside[1])[..., None], fill, image)
+
+    # Most images have nothing to erase.
+    return tf.cond(box[2] > 0, erased, lambda: image)
 
 
 def as_float(value: Any) -> tf.Tensor:
