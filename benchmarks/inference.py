@@ -31,7 +31,6 @@ from inference_peers import (
     CLASSES,
     KERAS_EXPORT,
     OURS,
-    SIDE,
     STATIC,
     Call,
 )
@@ -108,8 +107,9 @@ def make_model(variant: str, checkpoint: Path) -> Any:
 def make_files(variant: str, folder: Path) -> None:
     """Write a model in every format; existing files stay."""
     from reszoo.data.sources import open_source
+    from reszoo.metrics import prepared_batches
     from reszoo_export.formats import FORMATS
-    from reszoo_export.quantization.ranges import draw_calibration
+    from reszoo_export.quantization.ranges import Calibration
     from reszoo_export.serving import make_serving
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,8 +122,10 @@ def make_files(variant: str, folder: Path) -> None:
         return
     photos = _make_photos(folder.parent / "photos")
     serving = make_serving(model)
-    nothing = np.zeros((0, SIDE, SIDE, 3), np.uint8)
-    images = draw_calibration(open_source(photos), serving.card, nothing)
+    # Their classes are not the model's, as images for calibration must otherwise have.
+    examples = open_source(photos).examples("train")
+    shown = prepared_batches(examples, serving.card.preprocessing, 64)
+    images = Calibration(np.concatenate(list(shown)))
     for name in missing:
         FORMATS[name].write(serving, folder / OURS[name], images)
     for call, path in static.items():

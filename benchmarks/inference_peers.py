@@ -16,7 +16,7 @@ import numpy as np
 SIDE, CLASSES = 224, 1000
 CHECKPOINT, KERAS_EXPORT = "model.safetensors", "keras_export"
 TORCH_ONNX, NCNN = "torch.onnx", "torch.ncnn"
-# The files of `quantize_static`, by the call in `int8.STATIC_CALLS` that wrote each.
+# The files of `quantize_static`, by the call in int8_peers.py that wrote each.
 STATIC = {"defaults": "static.onnx", "minmax": "static-minmax.onnx"}
 OURS = {
     "saved_model": "saved_model",

@@ -45,13 +45,13 @@ def quantize_static_file(source: Path, path: Path, calibration: Any, call: str) 
     """Quantize one of reszoo's float32 ONNX files with `quantize_static`.
 
     Args:
-        source: The file `float.onnx` of format `onnx`.
+        source: A file of format `onnx`.
         path: The file to write.
         calibration: Whose images set the ranges.
         call: "defaults" or "minmax".
     """
-    calls = {"defaults": {}, "minmax": int8_peers.MIN_MAX}
-    int8_peers.quantize_static(source, calibration.images, calls[call], path)
+    quantizer = QUANTIZERS[f"quantize_static, {call}"]
+    quantizer.quantize(source, calibration.images, quantizer.calls[call], path)
 
 
 def with_tensorflow(serving: Any, calibration: Any, folder: Path) -> Path:

@@ -39,20 +39,22 @@ class Quantizer:
 
     Attributes:
         calls: The calls that are compared, by name, each with its arguments.
-        quantize: Writes a file, given a folder, images for calibration, the arguments
-            of a call, and the path of the file.
+        quantize: Writes a file, given the float32 one, images for calibration, the
+            arguments of a call, and the path of the file.
+        source: The float32 file that it takes.
         suffix: Of its files.
         peers: Whether it needs the environment of the other libraries.
     """
 
     calls: Mapping[str, Mapping[str, Any]]
     quantize: Callable[[Path, Any, Mapping[str, Any], Path], object]
-    suffix: str
+    source: str = "float.onnx"
+    suffix: str = ".onnx"
     peers: bool = False
 
 
 def quantize_static(
-    folder: Path, images: Any, arguments: Mapping[str, Any], path: Path
+    source: Path, images: Any, arguments: Mapping[str, Any], path: Path
 ) -> None:
     """Quantize with ONNX Runtime; the arguments have names of its enumerations."""
     from onnxruntime import quantization
@@ -74,32 +76,31 @@ def quantize_static(
         options["calibrate_method"] = quantization.CalibrationMethod[method]
     # It prints what it does.
     with contextlib.redirect_stdout(io.StringIO()):
-        quantization.quantize_static(folder / "float.onnx", path, Reader(), **options)
+        quantization.quantize_static(source, path, Reader(), **options)
 
 
 def with_litert(
-    folder: Path, images: Any, arguments: Mapping[str, Any], path: Path
+    source: Path, images: Any, arguments: Mapping[str, Any], path: Path
 ) -> None:
     """Quantize with LiteRT's quantizer and its recipe for static int8."""
     from ai_edge_quantizer import quantizer, recipe
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
     algorithm = AlgorithmName[arguments["algorithm_key"]]
-    source = str(folder / "float.tflite")
-    made = quantizer.Quantizer(source, recipe.static_wi8_ai8(algorithm))
+    made = quantizer.Quantizer(str(source), recipe.static_wi8_ai8(algorithm))
     data = [{"image": image} for image in floats(images)]
     found = made.calibrate({"serving_default": data})
     made.quantize(found).export_model(str(path))
 
 
 def with_nncf(
-    folder: Path, images: Any, arguments: Mapping[str, Any], path: Path
+    source: Path, images: Any, arguments: Mapping[str, Any], path: Path
 ) -> None:
     """Quantize with OpenVINO's NNCF."""
     import nncf
     import openvino
 
-    model = openvino.Core().read_model(folder / "float.onnx")
+    model = openvino.Core().read_model(source)
     options = {**arguments, "preset": nncf.QuantizationPreset[arguments["preset"]]}
     data = nncf.Dataset([image[None] for image in images])
     done = nncf.quantize(model, data, subset_size=len(images), **options)
@@ -122,14 +123,13 @@ def _percentile(percentile: float) -> dict[str, Any]:
     return {**_ADVISED, "calibrate_method": "Percentile", "extra_options": extra}
 
 
-MIN_MAX = {**_ADVISED, "calibrate_method": "MinMax"}
+_MIN_MAX = {**_ADVISED, "calibrate_method": "MinMax"}
 QUANTIZERS: dict[str, Quantizer] = {
-    "quantize_static, defaults": Quantizer({"defaults": {}}, quantize_static, ".onnx"),
-    "quantize_static, minmax": Quantizer({"minmax": MIN_MAX}, quantize_static, ".onnx"),
+    "quantize_static, defaults": Quantizer({"defaults": {}}, quantize_static),
+    "quantize_static, minmax": Quantizer({"minmax": _MIN_MAX}, quantize_static),
     "quantize_static, percentile": Quantizer(
         {f"percentile={p}": _percentile(p) for p in (99.9, 99.99, 99.999, 99.9999)},
         quantize_static,
-        ".onnx",
     ),
     "LiteRT's quantizer": Quantizer(
         {
@@ -137,6 +137,7 @@ QUANTIZERS: dict[str, Quantizer] = {
             for name in ("MIN_MAX_UNIFORM_QUANT", "OCTAV", "MSE")
         },
         with_litert,
+        "float.tflite",
         ".tflite",
         peers=True,
     ),
@@ -150,7 +151,7 @@ QUANTIZERS: dict[str, Quantizer] = {
             for fast in (True, False)
         },
         with_nncf,
-        ".xml",
+        suffix=".xml",
         peers=True,
     ),
 }
@@ -247,7 +248,8 @@ def quantized(name: str, folder: Path) -> tuple[Any, dict[str, Any]]:
     for number, (call, arguments) in enumerate(quantizer.calls.items()):
         path = folder / f"{list(QUANTIZERS).index(name)}-{number}{quantizer.suffix}"
         try:
-            quantizer.quantize(folder, given["calibration"], arguments, path)
+            source = folder / quantizer.source
+            quantizer.quantize(source, given["calibration"], arguments, path)
             shown = file_probabilities(path, given["trials"])
         except Exception as error:  # whatever a library raises
             failed[call] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
