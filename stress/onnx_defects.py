@@ -192,13 +192,6 @@ def shortened(graph: Any) -> None:
     old.raw_data = old.raw_data[:-64]
 
 
-def renamed_input(graph: Any) -> None:
-    """Give the input another name."""
-    graph.input[0].name = "input_1"
-    for each in graph.node:
-        each.input[:] = ["input_1" if name == "image" else name for name in each.input]
-
-
 def written_twice(graph: Any) -> None:
     """Let two operators write one tensor."""
     graph.node.append(

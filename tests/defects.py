@@ -180,6 +180,13 @@ def other_name(graph: Graph) -> None:
     graph.output[0].name = "output_0"
 
 
+def renamed_input(graph: Graph) -> None:
+    """Give the input another name."""
+    graph.input[0].name = "input_1"
+    for each in graph.node:
+        each.input[:] = ["input_1" if name == "image" else name for name in each.input]
+
+
 def another_domain(graph: Graph) -> None:
     """Put in an operator that only ONNX Runtime has."""
     after = node(graph, "fc")

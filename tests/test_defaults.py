@@ -9,7 +9,6 @@ import pytest
 import typer
 
 import reszoo
-from reszoo.cli.files import demo
 from reszoo.cli.options import app
 from reszoo.cli.publishing import describe_environment
 
@@ -31,7 +30,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], ...]] = {
     "push": (reszoo.push,),
     "check-weights": (reszoo.check_weights,),
     "doctor": (describe_environment,),
-    "demo": (demo,),
+    "demo": (),
     "evaluate": (reszoo.evaluate,),
     "predict": (reszoo.predict_files,),
     "explain": (reszoo.explain,),
@@ -62,6 +61,7 @@ OF_THE_COMMAND = {
     ("explain", "output"): "pictures in a folder; Explanation.overlay in Python",
     ("explain", "overwrite"): "the same",
     ("verify", "min_accuracy"): "an exit code; Verification.accuracy in Python",
+    ("demo", "output"): "the demo is a command alone",
 }
 # Defaults that differ.
 DIFFERENT = {

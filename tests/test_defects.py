@@ -30,6 +30,7 @@ from defects import (
     other_logits,
     other_name,
     other_size,
+    renamed_input,
     rounded_activations,
     scaled,
     second_input,
@@ -200,6 +201,9 @@ DEFECTS: dict[str, tuple[Change, str]] = {
         channels_first, r"image must be of shape \['batch', 32, 32, 3\], not .*3, 32",
     ),
     "wrong size": (other_size, r"cannot run it"),
+    "wrong input name": (
+        renamed_input, r"takes one batch of images, `image`.*Received: \['input_1",
+    ),
     "wrong output name": (
         other_name, "the outputs must be logits and probabilities, not output_0 float",
     ),

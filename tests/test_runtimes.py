@@ -149,7 +149,7 @@ def test_the_highest_version_is_opened(tmp_path: Path, images: Any) -> None:
     shutil.rmtree(root / "2" / "variables")
     answers = open_runtime(root).run(images)
     np.testing.assert_allclose(answers, expected(images), atol=1e-5)
-    with pytest.raises(reszoo.CheckpointError, match=r"cannot be read|is damaged"):
+    with pytest.raises(reszoo.CheckpointError, match="cannot be read"):
         open_runtime(root / "2")
 
 

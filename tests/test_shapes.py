@@ -109,10 +109,15 @@ def test_cards_of_square_crops_are_what_they_were() -> None:
         same = record(resize, (32, 48), 1)
         assert same.to_json()["eval_size"] == [32, 48]
         assert Preprocessing(**same.to_json()) == same
-    for wrong in ([32], [32, 32, 32], [32, 0], [32, "x"], [True, True]):
-        with pytest.raises(
-            reszoo.UsageError, match=r"eval_size must be (in \[1, 4096\]|a whole)"
-        ):
+    whole = "eval_size must be a whole"
+    for wrong, told in (
+        ([32], whole),
+        ([32, 32, 32], whole),
+        ([32, 0], r"eval_size must be in \[1, 4096\]"),
+        ([32, "x"], whole),
+        ([True, True], whole),
+    ):
+        with pytest.raises(reszoo.UsageError, match=told):
             Preprocessing(**{**content, "eval_size": wrong})
     with pytest.raises(reszoo.UsageError, match="Did you mean 'squash'"):
         Preprocessing(**{**content, "resize": "squish"})

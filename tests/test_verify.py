@@ -163,23 +163,25 @@ def with_half_a_graph(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
 
 
-@pytest.mark.parametrize("damage", [without_graph, with_half_a_graph])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (without_graph, "is not a whole SavedModel"),
+        (with_half_a_graph, "is damaged, or of another kind"),
+    ],
+)
 def test_a_damaged_saved_model_is_an_error_of_ours(
-    copy: Path, damage: Callable[[Path], None]
+    copy: Path, damage: Callable[[Path], None], told: str
 ) -> None:
     damage(copy / "saved_model" / "1" / "saved_model.pb")
-    with pytest.raises(
-        reszoo.CheckpointError, match=r"is not a whole SavedModel|is damaged"
-    ):
+    with pytest.raises(reszoo.CheckpointError, match=told):
         reszoo.Predictor(copy / "saved_model" / "1")
     # As if it had been damaged before it was hashed.
     content = json.loads((copy / "manifest.json").read_text())
     content["files"] = content["files"][:1]
     content["files"][0]["sha256"] = size_and_hash(copy / "saved_model")[1]
     (copy / "manifest.json").write_text(json.dumps(content))
-    with pytest.raises(
-        reszoo.VerificationError, match=r"not a whole|is damaged|no reszoo card"
-    ):
+    with pytest.raises(reszoo.VerificationError, match=told):
         reszoo.verify(copy)
 
 
