@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from reszoo import specs
 from reszoo.errors import Rules, UsageError, check_rules
-from reszoo.fields import check_fields, converted, plain_values, typed
+from reszoo.fields import check_fields, converted, plain_values
 
 StrideIn = Literal["1x1", "3x3"]
 InputShape = tuple[int | None, int | None, int]
@@ -46,6 +46,9 @@ class Architecture:
         check_fields(self)
         _check_shortcut(self.spec, self.shortcut)
         check_rules(self, _RULES)
+        # What a model has anyway is None, so that equal architectures compare equal.
+        if self.output_stride == self.spec.reduction:
+            object.__setattr__(self, "output_stride", None)
 
     @property
     def reduction(self) -> int:
@@ -342,13 +345,11 @@ def architecture(spec: str | specs.ResNetSpec, **options: Any) -> Architecture:
     asked = {**dict.fromkeys(OPTIONS), "include_top": True, **options}
     _check_head(asked)
     top, classes = asked["include_top"], asked["classes"]
-    stride = asked["output_stride"]
     filled = {
         "shortcut": asked["shortcut"] or row.shortcut,
         "stride_in": asked["stride_in"] or "3x3",
         "input_shape": _input_shape(asked["input_shape"], row, top),
         "classes": row.classes if top and classes is None else classes,
-        "output_stride": None if stride == row.reduction else stride,
         "dropout": 0.0 if asked["dropout"] is None else asked["dropout"],
     }
     return Architecture(spec=row, **{**asked, **filled})
@@ -376,7 +377,7 @@ def architecture_from_json(content: dict[str, Any]) -> Architecture | KerasArchi
     options = dict(content)
     if options.get("kind") == _KERAS_KIND:
         del options["kind"]
-        return typed(KerasArchitecture, options)
+        return KerasArchitecture(**options)
     spec = options.pop("spec")
     row = specs.ResNetSpec(**spec) if isinstance(spec, dict) else spec
     return architecture(row, **options)

@@ -57,7 +57,7 @@ def calibrate(
             validation split, or half of it has too few images.
         UsageError: An argument is out of range.
     """
-    check_range("keep", keep, "(0, 1]")
+    check_range("keep", keep, "(0, 1]", float)
     path = model if isinstance(model, str | os.PathLike) else None
     loaded = load(path) if path is not None else model
     target = output or path

@@ -12,7 +12,6 @@ from numbers import Real
 from os import PathLike, fspath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
-from unicodedata import normalize
 
 from reszoo.errors import UnknownNameError, UsageError
 
@@ -53,7 +52,7 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
     """
     try:
         return converted(value, *options)
-    except (TypeError, OverflowError):
+    except TypeError:
         kinds = [kind for kind in options if kind is not NoneType]
     if get_origin(kinds[0]) is Literal and len(kinds) == 1:
         raise UnknownNameError(field, value, get_args(kinds[0]))
@@ -93,7 +92,7 @@ def converted(value: Any, *kinds: Any) -> Any:
         return None
     *others, last = (kind for kind in kinds if kind is not NoneType)
     for kind in others:
-        with suppress(TypeError, OverflowError):
+        with suppress(TypeError):
             return _converted(value, kind)
     return _converted(value, last)
 
@@ -115,9 +114,8 @@ def _converted(value: Any, kind: Any) -> Any:
         if len(value) == len(inner):
             return tuple(map(_converted, value, inner))
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
-        # Labels are in NFC everywhere.
-        named = {normalize("NFC", str(key)): each for key, each in value.items()}
-        return {key: _converted(each, inner[1]) for key, each in named.items()}
+        rows = value.items()
+        return {_converted(k, inner[0]): _converted(each, inner[1]) for k, each in rows}
     elif origin is Literal and isinstance(value, str) and value in inner:
         return value
     elif is_dataclass(kind) and isinstance(value, Mapping):
@@ -160,11 +158,18 @@ def check_fields(holder: Any) -> None:
         value = coerce(name, getattr(holder, name), options)
         object.__setattr__(holder, name, value)
         if interval:
-            check_range(name, value, interval)
+            _check_numbers(name, value, interval)
 
 
-def check_range(name: str, value: Any, interval: str) -> None:
-    """Raise UsageError where the numbers of a value are not all in "[0, 1)", say."""
+def check_range(name: str, value: Any, interval: str, *options: Any) -> None:
+    """Raise UsageError where an argument is not a number in "[0, 1)", say.
+
+    Options are the types that it may have, `NoneType` among them (see `coerce`).
+    """
+    _check_numbers(name, coerce(name, value, options), interval)
+
+
+def _check_numbers(name: str, value: Any, interval: str) -> None:
     parts = value.values() if isinstance(value, dict) else value
     numbers = parts if isinstance(value, tuple | dict) else [value]
     if not all(_is_in(x, interval) for x in numbers if isinstance(x, Real)):

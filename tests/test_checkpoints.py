@@ -187,6 +187,7 @@ def test_a_full_disk_loses_nothing(checkpoint: Path) -> None:
 
 def test_a_changed_card_can_be_saved(checkpoint: Path) -> None:
     model = reszoo.load(checkpoint)
-    card = replace(reszoo.card(model), provenance={"source": "a test"})
+    provenance = {"source": "a test", "cafe\u0301": 1, "caf\u00e9": 2}
+    card = replace(reszoo.card(model), provenance=provenance)
     reszoo.save(model, checkpoint, card)
-    assert reszoo.card(reszoo.load(checkpoint)).provenance == {"source": "a test"}
+    assert reszoo.card(reszoo.load(checkpoint)).provenance == provenance

@@ -196,6 +196,7 @@ def test_streams_and_batches_are_refused_before_the_first_image() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"batch_size": 0}, "batch_size must be at least 1. Received: batch_size=0"),
         ({"prefetch": -1}, "prefetch must be at least 0.*Received: prefetch=-1"),
+        ({"prefetch": None}, "prefetch must be a whole number.*prefetch=None"),
         ({"errors": "skip"}, "Unknown errors 'skip'. Known: raise, return"),
     ]
     for options, told in wrong:

@@ -232,6 +232,10 @@ def test_requests_that_cannot_be_carried_out_are_refused(
         ({"quality": 96}, r"quality must be in \[1, 95\]. Received: quality=96"),
         ({"quality": 0}, r"quality must be in \[1, 95\]. Received: quality=0"),
         ({"side": 0}, "side must be at least 1. Received: side=0"),
+        ({"side": None}, "side must be a whole number. Received: side=None"),
+        ({"side": "256"}, "side must be a whole number. Received: side='256'"),
+        ({"side": [256]}, "side must be a whole number. Received: side=.256."),
+        ({"side": np.array(0)}, "side must be at least 1. Received: side=0"),
     )
     for wrong, text in wrongs:
         with pytest.raises(reszoo.UsageError, match=text):

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import family
@@ -64,6 +65,7 @@ def test_an_unknown_option_lists_the_choices(argument: str) -> None:
         ("resnet18", {"input_shape": (0, 8, 3)}, "must be .height, width, channels."),
         ("resnet18", {"input_shape": (8, 8)}, r"Received: input_shape=\(8, 8\)"),
         ("resnet18", {"output_stride": 4}, r"one of \(8, 16, 32\).*output_stride=4"),
+        ("resnet20", {"output_stride": 4}, r"one of \(8, 16, 32\).*output_stride=4"),
         ("wrn16_4", {"output_stride": 8}, "wrn16_4 stands for only 4 pixels.*=8"),
         ("wrn16_4", {"dropout": 1.0}, r"dropout must be in \[0, 1\).*dropout=1.0"),
         ("wrn16_4", {"dropout": "1"}, "dropout must be a number.*dropout='1'"),
@@ -96,6 +98,8 @@ def test_a_card_written_before_the_family_grew_is_read() -> None:
 
 def test_an_output_stride_that_a_model_has_anyway_changes_nothing() -> None:
     assert architecture("resnet18", output_stride=32) == architecture("resnet18")
+    dilated = architecture("resnet18", output_stride=8)
+    assert replace(dilated, output_stride=32) == architecture("resnet18")
 
 
 SPEC: dict[str, Any] = {"name": "mine", "depths": (1, 2), "widths": (8, 16)}

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -415,8 +416,8 @@ class FileClassifier:
         unknown: bool = defaults.UNKNOWN,
         **options: bool,
     ) -> None:
-        check_range("top", top, "[1, inf)")
-        check_range("threads", threads, "[1, inf)")
+        check_range("top", top, "[1, inf)", int)
+        check_range("threads", threads, "[1, inf)", int, NoneType)
         # Of the runtimes only TensorFlow cannot give every call a thread of its own.
         runtime = find_runtime(Path(model))
         # A subprocess serves one call at a time.

@@ -248,7 +248,7 @@ class Predictor:
             UsageError: As for `predict`, or an argument is out of range.
             DataError: A file is not a readable image, and errors is "raise".
         """
-        check_range("prefetch", prefetch, "[0, inf)")
+        check_range("prefetch", prefetch, "[0, inf)", int)
         known("errors", errors, ("raise", "return"))
         return self._answers(_named(images, batch_size), batch_size, errors, prefetch)
 
@@ -370,7 +370,7 @@ class Predictor:
             Pairs of label and probability. Of an unknown image it is one pair,
             "unknown" and the largest probability.
         """
-        check_range("k", k, "[1, inf)")
+        check_range("k", k, "[1, inf)", int)
         output = self.threshold[0] if unknown else None
         size = defaults.PREDICTION_BATCH_SIZE
         answer = self._run(image, size, "probabilities", output)
@@ -419,7 +419,7 @@ class Predictor:
 
 def _named(images: Any, batch_size: int) -> Iterator[_Named]:
     """Yield one image, or those of an iterable, with what messages call them."""
-    check_range("batch_size", batch_size, "[1, inf)")
+    check_range("batch_size", batch_size, "[1, inf)", int)
     single = (str, bytes, bytearray, memoryview, Image.Image, os.PathLike, Mapping)
     if hasattr(images, "__array__") and not isinstance(images, Image.Image):
         images = _as_array(images, "the image")

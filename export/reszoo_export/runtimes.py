@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -346,7 +347,7 @@ def open_runtime(
     is unknown, the folder is a whole export, threads are out of range, or the number of
     TensorFlow's threads is already set.
     """
-    check_range("threads", threads, "[1, inf)")
+    check_range("threads", threads, "[1, inf)", int, NoneType)
     if not isinstance(model, str | os.PathLike):
         limit_tensorflow(threads)
         return open_keras(model)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from types import NoneType
 from typing import Any
 from unicodedata import category, east_asian_width
 
@@ -142,7 +143,7 @@ def verify(folder: Path, *, min_accuracy: float | None = None) -> None:
     Args:
         folder (FOLDER): Folder that `reszoo export` wrote.
     """
-    check_range("--min-accuracy", min_accuracy, "[0, 1]")
+    check_range("--min-accuracy", min_accuracy, "[0, 1]", float, NoneType)
     manifest = reszoo.verify(folder)
     _show_manifest(manifest)
     measured = {each.file: each.verification.accuracy for each in manifest.files}
@@ -290,7 +291,8 @@ def evaluate(
             or all.
     """
     arguments = dict(locals())
-    check_range("--min-accuracy", arguments.pop("min_accuracy"), "[0, 1]")
+    del arguments["min_accuracy"]
+    check_range("--min-accuracy", min_accuracy, "[0, 1]", float, NoneType)
     metrics = reszoo.evaluate(**arguments)
     _show_metrics(metrics)
     _require_accuracy({str(model): metrics.top1}, min_accuracy)

@@ -104,8 +104,8 @@ def resize_images(
     """
     check_policy(bad_images)
     # Above 95 JPEGs grow and gain nothing; Pillow's documentation of `quality`.
-    check_range("quality", quality, "[1, 95]")
-    check_range("side", side, "[1, inf)")
+    check_range("quality", quality, "[1, 95]", int)
+    check_range("side", side, "[1, inf)", int)
     folder = free_folder(output)
     listing = list_images(data)
     bad = [label for label in listing.labels if "/" in label or label.startswith(".")]

@@ -400,7 +400,7 @@ def study(
     own = results.own_family(models, depths) if models else None
     chosen = own or results.find_family(family)
     variants = chosen.variants(depths, kinds)
-    check_range("seeds", seeds, "[1, inf)")
+    check_range("seeds", seeds, "[1, inf)", int)
     source = open_data(data, chosen)
     settled = _study_recipe(chosen, source, recipe, fields)
     if "batch_size" not in fields and not isinstance(recipe, Recipe):

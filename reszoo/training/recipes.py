@@ -6,6 +6,7 @@ The named ones are in `recipes.toml`, with their sources.
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -13,6 +14,7 @@ from numbers import Real
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_origin
+from unicodedata import normalize
 
 from reszoo import defaults
 from reszoo.data.augment import strength_of
@@ -290,6 +292,10 @@ class Recipe:
     seed: Annotated[int, "[0, inf)"] = 0
 
     def __post_init__(self) -> None:
+        if isinstance(given := self.class_weight, Mapping):
+            # Labels are in NFC everywhere.
+            named = {normalize("NFC", str(key)): each for key, each in given.items()}
+            object.__setattr__(self, "class_weight", named)
         check_fields(self)
         if self.policy is not None:
             strength_of(self.policy)

@@ -266,7 +266,7 @@ def _made_card(
     height, width, channels = described.input_shape
     if record is not None and described.include_top:
         height, width = record.eval_sides
-    if config.output_stride not in (None, described.spec.reduction):
+    if config.output_stride is not None:
         described = replace(described, output_stride=config.output_stride)
     described = replace(described, input_shape=(height, width, channels))
     card = new_card(described)
