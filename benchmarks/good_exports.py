@@ -127,6 +127,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    from reszoo.files import write_json
+
     file, results = given.json, {}
     if file and file.exists():
         results = json.loads(file.read_text("utf-8"))
@@ -143,7 +145,7 @@ def main() -> int:
         line = f"{name:>6}  {model:9} {format_:15} {found['seconds']:5} s  {outcome}"
         print(line, flush=True)
         if file:
-            file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+            write_json(file, results)
     false = sum(bool(each["problems"]) for each in results.values())
     print(f"{false} false alarms over {len(results)} good exports")
     return int(false > 0)

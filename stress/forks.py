@@ -105,6 +105,12 @@ class Fork:
         status = os.waitpid(self.pid, 0)[1]
         return os.waitstatus_to_exitcode(status) if ended else None
 
+    def succeed(self, seconds: float) -> None:
+        """Wait for it; a RuntimeError unless it ended by itself with the code 0."""
+        if (code := self.wait(seconds)) != 0:
+            ended = f"no end in {seconds:g} s" if code is None else f"exit {code}"
+            raise RuntimeError(f"{ended}: {self.printed()}")
+
     def printed(self) -> str:
         """Return what it printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")

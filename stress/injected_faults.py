@@ -133,8 +133,7 @@ class Trials:
         self._inputs.mkdir()
         for function in (self._make_inputs, self._learn):
             fork = Fork(lambda f=function: f(seed), self._inputs, base / "log")  # type: ignore[misc]
-            if code := fork.wait(_PATIENCE):
-                raise RuntimeError(f"{command.words[0]}: {code}, {fork.printed()}")
+            fork.succeed(_PATIENCE)
         load_modules(base / "modules")
         learnt = json.loads((base / "learnt").read_text())
         self.usual, self._varying, self._names, self.faults = learnt

@@ -51,27 +51,23 @@ class Scene:
         self._tmp.mkdir()
         self._counted_below = base if command.staged else self.place
         self._faults = Faults()
-        self._ended(Fork(command.make_inputs, self._inputs, base / "log"))
+        Fork(command.make_inputs, self._inputs, base / "log").succeed(_PATIENCE)
         self._given = tree(self._inputs)
         self.earlier: Content = {}
         if type(command).run_earlier is not Command.run_earlier:
             self.set_up()
-            self._ended(self._fork(command.run_earlier))
+            self._fork(command.run_earlier).succeed(_PATIENCE)
             self.earlier = command.content(self.place)
             shutil.copytree(self.place / command.output, base / "earlier")
         self.set_up()
         started = time.monotonic()
-        self._ended(self._fork(self._counted))
+        self._fork(self._counted).succeed(_PATIENCE)
         self.seconds = time.monotonic() - started
         load_modules(base / "modules")
         self.calls = int((base / "calls").read_text())
         self.usual, self._names = command.content(self.place), self._beside()
         if not self.usual or self.usual == self.earlier:
             raise RuntimeError(f"{command.name}: the undisturbed run shows nothing")
-
-    def _ended(self, fork: Fork) -> None:
-        if code := fork.wait(_PATIENCE):
-            raise RuntimeError(f"{self.command.name}: {code}, {fork.printed()}")
 
     def _fork(self, function: object) -> Fork:
         def run() -> None:
@@ -168,7 +164,8 @@ class Scene:
         """Let a process go to its end; return what is wrong."""
         complete = self.command.refuses and self._look() == "the new one"
         fork, wrong = self._fork(self.command.run), []
-        if (code := fork.wait(_PATIENCE)) and not (complete and code == 2):
+        code = fork.wait(_PATIENCE)
+        if code != 0 and not (complete and code == 2):
             wrong.append(f"at last it ended with {code}: {fork.printed()[-300:]}")
         if self._look() != "the new one":
             differing = {*self.command.content(self.place).items()} ^ {

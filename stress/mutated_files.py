@@ -67,7 +67,6 @@ def _member_of_keras(name: str) -> mutations.Mutation:
 
 
 _JSON = mutations.text_of_json
-_ARCHIVE = zipped(lambda name: _JSON if name.endswith(".json") else edited)
 READERS: dict[str, Reader] = {
     "torch_zip": Reader(
         ("zip.pth", "nested.pth"), zipped(_member_of_torch), "a.pth", "weights"
@@ -355,8 +354,7 @@ def _make_samples(base: Path) -> None:
     unfinished = SAMPLES.with_suffix(".new")
     shutil.rmtree(unfinished, ignore_errors=True)
     fork = Fork(lambda: make_samples(unfinished), base, base / "log")
-    if code := fork.wait(10 * _START):
-        raise RuntimeError(f"The samples could not be made: {code}, {fork.printed()}")
+    fork.succeed(10 * _START)
     unfinished.rename(SAMPLES)
 
 
@@ -368,9 +366,7 @@ def _load(name: str, base: Path) -> None:
         note_modules(base / "modules")
 
     (base / "once").mkdir()
-    fork = Fork(once, base / "once", base / "log")
-    if code := fork.wait(_START):
-        raise RuntimeError(f"{name}: {code}, {fork.printed()}")
+    Fork(once, base / "once", base / "log").succeed(_START)
     load_modules(base / "modules")
 
 

@@ -16,6 +16,7 @@ from defects import (
     constant,
     node,
     skip,
+    spoilt,
     weights,
 )
 from onnx import TensorProto, helper, numpy_helper
@@ -52,12 +53,10 @@ def of_model(change: Change) -> Edit:
 def of_graph(change: Change) -> Edit:
     """Change a model's graph; operators of Microsoft's domain are declared."""
 
-    def whole(model: Any) -> None:
-        change(model.graph)
-        if any(each.domain for each in model.graph.node):
-            model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    def edit(export: Export) -> None:
+        export.path.write_bytes(spoilt(onnx.load(export.path), change))
 
-    return of_model(whole)
+    return edit
 
 
 def kernel(change: arrays.Change, name: str = LAST) -> Change:
@@ -294,11 +293,6 @@ def second_property(model: Any) -> None:
     (entry,) = [each for each in model.metadata_props if each.key == LABELS]
     swapped = first_two_swapped(json.loads(entry.value))
     model.metadata_props.add(key=LABELS, value=json.dumps(swapped))
-
-
-def quantized(name: str, change: arrays.Change) -> Change:
-    """Change a scale, a zero point or integers."""
-    return weights(name, change)
 
 
 def own_constant(name: str, place: int, change: arrays.Change) -> Change:

@@ -41,7 +41,6 @@ from onnx_defects import (
     outputs_more,
     outputs_named_over,
     own_constant,
-    quantized,
     reads,
     replaced,
     reshaped,
@@ -189,33 +188,39 @@ _GRAPH: dict[str, Change] = {
 }
 _INT8: dict[str, Change] = {
     "input_scale": own_constant("image.quantized", 1, arrays.scaled(2)),
-    "activation_scale": quantized("layer1.1.relu1.scale", arrays.scaled(0.5)),
+    "activation_scale": defects.weights("layer1.1.relu1.scale", arrays.scaled(0.5)),
     "activation_scale_doubled": own_constant(
         "layer1.1.relu1.rounded", 1, arrays.scaled(2)
     ),
     "activation_zero_point": own_constant(
         "layer1.1.relu1.rounded", 2, arrays.added(16)
     ),
-    "weight_scale_rotated": quantized(f"{BLOCK}.weight.scale", arrays.rotated(0)),
-    "weight_scale_first": quantized(f"{BLOCK}.weight.scale", arrays.first_only),
-    "weight_scale_doubled": quantized(f"{STEM}.weight.scale", arrays.scaled(2)),
+    "weight_scale_rotated": defects.weights(f"{BLOCK}.weight.scale", arrays.rotated(0)),
+    "weight_scale_first": defects.weights(f"{BLOCK}.weight.scale", arrays.first_only),
+    "weight_scale_doubled": defects.weights(f"{STEM}.weight.scale", arrays.scaled(2)),
     "weight_axis": defects.attribute(f"{BLOCK}.weight.rounded", "axis", 1),
-    "weight_zero_point": quantized(f"{BLOCK}.weight.zero", arrays.added(5)),
-    "bias_scale": quantized(f"{BLOCK}.bias.scale", arrays.scaled(2)),
-    "weights_uint8_reinterpreted": quantized(
+    "weight_zero_point": defects.weights(f"{BLOCK}.weight.zero", arrays.added(5)),
+    "bias_scale": defects.weights(f"{BLOCK}.bias.scale", arrays.scaled(2)),
+    "weights_uint8_reinterpreted": defects.weights(
         f"{BLOCK}.weight.quantized", arrays.offset_bytes
     ),
-    "weights_int8_clipped": quantized(f"{BLOCK}.weight.quantized", arrays.clipped(20)),
+    "weights_int8_clipped": defects.weights(
+        f"{BLOCK}.weight.quantized", arrays.clipped(20)
+    ),
     "quantize_missing": unquantized,
     "int8_activations": defects.rounded_activations,
-    "int8_kernel_zeroed": quantized(f"{BLOCK}.weight.quantized", np.zeros_like),
-    "int8_kernel_flipped": quantized(f"{BLOCK}.weight.quantized", arrays.flipped(OIHW)),
-    "int8_kernel_negated": quantized(f"{BLOCK}.weight.quantized", np.negative),
-    "int8_bias_zeroed": quantized(f"{BLOCK}.bias.quantized", np.zeros_like),
-    "int8_bias_rotated": quantized(f"{BLOCK}.bias.quantized", arrays.rotated(0)),
-    "int8_classifier_swapped": quantized("fc.weight.quantized", arrays.swapped(1)),
+    "int8_kernel_zeroed": defects.weights(f"{BLOCK}.weight.quantized", np.zeros_like),
+    "int8_kernel_flipped": defects.weights(
+        f"{BLOCK}.weight.quantized", arrays.flipped(OIHW)
+    ),
+    "int8_kernel_negated": defects.weights(f"{BLOCK}.weight.quantized", np.negative),
+    "int8_bias_zeroed": defects.weights(f"{BLOCK}.bias.quantized", np.zeros_like),
+    "int8_bias_rotated": defects.weights(f"{BLOCK}.bias.quantized", arrays.rotated(0)),
+    "int8_classifier_swapped": defects.weights(
+        "fc.weight.quantized", arrays.swapped(1)
+    ),
     "int8_shortcut_lost": defects.skip(SUM, 0),
-    "int8_input_channels_reversed": quantized(
+    "int8_input_channels_reversed": defects.weights(
         "inside.weight.quantized", arrays.reversed_along(1)
     ),
 }

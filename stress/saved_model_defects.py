@@ -22,10 +22,11 @@ LAST, BEFORE, STRIDED, STEM = (
 )
 POOL, MEAN, MATMUL = "maxpool_1/MaxPool2d", "avgpool_1/Mean", "fc_1/MatMul"
 RELU, ADD = "layer2.1.relu1_1/Relu", "layer2.1.add_1/Add"
-SHORTCUT, SOFTMAX, LOGITS = "layer2.0.relu_1/Relu", "probabilities", "fc_1/BiasAdd"
+SOFTMAX, LOGITS = "probabilities", "fc_1/BiasAdd"
 CAST, SCALE, SHIFT = "Cast", "mul", "add"
 # Variables, in the order in which the checkpoint numbers them.
-VARIABLES = {"conv1": 0, "block": 6, "before": 16, "last": 18, "fc": 20, "fc.bias": 21}
+VARIABLES = {"conv1": 0, "block": 6, "before": 16, "last": 18, "last.bias": 19,
+             "fc": 20, "fc.bias": 21}  # fmt: skip
 Change = Callable[[Any], object]
 
 
@@ -314,17 +315,6 @@ def variable(name: str, change: arrays.Change) -> Edit:
     return tensors(edit)
 
 
-def bias_of(name: str, change: arrays.Change) -> Edit:
-    """Change the bias of a convolution."""
-    number = VARIABLES[name] + 1
-
-    def edit(content: dict[str, Any]) -> None:
-        place = f"weights/{number}/.ATTRIBUTES/VARIABLE_VALUE"
-        content[place] = change(content[place].copy())
-
-    return tensors(edit)
-
-
 def all_variables(change: arrays.Change) -> Edit:
     """Change every variable."""
 
@@ -350,13 +340,11 @@ def lost(content: dict[str, Any]) -> None:
 def initial(export: Export) -> None:
     """Put random numbers of the same size into every variable."""
 
-    def edit(content: dict[str, Any]) -> None:
-        for name, array in content.items():
-            if name.startswith("weights/"):
-                drawn = export.draw.normal(0, array.std() + 1e-3, array.shape)
-                content[name] = drawn.astype(np.float32)
+    def drawn(array: Any) -> Any:
+        numbers = export.draw.normal(0, array.std() + 1e-3, array.shape)
+        return numbers.astype(np.float32)
 
-    tensors(edit)(export)
+    all_variables(drawn)(export)
 
 
 def signature(name: str, change: Callable[[Any], object]) -> Edit:
@@ -449,17 +437,22 @@ def second_graph(saved: Any) -> None:
     copy.meta_info_def.tags[:] = ["train"]
 
 
-def extra(name: str, change: Callable[[bytes], bytes | None]) -> Edit:
-    """Change a file of the assets; None removes it."""
+def file(name: str, change: Callable[[bytes], bytes | None]) -> Edit:
+    """Change a file of the version; None removes it."""
 
     def edit(export: Export) -> None:
-        path = version(export) / EXTRA / name
+        path = version(export) / name
         made = change(path.read_bytes())
         path.unlink()
         if made is not None:
             path.write_bytes(made)
 
     return edit
+
+
+def extra(name: str, change: Callable[[bytes], bytes | None]) -> Edit:
+    """Change a file of the assets; None removes it."""
+    return file(f"{EXTRA}/{name}", change)
 
 
 def labels(change: Callable[[list[str]], list[str]]) -> Edit:
@@ -481,19 +474,6 @@ def card(change: Callable[[Any], None]) -> Edit:
 def in_record(**fields: Any) -> Edit:
     """Put other values into the preprocessing of that card."""
     return card(lambda content: content["preprocessing"].update(fields))
-
-
-def file(name: str, change: Callable[[bytes], bytes | None]) -> Edit:
-    """Change a file of the version; None removes it."""
-
-    def edit(export: Export) -> None:
-        path = version(export) / name
-        made = change(path.read_bytes())
-        path.unlink()
-        if made is not None:
-            path.write_bytes(made)
-
-    return edit
 
 
 def flipped_bit(content: bytes) -> bytes:

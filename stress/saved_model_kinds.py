@@ -157,7 +157,7 @@ _EDITS: dict[str, Edit] = {
     "classifier_scaled": saved.variable("fc", arrays.scaled(1.01)),
     "bias_zeroed": saved.variable("fc.bias", np.zeros_like),
     "bias_rotated": saved.variable("fc.bias", arrays.rotated(0)),
-    "bias_inside_zeroed": saved.bias_of("last", np.zeros_like),
+    "bias_inside_zeroed": saved.variable("last.bias", np.zeros_like),
     "variables_float16_rounded": saved.all_variables(arrays.float16),
     "variables_bfloat16_rounded": saved.all_variables(arrays.bfloat16),
     "variables_byteswapped": saved.variable("last", arrays.byteswapped),

@@ -152,12 +152,7 @@ def verify_here(folder: Path) -> str:
     from reszoo.errors import ReszooError
     from reszoo_export.verification import verify
 
-    def verify_file(
-        row: Any, path: Path, reference: Any, options: Any, card: Any
-    ) -> Any:
-        return verify.verify_in_process(row, path, reference, options, card)
-
-    verify.verify_file = verify_file  # type: ignore[assignment]
+    verify.verify_file = verify.verify_in_process  # type: ignore[assignment]
     try:
         verify.verify(folder)
     except ReszooError as error:
@@ -319,9 +314,16 @@ def known_misses(runtime: str) -> dict[str, str]:
 
 def add_results(runtime: str, given: argparse.Namespace) -> dict[str, Any]:
     """Plant what RESULTS lacks of a runtime, and return the runtime's summary."""
+    from reszoo.files import write_json
+
     path, rows = given.results, applicable(read_table()[runtime])
     text = path.read_text("utf-8") if path.exists() else "{}"
     content = {"seed": given.seed, "runtimes": {}, "kinds": {}, **json.loads(text)}
+    if content["seed"] != given.seed:
+        raise SystemExit(
+            f"{path} has results of seed {content['seed']}, not {given.seed}. Choose "
+            "that seed or another file (--results)."
+        )
     done = content["kinds"].setdefault(runtime, {})
     wanted = given.kinds or [name for name in rows if name not in done]
     names = [name for name in rows if name in wanted]
@@ -331,8 +333,7 @@ def add_results(runtime: str, given: argparse.Namespace) -> dict[str, Any]:
         shown = row["effect"] or ("same outputs" if row["counts"] else "NO EFFECT")
         print(f"{runtime} {found['kind']}: {shown}: {told}", flush=True)
         content["runtimes"][runtime] = summary(done)
-        written = json.dumps(content, indent=1, ensure_ascii=False)
-        path.write_text(written + "\n", "utf-8")
+        write_json(path, content)
     return summary(done)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,19 @@ def test_calls_are_counted_by_place_and_one_fails(tmp_path: Path) -> None:
     failed = _calls(tmp_path / "b", 2, 28)
     assert "No space left on device" in failed.stderr
     assert (tmp_path / "b/place/file1").read_bytes() == b""
+
+
+def test_only_a_fork_that_ends_by_itself_with_0_succeeds(tmp_path: Path) -> None:
+    forks = script_of("stress/forks.py")
+
+    def fork(function: Any) -> Any:
+        return forks.Fork(function, tmp_path, tmp_path / "log")
+
+    fork(lambda: None).succeed(60)
+    with pytest.raises(RuntimeError, match="exit 3: "):
+        fork(lambda: sys.exit(3)).succeed(60)
+    with pytest.raises(RuntimeError, match=r"no end in 0\.2 s: "):
+        fork(lambda: time.sleep(60)).succeed(0.2)
 
 
 def test_a_pass_fails_every_place_with_every_error_first() -> None:
