@@ -36,6 +36,10 @@ class Hide:
 sys.meta_path.insert(0, Hide())
 importlib.util.find_spec = lambda name: None if name in hidden else find(name)
 """
+WRONG = """
+import sys, numpy, reszoo
+reszoo.Predictor(sys.argv[1]).predict(numpy.ones((32, 32, 3), "float32"))
+"""
 TOP = """
 import json, sys, reszoo
 print(json.dumps(reszoo.Predictor(sys.argv[1]).top(sys.argv[2])))
@@ -88,6 +92,7 @@ def test_a_file_needs_its_runtime_only(runtime: str, photo: str, hook: Path) -> 
     lines = command(hook, runtime, "predict", file, photo).stdout.splitlines()
     assert len(lines) == 6
     assert lines[1].split() == [photo, expected[0][0], f"{expected[0][1]:.2%}"]
+    assert "scaled to 0..1" in run(hook, runtime, "-c", WRONG, file).stderr
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -190,9 +190,9 @@ def test_a_changed_file_is_not_opened(
 ) -> None:
     opened: list[str] = []
 
-    def verifying(row: Any, path: Path, *rest: Any) -> Any:
+    def verifying(row: Any, path: Path, *rest: Any, **options: Any) -> Any:
         opened.append(path.name)
-        return verify_file(row, path, *rest)
+        return verify_file(row, path, *rest, **options)
 
     monkeypatch.setattr(verify, "verify_file", verifying)
     with (pair / "model.onnx").open("ab") as file:
@@ -212,6 +212,10 @@ def test_a_changed_file_is_not_opened(
             r"no saved_model file is called '\.\./saved_model'",
         ),
         (lambda content: content["beside"].pop("labels.txt"), "beside must name"),
+        (
+            lambda content: content["files"][0].update(ranges={"variation": "x"}),
+            "variation must be a number, not 'x'",
+        ),
         (lambda content: content.update(card={}), "KeyError: 'card_version'"),
         (lambda content: content.pop("beside"), "KeyError: 'beside'"),
     ],

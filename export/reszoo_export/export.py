@@ -227,9 +227,10 @@ class _Export:
         card, options = self.serving.card, self.serving.options
         given = self.serving, self.calibration, self.reference
         told = ranges.explained_variation(row, *given)
-        limits = row.explained_by(told)
         try:
-            found = verify_file(limits, path, self.reference, options, card)
+            found = verify_file(
+                row, path, self.reference, options, card, variation=told
+            )
         except VerificationError as error:
             # A runtime that crashes is a problem like any other.
             problem = f"{row.name} could not be verified: {error}"

@@ -89,10 +89,11 @@ class FileDescription(Contents):
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the description as pairs of a name and a line."""
+        operators = Counter(self.operators).most_common()
         text = page.render(
             "inspect_text.j2", file=self, card=self.card,
             licence=self.card and licence(self.card),
-            operators=Counter(self.operators).most_common(),
+            operators=[f"{count} {name}" for name, count in operators],
             most=_MAX_SHOWN, most_rows=_MAX_ROWS,
         )  # fmt: skip
         pairs = (line.partition("\t") for line in text.splitlines())

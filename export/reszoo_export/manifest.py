@@ -202,6 +202,9 @@ class Manifest:
             # A name such as "../x" would be outside the folder.
             if record.file != FORMATS[record.format].file:
                 raise ValueError(f"no {record.format} file is called {record.file!r}")
+            variation = (record.ranges or {}).get("variation")
+            if not isinstance(variation, int | float | None):
+                raise TypeError(f"variation must be a number, not {variation!r}")
         return self
 
     def write(self, folder: Path) -> None:

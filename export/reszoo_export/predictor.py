@@ -525,18 +525,39 @@ def _not_an_image(image: object, name: str) -> UsageError:
 
 
 def _wrong_array(array: NDArray[Any]) -> UsageError:
-    # Of an error only, which needs no templates where there is none.
-    from reszoo.report import page
-
     numeric = bool(array.size) and array.dtype.kind in "iuf"
     low, high = (array.min(), array.max()) if numeric else (0, 0)
-    finite = numeric and bool(np.isfinite((low, high)).all())
-    remedy = page.render(
-        "array_text.j2", sides=array.shape[:2], channels=array.shape[2:], low=low,
-        high=high, finite=finite,
-    )  # fmt: skip
     span = f" in {low:g}..{high:g}" if numeric else ""
     return UsageError(
         "An image array must be uint8 RGB in 0..255 of shape (height, width, 3). "
-        f"Received: {array.dtype} {array.shape}{span}; {remedy}."
+        f"Received: {array.dtype} {array.shape}{span}; "
+        f"{_remedy(array, low, high, numeric)}."
     )
+
+
+def _remedy(array: NDArray[Any], low: Any, high: Any, numeric: bool) -> str:
+    """Return what helps, the first that does."""
+    sides, channels = array.shape[:2], array.shape[2:]
+    grey, coloured = channels in [(), (1,)], channels == (3,)
+    if 0 in array.shape:
+        return "it has no pixels"
+    if grey and len(sides) == 2:
+        image = "PIL.Image.fromarray(array.squeeze())"
+        return f"convert grey images to RGB: {image}.convert('RGB')"
+    if sides[:1] == (3,) and len(channels) == 1 and not coloured:
+        return "channels must be last: array.transpose(1, 2, 0)"
+    if channels == (4,):
+        return "drop the transparency: array[..., :3]"
+    if not coloured:
+        return "it is not an image"
+    if not numeric or not np.isfinite((low, high)).all():
+        return "the model normalises integers itself"
+    if low < 0:
+        normalised = "it seems to be normalised; the model normalises images itself"
+        return f"{normalised}, so pass it as it was before"
+    if high <= 1:
+        scaled = "it seems to be scaled to 0..1; the model scales images itself"
+        return f"{scaled}, so pass (255 * array).round().astype(np.uint8)"
+    if high <= 255:
+        return "the model normalises integers: pass array.round().astype(np.uint8)"
+    return "values above 255 have no known range: scale it to 0..255 first"

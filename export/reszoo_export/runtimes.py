@@ -36,6 +36,12 @@ OutputKind = Literal["probabilities", "features"]
 Activations = Mapping[str, NDArray[np.float32]]
 
 
+def fixed_batch(image: TensorInfo) -> int | None:
+    """Return the images in a call, where a file has a fixed number of them."""
+    first = image["shape"][0]
+    return first if isinstance(first, int) and first > 0 else None
+
+
 def run_file(
     call: Callable[[NDArray[Any]], NDArray[Any]],
     images: Pixels,
@@ -56,8 +62,7 @@ def run_file(
     if zero_point := image.get("zero_point", 0):
         pixels = pixels.astype(np.int16) + zero_point
     pixels = np.ascontiguousarray(pixels, image["dtype"])
-    batch = image["shape"][0]
-    step = batch if isinstance(batch, int) and batch > 0 else len(pixels)
+    step = fixed_batch(image) or len(pixels)
     if missing := -len(pixels) % step:
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
     parts = [call(pixels[at : at + step]) for at in range(0, len(pixels), step)]

@@ -106,7 +106,8 @@ class Serving:
                 "logits": tf.identity(answer, "logits"),
                 "probabilities": activation(answer, name="probabilities"),
             }
-            answers.update(zip([CAM], maps, strict=False))
+            if maps:
+                answers[CAM] = maps[0]
             return {name: answers[name] for name in outputs}
 
         return tf.function(serve, input_signature=[self.spec(batch, dtype)])

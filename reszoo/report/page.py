@@ -16,7 +16,7 @@ from PIL import Image
 
 from reszoo.console import printable
 
-# Exported files are used, and summaries printed, also where no page can be rendered.
+# Exported files are used also where nothing can be rendered.
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup

@@ -344,7 +344,7 @@ def _implied(
 def unknown_preprocessing(name: str, shape: InputShape) -> UsageError:
     """Return the error for a model of which nothing tells how it was shown images."""
     *sides, channels = shape
-    size, halves = as_size(sides), (0.5,) * channels
+    size, halves = as_size([side or 224 for side in sides]), (0.5,) * channels
     example = (
         f"reszoo.Preprocessing(train_size={size}, eval_size={size}, crop_pct=1.0, "
         f'interpolation="bilinear", mean={halves}, std={halves})'

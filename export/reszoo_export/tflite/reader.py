@@ -140,6 +140,18 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     return run
 
 
+def _bias_fits(operator: Any, details: Mapping[int, Any]) -> bool:
+    """Return whether the integers of a bias count what input times weights does."""
+    used = [details[i]["quantization_parameters"] for i in operator["inputs"] if i >= 0]
+    if operator["op_name"] not in _WITH_BIAS or len(used) != 3:
+        return True
+    image, weights, bias = (each["scales"] for each in used)
+    axes = {each["quantized_dimension"] for each in used[1:]}
+    if not len(bias):
+        return True
+    return len(axes) == 1 and bool(np.allclose(image * weights, bias, 1e-3, 0))
+
+
 def find_problems(
     path: Path, row: Format, card: Card, images: Pixels, options: ExportOptions
 ) -> list[str]:
@@ -161,19 +173,9 @@ def find_problems(
     if found != metadata or model.SignatureDefsLength() != 1:
         problems.append("its metadata or signatures are not what the card says")
     details = {each["index"]: each for each in interpreter.get_tensor_details()}
-    for operator in interpreter._get_ops_details():
-        used = [
-            details[i]["quantization_parameters"] for i in operator["inputs"] if i >= 0
-        ]
-        scales = [each["scales"] for each in used]
-        if operator["op_name"] in _WITH_BIAS and len(used) == 3 and len(scales[2]):
-            axes = {each["quantized_dimension"] for each in used[1:]}
-            if len(axes) > 1 or not np.allclose(
-                scales[0] * scales[1], scales[2], 1e-3, 0
-            ):
-                problems.append(
-                    "scales of weights and of biases do not belong together"
-                )
+    operators = interpreter._get_ops_details()
+    if not all(_bias_fits(each, details) for each in operators):
+        problems.append("scales of weights and of biases do not belong together")
     # A processor without floating point cannot compute others.
     others = [x["name"] for x in details.values() if np.dtype(x["dtype"]).kind == "f"]
     if options.integer_io and others:

@@ -19,7 +19,13 @@ from reszoo.metrics import Targets, softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.formats import CAM, ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
-from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo, in_batches
+from reszoo_export.runtimes import (
+    ModelOutput,
+    Runtime,
+    TensorInfo,
+    fixed_batch,
+    in_batches,
+)
 from reszoo_export.verification.reference import Reference
 
 _BATCH_SIZES = range(1, 9)
@@ -176,8 +182,8 @@ def batch_problems(
     """
     # Real and synthetic images, as many as the largest batch needs.
     chosen = np.linspace(0, len(images) - 1, max(_BATCH_SIZES)).astype(int)
-    fixed = runtime.inputs[0]["shape"][0]
-    sizes = (fixed,) if isinstance(fixed, int) and fixed > 0 else _BATCH_SIZES
+    fixed = fixed_batch(runtime.inputs[0])
+    sizes = (fixed,) if fixed else _BATCH_SIZES
     repeated, other = 0.0, 0.0
     for size in sizes:
         places = np.roll(chosen, size)[:size]

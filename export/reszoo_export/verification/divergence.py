@@ -25,6 +25,8 @@ _JUMP = 2.5
 # Unrelated tensors differ by 1.4.
 _UNRELATED = 0.9
 _MIN_SIZE = 1e-12
+# Beside the layers' outputs; no layer of Keras has such a name.
+_PIXELS = "pixels/"
 
 
 def first_divergence(
@@ -40,7 +42,7 @@ def first_divergence(
     file does not run.
     """
     images = images[:_IMAGES]
-    arrays: Arrays = {"images": images, **layer_outputs(serving, images)}
+    arrays: Arrays = {_PIXELS: images, **layer_outputs(serving, images)}
     arguments = {"format_name": row.name, "path": str(path.absolute())}
     function, layer = f"{__name__}:find_stored", None
     with suppress(ReszooError):
@@ -51,7 +53,7 @@ def first_divergence(
 def find_stored(arrays: Arrays, *, format_name: str, path: str) -> str | None:
     """Compare the layers in the subprocess of `first_divergence`."""
     row, expected = FORMATS[format_name], dict(arrays)
-    images = expected.pop("images")
+    images = expected.pop(_PIXELS)
     found = compute_activations(Path(path), row.runtime, images)
     return first_difference(expected, found, row.tolerance.max_activation_difference)
 

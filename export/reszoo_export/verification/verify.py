@@ -11,7 +11,6 @@ from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError, VerificationError, printable
 from reszoo.fields import typed
 from reszoo_export.formats import CAM, FORMATS, ExportOptions, Format
-from reszoo_export.inspection import describe_file
 from reszoo_export.isolation import limits_for, run_in_subprocess
 from reszoo_export.manifest import (
     FileRecord,
@@ -22,7 +21,13 @@ from reszoo_export.manifest import (
     size_and_hash,
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
-from reszoo_export.runtimes import OutputKind, Runtime, TensorInfo, open_runtime
+from reszoo_export.runtimes import (
+    OutputKind,
+    Runtime,
+    TensorInfo,
+    open_runtime,
+    reader_errors,
+)
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.reference import Reference, read_reference
 
@@ -101,13 +106,15 @@ def _verify_again(
     row, options = FORMATS[record.format], manifest.options
     if not problems:
         try:
-            row = row.explained_by((record.ranges or {}).get("variation"))
-            found = verify_file(row, path, reference, options, manifest.card)
+            told = (record.ranges or {}).get("variation")
+            found = verify_file(
+                row, path, reference, options, manifest.card, variation=told
+            )
             facts = (found.inputs, found.outputs, size_and_hash(path)[0])
             if facts == (record.inputs, record.outputs, record.bytes):
                 return replace(record, verification=found.verification)
-            told = "the manifest has other inputs, outputs or another size"
-            problems = [*found.verification.problems, told]
+            other = "the manifest has other inputs, outputs or another size"
+            problems = [*found.verification.problems, other]
         except VerificationError as error:
             problems = [str(error)]
     before = replace(record.verification, problems=tuple(problems))
@@ -141,14 +148,16 @@ def verify_file(
     card: Card,
     *,
     seconds: float | None = None,
+    variation: float | None = None,
 ) -> FileVerification:
     """Open a file in its own runtime, in a subprocess, and compare it with its model.
 
     A format with a slow runtime is compared on some images of the reference. `options`
     are the export's, `card` is the model's; `seconds` of None are more than any model
-    needs. A VerificationError if the file cannot be opened or run, its outputs have
-    another shape, or its runtime crashed or took too long; `verification.problems` of
-    the result lists what else is wrong.
+    needs; `variation` is what rounding explains (`Format.explained_by`). A
+    VerificationError if the file cannot be opened or run, its outputs have another
+    shape, or its runtime crashed or took too long; `verification.problems` of the
+    result lists what else is wrong.
     """
     indices = reference.evenly_spaced(row.max_images)
     reference = reference.select(indices)
@@ -159,7 +168,7 @@ def verify_file(
         "path": str(path.absolute()),
         "options": asdict(options),
         "card": card.to_text(),
-        "most": row.tolerance.max_variation,
+        "variation": variation,
     }
     limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
     function, arrays = f"{__name__}:verify_stored", reference.arrays()
@@ -175,12 +184,12 @@ def verify_file(
 
 def verify_stored(
     arrays: Any, format_name: str, path: str, options: Any, card: str,
-    most: float | None,
+    variation: float | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
     synthetic = len(arrays["images"]) - len(arrays["targets"])
-    row, reference = FORMATS[format_name], Reference(**arrays, synthetic=synthetic)
-    row = replace(row, tolerance=replace(row.tolerance, max_variation=most))
+    row = FORMATS[format_name].explained_by(variation)
+    reference = Reference(**arrays, synthetic=synthetic)
     asked, model_card = ExportOptions(**options), Card.from_text(card)
     return asdict(verify_in_process(row, Path(path), reference, asked, model_card))
 
@@ -192,7 +201,7 @@ def verify_in_process(
     try:
         runtime = open_runtime(path)
         problems = content_problems(row, runtime, card)
-    except (ReszooError, ValueError) as error:
+    except ReszooError as error:
         raise VerificationError(str(error)) from error
     found = compare(row, runtime, reference, options, card)
     try:
@@ -211,7 +220,10 @@ def verify_in_process(
 
 def content_problems(row: Format, runtime: Runtime, card: Card) -> list[str]:
     """Compare what a file says of itself with what it is; return what is wrong."""
-    told, problems = describe_file(runtime.path), []
+    reader, problems = row.runtime.reader, []
+    with reader_errors(runtime.path):
+        told = reader.describe(runtime.path)
+        labels = reader.stored_labels(runtime.path) or ()
     if told.precision != row.precision:
         problems.append(f"it computes in {told.precision}, not in {row.precision}")
     tensors = [*runtime.inputs, *runtime.outputs]
@@ -219,7 +231,6 @@ def content_problems(row: Format, runtime: Runtime, card: Card) -> list[str]:
     said = [(each.name, each.dtype, *each.shape) for each in told.inputs + told.outputs]
     if sorted(map(str, said)) != sorted(map(str, found)):
         problems.append(f"it declares inputs and outputs as {said}, which are {found}")
-    labels = row.runtime.reader.stored_labels(runtime.path) or ()
     if tuple(labels) != tuple(card.labels or ()):
         problems.append(
             f"the labels stored for other programs ({', '.join(labels[:3])}...) "
