@@ -251,10 +251,10 @@ class MovingAverage:
     """An exponential moving average of weights, including batch-norm statistics.
 
     It starts as a copy. torchvision averages buffers as well as parameters
-    (`use_buffers=True`), so pass all of `model.variables`, whose batch-norm statistics
-    are those buffers. Create it within `strategy.scope()` where there is a strategy;
-    `update` may then be called within `strategy.run` and outside of it. Variables are
-    float32, of different names; `copies` are in their order.
+    (`use_buffers=True`), so pass all variables of the layers that are trained, whose
+    batch-norm statistics are those buffers. Create it within `strategy.scope()` where
+    there is a strategy; `update` may then be called within `strategy.run` and outside
+    of it. Variables are float32, of different names; `copies` are in their order.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
@@ -277,10 +277,13 @@ class MovingAverage:
         keep, share = tf.cast(exact, tf.float32), tf.cast(1 - exact, tf.float32)
         _merge(self._strategy, self._update_all, keep, share)
 
+    def averages(self) -> dict[str, tf.Variable]:
+        """Return the averages by the names of the variables."""
+        return dict(zip(self._sources, self.copies, strict=True))
+
     def state(self) -> dict[str, tf.Variable]:
         """Return what a checkpoint must hold: `average/<variable>`."""
-        pairs = zip(self._sources, self.copies, strict=True)
-        return {f"average/{name}": copy for name, copy in pairs}
+        return {f"average/{name}": copy for name, copy in self.averages().items()}
 
     def _update_all(self, strategy: Any, keep: Any, share: Any) -> None:
         for copy, source in zip(self.copies, self._sources.values(), strict=True):

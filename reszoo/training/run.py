@@ -145,7 +145,7 @@ class Evaluator:
     """Evaluate a model, from images at `eval_size` to logits, on splits of the data.
 
     Of the devices the chief evaluates for all workers, at most `batch_size` images at a
-    time. While only the head changes, `features` of images are kept in a dict.
+    time. While only the head changes, the features of images may be kept.
     """
 
     def __init__(
@@ -162,7 +162,15 @@ class Evaluator:
         self._predict = inference_function(model, preprocessing)
         # One data set for each split, since each is traced anew.
         self._batches: dict[int, tf.data.Dataset] = {}
-        self.features: dict[int, NDArray[np.float32]] | None = None
+        self.keep_features(False)
+
+    def keep_features(self, keep: bool) -> None:
+        """Compute the features of each split once from now on, or no longer."""
+        self._features: dict[int, NDArray[np.float32]] = {}
+        self._head: keras.Model | None = None
+        if keep:
+            self._head = backbone_and_head(self.model)[1]
+            self._pooled = pooled_function(self.model, self._preprocessing)
 
     def load_variables(self, values: Mapping[str, tf.Variable]) -> Tensors:
         """Assign weights by the path of each variable; return them."""
@@ -192,12 +200,12 @@ class Evaluator:
                 examples, self._preprocessing, self._batch_size
             )
         batches = self._batches[id(examples)]
-        if (kept := self.features) is not None:
+        if self._head is not None:
+            kept = self._features
             if id(examples) not in kept:
-                compute = pooled_function(self.model, self._preprocessing)
-                found = [compute(images)["pooled"] for images, _ in batches]
+                found = [self._pooled(images)["pooled"] for images, _ in batches]
                 kept[id(examples)] = np.concatenate(found)
-            logits = backbone_and_head(self.model)[1](kept[id(examples)])
+            logits = self._head(kept[id(examples)])
             return np.asarray(logits if name == "logits" else tf.nn.softmax(logits))
         parts = [self._predict(images)[name] for images, _ in batches]
         return np.asarray(tf.concat(parts, axis=0))
@@ -426,7 +434,7 @@ class Run(StepLoop):
         config, card = self.config, self.config.card
         of_model = self._model, card.resnet, card.preprocessing
         phase, weights = config.phase_of(self._epoch), config.class_weights()
-        self.evaluator.features = {} if phase.recipe.cache_features else None
+        self.evaluator.keep_features(bool(phase.recipe.cache_features))
         shared = self._devices, weights, config.teacher
         return PhaseTrainer(*of_model, phase, *shared)
 

@@ -74,12 +74,15 @@ class TrainingStep:
         self._teacher = teacher
         self._devices = devices = devices or Devices()
         self._model, self._recipe = model, recipe
-        plain = partial(model, training=True)
-        self._compute = recomputed(model) if recipe.recompute else plain
+        self._compute: Callable[[Any], tf.Tensor]
         self._normalise: Callable[[Any], Any] = preprocessing.normalise
         if recipe.cache_features:
             self._compute = partial(backbone_and_head(model)[1], training=True)
             self._normalise = tf.identity
+        elif recipe.recompute:
+            self._compute = recomputed(model)
+        else:
+            self._compute = partial(model, training=True)
         self._class_weights = class_weights
         self._weights = model.trainable_variables
         decays = [weight_decay_of(weight, recipe) for weight in self._weights]
@@ -249,6 +252,5 @@ class PhaseTrainer:
         """Return the values to evaluate and save, by path: the averages, if any."""
         variables = {each.path: each.value for each in self.model.variables}
         if self._average:
-            averages = self._average.state().items()
-            variables |= {n.removeprefix("average/"): copy for n, copy in averages}
+            variables |= self._average.averages()
         return variables
