@@ -1,7 +1,8 @@
 """The commands on model files: export, verify, inspect, benchmark, evaluate, ..."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import NoneType
@@ -130,8 +131,8 @@ def calibrate(
         output (default replace the given one): Checkpoint to write.
     """
     found = reszoo.calibrate(**locals())
-    told = _rendered("calibrated_text.j2", found=found, path=output or model)
-    show(asdict(found), told)
+    text = partial(_rendered, "calibrated_text.j2", found=found, path=output or model)
+    show(asdict(found), text)
 
 
 @command()
@@ -181,8 +182,7 @@ def inspect(file: Path) -> None:
             origin.
     """
     description = reszoo.inspect(file)
-    if show(description.to_json()):
-        show(None, description.text())
+    show(description.to_json(), description.text)
 
 
 @command()
@@ -246,17 +246,17 @@ def demo(*, output: Path = Path("saved_models/demo")) -> None:
     manifest = reszoo.export(
         tuned.model, output, formats=DEMO_FORMATS, calibration=data, overwrite=True
     )
-    _show_manifest(manifest, _rendered("demo_text.j2", folder=output))
+    _show_manifest(manifest, partial(_rendered, "demo_text.j2", folder=output))
 
 
 def _rendered(template: str, **values: Any) -> str:
     # Commands that classify need no Jinja.
     from reszoo.report import page
 
-    return page.render(template, **values).rstrip("\n")
+    return page.render(template, **values)
 
 
-def _show_manifest(manifest: Any, *others: str) -> None:
+def _show_manifest(manifest: Any, *others: Callable[[], str]) -> None:
     columns = ["file", "size", "accuracy", "agreement", "max difference", "latency"]
     rows = []
     for file in manifest.files:
@@ -265,9 +265,9 @@ def _show_manifest(manifest: Any, *others: str) -> None:
         cells = [accuracy, f"{found.agreement:.2%}", f"{found.max_difference:.1e}"]
         size, took = f"{file.bytes / 1000:,.0f} kB", latency and latency.median_ms
         rows.append([file.file, size, *cells, f"{took:.2f} ms" if latency else ""])
-    told = _rendered("exported_text.j2", manifest=manifest)
+    text = partial(_rendered, "exported_text.j2", manifest=manifest)
     content = {"folder": str(manifest.folder), **manifest.to_json()}
-    show(content, (columns, rows), told, *others)
+    show(content, (columns, rows), text, *others)
 
 
 @command()

@@ -86,19 +86,20 @@ app = Typer(
 )  # fmt: skip
 
 
-def show(content: Any, *texts: str | tuple[Any, Any]) -> bool:
+def show(content: Any, *texts: str | Callable[[], str] | tuple[Any, Any]) -> bool:
     """Print an answer: with --json the content, otherwise texts and tables.
 
-    A table is its columns and rows. Returns whether a person reads the answer.
+    A text may be a function that makes it, which only printing calls; a table is its
+    columns and rows. Returns whether a person reads the answer.
     """
     if as_json.get():
         print_json(content)
         return False
     for each in texts:
-        if isinstance(each, str):
-            print_text(each)
-        else:
+        if isinstance(each, tuple):
             print_table(*each)
+        else:
+            print_text(each if isinstance(each, str) else each())
     return True
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import reszoo
@@ -26,7 +27,7 @@ def scan(data: str) -> None:
         data (DATA): {images}
     """
     report = reszoo.scan(data)
-    show(report.to_json(), str(report))
+    show(report.to_json(), partial(str, report))
     if not report.ok:
         raise SystemExit(1)
 

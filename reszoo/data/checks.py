@@ -258,7 +258,7 @@ class ScanReport:
             "scan_text.j2", report=self, repeated=repeated, anomalies=ANOMALIES,
             classes=self._classes, relative=partial(relative, self.root), most=_PATHS,
             shown=_OCCURRENCES,
-        ).rstrip("\n")  # fmt: skip
+        )  # fmt: skip
 
     def _classes(self, counts: tuple[int, ...]) -> str:
         labelled = zip(map(printable, self.labels), counts, strict=True)

@@ -39,6 +39,7 @@ from reszoo.preprocessing import Box, Pixels, Preprocessing, to_rgb
 # What Pillow decodes; the pipeline has it decode what TensorFlow cannot.
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SUFFIXES = (*JPEG_SUFFIXES, ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+_UNSUPPORTED = tuple(WORDS["unsupported"])
 # First bytes of the formats of `SUFFIXES`, where dots stand for any byte.
 _STARTS = (
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*"
@@ -89,7 +90,7 @@ def image_kind(path: str) -> str:
     name = path.lower()
     if name.endswith(SUFFIXES):
         return "image"
-    if name.endswith(tuple(WORDS["unsupported"])):
+    if name.endswith(_UNSUPPORTED):
         return "unsupported"
     # Texts, annotations and archives need not be opened.
     if mimetypes.guess_type(name)[0]:

@@ -15,6 +15,7 @@ from reszoo.data.splits import WORDS, complete, split_name
 from reszoo.errors import DataError, UsageError
 
 PREFIX = "tfds:"
+_CHARACTERS = tuple(WORDS["characters"])
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.+-]+))?(:(?P<version>[\d.]+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _PREPARE = (
@@ -26,7 +27,7 @@ _PREPARE = (
 def is_of_characters(data_set: str) -> bool:
     """Return whether a data set of TensorFlow Datasets shows digits or letters."""
     name = data_set.removeprefix(PREFIX).lower()
-    return name.startswith(tuple(WORDS["characters"]))
+    return name.startswith(_CHARACTERS)
 
 
 def read(data: str, validation_share: float | None = None) -> Listing:

@@ -74,10 +74,11 @@ def render(template: str, **values: object) -> str:
     """Render a template of this package: "run.html.j2" as HTML, others as text.
 
     Every value is escaped; only `Markup` is inserted as it is. A missing variable is an
-    error.
+    error. A "_text.j2" is returned without the line breaks at its end.
     """
     escape = escape_html if template.endswith(".html.j2") else escape_text
-    return environment(escape).get_template(template).render(values)
+    text = environment(escape).get_template(template).render(values)
+    return text.rstrip("\n") if template.endswith("_text.j2") else text
 
 
 @functools.cache

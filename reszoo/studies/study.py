@@ -421,7 +421,7 @@ def study(
     )  # fmt: skip
     told = {"plan": plan, "takes_rows": is_table(source), "variants": variants}
     told |= {"seeds": seeds, "precision": resolve_precision(settled)}
-    say(render("study_text.j2", **told).rstrip("\n"))
+    say(render("study_text.j2", **told))
     numbers = range(seed, seed + seeds)
     with state.stop_on_signals(folder) as stop:
         result = _train_all(chosen, plan, result, variants, numbers, stop)
