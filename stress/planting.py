@@ -168,6 +168,22 @@ def lines(change: Callable[[list[str]], list[str]]) -> Callable[[str], str]:
     return lambda text: "\n".join(change(text[:-1].split("\n"))) + "\n"
 
 
+def of_labels(change: Callable[[list[str]], list[str]]) -> Callable[[bytes], bytes]:
+    """Change the lines of a label file, given its bytes."""
+    return lambda text: lines(change)(text.decode()).encode()
+
+
+def of_json(change: Callable[[Any], None]) -> Callable[[bytes], bytes]:
+    """Change the content of a JSON file, given its bytes."""
+
+    def edit(text: bytes) -> bytes:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content).encode()
+
+    return edit
+
+
 def first_two_swapped(labels: list[str]) -> list[str]:
     """Exchange the first two labels."""
     return [labels[1], labels[0], *labels[2:]]

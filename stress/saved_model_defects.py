@@ -3,7 +3,6 @@
 Kernels are HWIO. A change of "the body" is one of the function that computes the model.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import defect_arrays as arrays
 import numpy as np
-from planting import Edit, Export, lines
+from planting import Edit, Export, of_json, of_labels
 
 FORMAT = "saved_model"
 EXTRA = "assets.extra"
@@ -457,18 +456,12 @@ def extra(name: str, change: Callable[[bytes], bytes | None]) -> Edit:
 
 def labels(change: Callable[[list[str]], list[str]]) -> Edit:
     """Change the labels for other programs."""
-    return extra("labels.txt", lambda text: lines(change)(text.decode()).encode())
+    return extra("labels.txt", of_labels(change))
 
 
 def card(change: Callable[[Any], None]) -> Edit:
     """Change the card in the folder."""
-
-    def edit(text: bytes) -> bytes:
-        content = json.loads(text)
-        change(content)
-        return json.dumps(content).encode()
-
-    return extra("card.json", edit)
+    return extra("card.json", of_json(change))
 
 
 def in_record(**fields: Any) -> Edit:

@@ -4,7 +4,6 @@ Kernels are OHWI; convolutions are counted from the end, where all files are ali
 """
 
 import io
-import json
 import struct
 import zipfile
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from flatbuffers.table import Table
 from planting import (
     Edit,
     Export,
-    lines,
+    of_json,
+    of_labels,
 )
 
 OPS, TYPES = schema.BuiltinOperator, schema.TensorType
@@ -386,18 +386,12 @@ def member(name: str, change: Callable[[bytes], bytes | None]) -> Change:
 
 def labels(change: Callable[[list[str]], list[str]]) -> Change:
     """Change the labels for other programs."""
-    return member("labels.txt", lambda text: lines(change)(text.decode()).encode())
+    return member("labels.txt", of_labels(change))
 
 
 def card(change: Callable[[Any], None]) -> Change:
     """Change the card in the file."""
-
-    def edit(text: bytes) -> bytes:
-        content = json.loads(text)
-        change(content)
-        return json.dumps(content).encode()
-
-    return member("card.json", edit)
+    return member("card.json", of_json(change))
 
 
 def metadata(change: Callable[[bytearray], Any]) -> Change:
