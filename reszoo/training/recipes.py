@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -16,17 +16,9 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_origin
 from unicodedata import normalize
 
-from reszoo import defaults
+from reszoo import defaults, fields
 from reszoo.data.augment import strength_of
 from reszoo.errors import Rules, UsageError, check_rules, known
-from reszoo.fields import (
-    check_fields,
-    coerce,
-    inherited,
-    options_of,
-    plain_values,
-    read_tables,
-)  # fmt: skip
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
@@ -296,7 +288,7 @@ class Recipe:
             # Labels are in NFC everywhere.
             named = {normalize("NFC", str(key)): each for key, each in given.items()}
             object.__setattr__(self, "class_weight", named)
-        check_fields(self)
+        fields.check_fields(self)
         if self.policy is not None:
             strength_of(self.policy)
         check_rules(self, _RULES)
@@ -329,10 +321,10 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return plain_values(self)
+        return fields.plain_values(self)
 
 
-DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+DEFAULTS = {name: field.default for name, field in Recipe.__dataclass_fields__.items()}
 """Field -> its value when it is left out."""
 
 LEARNING = frozenset({
@@ -411,8 +403,8 @@ def parse_field(text: str) -> tuple[str, Any]:
     if not equals:
         raise UsageError(f"A field is set as NAME=VALUE. Received: {text!r}.")
     known("recipe field", name, FIELDS)
-    options = options_of(Recipe, name)
-    return name, coerce(name, _parsed(value.strip(), options), options)
+    options = fields.options_of(Recipe, name)
+    return name, fields.coerce(name, _parsed(value.strip(), options), options)
 
 
 _WORDS = {"yes": True, "true": True, "no": False, "false": False}
@@ -435,12 +427,13 @@ def _parsed(text: str, options: tuple[Any, ...]) -> Any:
 
 
 # "none" is None where the field may be None.
+_TABLES = fields.read_tables("reszoo.training", "recipes.toml")
 RECIPES = {
     name: Recipe(name=name, **{
-        k: _parsed(v, options_of(Recipe, k)) if v == "none" else v
+        k: _parsed(v, fields.options_of(Recipe, k)) if v == "none" else v
         for k, v in row.items()
     })
-    for name, row in inherited(read_tables("reszoo.training", "recipes.toml")).items()
+    for name, row in fields.inherited(_TABLES).items()
 }  # fmt: skip
 
 

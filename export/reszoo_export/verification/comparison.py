@@ -17,15 +17,10 @@ from reszoo.cards import Card
 from reszoo.errors import VerificationError
 from reszoo.metrics import Targets, softmax
 from reszoo.preprocessing import Pixels
+from reszoo_export import runtimes
 from reszoo_export.formats import CAM, ExportOptions, Format, Tolerance
 from reszoo_export.manifest import Disagreement, Reliability, Verification
-from reszoo_export.runtimes import (
-    ModelOutput,
-    Runtime,
-    TensorInfo,
-    fixed_batch,
-    in_batches,
-)
+from reszoo_export.runtimes import ModelOutput, Runtime, TensorInfo
 from reszoo_export.verification.reference import Reference
 
 _BATCH_SIZES = range(1, 9)
@@ -47,7 +42,7 @@ def compare(
     limits = limits_of(row, card)
     problems = structure_problems(row, runtime, options, card)
     try:
-        outputs = in_batches(runtime.run, reference.images)
+        outputs = runtimes.in_batches(runtime.run, reference.images)
         problems += batch_problems(
             runtime, reference.images, outputs, limits.max_batch_difference
         )
@@ -182,7 +177,7 @@ def batch_problems(
     """
     # Real and synthetic images, as many as the largest batch needs.
     chosen = np.linspace(0, len(images) - 1, max(_BATCH_SIZES)).astype(int)
-    fixed = fixed_batch(runtime.inputs[0])
+    fixed = runtimes.fixed_batch(runtime.inputs[0])
     sizes = (fixed,) if fixed else _BATCH_SIZES
     repeated, other = 0.0, 0.0
     for size in sizes:

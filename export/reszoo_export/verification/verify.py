@@ -10,6 +10,7 @@ from reszoo.cards import Card
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError, VerificationError, printable
 from reszoo.fields import typed
+from reszoo_export import runtimes
 from reszoo_export.formats import CAM, FORMATS, ExportOptions, Format
 from reszoo_export.isolation import limits_for, run_in_subprocess
 from reszoo_export.manifest import (
@@ -21,13 +22,7 @@ from reszoo_export.manifest import (
     size_and_hash,
 )
 from reszoo_export.metadata import LABELS_FILE, card_files
-from reszoo_export.runtimes import (
-    OutputKind,
-    Runtime,
-    TensorInfo,
-    open_runtime,
-    reader_errors,
-)
+from reszoo_export.runtimes import OutputKind, Runtime, TensorInfo
 from reszoo_export.verification.comparison import compare
 from reszoo_export.verification.reference import Reference, read_reference
 
@@ -199,7 +194,7 @@ def verify_in_process(
 ) -> FileVerification:
     """Do the work of `verify_file` in this process (see there)."""
     try:
-        runtime = open_runtime(path)
+        runtime = runtimes.open_runtime(path)
         problems = content_problems(row, runtime, card)
     except ReszooError as error:
         raise VerificationError(str(error)) from error
@@ -221,7 +216,7 @@ def verify_in_process(
 def content_problems(row: Format, runtime: Runtime, card: Card) -> list[str]:
     """Compare what a file says of itself with what it is; return what is wrong."""
     reader, problems = row.runtime.reader, []
-    with reader_errors(runtime.path):
+    with runtimes.reader_errors(runtime.path):
         told = reader.describe(runtime.path)
         labels = reader.stored_labels(runtime.path) or ()
     if told.precision != row.precision:

@@ -137,7 +137,7 @@ def shift(images: tf.Tensor, draws: tf.Tensor, pad: int, fill: tf.Tensor) -> tf.
     and across.
     """
     height, width = images.shape[1:3]
-    tops, lefts = tf.unstack(_int(draws * (2 * pad + 1)), axis=1)
+    tops, lefts = tf.unstack(tf.cast(draws * (2 * pad + 1), tf.int32), axis=1)
     # Padding the difference to the fill colour with zeros pads with that colour.
     border = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     padded = tf.pad(images - fill, border) + fill
@@ -174,7 +174,3 @@ def erase(image: tf.Tensor, box: tf.Tensor, fill: tf.Tensor) -> tf.Tensor:
 def as_float(value: Any) -> tf.Tensor:
     """Return a number or a tensor in float32."""
     return tf.cast(value, tf.float32)
-
-
-def _int(value: tf.Tensor) -> tf.Tensor:
-    return tf.cast(value, tf.int32)
