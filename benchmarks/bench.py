@@ -55,6 +55,7 @@ _TWICE = ("--rounds", "2")
 _ONCE = ("--rounds", "1")
 _SMALL = (*_TWICE, "--models", "resnet18", "--batches", "1")
 _MODELS = ("--models", "resnet20", "resnet50")
+_LIBRARIES = ("reszoo", "keras", "torch", "torch.compile", "KerasHub")
 _LARGE = (*_TWICE, "--models", "resnet50", "--batches", "1", "8")
 _ONE = ("--models", "resnet50", "--batches", "1")
 _INT8 = (
@@ -75,7 +76,12 @@ BENCHMARKS = (
     ),
     Benchmark("first_answer", "first_answer", ("--rounds", "4"), files=True),
     Benchmark("saved_model", "saved_model", ("--rounds", "4"), peers=False),
-    Benchmark("training", "training", (*_TWICE, *_MODELS), (*_TWICE, *_MODELS[:2])),
+    Benchmark(
+        "training",
+        "training",
+        (*_TWICE, *_MODELS, "--libraries", *_LIBRARIES),
+        (*_TWICE, *_MODELS[:2]),
+    ),
     Benchmark("input", "input", _TWICE, _TWICE),
     Benchmark("export", "export", _TWICE, peers=False),
     Benchmark("losses", "losses", _ONCE),

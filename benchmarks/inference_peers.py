@@ -79,6 +79,29 @@ def of_keras(folder: Path, _: str, images: Any) -> Call:
     return lambda: model.predict(seen, verbose=0)
 
 
+def keras_hub_model(variant: str, shape: tuple[int, int, int]) -> Any:
+    """Return KerasHub's classifier of that name, which takes pixels."""
+    import keras_hub
+
+    depths, kind = {
+        "resnet18": ([2, 2, 2, 2], "basic_block"),
+        "resnet50": ([3, 4, 6, 3], "bottleneck_block"),
+    }[variant]
+    widths, strides = [64, 128, 256, 512], [1, 2, 2, 2]
+    backbone = keras_hub.models.ResNetBackbone(
+        [64], [7], widths, depths, strides, kind, image_shape=shape
+    )
+    return keras_hub.models.ResNetImageClassifier(
+        backbone=backbone, num_classes=CLASSES, preprocessor=None
+    )
+
+
+def of_keras_hub(_: Path, variant: str, images: Any) -> Call:
+    """Run the `predict` of KerasHub's model."""
+    model, seen = keras_hub_model(variant, images.shape[1:]), normalised(images)
+    return lambda: model.predict(seen, verbose=0)
+
+
 def of_keras_export(folder: Path, _: str, images: Any) -> Call:
     """Run the SavedModel that Keras wrote."""
     import tensorflow as tf
@@ -184,6 +207,7 @@ def of_ncnn(folder: Path, _: str, images: Any) -> Call:
 
 PEERS: dict[str, Peer] = {
     "keras predict": Peer(of_keras, ("keras", "tensorflow"), CHECKPOINT, False),
+    "KerasHub predict": Peer(of_keras_hub, ("keras-hub", "keras", "tensorflow")),
     "Model.export": Peer(of_keras_export, ("keras", "tensorflow"), KERAS_EXPORT, False),
     **{
         name: Peer(of_onnxruntime(STATIC[call]), ("onnxruntime",), STATIC[call], False)

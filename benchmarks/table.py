@@ -43,71 +43,23 @@ _RATIO = (
     "that ran in turns (A B B A), with the middle 95 % of a bootstrap"
 )
 _PLOTTED = "resnet50 b1 "
-_50 = "resnet50 "
-_COLD, _ALL = "keras load + predict", "resnet50 all"
-_FIT, _FILES = "Keras' `fit`", "SavedModel, TFLite and ONNX"
-_STATIC = "ONNX Runtime's `quantize_static`"
+_BEFORE = {"inference": _PLOTTED, "training": "resnet50 "}
+_STATIC, _LOADER = "ONNX Runtime's `quantize_static`, tuned", "torch's `DataLoader`"
 # Rows of the headline, by precision: benchmark, contenders, and both in words.
 _HEADLINE = {
     "float32": (
         ("inference", "onnx", "keras predict", "ONNX", "Keras' `predict`"),
-        ("inference", "onnx", "torch eager", "ONNX", "torch, eager"),
-        ("inference", "onnx", "torch's onnx", "ONNX", "torch's ONNX file"),
         ("inference", "onnx", "openvino", "ONNX", "OpenVINO, same file"),
         ("inference", "tflite", "openvino", "TFLite", "OpenVINO, ONNX file"),
         ("inference", "saved_model", "Model.export", "SavedModel", "`Model.export`"),
-        ("first_answer", "tflite", _COLD, "first prediction, TFLite", "Keras"),
-        ("export", f"{_ALL} reszoo", f"{_ALL} keras", f"write {_FILES}", "Keras"),
-        ("training", f"{_50}reszoo float32", f"{_50}keras float32", "training", _FIT),
-        (
-            "training",
-            f"{_50}reszoo float32",
-            f"{_50}torch float32",
-            "training",
-            "torch",
-        ),
+        ("training", "reszoo float32", "torch float32", "training", "torch"),
     ),
     "bfloat16": (
-        ("training", f"{_50}reszoo bfloat16", f"{_50}keras bfloat16", "training", _FIT),
-        (
-            "training",
-            f"{_50}reszoo bfloat16",
-            f"{_50}torch bfloat16",
-            "training",
-            "torch",
-        ),
+        ("training", "reszoo bfloat16", "torch bfloat16", "training", "torch"),
     ),
-    "int8": (
-        (
-            "inference",
-            "onnx-int8",
-            "quantize_static, minmax",
-            "ONNX",
-            f"{_STATIC}, tuned",
-        ),
-        (
-            "inference",
-            "onnx-int8",
-            "quantize_static, defaults",
-            "ONNX",
-            f"{_STATIC}, defaults",
-        ),
-        (
-            "inference",
-            "tflite-int8",
-            "quantize_static, minmax",
-            "TFLite",
-            f"{_STATIC}, tuned",
-        ),
-    ),
+    "int8": (("inference", "onnx-int8", "quantize_static, minmax", "ONNX", _STATIC),),
     "uint8": (
-        (
-            "input",
-            "reszoo, folder",
-            "torch, folder",
-            "JPEGs to random crops",
-            "torch's `DataLoader`",
-        ),
+        ("input", "reszoo, folder", "torch, folder", "random crops of JPEGs", _LOADER),
     ),
 }
 # What older files of results call things, and what they are called now.
@@ -167,7 +119,7 @@ def headline(processors: Mapping[str, Results]) -> Iterator[str]:
     yield "|---|---|---|" + "---|" * len(processors)
     for precision, rows in _HEADLINE.items():
         for benchmark, ours, theirs, what, whom in rows:
-            before = _PLOTTED if benchmark.startswith("inference") else ""
+            before = _BEFORE.get(benchmark, "")
             pair = (before + ours, before + theirs)
             found = [_ratio(each, benchmark, pair) for each in processors.values()]
             if any(found):

@@ -1,7 +1,7 @@
 """How many images a second are trained on? reszoo, Keras' `fit` and torch.
 
 Run: python benchmarks/training.py [--models resnet50] [--peers PYTHON] [--json FILE]
-    [--precisions float32] [--side 96]
+    [--precisions float32] [--side 96] [--libraries reszoo torch.compile]
 
 Synthetic uint8 images in memory, the same model, SGD with momentum, 2 threads. "keras"
 is `compile` and `fit` with their defaults (XLA where Keras chooses it): ResNet-50 from
@@ -13,6 +13,7 @@ autocast. Each process also checks that its loss is finite and falls.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +34,24 @@ class Load:
         batch: Images a step.
         steps: A sample.
         samples: A process.
-        torch: Whether torchvision or timm has the model.
+        absent: Libraries that do not have the model.
     """
 
     side: int
     batch: int
     steps: int
     samples: int
-    torch: bool = True
+    absent: tuple[str, ...] = ()
 
 
+_PEERS = ("torch", "torch.compile", "KerasHub")
 LOADS = {
     "resnet50": Load(224, 16, 1, 4),
     "resnet18": Load(224, 16, 2, 8),
-    "resnet20": Load(32, 128, 8, 10, torch=False),
+    "resnet20": Load(32, 128, 8, 10, absent=_PEERS),
     # Keras takes minutes for a step with grouped convolutions.
-    "resnext50_32x4d": Load(224, 8, 1, 2),
-    "resnet50d": Load(224, 16, 1, 4),
+    "resnext50_32x4d": Load(224, 8, 1, 2, absent=("KerasHub",)),
+    "resnet50d": Load(224, 16, 1, 4, absent=("KerasHub",)),
 }
 _USUAL = ["resnet50", "resnet18", "resnet20"]
 PRECISIONS = ("float32", "bfloat16")
@@ -126,7 +128,7 @@ def reszoo_step(
     return lambda images, targets: trainer.train(images, targets, 0, 0)[0]
 
 
-def train_keras(name: str, load: Load, precision: str) -> None:
+def train_keras(name: str, load: Load, precision: str, *, hub: bool = False) -> None:
     """Train with `fit`; a sample is an epoch of a few steps."""
     import keras
     import tensorflow as tf
@@ -134,7 +136,13 @@ def train_keras(name: str, load: Load, precision: str) -> None:
     keras.utils.set_random_seed(0)
     if precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
-    model, from_logits = _keras_model(name, (load.side, load.side, 3))
+    shape = (load.side, load.side, 3)
+    if hub:
+        from inference_peers import keras_hub_model
+
+        model, from_logits = keras_hub_model(name, shape), True
+    else:
+        model, from_logits = _keras_model(name, shape)
     compile_keras(model, RATE, from_logits=from_logits)
     batches = tf.data.Dataset.from_tensor_slices(batch_of(load)).repeat()
     batches = batches.batch(load.batch, drop_remainder=True)
@@ -197,10 +205,12 @@ def of_keras_layers(model: Any) -> Any:
     return keras.models.clone_model(model, clone_function=plain)
 
 
-def train_torch(name: str, load: Load, precision: str) -> None:
+def train_torch(
+    name: str, load: Load, precision: str, *, compiled: bool = False
+) -> None:
     """Train in channels_last."""
     import_torch().manual_seed(0)
-    step = torch_step(name, CLASSES, RATE, precision)
+    step = torch_step(name, CLASSES, RATE, precision, compiled=compiled)
     images, labels = batch_of(load)
     timed(lambda: step(images, labels), load, "torch", "torchvision")
 
@@ -218,7 +228,13 @@ def import_torch() -> Any:
 
 
 def torch_step(
-    name: str, classes: int, rate: float, precision: str, weights: Any = None
+    name: str,
+    classes: int,
+    rate: float,
+    precision: str,
+    weights: Any = None,
+    *,
+    compiled: bool = False,
 ) -> Any:
     """Return what `reszoo_step` does, for torchvision's model, or timm's."""
     torch = import_torch()
@@ -235,6 +251,8 @@ def torch_step(
         model.load_state_dict(weights, strict=False)
     model.to(**layout)
     optimizer = torch.optim.SGD(model.parameters(), rate, MOMENTUM)
+    if compiled:
+        model = torch.compile(model)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -252,20 +270,30 @@ def torch_step(
     return step
 
 
-TRAINERS = {"reszoo": train_reszoo, "keras": train_keras, "torch": train_torch}
+TRAINERS = {
+    "reszoo": train_reszoo,
+    "keras": train_keras,
+    "KerasHub": partial(train_keras, hub=True),
+    "torch": train_torch,
+    "torch.compile": partial(train_torch, compiled=True),
+}
 
 
 def contenders(
-    names: list[str], peers: str | None, precisions: list[str], side: int | None
+    names: list[str],
+    peers: str | None,
+    precisions: list[str],
+    side: int | None,
+    libraries: list[str],
 ) -> list[Contender]:
-    """Return every library in each precision, for every model."""
+    """Return the libraries in each precision, for every model."""
     found = [roof.contender(precision) for precision in precisions]
     for name in names:
         for precision in precisions:
-            for library in TRAINERS:
-                if library == "torch" and not (peers and LOADS[name].torch):
+            for library in libraries:
+                python = peers if library in _PEERS else sys.executable
+                if not python or library in LOADS[name].absent:
                     continue
-                python = peers if library == "torch" and peers else sys.executable
                 words = [python, __file__, "--process", library, name, precision]
                 if side and LOADS[name].side > side:
                     words.append(str(side))
@@ -284,6 +312,10 @@ def targets(names: list[str], there: set[str]) -> list[Target]:
             Target(plain, f"{name} keras float32", 1.0),
             Target(ours, f"{name} torch bfloat16", 1.0),
             Target(plain, f"{name} torch float32", 1.0),
+            Target(ours, f"{name} torch.compile bfloat16", 1.0),
+            Target(plain, f"{name} torch.compile float32", 1.0),
+            Target(ours, f"{name} KerasHub bfloat16", 1.0),
+            Target(plain, f"{name} KerasHub float32", 1.0),
         ]
     return [each for each in found if {each.ours, each.theirs} <= there]
 
@@ -296,13 +328,22 @@ def main() -> None:
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS]
     )
+    parser.add_argument(
+        "--libraries", nargs="+", choices=TRAINERS, default=["reszoo", "keras", "torch"]
+    )
     given = parser.parse_args()
     if given.process:
         library, name, precision, *side = given.process
         load = replace(LOADS[name], side=int(side[0])) if side else LOADS[name]
         TRAINERS[library](name, load, precision)
         return
-    entrants = contenders(given.models, given.peers, given.precisions, given.side)
+    entrants = contenders(
+        given.models,
+        given.peers,
+        given.precisions,
+        given.side,
+        given.libraries,
+    )
     notes = [] if given.peers else ["torch is left out: pass --peers PYTHON."]
     runs = harness.measure(entrants, given.rounds)
     wanted = targets(given.models, set(runs))
