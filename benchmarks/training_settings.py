@@ -1,11 +1,13 @@
 """Class imbalance, early stopping and distillation on CIFAR-10 (JPEG), over seeds.
 
     python benchmarks/training_settings.py imbalance DATA OUTPUT [--seeds 3]
+    python benchmarks/training_settings.py patience DATA OUTPUT [--epochs 60]
     python benchmarks/training_settings.py distillation DATA OUTPUT [--images 1000]
 
-DATA has `train` and `test` folders. In "imbalance", class i of 0 to 9 keeps
-5,000 * 0.01^(i / 9) training images (Cui et al. 2019, arXiv:1901.05555, imbalance
-factor 100) and the epoch is chosen by balanced accuracy on a held-out tenth; in
+DATA has `train` and `test` folders. In "imbalance" and "patience", class i of 0 to 9
+keeps 5,000 * 0.01^(i / 9) training images (Cui et al. 2019, arXiv:1901.05555,
+imbalance factor 100) and the epoch is chosen by balanced accuracy on a held-out tenth;
+the learning rate of "patience" is constant, so that nobody knows when to stop. In
 "distillation" all classes keep as many, and the teacher is the bundled ResNet-32. The
 test images stay. Each row differs from the first in the recipe's fields that it names
 and is trained from every seed. A second call continues where the first was stopped:
@@ -34,6 +36,13 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
             "sampling": 0.5, "class_weight": "balanced",
         },
         "patience=5": {"patience": 5},
+    },
+    "patience": {
+        name: {"schedule": "constant", "sampling": 0.5, **fields}
+        for name, fields in {
+            "all epochs": {},
+            **{f"patience={n}": {"patience": n} for n in (5, 10, 20)},
+        }.items()
     },
     "distillation": {"without": {}, "teacher: resnet32": {"teacher": TEACHER}},
 }  # fmt: skip
@@ -114,7 +123,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, help="only the first so many")
     given = parser.parse_args()
-    ratio = 0.01 if given.experiment == "imbalance" else 1.0
+    ratio = 1.0 if given.experiment == "distillation" else 0.01
     data = linked(given.data, given.output / "data", given.images, ratio)
     rows = dict([*ROWS[given.experiment].items()][: given.rows])
     kept = given.output / "results.json"
