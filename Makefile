@@ -25,7 +25,7 @@ help:
 	@echo "make test-all    check format, lint and types, run all tests"
 	@echo "make format      format the code"
 	@echo "make bench       compare with other libraries: half an hour"
-	@echo "make bench-quick the same in a few minutes; bench-all measures more"
+	@echo "make bench-quick the same in a few minutes; bench-all measures more in an hour"
 	@echo "make stress MINUTES=30 ONLY=\"kills faults mutations\""
 	@echo "                 kill, let calls fail and damage files; runs add up: benchmarks/results/"
 	@echo "make saved-models DATA=CIFAR10"

@@ -3,7 +3,7 @@
 Run: python benchmarks/bench.py [--quick | --all] [--peers PYTHON] [--results FOLDER]
      [--only tools]
 
-It takes half an hour on two cores, with `--all` three quarters. The scripts run one
+It takes half an hour on two cores, with `--all` twice that. The scripts run one
 after another, each with its own fresh processes. A script that fails is named at the
 end; the others still run. The results are written after each benchmark to
 `benchmarks/results/DATE.json` (`--quick`: `DATE-quick`; on another machine on the same
@@ -55,9 +55,9 @@ _TWICE = ("--rounds", "2")
 _ONCE = ("--rounds", "1")
 _SMALL = (*_TWICE, "--models", "resnet18", "--batches", "1")
 _MODELS = ("--models", "resnet20", "resnet50")
-_LIBRARIES = ("reszoo", "keras", "torch", "torch.compile", "KerasHub")
-_LARGE = (*_TWICE, "--models", "resnet50", "--batches", "1", "8")
 _ONE = ("--models", "resnet50", "--batches", "1")
+_EIGHT = (*_TWICE, "--models", "resnet50", "--batches", "8")
+_COMPILED = ("--libraries", "reszoo", "torch.compile", "KerasHub")
 _INT8 = (
     "onnx-int8",
     "tflite-int8",
@@ -66,7 +66,7 @@ _INT8 = (
 )
 BENCHMARKS = (
     Benchmark("tools", "tools", _TWICE, _TWICE),
-    Benchmark("inference", "inference", _LARGE, files=True),
+    Benchmark("inference", "inference", (*_TWICE, *_ONE), files=True),
     Benchmark(
         "inference_int8",
         "inference",
@@ -76,17 +76,16 @@ BENCHMARKS = (
     ),
     Benchmark("first_answer", "first_answer", ("--rounds", "4"), files=True),
     Benchmark("saved_model", "saved_model", ("--rounds", "4"), peers=False),
-    Benchmark(
-        "training",
-        "training",
-        (*_TWICE, *_MODELS, "--libraries", *_LIBRARIES),
-        (*_TWICE, *_MODELS[:2]),
-    ),
+    Benchmark("training", "training", (*_TWICE, *_MODELS), (*_TWICE, *_MODELS[:2])),
     Benchmark("input", "input", _TWICE, _TWICE),
-    Benchmark("export", "export", _TWICE, peers=False),
+    Benchmark("export", "export", _ONCE, peers=False),
     Benchmark("losses", "losses", _ONCE),
     Benchmark("inference18", "inference", _SMALL, _SMALL, extra=True, files=True),
     Benchmark("training18", "training", (*_TWICE, "--models", "resnet18"), extra=True),
+    Benchmark("inference8", "inference", _EIGHT, extra=True, files=True),
+    Benchmark(
+        "training_compiled", "training", (*_TWICE, *_ONE[:2], *_COMPILED), extra=True
+    ),
     Benchmark("growth", "growth", _ONCE, extra=True, peers=False),
 )
 

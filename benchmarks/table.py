@@ -28,11 +28,13 @@ _TITLES = {
     "tools": "Import, build, load and save",
     "inference": "Inference, ResNet-50",
     "inference_int8": "Inference, ResNet-50, int8",
+    "inference8": "Inference, ResNet-50, eight images at a time",
     "inference18": "Inference, ResNet-18",
     "first_answer": "Time to the first prediction of a new process, ResNet-50",
     "saved_model": "Start-up and memory of a SavedModel, ResNet-50",
     "export": "Export to SavedModel, TFLite and ONNX",
     "training": "Training",
+    "training_compiled": "Training, ResNet-50, next to torch.compile and KerasHub",
     "training18": "Training, ResNet-18",
     "losses": "Training losses",
     "input": "Batches from JPEGs",
@@ -149,7 +151,7 @@ def page(processors: Mapping[str, Results]) -> Iterator[str]:
 
 
 def _section(results: Results) -> Iterator[str]:
-    for benchmark in ("inference", "inference_int8", "inference18"):
+    for benchmark in ("inference", "inference_int8", "inference8", "inference18"):
         yield from _milliseconds(_TITLES[benchmark], results.get(benchmark))
     for benchmark, title in _TITLES.items():
         if results.get(benchmark, {}).get("ratios"):
