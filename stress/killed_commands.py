@@ -1,6 +1,5 @@
 """What is killed: five commands on small files, and what they may leave behind."""
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -12,13 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import safe_open
-
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / name) for name in ("tests", "benchmarks")]
+from resume import arrays_of, content_of, history_of  # noqa: E402
 
-# What each run measures anew.
-_TIMES = {"images_per_second", "data_wait", "seconds"}
 _SIDE = 16
 
 Content = dict[str, str]
@@ -129,14 +125,10 @@ class Train(Command):
             return {}
         found = {}
         for name in ("best", "last", "state"):
-            with safe_open(run / f"{name}.safetensors", framework="numpy") as opened:
-                for key in opened.keys():  # noqa: SIM118
-                    array = opened.get_tensor(key)
-                    found[f"{name}/{key}"] = digest(array.tobytes())
-        with (run / "history.csv").open() as file:
-            for number, row in enumerate(csv.DictReader(file)):
-                kept = {name: row[name] for name in row if name not in _TIMES}
-                found[f"history {number}"] = json.dumps(kept)
+            for key, array in arrays_of(run / f"{name}.safetensors").items():
+                found[f"{name}/{key}"] = digest(array.tobytes())
+        for number, row in enumerate(history_of(run)):
+            found[f"history {number}"] = json.dumps(row)
         return found
 
     def unfinished(self, folder: Path) -> str | None:
@@ -149,8 +141,7 @@ class Train(Command):
             return f"in saving {path.name.split('.')[1]}"
         if not (run / "state.safetensors").exists():
             return "before the first state"
-        with safe_open(run / "state.safetensors", framework="numpy") as opened:
-            content = json.loads(opened.metadata()["reszoo_state"])
+        content = content_of(run / "state.safetensors")
         return "within an epoch" if content["tally"]["steps"] else "between epochs"
 
 
@@ -312,9 +303,7 @@ def damage(path: Path) -> str | None:
         return None
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, framework="numpy") as opened:
-                for key in opened.keys():  # noqa: SIM118
-                    opened.get_tensor(key)
+            arrays_of(path)
         except Exception as error:
             return str(error)
         return None
