@@ -7,6 +7,7 @@ trained models are surer than any random one.
 """
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +38,45 @@ def random_checkpoint(name: str, size: int, seed: int, folder: Path) -> tuple[st
     model = reszoo.build(name, classes=labels, input_shape=(size, size, 3))
     randomise(model, draw)
     calm(model)
-    strengths = draw.uniform(2, STRENGTHS, (CLASSES, len(STRENGTHS)))
-    answers = np.arange(TRAIN) % CLASSES
-    images = noise(answers, size, strengths, draw)
-    settle(model, images[: 2 * CLASSES])
-    classify(model, images, answers, draw)
-    write_images(folder / "data" / "train", images, answers, labels)
-    answers = np.arange(CANDIDATES) % CLASSES
-    images = noise(answers, size, strengths, draw)
-    lead = leads(model, images, answers)
-    chosen = surest(lead, answers)
-    sharpen(model, LEAD / np.median(lead[chosen]))
-    write_images(folder / "data" / "test", images[chosen], answers[chosen], labels)
+    teach(model, labels, size, draw, folder / "data")
     path = folder / "model.safetensors"
     reszoo.save(model, path)
     keras.backend.clear_session()
     return str(path), str(folder / "data")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How many images of each kind there are, and how clearly they are told apart."""
+
+    train: int = TRAIN
+    settled: int = 2 * CLASSES  # of those, which give the statistics
+    candidates: int = CANDIDATES
+    test: int = TEST
+    lead: float = LEAD
+
+
+def teach(
+    model: Any,
+    labels: Any,
+    size: int,
+    draw: np.random.Generator,
+    folder: Path,
+    lesson: Lesson = Lesson(),
+) -> None:
+    """Let a model with random weights tell images apart; write train/ and test/."""
+    strengths = draw.uniform(2, STRENGTHS, (CLASSES, len(STRENGTHS)))
+    answers = np.arange(lesson.train) % CLASSES
+    images = noise(answers, size, strengths, draw)
+    settle(model, images[: lesson.settled])
+    classify(model, images, answers, draw)
+    write_images(folder / "train", images, answers, labels)
+    answers = np.arange(lesson.candidates) % CLASSES
+    images = noise(answers, size, strengths, draw)
+    lead = leads(model, images, answers)
+    chosen = surest(lead, answers, lesson.test // CLASSES)
+    sharpen(model, lesson.lead / np.median(lead[chosen]))
+    write_images(folder / "test", images[chosen], answers[chosen], labels)
 
 
 def randomise(model: Any, draw: np.random.Generator) -> None:
@@ -179,11 +203,11 @@ def leads(model: Any, images: Any, answers: Any) -> Any:
     return logits[right] - np.where(right, -np.inf, logits).max(axis=-1)
 
 
-def surest(lead: Any, answers: Any) -> Any:
-    """Return which lead most among their class, as many of each."""
+def surest(lead: Any, answers: Any, each: int) -> Any:
+    """Return which lead most among their class, so many of each."""
     ordered = np.lexsort((-lead, answers))
     rank = np.arange(len(lead)) - np.searchsorted(answers[ordered], answers[ordered])
-    return ordered[rank < TEST // CLASSES]
+    return ordered[rank < each]
 
 
 def write_images(root: Path, images: Any, answers: Any, labels: Any) -> None:

@@ -3,6 +3,8 @@
     python stress/seeded_defects.py [--runtimes tflite onnx saved_model]
         [--kinds labels_swapped ...] [--seed 0] [--folder FOLDER] [--results FILE]
 
+`make stress` plants them as well, and counts.
+
 One small model is exported in all runtimes. Each kind of `defects.toml` changes a copy
 of one file (never the exporter), the manifest gets the hashes of the changed files, as
 if the exporter had written them, and `reszoo verify` checks the copy. In kinds that are
@@ -17,14 +19,17 @@ Kinds that RESULTS has are not planted again. Exits with 1 if a kind was missed 
 """
 
 import argparse
+import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), *(str(HERE.parent / n) for n in ("tests", "benchmarks"))]
+from forks import Fork  # noqa: E402
+from results import Outcome  # noqa: E402
 
 RUNTIMES = ("tflite", "onnx", "saved_model")
 # Classes in which files may be wrong although their outputs are right.
@@ -51,12 +58,11 @@ LABELS = (
     "Öl",
     "zoo",
 )
-CALIBRATION, CANDIDATES, CHOSEN, SIZE = 160, 240, 10, 64
-# Median lead of the right logit: as sure as a trained model.
-LEAD = 3.0
+SIZE = 64
 # Outputs that differ by less are equal.
 EQUAL = 1e-6
 _DIED = "the process that checked it died"
+_PATIENCE = 3600.0
 
 
 def read_table() -> dict[str, dict[str, Any]]:
@@ -88,17 +94,7 @@ def make_exports(folder: Path, seed: int) -> None:
 
 def make_model(folder: Path, seed: int) -> tuple[Any, Path]:
     """Return a model with random weights that tells images apart, and the images."""
-    from random_models import (
-        COLOURS,
-        STRENGTHS,
-        classify,
-        leads,
-        noise,
-        randomise,
-        settle,
-        sharpen,
-        write_images,
-    )
+    from random_models import Lesson, randomise, teach
 
     import reszoo
     from reszoo.specs import ResNetSpec
@@ -111,19 +107,9 @@ def make_model(folder: Path, seed: int) -> tuple[Any, Path]:
     shape = (SIZE, SIZE, 3)
     model = reszoo.build(spec, classes=LABELS, input_shape=shape, seed=seed)
     randomise(model, draw)
-    strengths = draw.uniform(2, STRENGTHS, (len(COLOURS), len(STRENGTHS)))
-    answers = np.arange(CALIBRATION) % len(LABELS)
-    images = noise(answers, SIZE, strengths, draw)
-    settle(model, images)
-    classify(model, images, answers, draw)
-    write_images(folder / "train", images, answers, LABELS)
-    answers = np.arange(CANDIDATES) % len(LABELS)
-    images = noise(answers, SIZE, strengths, draw)
-    lead = leads(model, images, answers)
-    order = np.lexsort((-lead, answers)).reshape(len(LABELS), -1)
-    chosen = order[:, :CHOSEN].reshape(-1)
-    sharpen(model, LEAD / np.median(lead[chosen]))
-    write_images(folder / "test", images[chosen], answers[chosen], LABELS)
+    # As sure as a trained model.
+    lesson = Lesson(train=160, settled=160, candidates=240, test=100, lead=3.0)
+    teach(model, LABELS, SIZE, draw, folder, lesson)
     return model, folder
 
 
@@ -152,7 +138,10 @@ def verify_here(folder: Path) -> str:
     from reszoo.errors import ReszooError
     from reszoo_export.verification import verify
 
-    verify.verify_file = verify.verify_in_process  # type: ignore[assignment]
+    def verify_file(row: Any, *given: Any, ranges: Any) -> Any:
+        return verify.verify_in_process(row.explained_by(ranges), *given)
+
+    verify.verify_file = verify_file  # type: ignore[assignment]
     try:
         verify.verify(folder)
     except ReszooError as error:
@@ -258,14 +247,18 @@ def run_kinds(runtime: str, folder: Path, names: list[str], seed: int) -> Any:
                 "--seed", str(seed), "--kinds", *waiting]  # fmt: skip
         current = ""
         with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as worker:
-            for line in worker.stdout or ():
-                if not line.startswith("{"):
-                    continue
-                found = json.loads(line)
-                current = found.get("begins", "")
-                if not current:
-                    waiting.remove(found["kind"])
-                    yield found
+            try:
+                for line in worker.stdout or ():
+                    if not line.startswith("{"):
+                        continue
+                    found = json.loads(line)
+                    current = found.get("begins", "")
+                    if not current:
+                        waiting.remove(found["kind"])
+                        yield found
+            finally:
+                # It may have ended by itself, or nobody wants the other kinds.
+                worker.kill()
         if waiting:
             if not current:
                 raise RuntimeError(f"{waiting[0]} could not be planted")
@@ -312,13 +305,51 @@ def known_misses(runtime: str) -> dict[str, str]:
     return dict(read_table()["misses"].get(runtime, {}))
 
 
+def exports_folder() -> Path:
+    """Return where the exports of seed 0 are kept, which this code makes."""
+    root, digest = HERE.parent, hashlib.sha256()
+    made_by = [*root.glob("export/**/*.py"), root / "benchmarks" / "random_models.py"]
+    for path in sorted([*made_by, HERE / "seeded_defects.py"]):
+        digest.update(path.read_bytes())
+    name = f"reszoo-defects-{os.getuid()}-{digest.hexdigest()[:8]}"
+    return Path(tempfile.gettempdir()) / name
+
+
+TARGETS = {runtime: len(applicable(read_table()[runtime])) for runtime in RUNTIMES}
+
+
+def work(runtime: str, first: int, until: float) -> Iterator[Outcome]:
+    """Yield what came of each kind, in the order of `defects.toml`, from a place on."""
+    folder = exports_folder()
+    if not (folder / "done").exists():
+        with tempfile.TemporaryDirectory(prefix="defects-") as place:
+            fork = Fork(lambda: make_exports(folder, 0), HERE, Path(place) / "log")
+            fork.succeed(_PATIENCE)
+    rows = applicable(read_table()[runtime])
+    names, misses = list(rows)[first:], known_misses(runtime)
+    if not names or time.monotonic() > until:
+        return
+    started = time.monotonic()
+    for number, found in enumerate(run_kinds(runtime, folder, names, 0), first):
+        row, outcome = judged(found, rows[found["kind"]]), Outcome(number, number + 1)
+        told = "caught" if row["caught"] else "missed"
+        outcome.count(told if row["counts"] else "without effect")
+        if row["counts"] and not row["caught"] and found["kind"] not in misses:
+            outcome.failures[found["kind"]] = f"missed; {row['effect']}"
+        now, outcome.done = time.monotonic(), 1
+        outcome.seconds, started = now - started, now
+        yield outcome
+        if now > until:
+            return
+
+
 def add_results(runtime: str, given: argparse.Namespace) -> dict[str, Any]:
     """Plant what RESULTS lacks of a runtime, and return the runtime's summary."""
-    from reszoo.files import write_json
-
     path, rows = given.results, applicable(read_table()[runtime])
     text = path.read_text("utf-8") if path.exists() else "{}"
-    content = {"seed": given.seed, "runtimes": {}, "kinds": {}, **json.loads(text)}
+    content = json.loads(text)
+    for name, empty in (("seed", given.seed), ("runtimes", {}), ("kinds", {})):
+        content.setdefault(name, empty)
     if content["seed"] != given.seed:
         raise SystemExit(
             f"{path} has results of seed {content['seed']}, not {given.seed}. Choose "
@@ -333,8 +364,26 @@ def add_results(runtime: str, given: argparse.Namespace) -> dict[str, Any]:
         shown = row["effect"] or ("same outputs" if row["counts"] else "NO EFFECT")
         print(f"{runtime} {found['kind']}: {shown}: {told}", flush=True)
         content["runtimes"][runtime] = summary(done)
-        write_json(path, content)
+        write_results(path, content)
     return summary(done)
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON in one step, with a line for each kind."""
+    from reszoo.files import write_text
+
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False)
+
+    kinds = ",\n".join(
+        f"  {line(runtime)}: {{\n"
+        + ",\n".join(f"   {line(name)}: {line(row)}" for name, row in rows.items())
+        + "\n  }"
+        for runtime, rows in content["kinds"].items()
+    )
+    rest = {name: value for name, value in content.items() if name != "kinds"}
+    head = json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}")
+    write_text(path, f'{head},\n "kinds": {{\n{kinds}\n }}\n}}\n')
 
 
 def main() -> int:

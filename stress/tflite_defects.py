@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import defect_arrays as arrays
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers import number_types
@@ -22,6 +21,8 @@ from planting import (
     of_labels,
 )
 
+from reszoo_export.tflite import flatbuffer
+
 OPS, TYPES = schema.BuiltinOperator, schema.TensorType
 ACTIVATIONS = schema.ActivationFunctionType
 FLOAT, INT8, INTEGERS = "tflite", "tflite-int8", "tflite-int8 integers"
@@ -31,21 +32,6 @@ LAST, ONE_BUT_LAST, PROJECTION, STRIDED, STEM = -1, -2, -3, -5, -10
 BLOCK = -7
 METADATA = b"TFLITE_METADATA"
 DTYPES = {TYPES.FLOAT32: "<f4", TYPES.INT8: "i1", TYPES.INT32: "<i4", TYPES.UINT8: "u1"}
-
-
-class Aligned(schema.BufferT):  # type: ignore[misc]
-    """A buffer whose data begins at a multiple of 16, which packing would lose."""
-
-    def Pack(self, builder: Any) -> Any:  # noqa: N802
-        """Write the buffer."""
-        data = None
-        if self.data is not None:
-            builder.Prep(16, len(self.data))
-            data = builder.CreateByteVector(bytes(self.data))
-        schema.BufferStart(builder)
-        if data is not None:
-            schema.BufferAddData(builder, data)
-        return schema.BufferEnd(builder)
 
 
 class File:
@@ -59,12 +45,8 @@ class File:
 
     def packed(self) -> bytes:
         """Return the file's bytes."""
-        for buffer in self.model.buffers:
-            buffer.__class__ = Aligned
-        builder = flatbuffers.Builder()
-        builder.Finish(self.model.Pack(builder), b"TFL3")
         archive = io.BytesIO()
-        archive.write(bytes(builder.Output()))
+        archive.write(flatbuffer.packed(self.model))
         with zipfile.ZipFile(archive, "a") as target:
             for name, text in self.members.items():
                 target.writestr(name, text)

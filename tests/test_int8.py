@@ -1,5 +1,6 @@
 """Int8 files: what they compute with, what they answer, and how that was chosen."""
 
+import copy
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from conftest import randomise
+from defects import before, both, scaled, skip, spoilt, weights
 
 import reszoo
 from reszoo.data.sources import open_source
@@ -27,14 +29,15 @@ from reszoo_export.onnx import graph, writer
 from reszoo_export.onnx.reader import activation_reader, find_problems
 from reszoo_export.onnx.writer import convert
 from reszoo_export.quantization import grids, integer_model, ranges
-from reszoo_export.quantization.ranges import draw_calibration, explained_variation
+from reszoo_export.quantization.ranges import draw_calibration, recorded
 from reszoo_export.serving import make_serving
+from reszoo_export.tflite import flatbuffer
 from reszoo_export.tflite import reader as tflite_reader
 from reszoo_export.tflite import writer as tflite_writer
 from reszoo_export.verification.reference import Reference, synthetic_images
 from reszoo_export.verification.verify import verify_in_process
 
-INT32 = schema.TensorType.INT32
+INT32, OPERATORS = schema.TensorType.INT32, schema.BuiltinOperator
 # Runs programs on a processor of another kind.
 QEMU = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
 
@@ -420,9 +423,9 @@ def test_a_file_is_as_near_to_its_model_as_its_rounding_explains(
     serving, calibration, images, expected = digits
     targets = expected.argmax(1).astype(np.int64)
     reference, row = Reference(images, expected, targets, 0), FORMATS["onnx-int8"]
-    told = explained_variation(row, serving, calibration, reference)
+    told = recorded(row, serving, calibration, reference)
     assert told is not None
-    assert 1e-5 < told < 0.01
+    assert 1e-5 < told["variation"] < 0.01
     model, weak = onnx.load(files["a.onnx"]), tmp_path / "weak.onnx"
     for scale in model.graph.initializer:
         if re.fullmatch(r"layer3\.0\.conv1\.(weight|bias)\.scale", scale.name):
@@ -451,7 +454,7 @@ def test_biases_in_other_steps_than_their_products_are_seen(
     bias = next(each for each in rounded if each.scale is not None)
     bias.scale = 2 * bias.scale
     path = tmp_path / "a.tflite"
-    path.write_bytes(tflite_writer._packed(content))
+    path.write_bytes(flatbuffer.packed(content))
     row = FORMATS["tflite-int8"]
     found = [
         tflite_reader.find_problems(each, row, serving.card, digits[2], serving.options)
@@ -459,6 +462,97 @@ def test_biases_in_other_steps_than_their_products_are_seen(
     ]
     expected = ["scales of weights and of biases do not belong together"]
     assert found == [[], expected]
+
+
+def wrong_steps(path: Path, digits: Any, chosen: Any) -> list[str]:
+    """Return what is wrong with the steps of an int8 file, given the chosen ranges."""
+    serving, (row,) = digits[0], (r for r in FORMATS.values() if r.file == path.name)
+    told = row.explained_by({"activations": chosen.ranges})
+    find = told.runtime.reader.find_problems
+    return find(path, told, serving.card, digits[2], serving.options)
+
+
+def with_steps(
+    content: bytes, kind: int, place: int, factor: float, zero: int
+) -> bytes:
+    """Change scale and zero point of the output of a TFLite file's operator."""
+    model = schema.ModelT.InitFromPackedBuf(content)
+    (graph,), codes = model.subgraphs, [c.builtinCode for c in model.operatorCodes]
+    users = [each for each in graph.operators if codes[each.opcodeIndex] == kind]
+    tensor = graph.tensors[users[place].outputs[0]]
+    # Others may refer to the same object.
+    tensor.quantization = copy.copy(tensor.quantization)
+    tensor.quantization.scale = factor * tensor.quantization.scale
+    tensor.quantization.zeroPoint = tensor.quantization.zeroPoint + zero
+    return flatbuffer.packed(model)
+
+
+OTHER_RANGE = "activations have ranges that calibration did not choose"
+OTHER_BIASES = "scales of weights and of biases do not belong together"
+NOT_ROUNDED = "activations are not rounded to their ranges: "
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "factor", "zero", "layer"),
+    [
+        # A convolution before a sum, and one with a ReLU, in front of another one.
+        (OPERATORS.CONV_2D, -2, 2.0, 0, "layer3.0.conv2"),
+        (OPERATORS.CONV_2D, -3, 1.0, 16, "layer3.0.relu1"),
+        (OPERATORS.ADD, -1, 1.01, 0, "layer3.0.relu"),
+    ],
+    ids=["too wide", "too low", "1 % too wide"],
+)
+def test_a_tflite_file_has_the_ranges_that_calibration_chose(
+    kind: int, place: int, factor: float, zero: int, layer: str,
+    files: Any, digits: Any, chosen: Any, tmp_path: Path,
+) -> None:  # fmt: skip
+    path, content = tmp_path / "model-int8.tflite", files["a.tflite"].read_bytes()
+    path.write_bytes(content)
+    assert wrong_steps(path, digits, chosen) == []
+    path.write_bytes(with_steps(content, kind, place, factor, zero))
+    *_, other, missing = wrong_steps(path, digits, chosen)
+    assert (other, missing) == (OTHER_RANGE, NOT_ROUNDED + layer)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_files_of_integers_have_the_ranges_that_calibration_chose(
+    dtype: str, files: Any, digits: Any, chosen: Any, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(files[f"{dtype}.tflite"], tmp_path / "model-int8.tflite"))
+    assert wrong_steps(path, digits, chosen) == []
+
+
+def unrounded(graph: Any) -> None:
+    """Compute a ReLU, and with it the next convolution, in floating point."""
+    skip("layer3.0.relu1.rounded")(graph)
+    skip("layer3.0.relu1.quantized")(graph)
+    before("layer3.0.conv2", "Relu")(graph)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda graph: None, []),
+        (
+            weights("layer3.0.relu1.scale", scaled(0.5)),
+            [OTHER_BIASES, OTHER_RANGE, f"{NOT_ROUNDED}layer3.0.relu1"],
+        ),
+        (unrounded, [OTHER_BIASES, f"{NOT_ROUNDED}layer3.0.relu1"]),
+        (weights("layer3.0.conv2.bias.scale", scaled(1.01)), [OTHER_BIASES]),
+        (weights("layer3.0.conv2.weight.scale", scaled(1.01)), [OTHER_BIASES]),
+        (
+            both(skip("layer3.0.conv2.rounded"), skip("layer3.0.conv2.quantized")),
+            [f"{NOT_ROUNDED}layer3.0.conv2"],
+        ),
+    ],
+    ids=["nothing", "too narrow", "in float", "bias", "weights", "sum in float"],
+)
+def test_an_onnx_file_has_the_ranges_that_calibration_chose(
+    change: Any, told: list[str], files: Any, digits: Any, chosen: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "model-int8.onnx"
+    path.write_bytes(spoilt(onnx.load(files["a.onnx"]), change))
+    assert wrong_steps(path, digits, chosen) == told
 
 
 def test_int16_activations_answer_nearly_as_the_model(

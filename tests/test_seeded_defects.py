@@ -41,7 +41,7 @@ def test_what_is_missed_is_listed_with_the_reason(runtime: str) -> None:
     counted = {name: row for name, row in rows.items() if row["counts"]}
     missed = {name for name, row in counted.items() if not row["caught"]}
     assert missed == set(found["missed"]) == TABLE["misses"][runtime].keys()
-    assert len(missed) <= 2
+    assert len(missed) <= 0.01 * len(counted)
     numbers = (found["kinds"], found["blind"], found["caught"])
     assert len(counted) == found["kinds"] == found["caught"] + len(missed)
     table = (ROOT / "docs" / "verification.md").read_text("utf-8")

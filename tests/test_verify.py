@@ -230,6 +230,35 @@ def test_a_manifest_that_cannot_be_meant_is_refused(
         reszoo.verify(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda spans: spans, None),
+        (
+            lambda spans: spans | {"fc.input": [0.0, 1.5]},
+            "activations are not rounded to their ranges: fc.input",
+        ),
+        (lambda spans: dict.fromkeys(spans, "x"), "its contents cannot be checked"),
+    ],
+    ids=["the file's", "one more", "no numbers"],
+)
+@pytest.mark.parametrize("format_", ["tflite-int8", "onnx-int8"])
+def test_an_int8_file_has_the_ranges_in_the_manifest(
+    copy: Path, format_: str, change: Any, told: str | None
+) -> None:
+    content = json.loads((copy / "manifest.json").read_text())
+    content["files"] = [x for x in content["files"] if x["format"] == format_]
+    ranges = content["files"][0]["ranges"]
+    *inner, output = ranges["activations"].items()
+    ranges["activations"] = change(dict(inner)) | dict([output])
+    (copy / "manifest.json").write_text(json.dumps(content))
+    if told is None:
+        reszoo.verify(copy)
+        return
+    with pytest.raises(reszoo.VerificationError, match=told):
+        reszoo.verify(copy)
+
+
 def test_a_reference_of_another_model_is_refused(exported: Any, copy: Path) -> None:
     kept = read_reference(exported.folder, exported.card)
     others = {

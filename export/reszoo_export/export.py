@@ -226,26 +226,19 @@ class _Export:
         size, digest = size_and_hash(path)
         card, options = self.serving.card, self.serving.options
         given = self.serving, self.calibration, self.reference
-        told = ranges.explained_variation(row, *given)
+        told = ranges.recorded(row, *given)
         try:
-            found = verify_file(
-                row, path, self.reference, options, card, variation=told
-            )
+            found = verify_file(row, path, given[-1], options, card, ranges=told)
         except VerificationError as error:
             # A runtime that crashes is a problem like any other.
             problem = f"{row.name} could not be verified: {error}"
             failed = Verification(runtime=row.runtime.name, problems=(problem,))
             found = FileVerification(inputs=[], outputs=[], verification=failed)
-        chosen = None
-        if self.calibration is not None and row.precision == "int8":
-            # How those of the activations were chosen.
-            trials = self.calibration.attempts.get(row.file)
-            chosen = trials or self.calibration.choices[self.serving.model]
         return FileRecord(
             format=row.name, file=row.file, bytes=size, sha256=digest,
             inputs=found.inputs, outputs=found.outputs,
             verification=self._located(row, path, found.verification),
-            ranges=chosen.to_json() | {"variation": told} if chosen else None,
+            ranges=told,
         )  # fmt: skip
 
     def _located(self, row: Format, path: Path, found: Verification) -> Verification:

@@ -181,6 +181,8 @@ class Format:
     max_images: int | None = None
     groups: frozenset[str] = frozenset()  # of `--formats` that include it
     extra_operators: frozenset[str] = frozenset()  # besides the runtime's
+    # Of one file's activations, by layer, as calibration chose them; None if unknown.
+    spans: Mapping[str, tuple[float, float]] | None = None
 
     @property
     def operators(self) -> frozenset[str]:
@@ -193,12 +195,13 @@ class Format:
             return options.integer_io, options.integer_io
         return options.input_dtype or self.input_dtype, "float32"
 
-    def explained_by(self, variation: float | None) -> "Format":
-        """Return it with a limit by its rounding: thrice that, since files differ."""
-        most = self.tolerance.max_variation
-        if variation is not None and most is not None:
+    def explained_by(self, ranges: Mapping[str, Any] | None) -> "Format":
+        """Return it with a file's ranges, and a limit of thrice what they explain."""
+        told, most = ranges or {}, self.tolerance.max_variation
+        if (variation := told.get("variation")) is not None and most is not None:
             most = min(most, 3 * variation + 0.004)
-        return replace(self, tolerance=replace(self.tolerance, max_variation=most))
+        limits = replace(self.tolerance, max_variation=most)
+        return replace(self, tolerance=limits, spans=told.get("activations"))
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:
         """Write the file or folder, for calibrated formats with calibration images.

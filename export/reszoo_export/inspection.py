@@ -167,11 +167,8 @@ def describe_file(file: Path) -> FileDescription:
             row.reader.check_file(file, trusted=True)
         contents = row.reader.describe(file) if row else _describe_checkpoint(content)
     size, digest = size_and_hash(content)
-    formats = [
-        each.name
-        for each in FORMATS.values()
-        if (each.runtime, each.precision) == (row, contents.precision)
-    ]
+    kind = (row, contents.precision)
+    formats = [x.name for x in FORMATS.values() if (x.runtime, x.precision) == kind]
     return FileDescription(
         path=str(file), kind=row.name if row else "checkpoint",
         format=(formats or [row.name if row else content.suffix[1:]])[0],
@@ -191,12 +188,10 @@ def _describe_checkpoint(path: Path) -> Contents:
         if not name.endswith(_STATISTICS):
             sizes[tensor.dtype.name] += tensor.size
     return Contents(
-        precision=sizes.most_common(1)[0][0] if sizes else "float32",
-        parameters=sizes.total(),
-        card=card,
-        note="" if card else _NO_CARD,
+        precision=sizes.most_common(1)[0][0] if sizes else "float32", card=card,
+        parameters=sizes.total(), note="" if card else _NO_CARD,
         details={"tensors": str(len(tensors))},
-    )
+    )  # fmt: skip
 
 
 def card_or_note(read: Callable[[], Card]) -> tuple[Card | None, str]:

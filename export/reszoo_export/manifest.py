@@ -173,11 +173,8 @@ class Manifest:
     @property
     def problems(self) -> list[str]:
         """What is wrong with the files, each with the file's name in front."""
-        return [
-            f"{record.file}: {problem}"
-            for record in self.files
-            for problem in record.verification.problems
-        ]
+        files = [(each.file, each.verification.problems) for each in self.files]
+        return [f"{file}: {each}" for file, problems in files for each in problems]
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""

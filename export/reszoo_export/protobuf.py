@@ -50,11 +50,8 @@ def check_fields(path: Path, load_class: Callable[[], Any]) -> None:
 
 @lru_cache(maxsize=256)
 def _inner(descriptor: Any) -> dict[int, Any]:
-    return {
-        field.number: field.message_type
-        for field in descriptor.fields
-        if field.message_type
-    }
+    fields = (field for field in descriptor.fields if field.message_type)
+    return {field.number: field.message_type for field in fields}
 
 
 def _count(

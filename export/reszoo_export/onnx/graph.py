@@ -37,11 +37,8 @@ def assign_tensors(graph: Any, weights: Mapping[str, Array]) -> None:
     Weights are in Keras' layout, by the name of their input.
     """
     # Keras' kernels end in (input, output), ONNX's begin with (output, input).
-    turned = {
-        node.input[0]: node
-        for node in graph.node
-        if node.op_type in _TURNING and node.input[0] in weights
-    }
+    turning = (node for node in graph.node if node.op_type in _TURNING)
+    turned = {node.input[0]: node for node in turning if node.input[0] in weights}
     used, known = _uses(graph), constants(graph)
     for name, value in weights.items():
         if name not in used:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from reszoo_export import inspection
 from reszoo_export.formats import ONNX, ExportOptions, Format
 from reszoo_export.metadata import licence, parse_card, summary
 from reszoo_export.protobuf import MAX_BYTES, MAX_NODES, check_fields
-from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs
+from reszoo_export.quantization.grids import MAX_PAIR, greatest_pairs, step_problems
 from reszoo_export.runtimes import Activations, Runtime, TensorInfo, float_activations
 from reszoo_export.sessions import Sessions
 
@@ -193,24 +192,17 @@ def describe(path: Path) -> inspection.Contents:
 
 
 def _constants(graph: Any) -> dict[str, Any]:
-    inside = {
-        node.output[0]: attribute.t
-        for node in graph.node
-        if node.op_type == "Constant" and node.output
-        for attribute in node.attribute
-        if attribute.name == "value"
-    }
+    nodes = (node for node in graph.node if node.op_type == "Constant" and node.output)
+    values = ((node.output[0], each) for node in nodes for each in node.attribute)
+    inside = {name: each.t for name, each in values if each.name == "value"}
     return {tensor.name: tensor for tensor in graph.initializer} | inside
 
 
 def _weights(graph: Any, constants: Mapping[str, Any]) -> set[str]:
     """Return the constants that operators use as weights or biases."""
     made = makers(graph)
-    passed = {
-        name: str(node.input[0])
-        for name, node in made.items()
-        if node.op_type in ONNX.passing and node.input
-    }
+    passing = (each for each in made.items() if each[1].op_type in ONNX.passing)
+    passed = {name: str(node.input[0]) for name, node in passing if node.input}
     used = (name for node in graph.node for name in node.input)
     origins = inspection.find_origins(used, passed)
     names: list[str] = []
@@ -308,35 +300,45 @@ def find_problems(
     names = [each.name for each in (*graph.input, *graph.initializer)]
     if len({*names}) < len(names):
         problems.append("a weight is also an input, or has two values")
-    return problems + _int8_activations(graph) + _overflowing(graph)
+    return problems + _integer_problems(graph, row)
 
 
-def _int8_activations(graph: Any) -> list[str]:
-    """Refuse int8 activations: ONNX Runtime computes them 3 to 4 times slower."""
-    constants = _constants(graph)
-    names = [x.input[2:3] for x in graph.node if x.op_type == "QuantizeLinear"]
-    points = [constants[x].data_type for x in chain(*names) if x in constants]
-    others = sorted({*map(_dtype, points)} - {"uint8"})
-    return [f"activations must be uint8, not {', '.join(others)}"] if others else []
+def _integer_problems(graph: Any, row: Format) -> list[str]:
+    """Check the steps (see `step_problems`) and the weights of a file of integers.
 
-
-def _overflowing(graph: Any) -> list[str]:
-    """Refuse int8 weights that give other outputs on processors of another kind."""
+    ONNX Runtime is 3 to 4 times slower with int8 activations, and weights that overflow
+    give other outputs on processors of another kind.
+    """
     from onnx import numpy_helper
 
-    constants, largest = _constants(graph), (0, "")
+    constants = _constants(graph).items()
+    known = {name: numpy_helper.to_array(tensor) for name, tensor in constants}
+    scales, pairs, kinds = dict[str, Any](), [(0, "")], set[str]()
+    biases, steps = list[list[Any]](), list[tuple[float, float]]()
     for node in graph.node:
-        if node.op_type != "DequantizeLinear" or not node.input:
-            continue
-        weights = constants.get(node.input[0])
-        if weights is not None and _dtype(weights.data_type) == "int8":
-            axis = next((each.i for each in node.attribute if each.name == "axis"), 1)
-            array = numpy_helper.to_array(weights).astype(np.int32)
-            pair = int(greatest_pairs(np.moveaxis(array, axis, -1)).max())
-            largest = max(largest, (pair, weights.name.removesuffix(".quantized")))
-    problem = (
-        "its weights overflow on x86 processors without VNNI: two of "
-        f"{largest[1]} add up to {largest[0]}, and at most {MAX_PAIR} fit; export it "
-        "again"
-    )
-    return [problem] if largest[0] > MAX_PAIR else []
+        value, scale, zero = [*map(known.get, node.input), None, None, None][:3]
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and scale is not None:
+            scales[node.output[0]] = scale
+            kind = "uint8" if zero is None else zero.dtype.name
+            if node.op_type == "QuantizeLinear":
+                kinds.add(kind)
+            if zero is not None and kind == "uint8":
+                steps.append((scale.item(), zero.item()))
+            if value is not None and value.dtype == np.int8:
+                axis = next(
+                    (each.i for each in node.attribute if each.name == "axis"), 1
+                )
+                wide = np.moveaxis(value.astype(np.int32), axis, -1)
+                name = node.input[0].removesuffix(".quantized")
+                pairs.append((int(greatest_pairs(wide).max()), name))
+        elif node.op_type in ("Conv", "Gemm") and {*node.input[2:]} & scales.keys():
+            biases.append([scales.get(name, np.nan) for name in node.input])
+    others = ", ".join(sorted(kinds - {"uint8"}))
+    problems = [f"activations must be uint8, not {others}"] if others else []
+    largest, name = max(pairs)
+    if largest > MAX_PAIR:
+        problems.append(
+            "its weights overflow on x86 processors without VNNI: two of "
+            f"{name} add up to {largest}, and at most {MAX_PAIR} fit; export it again"
+        )
+    return problems + step_problems(biases, steps, row.spans)

@@ -85,11 +85,8 @@ def convert(serving: Serving) -> Any:
     """
     # Of a model that is traced, the converter folds what batch normalisation computes
     # from its weights, so that they must be constants.
-    weights = {
-        f"{layer.name}.weight": layer.kernel
-        for layer in serving.model.layers
-        if hasattr(layer, "kernel") and not serving.is_traced
-    }
+    known = [] if serving.is_traced else serving.model.layers
+    weights = {f"{x.name}.weight": x.kernel for x in known if hasattr(x, "kernel")}
     model = _converted(serving, weights)
     assign_tensors(model.graph, {name: each.numpy() for name, each in weights.items()})
     names = {layer.name for layer in serving.model.layers}

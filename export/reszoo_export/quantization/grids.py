@@ -1,5 +1,6 @@
-"""Round weights to int8 grids and to float16."""
+"""Round weights to int8 grids and to float16; compare the steps of activations."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,42 @@ def on_grid(kernel: Kernel, steps: NDArray[np.float32]) -> Kernel:
     turned = np.where(ahead < np.abs(np.round(total)), np.sign(total), 0)
     rounded: Kernel = (near - turned.reshape(kernel.shape)) * steps
     return rounded
+
+
+# Steps of an activation's range, and a range that is the same to the last digits.
+LEVELS = 255
+_SAME = 1e-3
+# Of pixels, and of probabilities in integers.
+_FIXED = ((0.0, 255.0), (0.0, 255 / 256))
+_MAX_SHOWN = 3
+
+
+def step_problems(
+    biases: Iterable[Sequence[Any]],
+    activations: Iterable[tuple[float, float]],
+    chosen: Mapping[str, Any] | None,
+) -> list[str]:
+    """Check the steps of a file of integers; return what is wrong.
+
+    A bias must count what input times weights does: the scales of the three, NaN where
+    one is not of integers. Activations, pairs of a scale and a zero point in 0..255,
+    must have the ranges that calibration chose for the layers, where these are known;
+    the output, which is the last, need not be of integers.
+    """
+    scales = [(image * weights, bias) for image, weights, bias in biases]
+    problems = []
+    if not all(np.allclose(*each, _SAME, 0) for each in scales):
+        problems.append("scales of weights and of biases do not belong together")
+    if not chosen:
+        return problems
+    ours, zeros = np.array([*{*activations}], np.float64).reshape(-1, 2).T[..., None]
+    low, high = np.array([*chosen.values(), *_FIXED], np.float64).T
+    steps = (high - low) / LEVELS
+    same = (np.abs(ours / steps - 1) < _SAME) & (np.abs(zeros + low / steps) < 0.5)
+    if not same.any(axis=1).all():
+        problems.append("activations have ranges that calibration did not choose")
+    pairs = zip([*chosen][:-1], same.any(axis=0), strict=False)
+    if missing := [name for name, there in pairs if not there]:
+        shown = ", ".join(missing[:_MAX_SHOWN])
+        problems.append(f"activations are not rounded to their ranges: {shown}")
+    return problems

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from reszoo.layers import IdentityShortcut, ScaleShift
 from reszoo.preprocessing import Preprocessing
+from reszoo_export.quantization.grids import LEVELS as LEVELS
 from reszoo_export.serving import Serving
 
 # Least and greatest value of an activation, by the layer that gives it.
@@ -27,8 +28,6 @@ _PASSING = (
     "AveragePooling2D", "IdentityShortcut", "InputLayer", "MaxPooling2D",
     "ZeroPadding2D",
 )  # fmt: skip
-# Steps of an activation's range.
-LEVELS = 255
 # The layer before the first convolution: the picture's channels, and one that is 255
 # inside the picture, where padding makes it 0 outside.
 INSIDE = "inside"
@@ -77,11 +76,8 @@ def byte_weights(model: keras.Model, record: Preprocessing) -> Weights:
     becomes the weight of the channel that `INSIDE` adds. Padding in front of it then
     still is the mean image, as in the float model, and bytes stay exact.
     """
-    weights: Weights = {
-        layer.name: (layer.kernel.numpy(), layer.bias.numpy())
-        for layer in model.layers
-        if hasattr(layer, "kernel")
-    }
+    layers = (layer for layer in model.layers if hasattr(layer, "kernel"))
+    weights: Weights = {x.name: (x.kernel.numpy(), x.bias.numpy()) for x in layers}
     first = next(iter(weights))
     kernel, bias = weights[first]
     std = np.asarray(record.std)[:, None]

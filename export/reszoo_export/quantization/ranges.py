@@ -249,26 +249,28 @@ def choose(serving: Serving, calibration: Calibration) -> Choice:
     return calibration.choices[model]
 
 
-def explained_variation(
+def recorded(
     row: Format, serving: Serving, calibration: Calibration | None, reference: Reference
-) -> float | None:
-    """Return how far rounding takes an int8 file on real images; None if unknown."""
-    choice = calibration.choices.get(serving.model) if calibration else None
-    others = serving.options.integer_io or serving.options.outputs == "features"
-    if (
-        choice is None
-        or others
-        or row.precision != "int8"
-        or not reference.targets.size
-    ):
+) -> dict[str, Any] | None:
+    """Return what the manifest has of an int8 file's ranges; None for other files."""
+    if calibration is None or row.precision != "int8":
         return None
-    some = reference.select(reference.evenly_spaced(100))
-    weights = choice.narrow_weights if row.runtime is ONNX else choice.weights
-    made = integer_model.build_integer_model(
-        serving.model, weights, choice.inner_ranges
-    )
-    rounded = np.exp(_log_softmax(_function(made)(some.images[some.compared])))
-    return float(np.abs(rounded - some.outputs[some.compared]).sum(axis=1).mean() / 2)
+    if trials := calibration.attempts.get(row.file):
+        return trials.to_json()
+    choice, options = calibration.choices[serving.model], serving.options
+    spans = {name: [*ends] for name, ends in choice.ranges.items()}
+    told: dict[str, Any] = {"variation": None, "activations": spans}
+    others = options.integer_io or options.outputs == "features"
+    if reference.targets.size and not others:
+        # How far rounding takes the file on real images.
+        some = reference.select(reference.evenly_spaced(100))
+        weights = choice.narrow_weights if row.runtime is ONNX else choice.weights
+        inner = choice.inner_ranges
+        made = integer_model.build_integer_model(serving.model, weights, inner)
+        rounded = np.exp(_log_softmax(_function(made)(some.images[some.compared])))
+        apart = np.abs(rounded - some.outputs[some.compared]).sum(axis=1).mean() / 2
+        told["variation"] = float(apart)
+    return choice.to_json() | told
 
 
 def observe(

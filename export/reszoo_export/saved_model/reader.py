@@ -19,12 +19,7 @@ from reszoo_export.formats import SAVED_MODEL, ExportOptions, Format
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
 from reszoo_export.runtimes import Activations, TensorInfo
 from reszoo_export.saved_model import screening
-from reszoo_export.saved_model.screening import (
-    CALLS,
-    MODEL_FILE,
-    WARMUP_FILE,
-    node_name,
-)
+from reszoo_export.saved_model.screening import MODEL_FILE, WARMUP_FILE, node_name
 from reszoo_export.sessions import Sessions
 
 EXTRA_FOLDER = "assets.extra"
@@ -112,13 +107,9 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     whole = convert_to_constants.convert_variables_to_constants_v2(
         loaded.signatures["serving_default"]
     )
-    tensors = [
-        tensor
-        for operation in whole.graph.get_operations()
-        if operation.type not in ("Const", "Placeholder")
-        for tensor in operation.outputs
-        if tensor.dtype == tf.float32
-    ]
+    operations = whole.graph.get_operations()
+    inner = (each for each in operations if each.type not in ("Const", "Placeholder"))
+    tensors = [t for each in inner for t in each.outputs if t.dtype == tf.float32]
     pruned = whole.prune(whole.inputs[0], tensors)
 
     def run(pixels: NDArray[Any]) -> Activations:
@@ -165,7 +156,7 @@ def _operators(bodies: Sequence[_Body]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for nodes, times in bodies:
         for node in nodes:
-            counts[node.op] += times * (node.op not in CALLS)
+            counts[node.op] += times * (node.op not in screening.CALLS)
     return +counts
 
 
@@ -209,19 +200,13 @@ def _sizes(graph: Any, bodies: Sequence[_Body]) -> Counter[str]:
 
 
 def _weights(nodes: Sequence[Any]) -> list[Any]:
-    passed = {
-        node.name: node_name(node.input[0])
-        for node in nodes
-        if node.op in SAVED_MODEL.passing and node.input
-    }
+    passing = (node for node in nodes if node.op in SAVED_MODEL.passing and node.input)
+    passed = {node.name: node_name(node.input[0]) for node in passing}
     users = (node for node in nodes if node.op in SAVED_MODEL.weighted)
     used = (node_name(name) for node in users for name in node.input[1:])
     origins = set(inspection.find_origins(used, passed).values())
-    return [
-        node.attr["value"].tensor
-        for node in nodes
-        if node.name in origins and node.op == "Const"
-    ]
+    constants = (node for node in nodes if node.op == "Const" and node.name in origins)
+    return [node.attr["value"].tensor for node in constants]
 
 
 def _size(shape: Any) -> int:

@@ -36,11 +36,8 @@ Model = Any
 
 
 def _names(enumeration: Any) -> dict[int, str]:
-    return {
-        number: name
-        for name, number in vars(enumeration).items()
-        if not name.startswith("_")
-    }
+    members = vars(enumeration).items()
+    return {number: name for name, number in members if not name.startswith("_")}
 
 
 OPERATORS = _names(schema.BuiltinOperator)
@@ -81,6 +78,27 @@ def write(builder: flatbuffers.Builder, value: Any) -> int:
     else:
         written = builder.CreateNumpyVector(value)
     return written
+
+
+class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+    """A buffer whose data, once packed, begins where runtimes can map it.
+
+    The generated class begins it anywhere (flatc leaves out `force_align`).
+    """
+
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
+        if self.data is None:
+            return write(builder, {})
+        return write(builder, {0: np.asarray(self.data, np.uint8).tobytes()})
+
+
+def packed(model: Any) -> bytes:
+    """Return the bytes of a `schema.ModelT`, whose buffers keep their alignment."""
+    for buffer in model.buffers:
+        buffer.__class__ = _AlignedBuffer
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def read_model(content: bytes) -> Model:
@@ -330,11 +348,8 @@ def _count(model: Any, graph: Any) -> tuple[Counter[str], Counter[str], int]:
     names = {code: _operator_name(model, code) for code in codes}
     named = [(names[each.OpcodeIndex()], each) for each in operators]
     # Tensor that is dequantized at run time -> the constant that is stored.
-    stored = {
-        operator.Outputs(0): operator.Inputs(0)
-        for name, operator in named
-        if name == "DEQUANTIZE" and operator.OutputsLength()
-    }
+    converted = (each for name, each in named if name == "DEQUANTIZE")
+    stored = {x.Outputs(0): x.Inputs(0) for x in converted if x.OutputsLength()}
     sizes, constants = Counter[str](), set[int]()
     for operator in (each for name, each in named if name in TFLITE.weighted):
         inputs = [operator.Inputs(place) for place in range(operator.InputsLength())]

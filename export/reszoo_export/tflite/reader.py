@@ -19,6 +19,7 @@ from reszoo_export import runtimes
 from reszoo_export.formats import ExportOptions, Format
 from reszoo_export.inspection import Contents
 from reszoo_export.metadata import CARD_FILE, LABELS_FILE, parse_card, split_labels
+from reszoo_export.quantization.grids import step_problems
 from reszoo_export.runtimes import Activations, TensorInfo
 from reszoo_export.sessions import Sessions
 
@@ -140,16 +141,14 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     return run
 
 
-def _bias_fits(operator: Any, details: Mapping[int, Any]) -> bool:
-    """Return whether the integers of a bias count what input times weights does."""
+def _bias_scales(operator: Any, details: Mapping[int, Any]) -> list[Any] | None:
+    """Return the scales of input, weights and bias; None without a bias of integers."""
     used = [details[i]["quantization_parameters"] for i in operator["inputs"] if i >= 0]
-    if operator["op_name"] not in _WITH_BIAS or len(used) != 3:
-        return True
-    image, weights, bias = (each["scales"] for each in used)
+    scales = [each["scales"] if len(each["scales"]) else np.nan for each in used]
+    if operator["op_name"] not in _WITH_BIAS or len(used) != 3 or scales[2] is np.nan:
+        return None
     axes = {each["quantized_dimension"] for each in used[1:]}
-    if not len(bias):
-        return True
-    return len(axes) == 1 and bool(np.allclose(image * weights, bias, 1e-3, 0))
+    return scales if len(axes) == 1 else [np.nan] * 3
 
 
 def find_problems(
@@ -164,18 +163,22 @@ def find_problems(
 
     from reszoo_export.tflite import flatbuffer
 
-    model, interpreter = (
-        flatbuffer.read_model(path.read_bytes()),
-        Interpreter(str(path)),
-    )
+    model = flatbuffer.read_model(path.read_bytes())
+    interpreter = Interpreter(str(path))
     metadata = flatbuffer.model_metadata(card, *flatbuffer.read_tensors(model))
     found, problems = flatbuffer.read_data(model, flatbuffer.METADATA_NAME), []
     if found != metadata or model.SignatureDefsLength() != 1:
         problems.append("its metadata or signatures are not what the card says")
     details = {each["index"]: each for each in interpreter.get_tensor_details()}
     operators = interpreter._get_ops_details()
-    if not all(_bias_fits(each, details) for each in operators):
-        problems.append("scales of weights and of biases do not belong together")
+    biases = (_bias_scales(each, details) for each in operators)
+    outputs = [details[place] for each in operators for place in each["outputs"]]
+    steps = [
+        (each["quantization"][0], each["quantization"][1] - np.iinfo(each["dtype"]).min)
+        for each in outputs
+        if each["quantization"][0] and each["dtype"] in (np.int8, np.uint8)
+    ]
+    problems += step_problems(filter(None, biases), steps, row.spans)
     # A processor without floating point cannot compute others.
     others = [x["name"] for x in details.values() if np.dtype(x["dtype"]).kind == "f"]
     if options.integer_io and others:
@@ -188,10 +191,8 @@ def find_problems(
         # NaN is not small either.
         if not np.abs(array).max() <= _LARGEST_FLOAT16:
             told = f"activations of {name!r} exceed {_LARGEST_FLOAT16:g}, the largest "
-            return [
-                *problems,
-                told + "number in float16: they become infinite on a GPU",
-            ]
+            told += "number in float16: they become infinite on a GPU"
+            return [*problems, told]
     return problems
 
 

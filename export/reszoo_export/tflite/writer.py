@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import keras
 import numpy as np
 import tensorflow as tf
@@ -166,19 +165,6 @@ def write_model(content: bytes, serving: Serving, path: Path) -> None:
     path.write_bytes(flatbuffer.with_card(content, serving.card))
 
 
-class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
-    """A buffer whose data, once packed, begins where runtimes can map it.
-
-    The generated class begins it anywhere (flatc leaves out `force_align`).
-    """
-
-    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802
-        if self.data is None:
-            return flatbuffer.write(builder, {})
-        data = np.asarray(self.data, np.uint8).tobytes()
-        return flatbuffer.write(builder, {0: data})
-
-
 def float16_kernels(content: bytes) -> bytes:
     """Return a model with float16 kernels, each converted to float32 by a DEQUANTIZE.
 
@@ -210,24 +196,14 @@ def float16_kernels(content: bytes) -> bytes:
     dequantize.builtinCode = _OPERATORS.DEQUANTIZE
     model.operatorCodes.append(dequantize)
     graph.operators = [*conversions, *graph.operators]
-    return _packed(model)
-
-
-def _packed(model: Any) -> bytes:
-    for buffer in model.buffers:
-        buffer.__class__ = _AlignedBuffer
-    builder = flatbuffers.Builder()
-    builder.Finish(model.Pack(builder), flatbuffer.FILE_IDENTIFIER)
-    return bytes(builder.Output())
+    return flatbuffer.packed(model)
 
 
 def _kernels(model: Any, graph: Any) -> list[int]:
     """Return the tensors that are kernels, each once, in order of use."""
-    found = [
-        int(operator.inputs[1])
-        for operator in graph.operators
-        if model.operatorCodes[operator.opcodeIndex].builtinCode in _WITH_KERNEL
-    ]
+    codes = [each.builtinCode for each in model.operatorCodes]
+    users = [x for x in graph.operators if codes[x.opcodeIndex] in _WITH_KERNEL]
+    found = [int(each.inputs[1]) for each in users]
     # A product may also be one of two activations, which have no data.
     buffers = {each: model.buffers[graph.tensors[each].buffer] for each in found}
     return [each for each, buffer in buffers.items() if buffer.data is not None]
@@ -269,11 +245,8 @@ def typical_images(
     percentiles: leaving images out has that effect. Returns the indices of the share of
     the calibration images that is kept, ascending.
     """
-    layers = [
-        layer.output
-        for layer in serving.model.layers[1:]
-        if len(layer._inbound_nodes) == 1 and hasattr(layer.output, "shape")
-    ]
+    once = (each for each in serving.model.layers[1:] if len(each._inbound_nodes) == 1)
+    layers = [each.output for each in once if hasattr(each.output, "shape")]
     inner = keras.Model(serving.model.input, layers)
     normalise = serving.card.preprocessing.normalise
 
@@ -307,4 +280,4 @@ def end_in_float(content: bytes) -> bytes:
     dequantize.inputs, activation.inputs = activation.inputs, place
     activation.outputs, dequantize.outputs = dequantize.outputs, place
     graph.operators[-2:] = [dequantize, activation]
-    return _packed(model)
+    return flatbuffer.packed(model)

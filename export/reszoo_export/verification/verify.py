@@ -1,7 +1,7 @@
 """`reszoo.verify`: compare exported files with their model, each in a subprocess."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,8 @@ def _verify_again(
     row, options = FORMATS[record.format], manifest.options
     if not problems:
         try:
-            told = (record.ranges or {}).get("variation")
-            found = verify_file(
-                row, path, reference, options, manifest.card, variation=told
-            )
+            given = (row, path, reference, options, manifest.card)
+            found = verify_file(*given, ranges=record.ranges)
             facts = (found.inputs, found.outputs, size_and_hash(path)[0])
             if facts == (record.inputs, record.outputs, record.bytes):
                 return replace(record, verification=found.verification)
@@ -143,13 +141,13 @@ def verify_file(
     card: Card,
     *,
     seconds: float | None = None,
-    variation: float | None = None,
+    ranges: Mapping[str, Any] | None = None,
 ) -> FileVerification:
     """Open a file in its own runtime, in a subprocess, and compare it with its model.
 
     A format with a slow runtime is compared on some images of the reference. `options`
     are the export's, `card` is the model's; `seconds` of None are more than any model
-    needs; `variation` is what rounding explains (`Format.explained_by`). A
+    needs; `ranges` are those in the manifest (`Format.explained_by`). A
     VerificationError if the file cannot be opened or run, its outputs have another
     shape, or its runtime crashed or took too long; `verification.problems` of the
     result lists what else is wrong.
@@ -163,7 +161,7 @@ def verify_file(
         "path": str(path.absolute()),
         "options": asdict(options),
         "card": card.to_text(),
-        "variation": variation,
+        "ranges": ranges,
     }
     limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
     function, arrays = f"{__name__}:verify_stored", reference.arrays()
@@ -178,12 +176,11 @@ def verify_file(
 
 
 def verify_stored(
-    arrays: Any, format_name: str, path: str, options: Any, card: str,
-    variation: float | None,
-) -> dict[str, Any]:  # fmt: skip
+    arrays: Any, format_name: str, path: str, options: Any, card: str, ranges: Any
+) -> dict[str, Any]:
     """Verify a file in the subprocess of `verify_file`; return plain JSON values."""
     synthetic = len(arrays["images"]) - len(arrays["targets"])
-    row = FORMATS[format_name].explained_by(variation)
+    row = FORMATS[format_name].explained_by(ranges)
     reference = Reference(**arrays, synthetic=synthetic)
     asked, model_card = ExportOptions(**options), Card.from_text(card)
     return asdict(verify_in_process(row, Path(path), reference, asked, model_card))

@@ -1,0 +1,69 @@
+"""Int8 files of every kind of block have the ranges that calibration chose."""
+
+from pathlib import Path
+from typing import Any
+
+import family
+import numpy as np
+import pytest
+from conftest import randomise
+from tiny import TWO_BLOCKS
+
+import reszoo
+from reszoo.specs import SPECS
+from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.quantization.ranges import Calibration, recorded
+from reszoo_export.serving import make_serving
+from reszoo_export.verification.reference import Reference
+
+Options = dict[str, Any]
+SIDE = 32
+SPEC = {**family.SPECS, "two-blocks": TWO_BLOCKS, "plain": SPECS["plain20"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("two-blocks", {}),
+        ("two-blocks", {"integer_io": "int8"}),
+        ("two-blocks", {"outputs": "cam"}),
+        *(
+            pytest.param(name, options, marks=pytest.mark.slow)
+            for name, options in (
+                ("two-blocks", {"outputs": "features"}),
+                ("plain", {"outputs": "logits"}),
+                ("plain", {"integer_io": "uint8"}),
+                ("tiny", {"layout": "nchw"}),
+                ("tiny", {"batch": 3}),
+                *(
+                    (name, {})
+                    for name in ("deep", "pre", "pre-deep", "grouped", "late")
+                ),
+                *((name, {"outputs": "cam"}) for name in ("deep", "pre", "grouped")),
+                *((name, {"integer_io": "int8"}) for name in ("deep", "pre", "late")),
+            )
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+)
+def test_good_files_have_the_chosen_ranges(
+    name: str, options: Options, tmp_path: Path
+) -> None:
+    model = randomise(reszoo.build(SPEC[name]), seed=1)
+    serving = make_serving(model, ExportOptions(**options))
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (100, SIDE, SIDE, 3), np.uint8)
+    calibration = Calibration(pixels)
+    nothing = Reference(pixels[:0], np.zeros((0, 10), "f4"), np.zeros(0, np.int64), 0)
+    # TFLite has no other layout, ONNX no integers in and out.
+    formats = ["tflite-int8"] * ("layout" not in options)
+    formats += ["onnx-int8"] * ("integer_io" not in options)
+    for row in map(FORMATS.get, formats):
+        assert row is not None
+        path = tmp_path / row.file
+        row.write(serving, path, calibration)
+        told = recorded(row, serving, calibration, nothing)
+        assert told is not None
+        assert len(told["activations"]) > 4
+        find, row = row.runtime.reader.find_problems, row.explained_by(told)
+        assert find(path, row, serving.card, pixels, serving.options) == []
