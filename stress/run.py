@@ -1,12 +1,14 @@
 """Stress tests at scale, in parts that add up: `make stress MINUTES=30`.
 
-Run: python stress/run.py [--minutes 30] [--only kills faults mutations]
+Run: python stress/run.py [--minutes 30] [--only kills faults mutations ...]
      [--rows train export ...] [--results FILE]
 
-kills       1,000 processes ended by `kill -9` in train, export, resize, predict and
-            push, and resumed (kills.py)
-faults      10,000 calls of the operating system that fail (injected_faults.py)
-mutations   1,000,000 damaged files, read by every reader (mutated_files.py)
+kills         1,000 processes ended by `kill -9` in train, export, resize, predict and
+              push, and resumed (kills.py)
+faults        10,000 calls of the operating system that fail (injected_faults.py)
+mutations     1,000,000 damaged files, read by every reader (mutated_files.py)
+defects       every kind of defect, planted in exported files (seeded_defects.py)
+good_exports  300 correct exports of random models: no false alarm (false_alarms.py)
 
 Each run goes on where the last one ended, with new seeds, until the targets are
 reached; results, seeds, durations, machine and commit are added to
@@ -19,9 +21,11 @@ import sys
 import time
 from pathlib import Path
 
+import false_alarms
 import injected_faults
 import kills
 import mutated_files
+import seeded_defects
 from forks import load
 from preloaded import preload
 from results import ROOT, Results, Work, carry_out, results_file
@@ -30,6 +34,8 @@ PARTS: dict[str, tuple[Work, dict[str, int]]] = {
     "kills": (kills.work, kills.TARGETS),
     "faults": (injected_faults.work, injected_faults.TARGETS),
     "mutations": (mutated_files.work, mutated_files.TARGETS),
+    "defects": (seeded_defects.work, seeded_defects.TARGETS),
+    "good_exports": (false_alarms.work, false_alarms.TARGETS),
 }
 TARGETS = {
     (part, row): n for part, (_, rows) in PARTS.items() for row, n in rows.items()

@@ -1,5 +1,6 @@
 """The stress tests: results add up, seeds do not repeat, processes end where drawn."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,3 +191,63 @@ def test_a_damaged_file_is_the_same_each_time() -> None:
         for number in (1, 1, 2)
     ]
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_every_kind_of_defect_and_300_good_exports_are_targets() -> None:
+    run = script_of("stress/run.py")
+    kinds = json.loads((ROOT / "stress" / "defects.json").read_text("utf-8"))["kinds"]
+    targets = run.PARTS["defects"][1]
+    assert targets == {runtime: len(rows) for runtime, rows in kinds.items()}
+    assert sum(targets.values()) >= 480
+    assert sum(run.PARTS["good_exports"][1].values()) == 300
+
+
+def test_a_defect_that_is_not_noticed_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    defects = script_of("stress/seeded_defects.py")
+    (tmp_path / "done").touch()
+    rows = {name: ["weights", "read", ""] for name in "abcd"}
+    monkeypatch.setattr(defects, "exports_folder", lambda: tmp_path)
+    monkeypatch.setattr(defects, "read_table", lambda: {"onnx": rows, "misses": {}})
+    monkeypatch.setattr(defects, "known_misses", lambda runtime: {"b": "a reason"})
+    found = {"b": ("", "differ"), "c": ("", ""), "d": ("", "differ by 1")}
+
+    def run_kinds(runtime: str, folder: Path, names: list[str], seed: int) -> Any:
+        assert (runtime, folder, seed) == ("onnx", tmp_path, 0)
+        for name in names:
+            message, effect = found[name]
+            row = {"kind": name, "message": message, "effect": effect, "seconds": 1.0}
+            yield row
+
+    monkeypatch.setattr(defects, "run_kinds", run_kinds)
+    outcomes = list(defects.work("onnx", 1, time.monotonic() + 60))
+    assert [(each.first, each.last, each.done) for each in outcomes] == [
+        (1, 2, 1),
+        (2, 3, 1),
+        (3, 4, 1),
+    ]
+    told = [{"missed": 1}, {"without effect": 1}, {"missed": 1}]
+    assert [each.results for each in outcomes] == told
+    expected = [{}, {}, {"d": "missed; differ by 1"}]
+    assert [each.failures for each in outcomes] == expected
+    assert not list(defects.work("onnx", 0, time.monotonic() - 1))
+
+
+def test_a_refused_good_export_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    alarms = script_of("stress/false_alarms.py")
+
+    def told(number: int, seed: int, folder: Path) -> Any:
+        if number == 6:
+            os._exit(3)
+        problems = [f"differs by {seed}"] if number == 5 else []
+        return {"model": "resnet8", "format": "onnx", "problems": problems}
+
+    monkeypatch.setitem(sys.modules, "good_exports", SimpleNamespace(alarms=told))
+    work = alarms.work("seed 1", 4, time.monotonic() + 60)
+    good, refused, crashed = (next(work) for _ in range(3))
+    assert (good.results, good.failures) == ({"onnx": 1}, {})
+    assert refused.failures == {"5": "resnet8 as onnx: differs by 1"}
+    assert crashed.failures == {"6": "exit 3: "}
+    assert [each.last for each in (good, refused, crashed)] == [5, 6, 7]
+    assert {each.done for each in (good, refused, crashed)} == {1}
