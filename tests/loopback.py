@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+_LICENCES = ["apache-2.0", "mit", "bsd-3-clause", "cc-by-nc-4.0", "other"]
 _HUB_PATH = re.compile(r"/(\w+/\w+)/resolve/(\w+)/(.+)")
 
 
@@ -38,6 +39,7 @@ class Site:
         gate: Answers stop after `gate_at` bytes until it opens.
         asked: Method, path and headers of every request.
         uploaded: SHA-256 -> content of large files that were sent to the hub.
+        stored: What the hub's Xet storage was sent, in its own format.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Site:
     gate_at: int = 0
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     uploaded: dict[str, bytes] = field(default_factory=dict)
+    stored: list[bytes] = field(default_factory=list)
     url: str = ""
     stop: Any = None
 
@@ -125,8 +128,20 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 {"url": f"{site.url}/{made['organization']}/{made['name']}"}
             )
+        if self.path.startswith(("/v1/xorbs/", "/v1/shards", "/shards")):
+            # The storage behind the hub, in its own format.
+            site.stored.append(content)
+            return self._json({"was_inserted": True, "result": 1})
         assert self.path == "/api/validate-yaml", self.path
-        return self._json({"errors": [], "warnings": []})
+        return self._validate(json.loads(content)["content"])
+
+    def _validate(self, model_card: str) -> None:
+        """Refuse metadata as the hub does: it knows a list of licences."""
+        found = re.search(r'^license: "?([^"\n]*)', model_card, re.MULTILINE)
+        if found is None or found[1] in _LICENCES:
+            return self._json({"errors": [], "warnings": []})
+        told = [{"message": f'"license" must be one of {_LICENCES}'}]
+        return self._json({"errors": told, "warnings": []}, 400)
 
     def _commit(self, repo: str, lines: list[Any]) -> None:
         for line in lines:
@@ -147,9 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def _json(self, content: Any) -> None:
+    def _json(self, content: Any, status: int = 200) -> None:
         body = json.dumps(content).encode()
-        self._head(200, **{"Content-Length": str(len(body))})
+        self._head(status, **{"Content-Length": str(len(body))})
         self.wfile.write(body)
 
     def _answer(self, body_wanted: bool) -> None:

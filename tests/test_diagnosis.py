@@ -1,10 +1,12 @@
 """`reszoo doctor`."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +57,20 @@ def test_a_report_tells_settings_but_neither_home_nor_secrets(
     text = json.dumps(found)
     assert str(tmp_path) not in text
     assert "secret" not in text
+
+
+def test_files_that_cannot_be_read_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESZOO_HOME", str(tmp_path))
+    (tmp_path / "weights").write_bytes(bytes(3_000_000))
+    (tmp_path / "removed").touch()  # while the folder is read
+    real = Path.stat
+
+    def stat(path: Path, **options: Any) -> os.stat_result:
+        if path.name == "removed":
+            raise PermissionError(13, "Permission denied")
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert describe_environment()["cache"]["mb"] == 3.0

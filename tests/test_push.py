@@ -1,7 +1,11 @@
 """`reszoo push`, with the real client and a hub on this machine."""
 
+import hashlib
 import json
+import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from scripts import ROOT
 from torch_peers import import_timm
 
 import reszoo
+from reszoo.cards import Metric
 from reszoo.weights import safetensors
 from reszoo_export import hub
 
@@ -156,6 +161,101 @@ def test_labels_and_origins_stay_text_in_the_model_card() -> None:
     assert "license" not in text
     assert "Licence: not recorded." in text
     assert "Not measured." in text
+
+
+def test_nothing_in_a_card_is_markup_in_the_model_card() -> None:
+    hostile = "<img src=x onerror=alert(1)> [a](javascript:b) `c` | d"
+    labels = (hostile, "\u0642\u0637\u0629", "\U0001f408", "x" * 3000)
+    card = replace(
+        made_card(labels),
+        provenance={"licence": hostile, hostile: "value", "source": hostile},
+        versions={hostile: hostile},
+        metrics=(Metric(name=hostile, value=0.5, data=hostile),),
+    )
+    answers = [("samples/1.jpg", [(hostile, 0.5)])]
+    text = hub._model_card(card, "me/net", None, answers, False)
+    # What is outside of code, where no backslash stands before it.
+    outside = re.sub(r"(?s)(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
+    assert not re.search(r"(?<!\\)[<\[`]", outside.replace("![]", ""))
+    assert f"`` {hostile} ``" in text
+    assert "\u0642\u0637\u0629" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("licence", "hub_id"),
+    [("Apache-2.0", "apache-2.0"), ("MIT", "mit"), ("proprietary", "other")],
+)
+def test_the_hub_is_told_only_licences_that_it_knows(licence: str, hub_id: str) -> None:
+    card = replace(made_card(), provenance={"licence": licence})
+    text = hub._model_card(card, "me/net", None, (), False)
+    assert text.startswith(f'---\nlicense: "{hub_id}"\n')
+    assert f"Licence: {licence}." in text
+
+
+@pytest.mark.slow
+def test_a_model_with_another_licence_is_pushed(site: Site, tmp_path: Path) -> None:
+    tensors, card = safetensors.read(CHECKPOINT)
+    assert card is not None
+    other = replace(card, provenance={**card.provenance, "licence": "in-house"})
+    checkpoint = tmp_path / "net.safetensors"
+    safetensors.write(checkpoint, tensors, other)
+    assert _push(checkpoint, "me/net")[3] == COMMIT
+    assert b'license: "other"' in site.files["/me/net/resolve/main/README.md"]
+
+
+def test_the_model_card_of_a_backbone_speaks_of_features() -> None:
+    card = made_card(None)
+    bare = replace(card.resnet, include_top=False, classes=None, pooling="avg")
+    card = replace(card, architecture=bare)
+    text = hub._model_card(card, "me/net", None, (), False)
+    assert "pipeline_tag: image-feature-extraction" in text
+    assert "A resnet20 that gives features of images." in text
+    assert "None" not in text
+
+
+def test_an_export_that_has_changed_is_not_pushed(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(EXPORT, export)
+    # A file of the user's, which is in the folder of the SavedModel.
+    (export / "saved_model/notes.txt").write_text("private")
+    with pytest.raises(reszoo.ExportError, match=r"saved_model: the file has changed"):
+        reszoo.push(CHECKPOINT, "me/net", export=export, dry_run=True)
+    (export / "saved_model/notes.txt").unlink()
+    (export / "model.onnx").unlink()
+    with pytest.raises(reszoo.ExportError, match=r"There is no file .*model\.onnx"):
+        reszoo.push(CHECKPOINT, "me/net", export=export, dry_run=True)
+
+
+@pytest.mark.slow
+def test_large_files_go_to_the_hubs_xet_storage(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With hf-xet, which the client needs on most systems; the others use Git LFS."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    token = {"casUrl": site.url, "exp": 4_000_000_000, "accessToken": "token"}
+    path = "/api/models/me/net/xet-write-token/main"
+    site.files[path] = json.dumps(token).encode()
+    content = CHECKPOINT.read_bytes()
+    # The commit names the file by this hash; the storage is not taken apart here.
+    site.uploaded[hashlib.sha256(content).hexdigest()] = content
+    assert _push(CHECKPOINT, "me/net")[3] == COMMIT
+    assert sum(map(len, site.stored)) > len(content) // 2
+    assert site.files["/me/net/resolve/main/model.safetensors"] == content
+
+
+@pytest.mark.slow
+def test_a_hub_without_xet_storage_is_reported(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.delenv("HF_HUB_DISABLE_XET")
+    refused = answer(start(_PUSH, str(CHECKPOINT), "me/net", "{}"))
+    assert "refused: hf://me/net cannot be written:" in refused
+    assert "HF_HUB_DISABLE_XET=1" in refused
+    assert "hf_secret" not in refused
 
 
 def test_a_hub_that_refuses_is_reported_without_the_token(site: Site) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from conftest import randomise
 from PIL import Image, ImageCms
 from sample_images import orientation_exif
 from scripts import ROOT
-from tiny import RESNET8
+from tiny import RESNET8, TWO_BLOCKS
+from typer.testing import CliRunner
 
 import reszoo
 from reszoo.cards import Confidence
+from reszoo.cli.options import app
 from reszoo.data.image_files import open_image
 from reszoo.zoo import set_card
 from reszoo_export import site as sites
@@ -434,3 +437,171 @@ def test_vendoring_needs_npm_and_takes_no_other_files(
     with pytest.raises(reszoo.ExportError, match="must have the SHA-256"):
         sites._fetch(litert)
     assert not litert.cached.exists()
+
+
+def _npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program called npm before the others."""
+    (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin:/usr/bin")
+    monkeypatch.setenv("RESZOO_HOME", str(folder / "home"))
+
+
+def test_what_npm_says_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the real one, which says nothing at all if it is told to be silent.
+    silent = 'case "$*" in *silent*) exit 1;; esac'
+    fails = f"{silent}; echo npm error code ENOTFOUND >&2; exit 1"
+    _npm(tmp_path, fails, monkeypatch)
+    message = r"cannot download @litertjs/core.*code ENOTFOUND\..*--no-vendor"
+    with pytest.raises(reszoo.ReszooError, match=message):
+        write_site(EXPORT, tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_damaged_cache_is_fetched_again_and_a_package_without_a_file_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"export {};"
+    sha256 = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    package = sites._Package("demo", "1.0.0", {"dist/a.js": sha256}, {})
+    packs = f"/bin/tar czf $4/a.tgz -C {tmp_path} package"
+    _npm(tmp_path, packs, monkeypatch)
+    inside = tmp_path / "package/dist"
+    inside.mkdir(parents=True)
+    with pytest.raises(reszoo.ExportError, match=r"dist/a.js of npm's demo@1.0.0"):
+        sites._fetch(package)
+    (inside / "a.js").write_bytes(content)
+    (inside / "b.js").touch()
+    sites._fetch(package)
+    cached = package.cached / "dist/a.js"
+    assert [*package.cached.rglob("*.js")] == [cached]
+    for damage in (lambda: cached.write_bytes(b"other"), cached.unlink):
+        damage()
+        sites._fetch(package)
+        assert cached.read_bytes() == content
+
+
+def test_files_that_changed_or_are_gone_make_no_site(tmp_path: Path) -> None:
+    export = tmp_path / "export"
+    shutil.copytree(EXPORT, export)
+    with (export / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(reszoo.ExportError, match=r"onnx: the file has changed"):
+        write_site(export, tmp_path / "site", vendor=False)
+    (export / "model.onnx").unlink()
+    with pytest.raises(reszoo.ExportError, match=r"There is no file .*model\.onnx"):
+        write_site(export, tmp_path / "site", vendor=False)
+    assert not (tmp_path / "site").exists()
+
+
+def test_the_command_shown_after_writing_a_site_can_be_copied(tmp_path: Path) -> None:
+    output = tmp_path / "my site"
+    done = CliRunner().invoke(
+        app, ["web", str(EXPORT), "--output", str(output), "--no-vendor"]
+    )
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if "http.server" in line]
+    assert shlex.split(line)[-2:] == ["--directory", str(output)]
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_page_that_is_opened_as_a_file_tells_what_to_do(
+    folder: Path, tmp_path: Path
+) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.open((folder / "index.html").as_uri())
+        seen = "return getComputedStyle(document.querySelector('#message span'))"
+        _wait(page, f"{seen}.visibility", "visible")
+        message = page.run(_TEXT.replace("NAME", "message"))
+        assert "web server (python -m http.server), not as a file" in message
+        # In the page's own style.
+        assert page.run(f"{seen}.animationName") == "late"
+
+
+_CLICK = "document.getElementById('camera').click();"
+# How often the page asked for the camera.
+_COUNTED = """
+const devices = navigator.mediaDevices;
+const ask = devices.getUserMedia.bind(devices);
+window.asked = 0;
+devices.getUserMedia = (wanted) => (window.asked++, ask(wanted));
+"""
+
+
+@needs_chromium
+def test_the_camera_is_opened_once_and_its_end_is_noticed(page: Browser) -> None:
+    page.run(_COUNTED + _CLICK + _CLICK)
+    _wait(page, _TEXT.replace("NAME", "timing"), r"\d frames per second")
+    assert page.run("return window.asked") == 1
+    page.run(
+        "const [track] = document.getElementById('video').srcObject.getVideoTracks();"
+        "track.dispatchEvent(new Event('ended'));"
+    )
+    _wait(page, _TEXT.replace("NAME", "camera"), "Start camera")
+    assert page.run("return document.getElementById('video').hidden")
+    assert not page.complaints()
+
+
+@needs_chromium
+def test_a_photo_that_is_dropped_while_the_camera_starts_is_answered(
+    page: Browser,
+) -> None:
+    drop = _DROP.replace("NAME", "3").replace("EVENT", "drop")
+    page.run(f"{_CLICK} {drop}")
+    _wait(page, "return document.getElementById('photo').hidden", "False")
+    _wait(page, _TEXT.replace("NAME", "camera"), "Start camera")
+    time.sleep(0.5)
+    assert page.run("return document.getElementById('video').hidden")
+    assert "frames" not in page.run(_TEXT.replace("NAME", "timing"))
+
+
+_ODD = {
+    "one grey class": (["only"], (24, 40, 1)),
+    "a thousand without labels": (1000, (32, 32, 3)),
+    "odd labels": (
+        ["x" * 3000, "\u0642\u0637\u0629!", "\U0001f408", "<i>a"],
+        (32, 32, 3),
+    ),
+}
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", _ODD)
+def test_unusual_models_and_labels_are_shown(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    classes, shape = _ODD[kind]
+    model = reszoo.build(TWO_BLOCKS, classes=classes, input_shape=shape, seed=0)
+    reszoo.export(randomise(model), tmp_path / "export", formats="tflite,onnx")
+    site = write_site(tmp_path / "export", tmp_path / "site")
+    shutil.copytree(folder / "photos", site / "photos")
+    with hosted(site) as url, browser(tmp_path / "profile") as page:
+        size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        page.call("Emulation.setDeviceMetricsOverride", **size)
+        for number, name in enumerate(["model.tflite", "model.onnx"]):
+            page.open(f"{url}/index.html")
+            _wait(page, _TEXT.replace("NAME", "message"), "Ready.")
+            choose = "const list = document.getElementById('model'); "
+            choose += f"list.selectedIndex = {number}; "
+            page.run(f"{choose} list.dispatchEvent(new Event('change'));")
+            page.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
+            _wait(page, _TEXT.replace("NAME", "timing"), "model")
+            _wait(page, _CHOSEN, str(number))
+            time.sleep(1)
+            shown, _ = page.run(_SHOWN)
+            with reszoo.Predictor(tmp_path / "export" / name) as predictor:
+                expected = predictor.top(folder / "photos/3")
+            start = "" if isinstance(classes, list) else "class "
+            for text, (label, share) in zip(shown, expected, strict=True):
+                assert text.startswith(f"{start}{label}")
+                told = float(text.removeprefix(f"{start}{label}").split()[0])
+                assert told == pytest.approx(100 * share, abs=5)
+            # Nothing is wider than the screen, nor pushes the rest from it.
+            assert page.run("return document.documentElement.scrollWidth") <= 390
+            height = "return document.querySelector('#answer li').offsetHeight"
+            assert page.run(height) < 150
+            assert not page.complaints()

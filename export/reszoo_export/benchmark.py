@@ -32,6 +32,7 @@ _MAX_SPREAD = 0.25
 # Time of an isolated process.
 _SECONDS = 600.0
 _BUSY = ": other programs were running, measure again"
+LATENCY_COLUMNS = ("median", "p90", "p99", "images/s", "cold start", "memory", "peak")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,10 +258,7 @@ def benchmark_table(
     measurements: Sequence[Measurement],
 ) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of a table of measurements."""
-    columns = [
-        "file", "size", "batch", "median", "p90", "p99", "images/s", "cold start",
-        "memory", "peak",
-    ]  # fmt: skip
+    columns = ["file", "size", "batch", *LATENCY_COLUMNS]
     rows = []
     for each in measurements:
         cells = [each.file, f"{each.bytes / 1e6:,.2f} MB", str(each.latency.batch)]
@@ -269,9 +267,9 @@ def benchmark_table(
 
 
 def latency_cells(latency: Latency | None, rate: str) -> list[str]:
-    """Return the last seven cells of a row: from the median to the peak memory."""
+    """Return the cells of a row in `LATENCY_COLUMNS`."""
     if latency is None:
-        return ["-"] * 7
+        return ["-"] * len(LATENCY_COLUMNS)
     times = (latency.median_ms, latency.p90_ms, latency.p99_ms)
     memory = (latency.memory_mb, latency.peak_mb)
     return [

@@ -1,7 +1,6 @@
 """Publish a checkpoint, with its card and exported files, on the Hugging Face Hub."""
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from PIL import Image
 import reszoo
 from reszoo.cards import Card, public_origin
 from reszoo.data.image_files import open_image
-from reszoo.errors import CheckpointError, ReszooError, UsageError
+from reszoo.errors import ReszooError, UsageError
 from reszoo.files import folder_entries
 from reszoo.preprocessing import to_rgb
 from reszoo.report import page
@@ -23,6 +22,7 @@ from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import MANIFEST_FILE, Manifest, read_manifest
 from reszoo_export.metadata import LABELS_FILE, licence
 from reszoo_export.predictor import Predictor
+from reszoo_export.report import escape_markdown, markdown_cell
 
 MODEL_CARD = "README.md"
 # Of an export: not the reference and the HTML report, which hold images of the data.
@@ -73,6 +73,7 @@ def push(
         UsageError: The name of the repository is invalid, the checkpoint has no card,
             or the export is of another model.
         CheckpointError: The checkpoint cannot be read.
+        ExportError: A file of the export is missing, or has changed.
         ReszooError: The hub cannot be reached, or refuses.
     """
     if parse_address(f"hf://{repo}").revision is not None:
@@ -116,15 +117,11 @@ def _same_model(card: Card, other: Card) -> bool:
 
 def _copy_export(manifest: Manifest, folder: Path) -> None:
     folder.mkdir()
-    for name in (*_BESIDE, *(record.file for record in manifest.files)):
-        source = manifest.folder / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        elif source.exists():
+    for name in _BESIDE:
+        if (source := manifest.folder / name).exists():
             shutil.copyfile(source, folder / name)
-    unfinished = [each for each in manifest.files if not (folder / each.file).exists()]
-    if unfinished:
-        raise CheckpointError(f"{manifest.folder} has no {unfinished[0].file}.")
+    for record in manifest.files:
+        manifest.copy_file(record, folder)
 
 
 def _write_samples(
@@ -175,12 +172,10 @@ def _model_card(
     timm: bool,
 ) -> str:
     """Return the content of `README.md`, which begins with the hub's metadata."""
-    known, files = licence(card), manifest.files if manifest else ()
-    # The hub has ids of single licences.
-    is_id = re.fullmatch(r"[a-z][a-z0-9.-]+", known.lower())
+    files = manifest.files if manifest else ()
     runtimes = [FORMATS[each.format].runtime.name for each in files]
-    return page.render(
-        "hub.md.j2", card=card, repo=repo, files=files, answers=answers, timm=timm,
-        licence=known, licence_id=known.lower() if is_id else "other",
-        libraries=[*dict.fromkeys(runtimes)], folder=_EXPORT,
+    template = page.environment(escape_markdown).get_template("hub.md.j2")
+    return template.render(
+        card=card, repo=repo, files=files, answers=answers, timm=timm, folder=_EXPORT,
+        licence=licence(card), libraries=[*dict.fromkeys(runtimes)], cell=markdown_cell,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ _BESIDE = {
 }  # fmt: skip
 _MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 _BLOCK = 2**20
+_CHANGED = "the file has changed since it was exported (sha256 differs)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,17 @@ class Manifest:
         files = [(each.file, each.verification.problems) for each in self.files]
         return [f"{file}: {each}" for file, problems in files for each in problems]
 
+    def copy_file(self, record: FileRecord, folder: Path) -> None:
+        """Copy a file into a folder; an ExportError if it is not as it was exported."""
+        path = self.folder / record.file
+        if problems := changes(path, record.sha256):
+            raise ExportError(
+                "Only files as they were exported can be published; export the model "
+                f"again. Received: {path}: {problems[0]}"
+            )
+        copy = shutil.copytree if path.is_dir() else shutil.copyfile
+        copy(path, folder / record.file)
+
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
         return {
@@ -289,3 +302,13 @@ def size_and_hash(path: Path) -> tuple[int, str]:
                 digest.update(block)
         size += length
     return size, digest.hexdigest()
+
+
+def changes(path: Path, digest: str) -> list[str]:
+    """Tell whether a file is not the one that was exported, without opening it."""
+    try:
+        return [] if size_and_hash(path)[1] == digest else [_CHANGED]
+    except FileNotFoundError:
+        return [f"There is no file {path}."]
+    except OSError as error:
+        return [f"it cannot be read ({error})"]

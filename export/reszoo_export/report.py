@@ -17,7 +17,7 @@ from reszoo.preprocessing import to_image
 from reszoo.report import page
 from reszoo.report.page import Outside, Picture, Table, code_span, number
 from reszoo.training.report import recipe_defaults, reliability_diagram
-from reszoo_export.benchmark import latency_cells
+from reszoo_export.benchmark import LATENCY_COLUMNS, latency_cells
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import FileRecord, Manifest
 from reszoo_export.metadata import licence
@@ -188,24 +188,21 @@ def _class_table(
         return None
     outputs = reference.outputs[reference.compared]
     found = class_rows(confusion_matrix(reference.targets, outputs))
-    losses, rows = {}, {}
+    rows = []
     for row in (each for each in found if each.recall is not None):
         recalls = [each.verification.recalls[row.index] for each in measured]
-        losses[row.index] = min(recall or 0 for recall in recalls) - (row.recall or 0)
-        rows[row.index] = [
-            Outside(card.label(row.index)),
-            number(row.images),
-            *(number(recall, ".1%") for recall in (row.recall, *recalls)),
-        ]
-    order = sorted(losses, key=lambda index: (losses[index], index))[:_CLASSES]
+        loss = min(recall or 0 for recall in recalls) - (row.recall or 0)
+        shares = (number(recall, ".1%") for recall in (row.recall, *recalls))
+        cells = [Outside(card.label(row.index)), number(row.images), *shares]
+        rows.append((loss, row.index, cells))
     columns = ("class", "images", "model", *(each.file for each in measured))
-    return Table("Accuracy by class", columns, [rows[index] for index in order], (0,))
+    first = [cells for _, _, cells in sorted(rows)[:_CLASSES]]
+    return Table("Accuracy by class", columns, first, (0,))
 
 
 def _reliability(files: Sequence[FileRecord]) -> dict[str, Any] | None:
     """Return what is shown of calibration, of files whose model has a temperature."""
-    measured = [(each, each.verification.reliability) for each in files]
-    known = [(each, found) for each, found in measured if found]
+    known = [(each, f) for each in files if (f := each.verification.reliability)]
     if not known:
         return None
     rows = [
@@ -222,10 +219,7 @@ def _reliability(files: Sequence[FileRecord]) -> dict[str, Any] | None:
 
 
 def _cost_table(files: Sequence[FileRecord]) -> Table:
-    columns = (
-        "file", "size", "median latency", "p90", "p99", "images/s", "cold start",
-        "memory",
-    )  # fmt: skip
+    columns = ("file", "size", "median latency", *LATENCY_COLUMNS[1:-1])
     rows = []
     for each in files:
         cells = latency_cells(each.latency, ",.0f")[:-1]
@@ -245,8 +239,7 @@ def _tensor_table(files: Sequence[FileRecord]) -> Table:
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:
-    sides = ["batch" if side in (-1, None) else str(side) for side in tensor["shape"]]
-    shape = " x ".join(sides)
+    shape = " x ".join("batch" if s in (-1, None) else str(s) for s in tensor["shape"])
     if "scale" not in tensor:
         return shape
     return f"{shape}, scale {tensor['scale']:.6g}, zero point {tensor['zero_point']}"
@@ -305,13 +298,9 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     """
     for name, value in content.items():
         if isinstance(value, Mapping):
-            shown = dict(value)
             if name == "recipe":
-                usual = recipe_defaults(value.get("name"))
-                same = shown.keys() & usual.keys() - {"name"}
-                shown = {
-                    k: v for k, v in shown.items() if k not in same or v != usual[k]
-                }
-            yield from _leaves(shown, f"{prefix}{name}.")
+                usual = {**recipe_defaults(value.get("name")), "name": None}
+                value = {k: v for k, v in value.items() if v != usual.get(k, ...)}
+            yield from _leaves(value, f"{prefix}{name}.")
         elif value is not None:
             yield f"{prefix}{name}", str(value)

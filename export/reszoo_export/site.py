@@ -8,14 +8,14 @@ import subprocess
 import tarfile
 import tempfile
 from base64 import b64encode
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from reszoo import files
+from reszoo.cards import public_origin
 from reszoo.console import say
 from reszoo.errors import ExportError, ReszooError, UsageError
 from reszoo.report.page import environment, escape_html
@@ -42,6 +42,14 @@ class _Package:
     @property
     def cached(self) -> Path:
         return files.cache_folder() / "npm" / self.name / self.version
+
+    def wrong(self, folder: Path) -> list[str]:
+        """Return which files a folder lacks, or has with other contents."""
+        return [
+            name for name, sha256 in self.files.items()
+            if not (path := folder / name).is_file()
+            or _sha256(path.read_bytes()) != sha256
+        ]  # fmt: skip
 
 
 # Runtime -> its packages, of which the first names it.
@@ -81,11 +89,12 @@ def write_site(
     Raises:
         UsageError: The export has no file that browsers can run, the output exists,
             or there is no npm to vendor with.
-        ExportError: The folder is not an export, or npm's package has other content.
+        ExportError: The folder is not an export, a file of it is missing or has
+            changed, or npm's package has other content.
     """
     manifest = read_manifest(Path(folder).expanduser())
-    records = [each for each in manifest.files if _runs(each)]
-    if not records:
+    usable = replace(manifest, files=tuple(filter(_runs, manifest.files)))
+    if not usable.files:
         raise UsageError(
             "A site needs .onnx or .tflite files with float32 or uint8 input that give "
             "probabilities or logits. Received: "
@@ -97,14 +106,17 @@ def write_site(
         inputs=[manifest.folder],
     )  # fmt: skip
     target = replaceable()
-    runtimes = dict.fromkeys(FORMATS[each.format].runtime.name for each in records)
+    runtimes = dict.fromkeys(FORMATS[each.format].runtime.name for each in usable.files)
     packages = [package for name in runtimes for package in _PACKAGES[name]]
-    vendor = _vendors(packages) if vendor is None else vendor
+    if vendor is None:
+        cached = not any(each.wrong(each.cached) for each in packages)
+        if not (vendor := cached or bool(shutil.which("npm"))):
+            say("npm is not installed: browsers load the runtimes from jsDelivr.")
     if vendor:
         for package in packages:
             _fetch(package)
     with files.atomic_folder(target, replaceable) as site:
-        _write(site, manifest, records, packages, vendor)
+        _write(site, usable, packages, vendor)
     return target
 
 
@@ -124,16 +136,9 @@ def _named(folder: Path) -> list[str] | None:
     return [each for each in contents if isinstance(each, str)]
 
 
-def _vendors(packages: Iterable[_Package]) -> bool:
-    found = bool(shutil.which("npm")) or all(each.cached.is_dir() for each in packages)
-    if not found:
-        say("npm is not installed: browsers load the runtimes from jsDelivr.")
-    return found
-
-
 def _fetch(package: _Package) -> None:
     """Have npm download a package into the cache, unless it is there."""
-    if package.cached.is_dir():
+    if not package.wrong(package.cached):
         return
     spec = f"{package.name}@{package.version}"
     if not (npm := shutil.which("npm")):
@@ -142,43 +147,39 @@ def _fetch(package: _Package) -> None:
             "Node.js, or pass --no-vendor to load the runtimes from a CDN."
         )
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", "--silent", "--pack-destination", folder, spec]
+        command = [npm, "pack", "--loglevel=error", "--pack-destination", folder]
+        command += ["--fetch-retries=1", spec]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr or done.stdout).strip()
-            raise ReszooError(f"npm cannot download {spec}: {reason}")
+            reason = public_origin(" ".join((done.stderr or done.stdout).split()))
+            raise ReszooError(
+                f"npm cannot download {spec}: {reason}. Check the network, or pass "
+                "--no-vendor to load the runtimes from a CDN."
+            )
         (archive,) = Path(folder).glob("*.tgz")
-        with (
-            tarfile.open(archive) as packed,
-            files.atomic_folder(package.cached) as cache,
-        ):
-            for name, sha256 in package.files.items():
-                member = packed.extractfile(f"package/{name}")
-                content = member.read() if member else b""
-                if b64encode(hashlib.sha256(content).digest()).decode() != sha256:
-                    raise ExportError(
-                        f"{name} of npm's {spec} must have the SHA-256 {sha256} (in "
-                        "base64). Received: another file; nothing was kept."
-                    )
-                (cache / name).parent.mkdir(exist_ok=True)
-                (cache / name).write_bytes(content)
+        with files.atomic_folder(package.cached) as cache:
+            with tarfile.open(archive) as packed:
+                for member in packed:
+                    name = member.name.removeprefix("package/")
+                    if name in package.files and (file := packed.extractfile(member)):
+                        (cache / name).parent.mkdir(exist_ok=True)
+                        (cache / name).write_bytes(file.read())
+            for name in package.wrong(cache):
+                raise ExportError(
+                    f"{name} of npm's {spec} must have the SHA-256 "
+                    f"{package.files[name]} (in base64). Received: another file, or "
+                    "none; nothing was kept."
+                )
 
 
-def _write(
-    site: Path,
-    manifest: Manifest,
-    records: list[FileRecord],
-    packages: list[_Package],
-    vendor: bool,
-) -> None:
+def _write(site: Path, manifest: Manifest, used: list[_Package], vendor: bool) -> None:
     for name in _STATIC:
         files.write_text(site / name, (_TEMPLATES / name).read_text(encoding="utf-8"))
-    files.write_text(site / "preprocess.js", preprocess_js(records[0], manifest))
-    for record in records:
-        shutil.copyfile(manifest.folder / record.file, site / record.file)
-    imports: dict[str, str] = {}
+    files.write_text(site / "preprocess.js", preprocess_js(manifest.files[0], manifest))
+    for record in manifest.files:
+        manifest.copy_file(record, site)
     assets: dict[str, dict[str, str]] = {}
-    for package in packages:
+    for package in used:
         start = f"{package.name}@{package.version}"
         where = f"./runtimes/{start}" if vendor else f"{_CDN}/{start}"
         for file, sha256 in package.files.items():
@@ -189,14 +190,14 @@ def _write(
                 shutil.copyfile(package.cached / file, site / url)
             asset = {"url": url, "integrity": f"sha256-{sha256}"}
             names = [name for name, each in package.imports.items() if each == file]
-            imports |= dict.fromkeys(names, url)
             assets[names[0] if names else Path(file).name] = asset
-    files.write_text(site / "index.html", _page(manifest, imports, assets, vendor))
+    modules = {name: assets[name] for each in used for name in each.imports}
+    files.write_text(site / "index.html", _page(manifest, modules, vendor))
     confidence = manifest.card.confidence
     content = {
         "labels": manifest.card.labels,
         "unknownBelow": confidence and confidence.min_probability,
-        "files": [_described(record) for record in records],
+        "files": [_described(record) for record in manifest.files],
         "assets": assets,
         "contents": sorted({*files.folder_entries(site), SITE_FILE}),
     }
@@ -222,22 +223,20 @@ def _described(record: FileRecord) -> dict[str, Any]:
     }
 
 
-def _page(
-    manifest: Manifest,
-    imports: dict[str, str],
-    assets: dict[str, dict[str, str]],
-    vendor: bool,
-) -> str:
-    hashes = {each["url"]: each["integrity"] for each in assets.values()}
-    integrity = {url: hashes[url] for url in imports.values()}
+def _page(manifest: Manifest, modules: dict[str, dict[str, str]], vendor: bool) -> str:
+    imports = {name: each["url"] for name, each in modules.items()}
+    integrity = {each["url"]: each["integrity"] for each in modules.values()}
     # "<" would end the script; the hash in the policy is of these very characters.
     table = json.dumps({"imports": imports, "integrity": integrity})
     table = table.replace("<", "\\u003c")
     text = (_TEMPLATES / "index.html.j2").read_text(encoding="utf-8")
     return environment(escape_html).from_string(text).render(
         title=manifest.card.architecture.name,
-        summary=summary(manifest.card).partition(". ")[0] + ".",
-        licence=licence(manifest.card), imports=table,
-        digest=b64encode(hashlib.sha256(table.encode()).digest()).decode(),
+        summary=summary(manifest.card).rpartition(". ")[0] + ".",
+        licence=licence(manifest.card), imports=table, digest=_sha256(table.encode()),
         cdn="" if vendor else " " + _CDN.rpartition("/")[0],
     )  # fmt: skip
+
+
+def _sha256(content: bytes) -> str:
+    return b64encode(hashlib.sha256(content).digest()).decode()

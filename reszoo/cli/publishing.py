@@ -3,9 +3,11 @@
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +43,8 @@ def web(
     show(
         {"folder": str(site), "page": str(site / "index.html")},
         f"{where}/index.html is the page, for any static host over HTTPS. Try it: "
-        f"python -m http.server --directory {where}\nand open http://localhost:8000.",
+        f"python -m http.server --directory {shlex.quote(where)}\n"
+        "and open http://localhost:8000.",
     )
 
 
@@ -168,11 +171,9 @@ def _short(path: str) -> str:
 
 def _memory() -> float | None:
     """Return the machine's memory in GB, None where the system does not tell."""
-    try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    return round(pages * size / 1e9, 1)
+    with suppress(AttributeError, ValueError, OSError):
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    return None
 
 
 def _gpus() -> list[str]:
@@ -190,21 +191,23 @@ def _gpus() -> list[str]:
 
 def _libraries() -> dict[str, str | None]:
     """Return the versions of all dependencies; None for those not installed."""
-    try:
+    required: list[str] = []
+    with suppress(metadata.PackageNotFoundError):
         required = metadata.requires("reszoo") or []
-    except metadata.PackageNotFoundError:
-        required = []
     names = [found[0] for each in required if (found := re.match(r"[\w.-]+", each))]
     versions: dict[str, str | None] = {}
     for name in sorted({*names, *_OTHERS}, key=str.lower):
-        try:
+        versions[name] = None
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
 def _size(folder: Path) -> float:
     """Return how many MB (10**6 bytes) the files in a folder take."""
-    files = (path for path in folder.rglob("*") if not path.is_symlink())
-    return round(sum(each.stat().st_size for each in files if each.is_file()) / 1e6, 1)
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # Other processes may remove files meanwhile.
+                size += (Path(place) / name).lstat().st_size
+    return round(size / 1e6, 1)

@@ -17,6 +17,7 @@ from reszoo_export.manifest import (
     FileRecord,
     Manifest,
     Verification,
+    changes,
     is_export,
     read_manifest,
     size_and_hash,
@@ -28,7 +29,6 @@ from reszoo_export.verification.reference import Reference, read_reference
 
 # ResNet-152 on one slow core takes a second for an image.
 _SECONDS_TO_OPEN, _SECONDS_PER_IMAGE = 300.0, 10.0
-_CHANGED = "the file has changed since it was exported (sha256 differs)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
     beside = [
         f"{name}: {problem}"
         for name, digest in manifest.beside.items()
-        for problem in _changes(manifest.folder / name, digest)
+        for problem in changes(manifest.folder / name, digest)
     ]
     labels = card_files(manifest.card).get(LABELS_FILE, "").encode()
     if labels and not beside and (folder / LABELS_FILE).read_bytes() != labels:
@@ -97,7 +97,7 @@ def _verify_again(
     manifest: Manifest, record: FileRecord, reference: Reference
 ) -> FileRecord:
     path = manifest.folder / record.file
-    problems = _changes(path, record.sha256)
+    problems = changes(path, record.sha256)
     row, options = FORMATS[record.format], manifest.options
     if not problems:
         try:
@@ -112,16 +112,6 @@ def _verify_again(
             problems = [str(error)]
     before = replace(record.verification, problems=tuple(problems))
     return replace(record, verification=before)
-
-
-def _changes(path: Path, digest: str) -> list[str]:
-    """Tell whether a file is not the one that was exported, without opening it."""
-    try:
-        return [] if size_and_hash(path)[1] == digest else [_CHANGED]
-    except FileNotFoundError:
-        return [f"There is no file {path}."]
-    except OSError as error:
-        return [f"it cannot be read ({error})"]
 
 
 def problem_list(folder: Path, problems: Sequence[str]) -> list[str]:

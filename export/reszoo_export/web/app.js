@@ -106,8 +106,8 @@ function showAnswer(probabilities) {
 
 function classifyPhoto(file) {
   if (!file) return;
-  stopCamera();
   then(async () => {
+    stopCamera();
     say("");
     shown = undefined;
     URL.revokeObjectURL($("photo").src);
@@ -138,14 +138,16 @@ async function startCamera() {
     throw new Error(reasons[error.name] ?? `The camera cannot be opened: ${error.message}`);
   }
   say("");
+  const [track] = stream.getVideoTracks();
+  track.onended = stopCamera; // It was unplugged, or the permission was taken back.
   $("video").srcObject = stream;
-  $("video").classList.toggle("mirrored", facing === "user");
+  // As in a mirror, if it is known to face the visitor; asked for is not given.
+  $("video").classList.toggle("mirrored", (track.getSettings().facingMode ?? facing) === "user");
   await $("video").play();
   show("video");
   const cameras = await navigator.mediaDevices.enumerateDevices();
   $("flip").hidden = cameras.filter(({ kind }) => kind === "videoinput").length < 2;
   $("camera").textContent = "Stop camera";
-  $("camera").setAttribute("aria-pressed", "true");
   watch(stream);
 }
 
@@ -167,12 +169,11 @@ function stopCamera() {
   for (const track of stream.getTracks()) track.stop();
   stream = undefined;
   $("camera").textContent = "Start camera";
-  $("camera").setAttribute("aria-pressed", "false");
   $("flip").hidden = true;
   show("hint");
 }
 
-const toggle = () => (stream ? stopCamera() : then(startCamera));
+const toggle = () => (stream ? stopCamera() : then(() => stream || startCamera()));
 $("camera").onclick = toggle;
 $("flip").onclick = () => {
   facing = facing === "user" ? "environment" : "user";
