@@ -48,6 +48,9 @@ def test_a_report_tells_settings_but_neither_home_nor_secrets(
     monkeypatch.setenv("RESZOO_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
     monkeypatch.setenv("HF_TOKEN", "secret")
+    # Terraform's, whose names begin as TensorFlow's.
+    for name in ("TF_TOKEN_app_terraform_io", "TF_VAR_key", "TF_HTTP_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/weights").write_bytes(bytes(3_000_000))
     found = describe_environment()

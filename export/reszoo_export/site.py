@@ -149,7 +149,7 @@ def _fetch(package: _Package) -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", "--loglevel=error", "--pack-destination", folder]
         command += ["--fetch-retries=1", spec]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             reason = public_origin(" ".join((done.stderr or done.stdout).split()))
             raise ReszooError(

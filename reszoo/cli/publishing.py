@@ -21,7 +21,11 @@ from reszoo.files import cache_folder
 
 # Not dependencies, but what reszoo meets in the wild.
 _OTHERS = ("torch", "torchvision", "timm", "openvino", "mediapipe", "jax", "keras-hub")
-_VARIABLES = re.compile(r"RESZOO_|TF_|KERAS_|CUDA_VISIBLE|ONEDNN|OMP_|XLA_|HF_HUB_OFF")
+# TensorFlow's among TF_...; Terraform's may be secrets.
+_VARIABLES = re.compile(
+    "RESZOO_HOME|KERAS_|CUDA_VISIBLE|ONEDNN|OMP_|XLA_|HF_HUB_(OFF|DISABLE_XET)|"
+    "TF_(CONFIG|CPP|CUDNN|DETERMINISTIC|DISABLE|ENABLE|FORCE|GPU|NUM|ONEDNN|USE|XLA)"
+)
 _TOOLS = ("npm", "nvidia-smi", "chromium")
 
 
@@ -165,8 +169,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _short(path: str) -> str:
-    home = str(Path.home())
-    return f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path
+    return re.sub(f"^{re.escape(str(Path.home()))}(?=/)", "~", path)
 
 
 def _memory() -> float | None:
