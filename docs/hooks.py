@@ -188,7 +188,7 @@ def command_reference() -> Iterator[str]:
             for each in command.params
             if (record := each.get_help_record(context))
         ]
-        rows = ["| argument or option | |", "|---|---|"] + [
+        rows = ["| argument or option | meaning |", "|---|---|"] + [
             f"| `{' '.join(names.split())}` | {cell(text)} |" for names, text in rows
         ]
         yield "\n".join(rows)

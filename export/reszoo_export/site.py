@@ -207,7 +207,6 @@ def _write(site: Path, manifest: Manifest, used: list[_Package], vendor: bool) -
 def _described(record: FileRecord) -> dict[str, Any]:
     row = FORMATS[record.format]
     package = _PACKAGES[row.runtime.name][0]
-    sha256 = b64encode(bytes.fromhex(record.sha256)).decode()
     output = classifying_output(record)
     maps = [each for each in record.outputs if each["name"] == CAM]
     return {
@@ -215,7 +214,7 @@ def _described(record: FileRecord) -> dict[str, Any]:
         "name": f"{record.file} ({row.precision}, {record.bytes / 1e6:.1f} MB)",
         "runtime": row.runtime.name,
         "library": f"{package.name} {package.version}",
-        "integrity": f"sha256-{sha256}",
+        "integrity": "sha256-" + b64encode(bytes.fromhex(record.sha256)).decode(),
         "input": record.inputs[0],
         "output": output,
         "outputs": [each["name"] for each in (output, *maps)],
@@ -231,8 +230,8 @@ def _page(manifest: Manifest, modules: dict[str, dict[str, str]], vendor: bool) 
     table = table.replace("<", "\\u003c")
     text = (_TEMPLATES / "index.html.j2").read_text(encoding="utf-8")
     return environment(escape_html).from_string(text).render(
-        title=manifest.card.architecture.name,
-        summary=summary(manifest.card).rpartition(". ")[0] + ".",
+        title=(name := manifest.card.architecture.name),
+        summary=summary(manifest.card).removeprefix(f"{name}, ").rpartition(". ")[0],
         licence=licence(manifest.card), imports=table, digest=_sha256(table.encode()),
         cdn="" if vendor else " " + _CDN.rpartition("/")[0],
     )  # fmt: skip

@@ -426,15 +426,16 @@ def _parsed(text: str, options: tuple[Any, ...]) -> Any:
     return text
 
 
-# "none" is None where the field may be None.
 _TABLES = fields.read_tables("reszoo.training", "recipes.toml")
 RECIPES = {
     name: Recipe(name=name, **{
+        # "none" is None where the field may be None.
         k: _parsed(v, fields.options_of(Recipe, k)) if v == "none" else v
         for k, v in row.items()
     })
     for name, row in fields.inherited(_TABLES).items()
 }  # fmt: skip
+"""Recipes by the names that `train` takes, each a `Recipe`."""
 
 
 def repeat_command(
