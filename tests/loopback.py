@@ -128,8 +128,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(
                 {"url": f"{site.url}/{made['organization']}/{made['name']}"}
             )
-        if self.path.startswith(("/v1/xorbs/", "/v1/shards", "/shards")):
-            # The storage behind the hub, in its own format.
+        if re.match(r"/v\d/", self.path):
+            # The storage behind the hub, in the first version of its protocol.
+            if not self.path.startswith(("/v1/xorbs/", "/v1/shards")):
+                return self._head(404)
             site.stored.append(content)
             return self._json({"was_inserted": True, "result": 1})
         assert self.path == "/api/validate-yaml", self.path

@@ -150,16 +150,15 @@ def _upload(folder: Path, repo: str, private: bool) -> dict[str, str]:
     api = hub.HfApi(library_name="reszoo", library_version=reszoo.__version__)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        message = f"Upload with reszoo {reszoo.__version__}"
-        commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=message
-        )
+        what = {"commit_message": f"Upload with reszoo {reszoo.__version__}"}
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, **what)
     # Its releases use different HTTP libraries, whose errors have no common base.
     except Exception as error:
         reason = public_origin(" ".join(str(error).split()).rstrip("."))
         raise ReszooError(
             f"hf://{repo} cannot be written: {reason}. Log in with `hf auth login`, or "
-            "set HF_TOKEN to a token with write access."
+            "set HF_TOKEN to a token with write access. Without the hub's Xet storage: "
+            "set HF_HUB_DISABLE_XET=1."
         ) from error
     return {"commit": commit.oid, "url": f"{api.endpoint}/{repo}"}
 
