@@ -558,7 +558,7 @@ def test_a_photo_that_is_dropped_while_the_camera_starts_is_answered(
     assert "frames" not in page.run(_TEXT.replace("NAME", "timing"))
 
 
-_ODD = {
+_ODD: dict[str, tuple[Any, tuple[int, int, int]]] = {
     "one grey class": (["only"], (24, 40, 1)),
     "a thousand without labels": (1000, (32, 32, 3)),
     "odd labels": (

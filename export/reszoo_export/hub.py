@@ -150,8 +150,8 @@ def _upload(folder: Path, repo: str, private: bool) -> dict[str, str]:
     api = hub.HfApi(library_name="reszoo", library_version=reszoo.__version__)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        what = {"commit_message": f"Upload with reszoo {reszoo.__version__}"}
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, **what)
+        text = f"Upload with reszoo {reszoo.__version__}"
+        done = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=text)
     # Its releases use different HTTP libraries, whose errors have no common base.
     except Exception as error:
         reason = public_origin(" ".join(str(error).split()).rstrip("."))
@@ -160,7 +160,7 @@ def _upload(folder: Path, repo: str, private: bool) -> dict[str, str]:
             "set HF_TOKEN to a token with write access. Without the hub's Xet storage: "
             "set HF_HUB_DISABLE_XET=1."
         ) from error
-    return {"commit": commit.oid, "url": f"{api.endpoint}/{repo}"}
+    return {"commit": done.oid, "url": f"{api.endpoint}/{repo}"}
 
 
 def _model_card(

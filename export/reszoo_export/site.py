@@ -110,7 +110,8 @@ def write_site(
     packages = [package for name in runtimes for package in _PACKAGES[name]]
     if vendor is None:
         cached = not any(each.wrong(each.cached) for each in packages)
-        if not (vendor := cached or bool(shutil.which("npm"))):
+        vendor = cached or shutil.which("npm") is not None
+        if not vendor:
             say("npm is not installed: browsers load the runtimes from jsDelivr.")
     if vendor:
         for package in packages:
