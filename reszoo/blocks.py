@@ -19,7 +19,7 @@ from typing import Any
 import keras
 
 from reszoo.errors import UsageError, known
-from reszoo.layers import BatchNormalization, classifier, layer_seed
+from reszoo.layers import BatchNormalization, check_names, classifier, layer_seed
 from reszoo.specs import Shortcut
 
 Tensor = Any
@@ -135,6 +135,7 @@ def mlp(
             f"classifier. Received: layers={layers}."
         )
     is_plain = known("shortcut", shortcut, _SHORTCUTS) == "none"
+    check_names()
     image = keras.Input(tuple(input_shape), name="image")
     x = keras.layers.Flatten(name="flatten")(image)
     x = _through([*_linear("", 1, width, seed), keras.layers.ReLU(name="relu")], x)

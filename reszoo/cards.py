@@ -299,14 +299,18 @@ class AttachedCard:
 
     def of_weights(self, layers: Layers) -> Card:
         """Return the card of these weights: what was measured with others goes."""
-        compiled = self.card.provenance.get("source") == COMPILED
-        if compiled or self.weights == checksum(layers):
+        if self.weights == checksum(layers):
             return self.card
+        if self.card.provenance.get("source") == COMPILED:
+            return replace(self.card, metrics=(), confidence=None)
         return self.card.after({"source": CHANGED})
 
 
-def describe_structure(layers: Iterable[tuple[str, str]]) -> int:
-    """Return a checksum of the class names and names of a model's layers."""
+def describe_structure(layers: Iterable[tuple[str, str, int, str]]) -> int:
+    """Return a checksum of the layers of a model: class, name, units, initializer.
+
+    The last two of dense layers: another classifier may have the name of reszoo's.
+    """
     return zlib.crc32(json.dumps(sorted(layers)).encode())
 
 

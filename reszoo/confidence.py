@@ -13,8 +13,10 @@ from reszoo import defaults, metrics
 from reszoo.cards import Confidence
 from reszoo.data import sources
 from reszoo.data.splits import calibration_halves
+from reszoo.environment import check_backend
 from reszoo.errors import DataError, UsageError
 from reszoo.fields import check_range
+from reszoo.weights.location import checkpoint_in
 from reszoo.zoo import get_card, load, save, set_card
 
 if TYPE_CHECKING:
@@ -58,18 +60,24 @@ def calibrate(
         UsageError: An argument is out of range.
     """
     check_range("keep", keep, "(0, 1]", float)
+    check_backend("calibrate")
     path = model if isinstance(model, str | os.PathLike) else None
     loaded = load(path) if path is not None else model
-    target = output or path
-    if target is not None and Path(target).suffix not in (".safetensors", ""):
+    # A folder of a run means its best checkpoint.
+    target = None if path is None else checkpoint_in(Path(path)) or Path(path)
+    fits = target is None or (target.suffix == ".safetensors" and target.is_file())
+    if output is not None:
+        target = Path(output)
+        fits = target.suffix in (".safetensors", "")
+    if not fits:
         raise UsageError(
             "Only .safetensors checkpoints hold a card. Received: "
             f"{target}; give output=NAME.safetensors (--output)."
         )
     card = get_card(loaded)
-    share = sources.recorded_share(card.provenance)
-    source = sources.open_source(data, bad_images=bad_images, validation_share=share)
+    source = sources.open_for(card, data, bad_images)
     source = sources.match_classes(source, card.labels, card.architecture.classes)
+    source.announce()
     if "validation" not in source.splits:
         raise DataError(
             "Calibration needs a validation split, for test images are kept for "

@@ -10,7 +10,19 @@ from typing import Any
 import keras
 import numpy as np
 
+from reszoo.errors import UsageError
+
 Shape = tuple[int | None, ...]
+
+
+def check_names() -> None:
+    """Raise UsageError where Keras runs on torch."""
+    if keras.backend.backend() == "torch":
+        raise UsageError(
+            "Keras on torch has no layers with dots in their names, which models of "
+            "reszoo have. Received: KERAS_BACKEND=torch; start Python with "
+            "KERAS_BACKEND=tensorflow or jax."
+        )
 
 
 def layer_seed(seed: int | None, layer: str) -> int | None:

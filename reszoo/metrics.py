@@ -70,18 +70,16 @@ def class_rows(confusion: Counts) -> list[ClassRow]:
     columns = (hits, confusion.sum(1), confusion.sum(0), wrong.argmax(1), wrong.max(1))
     rows = [
         ClassRow(
-            index=index,
-            images=images,
+            index=index, images=images,
             precision=right / predicted if predicted else None,
             recall=right / images if images else None,
             f1=2 * right / (predicted + images) if predicted + images else None,
-            confused_with=worst if confused else None,
-            confused=confused,
+            confused_with=worst if confused else None, confused=confused,
         )
         for index, (right, images, predicted, worst, confused) in enumerate(
             np.stack(columns, 1).tolist()
         )
-    ]
+    ]  # fmt: skip
     return sorted(rows, key=lambda row: math.inf if row.recall is None else row.recall)
 
 

@@ -24,6 +24,7 @@ from reszoo.layers import (
     KeyedDropout,
     ScaleShift,
     StochasticDepth,
+    check_names,
     classifier,
     layer_seed,
     subsample_first,
@@ -36,17 +37,11 @@ _NHWC = {"data_format": "channels_last"}
 
 
 def build_resnet(
-    architecture: Architecture,
-    *,
-    folded: bool = False,
-    zero_init_residual: bool = False,
-    stochastic_depth: float = 0.0,
-    keyed: bool = False,
-    head_dropout: float = 0.0,
-    synchronized: bool = False,
-    seed: int | None = None,
-    name: str | None = None,
-) -> keras.Model:
+    architecture: Architecture, *, folded: bool = False,
+    zero_init_residual: bool = False, stochastic_depth: float = 0.0,
+    keyed: bool = False, head_dropout: float = 0.0, synchronized: bool = False,
+    seed: int | None = None, name: str | None = None,
+) -> keras.Model:  # fmt: skip
     """Build the model that an architecture describes, with fresh weights.
 
     Args:
@@ -72,12 +67,7 @@ def build_resnet(
         A functional model from `(batch, height, width, channels)` to logits,
         probabilities, pooled features, or feature maps.
     """
-    if keras.backend.backend() == "torch":
-        raise UsageError(
-            "Keras on torch has no layers with dots in their names, which models of "
-            "reszoo have. Received: KERAS_BACKEND=torch; start Python with "
-            "KERAS_BACKEND=tensorflow or jax."
-        )
+    check_names()
     builder = _Builder(**{k: value for k, value in locals().items() if k != "name"})
     return builder.model(name or architecture.name)
 

@@ -254,6 +254,10 @@ def own_card(model: keras.Model) -> AttachedCard:
             f"For other classes use reszoo.build(..., classes=[...]). {way_out}"
         )
     reason = "reszoo did not make it"
+    for name in (each.name for each in model.layers if isinstance(each, keras.Model)):
+        if attached_card(model.get_layer(name)):
+            inside = f"reszoo.card(model.get_layer({name!r}))"
+            reason = f"reszoo made only the model inside it, whose card is {inside}"
     if {"conv1", "layer1.0.conv1"} <= {layer.name for layer in model.layers}:
         reason = (
             "its layers are named as reszoo's, but its config holds no card (reszoo "
@@ -273,7 +277,11 @@ def attached_card(model: keras.Model) -> AttachedCard | None:
 
 
 def _structure(model: keras.Model) -> int:
-    return describe_structure((type(each).__name__, each.name) for each in model.layers)
+    dense = {each: getattr(each, "units", 0) for each in model.layers}
+    return describe_structure(
+        (type(x).__name__, x.name, n, type(x.kernel_initializer).__name__ if n else "")
+        for x, n in dense.items()
+    )
 
 
 def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:
@@ -290,13 +298,16 @@ def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:
             "with its classes: reszoo.build(name, weights=..., classes=[...])."
         )
     found = attached_card(model)
-    stale = found is not None and found.card.metrics == card.metrics != ()
-    if found and stale and found.weights != checksum(layers_of(model)):
-        raise UsageError(
-            "The metrics of a card must be of the weights that are saved. Received: "
-            f"those measured before the weights of {model.name!r} changed; leave card "
-            "out, or use dataclasses.replace(card, metrics=())."
-        )
+    if found is None or found.weights == checksum(layers_of(model)):
+        return
+    for name in ("metrics", "confidence"):
+        if getattr(card, name) and getattr(card, name) == getattr(found.card, name):
+            raise UsageError(
+                f"The {name} of a card must be of the weights that are saved. Received:"
+                f" those measured before the weights of {model.name!r} changed; leave "
+                "card out, or use dataclasses.replace(card, metrics=(), "
+                "confidence=None)."
+            )
 
 
 def load_report(model: keras.Model) -> LoadReport | None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ CALLS: dict[str, Any] = {
     "predict": lambda m, _: reszoo.Predictor(m).predict(X[0].astype(np.uint8)),
     "study": lambda _, folder: reszoo.study(output=folder / "study"),
     "gradient_norms": lambda m, _: reszoo.gradient_norms(m, X, Y),
+    "calibrate": lambda m, _: reszoo.calibrate(m, (X.astype(np.uint8), Y)),
+    "explain": lambda m, _: reszoo.explain(m, X[0].astype(np.uint8)),
+    "features": lambda m, _: reszoo.features(m, (X.astype(np.uint8), Y)),
+    "check_weights": lambda _, folder: reszoo.check_weights("resnet18", images=folder),
 }
 
 
@@ -40,8 +45,24 @@ def test_torch_is_refused_before_a_layer_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
-    with pytest.raises(reszoo.UsageError, match=r"Received: KERAS_BACKEND=torch; sta"):
-        reszoo.build("resnet8")
+    for build in (partial(reszoo.build, "resnet8"), partial(reszoo.mlp, 4)):
+        with pytest.raises(reszoo.UsageError, match=r"ved: KERAS_BACKEND=torch; sta"):
+            build()
+
+
+def test_a_backend_that_is_not_installed_is_no_part_of_reszoo(tmp_path: Path) -> None:
+    (tmp_path / "jax.py").write_text("raise ModuleNotFoundError(name='jax')")
+    places = ":".join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "reszoo", "convert", "x.pth", str(tmp_path / "y")],
+        env={"KERAS_BACKEND": "jax", "PATH": "", "PYTHONPATH": places},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert (
+        done.stderr.splitlines()[-1]
+        == "reszoo: this needs jax, which KERAS_BACKEND asks for"
+    )
 
 
 def test_jax_builds_saves_loads_and_fits_and_says_the_rest(tmp_path: Path) -> None:

@@ -343,3 +343,12 @@ def test_the_command_stores_what_it_prints(
     assert found is not None
     told = capsys.readouterr().out
     assert f"Temperature {found.temperature:.3f}, from {found.images} images" in told
+
+
+def test_a_run_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
+    folder, data = tmp_path / "run", arrays()
+    folder.mkdir()
+    reszoo.save(tiny(None), folder / "best.safetensors")
+    found = reszoo.calibrate(folder, data)
+    assert [path.name for path in folder.iterdir()] == ["best.safetensors"]
+    assert reszoo.card(reszoo.load(folder)).confidence == found

@@ -120,3 +120,14 @@ def test_a_teacher_must_fit(teacher: Path) -> None:
         find_recipe("cifar", distillation_weight=0.5)
     with pytest.raises(reszoo.UsageError, match=r"distillation_weight must be in"):
         find_recipe("cifar", teacher="x", distillation_weight=1.5)
+
+
+def test_a_teacher_without_labels_is_taken_in_the_order_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = (32, 32, 3)
+    bare = reszoo.build(RESNET8, classes=3, input_shape=shape, seed=0)
+    path = reszoo.save(bare, tmp_path / "bare.safetensors")
+    student = reszoo.build(RESNET8, classes=["x", "y", "z"], input_shape=shape)
+    Teacher(path, reszoo.card(student))
+    assert "class x is taken for output 0 of the teacher" in capsys.readouterr().err

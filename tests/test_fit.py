@@ -271,3 +271,22 @@ def test_targets_of_many_classes_are_exact_in_half_precision() -> None:
         keras.config.set_floatx(before)
     logits = 50 * np.eye(3000, dtype=np.float32)[[2049]]
     assert float(loss(np.array([2049]), logits)) == pytest.approx(0, abs=1e-4)
+
+
+def test_more_steps_than_are_scheduled_are_told_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = small()
+    reszoo.compile(model, "cifar", steps_per_epoch=3, epochs=2)
+    fit(model, epochs=2)
+    assert "schedule" not in capsys.readouterr().err
+    fit(model, epochs=2)
+    told = capsys.readouterr().err
+    assert told.count("All 6 steps of reszoo.compile's schedule") == 1
+    assert "the learning rate stays at 0. To train on, compile again" in told
+
+
+@pytest.mark.parametrize("steps", [0, 3.5, None])
+def test_steps_of_an_epoch_are_a_whole_number(steps: Any) -> None:
+    with pytest.raises(reszoo.UsageError, match=r"steps_per_epoch must be"):
+        reszoo.compile(small(), steps_per_epoch=steps, epochs=1)

@@ -1,5 +1,6 @@
 """What Keras saves and copies of reszoo's models, and what reszoo reads of Keras'."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import randomise
+from test_confidence import CONFIDENCE
 from tiny import RESNET8
 
 import reszoo
@@ -305,3 +307,123 @@ def test_pure_half_precision_works(policy: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(answer, exact(X), atol=0.1)
     loaded = reszoo.load(reszoo.save(model, tmp_path / "m.safetensors"))
     assert all(v.dtype in (np.float32, np.int64) for v in to_tensors(loaded).values())
+
+
+def test_what_was_measured_of_a_compiled_model_goes_when_it_is_trained_on() -> None:
+    model = reszoo.build(RESNET8, classes=3, input_shape=(16, 16, 3), seed=0)
+    reszoo.compile(model, steps_per_epoch=1, epochs=2, freeze_bn=True)
+    model.fit(X, np.array([0, 1]), verbose=0)
+    metric = Metric(name="top1", value=0.75, data="photos")
+    set_card(
+        model, replace(reszoo.card(model), metrics=(metric,), confidence=CONFIDENCE)
+    )
+    assert reszoo.card(model).metrics == (metric,)
+    before = reszoo.card(model)
+    model.fit(X, np.array([0, 1]), verbose=0)
+    after = reszoo.card(model)
+    assert (after.metrics, after.confidence) == ((), None)
+    assert after.provenance == before.provenance
+
+
+def test_a_stale_temperature_is_not_saved(tmp_path: Path) -> None:
+    model = measured()
+    set_card(model, replace(reszoo.card(model), metrics=(), confidence=CONFIDENCE))
+    stale = reszoo.card(model)
+    model.get_layer("fc").kernel.assign_add(np.ones((64, 3)))
+    with pytest.raises(reszoo.UsageError, match=r"confidence .* before the weights of"):
+        reszoo.save(model, tmp_path / "m.safetensors", card=stale)
+
+
+@pytest.mark.parametrize("units", [3, 5])
+def test_another_classifier_of_the_same_name_has_no_card(
+    tmp_path: Path, units: int
+) -> None:
+    base = measured()
+    features = base.get_layer("avgpool").output
+    model = keras.Model(base.input, layers.Dense(units, name="fc")(features))
+    with pytest.raises(reszoo.UsageError, match="and others than that model"):
+        reszoo.card(model)
+    model.save(tmp_path / "m.keras")
+    loaded = reszoo.load(tmp_path / "m.keras", RESNET8)
+    assert reszoo.card(loaded).labels is None
+    # A model that ends where it ended before is the same one.
+    assert reszoo.card(keras.Model(base.input, base.output)).labels == ("a", "b", "c")
+
+
+def test_what_was_measured_is_of_the_whole_model_at_its_strides(tmp_path: Path) -> None:
+    model = reszoo.build("resnet18", classes=["a", "b"], input_shape=(64, 64, 3))
+    metric = Metric(name="top1", value=0.75, data="photos")
+    set_card(
+        model, replace(reszoo.card(model), metrics=(metric,), confidence=CONFIDENCE)
+    )
+    path = reszoo.save(model, tmp_path / "m.safetensors")
+    assert reszoo.card(reszoo.build(weights=path)).metrics == (metric,)
+    for options in ({"output_stride": 8}, {"include_top": False}):
+        built: dict[str, Any] = {**options, "input_shape": (64, 64, 3)}
+        card = reszoo.card(reszoo.build("resnet18", weights=path, **built))
+        assert (card.metrics, card.confidence) == ((), None)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ".weights.h5"])
+def test_two_dense_layers_are_not_taken_for_one(tmp_path: Path, suffix: str) -> None:
+    """Whichever of them the file lists last."""
+    base = reszoo.build(PROJECTED, include_top=False, pooling="avg")
+    hidden = layers.Dense(9, name="z_hidden")(base.output)
+    model = keras.Model(base.input, layers.Dense(3, name="a_scores")(hidden))
+    path = tmp_path / f"m{suffix}"
+    model.save_weights(path) if "weights" in suffix else model.save(path)
+    with pytest.raises(
+        reszoo.CheckpointError, match=r"several dense layers \(.*z_hidden.*Export it as"
+    ):
+        reszoo.load(path, PROJECTED)
+
+
+def wrapped(base: Any, *after: Any) -> Any:
+    return keras.Sequential([keras.Input((16, 16, 3)), base, *after])
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_model_inside_another_keeps_its_card(tmp_path: Path, suffix: str) -> None:
+    from reszoo_export.serving import make_serving
+
+    base = measured()
+    for model in (wrapped(base), wrapped(base, layers.Softmax())):
+        model.save(tmp_path / f"m{suffix}")
+        loaded = reszoo.load(tmp_path / f"m{suffix}")
+        assert reszoo.card(loaded) == reszoo.card(base)
+        np.testing.assert_array_equal(loaded(X), base(X))
+        card = make_serving(model).card
+        assert card.labels == ("a", "b", "c")
+        assert card.preprocessing.mean == (0.5,) * 3
+    scaled = keras.Sequential(
+        [keras.Input((16, 16, 3)), layers.Rescaling(1 / 127.5, -1), base]
+    )
+    assert make_serving(scaled).card.labels == ("a", "b", "c")
+    other = wrapped(base, layers.Dense(3))
+    assert make_serving(other).card.labels is None
+    with pytest.raises(reszoo.UsageError, match=r"card is reszoo\.card\(model\.get_la"):
+        reszoo.card(other)
+    assert reszoo.card(other.get_layer(base.name)) == reszoo.card(base)
+
+
+def test_a_model_quantized_by_keras_is_not_exported_as_it_is() -> None:
+    from reszoo_export.serving import make_serving
+
+    model = measured()
+    model.quantize("int8", filters="fc")
+    assert reszoo.card(model).metrics == ()
+    with pytest.raises(reszoo.UsageError, match=r"quantized by Keras \(int8\); export"):
+        make_serving(model)
+
+
+def test_a_sequential_of_2018_is_described_by_a_list(tmp_path: Path) -> None:
+    import h5py
+
+    path = tmp_path / "m.h5"
+    keras.Sequential([keras.Input((4,)), layers.Embedding(3, 2)]).save(path)
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        config["config"] = config["config"]["layers"]
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(reszoo.CheckpointError, match=r"than a ResNet has: Embedding"):
+        reszoo.load(path)

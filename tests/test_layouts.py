@@ -319,7 +319,8 @@ def test_a_folder_without_splits_is_measured_whole(
     data = photos(tmp_path / "test", ("a", "b", "c"), each=5)
     found = reszoo.evaluate(unlabelled, data)
     assert (found.images, found.data) == (15, f"{data} (all)")
-    assert "class a is taken for output 0 of the model" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "class a is taken for output 0 of the model, c for 2" in said
     assert reszoo.evaluate(unlabelled, data, split="validation").images == 3
 
 
@@ -529,3 +530,107 @@ def test_a_preview_shows_what_training_shows(folder: Path, tmp_path: Path) -> No
         reszoo.preview(folder, output=tmp_path / "shown.gif")
     run = reszoo.train(TWO_BLOCKS, folder, epochs=1, output=tmp_path / "run")
     assert "<h2>Augmented images</h2>" in Path(run.report or "").read_text()
+
+
+def unusual(root: Path) -> Path:
+    """Photos of three classes with an unreadable and a nearly black one."""
+    photos(root, ("a", "b", "c"), each=60)
+    (root / "a" / "bad.png").write_bytes(b"no image")
+    Image.fromarray(np.full((40, 40, 3), 9, np.uint8)).save(root / "b" / "dark.png")
+    return root
+
+
+@pytest.mark.parametrize("what", ["evaluate", "features", "calibrate", "export"])
+def test_all_that_measures_says_what_was_left_out_and_is_unusual(
+    what: str, tmp_path: Path, home: Path, unlabelled: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = str(unusual(tmp_path / "photos"))
+    options: dict[str, Any] = {"bad_images": "skip"}
+    calls: dict[str, Any] = {
+        "evaluate": lambda: reszoo.evaluate(unlabelled, data, **options),
+        "features": lambda: reszoo.features(unlabelled, data, **options),
+        "calibrate": lambda: reszoo.calibrate(
+            reszoo.build("resnet8", classes=["a", "b", "c"], seed=0),
+            {"train": grey(60), "val": grey(300)}, **options,
+        ),
+        "export": lambda: reszoo.export(
+            unlabelled, tmp_path / "export", formats="onnx", verify=data, **options
+        ),
+    }  # fmt: skip
+    calls[what]()
+    said = capsys.readouterr().err
+    if what == "calibrate":
+        assert "nearly black" in said
+        return
+    assert f"skipped {data}/a/bad.png: " in said
+    assert "1 images: nearly black" in said
+    assert "class a is taken for output 0" in said or what != "evaluate"
+
+
+def grey(count: int) -> tuple[Any, Any]:
+    draw = np.random.default_rng(count)
+    pixels = draw.integers(0, 9, (count, 32, 32, 3), np.uint8)
+    return pixels, np.array(["a", "b", "c"])[np.arange(count) % 3]
+
+
+def test_a_study_and_a_preview_say_what_is_not_used(
+    tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test", "holdout"):
+        photos(tmp_path / "data" / split, each=2)
+    reszoo.preview(tmp_path / "data", model="resnet8")
+    assert "holdout/ is no known name of a split" in capsys.readouterr().err
+    reszoo.resize_images(tmp_path / "data", tmp_path / "small", side=32)
+    assert "holdout/ is no known name of a split" in capsys.readouterr().err
+    with pytest.raises(reszoo.UsageError, match="study trains from scratch"):
+        reszoo.study(data=tmp_path / "data", recipe="finetune", output=tmp_path / "s")
+    assert "holdout/ is no known name of a split" in capsys.readouterr().err
+
+
+def test_what_was_held_out_stays_so_whatever_followed_the_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = reszoo.train(TWO_BLOCKS, folder, epochs=1, validation_share=0.5)
+    last = run.model.get_layer("fc").bias
+    last.assign(last + 1)
+    # Another training, of another share, on other data.
+    more = photos(tmp_path / "more", each=5)
+    again = reszoo.train(run.model, more, epochs=1, validation_share=0.2)
+    for model in (run.model, again.model):
+        assert reszoo.evaluate(model, folder).images == 6
+    assert reszoo.evaluate(again.model, more).images == 2
+    capsys.readouterr()
+    exported = reszoo.export(
+        again.model, tmp_path / "export", formats="onnx", verify=folder
+    )
+    assert exported.files[0].verification.images == 6
+
+
+def test_without_a_held_out_split_one_image_of_a_class_is_enough() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    source = open_source((pixels, ["a", "b", "b"]), validation_share=0)
+    assert sizes(source) == {"all": 3, "train": 3}
+    with pytest.raises(reszoo.DataError, match=r"at least two images.*: a\."):
+        open_source((pixels, ["a", "b", "b"]))
+
+
+def test_integers_that_are_names_are_refused_at_once() -> None:
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    with pytest.raises(
+        reszoo.UsageError, match=r"count from 0\. Received: 0 to 999999"
+    ):
+        open_source((pixels, np.array([0, 1, 1, 9_999_999_999])))
+    with pytest.raises(reszoo.DataError) as caught:
+        open_source((pixels, np.array([0, 0, 5000, 5000])))
+    assert "1, 2, 3" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_a_drawn_split_may_lack_a_class_that_is_named(splits: tuple[str, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), np.uint8)
+    data = {name: (pixels, np.array([*"ab" * 10, "c"])) for name in splits}
+    source = open_source(data)
+    assert {*source.examples("validation").targets} == {0, 1}
+    assert "the validation split has no images of: c" in source.notes

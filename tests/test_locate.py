@@ -127,3 +127,25 @@ def test_a_net_without_published_weights_says_so() -> None:
         reszoo.build("resnet20", weights="imagenet")
     with pytest.raises(reszoo.UnknownNameError, match=r"'timm/a1_in1k'"):
         reszoo.build("resnet50", weights="timm/a1_in1l")
+
+
+@pytest.mark.parametrize(
+    ("asked", "index"),
+    [
+        ("ckpt", "ckpt.index"),
+        ("model.ckpt", "model.ckpt.index"),
+        (".", "model.safetensors.index.json"),
+        (".", "pytorch_model.bin.index.json"),
+    ],
+)
+def test_weights_in_parts_are_refused_as_such(
+    asked: str, index: str, tmp_path: Path
+) -> None:
+    (tmp_path / index).write_bytes(b"{}")
+    with pytest.raises(
+        reszoo.CheckpointError, match=rf"in parts that {index} lists\. "
+    ):
+        reszoo.load(tmp_path / asked)
+    # What is whole is read, whatever lies beside it.
+    path = reszoo.save(reszoo.build("resnet8"), tmp_path / "model.safetensors")
+    assert reszoo.load(path.parent).name == "resnet8"

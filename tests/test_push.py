@@ -142,6 +142,12 @@ def test_a_dry_run_sends_nothing_and_shows_the_model_card(
         assert line in text
 
 
+def test_a_run_folder_means_its_best_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").write_bytes(CHECKPOINT.read_bytes())
+    done = reszoo.push(tmp_path, "me/net", dry_run=True)
+    assert done.files["model.safetensors"] == CHECKPOINT.stat().st_size
+
+
 def test_samples_are_small_and_without_metadata(tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     exif = Image.Exif()

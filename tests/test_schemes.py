@@ -165,3 +165,32 @@ def test_a_bare_file_of_transformers_says_what_is_assumed(tmp_path: Path) -> Non
     assert "hidden_act relu and downsample_in_bottleneck false are assumed" in said
     held = to_tensors(model)
     assert all(np.array_equal(held[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("kind", ["a second dense layer", "a normalization"])
+def test_modules_around_a_classifier_make_it_another_function(
+    kind: str, tensors: Any, tmp_path: Path
+) -> None:
+    width = tensors["fc.weight"].shape[1]
+    around = {"classifier.weight": np.ones((7, 5)), "classifier.bias": np.ones(7)}
+    if kind == "a normalization":
+        around = {f"neck.{n}": np.ones(width) for n in ("weight", "running_mean")}
+    tree = prefixed(tensors, "backbone.") | around
+    report = reszoo.load_report(reszoo.load(write(tmp_path / "x.pth", tree)))
+    assert report is not None
+    assert "fc.weight" not in report.loaded
+    assert "no single dense layer" in str(report)
+    # Weights of a loss, one for each class, and a head beside it, change nothing.
+    beside = {"criterion.weight": np.ones(5), "other.weight": np.ones((4, width))}
+    tree = prefixed(tensors, "backbone.") | beside
+    model = reszoo.load(write(tmp_path / "y.pth", tree))
+    assert close(model(X), logits(X, tensors))
+
+
+@pytest.mark.parametrize("key", ["ema_state_dict", "ema_model", "params_ema"])
+def test_averaged_weights_come_first(key: str, tensors: Any, tmp_path: Path) -> None:
+    last = {name: value + 1 for name, value in tensors.items()}
+    plain = key.removesuffix("_ema").removeprefix("ema_")
+    model = reszoo.load(write(tmp_path / "x.pth", {plain: last, key: tensors}))
+    assert close(model(X), logits(X, tensors))
+    assert f"{key} is loaded, not {plain}" in str(reszoo.load_report(model))

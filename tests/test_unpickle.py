@@ -68,6 +68,16 @@ def test_settings_of_any_class_are_passed_over_without_being_made(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("tool", ["scheduler", "optimizer", "criterion", "transform"])
+def test_tools_of_a_training_are_passed_over(
+    writer: Writer, tool: str, tmp_path: Path
+) -> None:
+    state = DANGERS["__main__.Net"] + mapping(a=number(1)) + b"b"
+    tree = mapping(state_dict=mapping(a=number(2)), **{tool: state})
+    file = writer.write(tmp_path / "a", tree, protocol=4)
+    assert read(file) == {"state_dict": {"a": 2}}
+
+
 PARAMETER = name("torch._utils", "_rebuild_parameter")
 LIST_LAUGHS = (
     b"]q\x000"

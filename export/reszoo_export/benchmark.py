@@ -101,15 +101,13 @@ def benchmark(
     )
     return [
         Measurement(
-            file=name,
-            runtime=found[0].runtime,
-            bytes=size_and_hash(Path(name))[0],
+            file=name, runtime=found[0].runtime, bytes=size_and_hash(Path(name))[0],
             latency=_latency(found, size, place),
             medians_ms=tuple(float(np.median(each.times_ms[place])) for each in found),
         )
         for name, found in zip(names, timings, strict=True)
         for place, size in enumerate(sizes)
-    ]
+    ]  # fmt: skip
 
 
 def measure_files(
@@ -166,15 +164,9 @@ def _time_in_subprocess(file: str, **request: Any) -> Timing:
 
 
 def time_file(
-    file: str,
-    *,
-    threads: int | None,
-    batch_sizes: Sequence[int],
-    seconds: float,
-    max_runs: int = _MAX_RUNS,
-    isolated: bool = False,
-    **options: bool,
-) -> dict[str, Any]:
+    file: str, *, threads: int | None, batch_sizes: Sequence[int], seconds: float,
+    max_runs: int = _MAX_RUNS, isolated: bool = False, **options: bool,
+) -> dict[str, Any]:  # fmt: skip
     """Open a file and time it, in the subprocess of `benchmark`.
 
     Accurate only in a process that loaded nothing else. Times calls for so many seconds

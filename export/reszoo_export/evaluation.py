@@ -18,6 +18,7 @@ from reszoo import defaults
 from reszoo.console import Progress, say
 from reszoo.data import sources
 from reszoo.data.examples import Examples
+from reszoo.environment import check_backend
 from reszoo.errors import DataError, ReszooError, UnknownNameError, known
 from reszoo.metrics import Metrics, prepared_batches, score, softmax
 from reszoo.report.page import overlay
@@ -69,16 +70,13 @@ def evaluate(
         model, threads, trust_saved_model=trust_saved_model, isolated=isolated
     )
     card = predictor.card
-    share = sources.recorded_share(card.provenance)
-    source = sources.open_source(data, bad_images=bad_images, validation_share=share)
+    source = sources.open_for(card, data, bad_images)
     source = sources.match_classes(source, card.labels, card.architecture.classes)
     chosen, reason = source.judged(card.provenance, split)
     examples = source.examples(chosen)
     if not split and (unused := sources.unused_by_calibration(source, card)):
         chosen, examples, reason = unused
-    for line in (*source.warnings, *source.notes, reason):
-        if line:
-            say(line)
+    source.announce(reason)
     answers = predict_examples(predictor, examples, batch_size, "evaluating")
     name = f"{source.name} ({chosen})"
     files = tuple(map(examples.name, range(len(examples))))
@@ -86,12 +84,9 @@ def evaluate(
 
 
 def predict_examples(
-    predictor: Predictor,
-    examples: Examples,
-    batch_size: int,
-    title: str,
+    predictor: Predictor, examples: Examples, batch_size: int, title: str,
     output: str | None = None,
-) -> ModelOutput:
+) -> ModelOutput:  # fmt: skip
     """Return probabilities `(n, classes)` of examples, or another output by its name.
 
     Progress is shown under the title.
@@ -218,9 +213,8 @@ def features(
     """
     options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
     predictor = Predictor(model, threads, **options)
-    share = sources.recorded_share(predictor.card.provenance)
-    source = sources.open_source(data, bad_images=bad_images, validation_share=share)
-    source = sources.match_classes(source, None, None)
+    source = sources.open_for(predictor.card, data, bad_images)
+    source.announce()
     whole = ["all"] if "all" in source.splits else [*source.splits]
     parts = [source.examples(name) for name in ([split] if split else whole)]
     values = [
@@ -299,6 +293,7 @@ def check_weights(
     if not rows:
         names = dict.fromkeys(row.variant for row in published.PUBLISHED.values())
         raise UnknownNameError("model with published weights", pattern, [*names])
+    check_backend("check_weights")
     usable = [row for row in rows if row.commercial or allow_noncommercial]
     if len(usable) < len(rows):
         say(

@@ -13,8 +13,9 @@ from typing import Literal, NoReturn
 import keras
 
 from reszoo import defaults
+from reszoo.cards import Card
 from reszoo.console import Progress
-from reszoo.data.sources import Data, Source, open_source
+from reszoo.data.sources import Data, Source, open_for
 from reszoo.environment import check_backend
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
 from reszoo.files import atomic_folder, disk_error_of, free_folder, write_text
@@ -148,9 +149,9 @@ def export(
     if not isinstance(model, keras.Model):
         model = _load(Path(model))
     serving = make_serving(model, options, labels, preprocessing)
-    source = _open(calibration, bad_images)
+    source = _open(calibration, serving.card, bad_images)
     same = verify is None or (isinstance(verify, str) and verify == calibration)
-    evaluation = source if same else _open(verify, bad_images)
+    evaluation = source if same else _open(verify, serving.card, bad_images)
     predict = source_answers(model, serving)
     # Images to calibrate with must be left.
     split = source.judging_split if source is not None and same else None
@@ -174,8 +175,12 @@ def _load(path: Path) -> "keras.Model":
     return load(path)
 
 
-def _open(data: Data | None, bad_images: str) -> Source | None:
-    return None if data is None else open_source(data, bad_images=bad_images)
+def _open(data: Data | None, card: Card, bad_images: str) -> Source | None:
+    if data is None:
+        return None
+    source = open_for(card, data, bad_images)
+    source.announce()
+    return source
 
 
 @dataclass(frozen=True)

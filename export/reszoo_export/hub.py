@@ -17,7 +17,7 @@ from reszoo.files import folder_entries
 from reszoo.preprocessing import to_rgb
 from reszoo.report import page
 from reszoo.weights import safetensors
-from reszoo.weights.location import parse_address
+from reszoo.weights.location import checkpoint_in, parse_address
 from reszoo_export.formats import FORMATS
 from reszoo_export.manifest import MANIFEST_FILE, Manifest, read_manifest
 from reszoo_export.metadata import LABELS_FILE, licence
@@ -60,7 +60,7 @@ def push(
     "hf://owner/name". The token is that of `hf auth login`, or of HF_TOKEN.
 
     Args:
-        checkpoint: A `.safetensors` file with a card.
+        checkpoint: A `.safetensors` file with a card, or the folder of a run.
         repo: "owner/name" of a model repository, which is created if it is missing.
         export: An export of the same model, whose files are uploaded too; not the
             images that it was verified on.
@@ -78,6 +78,7 @@ def push(
     """
     if parse_address(f"hf://{repo}").revision is not None:
         raise UsageError(f"repo must be owner/name. Received: {repo!r}.")
+    checkpoint = checkpoint_in(Path(checkpoint)) or checkpoint
     tensors, card = safetensors.read(checkpoint)
     if card is None:
         raise UsageError(

@@ -78,15 +78,10 @@ def limits_for(
 
 
 def run_in_subprocess(
-    function: str,
-    arguments: Mapping[str, Any],
-    arrays: Arrays | None = None,
-    *,
-    seconds: float | None = None,
-    limits: Limits | None = None,
-    hide_gpus: bool = True,
+    function: str, arguments: Mapping[str, Any], arrays: Arrays | None = None, *,
+    seconds: float | None = None, limits: Limits | None = None, hide_gpus: bool = True,
     problem: str = "",
-) -> Any:
+) -> Any:  # fmt: skip
     """Call a function in a new process and return its result.
 
     `function` is "module:name", `arguments` are its keyword arguments, JSON values as
@@ -361,11 +356,9 @@ def set_limits(limits: Limits, *, final: bool = True) -> None:
         return
     # The address space is no measure: runtimes reserve far more than they use.
     wanted = {
-        resource.RLIMIT_DATA: limits.memory,
-        resource.RLIMIT_NOFILE: limits.open_files,
-        resource.RLIMIT_FSIZE: limits.written,
-        resource.RLIMIT_CORE: 0,
-    }
+        resource.RLIMIT_DATA: limits.memory, resource.RLIMIT_NOFILE: limits.open_files,
+        resource.RLIMIT_FSIZE: limits.written, resource.RLIMIT_CORE: 0,
+    }  # fmt: skip
     for kind, most in wanted.items():
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)

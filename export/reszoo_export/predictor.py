@@ -253,26 +253,18 @@ class Predictor:
         return self._answers(_named(images, batch_size), batch_size, errors, prefetch)
 
     def scores(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        unknown: bool,
-        batch_size: int,
+        self, images: Iterable[ImageLike], *, unknown: bool, batch_size: int,
         errors: OnError,
-    ) -> Iterator[ModelOutput | DataError]:
+    ) -> Iterator[ModelOutput | DataError]:  # fmt: skip
         """Yield what `ranked` takes of each image, otherwise as `stream`."""
         output = self.threshold[0] if unknown else None
         named = _named(images, batch_size)
         return self._answers(named, batch_size, errors, output=output)
 
     def _answers(
-        self,
-        images: Iterator[_Named],
-        batch_size: int,
-        errors: OnError = "raise",
-        prefetch: int = 0,
-        output: str | None = None,
-    ) -> Iterator[ModelOutput | DataError]:
+        self, images: Iterator[_Named], batch_size: int, errors: OnError = "raise",
+        prefetch: int = 0, output: str | None = None,
+    ) -> Iterator[ModelOutput | DataError]:  # fmt: skip
         def prepare(item: _Named) -> Pixels | DataError:
             try:
                 return self.prepare(*item)
@@ -292,12 +284,9 @@ class Predictor:
                 yield each if isinstance(each, DataError) else next(answers)
 
     def _run(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        batch_size: int,
-        kind: OutputKind,
-        output: str | None = None,
-    ) -> ModelOutput:
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int,
+        kind: OutputKind, output: str | None = None,
+    ) -> ModelOutput:  # fmt: skip
         self._check_kind(kind)
         named, empty = _named(images, batch_size), self._compute([], output)
         answers: list[Any] = [*self._answers(named, batch_size, output=output)]

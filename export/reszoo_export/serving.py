@@ -129,6 +129,8 @@ def make_serving(
     """
     options = options or ExportOptions()
     known = resnet.is_from_reszoo(model)
+    if labels is None and not known:
+        labels = resnet.labels_of_scores(model)
     if not known and not resnet.is_resnet(model):
         return _traced(model, options, labels, preprocessing)
     if known:

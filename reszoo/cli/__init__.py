@@ -27,7 +27,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         # After `pip install --no-deps reszoo`.
         package = (error.name or str(error)).partition(".")[0]
-        text = f"reszoo: this needs {package}, which pip install reszoo installs"
+        backend = package in ("jax", "torch")
+        origin = "KERAS_BACKEND asks for" if backend else "pip install reszoo installs"
+        text = f"reszoo: this needs {package}, which {origin}"
         print_text(text, sys.stderr)
         sys.exit(2)
     except ReszooError as error:

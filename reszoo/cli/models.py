@@ -120,18 +120,13 @@ def _show_weights(names: list[str]) -> None:
 def _described(name: str) -> dict[str, Any]:
     spec, built = SPECS[name], architecture.architecture(name)
     return {
-        "name": name,
-        "family": family_of(spec),
-        "block": spec.block,
+        "name": name, "family": family_of(spec), "block": spec.block,
         "stages": "-".join(str(depth) for depth in spec.depths),
-        "shortcut": spec.shortcut,
-        "image": spec.image_size,
-        "classes": spec.classes,
+        "shortcut": spec.shortcut, "image": spec.image_size, "classes": spec.classes,
         "parameters": architecture.count_parameters(built),
         "multiply_adds": architecture.count_multiply_adds(built),
-        "top1": best_top1(name),
-        "int8_bytes": int8_bytes(name),
-    }
+        "top1": best_top1(name), "int8_bytes": int8_bytes(name),
+    }  # fmt: skip
 
 
 def family_of(spec: ResNetSpec) -> str:

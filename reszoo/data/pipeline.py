@@ -74,17 +74,10 @@ def evaluation_batches(
 
 
 def training_batches(
-    examples: Examples,
-    preprocessing: Preprocessing,
-    augmentation: Augmentation,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    start: int = 0,
-    epochs: int = 1,
+    examples: Examples, preprocessing: Preprocessing, augmentation: Augmentation, *,
+    batch_size: int, seed: int, epoch: int, start: int = 0, epochs: int = 1,
     shard: tuple[int, int] = (0, 1),
-) -> tf.data.Dataset:
+) -> tf.data.Dataset:  # fmt: skip
     """Return the shuffled, varied examples of one epoch, or of several in a row.
 
     The rest that does not fill a batch is left out; another epoch leaves out

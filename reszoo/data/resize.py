@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reszoo import defaults
+from reszoo.console import say
 from reszoo.data import image_files as files
 from reszoo.data.checks import check_policy, refuse_first
 from reszoo.data.examples import Examples
@@ -116,6 +117,8 @@ def resize_images(
         )
     unreadable = list(listing.unsupported)
     refuse_first(unreadable, bad_images)
+    for note in listing.notes:
+        say(note)
     names: dict[int, str] = {}
     # Of the written images: unchanged ones, bytes before and after.
     totals = np.zeros(3, np.int64)

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from reszoo.cards import Card
+from reszoo.console import say
 from reszoo.data import splits as splitting
 from reszoo.data import tfds
 from reszoo.data.checks import check, check_policy
 from reszoo.data.examples import Examples
 from reszoo.data.image_facts import ANOMALIES, DARK
 from reszoo.data.listing import Unreadable, list_images
-from reszoo.errors import DataError, UnknownNameError, UsageError, known
+from reszoo.errors import DataError, UnknownNameError, UsageError, known, summarized
 from reszoo.preprocessing import Pixels
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -30,6 +31,8 @@ _ACCEPTED = (
     '"tfds:NAME", "digits", or NumPy arrays: (images, labels), or such pairs by split.'
 )
 _DIGITS = tuple("0123456789")
+# Of integer labels, the largest of which tells their number.
+_MOST_CLASSES = 1_000_000
 # The scans of digits hold 0 (paper) to 16 (ink).
 _DARKEST = 16
 
@@ -93,26 +96,42 @@ class Source:
         """
         if split or "all" not in self.splits:
             return split or self.judging_split, ""
-        digest, whole = None, f"all {len(self.splits['all']):,} images"
+        whole = f"all {len(self.splits['all']):,} images"
+        found, is_same = self.training_on(provenance)
+        if not found:
+            return "all", ""
+        if not is_same:
+            return "all", (
+                f"{self.name} has changed since the model was trained on it, or is "
+                f"another of that name: measured are {whole}."
+            )
+        if "validation" not in self.splits:
+            return "all", f"The model was trained on {whole} of {self.name}."
+        held_out = len(self.splits["validation"])
+        return "validation", (
+            f"The model was trained on {self.name}: measured are the {held_out:,} "
+            f"images that were held out, not {whole}."
+        )
+
+    def training_on(self, provenance: Any) -> tuple[Mapping[str, Any], bool]:
+        """Return the training on this data in a card's provenance; {} if there is none.
+
+        And whether the data has not changed since then.
+        """
+        digest = content_digest(self) if isinstance(provenance, Mapping) else None
         while isinstance(provenance, Mapping):
-            digest = digest or content_digest(self)
             known = provenance.get("data_sha256")
             namesake = provenance.get("data") == self.name != "arrays"
-            if known == digest or (namesake and not known):
-                if "validation" not in self.splits:
-                    return "all", f"The model was trained on {whole} of {self.name}."
-                held_out = len(self.splits["validation"])
-                return "validation", (
-                    f"The model was trained on {self.name}: measured are the "
-                    f"{held_out:,} images that were held out, not {whole}."
-                )
-            if namesake:
-                return "all", (
-                    f"{self.name} has changed since the model was trained on it, or is "
-                    f"another of that name: measured are {whole}."
-                )
+            if known == digest or namesake:
+                return provenance, known in (digest, None)
             provenance = provenance.get("began_as")
-        return "all", ""
+        return {}, False
+
+    def announce(self, *more: str) -> None:
+        """Say what was left out, what is unusual, and how the data was understood."""
+        skipped = (f"skipped {path}: {reason}" for path, reason in self.unreadable)
+        for line in filter(None, (*skipped, *self.warnings, *self.notes, *more)):
+            say(line)
 
 
 def open_source(
@@ -346,22 +365,19 @@ def _numbered(
         words = [normalize("NFC", word) for word in everything.tolist()]
         names = tuple(sorted({*words}))
         return names, np.asarray([names.index(word) for word in words])[inverse]
-    if everything[0] < 0:
+    if not 0 <= everything[0] <= everything[-1] < _MOST_CLASSES:
         raise UsageError(
-            f"Integer labels must count from 0. Received: {everything[0]} among them."
+            f"Integer labels must count from 0. Received: {everything[0]} to "
+            f"{everything[-1]}; numbers that are names may be given as strings."
         )
     names = tuple(map(str, range(int(everything[-1]) + 1)))
     return names, everything.astype(np.int64)[inverse]
 
 
 def match_classes(
-    source: Source,
-    labels: Sequence[str] | None,
-    outputs: int | None,
-    whose: str = "the model",
-    *,
-    all_needed: bool = False,
-) -> Source:
+    source: Source, labels: Sequence[str] | None, outputs: int | None,
+    whose: str = "the model", *, all_needed: bool = False,
+) -> Source:  # fmt: skip
     """Return a source whose targets are the indices of a model's outputs.
 
     Labels are matched by name, whatever their order (None if they are not recorded);
@@ -382,7 +398,8 @@ def match_classes(
                 f"{'' if labels else ' whose labels are not recorded'}. Use data with "
                 "its classes, or train on the new ones."
             )
-        note = f"class {source.labels[0]} is taken for output 0 of {whose}, and so on"
+        first, last = source.labels[0], source.labels[-1]
+        note = f"class {first} is taken for output 0 of {whose}, {last} for {most - 1}"
         if indexes and labels:
             note = f"integer labels index the labels of {whose}: 0 is {labels[0]}"
         own = source.labels if most == outputs else map(str, range(outputs))
@@ -407,7 +424,7 @@ def match_classes(
     }
     notes = source.notes
     if missing:
-        notes += (f"{source.name} has no images of: {', '.join(missing)}",)
+        notes += (f"{source.name} has no images of: {summarized(missing, 20)}",)
     return replace(source, labels=tuple(labels), splits=splits, notes=notes)
 
 
@@ -433,11 +450,17 @@ def unused_by_calibration(
     return "validation", half, reason
 
 
-def recorded_share(provenance: Mapping[str, Any]) -> float | None:
-    """Return the share of a training's data that was held out, if a card tells."""
-    recipe = provenance.get("recipe")
+def open_for(card: Card, data: Data, bad_images: str | None) -> Source:
+    """Open data to measure the model of a card on; see `open_source`.
+
+    The same images are held out as when the model was trained on it.
+    """
+    source, told = open_source(data, bad_images=bad_images), card.provenance
+    recipe = (source.training_on(told)[0] or told).get("recipe")
     share = recipe.get("validation_share") if isinstance(recipe, Mapping) else None
-    return share if isinstance(share, float | int) and 0 <= share < 1 else None
+    if isinstance(share, float | int) and 0 <= share < 1:
+        source = open_source(data, bad_images=bad_images, validation_share=share)
+    return source
 
 
 def content_digest(source: Source) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from reszoo.errors import DataError
+from reszoo.errors import DataError, summarized
 from reszoo.fields import read_tables
 
 Indices = NDArray[np.int64]
@@ -33,12 +33,9 @@ def split_name(word: str) -> str | None:
 
 
 def complete(
-    given: Mapping[str, Indices],
-    targets: Indices,
-    labels: Sequence[str],
-    where: str,
+    given: Mapping[str, Indices], targets: Indices, labels: Sequence[str], where: str,
     share: float | None = None,
-) -> tuple[dict[str, Indices], tuple[str, ...]]:
+) -> tuple[dict[str, Indices], tuple[str, ...]]:  # fmt: skip
     """Check splits and draw a validation split where there is none to train with.
 
     The rule is one for folders, lists, arrays and TensorFlow Datasets: what is trained
@@ -49,19 +46,18 @@ def complete(
     tenth where there is a test split; 0 draws nothing. Equal targets give equal splits.
 
     Returns indices by split, and a line for what was drawn or is missing. A DataError
-    lists all classes with too few images.
+    names classes with too few images.
     """
     splits, notes = dict(given), []
     for split, part in given.items():
         if split in ("all", "train"):
             # A split that is drawn needs an image on either side.
-            check_counts(targets[part], labels, 1 + (split == "all"), where)
-        elif absent := _with_fewer(1, targets[part], labels):
-            notes.append(f"the {split} split has no images of: {', '.join(absent)}")
+            is_drawn = split == "all" and share != 0
+            check_counts(targets[part], labels, 1 + is_drawn, where)
     if set(given) <= {"all", "train"}:
         drawn = _drawn(targets, _VALIDATION if share is None else share)
-        return {"all": np.arange(len(targets)), **drawn}, tuple(notes)
-    if "train" in given and "validation" not in given and share != 0:
+        splits = {"all": np.arange(len(targets)), **drawn}
+    elif "train" in given and "validation" not in given and share != 0:
         train = given["train"]
         drawn = _drawn(targets[train], _OF_TRAIN if share is None else share)
         splits |= {name: train[part] for name, part in drawn.items()}
@@ -70,6 +66,11 @@ def complete(
             f"{len(train):,} training images are held out as one; the test split is "
             "kept for the end"
         )
+    for split, part in splits.items():
+        absent = _with_fewer(1, targets[part], labels)
+        if absent and split not in ("all", "train"):
+            told = summarized(absent, 20)
+            notes.append(f"the {split} split has no images of: {told}")
     return splits, tuple(notes)
 
 
@@ -117,14 +118,14 @@ def _with_fewer(least: int, targets: Indices, labels: Sequence[str]) -> list[str
 def check_counts(
     targets: Indices, labels: Sequence[str], least: int, where: str
 ) -> None:
-    """Raise DataError, which lists them, for classes with too few images.
+    """Raise DataError, which names them, for classes with too few images.
 
     The least is 1, or 2 where a split is drawn and needs an image on either side.
     """
     if few := _with_fewer(least, targets, labels):
         raise DataError(
             f"Every class needs at least {('one image', 'two images')[least - 1]}. Too "
-            f"few in {where}: {', '.join(few)}."
+            f"few in {where}: {summarized(few, 20)}."
             + ' What is only measured is a test split: {"test": (images, labels)}, or '
             "a folder test/." * (least > 1)
         )

@@ -152,9 +152,10 @@ def gradient_norms(model: keras.Model, x: Any, y: Any) -> dict[str, float]:
     classes = model.output_shape[-1]
     is_index = targets.ndim == 1 and targets.dtype.kind in "iu" and len(targets)
     if not is_index or targets.min() < 0 or targets.max() >= classes:
+        span = f" from {targets.min()} to {targets.max()}" if is_index else ""
         raise UsageError(
             f"y must hold targets of shape (batch,), integers from 0 to {classes - 1}. "
-            f"Received: {targets.dtype} {targets.shape}."
+            f"Received: {targets.dtype} {targets.shape}{span}."
         )
     if not chosen:
         raise UsageError(
@@ -402,6 +403,7 @@ def study(
     variants = chosen.variants(depths, kinds)
     check_range("seeds", seeds, "[1, inf)", int)
     source = open_data(data, chosen)
+    source.announce()
     settled = _study_recipe(chosen, source, recipe, fields)
     if "batch_size" not in fields and not isinstance(recipe, Recipe):
         fitting = fitting_batch(settled, len(source.examples("train")))
@@ -483,13 +485,9 @@ def _finished_runs(
 
 
 def _train_all(
-    family: Family,
-    plan: StudyPlan,
-    result: StudyResult,
-    variants: Iterable[Variant],
-    seeds: Iterable[int],
-    stop: StopRequest,
-) -> StudyResult:
+    family: Family, plan: StudyPlan, result: StudyResult, variants: Iterable[Variant],
+    seeds: Iterable[int], stop: StopRequest,
+) -> StudyResult:  # fmt: skip
     recipe = plan.phase.recipe
     # From the start, so that a state in the folder always has its conditions.
     results.write_results(result)

@@ -13,6 +13,7 @@ from reszoo.cards import COMPILED
 from reszoo.console import say
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
+from reszoo.fields import check_range
 from reszoo.preprocessing import Preprocessing
 from reszoo.training import phases
 from reszoo.training.model import freeze, set_momentum
@@ -64,7 +65,6 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return tf.gather(rates, step)
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Create the rule's slots of each variable."""
         if self.built:
             return
         super().build(variables)
@@ -73,11 +73,9 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._slots = [[add(each, name=slot) for slot in names] for each in variables]
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-        """Take one step."""
         return super().apply(self._rule.prepare(grads), trainable_variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update one variable."""
         index = self._get_variable_index(variable)
         update = Update(
             slots=[slot.value for slot in self._slots[index]], gradient=gradient,
@@ -87,7 +85,6 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._rule.apply(variable, update)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments as JSON values."""
         recipe, steps = self._recipe.to_json(), self._steps
         return {"recipe": recipe, "steps_per_epoch": steps, "name": self.name}
 
@@ -95,7 +92,6 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Any = None
     ) -> "RuleOptimizer":
-        """Return what `get_config` described."""
         del custom_objects
         return cls(**{**config, "recipe": Recipe(**config["recipe"])})
 
@@ -109,7 +105,6 @@ class RuleOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 store[slot.name] = value
 
     def load_own_variables(self, store: Any) -> None:
-        """Restore what `save_own_variables` wrote."""
         stored = set(store.keys())
         if _STEP not in stored:
             warnings.warn(
@@ -140,7 +135,6 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
         self._loss, self._label_smoothing = loss, label_smoothing
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Return the loss of each image: float32 `(batch,)`."""
         classes = y_pred.shape[-1]
         wanted = f"Targets must be integers from 0 to {classes - 1}, one an image."
         if y_true.shape[1:].num_elements() not in (None, 1):
@@ -157,7 +151,6 @@ class RecipeLoss(keras.losses.Loss):  # type: ignore[misc]
         return LOSSES[self._loss](y_pred, soft, self._label_smoothing)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments as JSON values."""
         own = {"loss": self._loss, "label_smoothing": self._label_smoothing}
         return {**super().get_config(), **own}
 
@@ -217,6 +210,7 @@ def compile(
         >>> model.fit(batches, epochs=5)
     """
     check_backend("compile")
+    check_range("steps_per_epoch", steps_per_epoch, "[1, inf)", int)
     _check_supported(model, fields)
     chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
     # Left out, they would change what is learned, and not only how well.
@@ -231,7 +225,7 @@ def compile(
         jit_compile=False,
     )
     _retrace_on_freezing(model)
-    _check_first_batch(model, card.preprocessing)
+    _warn_in_fit(model, card.preprocessing, steps_per_epoch * epochs)
     content = chosen.to_json().items()
     supported = {name: value for name, value in content if name not in _ONLY_TRAIN}
     provenance = {"source": COMPILED, "recipe": supported}
@@ -265,10 +259,7 @@ def _check_supported(model: keras.Model, fields: Iterable[str]) -> None:
 
 
 def _retrace_on_freezing(model: keras.Model) -> None:
-    """Have `fit` trace its step again when `layer.trainable` has changed.
-
-    Keras 3.15 silently keeps the step that it traced first.
-    """
+    """Have `fit` trace anew for another `trainable`, as Keras 3.15 does not."""
     make, traced_for = model.make_train_function, _trainable(model)
     # Slots for all weights, so that any of them can be unfrozen later.
     statistics = ("/moving_mean", "/moving_variance")
@@ -284,15 +275,22 @@ def _retrace_on_freezing(model: keras.Model) -> None:
     model.make_train_function = make_train_function
 
 
-def _check_first_batch(model: keras.Model, preprocessing: Preprocessing) -> None:
-    """Have `fit` warn where the first batch is plainly not normalised."""
+def _warn_in_fit(model: keras.Model, preprocessing: Preprocessing, steps: int) -> None:
+    """Have `fit` warn of images that are not normalised, and of unscheduled steps."""
     mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
     low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
     plain, span = partial(type(model).train_step, model), high - low
 
-    def check(least: float, most: float) -> np.int32:
+    def check(step: int, least: float, most: float) -> np.int32:
+        if step:
+            say(
+                f"All {steps:,} steps of reszoo.compile's schedule (steps_per_epoch "
+                "times epochs) are done: the learning rate stays at "
+                f"{model.optimizer._rates[-1]:g}. To train on, compile again with the "
+                "numbers of the whole training."
+            )
         # Above the mean everywhere: pixels from 0 to 1 or to 255.
-        if not low - span <= least <= most <= high + span or low < 0 <= least < most:
+        elif not low - span <= least <= most <= high + span or low < 0 <= least < most:
             warnings.warn(
                 f"The first batch has values from {least:.3g} to {most:.3g}; "
                 f"normalised images have some from {low:.3g} to {high:.3g}. Normalise "
@@ -307,10 +305,11 @@ def _check_first_batch(model: keras.Model, preprocessing: Preprocessing) -> None
 
         def look() -> Any:
             values = tf.cast(images, tf.float32)
-            ends = [tf.reduce_min(values), tf.reduce_max(values)]
-            return tf.numpy_function(check, ends, tf.int32)
+            told = [step, tf.reduce_min(values), tf.reduce_max(values)]
+            return tf.numpy_function(check, told, tf.int32)
 
-        tf.cond(tf.equal(model.optimizer.iterations.value, 0), look, lambda: 0)
+        step = model.optimizer.iterations.value
+        tf.cond((step == 0) | (step == steps), look, lambda: 0)
         return plain(data)
 
     model.train_step = train_step

@@ -53,14 +53,10 @@ def cache_notes(
 
 
 def feature_batches(
-    model: keras.Model,
-    recipe: Recipe,
-    examples: Examples,
-    preprocessing: Preprocessing,
-    augmentation: pipeline.Augmentation,
-    epochs: range,
+    model: keras.Model, recipe: Recipe, examples: Examples,
+    preprocessing: Preprocessing, augmentation: pipeline.Augmentation, epochs: range,
     start: int,
-) -> Iterator[pipeline.Batch]:
+) -> Iterator[pipeline.Batch]:  # fmt: skip
     """Compute the features of all training images; return batches of them.
 
     Variant i of an image is what epoch i of `training_batches` shows. An epoch shows

@@ -135,12 +135,9 @@ class RunHistory:
     """
 
     def __init__(
-        self,
-        card: Card,
-        provenance: Mapping[str, Any],
-        folder: Path | None,
+        self, card: Card, provenance: Mapping[str, Any], folder: Path | None,
         best_by: str = "accuracy",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._card, self._provenance, self._folder = card, provenance, folder
         self._best_by = best_by
         self.epochs: list[Epoch] = []

@@ -58,6 +58,7 @@ def preview(
     if path is not None and path.suffix.lower() != ".png":
         raise UsageError(f"A preview is written as .png. Received: {output}.")
     source = open_source(data, bad_images="skip")
+    source.announce()
     preprocessing = new_card(architecture(model)).preprocessing
     if side := size or chosen.train_size:
         preprocessing = replace(preprocessing, train_size=side)

@@ -439,15 +439,10 @@ RECIPES = {
 
 
 def repeat_command(
-    model: Any,
-    data: Any,
-    recipe: Recipe,
-    weights: str | os.PathLike[str] | None,
-    output: Path | None,
-    bad_images: str,
-    strategy: str | None = None,
+    model: Any, data: Any, recipe: Recipe, weights: str | os.PathLike[str] | None,
+    output: Path | None, bad_images: str, strategy: str | None = None,
     match: str | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Return the arguments of a command line that repeats a run.
 
     A model or arrays in memory, and a recipe that is not a row of `RECIPES`, cannot be

@@ -149,13 +149,9 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        preprocessing: Preprocessing,
-        source: Source,
-        devices: Devices,
-        batch_size: int = _EVALUATED_AT_ONCE,
-    ) -> None:
+        self, model: keras.Model, preprocessing: Preprocessing, source: Source,
+        devices: Devices, batch_size: int = _EVALUATED_AT_ONCE,
+    ) -> None:  # fmt: skip
         self.model, self._preprocessing = model, preprocessing
         self._source, self._devices = source, devices
         self._batch_size = min(batch_size, _EVALUATED_AT_ONCE)
@@ -273,13 +269,9 @@ class StepLoop(ABC):
         self._write()
 
     def take_steps(
-        self,
-        batches: Batches,
-        totals: Totals,
-        steps: int,
-        progress: Progress,
+        self, batches: Batches, totals: Totals, steps: int, progress: Progress,
         stop: state.StopRequest,
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         """Take steps until `totals.steps` are `steps`; tell if the loss stays finite.
 
         Otherwise it ends at once. Raises Stopped where a signal requested it; the state

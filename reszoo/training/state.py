@@ -130,13 +130,9 @@ def restore(
 
 
 def check_output(
-    folder: Path,
-    files: Iterable[str],
-    marks: Iterable[str],
-    kind: str,
-    resume: bool,
+    folder: Path, files: Iterable[str], marks: Iterable[str], kind: str, resume: bool,
     overwrite: bool,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Refuse an output folder that holds something else than the arguments say.
 
     A UsageError if it is a file, holds a run or study (`kind`) that is neither to be

@@ -63,14 +63,11 @@ class TrainingStep:
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        preprocessing: Preprocessing,
-        recipe: Recipe,
+        self, model: keras.Model, preprocessing: Preprocessing, recipe: Recipe,
         devices: Devices | None = None,
         class_weights: NDArray[np.float32] | None = None,
         teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._teacher = teacher
         self._devices = devices = devices or Devices()
         self._model, self._recipe = model, recipe
@@ -195,15 +192,11 @@ class PhaseTrainer:
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        architecture: Architecture,
-        preprocessing: Preprocessing,
-        phase: Phase,
-        devices: Devices,
+        self, model: keras.Model, architecture: Architecture,
+        preprocessing: Preprocessing, phase: Phase, devices: Devices,
         class_weights: NDArray[np.float32] | None = None,
         teacher: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.phase = model, phase
         recipe = phase.recipe
         self.batch_norm: BatchNormCount = freeze(

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from reszoo import metrics
 from reszoo.cards import Card, checksum
+from reszoo.console import say
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
 from reszoo.training.model import evaluation_copy
@@ -57,6 +58,10 @@ class Teacher:
             raise UsageError(
                 "The teacher must take images of the student's channels. Received: "
                 f"{channels[0]} and {channels[1]}."
+            )
+        if own.labels is None:
+            say(
+                f"class {card.label(0)} is taken for output 0 of the teacher, and so on"
             )
         self.weights = checksum(layers_of(model))
         # As it was trained, for the report.

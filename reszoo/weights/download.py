@@ -143,12 +143,9 @@ def _lock(path: Path) -> int:
 
 
 def _check_hash(
-    file: Path,
-    checksum: str | None,
-    what: str,
-    remedy: str,
+    file: Path, checksum: str | None, what: str, remedy: str,
     spoilt: Sequence[Path] = (),
-) -> None:
+) -> None:  # fmt: skip
     """Refuse a file whose hash does not begin as expected; remove what is spoilt."""
     if checksum is None:
         return

@@ -54,6 +54,7 @@ _PASSIVE = (
     "KeyedDropout", "MaxPooling2D", "ReLU", "Softmax", "StochasticDepth",
     "ZeroPadding2D",
 )  # fmt: skip
+_AS_IT_IS = "Export it as it is: reszoo.export(keras.models.load_model(path), folder)."
 _DAMAGED = (
     OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError,
     struct.error, zipfile.BadZipFile,
@@ -239,18 +240,18 @@ def preprocessing(*, v2: bool = False) -> Preprocessing:
     )  # fmt: skip
 
 
-def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
-    """Describe the layers of a model and of models inside by class, name and config.
-
-    Returns them, the card inside, and whether it is the card of the model itself.
-    """
+def _described(
+    config: Any, weighted: Iterable[str]
+) -> tuple[Described, AttachedCard | None, int]:
+    """List all layers; return them, the card inside, and how many layers it is of."""
     listed: Described = []
-    attached, is_own, waiting = None, False, [config.get("config", config)]
+    attached, own, waiting = None, 0, [config.get("config", config)]
     for model in waiting:
         entries = [
             # `.h5` files have the name a class is registered under.
             (each["class_name"].split(">")[-1], each["config"]["name"], each["config"])
-            for each in model["layers"]
+            # Until 2018 the config of a Sequential was the list.
+            for each in (model if isinstance(model, list) else model["layers"])
         ]
         for kind, name, inside in entries:
             if "layers" in inside:
@@ -260,10 +261,19 @@ def _described(config: Any) -> tuple[Described, AttachedCard | None, bool]:
             initializer = inside.get("bias_initializer") or {}
             value = (initializer.get("config") or {}).get("value")
             if (found := AttachedCard.from_text(value)) is not None:
-                structure = describe_structure(each[:2] for each in entries)
-                attached = found
-                is_own = structure == found.structure and model is waiting[0]
-    return listed, attached, is_own
+                attached, names = found, {name for _, name, _ in entries}
+                same = describe_structure(map(_dense, entries)) == found.structure
+                # Of none where others have weights as well.
+                own = len(entries) if same and names.issuperset(weighted) else 0
+    return listed, attached, own
+
+
+def _dense(entry: tuple[str, str, Mapping[str, Any]]) -> tuple[str, str, int, str]:
+    """Return what `describe_structure` takes of a layer."""
+    kind, name, config = entry
+    if not (units := config.get("units", 0)):
+        return kind, name, 0, ""
+    return kind, name, units, config["kernel_initializer"]["class_name"]
 
 
 def find_card(
@@ -271,19 +281,26 @@ def find_card(
 ) -> tuple[Card | None, Preprocessing | None]:
     """Find the card in the config of a model from reszoo.
 
-    Returns the card, where it is of the whole model; otherwise the preprocessing of the
+    Returns the card, where it is of all weights; otherwise the preprocessing of the
     model inside, if reszoo made it. A CheckpointError if the model has layers that do
     not belong to a ResNet.
     """
+    dense = [name for name, held in layers.items() if _with_head("", held)]
+    if len(dense) > 1:
+        raise CheckpointError(
+            f"{source} has several dense layers ({summarized(dense)}), where a ResNet "
+            f"has one. {_AS_IT_IS}"
+        )
     if config is None:
         return None, None
     try:
-        listed, attached, is_own = _described(config)
-        if attached is not None and is_own:
-            return attached.of_weights(layers), None
-        _check_layers(listed, source)
+        listed, attached, own = _described(config, layers)
+        if own < len(listed):
+            _check_layers(listed, source)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} has a damaged config ({error!r}).") from error
+    if attached and own:
+        return attached.of_weights(layers), None
     return None, attached.card.preprocessing if attached else None
 
 
@@ -298,8 +315,7 @@ def _check_layers(listed: Described, source: str) -> None:
     if kinds:
         raise CheckpointError(
             f"{source} is a Keras model with other layers than a ResNet has: "
-            f"{summarized(list(dict.fromkeys(kinds)))}. Export it as it is: "
-            "reszoo.export(keras.models.load_model(path), folder)."
+            f"{summarized(list(dict.fromkeys(kinds)))}. {_AS_IT_IS}"
         )
 
 
@@ -375,7 +391,8 @@ def _torch_name(layer: str, source: str, *, v2: bool) -> str:
     match = _NAME.fullmatch(layer)
     if match is None:
         raise CheckpointError(
-            f"{source} is not a ResNet of keras.applications: it has a layer {layer!r}."
+            f"{source} is not a ResNet of keras.applications: it has a layer "
+            f"{layer!r}, which none has had since 2019."
         )
     stage, block, place, kind = match.groups()
     prefix = f"layer{int(stage) - 1}.{int(block) - 1}"

@@ -34,11 +34,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def infer_architecture(
-    tensors: Tensors,
-    source: str,
-    spec: ResNetSpec | None = None,
+    tensors: Tensors, source: str, spec: ResNetSpec | None = None,
     stride_in: str | None = None,
-) -> Architecture:
+) -> Architecture:  # fmt: skip
     """Return the architecture of tensors, by torchvision's names, without a card.
 
     A CIFAR model without projections is taken for the residual one with option A, not
@@ -132,15 +130,10 @@ def _fits_nothing(
 
 
 def load_weights(
-    contents: Contents,
-    found: Found,
-    spec: ResNetSpec | None,
-    options: dict[str, Any],
-    labels: tuple[str, ...] | None = None,
-    *,
-    seed: int | None = None,
+    contents: Contents, found: Found, spec: ResNetSpec | None, options: dict[str, Any],
+    labels: tuple[str, ...] | None = None, *, seed: int | None = None,
     name: str | None = None,
-) -> tuple[keras.Model, Card, LoadReport]:
+) -> tuple[keras.Model, Card, LoadReport]:  # fmt: skip
     """Build the model of a weight file, changed as asked, with its weights.
 
     From what the file holds and what else is known of it. It must hold the spec; None
@@ -215,12 +208,9 @@ def _config(found: Found) -> Config:
 
 
 def _check_told(
-    contents: Contents,
-    found: Found,
-    config: Config,
-    described: Architecture,
+    contents: Contents, found: Found, config: Config, described: Architecture,
     options: dict[str, Any],
-) -> None:
+) -> None:  # fmt: skip
     """Refuse what the tensors do not tell, and nobody said."""
     if config.pooling != "avg" and described.include_top:
         raise CheckpointError(
@@ -353,12 +343,13 @@ def _changed_card(
     record = _for_channels(saved.preprocessing, channels)
     if None not in sides and as_size(sides) != record.eval_size:
         record = replace(record, train_size=as_size(sides), eval_size=as_size(sides))
-    # What was measured is of these weights, at this size.
-    measured = not fresh and described.include_top and record == saved.preprocessing
+    # What was measured is of these weights with their classifier, at this size.
+    same = not fresh and described.include_top and record == saved.preprocessing
+    same &= described.output_stride == saved.resnet.output_stride
     return replace(
         saved, architecture=described, labels=labels or kept, preprocessing=record,
-        metrics=() if fresh or record != saved.preprocessing else saved.metrics,
-        confidence=saved.confidence if measured else None,
+        metrics=saved.metrics if same else (),
+        confidence=saved.confidence if same else None,
     )  # fmt: skip
 
 

@@ -90,11 +90,9 @@ class Found:
 
 
 def locate(
-    weights: str | os.PathLike[str],
-    variant: str | None = None,
-    *,
+    weights: str | os.PathLike[str], variant: str | None = None, *,
     allow_noncommercial: bool = False,
-) -> Found:
+) -> Found:  # fmt: skip
     """Find a weight file, downloading it into the cache where needed.
 
     Weights are "imagenet", a name such as "timm/a1_in1k" (of a variant), "cifar10"
@@ -214,6 +212,8 @@ def _remote(address: Address, source: str, checksum: str | None = None) -> Found
 
 
 def _local(path: Path, variant: str | None) -> Found:
+    if not (path.is_file() or checkpoint_in(path)):
+        _refuse_parts(path)
     if path.is_dir():
         if (inside := checkpoint_in(path)) is None:
             names = ", ".join(_IN_FOLDERS)
@@ -227,6 +227,18 @@ def _local(path: Path, variant: str | None) -> Found:
     config = _config_beside(path)
     config = config if config and configs.describes_model(config) else None
     return Found(path=path, source=str(path), config=config)
+
+
+def _refuse_parts(path: Path) -> None:
+    """Refuse checkpoints of TensorFlow, and those that Transformers divides."""
+    inside = (path / f"{name}.index.json" for name in _FILES)
+    for index in filter(Path.is_file, (Path(f"{path}.index"), *inside)):
+        raise CheckpointError(
+            f"A checkpoint must be one file. Received: {path}, which is in parts that "
+            f"{index.name} lists. Load it with the library that wrote it, and "
+            'save it whole: model.save("model.keras") in Keras, '
+            'save_pretrained(folder, max_shard_size="9GB") in Transformers.'
+        )
 
 
 def checkpoint_in(folder: Path) -> Path | None:

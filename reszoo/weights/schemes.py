@@ -140,7 +140,7 @@ def read_state_dict(tree: Any, source: str) -> Contents:
     skipped = tuple(name for name in left if name not in ours)
     if skipped and not head:
         projection = f"a projection of {scheme.library}"
-        what = projection if scheme.projects else "no single dense layer"
+        what = projection if scheme.projects else "no single dense layer with a bias"
         notes.append(f"what follows the backbone is {what}, so there is no classifier")
     dilates = scheme.dilates and any(found[name].ndim == 4 for name in skipped)
     return Contents(
@@ -268,7 +268,14 @@ def _classifier(
     dense = [name for name in others if found[name].ndim == 2 and "weight" in name]
     if chosen is None and len(plain) == len(dense) == 1:
         (chosen,) = plain.values()
-    return chosen or {}
+    if chosen is None:
+        return {}
+    # A module of another name may normalize the features, or take the outputs.
+    classes = len(found[next(iter(chosen))])
+    beside = [name for name in others if name not in chosen and not _COPY.match(name)]
+    shapes = [found[name].shape for name in beside if name.endswith(".weight")]
+    alone = all(x != (features,) and x[1:] != (classes,) for x in shapes)
+    return chosen if alone else {}
 
 
 def _renamed(found: Tensors, names: Mapping[str, str], source: str) -> Tensors:

@@ -203,14 +203,9 @@ def _reach(axes: Iterable[tuple[int, int]]) -> int:
 
 
 def _rebuild_tensor(
-    view: object,
-    offset: object,
-    sizes: object,
-    strides: object,
-    _requires_grad: object = False,
-    _hooks: object = None,
-    metadata: object = None,
-) -> Array:
+    view: object, offset: object, sizes: object, strides: object,
+    _requires_grad: object = False, _hooks: object = None, metadata: object = None,
+) -> Array:  # fmt: skip
     if not isinstance(view, StorageView) or metadata:
         raise RefusalError("has a tensor of a kind that weights do not have.")
     shape, steps = _counts(sizes), _counts(strides)

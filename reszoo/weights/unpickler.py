@@ -48,11 +48,13 @@ class UnreadError(RefusalError):
     """A container has such an object."""
 
 
-# Where training scripts keep their settings, beside the weights. Only there objects of
-# any class are passed over; the keys are left out.
+# Where training scripts keep settings and tools, beside the weights. Only there objects
+# of any class are passed over; the keys are left out.
 _SETTINGS = (
     *("hyper_parameters", "datamodule_hyper_parameters", "hparams", "callbacks"),
-    *("loops", "message_hub", "args", "cfg", "config", "meta"),
+    *("loops", "message_hub", "args", "cfg", "config", "meta", "opt", "optim", "amp"),
+    *("optimizer", "optimizers", "scheduler", "lr_scheduler", "schedulers", "scaler"),
+    *("criterion", "loss", "loss_fn", "transform", "transforms", "metrics", "logger"),
 )
 # What a pickle may name, by module and name: a `Call` or a value.
 Allowed = Mapping[tuple[str, str], object]
@@ -228,18 +230,12 @@ class Unpickler:
 
 _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
     **dict.fromkeys(("PROTO", "STOP"), lambda u, _: None),
-    **dict.fromkeys(_LITERALS, Unpickler._push),
-    "NONE": lambda u, _: u._push(None),
-    "NEWTRUE": lambda u, _: u._push(True),
-    "NEWFALSE": lambda u, _: u._push(False),
-    "EMPTY_LIST": lambda u, _: u._push([]),
-    "EMPTY_DICT": lambda u, _: u._push({}),
-    "EMPTY_TUPLE": lambda u, _: u._push(()),
-    "EMPTY_SET": lambda u, _: u._push(set()),
-    "FRAME": Unpickler._frame,
-    "MARK": lambda u, _: u._mark(),
-    "POP": lambda u, _: u._pop(1),
-    "POP_MARK": lambda u, _: u._pop_mark(),
+    **dict.fromkeys(_LITERALS, Unpickler._push), "NONE": lambda u, _: u._push(None),
+    "NEWTRUE": lambda u, _: u._push(True), "NEWFALSE": lambda u, _: u._push(False),
+    "EMPTY_LIST": lambda u, _: u._push([]), "EMPTY_DICT": lambda u, _: u._push({}),
+    "EMPTY_TUPLE": lambda u, _: u._push(()), "EMPTY_SET": lambda u, _: u._push(set()),
+    "FRAME": Unpickler._frame, "MARK": lambda u, _: u._mark(),
+    "POP": lambda u, _: u._pop(1), "POP_MARK": lambda u, _: u._pop_mark(),
     "DUP": lambda u, _: u._push(u._peek()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), Unpickler._put),
     "MEMOIZE": lambda u, _: u._put(len(u._memo)),
@@ -248,20 +244,18 @@ _INSTRUCTIONS: dict[str, Callable[[Unpickler, Any], object]] = {
     "TUPLE1": lambda u, _: u._push(tuple(u._pop(1))),
     "TUPLE2": lambda u, _: u._push(tuple(u._pop(2))),
     "TUPLE3": lambda u, _: u._push(tuple(u._pop(3))),
-    "LIST": lambda u, _: u._push(u._pop_mark()),
-    "DICT": lambda u, _: u._dict(),
+    "LIST": lambda u, _: u._push(u._pop_mark()), "DICT": lambda u, _: u._dict(),
     "APPEND": lambda u, _: u._fill(list, u._pop(1)),
     "APPENDS": lambda u, _: u._fill(list, u._pop_mark()),
     "SETITEM": lambda u, _: u._fill(dict, u._pop(2)),
     "SETITEMS": lambda u, _: u._fill(dict, u._pop_mark()),
     "ADDITEMS": lambda u, _: u._fill(set, u._pop_mark()),
     "GLOBAL": lambda u, name: u._global(*name.split(" ", 1)),
-    "STACK_GLOBAL": lambda u, _: u._global(*u._pop(2)),
-    "INST": Unpickler._inst,
+    "STACK_GLOBAL": lambda u, _: u._global(*u._pop(2)), "INST": Unpickler._inst,
     **dict.fromkeys(("REDUCE", "NEWOBJ"), lambda u, _: u._reduce()),
     "BUILD": lambda u, _: u._build(),
     "BINPERSID": lambda u, _: u._push(u._persistent_load(*u._pop(1))),
-}
+}  # fmt: skip
 
 
 def checked_key(key: object) -> Any:

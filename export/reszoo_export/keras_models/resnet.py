@@ -280,6 +280,17 @@ def is_from_reszoo(model: keras.Model) -> bool:
     return False
 
 
+def labels_of_scores(model: keras.Model) -> tuple[str, ...] | None:
+    """Return the labels of a model from reszoo inside another that gives its scores."""
+    value = graph.answer_of(model)
+    while value.kind in ("Softmax", "Activation"):
+        value = value.source
+    for each in graph.all_layers(model):
+        if isinstance(each, keras.Model) and value.layer in each.layers:
+            return own_card(each).card.labels if is_from_reszoo(each) else None
+    return None
+
+
 def is_resnet(model: keras.Model) -> bool:
     """Tell whether a plain Keras model is a ResNet whose structure is understood."""
     graph.answer_of(model)
@@ -384,6 +395,11 @@ def fold(model: keras.Model) -> Tensors:
     """Return the tensors of a model from reszoo, with batch normalization folded."""
     architecture = own_card(model).card.resnet
     layers = {layer.name: layer for layer in model.layers}
+    if mode := getattr(layers.get("fc"), "quantization_mode", None):
+        raise UsageError(
+            f"Formats such as tflite-int8 quantize a model themselves. Received: "
+            f"{model.name!r}, quantized by Keras ({mode}); export it as it was before."
+        )
     listed = convolutions(architecture)
     pairs = {each.name: (layers[each.name], layers.get(each.norm)) for each in listed}
     pairs |= {name: (None, layers[name]) for name in standalone_norms(architecture)}

@@ -259,12 +259,10 @@ def properties(card: Card) -> dict[str, str]:
     record = card.preprocessing
     size = shown_size(record.eval_sides)
     found = {
-        CARD_KEY: card.to_text(),
-        "description": summary(card),
+        CARD_KEY: card.to_text(), "description": summary(card),
         "input": f"image: {record.colours}, 0 to 255, {size} pixels",
-        "license": licence(card),
-        "preprocessing": ", ".join(record.steps()),
-    }
+        "license": licence(card), "preprocessing": ", ".join(record.steps()),
+    }  # fmt: skip
     if card.labels:
         found[LABELS_KEY] = json.dumps(card.labels, ensure_ascii=False)
     return {key: found[key] for key in sorted(found) if found[key]}

@@ -260,12 +260,10 @@ def model_metadata(
     graph = write(builder, {2: ins, 3: outs})
     reszoo = card.versions.get("reszoo")
     texts = {
-        "name": card.architecture.name,
-        "description": summary(card),
+        "name": card.architecture.name, "description": summary(card),
         "version": f"reszoo {reszoo}" if reszoo is not None else "",
-        "author": "made with reszoo",
-        "license": licence(card),
-    }
+        "author": "made with reszoo", "license": licence(card),
+    }  # fmt: skip
     fields = {_TEXTS[word]: text for word, text in texts.items() if text}
     root = write(builder, {**fields, 7: _MIN_PARSER_VERSION, 3: [graph]})
     builder.Finish(root, _METADATA_IDENTIFIER)

@@ -140,11 +140,9 @@ def convert(
     """
     # A fixed batch, and no -1 in any shape: delegates refuse open shapes.
     function = serving.function(
-        *serving.options.names(TFLITE),
-        batch=serving.batch(TFLITE.batch),
-        dtype=tf.float32,
-        by_maps=bool(options),
-    )
+        *serving.options.names(TFLITE), batch=serving.batch(TFLITE.batch),
+        dtype=tf.float32, by_maps=bool(options),
+    )  # fmt: skip
     # By way of a SavedModel: the converter makes one itself where it is given a
     # function, and loses the signature where that fails.
     with tempfile.TemporaryDirectory() as folder, quiet():

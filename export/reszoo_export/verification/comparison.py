@@ -232,10 +232,8 @@ def _reliability(
     )
     return Reliability(
         error_before=metrics.calibration_error(before),
-        error_after=metrics.calibration_error(after),
-        before=before,
-        after=after,
-    )
+        error_after=metrics.calibration_error(after), before=before, after=after,
+    )  # fmt: skip
 
 
 # Probabilities below are equal: runtimes flush such numbers to zero differently.

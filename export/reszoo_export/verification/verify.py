@@ -124,15 +124,9 @@ def problem_list(folder: Path, problems: Sequence[str]) -> list[str]:
 
 
 def verify_file(
-    row: Format,
-    path: Path,
-    reference: Reference,
-    options: ExportOptions,
-    card: Card,
-    *,
-    seconds: float | None = None,
-    ranges: Mapping[str, Any] | None = None,
-) -> FileVerification:
+    row: Format, path: Path, reference: Reference, options: ExportOptions, card: Card,
+    *, seconds: float | None = None, ranges: Mapping[str, Any] | None = None,
+) -> FileVerification:  # fmt: skip
     """Open a file in its own runtime, in a subprocess, and compare it with its model.
 
     A format with a slow runtime is compared on some images of the reference. `options`
@@ -147,12 +141,9 @@ def verify_file(
     if seconds is None:
         seconds = _SECONDS_TO_OPEN + _SECONDS_PER_IMAGE * len(reference.images)
     arguments = {
-        "format_name": row.name,
-        "path": str(path.absolute()),
-        "options": asdict(options),
-        "card": card.to_text(),
-        "ranges": ranges,
-    }
+        "format_name": row.name, "path": str(path.absolute()),
+        "options": asdict(options), "card": card.to_text(), "ranges": ranges,
+    }  # fmt: skip
     limits = limits_for(path, seconds, pixels=reference.images[0].nbytes // 3)
     function, arrays = f"{__name__}:verify_stored", reference.arrays()
     try:

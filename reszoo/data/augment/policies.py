@@ -310,18 +310,13 @@ def _draw(key: tf.Tensor, *counts: float) -> tf.Tensor:
 
 
 _COLOURS: Mapping[str, Callable[[tf.Tensor, Any], tf.Tensor]] = {
-    "identity": lambda image, _: image,
-    "brightness": brightness,
-    "saturation": saturation,
-    "contrast": contrast,
-    "sharpness": sharpness,
-    "posterize": posterize,
-    "solarize": solarize,
-    "solarize_add": solarize_add,
+    "identity": lambda image, _: image, "brightness": brightness,
+    "saturation": saturation, "contrast": contrast, "sharpness": sharpness,
+    "posterize": posterize, "solarize": solarize, "solarize_add": solarize_add,
     "autocontrast": lambda image, _: autocontrast(image),
     "equalize": lambda image, _: equalize(image),
     "invert": lambda image, _: invert(image),
-}
+}  # fmt: skip
 _STRENGTHS = 31
 _NOTHING = np.zeros((2, _STRENGTHS))
 
