@@ -22,9 +22,10 @@ from reszoo.cli.options import app
 from reszoo.data.pipeline import Augmentation, training_batches
 from reszoo.data.sources import open_source
 from reszoo.metrics import pooled_function
-from reszoo.training import features
+from reszoo.training import features, state
 from reszoo.training.phases import phases
 from reszoo.training.recipes import find_recipe
+from reszoo.training.run import Run
 from reszoo.training.state import STATE, read_state
 from reszoo.weights.names import to_tensors
 
@@ -172,6 +173,49 @@ def test_epochs_show_the_variants_in_turn() -> None:
     assert len(np.unique(np.concatenate(rare), axis=0)) == 2
 
 
+def test_files_are_written_at_the_end_and_as_often_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    write_state = state.write_state
+
+    def record(path: Path, variables: Any, content: Any) -> None:
+        if content["epoch"]:
+            rows = path.with_name("history.csv").read_text().splitlines()[1:]
+            assert len(rows) == len(content["history"]) == content["epoch"]
+            assert path.with_name("best.safetensors").exists()
+            assert path.with_name("last.safetensors").exists()
+        written.append(content["epoch"])
+        write_state(path, variables, content)
+
+    monkeypatch.setattr(state, "write_state", record)
+    train(tmp_path / "rarely", save_every=1e9, **RICH)
+    assert written == [0, 3]
+    told: list[int] = []
+    fields = {**RICH, "on_epoch_end": lambda row: told.append(row.epoch)}
+    train(tmp_path / "told", save_every=1e9, **fields)
+    assert written == [0, 3, 0, 1, 2, 3]
+    assert told == [1, 2, 3]
+
+
+def test_what_diverges_on_cached_features_keeps_earlier_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_step = Run._train
+
+    def diverging(run: Run, *batch: Any) -> tuple[float, int]:
+        found = take_step(run, *batch)
+        return found if run.position < (2, 1) else (float("nan"), 0)
+
+    monkeypatch.setattr(Run, "_train", diverging)
+    told = r"after 1 steps of epoch 3\..* The earlier epochs are in "
+    with pytest.raises(reszoo.ReszooError, match=told):
+        train(tmp_path / "run", save_every=1e9, **RICH)
+    rows = (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]
+    assert len(rows) == 2
+    assert (tmp_path / "run" / "best.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_bit_equal(tmp_path: Path) -> None:
     train(tmp_path / "whole", resume=False, save_every=1e9, **RICH)
@@ -199,17 +243,17 @@ def test_a_run_is_killed_by_the_system_and_ends_bit_equal(tmp_path: Path) -> Non
             words += [] if own else ["--set", f"{name}={value}"]
         return [sys.executable, "-m", "reszoo", "train", str(root), *words]
 
-    state, epoch = tmp_path / "run" / STATE, 0
+    path, epoch = tmp_path / "run" / STATE, 0
     frequent = [*command(tmp_path / "run"), "--save-every", "0"]
     with subprocess.Popen(frequent, stderr=subprocess.PIPE) as process:
         while process.poll() is None and epoch < 3:
             time.sleep(0.001)
             # While it is read, another may take its place.
             with suppress(reszoo.CheckpointError):
-                epoch = read_state(state)[1]["epoch"] if state.exists() else 0
+                epoch = read_state(path)[1]["epoch"] if path.exists() else 0
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert 3 <= read_state(state)[1]["epoch"] < 30
+    assert 3 <= read_state(path)[1]["epoch"] < 30
     for output in (tmp_path / "run", tmp_path / "whole"):
         subprocess.run(command(output), check=True, capture_output=True)
     assert_equal(tmp_path / "run", tmp_path / "whole")

@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_repeatedly_ends_bit_equal(
     assert read_state(output / STATE)[1]["tally"]["steps"] == 1
     # At the end of the first epoch and phase, with some of its files written.
     patch = pytest.MonkeyPatch()
-    patch.setattr(history, "write_history", die)
+    patch.setattr(history, "write_text", die)
     with pytest.raises(Killed):
         train(output, **_SGD)
     patch.undo()

@@ -5,8 +5,8 @@ import io
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,9 +33,7 @@ class Epoch:
     phase: str  # "head" while the head alone is trained, else "all"
     loss: float  # mean training loss, in nats
     top1: float  # accuracy on the training batches
-    # Mean cross-entropy on the validation split, in nats, whatever the training loss
-    # is.
-    validation_loss: float | None
+    validation_loss: float | None  # mean cross-entropy, in nats
     validation_top1: float | None
     validation_balanced_accuracy: float | None = None  # mean recall of its classes
     validation_macro_f1: float | None = None  # mean F1 of its classes
@@ -54,16 +52,6 @@ class Epoch:
         parts.append(f"{self.images_per_second:,.0f} images/s")
         parts.append(f"data wait {self.data_wait:.0%}")
         return "  ".join(parts)
-
-
-def write_history(path: Path, history: Sequence[Epoch]) -> None:
-    """Write one row per epoch to a CSV file, atomically."""
-    text = io.StringIO()
-    names = [field.name for field in fields(Epoch)]
-    table = csv.DictWriter(text, names, lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(epoch) for epoch in history)
-    write_text(path, text.getvalue())
 
 
 class EventLog:
@@ -88,8 +76,7 @@ class EventLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write values by tag ("train/loss"), and flush them to the file."""
-        # `simple_value` is what torch's writer uses too: every reader supports it, and
-        # TensorBoard converts it to its newer form while loading.
+        # As torch's writer does: every reader supports `simple_value`.
         summary = tf.compat.v1.Summary()
         for tag, value in values.items():
             summary.value.add(tag=tag, simple_value=value)
@@ -144,6 +131,7 @@ class RunHistory:
         self.best: Best | None = None
         self.best_tensors: Tensors = {}
         self.best_card = card
+        self._unwritten: dict[str, tuple[Tensors, Card]] = {}
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the weights, as plain JSON values."""
@@ -159,7 +147,7 @@ class RunHistory:
             self.best_card = card or self.best_card
 
     def add(self, row: Epoch, metrics: Metrics | None, tensors: Tensors) -> None:
-        """Add an epoch; write its weights and the history if the run has a folder."""
+        """Add an epoch and its weights, which `write` writes."""
         self.epochs.append(row)
         provenance = {**self._provenance, "epoch": row.epoch}
         measured, score = [], (0.0, float(row.epoch))
@@ -176,14 +164,23 @@ class RunHistory:
             }
             score = scores[self._best_by]
         card = self._card.after(provenance, measured)
-        files = [LAST]
         if self.best is None or score > self.best.score:
             self.best, self.best_tensors = Best(row.epoch, score), tensors
-            self.best_card, files = card, [BEST, LAST]
-        if self._folder:
-            for name in files:
-                write(self._folder / name, tensors, card)
-            write_history(self._folder / HISTORY, self.epochs)
+            self.best_card = card
+            self._unwritten[BEST] = tensors, card
+        self._unwritten[LAST] = tensors, card
+
+    def write(self, folder: Path) -> None:
+        """Write the history, and weights that were added since the last call."""
+        if not self._unwritten:
+            return
+        for name, weights in self._unwritten.items():
+            write(folder / name, *weights)
+        self._unwritten, text = {}, io.StringIO()
+        table = csv.DictWriter(text, Epoch.__dataclass_fields__, lineterminator="\n")
+        table.writeheader()
+        table.writerows(map(asdict, self.epochs))
+        write_text(folder / HISTORY, text.getvalue())
 
     def load_best(self, model: Any) -> None:
         """Assign the best weights to a model."""

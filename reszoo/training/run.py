@@ -411,16 +411,15 @@ class Run(StepLoop):
         return self.phase_trainer.train(images, targets, step, self._epoch)
 
     def _write(self) -> None:
-        if not self.config.folder:
+        if not (folder := self.config.folder):
             return
         content = {
             "conditions": self.config.conditions, "epoch": self._epoch,
             "tally": asdict(self._totals), "probe": self.head_top1,
             **self.history.to_json(),
         }  # fmt: skip
-        state.write_state(
-            self.config.folder / state.STATE, self.phase_trainer.variables(), content
-        )
+        self.history.write(folder)
+        state.write_state(folder / state.STATE, self.phase_trainer.variables(), content)
 
     def _new_phase_trainer(self) -> PhaseTrainer:
         config, card = self.config, self.config.card
@@ -473,7 +472,10 @@ class Run(StepLoop):
         if self.config.phase_of(self._epoch) is not phase:
             self._batches = None if phase.recipe.cache_features else self._batches
             self._end_head_phase()
-        self.save()
+        told = self.config.on_epoch_end or not phase.recipe.cache_features
+        # An epoch on cached features takes less time than writing the weights.
+        if told or self.finished or time.monotonic() - self._saved >= self._save_every:
+            self.save()
         if self.config.on_epoch_end and self._devices.is_chief:
             self.config.on_epoch_end(self.history.epochs[-1])
         if self._out_of_patience and self._epoch < self.config.epochs:
@@ -534,6 +536,8 @@ class Run(StepLoop):
 
     def _diverged(self) -> ReszooError:
         folder, phase = self.config.folder, self.phase_trainer.phase
+        if folder:
+            self.history.write(folder)
         kept = f" The earlier epochs are in {folder}." if folder else ""
         rate = f"learning_rate (it is {phase.recipe.learning_rate:g})"
         advice = f"Lower {rate} or raise warmup_epochs."
