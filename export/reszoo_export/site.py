@@ -152,11 +152,10 @@ def _fetch(package: _Package) -> None:
         command += ["--fetch-retries=1", spec]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
-            reason = public_origin(" ".join((done.stderr or done.stdout).split()))
-            raise ReszooError(
-                f"npm cannot download {spec}: {reason}. Check the network, or pass "
-                "--no-vendor to load the runtimes from a CDN."
-            )
+            lines = (done.stderr or done.stdout).splitlines()[:4]
+            reason = public_origin(" ".join(lines))
+            advice = "Check the network, or pass --no-vendor to load them from a CDN."
+            raise ReszooError(f"npm cannot download {spec}: {reason}. {advice}")
         (archive,) = Path(folder).glob("*.tgz")
         with files.atomic_folder(package.cached) as cache:
             with tarfile.open(archive) as packed:
