@@ -248,7 +248,13 @@ class Card:
             found = {name: content[name] for name in _FIELDS}
             found["architecture"] = architecture_from_json(found["architecture"])
             return typed(cls, {**found, "confidence": content.get("confidence")})
-        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as e:
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            ArithmeticError,
+        ) as e:
             reason = f"{type(e).__name__}: {e}"[:_REASON]
             raise CheckpointError(f"The card cannot be read ({reason}).") from e
 
@@ -293,7 +299,7 @@ class AttachedCard:
         try:
             content = parse_json(text)
             marks = int(content["structure"]), int(content["weights"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise CheckpointError(f"The card is damaged ({error!r:.80}).") from error
         return cls(Card.from_json(content["reszoo_card"]), *marks)
 

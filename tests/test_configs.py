@@ -191,6 +191,20 @@ def test_the_hub_has_both_configs_of_transformers(
         assert answer(process) == said
 
 
+@pytest.mark.parametrize(
+    "named",
+    [[4095], ["cat"], {"1": "cat", "2": "dog"}, {"0": "cat", "2": "dog"}, {"one": "a"}],
+    ids=str,
+)
+def test_labels_must_be_named_by_the_numbers_of_the_classes(
+    tmp_path: Path, named: Any
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "resnet", "id2label": named}))
+    with pytest.raises(reszoo.CheckpointError, match="is not a Transformers config"):
+        read_config(config)
+
+
 def test_arrays_of_the_file_are_those_of_the_model(folder: Path, tensors: Any) -> None:
     held = to_tensors(reszoo.load(folder))
     assert all(np.array_equal(held[name], value) for name, value in tensors.items())

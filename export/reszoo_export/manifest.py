@@ -27,7 +27,7 @@ REFERENCE_FILE = "reference.npz"
 _BESIDE = {
     MANIFEST_FILE, REFERENCE_FILE, LABELS_FILE, "REPORT.md", "report.html", "snippets",
 }  # fmt: skip
-_MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+_MALFORMED = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 _BLOCK = 2**20
 _CHANGED = "the file has changed since it was exported (sha256 differs)"
 

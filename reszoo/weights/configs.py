@@ -85,7 +85,8 @@ def read_config(path: Path) -> Config:
     except CheckpointError:
         raise
     except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, ReszooError
+        OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError,
+        ReszooError,
     ) as error:  # fmt: skip
         reason = f"{type(error).__name__}: {error}"[:_REASON]
         raise CheckpointError(
@@ -168,7 +169,7 @@ def _transformers(content: Mapping[str, Any], path: Path) -> Config:
     )  # fmt: skip
     early = kind == "bottleneck" and content.get("downsample_in_bottleneck", False)
     names = content.get("id2label") or {}
-    listed = [names[key] for key in sorted(names, key=int)]
+    listed = [names[str(index)] for index in range(len(names))]
     if all(_POINTLESS_LABEL.fullmatch(label) for label in listed):
         listed = []
     beside = path.with_name(PREPROCESSOR_FILE)

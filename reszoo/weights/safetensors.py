@@ -67,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
             f"{file} is not a complete safetensors file ({error}). Copy it again."
         ) from error
     # json and the library may read a damaged header differently.
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} has a damaged header ({error}).") from error
     return tensors, None if text is None else Card.from_text(text)
 
