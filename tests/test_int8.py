@@ -24,6 +24,7 @@ from defects import before, both, scaled, skip, spoilt, weights
 import reszoo
 from reszoo.data.sources import open_source
 from reszoo.metrics import prepared_batches, probabilities
+from reszoo.specs import SPECS
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.onnx import graph, writer
 from reszoo_export.onnx.reader import activation_reader, find_problems
@@ -563,6 +564,26 @@ def test_int16_activations_answer_nearly_as_the_model(
     # Ten only: LiteRT has no fast kernels for them.
     found = run_tflite(tmp_path / "i.tflite", images[:10])
     assert np.abs(found - expected[:10]).max() < 0.03
+
+
+def test_biases_of_zeros_may_share_a_tensor(digits: Any, tmp_path: Path) -> None:
+    # Of convolutions without a norm after them: the converter merges their biases.
+    spec = replace(SPECS["wrn16_4"], depths=(1, 1), widths=(16, 32), name="wide")
+    model = reszoo.build(spec, input_shape=(32, 32, 3), seed=0)
+    serving, path = make_serving(model), tmp_path / "i.tflite"
+    tflite_writer.write_int16x8(serving, path, digits[1])
+    file = Interpreter(str(path))
+    biases = [each["inputs"][2] for each in file._get_ops_details() if is_conv(each)]
+    assert len({*biases}) < len(biases)
+    row, seen = FORMATS["tflite-int16x8"], digits[2][:2]
+    problems = tflite_reader.find_problems(
+        path, row, serving.card, seen, ExportOptions()
+    )
+    assert problems == []
+
+
+def is_conv(operator: Any) -> bool:
+    return bool(operator["op_name"] == "CONV_2D")
 
 
 def test_int16_activations_have_room_for_more_than_calibration_shows(

@@ -141,13 +141,16 @@ def activation_reader(path: Path) -> Callable[[NDArray[Any]], Activations]:
     return run
 
 
-def _bias_scales(operator: Any, details: Mapping[int, Any]) -> list[Any] | None:
+def _bias_scales(operator: Any, details: Mapping[int, Any], file: Any) -> Any:
     """Return the scales of input, weights and bias; None without a bias of integers."""
     used = [details[i]["quantization_parameters"] for i in operator["inputs"] if i >= 0]
     scales = [each["scales"] if len(each["scales"]) else np.nan for each in used]
     if operator["op_name"] not in _WITH_BIAS or len(used) != 3 or scales[2] is np.nan:
         return None
     axes = {each["quantized_dimension"] for each in used[1:]}
+    # The converter has one tensor for all biases of zeros, with the scales of one.
+    if not file.get_tensor(operator["inputs"][2]).any():
+        return None
     return scales if len(axes) == 1 else [np.nan] * 3
 
 
@@ -171,7 +174,7 @@ def find_problems(
         problems.append("its metadata or signatures are not what the card says")
     details = {each["index"]: each for each in interpreter.get_tensor_details()}
     operators = interpreter._get_ops_details()
-    biases = (_bias_scales(each, details) for each in operators)
+    biases = (_bias_scales(each, details, interpreter) for each in operators)
     outputs = [details[place] for each in operators for place in each["outputs"]]
     steps = [
         (each["quantization"][0], each["quantization"][1] - np.iinfo(each["dtype"]).min)
