@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.architecture import Architecture, KerasArchitecture, architecture_from_json
-from reszoo.errors import CheckpointError, UsageError, summarized
+from reszoo.errors import MALFORMED, CheckpointError, UsageError, summarized
 from reszoo.fields import check_fields, typed
 from reszoo.files import parse_json
 from reszoo.preprocessing import (
@@ -248,15 +248,9 @@ class Card:
             found = {name: content[name] for name in _FIELDS}
             found["architecture"] = architecture_from_json(found["architecture"])
             return typed(cls, {**found, "confidence": content.get("confidence")})
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-        ) as e:
-            reason = f"{type(e).__name__}: {e}"[:_REASON]
-            raise CheckpointError(f"The card cannot be read ({reason}).") from e
+        except MALFORMED as error:
+            reason = f"{type(error).__name__}: {error}"[:_REASON]
+            raise CheckpointError(f"The card cannot be read ({reason}).") from error
 
     @classmethod
     def from_text(cls, text: str) -> "Card":
@@ -299,7 +293,7 @@ class AttachedCard:
         try:
             content = parse_json(text)
             marks = int(content["structure"]), int(content["weights"])
-        except (ValueError, TypeError, LookupError) as error:
+        except MALFORMED as error:
             raise CheckpointError(f"The card is damaged ({error!r:.80}).") from error
         return cls(Card.from_json(content["reszoo_card"]), *marks)
 

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from os.path import commonprefix
 from typing import Any
 
+# What reading content that is damaged, or of another kind, ends in.
+MALFORMED = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
+
 
 def printable(text: str) -> str:
     r"""Return text of an unknown origin as one line that only shows what it says.

@@ -277,11 +277,12 @@ def attached_card(model: keras.Model) -> AttachedCard | None:
 
 
 def _structure(model: keras.Model) -> int:
-    dense = {each: getattr(each, "units", 0) for each in model.layers}
-    return describe_structure(
-        (type(x).__name__, x.name, n, type(x.kernel_initializer).__name__ if n else "")
-        for x, n in dense.items()
-    )
+    def described(x: Any) -> tuple[str, str, int, str]:
+        dense = isinstance(x, keras.layers.Dense)
+        kernel = type(x.kernel_initializer).__name__ if dense else ""
+        return type(x).__name__, x.name, x.units if dense else 0, kernel
+
+    return describe_structure(map(described, model.layers))
 
 
 def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:

@@ -49,7 +49,18 @@ SPEC = {**family.SPECS, "two-blocks": TWO_BLOCKS, "plain": SPECS["plain20"]}
 def test_good_files_have_the_chosen_ranges(
     name: str, options: Options, tmp_path: Path
 ) -> None:
-    model = randomise(reszoo.build(SPEC[name]), seed=1)
+    check(randomise(reszoo.build(SPEC[name]), seed=1), options, tmp_path)
+
+
+def test_a_branch_that_gives_zeros_has_the_chosen_range(tmp_path: Path) -> None:
+    """Weight decay can bring one there; `zero_init_residual` begins so."""
+    model = randomise(reszoo.build(TWO_BLOCKS), seed=1)
+    last = model.get_layer("layer1.0.bn2")
+    last.set_weights([0 * last.gamma, 0 * last.beta, *last.get_weights()[2:]])
+    check(model, {}, tmp_path)
+
+
+def check(model: Any, options: Options, tmp_path: Path) -> None:
     serving = make_serving(model, ExportOptions(**options))
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (100, SIDE, SIDE, 3), np.uint8)

@@ -286,6 +286,19 @@ def test_more_steps_than_are_scheduled_are_told_of(
     assert "the learning rate stays at 0. To train on, compile again" in told
 
 
+def test_half_precision_goes_on_after_the_last_scheduled_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        keras.config.set_dtype_policy("mixed_float16")
+        model = small()
+        reszoo.compile(model, "cifar", steps_per_epoch=1, epochs=1)
+        fit(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert "the learning rate stays at 0. To train" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("steps", [0, 3.5, None])
 def test_steps_of_an_epoch_are_a_whole_number(steps: Any) -> None:
     with pytest.raises(reszoo.UsageError, match=r"steps_per_epoch must be"):

@@ -378,6 +378,29 @@ def test_two_dense_layers_are_not_taken_for_one(tmp_path: Path, suffix: str) -> 
         reszoo.load(path, PROJECTED)
 
 
+@keras.saving.register_keras_serializable("tests")
+class Gate(keras.layers.Layer):  # type: ignore[misc]
+    """A layer of somebody else's, which has units and no kernel."""
+
+    units = 3
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+def test_units_of_other_layers_are_not_those_of_a_classifier(tmp_path: Path) -> None:
+    base = measured()
+    model = keras.Model(base.input, Gate()(base.output))
+    with pytest.raises(reszoo.UsageError, match="and others than that model"):
+        reszoo.card(model)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(reszoo.CheckpointError, match="than a ResNet has: Gate"):
+        reszoo.load(tmp_path / "m.keras")
+
+
 def wrapped(base: Any, *after: Any) -> Any:
     return keras.Sequential([keras.Input((16, 16, 3)), base, *after])
 

@@ -16,6 +16,9 @@ from sample_images import encoded
 from tiny import TWO_BLOCKS
 
 import reszoo
+from reszoo.architecture import architecture
+from reszoo.cards import new_card
+from reszoo.data import sources
 from reszoo.data.checks import scan
 from reszoo.data.listing import list_images
 from reszoo.data.resize import resizing_gain
@@ -613,6 +616,26 @@ def test_without_a_held_out_split_one_image_of_a_class_is_enough() -> None:
     assert sizes(source) == {"all": 3, "train": 3}
     with pytest.raises(reszoo.DataError, match=r"at least two images.*: a\."):
         open_source((pixels, ["a", "b", "b"]))
+
+
+def test_data_is_opened_once_as_the_training_opened_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    card = new_card(architecture("resnet8"))
+    chosen = {"data": "elsewhere", "recipe": {"validation_share": 0}}
+    opened: list[Any] = []
+
+    def record(*data: Any, **options: Any) -> Any:
+        opened.append(options["validation_share"])
+        return open_source(*data, **options)
+
+    monkeypatch.setattr(sources, "open_source", record)
+    # By its default share a class of one image would be refused.
+    card = replace(card, provenance=chosen)
+    source = sources.open_for(card, (pixels, ["a", "b", "b"]), None)
+    assert sizes(source) == {"all": 3, "train": 3}
+    assert opened == [0]
 
 
 def test_integers_that_are_names_are_refused_at_once() -> None:

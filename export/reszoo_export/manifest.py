@@ -13,7 +13,7 @@ import numpy as np
 
 from reszoo.cards import Card
 from reszoo.environment import processor
-from reszoo.errors import CheckpointError, ExportError, ReszooError
+from reszoo.errors import MALFORMED, CheckpointError, ExportError, ReszooError
 from reszoo.fields import typed
 from reszoo.files import check_regular, folder_entries, read_json, write_json
 from reszoo.metrics import Bin
@@ -27,7 +27,6 @@ REFERENCE_FILE = "reference.npz"
 _BESIDE = {
     MANIFEST_FILE, REFERENCE_FILE, LABELS_FILE, "REPORT.md", "report.html", "snippets",
 }  # fmt: skip
-_MALFORMED = (ValueError, LookupError, ArithmeticError, TypeError, AttributeError)
 _BLOCK = 2**20
 _CHANGED = "the file has changed since it was exported (sha256 differs)"
 
@@ -281,7 +280,7 @@ def read_manifest(folder: Path) -> Manifest:
         read = {name: content[name] for name in ("files", "beside", "card")}
         found = {"folder": folder, "options": options, **read}
         return typed(Manifest, found).checked()
-    except (CheckpointError, OSError, *_MALFORMED) as error:
+    except (CheckpointError, OSError, *MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ExportError(f"{path} cannot be read ({reason}).") from error
 

@@ -455,12 +455,19 @@ def open_for(card: Card, data: Data, bad_images: str | None) -> Source:
 
     The same images are held out as when the model was trained on it.
     """
-    source, told = open_source(data, bad_images=bad_images), card.provenance
-    recipe = (source.training_on(told)[0] or told).get("recipe")
-    share = recipe.get("validation_share") if isinstance(recipe, Mapping) else None
-    if isinstance(share, float | int) and 0 <= share < 1:
-        source = open_source(data, bad_images=bad_images, validation_share=share)
+    told = card.provenance
+    share = _held_out(told)
+    source = open_source(data, bad_images=bad_images, validation_share=share)
+    if (own := _held_out(source.training_on(told)[0] or told)) != share:
+        source = open_source(data, bad_images=bad_images, validation_share=own)
     return source
+
+
+def _held_out(training: Mapping[str, Any]) -> float | None:
+    """Return the share that was held out, where the user chose it."""
+    recipe = training.get("recipe")
+    share = recipe.get("validation_share") if isinstance(recipe, Mapping) else None
+    return share if isinstance(share, float | int) and 0 <= share < 1 else None
 
 
 def content_digest(source: Source) -> str:

@@ -225,7 +225,7 @@ def compile(
         jit_compile=False,
     )
     _retrace_on_freezing(model)
-    _warn_in_fit(model, card.preprocessing, steps_per_epoch * epochs)
+    _warn_in_fit(model, card.preprocessing)
     content = chosen.to_json().items()
     supported = {name: value for name, value in content if name not in _ONLY_TRAIN}
     provenance = {"source": COMPILED, "recipe": supported}
@@ -275,19 +275,21 @@ def _retrace_on_freezing(model: keras.Model) -> None:
     model.make_train_function = make_train_function
 
 
-def _warn_in_fit(model: keras.Model, preprocessing: Preprocessing, steps: int) -> None:
+def _warn_in_fit(model: keras.Model, preprocessing: Preprocessing) -> None:
     """Have `fit` warn of images that are not normalised, and of unscheduled steps."""
     mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
     low, high = float((-mean / std).min()), float(((1 - mean) / std).max())
     plain, span = partial(type(model).train_step, model), high - low
+    # In mixed_float16 Keras scales the loss, by an optimizer around this one.
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    steps, last = len(optimizer._rates) - 1, optimizer._rates[-1]
 
     def check(step: int, least: float, most: float) -> np.int32:
         if step:
             say(
                 f"All {steps:,} steps of reszoo.compile's schedule (steps_per_epoch "
-                "times epochs) are done: the learning rate stays at "
-                f"{model.optimizer._rates[-1]:g}. To train on, compile again with the "
-                "numbers of the whole training."
+                f"times epochs) are done: the learning rate stays at {last:g}. To "
+                "train on, compile again with the numbers of the whole training."
             )
         # Above the mean everywhere: pixels from 0 to 1 or to 255.
         elif not low - span <= least <= most <= high + span or low < 0 <= least < most:
@@ -308,7 +310,7 @@ def _warn_in_fit(model: keras.Model, preprocessing: Preprocessing, steps: int) -
             told = [step, tf.reduce_min(values), tf.reduce_max(values)]
             return tf.numpy_function(check, told, tf.int32)
 
-        step = model.optimizer.iterations.value
+        step = optimizer.iterations.value
         tf.cond((step == 0) | (step == steps), look, lambda: 0)
         return plain(data)
 

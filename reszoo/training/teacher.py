@@ -60,9 +60,8 @@ class Teacher:
                 f"{channels[0]} and {channels[1]}."
             )
         if own.labels is None:
-            say(
-                f"class {card.label(0)} is taken for output 0 of the teacher, and so on"
-            )
+            first = card.label(0)
+            say(f"class {first} is taken for output 0 of the teacher, and so on")
         self.weights = checksum(layers_of(model))
         # As it was trained, for the report.
         self._record = own.preprocessing

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reszoo.architecture import StrideIn
-from reszoo.errors import CheckpointError, ReszooError
+from reszoo.errors import MALFORMED, CheckpointError, ReszooError
 from reszoo.files import read_json
 from reszoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, Resize
 from reszoo.specs import SPECS, ResNetSpec
@@ -84,10 +84,7 @@ def read_config(path: Path) -> Config:
         return _timm(content, path)
     except CheckpointError:
         raise
-    except (
-        OSError, ValueError, LookupError, ArithmeticError, TypeError, AttributeError,
-        ReszooError,
-    ) as error:  # fmt: skip
+    except (OSError, ReszooError, *MALFORMED) as error:
         reason = f"{type(error).__name__}: {error}"[:_REASON]
         raise CheckpointError(
             f"{path} is not a {library} config ({reason})."

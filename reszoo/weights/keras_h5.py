@@ -271,9 +271,9 @@ def _described(
 def _dense(entry: tuple[str, str, Mapping[str, Any]]) -> tuple[str, str, int, str]:
     """Return what `describe_structure` takes of a layer."""
     kind, name, config = entry
-    if not (units := config.get("units", 0)):
+    if kind != "Dense":
         return kind, name, 0, ""
-    return kind, name, units, config["kernel_initializer"]["class_name"]
+    return kind, name, config["units"], config["kernel_initializer"]["class_name"]
 
 
 def find_card(

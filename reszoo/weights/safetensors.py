@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from reszoo import files
 from reszoo.architecture import convolutions
 from reszoo.cards import Card
-from reszoo.errors import CheckpointError, UsageError
+from reszoo.errors import MALFORMED, CheckpointError, UsageError
 from reszoo.specs import SPECS
 from reszoo.weights.configs import CROP_MODES
 from reszoo.weights.names import Tensors
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
             f"{file} is not a complete safetensors file ({error}). Copy it again."
         ) from error
     # json and the library may read a damaged header differently.
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise CheckpointError(f"{file} has a damaged header ({error}).") from error
     return tensors, None if text is None else Card.from_text(text)
 

@@ -323,10 +323,8 @@ def _integer_problems(graph: Any, row: Format) -> list[str]:
             if zero is not None and kind == "uint8":
                 steps.append((scale.item(), zero.item()))
             if value is not None and value.dtype == np.int8:
-                axis = next(
-                    (each.i for each in node.attribute if each.name == "axis"), 1
-                )
-                wide = np.moveaxis(value.astype(np.int32), axis, -1)
+                axes = [x.i for x in node.attribute if x.name == "axis"] or [1]
+                wide = np.moveaxis(value.astype(np.int32), axes[0], -1)
                 name = node.input[0].removesuffix(".quantized")
                 pairs.append((int(greatest_pairs(wide).max()), name))
         elif node.op_type in ("Conv", "Gemm") and {*node.input[2:]} & scales.keys():
