@@ -95,15 +95,10 @@ def _through(path: Function | Sequence[Function], x: Tensor) -> Tensor:
 
 
 def mlp(
-    layers: int,
-    *,
-    width: int = 64,
-    classes: int = 10,
-    input_shape: Sequence[int] = (8, 8, 3),
-    shortcut: Shortcut = "identity",
-    seed: int | None = None,
-    name: str | None = None,
-) -> keras.Model:
+    layers: int, *, width: int = 64, classes: int = 10,
+    input_shape: Sequence[int] = (8, 8, 3), shortcut: Shortcut = "identity",
+    seed: int | None = None, name: str | None = None,
+) -> keras.Model:  # fmt: skip
     """Build a multilayer perceptron, with shortcuts or without.
 
     As the CIFAR networks of He et al. 2015, section 4.2, it has 2n + 2 weighted layers:

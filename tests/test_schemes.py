@@ -12,8 +12,11 @@ import pytest
 from checkpoint_layouts import LAYOUTS, WITH_CLASSIFIER, body, mlp, prefixed, write
 from conftest import randomise
 from numpy_resnet import ResNet, logits
+from torch_writer import Writer, call, many, mapping, number, text
+from torch_writer import name as named
 
 import reszoo
+from reszoo.errors import CheckpointError
 from reszoo.weights.names import to_tensors
 
 X = np.random.default_rng(5).normal(0, 1, (2, 32, 32, 3)).astype(np.float32)
@@ -194,3 +197,111 @@ def test_averaged_weights_come_first(key: str, tensors: Any, tmp_path: Path) -> 
     model = reszoo.load(write(tmp_path / "x.pth", {plain: last, key: tensors}))
     assert close(model(X), logits(X, tensors))
     assert f"{key} is loaded, not {plain}" in str(reszoo.load_report(model))
+
+
+ARRAY = call("numpy._core.multiarray", "_reconstruct", named("numpy", "ndarray"))
+TYPE = call("numpy", "dtype", text("U5"), b"\x89", b"\x88")
+BESIDE = {
+    "an array": ARRAY + many(number(1), many(number(2)), TYPE, b"\x89") + b"b",
+    "a text of NumPy": call("numpy._core.multiarray", "scalar", TYPE, text("a" * 5)),
+    "a module": named("__main__", "Net") + b")\x81" + mapping(a=number(1)) + b"b",
+    "a path": call("pathlib", "PosixPath", text("runs")),
+}
+
+
+@pytest.mark.parametrize("key", ["losses", "history", "best_acc", "model"])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_training_keeps_beside_the_weights_is_passed_over(
+    key: str, kind: str, tensors: Any, tmp_path: Path
+) -> None:
+    tree = {key: BESIDE[kind], "epoch": 3, "state_dict": tensors}
+    assert close(reszoo.load(write(tmp_path / "x.pth", tree))(X), logits(X, tensors))
+
+
+@pytest.mark.parametrize("key", ["model_ema", "teacher", "fc.weight"])
+def test_weights_are_not_passed_over(key: str, tensors: Any, tmp_path: Path) -> None:
+    held = {"state_dict": tensors} if "fc" not in key else tensors
+    file = write(tmp_path / "x.pth", held | {key: BESIDE["a module"]})
+    with pytest.raises(CheckpointError, match=r"wants to call __main__\.Net"):
+        reszoo.load(file)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"classes": list("edcba")},
+        {"class_to_idx": {"a": 4, "b": 3, "c": 2, "d": 1, "e": 0}},
+        {"idx_to_class": {"4": "a", "3": "b", "2": "c", "1": "d", "0": "e"}},
+        {"hyper_parameters": {"class_names": list("edcba"), "classes": 5}},
+    ],
+)
+def test_class_names_in_a_file_are_the_labels(
+    beside: dict[str, Any], tensors: Any, tmp_path: Path
+) -> None:
+    model = reszoo.load(write(tmp_path / "x.pth", {"model": tensors} | beside))
+    assert reszoo.card(model).labels == tuple("edcba")
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ({"classes": ["cat", "dog"]}, "2 labels for 5 classes are left out"),
+        (
+            {"class_to_idx": dict(zip("abcde", range(1, 6), strict=True))},
+            "class_to_idx is left out: it does not name the classes from 0 on",
+        ),
+        (
+            {"class_to_idx": dict(zip("abcdef", [*range(5), 4], strict=True))},
+            "is left out",
+        ),
+    ],
+)
+def test_class_names_that_do_not_fit_are_reported(
+    beside: dict[str, Any], told: str, tensors: Any, tmp_path: Path
+) -> None:
+    model = reszoo.load(write(tmp_path / "x.pth", {"model": tensors} | beside))
+    assert reszoo.card(model).labels is None
+    assert told in str(reszoo.load_report(model))
+
+
+def test_labels_that_two_classes_share_are_numbered(
+    tensors: Any, tmp_path: Path
+) -> None:
+    meta = {"CLASSES": ["crane", "ox", "crane", "eel", "hen"]}
+    model = reszoo.load(write(tmp_path / "x.pth", {"m": tensors, "meta": meta}))
+    numbered = ("crane (0)", "ox", "crane (2)", "eel", "hen")
+    assert reszoo.card(model).labels == numbered
+
+
+def numbered(tensors: Any) -> Any:
+    """Name the backbone as `Sequential(*resnet.children())` does."""
+    places = {"conv1": "0", "bn1": "1"} | {f"layer{i}": f"{i + 3}" for i in range(1, 5)}
+    split = ((*name.partition("."), each) for name, each in tensors.items())
+    return {f"{places[a]}.{b}": each for a, _, b, each in split if a in places}
+
+
+@pytest.mark.parametrize("first", ["backbone", "features"])
+def test_a_backbone_under_two_names_is_loaded(
+    first: str, tensors: Any, tmp_path: Path
+) -> None:
+    writer = Writer("zip")
+    shared = {key: writer.tensor(x) for key, x in tensors.items() if x.ndim}
+    parts = {
+        "backbone": prefixed(shared, "backbone."),
+        "features": prefixed(numbered(shared), "features."),
+    }
+    tree = parts.pop(first) | next(iter(parts.values()))
+    model = reszoo.load(writer.write(tmp_path / "x.pth", mapping(**tree)))
+    assert close(model(X), logits(X, tensors))
+    # Which of two classifiers is used, tensors do not tell.
+    width = tensors["fc.weight"].shape[1]
+    head = {"classifier.weight": np.ones((4, width)), "classifier.bias": np.ones(4)}
+    tree |= {key: writer.tensor(each.astype("f4")) for key, each in head.items()}
+    file = writer.write(tmp_path / "y.pth", mapping(**tree))
+    report = reszoo.load_report(reszoo.load(file))
+    assert report is not None
+    assert {"backbone.fc.weight", "classifier.weight"} <= {*report.skipped}
+    # Two that differ are still two.
+    tree["features.0.weight"] = writer.tensor(tensors["conv1.weight"] + 1)
+    with pytest.raises(CheckpointError, match="more than one ResNet"):
+        reszoo.load(writer.write(tmp_path / "z.pth", mapping(**tree)))

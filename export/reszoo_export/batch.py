@@ -299,18 +299,11 @@ class PredictResult:
 
 
 def predict_files(
-    model: _Path,
-    inputs: _Path | Iterable[_Path],
-    output: _Path,
-    *,
-    top: int = defaults.TOP,
-    threads: int | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    unknown: bool = defaults.UNKNOWN,
-    trust_saved_model: bool = False,
-    isolated: bool = defaults.ISOLATED,
-) -> PredictResult:
+    model: _Path, inputs: _Path | Iterable[_Path], output: _Path, *,
+    top: int = defaults.TOP, threads: int | None = None, resume: bool = False,
+    overwrite: bool = False, unknown: bool = defaults.UNKNOWN,
+    trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
+) -> PredictResult:  # fmt: skip
     """Classify image files and write a row for each to a CSV, JSONL or Parquet file.
 
     Rows are in the order of the inputs and have the columns `path`, `label` and

@@ -52,15 +52,11 @@ class Measurement:
 
 
 def benchmark(
-    files: Files,
-    *,
-    threads: int | None = None,
-    batch_sizes: Sequence[int] = defaults.BATCH_SIZES,
-    rounds: int = defaults.ROUNDS,
-    seconds: float = defaults.SECONDS,
-    trust_saved_model: bool = False,
+    files: Files, *, threads: int | None = None,
+    batch_sizes: Sequence[int] = defaults.BATCH_SIZES, rounds: int = defaults.ROUNDS,
+    seconds: float = defaults.SECONDS, trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
-) -> list[Measurement]:
+) -> list[Measurement]:  # fmt: skip
     """Measure latency, cold start and memory of model files.
 
     Each file is opened in a new process once per round. The order of the files is

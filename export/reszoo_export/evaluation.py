@@ -33,16 +33,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: "keras.Model | str | os.PathLike[str]",
-    data: sources.Data,
-    *,
-    split: str | None = None,
-    batch_size: int = 64,
-    threads: int | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
-    trust_saved_model: bool = False,
+    model: "keras.Model | str | os.PathLike[str]", data: sources.Data, *,
+    split: str | None = None, batch_size: int = 64, threads: int | None = None,
+    bad_images: str = defaults.BAD_IMAGES, trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
-) -> Metrics:
+) -> Metrics:  # fmt: skip
     """Measure a model, a checkpoint or an exported file on labelled images.
 
     All of them go through `reszoo.Predictor`, so the same pixels reach each.
@@ -137,14 +132,10 @@ class Features:
 
 
 def explain(
-    model: "keras.Model | str | os.PathLike[str]",
-    image: ImageLike,
-    label: str | None = None,
-    *,
-    threads: int | None = None,
-    trust_saved_model: bool = False,
-    isolated: bool = defaults.ISOLATED,
-) -> Explanation:
+    model: "keras.Model | str | os.PathLike[str]", image: ImageLike,
+    label: str | None = None, *, threads: int | None = None,
+    trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
+) -> Explanation:  # fmt: skip
     """Return the class activation map of an image (Zhou et al. 2016).
 
     The classifier's kernel is applied at every place of the last feature map, which is
@@ -184,16 +175,11 @@ def explain(
 
 
 def features(
-    model: "keras.Model | str | os.PathLike[str]",
-    data: sources.Data,
-    *,
-    split: str | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
-    batch_size: int = 64,
-    threads: int | None = None,
-    trust_saved_model: bool = False,
+    model: "keras.Model | str | os.PathLike[str]", data: sources.Data, *,
+    split: str | None = None, bad_images: str = defaults.BAD_IMAGES,
+    batch_size: int = 64, threads: int | None = None, trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
-) -> Features:
+) -> Features:  # fmt: skip
     """Compute the inputs of a model's classifier for labelled images, in batches.
 
     Args:

@@ -57,25 +57,16 @@ from reszoo_export.verification.verify import (
 
 
 def export(
-    model: "keras.Model | str | os.PathLike[str]",
-    output: str | os.PathLike[str],
-    *,
-    formats: Sequence[str] | str = defaults.FORMATS,
-    calibration: Data | None = None,
-    verify: Data | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
-    labels: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-    batch: int | Literal["dynamic"] | None = None,
-    input_size: Size | None = None,
+    model: "keras.Model | str | os.PathLike[str]", output: str | os.PathLike[str], *,
+    formats: Sequence[str] | str = defaults.FORMATS, calibration: Data | None = None,
+    verify: Data | None = None, bad_images: str = defaults.BAD_IMAGES,
+    labels: Sequence[str] | None = None, preprocessing: Preprocessing | None = None,
+    batch: int | Literal["dynamic"] | None = None, input_size: Size | None = None,
     layout: Literal["nhwc", "nchw"] = "nhwc",
-    input_dtype: Literal["uint8", "float32"] | None = None,
-    opset: int | None = None,
-    integer_io: IntegerIO | None = None,
-    outputs: Outputs | None = None,
-    version: int = defaults.SAVED_MODEL_VERSION,
-    overwrite: bool = False,
-) -> Manifest:
+    input_dtype: Literal["uint8", "float32"] | None = None, opset: int | None = None,
+    integer_io: IntegerIO | None = None, outputs: Outputs | None = None,
+    version: int = defaults.SAVED_MODEL_VERSION, overwrite: bool = False,
+) -> Manifest:  # fmt: skip
     """Export a model and verify that every file gives the model's outputs.
 
     Each file is opened in its own runtime and compared with the model, on the

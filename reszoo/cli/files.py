@@ -51,23 +51,13 @@ class _ExportCommand(TyperCommand):
 
 @command(cls=_ExportCommand)
 def export(
-    model: Path,
-    *,
-    output: Path,
-    formats: str = ",".join(defaults.FORMATS),
-    calibration: str | None = None,
-    verify: str | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
-    batch: str | None = None,
-    input_size: str | None = None,
-    layout: str = "nhwc",
-    input_dtype: str | None = None,
-    opset: int | None = None,
-    integer_io: str | None = None,
-    outputs: str | None = None,
-    version: int = defaults.SAVED_MODEL_VERSION,
-    overwrite: bool = False,
-) -> None:
+    model: Path, *, output: Path, formats: str = ",".join(defaults.FORMATS),
+    calibration: str | None = None, verify: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES, batch: str | None = None,
+    input_size: str | None = None, layout: str = "nhwc", input_dtype: str | None = None,
+    opset: int | None = None, integer_io: str | None = None, outputs: str | None = None,
+    version: int = defaults.SAVED_MODEL_VERSION, overwrite: bool = False,
+) -> None:  # fmt: skip
     """Write SavedModel, TFLite and ONNX files and verify them.
 
     Each file runs in its own runtime and must have the same outputs as the model.
@@ -272,16 +262,11 @@ def _show_manifest(manifest: Any, *others: Callable[[], str]) -> None:
 
 @command()
 def evaluate(
-    model: Path,
-    data: str,
-    *,
-    split: str | None = None,
-    bad_images: str = defaults.BAD_IMAGES,
-    threads: int | None = None,
-    trust_saved_model: bool = False,
-    isolated: bool = defaults.ISOLATED,
+    model: Path, data: str, *, split: str | None = None,
+    bad_images: str = defaults.BAD_IMAGES, threads: int | None = None,
+    trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
     min_accuracy: float | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Measure accuracy, balanced accuracy (mean recall), macro F1 and loss.
 
     Example: reszoo evaluate export/model.tflite photos/
@@ -319,18 +304,11 @@ def _show_metrics(metrics: Any) -> None:
 
 @command()
 def predict(
-    model: Path,
-    inputs: list[str],
-    *,
-    output: Path | None = None,
-    unknown: bool = defaults.UNKNOWN,
-    resume: bool = False,
-    overwrite: bool = False,
-    top: int = defaults.TOP,
-    threads: int | None = None,
-    trust_saved_model: bool = False,
-    isolated: bool = defaults.ISOLATED,
-) -> None:
+    model: Path, inputs: list[str], *, output: Path | None = None,
+    unknown: bool = defaults.UNKNOWN, resume: bool = False, overwrite: bool = False,
+    top: int = defaults.TOP, threads: int | None = None,
+    trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
+) -> None:  # fmt: skip
     """Classify images.
 
     Unreadable images have rows of their own, and the command then exits with 1.
@@ -442,16 +420,10 @@ def _answers(row: Row) -> list[tuple[str, float]]:
 
 @command()
 def explain(
-    model: Path,
-    inputs: list[str],
-    *,
-    output: Path,
-    label: str | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-    trust_saved_model: bool = False,
-    isolated: bool = defaults.ISOLATED,
-) -> None:
+    model: Path, inputs: list[str], *, output: Path, label: str | None = None,
+    threads: int | None = None, overwrite: bool = False,
+    trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
+) -> None:  # fmt: skip
     """Show where a model looked: a class activation map on each image.
 
     Files must have been exported with --outputs cam.

@@ -65,26 +65,14 @@ def resize(
 
 @command(recipes=", ".join(RECIPES))
 def train(
-    data: str,
-    *,
-    model: str,
-    output: Path,
-    weights: str | None = None,
-    match: str | None = None,
-    recipe: str | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    seed: int | None = None,
-    size: str | None = None,
-    cache_features: int | None = None,
-    fields: list[str] | None = None,
-    bad_images: str = defaults.TRAINING_BAD_IMAGES,
-    resume: bool = False,
-    save_every: float = defaults.SAVE_EVERY,
-    strategy: str | None = None,
-    overwrite: bool = False,
-) -> None:
+    data: str, *, model: str, output: Path, weights: str | None = None,
+    match: str | None = None, recipe: str | None = None, epochs: int | None = None,
+    batch_size: int | None = None, learning_rate: float | None = None,
+    seed: int | None = None, size: str | None = None, cache_features: int | None = None,
+    fields: list[str] | None = None, bad_images: str = defaults.TRAINING_BAD_IMAGES,
+    resume: bool = False, save_every: float = defaults.SAVE_EVERY,
+    strategy: str | None = None, overwrite: bool = False,
+) -> None:  # fmt: skip
     """Train a model on your images.
 
     Starts from published weights, a checkpoint or random weights.
@@ -138,20 +126,12 @@ def train(
     ),
 )
 def study(
-    data: str = defaults.STUDY_DATA,
-    *,
-    output: Path = Path(defaults.STUDY_OUTPUT),
-    family: str = defaults.STUDY_FAMILY,
-    layers: str | None = None,
-    shortcuts: str | None = None,
-    seeds: int = defaults.STUDY_SEEDS,
-    seed: int = 0,
-    size: int | None = None,
-    recipe: str = defaults.STUDY_RECIPE,
-    fields: list[str] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> None:
+    data: str = defaults.STUDY_DATA, *, output: Path = Path(defaults.STUDY_OUTPUT),
+    family: str = defaults.STUDY_FAMILY, layers: str | None = None,
+    shortcuts: str | None = None, seeds: int = defaults.STUDY_SEEDS, seed: int = 0,
+    size: int | None = None, recipe: str = defaults.STUDY_RECIPE,
+    fields: list[str] | None = None, resume: bool = False, overwrite: bool = False,
+) -> None:  # fmt: skip
     """Compare deep networks with and without shortcuts.
 
     Trains each at several depths and from several seeds.

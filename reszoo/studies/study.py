@@ -323,22 +323,14 @@ _SUPPORTED = LEARNING | {
 
 
 def study(
-    family: str = defaults.STUDY_FAMILY,
-    data: Data = defaults.STUDY_DATA,
-    *,
-    layers: Sequence[int] | None = None,
-    shortcuts: Sequence[str] | None = None,
+    family: str = defaults.STUDY_FAMILY, data: Data = defaults.STUDY_DATA, *,
+    layers: Sequence[int] | None = None, shortcuts: Sequence[str] | None = None,
     models: Mapping[str, Callable[..., keras.Model]] | None = None,
-    seeds: int = defaults.STUDY_SEEDS,
-    seed: int = 0,
-    size: int | None = None,
+    seeds: int = defaults.STUDY_SEEDS, seed: int = 0, size: int | None = None,
     recipe: str | Recipe = defaults.STUDY_RECIPE,
-    output: str | os.PathLike[str] = defaults.STUDY_OUTPUT,
-    resume: bool = False,
-    overwrite: bool = False,
-    save_every: float = defaults.SAVE_EVERY,
-    **fields: Any,
-) -> StudyResult:
+    output: str | os.PathLike[str] = defaults.STUDY_OUTPUT, resume: bool = False,
+    overwrite: bool = False, save_every: float = defaults.SAVE_EVERY, **fields: Any,
+) -> StudyResult:  # fmt: skip
     """Compare networks with and without shortcuts at several depths, or models.
 
     Every network is trained with one recipe from several seeds. The folder gets

@@ -132,7 +132,7 @@ def _timm(content: Mapping[str, Any], path: Path) -> Config:
         output_stride=_count(arguments.get("output_stride")) or _stride(config, path),
         pooling="avg" if pooling in _AVERAGE else str(pooling),
         preprocessing=preprocessing, licence=_text(config.get("license")),
-        labels=_labels(content.get("label_names") or config.get("label_names") or []),
+        labels=as_labels(content.get("label_names") or config.get("label_names") or []),
     )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _transformers(content: Mapping[str, Any], path: Path) -> Config:
     return Config(
         architecture="resnet", spec=_row_like(described), preprocessing=record,
         stride_in="1x1" if early else "3x3" if kind == "bottleneck" else None,
-        labels=_labels(listed), licence=_text(content.get("license")),
+        labels=as_labels(listed), licence=_text(content.get("license")),
     )  # fmt: skip
 
 
@@ -221,7 +221,8 @@ def _processor(content: Mapping[str, Any], path: Path) -> Preprocessing:
     )  # fmt: skip
 
 
-def _labels(listed: Any) -> tuple[str, ...] | None:
+def as_labels(listed: Any) -> tuple[str, ...] | None:
+    """Return labels, numbered where two classes share one; None if there are none."""
     if not isinstance(listed, list) or not all(isinstance(x, str) for x in listed):
         raise TypeError("labels must be a list of texts")
     # ImageNet has two kinds of "crane".

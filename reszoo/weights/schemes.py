@@ -17,6 +17,7 @@ from reszoo.cards import Card
 from reszoo.errors import CheckpointError, summarized
 from reszoo.fields import read_tables
 from reszoo.preprocessing import Preprocessing
+from reszoo.weights.configs import as_labels
 from reszoo.weights.names import COUNTER, HEAD, Tensors, to_float32
 
 
@@ -75,6 +76,11 @@ _COPY, _BESIDE, _PREFIXES = (
 )
 # torch's AveragedModel counts its updates beside the weights.
 _BOOKKEEPING = "n_averaged"
+# Where training scripts keep labels, beside the weights or in these settings.
+_CLASS_NAMES = (
+    "class_to_idx", "idx_to_class", "id2label", "class_names", "classes", "labels",
+)  # fmt: skip
+_SETTINGS = ("hyper_parameters", "hparams", "config", "args", "meta")
 _MOST_LEVELS = 4
 # Characters: names are longer in no file, and searched with regular expressions.
 _LONG, _MOST_TEXT = 300, 200_000
@@ -109,6 +115,7 @@ def read_state_dict(tree: Any, source: str) -> Contents:
     place, found, notes = _chosen(tree, source)
     matched = dict.fromkeys(_prefixes(found))
     originals = [each for each in matched if not _COPY.match(each[1])] or [*matched]
+    given, (found, originals) = len(found), _without_twins(found, originals)
     if len(originals) > 1:
         listed = [prefix or "names without prefix" for _, prefix in originals]
         raise CheckpointError(
@@ -120,14 +127,17 @@ def read_state_dict(tree: Any, source: str) -> Contents:
         return Contents(tensors=_renamed(found, plain, source), scheme=SCHEMES[-1])
     names, prefix = originals[0]
     inside = {name: name[len(prefix) :] for name in found if name.startswith(prefix)}
-    known = {name: _NAMES[names].torchvision(rest) for name, rest in inside.items()}
-    ours = {name: place for name, place in known.items() if place is not None}
+    ours = _backbone(found, names, prefix)
     counters = (COUNTER, _BOOKKEEPING)
     others = [x for x in found if x not in ours and x.split(".")[-1] not in counters]
     keys = (*tree, *place, prefix, *others)
     scheme = next(each for each in SCHEMES if each.fits(names, keys))
     scheme, labels = _of_openmmlab(_of_detectron2(scheme, found), tree)
+    labels = labels or _class_names(tree, notes)
     head = {} if scheme.projects else _classifier(found, others, ours, prefix)
+    # Of a module with two names for its backbone, one of two classifiers is idle.
+    dense = [name for name in others if found[name].ndim == 2]
+    head = {} if len(found) < given and len(dense) > 1 else head
     left = [name for name in others if name not in head]
     # What is neither behind the prefix nor known to follow a backbone would change
     # what it computes: it stays, and is refused as part of another model.
@@ -147,6 +157,32 @@ def read_state_dict(tree: Any, source: str) -> Contents:
         tensors=tensors, scheme=scheme, skipped=skipped, dilates=dilates,
         notes=(*notes,), labels=labels,
     )  # fmt: skip
+
+
+def _backbone(found: Iterable[str], names: str, prefix: str) -> dict[str, str]:
+    """Return torchvision's names of the tensors of a backbone."""
+    rest = {name: name[len(prefix) :] for name in found if name.startswith(prefix)}
+    known = {name: _NAMES[names].torchvision(each) for name, each in rest.items()}
+    return {name: ours for name, ours in known.items() if ours is not None}
+
+
+def _without_twins(
+    found: Tensors, originals: list[tuple[str, str]]
+) -> tuple[Tensors, list[tuple[str, str]]]:
+    """Leave out what a module that has its backbone under two names saves again."""
+    named = [
+        {ours: name for name, ours in _backbone(found, *each).items()}
+        for each in originals
+    ]
+    twins = {
+        place: {*other.values()}
+        for place, other in enumerate(named)
+        if place and other.keys() == named[0].keys()
+        and all(found[other[x]] is found[named[0][x]] for x in other)  # in one storage
+    }  # fmt: skip
+    again: set[str] = set().union(*twins.values())
+    left = {name: each for name, each in found.items() if name not in again}
+    return left, [each for i, each in enumerate(originals) if i not in twins]
 
 
 def _of_detectron2(scheme: Scheme, found: Tensors) -> Scheme:
@@ -174,7 +210,8 @@ def _of_openmmlab(scheme: Scheme, tree: Any) -> tuple[Scheme, tuple[str, ...] | 
         return scheme, None
     data = meta.get("dataset_meta")
     listed = data.get("classes") if isinstance(data, Mapping) else meta.get("CLASSES")
-    fits = isinstance(listed, list | tuple) and all(isinstance(x, str) for x in listed)
+    listed = [*listed] if isinstance(listed, list | tuple) else []
+    fits = all(isinstance(x, str) for x in listed)
     text = meta.get("cfg", meta.get("config"))
     text = text[:_MOST_TEXT] if isinstance(text, str) else ""
     if re.search("""style=["']caffe""", text):
@@ -187,7 +224,28 @@ def _of_openmmlab(scheme: Scheme, tree: Any) -> tuple[Scheme, tuple[str, ...] | 
         lists = [re.findall(r"\d+\.?\d*", each[1])[::step] for each in found if each]
         levels = [[float(x) for x in each] for each in lists]
         scheme = replace(scheme, levels=levels, bgr=step < 0)
-    return scheme, tuple(listed) if fits and listed else None
+    return scheme, as_labels(listed) if fits else None
+
+
+def _class_names(tree: Any, notes: list[str]) -> tuple[str, ...] | None:
+    """Return the labels that a training script saved beside the weights."""
+    beside = tree if isinstance(tree, Mapping) else {}
+    nested = [beside.get(key) for key in _SETTINGS]
+    for holder in (beside, *(each for each in nested if isinstance(each, Mapping))):
+        for key in _CLASS_NAMES:
+            value = holder.get(key)
+            if isinstance(value, list | tuple):
+                value = dict(enumerate(value))
+            if not value or not isinstance(value, Mapping):
+                continue
+            if all(type(each) is int for each in value.values()):
+                value = {index: label for label, index in value.items()}
+            numbered = {str(index): label for index, label in value.items()}
+            listed = [numbered.get(str(index)) for index in range(len(holder[key]))]
+            if all(isinstance(x, str) and x and x.isprintable() for x in listed):
+                return as_labels(listed)
+            notes.append(f"{key} is left out: it does not name the classes from 0 on")
+    return None
 
 
 def _chosen(tree: Any, source: str) -> tuple[tuple[str, ...], Tensors, list[str]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from reszoo.errors import CheckpointError
 from reszoo.weights import unpickler
-from reszoo.weights.unpickler import Call, RefusalError, Unpickler, checked_key
+from reszoo.weights.unpickler import Call, RefusalError, Unpickler, Unread, checked_key
 
 Array = NDArray[Any]
 ByteOrder = Literal["<", ">"]
@@ -250,10 +250,8 @@ class Namespace(dict[str, Any]):
 class NumberType:
     """A `numpy.dtype` of plain numbers."""
 
-    def __init__(self, code: object, *_: object) -> None:
-        if code not in _NUMBERS:
-            raise RefusalError("has a NumPy value that is not a plain number.")
-        self.dtype = np.dtype(str(code))
+    def __init__(self, code: str) -> None:
+        self.dtype = np.dtype(code)
 
     def build(self, state: object) -> None:
         """Take the byte order."""
@@ -283,7 +281,15 @@ def _latin1(text: object, encoding: object) -> bytes:
     return text.encode("latin1")
 
 
+def _dtype(code: object, *_: object) -> NumberType | Unread:
+    if isinstance(code, str) and code in _NUMBERS:
+        return NumberType(code)
+    return Unread("numpy.dtype of what is not a plain number")
+
+
 def _number(kind: object, raw: object) -> Any:
+    if isinstance(kind, Unread):
+        return kind
     if not isinstance(kind, NumberType) or not isinstance(raw, bytes):
         raise RefusalError("has a NumPy value that is not a plain number.")
     if len(raw) != kind.dtype.itemsize:
@@ -316,7 +322,7 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch", "device"): _device,
     ("numpy.core.multiarray", "scalar"): _number,
     ("numpy._core.multiarray", "scalar"): _number,
-    ("numpy", "dtype"): NumberType,
+    ("numpy", "dtype"): _dtype,
     ("_codecs", "encode"): _latin1,
 }
 # Everything that a pickle may name.

@@ -1,6 +1,7 @@
 """A restricted unpickler: it makes plain containers and imports nothing."""
 
 import pickletools
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, runtime_checkable
@@ -48,14 +49,12 @@ class UnreadError(RefusalError):
     """A container has such an object."""
 
 
-# Where training scripts keep settings and tools, beside the weights. Only there objects
-# of any class are passed over; the keys are left out.
-_SETTINGS = (
-    *("hyper_parameters", "datamodule_hyper_parameters", "hparams", "callbacks"),
-    *("loops", "message_hub", "args", "cfg", "config", "meta", "opt", "optim", "amp"),
-    *("optimizer", "optimizers", "scheduler", "lr_scheduler", "schedulers", "scaler"),
-    *("criterion", "loss", "loss_fn", "transform", "transforms", "metrics", "logger"),
-)
+# What may hold the weights, and what is loaded in their place: the first is passed over
+# only where other weights are left, the second never.
+_HOLDS = re.compile("model|module|net|weight|dict|^params")
+_NEEDED = re.compile(r"\.|(^|_)ema(_|$)|teacher")
+# Of each container: entries and levels, None while it is walked, or why it is unread.
+_Known = dict[int, tuple[int, int] | str | None]
 # What a pickle may name, by module and name: a `Call` or a value.
 Allowed = Mapping[tuple[str, str], object]
 
@@ -104,11 +103,8 @@ class Unpickler:
         (tree,) = self._pop(1)
         if self._stack or self._metastack or self._frame_end > self._position + 1:
             raise RefusalError("has a pickle that stops before it is complete.")
-        for key in _SETTINGS if type(tree) is dict else ():
-            try:
-                check_tree(tree.get(key))
-            except UnreadError:
-                del tree[key]
+        if type(tree) is dict:
+            _pass_over(tree)
         check_tree(tree)
         return tree
 
@@ -272,6 +268,28 @@ def checked_key(key: object) -> Any:
     )
 
 
+def _pass_over(tree: dict[Any, Any]) -> None:
+    """Delete entries that have objects of other classes, if weights need none of them.
+
+    Training scripts keep settings, tools and NumPy arrays beside the weights.
+    """
+    known: _Known = {}
+    unread: dict[Any, str] = {}
+    for key, value in tree.items():
+        try:
+            _measure(value, 1, known)
+        except UnreadError as error:
+            unread[key] = str(error)
+    kept = {key: value for key, value in tree.items() if key not in unread}
+    places = [each for each in (kept, *kept.values()) if isinstance(each, dict)]
+    weights = any(isinstance(x, np.ndarray) for each in places for x in each.values())
+    for key, reason in unread.items():
+        name = str(key)
+        if not kept or _NEEDED.search(name) or (_HOLDS.search(name) and not weights):
+            raise UnreadError(reason)
+        del tree[key]
+
+
 def check_tree(tree: object) -> None:
     """Check that nested containers hold only plain values and are quick to walk.
 
@@ -282,18 +300,22 @@ def check_tree(tree: object) -> None:
     _measure(tree, 1, {})
 
 
-def _measure(
-    node: object, level: int, known: dict[int, tuple[int, int] | None]
-) -> tuple[int, int]:
-    """Return the entries and levels of a container; None marks those around it."""
+def _measure(node: object, level: int, known: _Known) -> tuple[int, int]:
+    """Return the entries and levels of a container."""
     if id(node) in known:
         if (measured := known[id(node)]) is None:
             raise RefusalError("has a container that contains itself.")
+        if isinstance(measured, str):
+            raise UnreadError(measured)
         return measured
     known[id(node)] = None
-    children = _children(node)
-    nested = [each for each in children if _children(each) and level <= _MAX_DEPTH]
-    below = [_measure(each, level + 1, known) for each in nested]
+    try:
+        children = _children(node)
+        nested = [each for each in children if _children(each) and level <= _MAX_DEPTH]
+        below = [_measure(each, level + 1, known) for each in nested]
+    except UnreadError as error:
+        known[id(node)] = str(error)
+        raise
     entries = len(children) + sum(count for count, _ in below)
     levels = 1 + max((depth for _, depth in below), default=0)
     if max(level, levels) > _MAX_DEPTH:
