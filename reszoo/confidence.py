@@ -46,7 +46,7 @@ def calibrate(
     model itself gives its own logits, as before.
 
     Args:
-        model: A model from reszoo, or a checkpoint.
+        model: A model from reszoo, a checkpoint, or the folder of a run.
         data: What the model was trained on, or more of the kind, as for `train`.
         keep: Share of known images that must reach the thresholds of "unknown".
         output: Checkpoint to write, `.safetensors`; None replaces the card in the

@@ -254,9 +254,9 @@ def own_card(model: keras.Model) -> AttachedCard:
             f"For other classes use reszoo.build(..., classes=[...]). {way_out}"
         )
     reason = "reszoo did not make it"
-    for name in (each.name for each in model.layers if isinstance(each, keras.Model)):
-        if attached_card(model.get_layer(name)):
-            inside = f"reszoo.card(model.get_layer({name!r}))"
+    for each in model.layers:
+        if isinstance(each, keras.Model) and attached_card(each):
+            inside = f"reszoo.card(model.get_layer({each.name!r}))"
             reason = f"reszoo made only the model inside it, whose card is {inside}"
     if {"conv1", "layer1.0.conv1"} <= {layer.name for layer in model.layers}:
         reason = (

@@ -50,18 +50,24 @@ def test_torch_is_refused_before_a_layer_is_made(
             build()
 
 
-def test_a_backend_that_is_not_installed_is_no_part_of_reszoo(tmp_path: Path) -> None:
-    (tmp_path / "jax.py").write_text("raise ModuleNotFoundError(name='jax')")
+@pytest.mark.parametrize("backend", ["jax", "openvino"])
+def test_a_backend_that_is_not_installed_is_no_part_of_reszoo(
+    tmp_path: Path, backend: str
+) -> None:
+    (tmp_path / f"{backend}.py").write_text(
+        f"raise ModuleNotFoundError(name={backend!r})"
+    )
     places = ":".join([str(tmp_path), *sys.path])
     done = subprocess.run(
         [sys.executable, "-m", "reszoo", "convert", "x.pth", str(tmp_path / "y")],
-        env={"KERAS_BACKEND": "jax", "PATH": "", "PYTHONPATH": places},
+        env={"KERAS_BACKEND": backend, "PATH": "", "PYTHONPATH": places},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert (
         done.stderr.splitlines()[-1]
-        == "reszoo: this needs jax, which KERAS_BACKEND asks for"
+        == f"reszoo: this needs {backend}, which KERAS_BACKEND asks for; install it, "
+        "or set that to tensorflow"
     )
 
 

@@ -27,8 +27,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         # After `pip install --no-deps reszoo`.
         package = (error.name or str(error)).partition(".")[0]
-        backend = package in ("jax", "torch")
-        origin = "KERAS_BACKEND asks for" if backend else "pip install reszoo installs"
+        origin = "pip install reszoo installs"
+        if package in ("jax", "torch", "openvino"):
+            origin = "KERAS_BACKEND asks for; install it, or set that to tensorflow"
         text = f"reszoo: this needs {package}, which {origin}"
         print_text(text, sys.stderr)
         sys.exit(2)

@@ -116,7 +116,7 @@ def calibrate(
     Example: reszoo calibrate runs/photos/best.safetensors photos/
 
     Args:
-        model (CHECKPOINT): Checkpoint (.safetensors).
+        model (CHECKPOINT): Checkpoint (.safetensors), or the folder of a run.
         keep: Share of known images, in 0 to 1, that are not answered with "unknown".
         output (default replace the given one): Checkpoint to write.
     """

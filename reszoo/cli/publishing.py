@@ -71,7 +71,7 @@ def push(
     --dry-run
 
     Args:
-        checkpoint (CHECKPOINT): Checkpoint (.safetensors) with a card.
+        checkpoint (CHECKPOINT): Checkpoint (.safetensors) with a card, or a run folder.
         repo (OWNER/NAME): Repository, which is created if it is missing.
         export (FOLDER, default none): Export of the same model to upload too, without
             the images that it was verified on.

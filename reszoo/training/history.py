@@ -170,9 +170,9 @@ class RunHistory:
             self._unwritten[BEST] = tensors, card
         self._unwritten[LAST] = tensors, card
 
-    def write(self, folder: Path) -> None:
-        """Write the history, and weights that were added since the last call."""
-        if not self._unwritten:
+    def write(self) -> None:
+        """Write the history and weights that were added since, if there is a folder."""
+        if not (self._unwritten and (folder := self._folder)):
             return
         for name, weights in self._unwritten.items():
             write(folder / name, *weights)

@@ -418,7 +418,7 @@ class Run(StepLoop):
             "tally": asdict(self._totals), "probe": self.head_top1,
             **self.history.to_json(),
         }  # fmt: skip
-        self.history.write(folder)
+        self.history.write()
         state.write_state(folder / state.STATE, self.phase_trainer.variables(), content)
 
     def _new_phase_trainer(self) -> PhaseTrainer:
@@ -536,8 +536,7 @@ class Run(StepLoop):
 
     def _diverged(self) -> ReszooError:
         folder, phase = self.config.folder, self.phase_trainer.phase
-        if folder:
-            self.history.write(folder)
+        self.history.write()
         kept = f" The earlier epochs are in {folder}." if folder else ""
         rate = f"learning_rate (it is {phase.recipe.learning_rate:g})"
         advice = f"Lower {rate} or raise warmup_epochs."
