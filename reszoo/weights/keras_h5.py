@@ -54,7 +54,7 @@ _PASSIVE = (
     "KeyedDropout", "MaxPooling2D", "ReLU", "Softmax", "StochasticDepth",
     "ZeroPadding2D",
 )  # fmt: skip
-_AS_IT_IS = "Export it as it is: reszoo.export(keras.models.load_model(path), folder)."
+_AS_IT_IS = "Export it as it is, loaded by Keras: reszoo.export(model, folder)."
 _DAMAGED = (
     OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError,
     struct.error, zipfile.BadZipFile,
