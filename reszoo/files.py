@@ -179,14 +179,10 @@ def atomic_folder(
 
 
 def free_folder(
-    path: str | os.PathLike[str],
-    content: Path | None = None,
-    *,
-    kind: str = "",
-    named: Named | None = None,
-    overwrite: bool = False,
+    path: str | os.PathLike[str], content: Path | None = None, *, kind: str = "",
+    named: Named | None = None, overwrite: bool = False,
     inputs: Iterable[str | os.PathLike[str]] = (),
-) -> Path:
+) -> Path:  # fmt: skip
     """Return a folder that an output may create or replace, with `~` expanded.
 
     A folder that is empty or missing is free. One with an earlier output is free if

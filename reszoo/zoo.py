@@ -1,7 +1,7 @@
 """Build, load and save models by name."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,26 +22,16 @@ _COUNTERS = "_reszoo_counters"
 
 
 def build(
-    variant: str | ResNetSpec | None = None,
-    /,
-    *,
-    weights: str | os.PathLike[str] | None = None,
-    include_top: bool = True,
-    input_shape: Sequence[int | None] | None = None,
-    pooling: str | None = None,
+    variant: str | ResNetSpec | None = None, /, *,
+    weights: str | os.PathLike[str] | None = None, include_top: bool = True,
+    input_shape: Sequence[int | None] | None = None, pooling: str | None = None,
     classes: int | Sequence[str] | None = None,
-    classifier_activation: str | None = None,
-    shortcut: str | None = None,
-    stride_in: str | None = None,
-    features: str | None = None,
-    output_stride: int | None = None,
-    dropout: float | None = None,
-    zero_init_residual: bool = False,
-    allow_noncommercial: bool = False,
-    match: str | None = None,
-    seed: int | None = None,
-    name: str | None = None,
-) -> keras.Model:
+    classifier_activation: str | None = None, shortcut: str | None = None,
+    stride_in: str | None = None, features: str | None = None,
+    output_stride: int | None = None, dropout: float | None = None,
+    zero_init_residual: bool = False, allow_noncommercial: bool = False,
+    match: str | None = None, seed: int | None = None, name: str | None = None,
+) -> keras.Model:  # fmt: skip
     """Build a ResNet as a functional Keras model.
 
     The arguments are those of `keras.applications`. The input is normalised RGB;
@@ -240,6 +230,11 @@ def own_card(model: keras.Model) -> AttachedCard:
 
     The errors are those of `get_card`, which reads every weight.
     """
+    if not isinstance(model, keras.Model):
+        raise UsageError(
+            f"A card is of a Keras model. Received: {type(model).__name__}; "
+            "reszoo.load(path) returns the model of a file."
+        )
     found = attached_card(model)
     if found is not None and found.structure == _structure(model):
         return found
@@ -337,16 +332,18 @@ def _counted(
     classes: int | Sequence[str] | None,
 ) -> tuple[int | None, tuple[str, ...] | None]:
     """Return the number of classes, and the labels if they were given."""
-    if isinstance(classes, str):
-        raise UsageError(
-            "classes must be a number, or a list of labels. "
-            f"Received: classes={classes!r}; write [{classes!r}, ...]."
-        )
     if classes is None:
         return None, None
-    if isinstance(classes, Integral):
+    if isinstance(classes, Integral) and not isinstance(classes, bool):
         return int(classes), None
-    labels = tuple(cast(Sequence[str], classes))
+    listed = isinstance(classes, Iterable) and not isinstance(classes, str)
+    labels = tuple(cast(Sequence[str], classes)) if listed else ()
+    if not listed or not all(isinstance(each, str) for each in labels):
+        hint = f"; write [{classes!r}, ...]" if isinstance(classes, str) else ""
+        raise UsageError(
+            "classes must be a number, or a list of labels. "
+            f"Received: classes={classes!r}{hint}."
+        )
     return len(labels), labels
 
 

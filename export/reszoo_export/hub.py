@@ -44,14 +44,11 @@ class PushResult:
 
 
 def push(
-    checkpoint: str | os.PathLike[str],
-    repo: str,
-    *,
+    checkpoint: str | os.PathLike[str], repo: str, *,
     export: str | os.PathLike[str] | None = None,
-    samples: Sequence[str | os.PathLike[str]] = (),
-    private: bool = False,
+    samples: Sequence[str | os.PathLike[str]] = (), private: bool = False,
     dry_run: bool = False,
-) -> PushResult:
+) -> PushResult:  # fmt: skip
     """Upload a checkpoint to the Hugging Face Hub, in one commit.
 
     The repository then has the weights with their card, timm's `config.json` where timm

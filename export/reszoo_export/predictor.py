@@ -113,23 +113,20 @@ class Predictor:
     output_kind: OutputKind
 
     def __init__(
-        self,
-        path: "str | os.PathLike[str] | keras.Model",
-        threads: int | None = None,
-        *,
-        trust_saved_model: bool = False,
-        isolated: bool = False,
-    ) -> None:
+        self, path: "str | os.PathLike[str] | keras.Model", threads: int | None = None,
+        *, trust_saved_model: bool = False, isolated: bool = False,
+    ) -> None:  # fmt: skip
         options = {"trust_saved_model": trust_saved_model}
+        if is_file := isinstance(path, str | os.PathLike):
+            path = Path(path).expanduser()
         if isolated:
-            if not isinstance(path, str | os.PathLike):
+            if not isinstance(path, Path):
                 raise UsageError(
                     "Only a file can be isolated. Received: a model in memory."
                 )
-            self._runtime = open_isolated(Path(path), threads, **options)
+            self._runtime = open_isolated(path, threads, **options)
         else:
             self._runtime = open_runtime(path, threads, **options)
-        is_file = isinstance(path, str | os.PathLike)
         # For pickling; the working directory may be another one then.
         self._path = Path(path).absolute() if is_file else None
         self._threads = threads
@@ -204,32 +201,21 @@ class Predictor:
 
     @overload
     def stream(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        batch_size: int = ...,
-        prefetch: int = ...,
-        errors: Literal["raise"] = ...,
-    ) -> Iterator[ModelOutput]: ...
+        self, images: Iterable[ImageLike], *, batch_size: int = ...,
+        prefetch: int = ..., errors: Literal["raise"] = ...,
+    ) -> Iterator[ModelOutput]: ...  # fmt: skip
 
     @overload
     def stream(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        errors: Literal["return"],
-        batch_size: int = ...,
-        prefetch: int = ...,
-    ) -> Iterator[ModelOutput | DataError]: ...
+        self, images: Iterable[ImageLike], *, errors: Literal["return"],
+        batch_size: int = ..., prefetch: int = ...,
+    ) -> Iterator[ModelOutput | DataError]: ...  # fmt: skip
 
     def stream(
-        self,
-        images: Iterable[ImageLike],
-        *,
-        batch_size: int = defaults.PREDICTION_BATCH_SIZE,
-        prefetch: int = 0,
+        self, images: Iterable[ImageLike], *,
+        batch_size: int = defaults.PREDICTION_BATCH_SIZE, prefetch: int = 0,
         errors: OnError = "raise",
-    ) -> Iterator[ModelOutput | DataError]:
+    ) -> Iterator[ModelOutput | DataError]:  # fmt: skip
         """Yield the answer to each image of an iterable, in order, in constant memory.
 
         Args:
@@ -450,7 +436,7 @@ def load_image(
     DataError for a file that is not readable.
     """
     if isinstance(image, str | os.PathLike):
-        return open_image(Path(image))
+        return open_image(Path(image).expanduser())
     if isinstance(image, bytes | bytearray | memoryview):
         return open_image(bytes(image), name)
     if isinstance(image, Image.Image):

@@ -356,7 +356,7 @@ def open_runtime(
     if not isinstance(model, str | os.PathLike):
         limit_tensorflow(threads)
         return open_keras(model)
-    path = Path(model)
+    path = Path(model).expanduser()
     if (row := find_runtime(path)) is not None:
         with reader_errors(path):
             row.reader.check_file(path, trusted=trust_saved_model)

@@ -33,6 +33,11 @@ def main() -> None:
         text = f"reszoo: this needs {package}, which {origin}"
         print_text(text, sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        # A full disk, a folder without permission, a file where a folder is to be.
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        print_text(f"reszoo: {text}", sys.stderr)
+        sys.exit(1)
     except ReszooError as error:
         print_text(f"reszoo: {error}", sys.stderr)
         sys.exit(error.exit_code)

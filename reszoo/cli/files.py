@@ -439,6 +439,8 @@ def explain(
         del arguments[name]
     from reszoo.data.image_paths import iterate_paths
 
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file. The output of explain is a folder.")
     output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for path in iterate_paths(inputs):

@@ -162,13 +162,10 @@ def _called(
 
 
 def decode(
-    content: tf.Tensor | bytes,
-    orientation: tf.Tensor | int | None = None,
-    window: tf.Tensor | None = None,
-    factors: Sequence[int] = (1,),
-    *,
+    content: tf.Tensor | bytes, orientation: tf.Tensor | int | None = None,
+    window: tf.Tensor | None = None, factors: Sequence[int] = (1,), *,
     recover: bool = False,
-) -> tf.Tensor:
+) -> tf.Tensor:  # fmt: skip
     """Decode a JPEG or PNG that needs no Pillow, eagerly or in a pipeline.
 
     The orientation is how the camera was held (EXIF), 1 to 8; None for upright. The

@@ -174,7 +174,7 @@ def open_source(
             f"{_ACCEPTED} Received: {type(data).__name__}. To call fit on a data set "
             "of your own, prepare the model with reszoo.compile(model, recipe)."
         )
-    name = os.fspath(data)
+    name = os.path.expanduser(os.fspath(data))  # noqa: PTH111
     of_tfds = name.startswith(tfds.PREFIX)
     if name == "digits" and not Path(name).exists():
         return _read_digits()

@@ -166,13 +166,9 @@ _ONLY_TRAIN = tuple(name for name in FIELDS if name not in _SUPPORTED)
 
 
 def compile(
-    model: keras.Model,
-    recipe: str | Recipe = "finetune",
-    *,
-    steps_per_epoch: int,
-    epochs: int,
-    **fields: Any,
-) -> keras.Model:
+    model: keras.Model, recipe: str | Recipe = "finetune", *, steps_per_epoch: int,
+    epochs: int, **fields: Any,
+) -> keras.Model:  # fmt: skip
     """Prepare a model for `model.fit` with a recipe's optimizer, loss and freezing.
 
     The recipe decides the optimizer (with coupled weight decay), the learning rate of

@@ -23,14 +23,10 @@ _ROWS, _COLUMNS = 6, 8
 
 
 def preview(
-    data: Any,
-    recipe: str | Recipe = "finetune",
-    *,
-    model: str = "resnet18",
+    data: Any, recipe: str | Recipe = "finetune", *, model: str = "resnet18",
     size: int | tuple[int, int] | None = None,
-    output: str | os.PathLike[str] | None = None,
-    **fields: Any,
-) -> Image.Image:
+    output: str | os.PathLike[str] | None = None, **fields: Any,
+) -> Image.Image:  # fmt: skip
     """Show training images as a recipe augments them.
 
     Mixup and cutmix, which mix the images of a batch, are not shown.

@@ -67,22 +67,15 @@ class TrainResult:
 
 
 def train(
-    model: keras.Model | str | ResNetSpec,
-    data: Any,
-    *,
-    recipe: str | Recipe | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    match: str | None = None,
-    output: str | os.PathLike[str] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
+    model: keras.Model | str | ResNetSpec, data: Any, *,
+    recipe: str | Recipe | None = None, weights: str | os.PathLike[str] | None = None,
+    match: str | None = None, output: str | os.PathLike[str] | None = None,
+    resume: bool = False, overwrite: bool = False,
     bad_images: str = defaults.TRAINING_BAD_IMAGES,
-    save_every: float = defaults.SAVE_EVERY,
-    strategy: str | None = None,
+    save_every: float = defaults.SAVE_EVERY, strategy: str | None = None,
     on_epoch_end: Callable[[Epoch], object] | None = None,
-    size: int | tuple[int, int] | None = None,
-    **fields: Any,
-) -> TrainResult:
+    size: int | tuple[int, int] | None = None, **fields: Any,
+) -> TrainResult:  # fmt: skip
     """Train a model on labelled images.
 
     The epoch with the highest validation accuracy counts as best (the recipe's

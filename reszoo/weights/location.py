@@ -101,7 +101,13 @@ def locate(
     CheckpointError if the file does not exist or cannot be downloaded, a UsageError if
     the name is unknown, or a licence that forbids commercial use was not accepted.
     """
+    if not isinstance(weights, str | os.PathLike):
+        raise UsageError(
+            'Weights are a name such as "imagenet", a path or an address. Received: '
+            f"{type(weights).__name__}."
+        )
     text = os.fspath(weights)
+    text = str(Path(text).expanduser()) if text.startswith("~/") else text
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
         return _published(text, variant, allow_noncommercial)
     if isinstance(weights, str) and text in BUNDLED:

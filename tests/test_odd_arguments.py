@@ -1,0 +1,82 @@
+"""Paths with `~`, files in place of folders and values of other types."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import reszoo
+from reszoo.cli import main
+from reszoo.errors import UsageError
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a home with a checkpoint and an image, from another working directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("reszoo.cli.enable_quiet_cli", lambda: None)
+    reszoo.save(reszoo.build("resnet8", classes=2, seed=0), "~/m.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for label in "01":
+        (tmp_path / "data" / "val" / label).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / label / "a.png")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["reszoo", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
+
+
+@pytest.mark.usefixtures("home")
+def test_a_home_is_expanded_where_a_file_is_read_as_where_it_is_saved() -> None:
+    assert reszoo.load("~/m.safetensors").output_shape == (None, 2)
+    assert reszoo.build("resnet8", weights=Path("~/m.safetensors")) is not None
+    predictor = reszoo.Predictor("~/m.safetensors")
+    assert str(predictor.predict("~/a.png")) == str(predictor.predict("../a.png"))
+    assert reszoo.evaluate("~/m.safetensors", "~/data").images == 2
+
+
+def test_a_home_in_quotes_is_expanded_on_the_command_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("explain", "~/m.safetensors", "~/a.png", "--output", "~/maps")
+    assert call(monkeypatch, *arguments) in (0, None)
+    assert (home / "maps" / "a.png").exists()
+    assert not [*(home / "elsewhere").iterdir()]
+
+
+def test_a_file_where_a_folder_is_to_be_is_one_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output, told in [("a.png", "is a file"), ("a.png/maps", "Not a directory")]:
+        path = str(home / output)
+        arguments = ("explain", "~/m.safetensors", "~/a.png", "--output", path)
+        assert call(monkeypatch, *arguments) in (1, 2)
+        assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [True, 3.0, "3", [1, 2]])
+def test_classes_are_a_number_or_labels(given: Any) -> None:
+    with pytest.raises(UsageError, match="must be a number, or a list of labels"):
+        reszoo.build("resnet8", classes=given)
+
+
+@pytest.mark.parametrize("given", [True, 3, b"m.safetensors"])
+def test_weights_of_another_type_are_refused_in_a_sentence(given: Any) -> None:
+    with pytest.raises(UsageError, match=f"Received: {type(given).__name__}"):
+        reszoo.load(given)
+
+
+@pytest.mark.parametrize("given", [None, "m.safetensors"])
+def test_a_card_is_of_a_model(given: Any) -> None:
+    with pytest.raises(UsageError, match="A card is of a Keras model"):
+        reszoo.card(given)
