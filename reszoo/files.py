@@ -178,6 +178,17 @@ def atomic_folder(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_outside(folder: Path, data: Any) -> None:
+    """Refuse an output folder that would become a class or a split of the data."""
+    is_path = isinstance(data, str | os.PathLike)
+    root = Path(data).expanduser().resolve() if is_path else None
+    if root and root.is_dir() and folder.resolve().is_relative_to(root):
+        raise UsageError(
+            "The output folder must not be inside the data, where it would be taken "
+            f"for a class. Received: {folder} inside {data}."
+        )
+
+
 def free_folder(
     path: str | os.PathLike[str], content: Path | None = None, *, kind: str = "",
     named: Named | None = None, overwrite: bool = False,

@@ -10,6 +10,7 @@ from PIL import Image
 
 import reszoo
 from reszoo.cli import main
+from reszoo.data.resize import resize_images
 from reszoo.errors import UsageError
 
 
@@ -80,3 +81,11 @@ def test_weights_of_another_type_are_refused_in_a_sentence(given: Any) -> None:
 def test_a_card_is_of_a_model(given: Any) -> None:
     with pytest.raises(UsageError, match="A card is of a Keras model"):
         reszoo.card(given)
+
+
+def test_no_output_is_written_into_the_data(home: Path) -> None:
+    data = home / "data" / "val"
+    for work in (resize_images, reszoo.study):
+        with pytest.raises(UsageError, match="must not be inside the data"):
+            work(data=data, output=data / "made")
+    assert [path.name for path in sorted(data.iterdir())] == ["0", "1"]

@@ -24,7 +24,7 @@ from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError
 from reszoo.fields import check_range
-from reszoo.files import atomic_folder, free_folder
+from reszoo.files import atomic_folder, check_outside, free_folder
 from reszoo.preprocessing import scaled_sides
 
 # A much larger image is first reduced to this many times its final size, by the JPEG
@@ -107,7 +107,7 @@ def resize_images(
     # Above 95 JPEGs grow and gain nothing; Pillow's documentation of `quality`.
     check_range("quality", quality, "[1, 95]", int)
     check_range("side", side, "[1, inf)", int)
-    folder = free_folder(output)
+    check_outside(folder := free_folder(output), data)
     listing = list_images(data)
     bad = [label for label in listing.labels if "/" in label or label.startswith(".")]
     if bad:

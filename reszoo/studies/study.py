@@ -18,6 +18,7 @@ from reszoo.data.sources import Data, Source, fingerprint
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.fields import check_range
+from reszoo.files import check_outside
 from reszoo.layers import reinitialize
 from reszoo.report.page import render
 from reszoo.studies import results
@@ -382,7 +383,7 @@ def study(
         >>> result.conclusion[-1]
     """
     check_backend("study")
-    folder = Path(output).expanduser()
+    check_outside(folder := Path(output).expanduser(), data)
     depths = None if layers is None else tuple(layers)
     kinds = None if shortcuts is None else tuple(shortcuts)
     if models and (kinds or family not in (defaults.STUDY_FAMILY, results.OWN)):

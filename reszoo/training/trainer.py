@@ -19,7 +19,7 @@ from reszoo.data.checks import find_unreadable
 from reszoo.data.sources import Source, fingerprint, match_classes, open_source
 from reszoo.environment import check_backend
 from reszoo.errors import ReszooError, UsageError
-from reszoo.files import write_json
+from reszoo.files import check_outside, write_json
 from reszoo.preprocessing import as_sides
 from reszoo.report.page import render
 from reszoo.specs import ResNetSpec, find_spec
@@ -220,12 +220,7 @@ def _check_output(
                 "resume=True resumes the run in the output folder: give it as output=."
             )
         return
-    root = Path(data).resolve() if isinstance(data, str | os.PathLike) else None
-    if root and root.is_dir() and folder.resolve().is_relative_to(root):
-        raise UsageError(
-            "The output folder must not be inside the data, where it would be taken "
-            f"for a class. Received: {folder} inside {data}."
-        )
+    check_outside(folder, data)
     marks, options = (state.STATE, BEST, LAST, _RECIPE), (resume, overwrite)
     found = state.check_output(folder, _FILES, marks, "run", *options)
     if resume and found and state.STATE not in found:
