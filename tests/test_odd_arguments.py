@@ -55,6 +55,14 @@ def test_a_home_in_quotes_is_expanded_on_the_command_line(
     assert not [*(home / "elsewhere").iterdir()]
 
 
+def test_explain_without_images_leaves_no_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("explain", "~/m.safetensors", "~/elsewhere", "--output", "~/maps")
+    assert call(monkeypatch, *arguments) == 1
+    assert not (home / "maps").exists()
+
+
 def test_a_file_where_a_folder_is_to_be_is_one_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -441,7 +441,6 @@ def explain(
 
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file. The output of explain is a folder.")
-    output.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for path in iterate_paths(inputs):
         target = output / f"{Path(path).stem}.png"
@@ -450,6 +449,7 @@ def explain(
         if target.exists() and not overwrite:
             raise UsageError(f"{target} exists. Pass --overwrite to replace it.")
         found = reszoo.explain(image=path, **arguments)
+        output.mkdir(parents=True, exist_ok=True)
         found.overlay.save(target)
         answer = {"label": found.label, "probability": found.probability}
         rows.append({"image": path, **answer, "map": str(target)})
