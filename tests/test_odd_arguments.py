@@ -58,9 +58,10 @@ def test_a_home_in_quotes_is_expanded_on_the_command_line(
 def test_explain_without_images_leaves_no_folder(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("explain", "~/m.safetensors", "~/elsewhere", "--output", "~/maps")
+    model, images, maps = (home / x for x in ("m.safetensors", "elsewhere", "maps"))
+    arguments = ("explain", str(model), str(images), "--output", str(maps))
     assert call(monkeypatch, *arguments) == 1
-    assert not (home / "maps").exists()
+    assert not maps.exists()
 
 
 def test_a_file_where_a_folder_is_to_be_is_one_line(
