@@ -259,6 +259,30 @@ def test_an_interrupted_run_is_continued_to_the_same_bytes(
     assert output.read_bytes() == whole.read_bytes()
 
 
+def test_a_kill_while_the_journal_is_written_does_not_spoil_its_next_line(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_COMMIT_SECONDS", 0.0)
+    answer, last = batch.FileClassifier.__call__, [batch.GROUP]
+
+    def fail(self: Any, paths: Any) -> Any:
+        if last and str(many / f"{last[0]:02}.png") in map(str, paths):
+            raise KeyboardInterrupt
+        return answer(self, paths)
+
+    monkeypatch.setattr(batch.FileClassifier, "__call__", fail)
+    output, whole = tmp_path / "a.csv", tmp_path / "b.csv"
+    interrupted(many, output)
+    with (tmp_path / ".a.csv.partial" / "journal").open("a") as journal:
+        journal.write("[96, 12")
+    last[:] = [2 * batch.GROUP]
+    interrupted(many, output, resume=True)
+    last.clear()
+    reszoo.predict_files(INT8, many, output, resume=True)
+    reszoo.predict_files(INT8, many, whole)
+    assert output.read_bytes() == whole.read_bytes()
+
+
 @pytest.mark.usefixtures("ends_early")
 def test_only_what_is_missing_is_computed(
     many: Path,

@@ -143,6 +143,8 @@ class RowFile:
                 f"{self.output} cannot be continued: {' and '.join(changed)} changed. "
                 "Start again with --overwrite (overwrite=True)."
             )
+        # What a kill cut off would run into the next line.
+        os.truncate(self._journal, sum(len(line) + 1 for line in lines))
         self.committed = Written(rows, size, errors)
 
     def _read_journal(self) -> list[str]:
