@@ -7,7 +7,7 @@
 DATA has `train` and `test` folders. In "imbalance" and "patience", class i of 0 to 9
 keeps 5,000 * 0.01^(i / 9) training images (Cui et al. 2019, arXiv:1901.05555,
 imbalance factor 100) and the epoch is chosen by balanced accuracy on a held-out tenth;
-the learning rate of "patience" is constant, so that nobody knows when to stop. In
+the learning rate of "patience" is constant, so that training has no planned end. In
 "distillation" all classes keep as many, and the teacher is the bundled ResNet-32. The
 test images stay. Each row differs from the first in the recipe's fields that it names
 and is trained from every seed. A second call continues where the first was stopped:

@@ -185,6 +185,19 @@ return [texts, [...context.getImageData(0, 0, canvas.width, canvas.height).data]
 """
 
 
+def _drop_photo(page: Any, url: str, number: int) -> None:
+    """Open the page, choose a file of the export and drop photo 3; wait for answers."""
+    page.open(f"{url}/index.html")
+    _wait(page, _TEXT.replace("NAME", "message"), "Ready.")
+    choose = "const list = document.getElementById('model'); "
+    choose += f"list.selectedIndex = {number}; "
+    page.run(f"{choose} list.dispatchEvent(new Event('change'));")
+    page.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
+    _wait(page, _TEXT.replace("NAME", "timing"), "model")
+    _wait(page, _CHOSEN, str(number))
+    time.sleep(1)
+
+
 @needs_chromium
 @pytest.mark.slow
 def test_maps_and_unknown_images_are_shown(
@@ -197,15 +210,7 @@ def test_maps_and_unknown_images_are_shown(
     photo, shown = folder / "photos/3", {}
     with hosted(site) as url, browser(tmp_path / "profile") as opened:
         for number, file in enumerate(["model.tflite", "model.onnx"]):
-            opened.open(f"{url}/index.html")
-            _wait(opened, _TEXT.replace("NAME", "message"), "Ready.")
-            choose = "const list = document.getElementById('model'); "
-            choose += f"list.selectedIndex = {number}; "
-            opened.run(f"{choose} list.dispatchEvent(new Event('change'));")
-            opened.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
-            _wait(opened, _TEXT.replace("NAME", "timing"), "model")
-            _wait(opened, _CHOSEN, str(number))
-            time.sleep(1)
+            _drop_photo(opened, url, number)
             labels, pixels = opened.run(_SHOWN)
             opened.run("document.getElementById('heat').click();")
             time.sleep(1)
@@ -603,15 +608,7 @@ def test_unusual_models_and_labels_are_shown(
         size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
         page.call("Emulation.setDeviceMetricsOverride", **size)
         for number, name in enumerate(["model.tflite", "model.onnx"]):
-            page.open(f"{url}/index.html")
-            _wait(page, _TEXT.replace("NAME", "message"), "Ready.")
-            choose = "const list = document.getElementById('model'); "
-            choose += f"list.selectedIndex = {number}; "
-            page.run(f"{choose} list.dispatchEvent(new Event('change'));")
-            page.run(_DROP.replace("NAME", "3").replace("EVENT", "drop"))
-            _wait(page, _TEXT.replace("NAME", "timing"), "model")
-            _wait(page, _CHOSEN, str(number))
-            time.sleep(1)
+            _drop_photo(page, url, number)
             shown, _ = page.run(_SHOWN)
             with reszoo.Predictor(tmp_path / "export" / name) as predictor:
                 expected = predictor.top(folder / "photos/3")

@@ -126,7 +126,6 @@ def read_state_dict(tree: Any, source: str) -> Contents:
         plain = {name: _PREFIXES.sub("", name) for name in found}
         return Contents(tensors=_renamed(found, plain, source), scheme=SCHEMES[-1])
     names, prefix = originals[0]
-    inside = {name: name[len(prefix) :] for name in found if name.startswith(prefix)}
     ours = _backbone(found, names, prefix)
     counters = (COUNTER, _BOOKKEEPING)
     others = [x for x in found if x not in ours and x.split(".")[-1] not in counters]
@@ -141,7 +140,7 @@ def read_state_dict(tree: Any, source: str) -> Contents:
     left = [name for name in others if name not in head]
     # What is neither behind the prefix nor known to follow a backbone would change
     # what it computes: it stays, and is refused as part of another model.
-    rest = {name: inside[name] for name in left if name in inside}
+    rest = {name: name[len(prefix) :] for name in left if name.startswith(prefix)}
     ours |= head | {k: v for k, v in rest.items() if not _BESIDE.fullmatch(v)}
     tensors = _renamed(found, ours, source)
     first = tensors.get("conv1.weight")
