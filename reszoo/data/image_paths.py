@@ -5,7 +5,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO, TextIOWrapper
@@ -64,14 +64,8 @@ def _listed(given: str) -> Iterator[str]:
 
 def _of_folder(folder: str) -> Iterator[str]:
     path = None
-    try:
-        for path in walk_images(folder):
-            yield path
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or folder} cannot be listed ({error.strerror}). "
-            "Change its permissions or leave it out."
-        ) from error
+    for path in walk_images(folder):
+        yield path
     if path is None:
         raise DataError(f"{folder} has no images ({', '.join(SUFFIXES)}).")
 
@@ -113,9 +107,18 @@ def walk_images(folder: str) -> Iterator[str]:
 
 
 def visible(folder: str | os.PathLike[str]) -> list["os.DirEntry[str]"]:
-    """Return what is in a folder by name, but hidden entries and a system's own."""
-    with os.scandir(folder) as entries:
-        named = sorted(entries, key=lambda entry: entry.name)
+    """Return what is in a folder by name, but hidden entries and a system's own.
+
+    A DataError if the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            named = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be listed ({error.strerror}). "
+            "Change its permissions or leave it out."
+        ) from error
     ignored = WORDS["ignored"]
     return [e for e in named if e.name[0] != "." and e.name.casefold() not in ignored]
 
@@ -263,9 +266,11 @@ def open_table(data: str, needed: Sequence[str] = ("path", "label")) -> Table:
     return table
 
 
-def _opened(file: Path) -> BinaryIO:
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
     try:
-        return open_regular(file)
+        with open_regular(file) as opened:
+            yield opened
     except OSError as error:
         raise DataError(f"{file} cannot be read ({error.strerror}).") from error
 
