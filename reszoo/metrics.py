@@ -299,7 +299,7 @@ def _traced(
         return found
 
     pixels = tf.TensorSpec(model.inputs[0].shape, tf.uint8)
-    traced: InferenceFunction = tf.function(run, input_signature=[pixels])
+    traced: InferenceFunction = tf.function(run, [pixels], autograph=False)
     return traced
 
 

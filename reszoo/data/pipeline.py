@@ -20,6 +20,8 @@ from reszoo.preprocessing import Preprocessing, to_grey
 Batch: TypeAlias = tuple[tf.Tensor, tf.Tensor]
 # Images whose windows are drawn at a time.
 _DRAWN = 1 << 16
+# Nothing here is for AutoGraph, which takes longer than all of the tracing.
+_plain = tf.autograph.experimental.do_not_convert
 # Batches made ahead. Left to itself tf.data may keep ever more of them.
 _AHEAD = 2
 
@@ -69,7 +71,7 @@ def evaluation_batches(
     def prepare(index: tf.Tensor) -> Batch:
         return decoder.prepared(index, preprocessing), decoder.target(index)
 
-    images = indices.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    images = indices.map(_plain(prepare), num_parallel_calls=tf.data.AUTOTUNE)
     return images.batch(batch_size).prefetch(_AHEAD)
 
 
@@ -108,11 +110,9 @@ def training_batches(
             f"Received: batch_size={batch_size} for {workers} workers."
         )
     part = batch_size // workers
-    # Nothing in them is for AutoGraph, which takes longer than all of the tracing.
-    plain = tf.autograph.experimental.do_not_convert
     decoder = Decoder(examples, preprocessing.train_sides)
-    load = plain(_loader(decoder, preprocessing, augmentation))
-    finish = plain(_finisher(preprocessing, augmentation))
+    load = _plain(_loader(decoder, preprocessing, augmentation))
+    finish = _plain(_finisher(preprocessing, augmentation))
     boxes = partial(_draw_boxes, examples, decoder, preprocessing, augmentation)
 
     def slots_of(number: np.int64, first: np.int64) -> list[NDArray[Any]]:

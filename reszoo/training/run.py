@@ -162,6 +162,7 @@ class Evaluator:
 
     def keep_features(self, keep: bool) -> None:
         """Compute the features of each split once from now on, or no longer."""
+        self._loaded: Tensors = {}
         self._features: dict[int, NDArray[np.float32]] = {}
         self._head: keras.Model | None = None
         if keep:
@@ -170,10 +171,13 @@ class Evaluator:
 
     def load_variables(self, values: Mapping[str, tf.Variable]) -> Tensors:
         """Assign weights by the path of each variable; return them."""
+        # While features are kept, only those of the head change.
+        changing = self._head if self._head and self._loaded else self.model
         # Not by position: layers in between change the order that Keras gives them.
-        for variable in self.model.variables:
+        for variable in changing.variables:
             variable.assign(values[variable.path])
-        return to_tensors(self.model)
+        self._loaded = {**self._loaded, **to_tensors(changing)}
+        return self._loaded
 
     def evaluate(self, split: str) -> Metrics | None:
         """Evaluate on one split; return None if the data has no such split."""
