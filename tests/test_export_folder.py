@@ -102,6 +102,9 @@ def test_what_is_exported_already_is_not_exported_again(
     for name in ("model.onnx", "model.tflite", "saved_model", "."):
         with pytest.raises(reszoo.UsageError, match="export takes a checkpoint or"):
             reszoo.export(exported.folder / name, tmp_path / "export")
+    for name in ("resnet50", "gone.onnx"):
+        with pytest.raises(reszoo.UsageError, match="Unknown file or published"):
+            reszoo.export(name, tmp_path / "export")
     assert files(tmp_path) == set()
 
 

@@ -158,7 +158,8 @@ def export(
 
 
 def _load(path: Path) -> "keras.Model":
-    if is_export(path) or any(row.matches(path) for row in RUNTIMES.values()):
+    runtimes = (row.matches(path) for row in RUNTIMES.values())
+    if is_export(path) or (path.exists() and any(runtimes)):
         raise UsageError(
             f"export takes a checkpoint or a model from reszoo. Received: {path}, "
             "which is an exported file; pass the checkpoint that it was made from."
