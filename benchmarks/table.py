@@ -9,7 +9,6 @@ was measured last to `docs/benchmarks.png`.
 """
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -64,22 +63,6 @@ _HEADLINE = {
         ("input", "reszoo, folder", "torch, folder", "random crops of JPEGs", _LOADER),
     ),
 }
-# What older files of results call things, and what they are called now.
-_RENAMED = (
-    ('"missed"', '"below target"'),
-    ("reszoo, proven", "reszoo, verified"),
-    ('quantize_static"', 'quantize_static, defaults"'),
-    (r"(\d+) ms, at most (\d+) asked: ", r"\1 ms, target at most \2 ms: "),
-    (r"(\d+%) asked: ", r"target \1: "),
-    (": missed", ": not met"),
-    (
-        r"The project's targets are those of ResNet-50 and",
-        "The targets are for ResNet-50 with",
-    ),
-    ("The targets are of ResNet-50", "The targets are for ResNet-50"),
-)
-# Contenders of older results that measured what reszoo no longer has.
-_REMOVED = ("reszoo, shards",)
 # The precision of a contender of the plot, by a part of its name.
 _PRECISIONS = (
     ("int8", "int8"),
@@ -92,11 +75,8 @@ Results = Mapping[str, Any]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the results of a file, in today's terms."""
-    text = path.read_text(encoding="utf-8")
-    for old, new in _RENAMED:
-        text = re.sub(old, new, text)
-    results: dict[str, Any] = json.loads(text)
+    """Return the results of a file, each with its name."""
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return {name: {**each, "file": path.name} for name, each in results.items()}
 
 
@@ -174,8 +154,6 @@ def _ratios(title: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield "| reszoo | baseline | times as fast | target | |"
     yield "|---|---|---|---|---|"
     for row in result["ratios"]:
-        if row["ours"] in _REMOVED:
-            continue
         span = f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         target = f"{row['claim']:.3g}"
         cells = (row["ours"], row["theirs"], span, target, row["verdict"])

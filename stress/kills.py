@@ -86,7 +86,8 @@ class Scene:
     def _beside(self) -> set[str]:
         """Return the names of all files but the output; TensorFlow tidies its own."""
         folders = {self.place, (self.place / self.command.output).parent, self._tmp}
-        paths = [each for folder in folders for each in folder.iterdir()]
+        # The folder that an output lies in is made with the output.
+        paths = [each for f in folders if f.is_dir() for each in f.iterdir()]
         names = {os.path.relpath(each, self.place) for each in paths}
         return {n for n in names if "__autograph" not in n} - {self.command.output}
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -390,6 +391,29 @@ def test_one_process_writes_a_file_at_a_time(many: Path, tmp_path: Path) -> None
     ):
         reszoo.predict_files(INT8, many, output)
     assert reszoo.predict_files(INT8, many, output).images == 70
+
+
+def test_a_disk_that_is_full_when_a_table_is_closed_is_named(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+
+    class Full(FileIO):
+        def close(self) -> None:
+            was_open = not self.closed
+            super().close()
+            if was_open:
+                raise OSError(28, "No space left on device")
+
+    opened = Path.open
+
+    def open_full(path: Path, *mode: str, **options: Any) -> Any:
+        full = path.name == "complete" and mode == ("wb",)
+        return Full(path, "wb") if full else opened(path, *mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(reszoo.ReszooError, match="could not be written: No space"):
+        reszoo.predict_files(INT8, many, tmp_path / "a.parquet")
 
 
 def test_a_full_disk_leaves_what_can_be_continued(
