@@ -179,7 +179,9 @@ def save(
     target, written = Path(path).expanduser(), card or get_card(model)
     counters: Tensors = getattr(model, _COUNTERS, {})
     tensors = {**to_tensors(model), **counters}
-    _check_card(model, written, tensors)
+    _check_shapes(model, written, tensors)
+    if card is not None:
+        _check_measured(model, card)
     if target.suffix == safetensors.SUFFIX:
         safetensors.write(target, tensors, written)
     elif not target.suffix:
@@ -280,8 +282,8 @@ def _structure(model: keras.Model) -> int:
     return describe_structure(map(described, model.layers))
 
 
-def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:
-    """Refuse to save a card that is not of a model's weights."""
+def _check_shapes(model: keras.Model, card: Card, tensors: Tensors) -> None:
+    """Refuse to save a card of another architecture than the weights."""
     weights = {name: v for name, v in tensors.items() if not name.endswith(COUNTER)}
     held = {name: value.shape for name, value in weights.items()}
     expected = tensor_shapes(card.resnet)
@@ -293,6 +295,10 @@ def _check_card(model: keras.Model, card: Card, tensors: Tensors) -> None:
             f"{model.name!r} differs from in {summarized(differing)}. Build the model "
             "with its classes: reszoo.build(name, weights=..., classes=[...])."
         )
+
+
+def _check_measured(model: keras.Model, card: Card) -> None:
+    """Refuse to save a card with what was measured before the weights changed."""
     found = attached_card(model)
     if found is None or found.weights == checksum(layers_of(model)):
         return

@@ -279,7 +279,9 @@ def _write_parquet(rows: Path, output: Path, columns: Mapping[str, bool]) -> Non
     schema = arrow_table([], columns).schema
     with (
         rows.open(encoding="utf-8") as lines,
-        _pyarrow().parquet.ParquetWriter(output, schema) as writer,
+        # Errors in closing Arrow's own files lack the system's number.
+        output.open("wb") as file,
+        _pyarrow().parquet.ParquetWriter(file, schema) as writer,
     ):
         while group := [json.loads(line) for line in islice(lines, _ROW_GROUP)]:
             writer.write_table(arrow_table(group, columns))

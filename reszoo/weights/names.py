@@ -88,6 +88,15 @@ def to_torch(value: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(turned, np.promote_types(value.dtype, np.float32))
 
 
+def _values(variable: Any) -> NDArray[Any]:
+    """Return what a variable holds, not copied where NumPy has the type."""
+    # `convert_to_numpy` of Keras 3.15 warns with NumPy 2.
+    read = getattr(variable.value, "read_value", None)
+    if read is None or variable.dtype == "bfloat16":
+        return np.asarray(variable.value)
+    return np.asarray(memoryview(read()))
+
+
 def _torch_shape(variable: Any) -> tuple[int, ...]:
     shape = tuple(variable.shape)
     return tuple(shape[axis] for axis in _TO_TORCH.get(len(shape), (0,)))
@@ -99,9 +108,7 @@ def layers_of(model: "keras.Model") -> Layers:
 
     return {
         layer.name: {
-            # `convert_to_numpy` of Keras 3.15 warns with NumPy 2.
-            weight.path.rsplit("/", 1)[-1]: np.asarray(weight.value)
-            for weight in layer.weights
+            weight.path.rsplit("/", 1)[-1]: _values(weight) for weight in layer.weights
         }
         for layer in model._flatten_layers(include_self=False)
         if layer.weights and not isinstance(layer, keras.Model)
@@ -115,7 +122,7 @@ def to_tensors(model: "keras.Model") -> Tensors:
     """
     tensors: Tensors = {}
     for name, variable in _slots(model):
-        tensors[name] = to_torch(np.asarray(variable.value))
+        tensors[name] = to_torch(_values(variable))
         if name.endswith("running_var"):
             tensors[name.replace("running_var", COUNTER)] = np.zeros((), np.int64)
     return tensors
