@@ -405,7 +405,7 @@ def test_a_disk_that_is_full_when_a_table_is_closed_is_named(
             if was_open:
                 raise OSError(28, "No space left on device")
 
-    opened = Path.open
+    opened: Any = Path.open
 
     def open_full(path: Path, *mode: str, **options: Any) -> Any:
         full = path.name == "complete" and mode == ("wb",)
