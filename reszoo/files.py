@@ -380,9 +380,8 @@ def disk_errors(final: Path) -> Iterator[None]:
         if number is None:
             raise
         raise ReszooError(
-            f"{final} could not be written: {os.strerror(number)}. "
-            "What was there before is unchanged; "
-            "make room on the disk or choose another place."
+            f"{final} could not be written: {os.strerror(number)}. What was there "
+            "before is unchanged; make room on the disk or choose another place."
         ) from error
 
 
@@ -394,5 +393,6 @@ def disk_error_of(error: Exception) -> int | None:
         return error.errno
     if _SHORT_WRITE.fullmatch(str(error)):
         return errno.ENOSPC
-    numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
+    names = ("ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EIO", "EINTR")
+    numbers = [getattr(errno, name) for name in names]
     return next((n for n in numbers if os.strerror(n) in str(error)), None)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 import reszoo
-from reszoo.cli import main
+from reszoo.cli import main, options
 from reszoo.weights.location import bundled_rows
 from reszoo.weights.published import table_rows
 
@@ -275,6 +276,13 @@ def test_mistakes_end_in_a_sentence(
     assert text in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_whose_message_cannot_be_set_stays_itself() -> None:
+    error = tf.errors.UnavailableError(None, None, "\x1b[2J")
+    with pytest.raises(tf.errors.UnavailableError) as raised, options._escaped():
+        raise error
+    assert raised.value is error
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 from reszoo.errors import ReszooError
 from reszoo.files import (
@@ -66,6 +67,12 @@ def test_libraries_that_tell_a_full_disk_in_their_own_words_are_understood(
         disk_errors(tmp_path / "x"),
     ):
         raise error
+    interrupted = tf.errors.UnavailableError(None, None, "x; Interrupted system call")
+    with (
+        pytest.raises(ReszooError, match="could not be written: Interrupted"),
+        disk_errors(tmp_path / "x"),
+    ):
+        raise interrupted
     with pytest.raises(OSError, match="a decoder's"), disk_errors(tmp_path / "x"):
         raise OSError("a decoder's")
 
