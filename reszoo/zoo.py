@@ -180,8 +180,7 @@ def save(
     counters: Tensors = getattr(model, _COUNTERS, {})
     tensors = {**to_tensors(model), **counters}
     _check_shapes(model, written, tensors)
-    if card is not None:
-        _check_measured(model, card)
+    _check_measured(model, card)
     if target.suffix == safetensors.SUFFIX:
         safetensors.write(target, tensors, written)
     elif not target.suffix:
@@ -297,9 +296,9 @@ def _check_shapes(model: keras.Model, card: Card, tensors: Tensors) -> None:
         )
 
 
-def _check_measured(model: keras.Model, card: Card) -> None:
-    """Refuse to save a card with what was measured before the weights changed."""
-    found = attached_card(model)
+def _check_measured(model: keras.Model, card: Card | None) -> None:
+    """Refuse to save a given card with what was measured with other weights."""
+    found = attached_card(model) if card else None
     if found is None or found.weights == checksum(layers_of(model)):
         return
     for name in ("metrics", "confidence"):

@@ -61,9 +61,8 @@ def _escaped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # That of TensorFlow's errors is a property, which cannot be set.
+        # Not TensorFlow's, which cannot be set; the whole page of help is one, too.
         message = vars(error).get("message")
-        # The whole page of help is one, too.
         if isinstance(message, str) and not message.startswith("Usage:"):
             error.message = printable(message)  # type: ignore[attr-defined]
         raise

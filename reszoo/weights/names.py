@@ -90,11 +90,10 @@ def to_torch(value: NDArray[Any]) -> NDArray[Any]:
 
 def _values(variable: Any) -> NDArray[Any]:
     """Return what a variable holds, not copied where NumPy has the type."""
-    # `convert_to_numpy` of Keras 3.15 warns with NumPy 2.
-    read = getattr(variable.value, "read_value", None)
-    if read is None or variable.dtype == "bfloat16":
-        return np.asarray(variable.value)
-    return np.asarray(memoryview(read()))
+    # `convert_to_numpy` of Keras 3.15 warns with NumPy 2, and copies.
+    value = variable.value
+    shared = hasattr(value, "read_value") and variable.dtype != "bfloat16"
+    return np.asarray(memoryview(value.read_value()) if shared else value)
 
 
 def _torch_shape(variable: Any) -> tuple[int, ...]:
