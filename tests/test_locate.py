@@ -149,3 +149,11 @@ def test_weights_in_parts_are_refused_as_such(
     # What is whole is read, whatever lies beside it.
     path = reszoo.save(reszoo.build("resnet8"), tmp_path / "model.safetensors")
     assert reszoo.load(path.parent).name == "resnet8"
+
+
+def test_a_disk_that_fails_is_named(tmp_path: Path) -> None:
+    broken = tmp_path / "model.safetensors"
+    broken.symlink_to("/proc/self/mem")  # its first byte is an EIO
+    with pytest.raises(reszoo.CheckpointError, match=r"cannot be read \(Input/output"):
+        reszoo.load(broken)
+    assert broken.is_symlink()

@@ -119,12 +119,15 @@ def locate(
 
 
 def read_located(found: Found) -> Contents:
-    """Read a located file; a download that cannot be read does not stay in the cache.
+    """Read a located file; a download that is damaged does not stay in the cache.
 
-    A CheckpointError as of `read`.
+    A CheckpointError as of `read`, and where the disk fails.
     """
     try:
         return read(found.path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CheckpointError(f"{found.path} cannot be read ({reason}).") from error
     except CheckpointError as error:
         if cache_folder() / "url" not in found.path.parents:
             raise

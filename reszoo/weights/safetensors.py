@@ -80,12 +80,10 @@ def check_checkpoint(file: Path) -> None:
     try:
         files.check_regular(file)
     except OSError as error:
-        missing = not os.path.lexists(file)
+        if not os.path.lexists(file):
+            raise CheckpointError(f"There is no checkpoint {file}.") from error
         raise CheckpointError(
-            f"There is no checkpoint {file}."
-            if missing
-            else f"A checkpoint must be a regular file. Received: {file} "
-            f"({error.strerror})."
+            f"A checkpoint must be a regular file. Received: {file} ({error.strerror})."
         ) from error
 
 
