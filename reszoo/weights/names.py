@@ -83,9 +83,9 @@ _FROM_TORCH = {4: (2, 3, 1, 0), 2: (1, 0)}
 
 
 def to_torch(value: NDArray[Any]) -> NDArray[Any]:
-    """Return a weight of Keras in torch's layout, in float32 or wider."""
+    """Copy a weight of Keras in torch's layout, in float32 or wider."""
     turned = value.transpose(_TO_TORCH.get(value.ndim))
-    return np.ascontiguousarray(turned, np.promote_types(value.dtype, np.float32))
+    return np.array(turned, np.promote_types(value.dtype, np.float32), order="C")
 
 
 def _values(variable: Any) -> NDArray[Any]:
