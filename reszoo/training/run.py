@@ -176,8 +176,9 @@ class Evaluator:
         # Not by position: layers in between change the order that Keras gives them.
         for variable in changing.variables:
             variable.assign(values[variable.path])
-        self._loaded = {**self._loaded, **to_tensors(changing)}
-        return self._loaded
+        tensors = {**self._loaded, **to_tensors(changing)}
+        self._loaded = tensors if self._head else {}
+        return tensors
 
     def evaluate(self, split: str) -> Metrics | None:
         """Evaluate on one split; return None if the data has no such split."""

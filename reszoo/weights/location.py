@@ -126,8 +126,8 @@ def read_located(found: Found) -> Contents:
     try:
         return read(found.path)
     except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"{found.path} cannot be read ({reason}).") from error
+        text = f"{found.path} cannot be read ({error.strerror})."
+        raise CheckpointError(text) from error
     except CheckpointError as error:
         if cache_folder() / "url" not in found.path.parents:
             raise
