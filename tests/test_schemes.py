@@ -218,6 +218,38 @@ def test_what_training_keeps_beside_the_weights_is_passed_over(
     assert close(reszoo.load(write(tmp_path / "x.pth", tree))(X), logits(X, tensors))
 
 
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_lies_beside_the_weights_in_any_dict_is_passed_over(
+    kind: str, layout: str, tensors: Any, tmp_path: Path
+) -> None:
+    extra = {"best": BESIDE[kind], "epochs": 3}
+    for tree in (
+        {"checkpoint": {"stats": extra, "model": tensors}},
+        {"run": {"last": {"stats": extra, "model": tensors}, "stats": extra}},
+        {"model_ema": {"decay": BESIDE[kind], "module": tensors}, "epoch": 3},
+        {"state_dict": {**tensors, "best": BESIDE[kind]}, "epoch": 3},
+    ):
+        model = reszoo.load(write(tmp_path / "x.pth", tree, layout))
+        assert close(model(X), logits(X, tensors))
+
+
+def test_weights_in_a_nested_dict_are_not_passed_over(
+    tensors: Any, tmp_path: Path
+) -> None:
+    module = BESIDE["a module"]
+    for tree in (
+        {"checkpoint": {"model": tensors, "teacher": module}},
+        {"checkpoint": {"model": module, "epoch": 3}},
+        {"model": {"layers": module, "epoch": 3}, "epoch": 3},
+        {"state_dict": {**tensors, "fc.weight": module}, "epoch": 3},
+        {"state_dict": {"model": {**tensors, "fc.weight": module}}},
+    ):
+        file = write(tmp_path / "x.pth", tree)
+        with pytest.raises(CheckpointError, match=r"wants to call __main__\.Net"):
+            reszoo.load(file)
+
+
 @pytest.mark.parametrize("key", ["model_ema", "teacher", "fc.weight"])
 def test_weights_are_not_passed_over(key: str, tensors: Any, tmp_path: Path) -> None:
     held = {"state_dict": tensors} if "fc" not in key else tensors

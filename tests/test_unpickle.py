@@ -89,6 +89,19 @@ TUPLE_LAUGHS = (
     + b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60))
     + b"h\x3c"
 )
+NET = name("__main__", "Net")
+DICT_LAUGHS = (
+    b"}q\x00("
+    + text("x")
+    + NET
+    + text("n")
+    + number(1)
+    + b"u0"
+    + b"".join(
+        b"}(%sh%c%sh%cuq%c0" % (text("a"), i, text("b"), i, i + 1) for i in range(60)
+    )
+    + b"h\x3c"
+)
 BAD_PICKLES = {
     "a function as text": (text("os.system") + many(COMMAND) + b"R", "call a str"),
     "a function as data": (b"]" + many() + b"R", "call a list"),
@@ -122,6 +135,16 @@ BAD_PICKLES = {
     "a tuple as key": (b"}" + TUPLE_LAUGHS + b"Ns", "has a tuple as a key"),
     "a tuple in a set": (b"\x8f(" + TUPLE_LAUGHS + b"\x90", "has a tuple as a key"),
     "numbers of one hash": (b"}" + number(2**61 - 1) + b"Ns", "has a int as a key"),
+    "dicts of dicts": (mapping(a=DICT_LAUGHS), "wants to call __main__.Net"),
+    "a dict in itself": (b"}q\x00" + text("a") + b"h\x00s", "contains itself"),
+    "a dict in its entry": (
+        b"}q\x00(" + text("a") + mapping(n=NET, b=b"h\x00") + b"u",
+        "contains itself",
+    ),
+    "depth of dicts": (
+        (b"}" + text("a")) * 5000 + NET + b"s" * 5000,
+        "more than 100 levels deep|wants to call __main__.Net",
+    ),
     "itself": (b"]q\x00h\x00a", "contains itself"),
     "depth": (b"]" * 5000 + b"a" * 4999, "more than 100 levels deep"),
     "depth of tuples": (b"N" + b"\x85" * 50_000, "more than 100 levels deep"),

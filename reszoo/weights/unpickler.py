@@ -104,7 +104,7 @@ class Unpickler:
         if self._stack or self._metastack or self._frame_end > self._position + 1:
             raise RefusalError("has a pickle that stops before it is complete.")
         if type(tree) is dict:
-            _pass_over(tree)
+            _pass_over(tree, {}, set())
         check_tree(tree)
         return tree
 
@@ -268,26 +268,39 @@ def checked_key(key: object) -> Any:
     )
 
 
-def _pass_over(tree: dict[Any, Any]) -> None:
+def _pass_over(
+    tree: dict[Any, Any], known: _Known, holders: set[int], level: int = 1
+) -> None:
     """Delete entries that have objects of other classes, if weights need none of them.
 
-    Training scripts keep settings, tools and NumPy arrays beside the weights.
+    Training scripts keep settings, tools and NumPy arrays beside the weights, at any
+    depth of dicts. The ids of dicts with weights are added to `holders`.
     """
-    known: _Known = {}
+    # What was seen, contains itself or nests too deep, measuring tells.
+    if id(tree) in known or level > _MAX_DEPTH:
+        return
+    known[id(tree)] = None
     unread: dict[Any, str] = {}
     for key, value in tree.items():
         try:
-            _measure(value, 1, known)
+            if isinstance(value, dict):
+                _pass_over(value, known, holders, level + 1)
+            _measure(value, level, known)
         except UnreadError as error:
             unread[key] = str(error)
-    kept = {key: value for key, value in tree.items() if key not in unread}
-    places = [each for each in (kept, *kept.values()) if isinstance(each, dict)]
-    weights = any(isinstance(x, np.ndarray) for each in places for x in each.values())
+    kept = [(str(k), value) for k, value in tree.items() if k not in unread]
+    if any(
+        id(x) in holders or ("." in k and isinstance(x, np.ndarray)) for k, x in kept
+    ):
+        holders.add(id(tree))
+    weights = id(tree) in holders
     for key, reason in unread.items():
-        name = str(key)
-        if not kept or _NEEDED.search(name) or (_HOLDS.search(name) and not weights):
+        holds = level > 1 or _HOLDS.search(str(key))
+        if not kept or _NEEDED.search(str(key)) or (holds and not weights):
+            known[id(tree)] = reason
             raise UnreadError(reason)
         del tree[key]
+    del known[id(tree)]
 
 
 def check_tree(tree: object) -> None:
