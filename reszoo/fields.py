@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from numbers import Real
 from os import PathLike, fspath
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -17,6 +18,7 @@ from reszoo.errors import UnknownNameError, UsageError
 
 _TYPE_NAMES = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string",
+    Path: "a path",
 }  # fmt: skip
 # Larger whole numbers do not fit where they are used.
 _MOST = 2**63
@@ -59,7 +61,7 @@ def coerce(field: str, value: Any, options: tuple[Any, ...]) -> Any:
     optional = " (or None)" if NoneType in options else ""
     raise UsageError(
         f"{field} must be {' or '.join(map(_type_name, kinds))}{optional}. "
-        f"Received: {field}={value!r}."
+        f"Received: {field}={value!r:.200}."
     )
 
 
@@ -106,8 +108,8 @@ def _converted(value: Any, kind: Any) -> Any:
     # A scalar or array of NumPy, whose import would be half the time of `--help`.
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if kind is str and isinstance(value, PathLike):
-        value = fspath(value)
+    if kind in (str, Path) and isinstance(value, str | PathLike):
+        value = kind(fspath(value))
     if origin in (list, tuple) and isinstance(value, list | tuple):
         if origin is list or Ellipsis in inner:
             return origin(_converted(each, inner[0]) for each in value)
@@ -142,7 +144,7 @@ def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f'"{get_args(kind)[0]}"'
     if get_origin(kind) is not tuple:
-        return _TYPE_NAMES[kind]
+        return _TYPE_NAMES.get(kind) or str(kind.__name__)
     parts = get_args(kind)
     kind = "whole numbers" if parts[0] is int else "numbers"
     return kind if Ellipsis in parts else f"{len(parts)} {kind}"

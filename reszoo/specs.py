@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from reszoo.errors import Rules, UsageError, check_rules, known
-from reszoo.fields import check_fields, inherited, plain_values, read_tables
+from reszoo.fields import check_fields, coerce, inherited, plain_values, read_tables
 
 Block = Literal["basic", "bottleneck"]
 Stem = Literal["7x7", "3x3", "deep"]
@@ -166,7 +166,8 @@ def list_models(pattern: str = "*") -> list[str]:
     Returns:
         The matching names, ImageNet models first, shallow before deep.
     """
-    return [name for name in SPECS if fnmatch.fnmatchcase(name, pattern)]
+    chosen = coerce("pattern", pattern, (str,))
+    return [name for name in SPECS if fnmatch.fnmatchcase(name, chosen)]
 
 
 def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
@@ -175,6 +176,7 @@ def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
     An UnknownNameError if no row has this name; the message lists the nearest; a
     UsageError if a custom spec has the name of a row.
     """
+    coerce("model", spec, (str, ResNetSpec))
     if isinstance(spec, str):
         return SPECS[known("model", spec, SPECS)]
     if SPECS.get(spec.name, spec) != spec:

@@ -12,6 +12,8 @@ import reszoo
 from reszoo.cli import main
 from reszoo.data.resize import resize_images
 from reszoo.errors import UsageError
+from reszoo.training.recipes import find_recipe
+from reszoo_export.formats import find_formats
 
 
 @pytest.fixture
@@ -98,3 +100,22 @@ def test_no_output_is_written_into_the_data(home: Path) -> None:
         with pytest.raises(UsageError, match="must not be inside the data"):
             work(data=data, output=data / "made")
     assert [path.name for path in sorted(data.iterdir())] == ["0", "1"]
+
+
+@pytest.mark.parametrize("given", [["resnet20"], 3, b"resnet20"])
+def test_names_of_another_type_are_refused_in_a_sentence(given: Any) -> None:
+    with pytest.raises(UsageError, match="model must be a string or ResNetSpec"):
+        reszoo.build(given)
+    with pytest.raises(UsageError, match="pattern must be a string"):
+        reszoo.list_models(given)
+    with pytest.raises(UsageError, match="recipe must be a string or Recipe"):
+        find_recipe(given)
+    with pytest.raises(UsageError, match="formats must be"):
+        find_formats(None)  # type: ignore[arg-type]
+
+
+def test_a_file_without_an_ending_is_no_exported_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("not a model")
+    for function in (reszoo.inspect, reszoo.Predictor):
+        with pytest.raises(UsageError, match="notes"):
+            function(tmp_path / "notes")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, cast, get_a
 
 from reszoo import defaults
 from reszoo.errors import ExportError, UsageError, known
-from reszoo.fields import check_fields, inherited, read_tables
+from reszoo.fields import check_fields, coerce, inherited, read_tables
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,8 +109,8 @@ class RuntimeSpec:
 
     def matches(self, path: Path) -> bool:
         """Tell whether a file or folder looks like one of this runtime's."""
-        if self.suffix or not path.is_dir():
-            return not path.is_dir() and path.suffix == self.suffix
+        if self.suffix:
+            return path.suffix == self.suffix and not path.is_dir()
         return any((*path.glob(self.folder_file), *path.glob(f"*/{self.folder_file}")))
 
 
@@ -251,7 +251,7 @@ def find_formats(names: Sequence[str] | str) -> list[Format]:
     Names are given as a sequence, or as a string with commas in between. Unknown ones
     are an UnknownNameError, none or one twice a UsageError.
     """
-    if isinstance(names, str):
+    if isinstance(names := coerce("formats", names, (str, list[str])), str):
         names = [name.strip() for name in names.split(",") if name.strip()]
     for name in names:
         known("format", name, [*FORMATS, *GROUPS])

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.resources import files
 from inspect import Parameter, Signature, cleandoc, signature
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -28,27 +29,7 @@ _NAMES = {
     "input_size": ("--size", "--input-size"), "vendor": ("--vendor/--no-vendor",),
 }  # fmt: skip
 # The parameters of several commands.
-_SHARED = """
-    as_json: Print JSON instead of a table.
-    bad_images: Handle unreadable images. error: stop at the first; skip: leave them out
-        and list them; recover: as skip, but decode truncated JPEGs as far as they go.
-    data (DATA): Folder of class folders with images (or train/, val/, test/ folders of
-        these), CSV of path and label, tfds:NAME, or the name "digits".
-    fields (FIELD=VALUE): Change any field of the recipe; may be repeated: --set
-        momentum=0.8 --set steps=2000.
-    isolated: Open and run the file in a subprocess with limits on memory and time.
-    match (default by name): order: assign tensors with unknown names to the model by
-        their order and shapes.
-    min_accuracy (default no minimum): Exit with 1 if a top-1 accuracy, in 0 to 1, is
-        lower.
-    model (MODEL): Checkpoint (.safetensors), SavedModel folder, .tflite or .onnx file.
-    output: Folder to write.
-    overwrite: Replace the output if it exists.
-    resume: Continue what the output folder contains.
-    threads (default all cores): Number of threads to compute with.
-    trust_saved_model: Run a SavedModel whose operators may read and write files. Only
-        for files of known origin.
-"""
+_SHARED = files("reszoo.cli").joinpath("parameters.txt").read_text("utf-8")
 Function = TypeVar("Function", bound=Callable[..., None])
 # The option that all commands have.
 _JSON = Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=bool)

@@ -13,7 +13,7 @@ from reszoo.cards import COMPILED
 from reszoo.console import say
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
-from reszoo.fields import check_range
+from reszoo.fields import check_range, coerce
 from reszoo.preprocessing import Preprocessing
 from reszoo.training import phases
 from reszoo.training.model import freeze, set_momentum
@@ -207,7 +207,7 @@ def compile(
     """
     check_backend("compile")
     check_range("steps_per_epoch", steps_per_epoch, "[1, inf)", int)
-    _check_supported(model, fields)
+    _check_supported(coerce("model", model, (keras.Model,)), fields)
     chosen, card = find_recipe(recipe, **{**fields, "epochs": epochs}), get_card(model)
     # Left out, they would change what is learned, and not only how well.
     _check_supported(model, [n for n in _REFUSED if getattr(chosen, n) != DEFAULTS[n]])

@@ -358,7 +358,7 @@ def find_recipe(name: str | Recipe, /, **changes: Any) -> Recipe:
         UnknownNameError: No such recipe or field.
         UsageError: A value is of another type, out of its range or without effect.
     """
-    if isinstance(name, str):
+    if isinstance(name := fields.coerce("recipe", name, (str, Recipe)), str):
         name = RECIPES[known("recipe", name, RECIPES)]
     for field in changes:
         known("recipe field", field, FIELDS)
