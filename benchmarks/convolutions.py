@@ -112,7 +112,8 @@ def run(library: str, python: str) -> list[dict[str, Any]]:
             found.append({"kernels": 0.0, "names": set()})
         elif line.startswith("{"):
             found[-1] |= json.loads(line)
-        elif found and (logged := _LOGGED.match(line)):
+        # What is logged after the samples is the first call of the next ones.
+        elif found and "ms" not in found[-1] and (logged := _LOGGED.match(line)):
             found[-1]["kernels"] += float(logged[3]) / CALLS
             found[-1]["names"] |= {logged[2]} - {"jit:uni"}
     return found
