@@ -1,25 +1,25 @@
 """How long do convolutions take in bfloat16, and in which kernels? TensorFlow, torch.
 
-Run: python benchmarks/convolutions.py --peers PYTHON
+Run: python benchmarks/convolutions.py --peers PYTHON [--rounds 2] [--json FILE]
 
 Eight convolutions of ResNet-50 with 16 images, by themselves: forwards, and with both
-gradients. Each library runs in a process of its own with 2 threads, in turns (A B B A).
-"kernels" is what oneDNN's own log (ONEDNN_VERBOSE) says that its primitives took
-forwards, reordering of weights included; the rest of a call is the library's.
+gradients. "kernels" is what oneDNN's own log (ONEDNN_VERBOSE) says that its primitives
+took forwards, reordering of weights included; the rest of a call is the library's.
 """
 
-import argparse
-import json
 import os
 import re
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import harness
 import numpy as np
+from harness import THREADS, Contender, Runs, Target
 
 IMAGES, CALLS = 16, 20
 # Side of the image, channels in and out, side of the kernel.
@@ -36,7 +36,6 @@ def in_tensorflow(side: int, inside: int, outside: int, kernel: int) -> Calls:
     """Return functions that convolve, and that compute both gradients as well."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(2)
     draw = np.random.default_rng(0).normal
     x, weights = (
         tf.Variable(tf.cast(draw(size=shape), tf.bfloat16))
@@ -60,7 +59,7 @@ def in_torch(side: int, inside: int, outside: int, kernel: int) -> Calls:
     """Return the same functions of torch, with its layout of last channels."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     draw = np.random.default_rng(0).normal
     x, weights = (
         torch.tensor(draw(size=shape))
@@ -84,83 +83,91 @@ def in_torch(side: int, inside: int, outside: int, kernel: int) -> Calls:
 LIBRARIES = {"tensorflow": in_tensorflow, "torch": in_torch}
 
 
+@contextmanager
+def printed() -> Iterator[list[str]]:
+    """Collect the lines that this process prints, those of C too."""
+    lines: list[str] = []
+    usual = os.dup(1)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            yield lines
+        finally:
+            os.dup2(usual, 1)
+            os.close(usual)
+            file.seek(0)
+            lines += file.read().decode().splitlines()
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """Return the median of several calls, after one that does not count."""
+    marks = [time.perf_counter()]
+    for _ in range(CALLS):
+        call()
+        marks.append(time.perf_counter())
+    return 1000 * statistics.median(np.diff(marks).tolist())
+
+
 def measured(library: str) -> None:
-    """Print milliseconds of each convolution, beside oneDNN's log on the same pipe."""
+    """Measure every convolution in this process, and print the run."""
+    # oneDNN reads it at its first primitive.
+    os.environ["ONEDNN_VERBOSE"] = "1"
+    rows = []
     for shape in SHAPES:
-        for call in LIBRARIES[library](*shape):
+        forwards, both = LIBRARIES[library](*shape)
+        for call in (forwards, both):
             call()
-            samples = []
-            print("begin", flush=True)
-            for _ in range(CALLS):
-                began = time.perf_counter()
-                call()
-                samples.append(1000 * (time.perf_counter() - began))
-            print(json.dumps({"ms": statistics.median(samples)}), flush=True)
+        with printed() as lines:
+            took = milliseconds(forwards)
+        logged = [found for line in lines if (found := _LOGGED.match(line))]
+        rows.append(
+            {
+                "forwards": took,
+                "kernels": sum(float(each[3]) for each in logged) / CALLS,
+                "both": milliseconds(both),
+                "names": sorted({each[2] for each in logged} - {"jit:uni"}),
+            }
+        )
+    run = {"samples": [1000 / sum(row["forwards"] for row in rows)]}
+    harness.emit(run, rows=rows, versions=harness.versions(library))
 
 
-def run(library: str, python: str) -> list[dict[str, Any]]:
-    """Measure in a process; return milliseconds, of kernels too, by convolution."""
-    words = [python, __file__, "--measure", library]
-    environment = {**os.environ, "ONEDNN_VERBOSE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, check=True,
-    )  # fmt: skip
-    found: list[dict[str, Any]] = []
-    for line in done.stdout.splitlines():
-        if line == "begin":
-            found.append({"kernels": 0.0, "names": set()})
-        elif line.startswith("{"):
-            found[-1] |= json.loads(line)
-        # What is logged after the samples is the first call of the next ones.
-        elif found and "ms" not in found[-1] and (logged := _LOGGED.match(line)):
-            found[-1]["kernels"] += float(logged[3]) / CALLS
-            found[-1]["names"] |= {logged[2]} - {"jit:uni"}
-    return found
-
-
-def table(results: dict[str, list[list[dict[str, Any]]]]) -> str:
-    """Return medians over the processes, in Markdown."""
+def table(runs: Runs) -> str:
+    """Return medians over the processes in milliseconds, in Markdown."""
     lines = ["| | | forwards | kernels | with gradients | |", f"|{'---|' * 6}"]
-    totals = dict.fromkeys(results, (0.0, 0.0, 0.0))
+    kinds = ("forwards", "kernels", "both")
+    totals: dict[str, list[list[float]]] = {library: [] for library in runs}
     for number, (side, inside, outside, kernel) in enumerate(SHAPES):
-        for library, runs in results.items():
-            forwards, both = ([r[2 * number + k] for r in runs] for k in (0, 1))
-            parts = [
-                statistics.median(each[key] for each in those)
-                for those, key in (
-                    (forwards, "ms"),
-                    (forwards, "kernels"),
-                    (both, "ms"),
-                )
-            ]
-            totals[library] = tuple(map(sum, zip(totals[library], parts, strict=True)))  # type: ignore[assignment]
-            what = f"{side}x{side}, {inside} to {outside}, {kernel}x{kernel}"
+        what = f"{side}x{side}, {inside} to {outside}, {kernel}x{kernel}"
+        for library, processes in runs.items():
+            rows = [process["rows"][number] for process in processes]
+            parts = [statistics.median(row[kind] for row in rows) for kind in kinds]
+            totals[library].append(parts)
             numbers = " | ".join(f"{part:.2f}" for part in parts)
-            names = ", ".join(sorted(forwards[0]["names"]))
+            names = ", ".join(rows[0]["names"])
             lines.append(f"| {what} | {library} | {numbers} | {names} |")
-    for library, total in totals.items():
-        numbers = " | ".join(f"{part:.1f}" for part in total)
+    for library, parts_of in totals.items():
+        sums = map(sum, zip(*parts_of, strict=True))
+        numbers = " | ".join(f"{total:.1f}" for total in sums)
         lines.append(f"| all | {library} | {numbers} | |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Measure both libraries in turns, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--peers", help="Python that has torch")
-    parser.add_argument("--measure", choices=LIBRARIES, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        measured(given.measure)
+    given = harness.parser(__doc__, rounds=2).parse_args()
+    if given.process:
+        measured(*given.process)
         return
-    results: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in LIBRARIES}
-    for library in ("tensorflow", "torch", "torch", "tensorflow"):
-        torch = library == "torch" and given.peers
-        results[library].append(run(library, given.peers if torch else sys.executable))
-    print(table(results))
+    pythons = {"tensorflow": sys.executable, "torch": given.peers or sys.executable}
+    contenders = [
+        Contender(name, (python, __file__, "--process", name), "times all a second")
+        for name, python in pythons.items()
+    ]
+    runs = harness.measure(contenders, given.rounds)
+    targets = [Target("tensorflow", "torch", 1)]
+    harness.report(harness.summary(contenders, runs, targets), given.json)
+    print(table(runs))
 
 
 if __name__ == "__main__":

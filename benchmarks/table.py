@@ -75,7 +75,7 @@ Results = Mapping[str, Any]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the results of a file, each with its name."""
+    """Return the results of a file, each with the name of the file."""
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return {name: {**each, "file": path.name} for name, each in results.items()}
 

@@ -10,7 +10,6 @@ from functools import cache
 from importlib.resources import files
 from numbers import Real
 from os import PathLike, fspath
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -18,7 +17,6 @@ from reszoo.errors import UnknownNameError, UsageError
 
 _TYPE_NAMES = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a string",
-    Path: "a path",
 }  # fmt: skip
 # Larger whole numbers do not fit where they are used.
 _MOST = 2**63
@@ -108,8 +106,8 @@ def _converted(value: Any, kind: Any) -> Any:
     # A scalar or array of NumPy, whose import would be half the time of `--help`.
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if kind in (str, Path) and isinstance(value, str | PathLike):
-        value = kind(fspath(value))
+    if kind is str and isinstance(value, PathLike):
+        value = fspath(value)
     if origin in (list, tuple) and isinstance(value, list | tuple):
         if origin is list or Ellipsis in inner:
             return origin(_converted(each, inner[0]) for each in value)

@@ -23,6 +23,10 @@ from reszoo.errors import ReszooError, UsageError, summarized
 Named = Callable[[Path], Collection[str] | None]
 # NumPy, of an array that it could write in part only; it drops the system's number.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+# What libraries keep the text of.
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EINTR,
+)  # fmt: skip
 # Ends of names: of what is being written, and of what it replaces.
 _ENDS = _TEMPORARY, _OLD = ".tmp", ".old"
 
@@ -393,6 +397,4 @@ def disk_error_of(error: Exception) -> int | None:
         return error.errno
     if _SHORT_WRITE.fullmatch(str(error)):
         return errno.ENOSPC
-    names = ("ENOSPC", "EFBIG", "EDQUOT", "EROFS", "EIO", "EINTR")
-    numbers = [getattr(errno, name) for name in names]
-    return next((n for n in numbers if os.strerror(n) in str(error)), None)
+    return next((n for n in _DISK_ERRORS if os.strerror(n) in str(error)), None)

@@ -166,8 +166,8 @@ def list_models(pattern: str = "*") -> list[str]:
     Returns:
         The matching names, ImageNet models first, shallow before deep.
     """
-    chosen = coerce("pattern", pattern, (str,))
-    return [name for name in SPECS if fnmatch.fnmatchcase(name, chosen)]
+    pattern = coerce("pattern", pattern, (str,))
+    return [name for name in SPECS if fnmatch.fnmatchcase(name, pattern)]
 
 
 def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
@@ -176,7 +176,7 @@ def find_spec(spec: str | ResNetSpec) -> ResNetSpec:
     An UnknownNameError if no row has this name; the message lists the nearest; a
     UsageError if a custom spec has the name of a row.
     """
-    coerce("model", spec, (str, ResNetSpec))
+    spec = coerce("model", spec, (str, ResNetSpec))
     if isinstance(spec, str):
         return SPECS[known("model", spec, SPECS)]
     if SPECS.get(spec.name, spec) != spec:

@@ -289,11 +289,11 @@ def _pass_over(
         except UnreadError as error:
             unread[key] = str(error)
     kept = [(str(k), value) for k, value in tree.items() if k not in unread]
-    if any(
+    weights = any(
         id(x) in holders or ("." in k and isinstance(x, np.ndarray)) for k, x in kept
-    ):
+    )
+    if weights:
         holders.add(id(tree))
-    weights = id(tree) in holders
     for key, reason in unread.items():
         holds = level > 1 or _HOLDS.search(str(key))
         if not kept or _NEEDED.search(str(key)) or (holds and not weights):
