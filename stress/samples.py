@@ -20,9 +20,16 @@ SAMPLES = Path(tempfile.gettempdir()) / f"reszoo-samples-{os.getuid()}-{_VERSION
 
 def make_samples(folder: Path) -> None:
     """Write the valid files that are damaged."""
+    folder.mkdir(parents=True)
+    _write_checkpoints(folder)
+    _write_configs(folder)
+    _write_export(folder)
+    _write_images(folder)
+
+
+def _write_checkpoints(folder: Path) -> None:
     from checkpoint_layouts import transformers, write
-    from conftest import photos, randomise
-    from PIL import Image
+    from conftest import randomise
     from safetensors.numpy import save_file
 
     import reszoo
@@ -30,7 +37,6 @@ def make_samples(folder: Path) -> None:
     from reszoo.weights.names import to_tensors
     from reszoo.weights.safetensors import write_timm_folder
 
-    folder.mkdir(parents=True)
     model = randomise(reszoo.build("resnet8", classes=5, shortcut="projection"), seed=3)
     tensors, card = to_tensors(model), reszoo.card(model)
     write(folder / "zip.pth", tensors)
@@ -43,6 +49,7 @@ def make_samples(folder: Path) -> None:
         name="one-block", depths=(1,), widths=(8,), stem="3x3", classes=2, image_size=32
     )
     one_block = randomise(reszoo.build(small), seed=4)
+    reszoo.save(one_block, folder / "one.safetensors")
     other = reszoo.build("resnet10t", classes=2)
     write_timm_folder(folder / "timm", to_tensors(other), reszoo.card(other))
     (folder / "timm" / "config.json").rename(folder / "timm.json")
@@ -50,6 +57,10 @@ def make_samples(folder: Path) -> None:
     for name in ("model.keras", "model.h5"):
         one_block.save(folder / name)
     (folder / "card.json").write_text(card.to_text())
+
+
+def _write_configs(folder: Path) -> None:
+    """Write those of Transformers."""
     described = {
         "model_type": "resnet", "architectures": ["ResNetForImageClassification"],
         "depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048],
@@ -66,8 +77,15 @@ def make_samples(folder: Path) -> None:
     }  # fmt: skip
     (folder / "transformers.json").write_text(json.dumps(described))
     (folder / "preprocessor.json").write_text(json.dumps(processor))
+
+
+def _write_export(folder: Path) -> None:
+    """Write exported files of the model of one block, a manifest and reference data."""
+    from conftest import photos
+
+    import reszoo
+
     exported, photo_folder = folder / "exported", folder / "photos"
-    reszoo.save(one_block, folder / "one.safetensors")
     formats = ["tflite", "tflite-int8", "onnx", "saved_model"]
     data = str(photos(photo_folder, each=75))
     reszoo.export(
@@ -85,6 +103,12 @@ def make_samples(folder: Path) -> None:
         labels=np.zeros(6, np.int64),
         synthetic=2,
     )
+
+
+def _write_images(folder: Path) -> None:
+    """Write a list of images, and an image in each format."""
+    from PIL import Image
+
     rows = [
         f"image{number}.png,{'cat' if number % 3 else 'dog'}" for number in range(12)
     ]
