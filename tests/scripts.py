@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# The export that the repository holds.
+EXPORT = ROOT / "saved_models/resnet20-cifar10"
 
 
 def script_of(path: str) -> Any:

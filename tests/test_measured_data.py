@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 from conftest import photos
 from PIL import Image
+from test_layouts import sizes
 from tiny import TWO_BLOCKS
 
 import reszoo
 from reszoo.architecture import architecture
 from reszoo.cards import new_card
 from reszoo.data import sources
-from reszoo.data.sources import Source, open_source
-
-
-def sizes(source: Source) -> dict[str, int]:
-    return {name: len(part) for name, part in source.splits.items()}
+from reszoo.data.sources import open_source
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from loopback import COMMIT, Site, answer, serve, start
 from made_card import made_card
 from PIL import Image
-from scripts import ROOT
+from scripts import EXPORT, ROOT
 from torch_peers import import_timm
 
 import reszoo
@@ -23,7 +23,6 @@ from reszoo.weights import safetensors
 from reszoo_export import hub
 
 CHECKPOINT = ROOT / "reszoo/bundled/resnet20-cifar10.safetensors"
-EXPORT = ROOT / "saved_models/resnet20-cifar10"
 # Processes of their own: huggingface_hub reads its environment when it is imported.
 _PUSH = """
 import json, sys

@@ -16,7 +16,7 @@ from browser import CHROMIUM, Browser, browser, hosted
 from conftest import randomise
 from PIL import Image, ImageCms
 from sample_images import orientation_exif
-from scripts import ROOT
+from scripts import EXPORT, ROOT
 from tiny import RESNET8, TWO_BLOCKS
 
 import reszoo
@@ -27,7 +27,6 @@ from reszoo_export import site as sites
 from reszoo_export.manifest import read_manifest
 from reszoo_export.site import write_site
 
-EXPORT = ROOT / "saved_models/resnet20-cifar10"
 # Where `make browser` puts npm's packages.
 PACKAGES = ROOT / ".browser"
 PHOTOS = 50

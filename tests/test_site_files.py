@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripts import ROOT
+from scripts import EXPORT
 from typer.testing import CliRunner
 
 import reszoo
@@ -18,8 +18,6 @@ from reszoo.cli.options import app
 from reszoo_export import site as sites
 from reszoo_export.manifest import read_manifest
 from reszoo_export.site import write_site
-
-EXPORT = ROOT / "saved_models/resnet20-cifar10"
 
 
 def test_from_a_cdn_every_runtime_file_has_a_hash(tmp_path: Path) -> None:
