@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
+from types import NoneType
 from typing import Annotated, Any
 from unicodedata import normalize
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from reszoo.architecture import Architecture, KerasArchitecture, architecture_from_json
 from reszoo.errors import MALFORMED, CheckpointError, UsageError, summarized
-from reszoo.fields import check_fields, typed
+from reszoo.fields import check_fields, coerce, typed
 from reszoo.files import parse_json
 from reszoo.preprocessing import (
     Preprocessing,
@@ -122,8 +123,9 @@ class Card:
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", public_origin(self.provenance))
         # As the labels of data: a Mac's names of folders are in another form.
-        labels = tuple(normalize("NFC", label) for label in self.labels or ())
-        if self.labels is not None:
+        given = coerce("labels", self.labels, (tuple[str, ...], NoneType))
+        labels = tuple(normalize("NFC", label) for label in given or ())
+        if given is not None:
             object.__setattr__(self, "labels", labels)
             if (classes := self.architecture.classes) != len(labels):
                 raise UsageError(
@@ -335,7 +337,7 @@ def new_card(architecture: Architecture, labels: Sequence[str] | None = None) ->
         preprocessing = replace(preprocessing, mean=mean, std=std)
     return Card(
         architecture=architecture, preprocessing=preprocessing,
-        labels=None if labels is None else tuple(labels),
+        labels=labels,  # type: ignore[arg-type] # A card makes it a tuple.
         provenance={"source": _FRESH}, versions=library_versions(),
     )  # fmt: skip
 

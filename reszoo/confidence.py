@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +15,7 @@ from reszoo.data.splits import calibration_halves
 from reszoo.environment import check_backend
 from reszoo.errors import DataError, UsageError
 from reszoo.fields import check_range
+from reszoo.files import StrPath, as_path
 from reszoo.weights.location import checkpoint_in
 from reszoo.zoo import get_card, load, save, set_card
 
@@ -31,11 +31,11 @@ _INVERSES, _STEPS, _LEAST = (0.05, 20.0), 100, 1e-12
 
 
 def calibrate(
-    model: "keras.Model | str | os.PathLike[str]",
+    model: "keras.Model | StrPath",
     data: sources.Data,
     *,
     keep: float = defaults.KEEP,
-    output: str | os.PathLike[str] | None = None,
+    output: StrPath | None = None,
     bad_images: str = defaults.BAD_IMAGES,
 ) -> Confidence:
     """Measure temperature and thresholds, and store them in a model's card.
@@ -61,13 +61,13 @@ def calibrate(
     """
     check_range("keep", keep, "(0, 1]", float)
     check_backend("calibrate")
-    path = model if isinstance(model, str | os.PathLike) else None
+    path = as_path(model) if isinstance(model, str | os.PathLike) else None
     loaded = load(path) if path is not None else model
     # A folder of a run means its best checkpoint.
-    target = None if path is None else checkpoint_in(Path(path)) or Path(path)
+    target = None if path is None else checkpoint_in(path) or path
     fits = target is None or (target.suffix == ".safetensors" and target.is_file())
     if output is not None:
-        target = Path(output)
+        target = as_path(output)
         fits = target.suffix in (".safetensors", "")
     if not fits:
         raise UsageError(

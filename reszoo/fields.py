@@ -142,9 +142,9 @@ def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f'"{get_args(kind)[0]}"'
     if get_origin(kind) is not tuple:
-        return _TYPE_NAMES.get(kind) or str(kind.__name__)
+        return _TYPE_NAMES.get(kind) or f"a {kind.__name__}"
     parts = get_args(kind)
-    kind = "whole numbers" if parts[0] is int else "numbers"
+    kind = {int: "whole numbers", str: "a list of strings"}.get(parts[0], "numbers")
     return kind if Ellipsis in parts else f"{len(parts)} {kind}"
 
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from reszoo.errors import ReszooError, UsageError, summarized
 
 # Tells what an earlier output in a folder consists of, as `folder_entries` lists it;
 # None where the folder holds something else.
 Named = Callable[[Path], Collection[str] | None]
+StrPath: TypeAlias = str | os.PathLike[str]
 # NumPy, of an array that it could write in part only; it drops the system's number.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 # What libraries keep the text of.
@@ -29,6 +30,26 @@ _DISK_ERRORS = (
 )  # fmt: skip
 # Ends of names: of what is being written, and of what it replaces.
 _ENDS = _TEMPORARY, _OLD = ".tmp", ".old"
+
+
+def as_path(path: Any) -> Path:
+    """Return a path that a user gave, with `~` expanded; nothing need be there yet.
+
+    A UsageError for a value of another type, a name that is too long or has a null
+    character, and a link that leads to itself.
+    """
+    try:
+        # The home folder of nobody stays as it is written.
+        found = Path(os.path.expanduser(path))  # noqa: PTH111
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
+    except (TypeError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, TypeError):
+            reason = f"it is of type {type(path).__name__}"
+        text = f"Expected a path. Received: {path!r:.200} ({reason})."
+        raise UsageError(text) from error
+    return found
 
 
 def cache_folder() -> Path:
@@ -50,7 +71,7 @@ _JSON_DEPTH = 50
 _JSON_VALUES = 1_000_000
 
 
-def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
+def check_regular(path: StrPath) -> os.stat_result:
     """Return the status of a regular file, or of one that a link leads to.
 
     A pipe or a device may never end, and opening one may wait forever: every reader of
@@ -65,7 +86,7 @@ def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
     return status
 
 
-def open_regular(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+def open_regular(path: StrPath, most: int | None = None) -> BinaryIO:
     """Open a regular file of at most `most` bytes (None: any size) for reading.
 
     An OSError if it cannot be opened, is larger, or is not regular (`check_regular`).
@@ -84,13 +105,13 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Binar
     return file
 
 
-def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
+def read_regular(path: StrPath, most: int) -> bytes:
     """Return the content of a regular file of at most `most` bytes (`open_regular`)."""
     with open_regular(path, most) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: StrPath) -> Any:
     """Return the content of a regular file of UTF-8 JSON.
 
     An OSError if it cannot be read (`open_regular`); a ValueError if it is not JSON of
@@ -132,7 +153,7 @@ def _check_json(value: Any, depth: int) -> None:
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(path: StrPath) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` at the end.
 
     The content is flushed to the disk before the rename, so that after a power cut
@@ -140,7 +161,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary file is removed and `path` stays as it was. Missing parent folders are
     made. A ReszooError if the disk refused the write (full, read-only).
     """
-    final = Path(path).expanduser().resolve()
+    final = as_path(path).resolve()
     with disk_errors(final):
         temporary = _prepared(final)
         try:
@@ -154,7 +175,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(
-    path: str | os.PathLike[str], check: Callable[[Path], object] | None = None
+    path: StrPath, check: Callable[[Path], object] | None = None
 ) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, the folder's final name.
 
@@ -167,7 +188,7 @@ def atomic_folder(
     is complete, because others may have written there meanwhile. All else is as in
     `atomic_file`.
     """
-    final = Path(path).expanduser().resolve()
+    final = as_path(path).resolve()
     with disk_errors(final):
         place = final if _must_stay(final) else final.parent
         temporary = _prepared(final, place)
@@ -185,7 +206,7 @@ def atomic_folder(
 def check_outside(folder: Path, data: Any) -> None:
     """Refuse an output folder that would become a class or a split of the data."""
     is_path = isinstance(data, str | os.PathLike)
-    root = Path(data).expanduser().resolve() if is_path else None
+    root = as_path(data).resolve() if is_path else None
     if root and root.is_dir() and folder.resolve().is_relative_to(root):
         raise UsageError(
             "The output folder must not be inside the data, where it would be taken "
@@ -194,9 +215,9 @@ def check_outside(folder: Path, data: Any) -> None:
 
 
 def free_folder(
-    path: str | os.PathLike[str], content: Path | None = None, *, kind: str = "",
+    path: StrPath, content: Path | None = None, *, kind: str = "",
     named: Named | None = None, overwrite: bool = False,
-    inputs: Iterable[str | os.PathLike[str]] = (),
+    inputs: Iterable[StrPath] = (),
 ) -> Path:  # fmt: skip
     """Return a folder that an output may create or replace, with `~` expanded.
 
@@ -206,7 +227,7 @@ def free_folder(
     "" where none may be replaced. `content` is where the content is now, if it has been
     moved. A UsageError if the folder is not free; names what would be lost.
     """
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     content = content or folder
     if is_free(content):
         return folder
@@ -221,7 +242,7 @@ def free_folder(
         )
     others = sorted(folder_entries(content) - set(entries))
     place = content.resolve()
-    for each in map(Path, inputs):
+    for each in map(as_path, inputs):
         # Data may also be the name of a data set, as "digits".
         if each.exists() and each.resolve().is_relative_to(place):
             others.append(str(each))
@@ -275,13 +296,13 @@ def _must_stay(folder: Path) -> bool:
     return folder.is_mount() or folder in (Path.cwd(), *Path.cwd().parents)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: StrPath, text: str) -> None:
     """Write UTF-8 text to `path` in one step (see `atomic_file`)."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def write_json(path: StrPath, content: Any) -> None:
     """Write `content` as indented JSON to `path` in one step."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
@@ -387,6 +408,16 @@ def disk_errors(final: Path) -> Iterator[None]:
             f"{final} could not be written: {os.strerror(number)}. What was there "
             "before is unchanged; make room on the disk or choose another place."
         ) from error
+
+
+@contextmanager
+def read_errors(file: StrPath, raised: type[ReszooError]) -> Iterator[None]:
+    """Turn an OSError of reading a file into another error that names it."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{file} cannot be read ({error.strerror or error})."
+        raise raised(text) from error
 
 
 def disk_error_of(error: Exception) -> int | None:

@@ -372,8 +372,7 @@ class StochasticDepth(keras.layers.Layer):  # type: ignore[misc]
         stream, shape = self._draw(tf.shape(branch))
         folded = tf.random.fold_in(tf.cast(key, tf.int64), stream)
         draw = tf.random.stateless_uniform(shape, folded)
-        kept = tf.cast(draw >= self.rate, branch.dtype)
-        return branch * kept / (1 - self.rate)
+        return branch * tf.cast(draw >= self.rate, branch.dtype) / (1 - self.rate)
 
     def _draw(self, shape: Any) -> tuple[int, Any]:
         """Return the number and the shape of a draw for an input of some shape."""

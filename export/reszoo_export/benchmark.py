@@ -15,12 +15,13 @@ import numpy as np
 from reszoo import defaults
 from reszoo.console import Progress
 from reszoo.errors import UsageError
+from reszoo.files import StrPath, as_path
 from reszoo.preprocessing import Pixels
 from reszoo_export.isolation import open_limited, run_in_subprocess
 from reszoo_export.manifest import Latency, size_and_hash
 from reszoo_export.runtimes import Runtime, find_runtime, open_runtime
 
-Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Files = StrPath | Sequence[StrPath]
 # Calls before measuring: memory is allocated and the processor's clock rises.
 _WARM_UP = 3
 _MIN_RUNS, _MAX_RUNS = 5, 1000
@@ -81,7 +82,7 @@ def benchmark(
         UsageError: No files, no batch sizes, or a number that is not positive.
     """
     several = [files] if isinstance(files, str | os.PathLike) else files
-    names, sizes = [os.fspath(file) for file in several], tuple(batch_sizes)
+    names, sizes = [str(as_path(file)) for file in several], tuple(batch_sizes)
     numbers = (rounds, seconds, *sizes, *([] if threads is None else [threads]))
     if not names or not sizes or min(numbers) <= 0:
         raise UsageError(

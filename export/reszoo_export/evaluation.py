@@ -3,7 +3,6 @@
 And `check_weights`, which measures published accuracies again, on ImageNet.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,8 @@ from reszoo.data import sources
 from reszoo.data.examples import Examples
 from reszoo.environment import check_backend
 from reszoo.errors import DataError, ReszooError, UnknownNameError, known
+from reszoo.fields import coerce
+from reszoo.files import StrPath
 from reszoo.metrics import Metrics, prepared_batches, score, softmax
 from reszoo.report.page import overlay
 from reszoo.weights import published
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: "keras.Model | str | os.PathLike[str]", data: sources.Data, *,
+    model: "keras.Model | StrPath", data: sources.Data, *,
     split: str | None = None, batch_size: int = 64, threads: int | None = None,
     bad_images: str = defaults.BAD_IMAGES, trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
@@ -132,7 +133,7 @@ class Features:
 
 
 def explain(
-    model: "keras.Model | str | os.PathLike[str]", image: ImageLike,
+    model: "keras.Model | StrPath", image: ImageLike,
     label: str | None = None, *, threads: int | None = None,
     trust_saved_model: bool = False, isolated: bool = defaults.ISOLATED,
 ) -> Explanation:  # fmt: skip
@@ -175,7 +176,7 @@ def explain(
 
 
 def features(
-    model: "keras.Model | str | os.PathLike[str]", data: sources.Data, *,
+    model: "keras.Model | StrPath", data: sources.Data, *,
     split: str | None = None, bad_images: str = defaults.BAD_IMAGES,
     batch_size: int = 64, threads: int | None = None, trust_saved_model: bool = False,
     isolated: bool = defaults.ISOLATED,
@@ -248,7 +249,7 @@ class CheckedWeights:
 def check_weights(
     pattern: str = "*",
     *,
-    images: str | os.PathLike[str],
+    images: StrPath,
     batch_size: int = 64,
     allow_noncommercial: bool = False,
 ) -> Iterator[CheckedWeights]:
@@ -270,6 +271,7 @@ def check_weights(
         UnknownNameError: The pattern selects no published weights.
         DataError: The folder is not ImageNet's validation set.
     """
+    pattern = coerce("pattern", pattern, (str,))
     rows = [
         row
         for row in published.PUBLISHED.values()

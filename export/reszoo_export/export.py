@@ -18,7 +18,14 @@ from reszoo.console import Progress
 from reszoo.data.sources import Data, Source, open_for
 from reszoo.environment import check_backend
 from reszoo.errors import ExportError, ReszooError, UsageError, VerificationError
-from reszoo.files import atomic_folder, disk_error_of, free_folder, write_text
+from reszoo.files import (
+    StrPath,
+    as_path,
+    atomic_folder,
+    disk_error_of,
+    free_folder,
+    write_text,
+)
 from reszoo.preprocessing import Preprocessing, Size
 from reszoo.zoo import load
 from reszoo_export.benchmark import measure_files
@@ -57,7 +64,7 @@ from reszoo_export.verification.verify import (
 
 
 def export(
-    model: "keras.Model | str | os.PathLike[str]", output: str | os.PathLike[str], *,
+    model: "keras.Model | StrPath", output: StrPath, *,
     formats: Sequence[str] | str = defaults.FORMATS, calibration: Data | None = None,
     verify: Data | None = None, bad_images: str = defaults.BAD_IMAGES,
     labels: Sequence[str] | None = None, preprocessing: Preprocessing | None = None,
@@ -138,7 +145,7 @@ def export(
             "(--calibration DATA), the data the model was trained on."
         )
     if not isinstance(model, keras.Model):
-        model = _load(Path(model))
+        model = _load(as_path(model))
     serving = make_serving(model, options, labels, preprocessing)
     source = _open(calibration, serving.card, bad_images)
     same = verify is None or (isinstance(verify, str) and verify == calibration)

@@ -196,11 +196,15 @@ class Format:
         return options.input_dtype or self.input_dtype, "float32"
 
     def explained_by(self, ranges: Mapping[str, Any] | None) -> "Format":
-        """Return it with a file's ranges, and a limit of thrice what they explain."""
-        told, most = ranges or {}, self.tolerance.max_variation
+        """Return it with a file's ranges, and limits by what they explain."""
+        told, limits = ranges or {}, self.tolerance
+        most, usual = limits.max_variation, limits.max_variation_synthetic
         if (variation := told.get("variation")) is not None and most is not None:
-            most = min(most, 3 * variation + 0.004)
-        limits = replace(self.tolerance, max_variation=most)
+            limits = replace(limits, max_variation=min(most, 3 * variation + 0.004))
+        if (variation := told.get("synthetic_variation")) is not None and usual:
+            # Calibration may have seen nothing like the synthetic images.
+            usual = max(usual, 1.5 * variation)
+            limits = replace(limits, max_variation_synthetic=usual)
         return replace(self, tolerance=limits, spans=told.get("activations"))
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:

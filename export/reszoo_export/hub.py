@@ -1,6 +1,5 @@
 """Publish a checkpoint, with its card and exported files, on the Hugging Face Hub."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import reszoo
 from reszoo.cards import Card, public_origin
 from reszoo.data.image_files import open_image
 from reszoo.errors import ReszooError, UsageError
-from reszoo.files import folder_entries
+from reszoo.files import StrPath, as_path, folder_entries
 from reszoo.preprocessing import to_rgb
 from reszoo.report import page
 from reszoo.weights import safetensors
@@ -44,9 +43,9 @@ class PushResult:
 
 
 def push(
-    checkpoint: str | os.PathLike[str], repo: str, *,
-    export: str | os.PathLike[str] | None = None,
-    samples: Sequence[str | os.PathLike[str]] = (), private: bool = False,
+    checkpoint: StrPath, repo: str, *,
+    export: StrPath | None = None,
+    samples: Sequence[StrPath] = (), private: bool = False,
     dry_run: bool = False,
 ) -> PushResult:  # fmt: skip
     """Upload a checkpoint to the Hugging Face Hub, in one commit.
@@ -75,14 +74,14 @@ def push(
     """
     if parse_address(f"hf://{repo}").revision is not None:
         raise UsageError(f"repo must be owner/name. Received: {repo!r}.")
-    checkpoint = checkpoint_in(Path(checkpoint)) or checkpoint
+    checkpoint = checkpoint_in(as_path(checkpoint)) or as_path(checkpoint)
     tensors, card = safetensors.read(checkpoint)
     if card is None:
         raise UsageError(
             f"{checkpoint} has no card, so labels and preprocessing are unknown. Open "
             "it with reszoo.load, and write it with reszoo.save."
         )
-    manifest = None if export is None else read_manifest(Path(export).expanduser())
+    manifest = None if export is None else read_manifest(export)
     if manifest is not None and not _same_model(card, manifest.card):
         raise UsageError(
             f"{export} is an export of another model than {checkpoint}: its "
@@ -123,9 +122,7 @@ def _copy_export(manifest: Manifest, folder: Path) -> None:
 
 
 def _write_samples(
-    samples: Sequence[str | os.PathLike[str]],
-    checkpoint: str | os.PathLike[str],
-    folder: Path,
+    samples: Sequence[StrPath], checkpoint: StrPath, folder: Path
 ) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """Yield the path of each sample in the repository, and the model's answers."""
     if not samples:
@@ -133,7 +130,7 @@ def _write_samples(
     folder.mkdir()
     with Predictor(checkpoint) as predictor:
         for number, path in enumerate(samples, 1):
-            image = to_rgb(open_image(Path(path)))
+            image = to_rgb(open_image(as_path(path)))
             answers = predictor.top(image, k=3)
             image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
             # Pixels alone: metadata may tell where and by whom a photo was taken.

@@ -1,6 +1,5 @@
 """`reszoo inspect`: describe a model file without running it."""
 
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +11,7 @@ from reszoo.cards import Card
 from reszoo.console import printable
 from reszoo.errors import CheckpointError
 from reszoo.fields import typed
+from reszoo.files import StrPath, as_path
 from reszoo.report import page
 from reszoo.weights import safetensors
 from reszoo.weights.location import checkpoint_in, read
@@ -121,7 +121,7 @@ class FileDescription(Contents):
         return dict.fromkeys(FileDescription.__annotations__) | vars(self) | changed
 
 
-def inspect(path: str | os.PathLike[str]) -> FileDescription:
+def inspect(path: StrPath) -> FileDescription:
     """Describe a model file without running it, in a subprocess.
 
     Files of other programs are described as far as their content allows. `.tflite`,
@@ -138,7 +138,7 @@ def inspect(path: str | os.PathLike[str]) -> FileDescription:
             or time than such a file does.
         UsageError: The suffix is unknown, or the folder is a whole export.
     """
-    file = Path(path)
+    file = as_path(path)
     find_runtime(file)  # Refuses other paths, without a process.
     found = run_in_subprocess(
         f"{__name__}:describe_stored",

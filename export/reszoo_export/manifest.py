@@ -15,7 +15,14 @@ from reszoo.cards import Card
 from reszoo.environment import processor
 from reszoo.errors import MALFORMED, CheckpointError, ExportError, ReszooError
 from reszoo.fields import typed
-from reszoo.files import check_regular, folder_entries, read_json, write_json
+from reszoo.files import (
+    StrPath,
+    as_path,
+    check_regular,
+    folder_entries,
+    read_json,
+    write_json,
+)
 from reszoo.metrics import Bin
 from reszoo_export.formats import FORMATS, ExportOptions
 from reszoo_export.metadata import LABELS_FILE
@@ -211,9 +218,10 @@ class Manifest:
             # A name such as "../x" would be outside the folder.
             if record.file != FORMATS[record.format].file:
                 raise ValueError(f"no {record.format} file is called {record.file!r}")
-            variation = (record.ranges or {}).get("variation")
-            if not isinstance(variation, int | float | None):
-                raise TypeError(f"variation must be a number, not {variation!r}")
+            for name in ("variation", "synthetic_variation"):
+                variation = (record.ranges or {}).get(name)
+                if not isinstance(variation, int | float | None):
+                    raise TypeError(f"{name} must be a number, not {variation!r}")
         return self
 
     def write(self, folder: Path) -> None:
@@ -255,12 +263,13 @@ def named_entries(folder: Path) -> set[str] | None:
     return {each for each in entries if each.split("/")[0] in tops | _BESIDE}
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: StrPath) -> Manifest:
     """Read the manifest of an export.
 
     An ExportError if the folder is not an export, or its manifest is of another
     version, damaged, or names files outside the folder.
     """
+    folder = as_path(folder)
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):
         what = f"has no {MANIFEST_FILE}" if folder.exists() else "does not exist"

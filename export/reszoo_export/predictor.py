@@ -19,6 +19,7 @@ from reszoo.data.image_files import open_image
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError, UsageError, known
 from reszoo.fields import check_range
+from reszoo.files import StrPath, as_path
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo_export.isolation import open_isolated
@@ -43,7 +44,7 @@ class Tensor(Protocol):
 
 
 # What Predictor takes as one image; the bytes are those of an image file.
-ImageLike = str | os.PathLike[str] | bytes | BinaryFile | Image.Image | Pixels | Tensor
+ImageLike = StrPath | bytes | BinaryFile | Image.Image | Pixels | Tensor
 # An image with what messages call it.
 _Named = tuple[str, ImageLike]
 OnError = Literal["raise", "return"]
@@ -113,12 +114,12 @@ class Predictor:
     output_kind: OutputKind
 
     def __init__(
-        self, path: "str | os.PathLike[str] | keras.Model", threads: int | None = None,
+        self, path: "StrPath | keras.Model", threads: int | None = None,
         *, trust_saved_model: bool = False, isolated: bool = False,
     ) -> None:  # fmt: skip
         options = {"trust_saved_model": trust_saved_model}
         if is_file := isinstance(path, str | os.PathLike):
-            path = Path(path).expanduser()
+            path = as_path(path)
         if isolated:
             if not isinstance(path, Path):
                 raise UsageError(
@@ -436,7 +437,7 @@ def load_image(
     DataError for a file that is not readable.
     """
     if isinstance(image, str | os.PathLike):
-        return open_image(Path(image).expanduser())
+        return open_image(as_path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return open_image(bytes(image), name)
     if isinstance(image, Image.Image):

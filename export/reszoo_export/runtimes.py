@@ -17,6 +17,7 @@ from reszoo.cards import Card
 from reszoo.defaults import PREDICTION_BATCH_SIZE
 from reszoo.errors import CheckpointError, ReszooError, UnknownNameError, UsageError
 from reszoo.fields import check_range
+from reszoo.files import StrPath, as_path
 from reszoo.metrics import softmax
 from reszoo.preprocessing import Pixels
 from reszoo.weights.location import SUFFIXES as CHECKPOINTS
@@ -339,7 +340,7 @@ def reader_errors(path: Path) -> Iterator[None]:
 
 
 def open_runtime(
-    model: "keras.Model | str | os.PathLike[str]",
+    model: "keras.Model | StrPath",
     threads: int | None = None,
     *,
     trust_saved_model: bool = False,
@@ -356,7 +357,7 @@ def open_runtime(
     if not isinstance(model, str | os.PathLike):
         limit_tensorflow(threads)
         return open_keras(model)
-    path = Path(model).expanduser()
+    path = as_path(model)
     if (row := find_runtime(path)) is not None:
         with reader_errors(path):
             row.reader.check_file(path, trusted=trust_saved_model)

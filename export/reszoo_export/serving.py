@@ -197,16 +197,15 @@ def _check_logits(serving: Serving, name: str) -> None:
         )
 
 
-def _labelled(card: Card, labels: Sequence[str] | None) -> Card:
-    if labels is None or tuple(labels) == card.labels:
-        return card
-    if sorted(labels) == sorted(card.labels or ()):
+def _labelled(card: Card, labels: Any) -> Card:
+    made = card if labels is None else replace(card, labels=labels)
+    names, own = made.labels or (), card.labels or ()
+    if names != own and sorted(names) == sorted(own):
         raise UsageError(
             "The labels must be in the order of the model's outputs. Received: the "
-            f"names on its card, {', '.join(card.labels or ())}, in another order; "
-            "leave labels out."
+            f"names on its card, {', '.join(own)}, in another order; leave labels out."
         )
-    return replace(card, labels=tuple(labels))
+    return made
 
 
 def _check_exportable(card: Card, options: ExportOptions) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +17,7 @@ from reszoo import files
 from reszoo.cards import public_origin
 from reszoo.console import say
 from reszoo.errors import ExportError, ReszooError, UsageError
+from reszoo.files import StrPath
 from reszoo.report.page import environment, escape_html
 from reszoo_export.formats import CAM, FORMATS
 from reszoo_export.manifest import FileRecord, Manifest, read_manifest
@@ -62,8 +62,8 @@ _DTYPES = {"float32", "uint8"}
 
 
 def write_site(
-    folder: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    folder: StrPath,
+    output: StrPath,
     *,
     vendor: bool | None = None,
     overwrite: bool = False,
@@ -92,7 +92,7 @@ def write_site(
         ExportError: The folder is not an export, a file of it is missing or has
             changed, or npm's package has other content.
     """
-    manifest = read_manifest(Path(folder).expanduser())
+    manifest = read_manifest(folder)
     usable = replace(manifest, files=tuple(filter(_runs, manifest.files)))
     if not usable.files:
         raise UsageError(

@@ -36,8 +36,7 @@ def write_snippets(folder: Path, manifest: Manifest) -> list[str]:
         facts = _facts(record, manifest)
         name = f"{FOLDER}/{template.rpartition('/')[2].removesuffix(_SUFFIX)}"
         if facts["mediapipe"] or "/mediapipe" not in name:
-            text = _TEMPLATES.get_template(template).render(facts)
-            write_text(folder / name, text)
+            write_text(folder / name, _TEMPLATES.get_template(template).render(facts))
             written.append(name)
     return written
 

@@ -15,7 +15,7 @@ from reszoo.cli.options import TyperCommand, as_json, command, numbers, show
 from reszoo.console import json_text, print_text, printable, say
 from reszoo.errors import UsageError
 from reszoo.fields import check_range
-from reszoo.files import free_folder
+from reszoo.files import as_path, free_folder
 
 _SHARES = {
     "top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced",
@@ -439,6 +439,7 @@ def explain(
         del arguments[name]
     from reszoo.data.image_paths import iterate_paths
 
+    output = as_path(output)
     if output.exists() and not output.is_dir():
         raise UsageError(f"{output} is a file. The output of explain is a folder.")
     rows: list[dict[str, Any]] = []

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.resources import files
 from inspect import Parameter, Signature, cleandoc, signature
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from reszoo.console import print_json, print_table, print_text
@@ -85,14 +84,6 @@ def show(content: Any, *texts: str | Callable[[], str] | tuple[Any, Any]) -> boo
     return True
 
 
-def _without_tilde(given: Any) -> Any:
-    """Expand `~` in a path, as shells do not within quotes or after a sign."""
-    if isinstance(given, list):
-        return [_without_tilde(each) for each in given]
-    is_path = isinstance(given, str | Path) and str(given).startswith("~/")
-    return type(given)(Path(given).expanduser()) if is_path else given
-
-
 def numbers(text: str, expected: str) -> list[int]:
     """Parse whole numbers between commas; a UsageError says what was expected."""
     parts = [part.strip() for part in text.split(",") if part]
@@ -127,7 +118,7 @@ def command(
 
         def run(**given: Any) -> None:
             as_json.set(given.pop(_JSON.name))
-            function(**{name: _without_tilde(each) for name, each in given.items()})
+            function(**given)
 
         run.__name__, run.__annotations__ = function.__name__, annotations
         parameters = [p.replace(annotation=annotations[p.name]) for p in parameters]

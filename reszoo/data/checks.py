@@ -15,6 +15,7 @@ from reszoo.data.image_facts import ANOMALIES, HARMLESS, FactTable, examine
 from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts
 from reszoo.errors import DataError, known
+from reszoo.files import StrPath
 from reszoo.report.page import render
 
 # What to do about unreadable images: see `reszoo.data.sources.open_source`.
@@ -287,7 +288,7 @@ def _shown(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def scan(data: str | os.PathLike[str], *, progress: bool = True) -> ScanReport:
+def scan(data: StrPath, *, progress: bool = True) -> ScanReport:
     """Decode every image of a data set once and report what is wrong or unusual.
 
     Nothing is changed. What was found about a file is cached under `RESZOO_HOME`, so

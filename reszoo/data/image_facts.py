@@ -19,6 +19,7 @@ from reszoo.console import quiet, say
 from reszoo.data import image_files as files
 from reszoo.data.examples import Records
 from reszoo.data.listing import Unreadable
+from reszoo.data.splits import WORDS
 from reszoo.errors import DataError, ReszooError
 from reszoo.files import atomic_file, cache_folder, read_regular
 
@@ -58,46 +59,27 @@ _TINY = 32
 # 12 bits in the lower part of 16 leave 4 in the upper 8.
 DARK = 15
 
-# Anomaly -> what it means, and which images have it. Such images are used.
-ANOMALIES: Mapping[str, tuple[str, Callable[[Rows], Any]]] = {
-    "wrong_extension": (
-        "with the file extension of another format",
-        lambda rows: rows["wrong_extension"],
+# Which images have an anomaly that `words.toml` describes. Such images are used.
+_HAVING: Mapping[str, Callable[[Rows], Any]] = {
+    "wrong_extension": lambda rows: rows["wrong_extension"],
+    "cmyk": lambda rows: rows["mode"] == b"CMYK",
+    "sixteen_bit": lambda rows: np.char.endswith(rows["mode"], b";16"),
+    # Of a truncated image it is unknown.
+    "dark": lambda rows: (rows["brightest"] <= DARK) & (rows["problem"] == 0),
+    # Modes such as RGBA, La and LA;16, but not LAB.
+    "transparent": lambda rows: np.char.endswith(
+        np.char.upper(np.char.replace(rows["mode"], b";16", b"")), b"A"
     ),
-    "cmyk": ("CMYK, for print: converted to RGB", lambda rows: rows["mode"] == b"CMYK"),
-    "sixteen_bit": (
-        "16 bits a channel: the upper 8 are used",
-        lambda rows: np.char.endswith(rows["mode"], b";16"),
-    ),
-    "dark": (
-        f"nearly black, no value above {DARK} of 255: 12 bits in 16, or 0..1 in 0..255",
-        # Of a truncated image it is unknown.
-        lambda rows: (rows["brightest"] <= DARK) & (rows["problem"] == 0),
-    ),
-    "transparent": (
-        "with transparency: it is dropped",
-        # Modes such as RGBA, La and LA;16, but not LAB.
-        lambda rows: np.char.endswith(
-            np.char.upper(np.char.replace(rows["mode"], b";16", b"")), b"A"
-        ),
-    ),
-    "palette": (
-        "with a palette: converted to RGB",
-        lambda rows: np.char.startswith(rows["mode"], b"P"),
-    ),
-    "animated": (
-        "animated: the first frame is used",
-        # The second image of an MPO is a camera's other eye, or a map of brightness.
-        lambda rows: (rows["frames"] > 1) & (rows["format"] != b"MPO"),
-    ),
-    "rotated": (
-        "rotated by EXIF: turned upright",
-        lambda rows: rows["orientation"] > 1,
-    ),
-    "tiny": (
-        f"under {_TINY} pixels wide or high",
-        lambda rows: np.minimum(rows["width"], rows["height"]) < _TINY,
-    ),
+    "palette": lambda rows: np.char.startswith(rows["mode"], b"P"),
+    # The second image of an MPO is a camera's other eye, or a map of brightness.
+    "animated": lambda rows: (rows["frames"] > 1) & (rows["format"] != b"MPO"),
+    "rotated": lambda rows: rows["orientation"] > 1,
+    "tiny": lambda rows: np.minimum(rows["width"], rows["height"]) < _TINY,
+}
+# Anomaly -> what it means, and which images have it.
+ANOMALIES = {
+    name: (text.format(dark=DARK, tiny=_TINY), _HAVING[name])
+    for name, text in WORDS["anomalies"].items()
 }
 # Those that do not change what an image shows.
 HARMLESS = ("wrong_extension", "palette", "rotated")

@@ -32,7 +32,7 @@ from reszoo.console import Progress
 from reszoo.data.splits import WORDS
 from reszoo.environment import usable_cores
 from reszoo.errors import DataError
-from reszoo.files import open_regular, read_regular
+from reszoo.files import StrPath, open_regular, read_regular
 from reszoo.preprocessing import LARGE as LARGE
 from reszoo.preprocessing import Box, Pixels, Preprocessing, to_rgb
 
@@ -115,7 +115,7 @@ class Header(NamedTuple):
 
 
 def open_image(
-    source: str | os.PathLike[str] | bytes,
+    source: StrPath | bytes,
     name: str = "",
     *,
     recover: bool = False,
@@ -141,7 +141,7 @@ def open_image(
 
 
 def prepare_image(
-    source: str | os.PathLike[str] | bytes,
+    source: StrPath | bytes,
     preprocessing: Preprocessing,
     name: str = "",
     *,
@@ -269,7 +269,7 @@ def in_threads(
 
 @contextmanager
 def opened(
-    source: str | os.PathLike[str] | bytes, name: str = "", *, recover: bool = False
+    source: StrPath | bytes, name: str = "", *, recover: bool = False
 ) -> Iterator[Image.Image]:
     """Open an image with Pillow, undecoded and in silence about its size.
 

@@ -5,18 +5,18 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from unicodedata import normalize
 
 from reszoo.data.image_files import SUFFIXES, image_kind
 from reszoo.data.splits import WORDS
 from reszoo.errors import DataError, UsageError
-from reszoo.files import open_regular
+from reszoo.files import StrPath, open_regular, read_errors
 
 _REMEDY = 'Expected one path a line, or a column called "path".'
 COLUMNS: tuple[str, ...] = tuple(WORDS["columns"])
@@ -27,7 +27,7 @@ _SAMPLE = 1 << 16
 _NAMED = re.compile(r"(.+\.[ct]sv)((:(path|label|split|encoding)=[^:]*)*)", re.I | re.S)
 
 
-def iterate_paths(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+def iterate_paths(inputs: Iterable[StrPath]) -> Iterator[str]:
     """Yield the path of each image once for every time that it is named.
 
     Paths are listed lazily and none is opened, so that a million of them take no
@@ -42,7 +42,7 @@ def iterate_paths(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         yield from _listed(os.path.expanduser(os.fspath(each)))  # noqa: PTH111
 
 
-def check_inputs(inputs: Iterable[str | os.PathLike[str]]) -> None:
+def check_inputs(inputs: Iterable[StrPath]) -> None:
     """Raise what `iterate_paths` raises for a folder, a glob or a file without images.
 
     Looks for the first image of each only.
@@ -106,7 +106,7 @@ def walk_images(folder: str) -> Iterator[str]:
     yield from filter(image_kind, walk(folder))
 
 
-def visible(folder: str | os.PathLike[str]) -> list["os.DirEntry[str]"]:
+def visible(folder: StrPath) -> list["os.DirEntry[str]"]:
     """Return what is in a folder by name, but hidden entries and a system's own.
 
     A DataError if the folder cannot be read.
@@ -189,7 +189,8 @@ class Table:
         """
         errors = "surrogateescape" if self.encoding.startswith("utf-8") else "strict"
         with (
-            _opened(self.file) as binary,
+            read_errors(self.file, DataError),
+            open_regular(self.file) as binary,
             TextIOWrapper(binary, self.encoding, errors, newline="") as text,
         ):
             reader = _parsed(text, self.delimiter)
@@ -245,7 +246,7 @@ def open_table(data: str, needed: Sequence[str] = ("path", "label")) -> Table:
         file = named[1]
         parts = (each.split("=", 1) for each in named[2].split(":")[1:])
         given = {key.lower(): value.strip() for key, value in parts}
-    with _opened(Path(file)) as binary:
+    with read_errors(file, DataError), open_regular(file) as binary:
         sample = binary.read(_SAMPLE)
     encoding = given.pop("encoding", "") or _encoding(sample)
     try:
@@ -264,15 +265,6 @@ def open_table(data: str, needed: Sequence[str] = ("path", "label")) -> Table:
             f"only {', '.join(map(repr, names))}. Name it: {file}{example}."
         )
     return table
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[BinaryIO]:
-    try:
-        with open_regular(file) as opened:
-            yield opened
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}).") from error
 
 
 def _encoding(sample: bytes) -> str:

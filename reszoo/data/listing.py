@@ -19,6 +19,7 @@ from reszoo.data.examples import Examples, Records
 from reszoo.data.image_files import SUFFIXES, image_kind
 from reszoo.data.splits import SPLIT_NAMES, SPLITS, Indices, complete, split_name
 from reszoo.errors import DataError, UnknownNameError, UsageError
+from reszoo.files import StrPath, as_path
 
 # Data sets that are opened by name; a folder of that name comes first.
 BUILT_IN = ("digits",)
@@ -64,9 +65,7 @@ class Listing:
         return {name: part for name, part in self.splits.items() if name != "all"}
 
 
-def list_images(
-    data: str | os.PathLike[str], validation_share: float | None = None
-) -> Listing:
+def list_images(data: StrPath, validation_share: float | None = None) -> Listing:
     """List the image files of a folder of class folders or a CSV file, undecoded.
 
     A DataError if there are no images, fewer than two classes, or too few images of one
@@ -83,7 +82,7 @@ def list_images(
             "Expected a folder of images or a .csv file that lists images. "
             f"Received: {data if is_path else type(data)!r}."
         )
-    root = Path(data)
+    root = as_path(data)
     if root.is_dir():
         return _read_folder(root, validation_share)
     if image_paths.is_table(str(root)) and (root.exists() or ":" in root.name):

@@ -24,7 +24,7 @@ from reszoo.data.listing import Listing, Unreadable, list_images
 from reszoo.data.splits import check_counts, split_name
 from reszoo.errors import DataError
 from reszoo.fields import check_range
-from reszoo.files import atomic_folder, check_outside, free_folder
+from reszoo.files import StrPath, atomic_folder, check_outside, free_folder
 from reszoo.preprocessing import scaled_sides
 
 # A much larger image is first reduced to this many times its final size, by the JPEG
@@ -67,8 +67,8 @@ class ResizeResult:
 
 
 def resize_images(
-    data: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    data: StrPath,
+    output: StrPath,
     *,
     side: int = defaults.RESIZE_SIDE,
     quality: int = defaults.JPEG_QUALITY,

@@ -21,11 +21,12 @@ from reszoo.data.examples import Examples
 from reszoo.data.image_facts import ANOMALIES, DARK
 from reszoo.data.listing import Unreadable, list_images
 from reszoo.errors import DataError, UnknownNameError, UsageError, known, summarized
+from reszoo.files import StrPath
 from reszoo.preprocessing import Pixels
 
 Pair: TypeAlias = tuple[ArrayLike, ArrayLike]
 Reader: TypeAlias = Callable[[Any], Any]
-Data: TypeAlias = str | os.PathLike[str] | Pair | Mapping[str, Pair]
+Data: TypeAlias = StrPath | Pair | Mapping[str, Pair]
 _ACCEPTED = (
     "Data is a folder of class folders, a .csv list of images, "
     '"tfds:NAME", "digits", or NumPy arrays: (images, labels), or such pairs by split.'
@@ -284,7 +285,12 @@ def _part(pair: Any, split: str, read: Reader) -> tuple[Pixels, NDArray[Any]]:
             f"Arrays come as a pair (images, labels). Received for {split}: "
             f"{type(pair).__name__}."
         )
-    images, labels = read(pair[0]), _plain(np.asarray(pair[1]))
+    images, given = read(pair[0]), pair[1]
+    try:
+        array = np.asarray(given)
+    except ValueError:  # Lists of several lengths are refused by their shape.
+        array = np.empty((len(given), 0), object)
+    labels = _plain(array)
     if labels.dtype.kind not in "iuU" or labels.shape != images.shape[:1]:
         raise UsageError(
             "Labels must be integers or strings, one an image, not one-hot. "

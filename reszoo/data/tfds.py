@@ -26,8 +26,7 @@ _PREPARE = (
 
 def is_of_characters(data_set: str) -> bool:
     """Return whether a data set of TensorFlow Datasets shows digits or letters."""
-    name = data_set.removeprefix(PREFIX).lower()
-    return name.startswith(_CHARACTERS)
+    return data_set.removeprefix(PREFIX).lower().startswith(_CHARACTERS)
 
 
 def read(data: str, validation_share: float | None = None) -> Listing:

@@ -1,6 +1,5 @@
 """`reszoo.study`: train plain and residual networks of several depths, and compare."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from reszoo.data.sources import Data, Source, fingerprint
 from reszoo.environment import check_backend
 from reszoo.errors import UsageError
 from reszoo.fields import check_range
-from reszoo.files import check_outside
+from reszoo.files import StrPath, as_path, check_outside
 from reszoo.layers import reinitialize
 from reszoo.report.page import render
 from reszoo.studies import results
@@ -329,7 +328,7 @@ def study(
     models: Mapping[str, Callable[..., keras.Model]] | None = None,
     seeds: int = defaults.STUDY_SEEDS, seed: int = 0, size: int | None = None,
     recipe: str | Recipe = defaults.STUDY_RECIPE,
-    output: str | os.PathLike[str] = defaults.STUDY_OUTPUT, resume: bool = False,
+    output: StrPath = defaults.STUDY_OUTPUT, resume: bool = False,
     overwrite: bool = False, save_every: float = defaults.SAVE_EVERY, **fields: Any,
 ) -> StudyResult:  # fmt: skip
     """Compare networks with and without shortcuts at several depths, or models.
@@ -383,7 +382,7 @@ def study(
         >>> result.conclusion[-1]
     """
     check_backend("study")
-    check_outside(folder := Path(output).expanduser(), data)
+    check_outside(folder := as_path(output), data)
     depths = None if layers is None else tuple(layers)
     kinds = None if shortcuts is None else tuple(shortcuts)
     if models and (kinds or family not in (defaults.STUDY_FAMILY, results.OWN)):

@@ -1,8 +1,6 @@
 """A picture of training images as a recipe augments them."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from reszoo.data.examples import Examples
 from reszoo.data.pipeline import Augmentation, quietly, training_batches
 from reszoo.data.sources import open_source
 from reszoo.errors import UsageError
-from reszoo.files import atomic_file
+from reszoo.files import StrPath, as_path, atomic_file
 from reszoo.preprocessing import Preprocessing
 from reszoo.training.recipes import Recipe, find_recipe
 from reszoo.training.run import augmentation_of
@@ -25,7 +23,7 @@ _ROWS, _COLUMNS = 6, 8
 def preview(
     data: Any, recipe: str | Recipe = "finetune", *, model: str = "resnet18",
     size: int | tuple[int, int] | None = None,
-    output: str | os.PathLike[str] | None = None, **fields: Any,
+    output: StrPath | None = None, **fields: Any,
 ) -> Image.Image:  # fmt: skip
     """Show training images as a recipe augments them.
 
@@ -50,7 +48,7 @@ def preview(
         >>> reszoo.preview("photos/", "finetune", policy="trivial")
     """
     chosen = find_recipe(recipe, **fields)
-    path = None if output is None else Path(output).expanduser()
+    path = None if output is None else as_path(output)
     if path is not None and path.suffix.lower() != ".png":
         raise UsageError(f"A preview is written as .png. Received: {output}.")
     source = open_source(data, bad_images="skip")

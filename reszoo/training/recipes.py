@@ -19,6 +19,7 @@ from unicodedata import normalize
 from reszoo import defaults, fields
 from reszoo.data.augment import strength_of
 from reszoo.errors import Rules, UsageError, check_rules, known
+from reszoo.files import StrPath
 
 Decayed = Literal["kernels", "all-but-norm", "all"]
 """Which weights can be decayed: see `optimizers.is_decayed`."""
@@ -439,7 +440,7 @@ RECIPES = {
 
 
 def repeat_command(
-    model: Any, data: Any, recipe: Recipe, weights: str | os.PathLike[str] | None,
+    model: Any, data: Any, recipe: Recipe, weights: StrPath | None,
     output: Path | None, bad_images: str, strategy: str | None = None,
     match: str | None = None,
 ) -> list[str]:  # fmt: skip

@@ -1,6 +1,5 @@
 """Distillation: a student learns the softened probabilities of a teacher."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +10,7 @@ from reszoo.cards import Card, checksum
 from reszoo.console import say
 from reszoo.data.examples import Examples
 from reszoo.errors import UsageError
+from reszoo.files import StrPath
 from reszoo.training.model import evaluation_copy
 from reszoo.weights.names import assign_tensors, layers_of, to_tensors
 from reszoo.zoo import get_card, load
@@ -43,7 +43,7 @@ class Teacher:
         UsageError: Its labels, number of classes or channels are not the student's.
     """
 
-    def __init__(self, path: str | os.PathLike[str], card: Card) -> None:
+    def __init__(self, path: StrPath, card: Card) -> None:
         model = load(path)
         own, student = get_card(model), card.preprocessing
         channels = (own.preprocessing.channels, student.channels)

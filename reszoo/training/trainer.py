@@ -1,6 +1,5 @@
 """`reszoo.train`: from a model and images to a checkpoint and a report."""
 
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from reszoo.data.checks import find_unreadable
 from reszoo.data.sources import Source, fingerprint, match_classes, open_source
 from reszoo.environment import check_backend
 from reszoo.errors import ReszooError, UsageError
-from reszoo.files import check_outside, write_json
+from reszoo.files import StrPath, as_path, check_outside, write_json
 from reszoo.preprocessing import as_sides
 from reszoo.report.page import render
 from reszoo.specs import ResNetSpec, find_spec
@@ -68,8 +67,8 @@ class TrainResult:
 
 def train(
     model: keras.Model | str | ResNetSpec, data: Any, *,
-    recipe: str | Recipe | None = None, weights: str | os.PathLike[str] | None = None,
-    match: str | None = None, output: str | os.PathLike[str] | None = None,
+    recipe: str | Recipe | None = None, weights: StrPath | None = None,
+    match: str | None = None, output: StrPath | None = None,
     resume: bool = False, overwrite: bool = False,
     bad_images: str = defaults.TRAINING_BAD_IMAGES,
     save_every: float = defaults.SAVE_EVERY, strategy: str | None = None,
@@ -128,7 +127,7 @@ def train(
     _check_call(model, fields)
     check_backend("train")
     chosen = find_recipe(recipe or _default_recipe(model, weights), **fields)
-    folder = None if output is None else Path(output).expanduser()
+    folder = None if output is None else as_path(output)
     _check_output(folder, data, resume=resume, overwrite=overwrite)
     devices = open_devices(strategy)
     with devices.failing_together():
@@ -203,7 +202,7 @@ def _check_call(model: Any, fields: Mapping[str, Any]) -> None:
 
 
 def _default_recipe(
-    model: keras.Model | str | ResNetSpec, weights: str | os.PathLike[str] | None
+    model: keras.Model | str | ResNetSpec, weights: StrPath | None
 ) -> str:
     given = isinstance(model, keras.Model)
     fresh = get_card(model).is_fresh if given else weights is None
@@ -234,7 +233,7 @@ def _build(
     model: keras.Model | str | ResNetSpec,
     source: Source,
     recipe: Recipe,
-    weights: str | os.PathLike[str] | None,
+    weights: StrPath | None,
     match: str | None,
 ) -> keras.Model:
     if not isinstance(model, keras.Model):

@@ -10,7 +10,7 @@ import numpy as np
 
 from reszoo.cards import Layers, public_origin
 from reszoo.errors import CheckpointError, UnknownNameError, UsageError
-from reszoo.files import cache_folder, open_regular
+from reszoo.files import StrPath, as_path, cache_folder, open_regular, read_errors
 from reszoo.weights import configs, download, keras_h5, safetensors, torch_file
 from reszoo.weights.published import (
     PublishedWeights,
@@ -90,7 +90,7 @@ class Found:
 
 
 def locate(
-    weights: str | os.PathLike[str], variant: str | None = None, *,
+    weights: StrPath, variant: str | None = None, *,
     allow_noncommercial: bool = False,
 ) -> Found:  # fmt: skip
     """Find a weight file, downloading it into the cache where needed.
@@ -107,27 +107,21 @@ def locate(
             f"{type(weights).__name__}."
         )
     text = os.fspath(weights)
-    text = str(Path(text).expanduser()) if text.startswith("~/") else text
     if isinstance(weights, str) and (text == "imagenet" or text.startswith(_PROVIDERS)):
         return _published(text, variant, allow_noncommercial)
     if isinstance(weights, str) and text in BUNDLED:
         return _bundled(text, variant)
     address = parse_address(text)
     if address.kind == "path":
-        return _local(Path(text), variant)
+        return _local(as_path(text), variant)
     return _remote(address, public_origin(text))
 
 
 def read_located(found: Found) -> Contents:
-    """Read a located file; a download that is damaged does not stay in the cache.
-
-    A CheckpointError as of `read`, and where the disk fails.
-    """
+    """Read a located file (`read`); a damaged download does not stay in the cache."""
     try:
-        return read(found.path)
-    except OSError as error:
-        text = f"{found.path} cannot be read ({error.strerror})."
-        raise CheckpointError(text) from error
+        with read_errors(found.path, CheckpointError):
+            return read(found.path)
     except CheckpointError as error:
         if cache_folder() / "url" not in found.path.parents:
             raise
@@ -137,7 +131,7 @@ def read_located(found: Found) -> Contents:
         ) from error
 
 
-def read(path: str | os.PathLike[str]) -> Contents:
+def read(path: StrPath) -> Contents:
     """Read a `.safetensors`, a torch file or a file of Keras.
 
     A CheckpointError for no such file, an unknown format, a damaged or malicious one,

@@ -11,6 +11,7 @@ from reszoo import files
 from reszoo.architecture import convolutions
 from reszoo.cards import Card
 from reszoo.errors import MALFORMED, CheckpointError, UsageError
+from reszoo.files import StrPath
 from reszoo.specs import SPECS
 from reszoo.weights.configs import CROP_MODES
 from reszoo.weights.names import Tensors
@@ -29,9 +30,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def write(
-    path: str | os.PathLike[str], tensors: Tensors, card: Card | None = None
-) -> None:
+def write(path: StrPath, tensors: Tensors, card: Card | None = None) -> None:
     """Write tensors, and a card if there is one, to `path` in one step."""
     from safetensors.numpy import save
 
@@ -41,7 +40,7 @@ def write(
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Tensors, Card | None]:
+def read(path: StrPath) -> tuple[Tensors, Card | None]:
     """Read tensors, and the card if reszoo wrote the file, or raise CheckpointError.
 
     They are views of the memory-mapped file: reading copies nothing (but bfloat16,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reszoo.errors import CheckpointError
+from reszoo.files import StrPath
 from reszoo.weights import unpickler
 from reszoo.weights.unpickler import Call, RefusalError, Unpickler, Unread, checked_key
 
@@ -52,7 +53,7 @@ class _BoundedReader(io.BufferedReader):
         return super().readline(_CHUNK)
 
 
-def looks_like_torch(path: str | os.PathLike[str]) -> bool:
+def looks_like_torch(path: StrPath) -> bool:
     """Tell by its content whether a file is a torch checkpoint of either layout."""
     try:
         with _BoundedReader(io.FileIO(path)) as stream:
@@ -66,7 +67,7 @@ def looks_like_torch(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def read(path: str | os.PathLike[str]) -> Any:
+def read(path: StrPath) -> Any:
     """Read the object in a torch checkpoint as plain containers and arrays.
 
     Dicts of all kinds and `argparse.Namespace` become dicts, tensors and parameters

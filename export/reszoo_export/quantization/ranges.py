@@ -259,17 +259,18 @@ def recorded(
         return trials.to_json()
     choice, options = calibration.choices[serving.model], serving.options
     spans = {name: [*ends] for name, ends in choice.ranges.items()}
-    told: dict[str, Any] = {"variation": None, "activations": spans}
+    told: dict[str, Any] = {"activations": spans}
     others = options.integer_io or options.outputs == "features"
-    if reference.targets.size and not others:
-        # How far rounding takes the file on real images.
+    if len(reference.images) and not others:
+        # How far rounding takes the file on real images and on synthetic ones.
         some = reference.select(reference.evenly_spaced(100))
         weights = choice.narrow_weights if row.runtime is ONNX else choice.weights
         inner = choice.inner_ranges
         made = integer_model.build_integer_model(serving.model, weights, inner)
-        rounded = np.exp(_log_softmax(_function(made)(some.images[some.compared])))
-        apart = np.abs(rounded - some.outputs[some.compared]).sum(axis=1).mean() / 2
-        told["variation"] = float(apart)
+        rounded = np.exp(_log_softmax(_function(made)(some.images)))
+        apart, real = np.abs(rounded - some.outputs).sum(-1) / 2, len(some.targets)
+        parts = {"variation": apart[:real], "synthetic_variation": apart[real:]}
+        told |= {name: float(part.mean()) for name, part in parts.items() if part.size}
     return choice.to_json() | told
 
 

@@ -53,8 +53,7 @@ def first_divergence(
 def find_stored(arrays: Arrays, *, format_name: str, path: str) -> str | None:
     """Compare the layers in the subprocess of `first_divergence`."""
     row, expected = FORMATS[format_name], dict(arrays)
-    images = expected.pop(_PIXELS)
-    found = compute_activations(Path(path), row.runtime, images)
+    found = compute_activations(Path(path), row.runtime, expected.pop(_PIXELS))
     return first_difference(expected, found, row.tolerance.max_activation_difference)
 
 

@@ -1,6 +1,5 @@
 """`reszoo.verify`: compare exported files with their model, each in a subprocess."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from reszoo.cards import Card
 from reszoo.console import Progress
 from reszoo.errors import ReszooError, UsageError, VerificationError, printable
 from reszoo.fields import typed
+from reszoo.files import StrPath, as_path
 from reszoo_export import runtimes
 from reszoo_export.formats import CAM, FORMATS, ExportOptions, Format
 from reszoo_export.isolation import limits_for, run_in_subprocess
@@ -40,7 +40,7 @@ class FileVerification:
     verification: Verification
 
 
-def verify(folder: str | os.PathLike[str]) -> Manifest:
+def verify(folder: StrPath) -> Manifest:
     """Verify an export again, from its folder alone.
 
     Every file is opened in its own runtime, in a subprocess, and compared with the
@@ -60,7 +60,7 @@ def verify(folder: str | os.PathLike[str]) -> Manifest:
         VerificationError: A file is missing, has changed, or differs from the model;
             the message lists every problem.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     inside = is_export(folder.parent)
     if folder.is_file() or (inside and not is_export(folder)):
         export = folder.parent if inside else "FOLDER"

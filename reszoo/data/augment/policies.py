@@ -111,12 +111,8 @@ MATRICES: Mapping[str, Callable[[Any, tf.Tensor, tf.Tensor], Matrix]] = {
     "shear_y": lambda share, _, __: (1, 0, 0, share, 1, 0),
     "translate_x": lambda pixels, _, __: (1, 0, pixels, 0, 1, 0),
     "translate_y": lambda pixels, _, __: (1, 0, 0, 0, 1, pixels),
-    "translate_x_share": lambda share, _, width: (
-        (1, 0, as_float(share) * as_float(width), 0, 1, 0)
-    ),
-    "translate_y_share": lambda share, height, _: (
-        (1, 0, 0, 0, 1, as_float(share) * as_float(height))
-    ),
+    "translate_x_share": lambda x, _, w: (1, 0, as_float(x) * as_float(w), 0, 1, 0),
+    "translate_y_share": lambda x, h, _: (1, 0, 0, 0, 1, as_float(x) * as_float(h)),
     "rotate": rotation,
 }
 
@@ -355,8 +351,6 @@ RAND: Mapping[str, Callable[[Any, Any], Any]] = {
         lambda share, sign: tf.maximum(1 + sign * share * 0.9, 0.1),
     ),
     **dict.fromkeys(("shear_x", "shear_y"), lambda share, sign: sign * share * 0.3),
-    **dict.fromkeys(
-        ("translate_x_share", "translate_y_share"),
-        lambda share, sign: sign * share * 0.45,
-    ),
+    "translate_x_share": lambda share, sign: sign * share * 0.45,
+    "translate_y_share": lambda share, sign: sign * share * 0.45,
 }
