@@ -1,9 +1,11 @@
 """Does memory grow while a run goes on, or with the number of images?
 
-Run: python benchmarks/memory.py
+Run: python benchmarks/memory.py [--large]
 
 A small run's resident memory after each epoch, and the peak of a run of two steps on
-1,000 and on 50,000 paths (hard links to a few files). Each run is a fresh process.
+1,000 and on 50,000 paths (hard links to a few files). With --large, the peak of two
+steps on twelve JPEGs of 81 megapixels and one of 200 instead, beside two steps on the
+same pictures of 1 megapixel. Each run is a fresh process.
 """
 
 import os
@@ -18,11 +20,13 @@ from PIL import Image
 
 EPOCHS, SIDE, FILES = 12, 16, 10
 COUNTS = (1_000, 50_000)
+# Width and height, in pixels.
+LARGE = [(9_000, 9_000)] * 12 + [(20_000, 10_000)]
 MEGABYTE = 1 << 20
 
 
-def train(data: str, output: str, steps: int) -> None:
-    """Train in this process; `data` is a folder or a name."""
+def train(data: str, output: str, steps: int, batch_size: int, side: int) -> None:
+    """Train in this process; `data` is a folder or a name, `side` in pixels."""
     import reszoo
 
     reszoo.train(
@@ -31,9 +35,9 @@ def train(data: str, output: str, steps: int) -> None:
         recipe="cifar",
         output=output,
         steps=steps,
-        batch_size=32,
-        train_size=SIDE,
-        eval_size=SIDE,
+        batch_size=batch_size,
+        train_size=side,
+        eval_size=side,
         policy="trivial",
         ema=0.99,
         mixup=0.2,
@@ -59,9 +63,24 @@ def images(folder: Path, count: int) -> Path:
     return folder
 
 
-def start(data: str, output: Path, steps: int) -> subprocess.Popen[bytes]:
+def large_images(folder: Path, shrunk: int) -> Path:
+    """Make a folder of two classes of large JPEGs, each side divided by `shrunk`."""
+    tile = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    for number, (width, height) in enumerate(LARGE):
+        size = width // shrunk, height // shrunk
+        label = folder / f"class-{number % 2}"
+        label.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(tile).resize(size, Image.Resampling.BICUBIC)
+        picture.save(label / f"image-{number}.jpg", quality=90)
+    return folder
+
+
+def start(
+    data: str, output: Path, steps: int, batch_size: int = 32, side: int = SIDE
+) -> subprocess.Popen[bytes]:
     """Train in a fresh process."""
-    words = [sys.executable, __file__, data, str(output), str(steps)]
+    numbers = map(str, (steps, batch_size, side))
+    words = [sys.executable, __file__, data, str(output), *numbers]
     return subprocess.Popen(words, stderr=subprocess.DEVNULL)
 
 
@@ -85,31 +104,36 @@ def by_epoch(root: Path) -> list[float]:
     return found
 
 
-def peak(root: Path, count: int) -> float:
-    """Return the most megabytes that two steps on `count` paths took."""
-    data = images(root / f"{count}", count)
-    process = start(str(data), root / f"run{count}", 2)
+def peak(data: Path, **of_run: int) -> float:
+    """Return the most megabytes that two steps on a folder of images took."""
+    process = start(str(data), data.with_name(f"run-{data.name}"), 2, **of_run)
     _, code, used = os.wait4(process.pid, 0)
     process.returncode = code
     if code:
-        raise SystemExit(f"Training on {count} paths failed.")
+        raise SystemExit(f"Training on {data.name} failed.")
     return used.ru_maxrss / 1024
 
 
 def main() -> None:
-    """Measure and print both."""
+    """Measure and print."""
     with tempfile.TemporaryDirectory() as name:
+        if sys.argv[1:] == ["--large"]:
+            for shrunk in (9, 1):
+                data = large_images(Path(name) / f"shrunk-{shrunk}", shrunk)
+                most = peak(data, batch_size=8, side=224)
+                print(f"large images, sides / {shrunk}: peak {most:.0f} MB")
+            return
         found = by_epoch(Path(name))
         print("MB after each epoch:", " ".join(f"{each:.0f}" for each in found))
         print(f"epoch 10 over epoch 2: {found[9] / found[1] - 1:+.1%}")
-        peaks = [peak(Path(name), count) for count in COUNTS]
+        peaks = [peak(images(Path(name) / f"{n}", n)) for n in COUNTS]
         for count, most in zip(COUNTS, peaks, strict=True):
             print(f"{count:6,} paths: peak {most:.0f} MB")
         print(f"difference: {peaks[1] / peaks[0] - 1:+.1%}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        train(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    if len(sys.argv) > 2:
+        train(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
     else:
         main()
