@@ -155,6 +155,7 @@ def reference_pages() -> Iterator[tuple[str, str]]:
         )
         left -= {*names}
         parts = [f"# {title}", "", "Each name is imported on first use: `reszoo.NAME`."]
+        parts[-1] += " `StrPath` is `str | os.PathLike[str]`."
         for name in names:
             parts += ["", f"::: {reszoo._LAZY[name].replace(':', '.')}"]
             parts += ["    options:", f"      heading: reszoo.{name}"]
