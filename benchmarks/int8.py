@@ -1,7 +1,7 @@
 """How much do int8 files lose? reszoo and the quantizers that it could have called.
 
 Run: python benchmarks/int8.py CHECKPOINT DATA [--variant NAME] [--peers PYTHON]
-     [--json FILE]
+     [--mean R G B --std R G B] [--json FILE]
 
 All of them quantize the same model with the same calibration images of the training
 split: reszoo's two files, ONNX Runtime's `quantize_static`, TensorFlow's converter and,
@@ -18,6 +18,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ import int8_peers
 import numpy as np
 from int8_peers import QUANTIZERS, divergence, file_probabilities
 
+# Those that torch_cifar.py trains with.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MOST_DIVERGENCE, ERRORS = 0.5, 2.0
 OURS = ("reszoo tflite-int8", "reszoo onnx-int8")
 
@@ -91,13 +94,17 @@ def measure(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import reszoo
     from reszoo.data.sources import open_source
     from reszoo.metrics import prepared_batches, probabilities
+    from reszoo.zoo import set_card
     from reszoo_export.formats import FORMATS
     from reszoo_export.quantization.ranges import draw_calibration
     from reszoo_export.serving import make_serving
 
     source = open_source(given.data)
-    options = {} if given.variant is None else {"labels": source.labels}
-    model = reszoo.load(given.checkpoint, given.variant, **options)
+    model = reszoo.load(given.checkpoint, given.variant)
+    card = reszoo.card(model)
+    if card.labels is None:  # A torch file has weights only.
+        record = replace(card.preprocessing, mean=given.mean, std=given.std)
+        set_card(model, replace(card, labels=source.labels, preprocessing=record))
     serving = make_serving(model)
     preprocessing, examples = serving.card.preprocessing, source.examples()
     images = np.concatenate(list(prepared_batches(examples, preprocessing, 256)))
@@ -205,6 +212,8 @@ def main() -> None:
     made.add_argument("checkpoint", help="of a trained model")
     made.add_argument("data", help="what it was trained on")
     made.add_argument("--variant", help="of a checkpoint of another library")
+    for name, values in (("--mean", MEAN), ("--std", STD)):
+        made.add_argument(name, type=float, nargs=3, default=values, help="of a .pth")
     made.add_argument("--peers", help="python of the environment with the peers")
     made.add_argument("--json", type=Path, help="file for all that was measured")
     given = made.parse_args()

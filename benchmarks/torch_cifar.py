@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-# Of the training split; those of reszoo's preprocessing for CIFAR.
+# Of the training split.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 BATCH, RATE, DECAY, PAD = 128, 0.2, 5e-4, 4
 
@@ -41,8 +41,9 @@ class Block(nn.Module):
         found = functional.relu(self.bn1(self.conv1(inputs)))
         found = self.bn2(self.conv2(found))
         shortcut = inputs[:, :, :: self.stride, :: self.stride]
-        # Option A: new channels are zero.
-        shortcut = functional.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        # Option A: new channels are zero, on both sides as in published checkpoints.
+        sides = (self.added // 2, self.added - self.added // 2)
+        shortcut = functional.pad(shortcut, (0, 0, 0, 0, *sides))
         return functional.relu(found + shortcut)
 
 

@@ -63,6 +63,18 @@ def test_a_cifar_net_without_projections_is_residual_unless_named() -> None:
     assert infer_architecture(tensors, "x", SPECS["plain20"]).shortcut == "none"
 
 
+@pytest.mark.parametrize("name", ["resnet20", "plain20", "resnet18"])
+def test_where_zero_channels_are_is_said_for_weights_cannot_tell(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = bare(tmp_path / "model.safetensors", tensors_of(name))
+    report = reszoo.load_report(reszoo.load(path, name))
+    assert report is not None
+    told = "shortcuts are taken to pad channels on both sides"
+    assert (told in "".join(report.notes)) == (name == "resnet20")
+    assert (told in capsys.readouterr().err) == (name == "resnet20")
+
+
 def test_tensors_that_fit_two_nets_are_refused() -> None:
     with pytest.raises(reszoo.CheckpointError, match=r"plain18 or a resnet18.*Say whi"):
         infer_architecture(tensors_of("plain18"), "x")

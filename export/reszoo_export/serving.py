@@ -336,8 +336,7 @@ def _up_to_features(model: keras.Model) -> keras.Model:
     """Return a model that shares the layers and ends in what the classifier sees."""
     head = resnet.read_resnet(model).head
     if head.pooling is None:
-        pool = keras.layers.GlobalAveragePooling2D()
-        return keras.Sequential([model, pool])
+        return keras.Sequential([model, keras.layers.GlobalAveragePooling2D()])
     if head.classifier is None:
         return model
     if head.classifier not in model.layers:

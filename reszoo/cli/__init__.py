@@ -30,8 +30,7 @@ def main() -> None:
         origin = "pip install reszoo installs"
         if package in ("jax", "torch", "openvino"):
             origin = "KERAS_BACKEND asks for; install it, or set that to tensorflow"
-        text = f"reszoo: this needs {package}, which {origin}"
-        print_text(text, sys.stderr)
+        print_text(f"reszoo: this needs {package}, which {origin}", sys.stderr)
         sys.exit(2)
     except OSError as error:
         # A full disk, a folder without permission, a file where a folder is to be.

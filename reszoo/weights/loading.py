@@ -29,6 +29,8 @@ from reszoo.weights.schemes import Contents
 
 # In the order in which they are tried on tensors that do not tell.
 _SHORTCUTS = ("projection", "projection-all", "none")
+# Weights do not tell, and there are networks that append the zeros.
+_OPTION_A = "shortcuts are taken to pad channels on both sides, as in CIFAR checkpoints"
 # Layer -> shape of its kernel in torch's layout; () for a batch normalization.
 Shapes = dict[str, tuple[int, ...]]
 
@@ -247,7 +249,7 @@ def _made_card(
     spec = _configured_spec(config, found, spec)
     stride_in = config.stride_in or contents.stride_in
     described = infer_architecture(contents.tensors, found.source, spec, stride_in)
-    notes = []
+    notes = [_OPTION_A] if described.shortcut == "identity" else []
     record = config.preprocessing or contents.preprocessing
     labels = config.labels or contents.labels
     provenance = {"source": found.source}
@@ -293,8 +295,7 @@ def _configured_spec(
             f"name={name!r}, ...))."
         )
     if spec in SPECS.values() and spec != config.spec:
-        how = ", by its config.json"
-        raise _other_model(found.source, config.spec.name, spec, how)
+        raise _other_model(found.source, config.spec.name, spec, ", by its config.json")
     return spec or config.spec
 
 
