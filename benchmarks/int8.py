@@ -30,18 +30,26 @@ from int8_peers import QUANTIZERS, divergence, file_probabilities
 # Those that torch_cifar.py trains with.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 MOST_DIVERGENCE, ERRORS = 0.5, 2.0
-OURS = ("reszoo tflite-int8", "reszoo onnx-int8")
+OURS = ("reszoo tflite-int8", "reszoo onnx-int8", "onnx-int8, full weights")
 
 
 def ours(serving: Any, calibration: Any, folder: Path) -> dict[str, Path]:
-    """Write reszoo's files."""
-    from reszoo_export.formats import FORMATS
+    """Write reszoo's files.
 
-    paths = {}
-    for name in ("tflite-int8", "onnx-int8"):
-        paths[f"reszoo {name}"] = path = folder / FORMATS[name].file
-        FORMATS[name].write(serving, path, calibration)
-    return paths
+    A third one tells what it costs that the weights of `onnx-int8` do not overflow on
+    processors without VNNI: its weights have the whole range of int8.
+    """
+    from reszoo_export.formats import FORMATS
+    from reszoo_export.quantization import grids, ranges
+
+    row = FORMATS["onnx-int8"]
+    paths = [folder / FORMATS["tflite-int8"].file, folder / row.file, folder / "b.onnx"]
+    FORMATS["tflite-int8"].write(serving, paths[0], calibration)
+    row.write(serving, paths[1], calibration)
+    limited, ranges.narrow_steps = ranges.narrow_steps, grids.full_steps
+    row.write(serving, paths[2], replace(calibration, choices={}))
+    ranges.narrow_steps = limited
+    return dict(zip(OURS, paths, strict=True))
 
 
 def quantize_static_file(source: Path, path: Path, calibration: Any, call: str) -> None:
