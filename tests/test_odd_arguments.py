@@ -14,7 +14,7 @@ from PIL import Image
 import reszoo
 from reszoo.cli import main
 from reszoo.data.resize import resize_images
-from reszoo.errors import ReszooError, UsageError
+from reszoo.errors import DataError, ReszooError, UsageError
 from reszoo.training.recipes import find_recipe
 from reszoo_export.formats import find_formats
 
@@ -171,7 +171,7 @@ def model() -> keras.Model:
     return reszoo.build("resnet8", classes=2, seed=0)
 
 
-def given(path: Any) -> Any:
+def not_none(path: Any) -> Any:
     """Return 3 in place of None, which some functions take for something else."""
     return 3 if path is None else path
 
@@ -179,24 +179,24 @@ def given(path: Any) -> Any:
 TAKE_A_PATH: dict[str, Callable[[keras.Model, Any], object]] = {
     "save": lambda model, path: reszoo.save(model, path),
     "load": lambda _, path: reszoo.load(path),
-    "weights": lambda _, path: reszoo.build("resnet8", weights=given(path)),
+    "weights": lambda _, path: reszoo.build("resnet8", weights=not_none(path)),
     "export": lambda model, path: reszoo.export(model, path),
     "export a file": lambda _, path: reszoo.export(path, "unused"),
     "inspect": lambda _, path: reszoo.inspect(path),
     "verify": lambda _, path: reszoo.verify(path),
     "web": lambda _, path: reszoo.write_site(path, "unused"),
     "push": lambda _, path: reszoo.push(path, "owner/name", dry_run=True),
-    "Predictor": lambda _, path: reszoo.Predictor(given(path)),
+    "Predictor": lambda _, path: reszoo.Predictor(not_none(path)),
     "predict_files": lambda _, path: reszoo.predict_files(path, "a.png", "unused.csv"),
     "its output": lambda _, path: reszoo.predict_files("m.onnx", "a.png", path),
     "its inputs": lambda _, path: reszoo.predict_files("m.onnx", [path], "unused.csv"),
     "benchmark": lambda _, path: reszoo.benchmark([path]),
     "resize": lambda _, path: resize_images("data", path),
     "study": lambda _, path: reszoo.study("digits", output=path),
-    "train": lambda _, path: reszoo.train("resnet8", "digits", output=given(path)),
-    "preview": lambda _, path: reszoo.preview("digits", output=given(path)),
+    "train": lambda _, path: reszoo.train("resnet8", "digits", output=not_none(path)),
+    "preview": lambda _, path: reszoo.preview("digits", output=not_none(path)),
     "calibrate": lambda model, path: reszoo.calibrate(
-        model, "digits", output=given(path)
+        model, "digits", output=not_none(path)
     ),
     "data": lambda _, path: reszoo.train("resnet8", path),
 }
@@ -213,6 +213,24 @@ def test_what_is_no_path_is_refused_in_a_sentence(
         TAKE_A_PATH[name](model, given)
     assert len(str(no.value)) < 500
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_an_image_whose_path_cannot_be_costs_no_other_answer(
+    model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("a.png")
+    Path("loop").symlink_to("loop")
+    reszoo.save(model, "m.safetensors")
+    Path("list.csv").write_text(f"path\na.png\n{'x' * 300}.png\nloop\na.png\n")
+    result = reszoo.predict_files("m.safetensors", "list.csv", "answers.csv")
+    assert (result.images, result.unreadable) == (4, 2)
+    answers = Path("answers.csv").read_text()
+    assert "File name too long" in answers
+    assert "Too many levels of symbolic links" in answers
+    for path in ("x" * 300, "loop", "a\0.png", "~nobody-here/a.png"):
+        with pytest.raises(DataError):
+            reszoo.Predictor("m.safetensors").predict(path)
 
 
 def test_the_home_of_nobody_is_a_name_like_others(

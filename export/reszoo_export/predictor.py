@@ -437,7 +437,8 @@ def load_image(
     DataError for a file that is not readable.
     """
     if isinstance(image, str | os.PathLike):
-        return open_image(as_path(image))
+        # Of a list of images, a path that cannot be costs that image only.
+        return open_image(Path(os.path.expanduser(image)))  # noqa: PTH111
     if isinstance(image, bytes | bytearray | memoryview):
         return open_image(bytes(image), name)
     if isinstance(image, Image.Image):
