@@ -326,7 +326,7 @@ def checksum(layers: Layers) -> int:
     return found
 
 
-def new_card(architecture: Architecture, labels: Sequence[str] | None = None) -> Card:
+def new_card(architecture: Architecture, labels: tuple[str, ...] | None = None) -> Card:
     """Return the card of a freshly built model, with its variant's preprocessing."""
     *sides, channels = architecture.input_shape
     size = None if None in sides else as_size(sides)
@@ -336,8 +336,7 @@ def new_card(architecture: Architecture, labels: Sequence[str] | None = None) ->
         mean, std = ((sum(values) / 3,) * channels for values in both)
         preprocessing = replace(preprocessing, mean=mean, std=std)
     return Card(
-        architecture=architecture, preprocessing=preprocessing,
-        labels=labels,  # type: ignore[arg-type] # A card makes it a tuple.
+        architecture=architecture, preprocessing=preprocessing, labels=labels,
         provenance={"source": _FRESH}, versions=library_versions(),
     )  # fmt: skip
 

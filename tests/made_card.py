@@ -1,6 +1,5 @@
 """A card of a small net, made without TensorFlow."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,7 @@ from reszoo.architecture import architecture
 from reszoo.cards import Card, new_card
 
 
-def made_card(labels: Sequence[str] | None = ("cat", "dog"), **record: Any) -> Card:
+def made_card(labels: tuple[str, ...] | None = ("cat", "dog"), **record: Any) -> Card:
     """Return the card of a ResNet-20; `record` changes its preprocessing."""
     net = architecture("resnet20", classes=len(labels) if labels else 2)
     card = new_card(net, labels)

@@ -200,11 +200,11 @@ class Format:
         told, limits = ranges or {}, self.tolerance
         most, usual = limits.max_variation, limits.max_variation_synthetic
         if (variation := told.get("variation")) is not None and most is not None:
-            limits = replace(limits, max_variation=min(most, 3 * variation + 0.004))
+            most = min(most, 3 * variation + 0.004)
         if (variation := told.get("synthetic_variation")) is not None and usual:
             # Calibration may have seen nothing like the synthetic images.
             usual = max(usual, 1.5 * variation)
-            limits = replace(limits, max_variation_synthetic=usual)
+        limits = replace(limits, max_variation=most, max_variation_synthetic=usual)
         return replace(self, tolerance=limits, spans=told.get("activations"))
 
     def write(self, serving: Any, path: Path, calibration: Any) -> None:

@@ -74,7 +74,7 @@ def push(
     """
     if parse_address(f"hf://{repo}").revision is not None:
         raise UsageError(f"repo must be owner/name. Received: {repo!r}.")
-    checkpoint = checkpoint_in(as_path(checkpoint)) or as_path(checkpoint)
+    checkpoint = checkpoint_in(given := as_path(checkpoint)) or given
     tensors, card = safetensors.read(checkpoint)
     if card is None:
         raise UsageError(
